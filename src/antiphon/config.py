@@ -1,0 +1,288 @@
+"""The settings: one typed model for every command.
+
+Lives here: names, types, defaults, descriptions and the rules between settings, and how sources are merged
+(flags over `ANTIPHON_*` environment variables over a YAML file over defaults). Not here: who uses them; only
+`app.py` and the commands read settings, everything deeper gets plain values.
+
+Invariant: an unknown key is an error in every source, and no secret is ever part of a rendering (`redacted`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from antiphon.errors import ConfigError
+
+__all__ = [
+    "AuthMode",
+    "LimitSettings",
+    "LogSettings",
+    "OwnerSettings",
+    "Settings",
+    "SidecarSettings",
+    "TimeoutSettings",
+    "UpstreamSettings",
+    "load_settings",
+    "parse_address",
+]
+
+_MIB = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class AuthMode(StrEnum):
+    """Which credentials an upstream call carries."""
+
+    INJECT = "inject"
+    PASSTHROUGH = "passthrough"
+    NONE = "none"
+
+
+class UpstreamSettings(_Section):
+    url: str = "http://127.0.0.1:11434/v1"
+    """Base URL of the chat server, with its path prefix (`http://host:port/v1`, `https://host/api/v1`)."""
+    auth: AuthMode | None = None
+    """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is a key, else `passthrough`."""
+    api_key: SecretStr | None = None
+    """The key sent with `auth: inject`, as a bearer token."""
+    profile: str = "auto"
+    """Which upstream profile describes the server's quirks; `auto` chooses by host name."""
+    models: tuple[str, ...] = ()
+    """When not empty: the only models served; all others are a 404 `model_not_found`."""
+    host: str | None = None
+    """The Host header (and SNI) towards the upstream; unset: the URL's host."""
+    ca_file: Path | None = None
+    """PEM file with the authorities trusted for a TLS upstream; unset: the system's."""
+    header_allow: tuple[str, ...] = ()
+    """Further client headers that may reach the upstream, in lower case."""
+    path_allow: tuple[str, ...] = ()
+    """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
+        if parts.username or parts.password:
+            raise ValueError("must not hold credentials; use upstream.api_key")
+        if parts.query or parts.fragment:
+            raise ValueError("must not have a query or fragment")
+        return value.rstrip("/")
+
+    @field_validator("header_allow")
+    @classmethod
+    def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.lower() for name in value)
+
+    @property
+    def auth_mode(self) -> AuthMode:
+        """The effective credential mode."""
+        if self.auth is not None:
+            return self.auth
+        return AuthMode.INJECT if self.api_key is not None else AuthMode.PASSTHROUGH
+
+    @property
+    def tls(self) -> bool:
+        """Whether the upstream is reached over TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host name and port of the upstream."""
+        parts = urlsplit(self.url)
+        return str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def base_path(self) -> str:
+        """The path prefix, without a slash at its end (`/v1`, `/api/v1`, or empty)."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
+    def authority(self) -> str:
+        """The Host header towards the upstream."""
+        if self.host:
+            return self.host
+        return urlsplit(self.url).netloc
+
+
+class OwnerSettings(_Section):
+    source: Literal["bearer", "header", "single"] = "bearer"
+    """What tells owners apart: a keyed hash of the bearer token, a trusted header, or nothing (one owner)."""
+    header: str = "x-antiphon-owner"
+    """The trusted header for `source: header`; Envoy strips a client's copy, an authenticating filter sets it."""
+    key: SecretStr | None = None
+    """Key of the hash for `source: bearer`; unset: created in the data folder (mode 0600), shared by all workers."""
+
+    @field_validator("header")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.lower()
+
+
+class LimitSettings(_Section):
+    request_body_bytes: int = Field(64 * _MIB, ge=1024)
+    """Largest request body; above it the answer is a 413, during the upload."""
+    upstream_body_bytes: int = Field(64 * _MIB, ge=1024)
+    """Largest upstream JSON answer, and the most text one response may grow to."""
+    upstream_error_bytes: int = Field(256 * 1024, ge=1024)
+    """How much of an upstream's error body is read."""
+    sse_event_bytes: int = Field(8 * _MIB, ge=1024)
+    """Largest single event an upstream may send."""
+    input_items: int = Field(10_000, ge=1)
+    """Most items in one request's `input`."""
+    chain_items: int = Field(50_000, ge=1)
+    """Most items of history a `previous_response_id` may bring."""
+    tools: int = Field(1_024, ge=1)
+    """Most tools in one request."""
+    tool_calls: int = Field(256, ge=1)
+    """Most tool calls one model answer may hold."""
+    concurrent_requests: int = Field(10_000, ge=1)
+    """Most requests in flight per process; above it the answer is a 503."""
+    send_ahead_bytes: int = Field(4 * _MIB, ge=64 * 1024)
+    """How much may be produced ahead of a client that does not read."""
+
+
+class TimeoutSettings(_Section):
+    connect: float = Field(5.0, gt=0)
+    """Seconds to connect to the upstream."""
+    head: float = Field(600.0, gt=0)
+    """Seconds to wait for the upstream's response head."""
+    head_wait: float = Field(60.0, ge=0)
+    """In drive: seconds after which the stream is opened towards the client although the upstream's head is not there yet."""
+    idle: float = Field(300.0, gt=0)
+    """Seconds of silence in the middle of an upstream's answer before it counts as dead."""
+    keepalive: float = Field(15.0, gt=0)
+    """Seconds of silence towards a streaming client before a comment line is sent."""
+    request: float = Field(60.0, gt=0)
+    """Seconds a client may take to send its request body."""
+    save: float = Field(10.0, gt=0)
+    """Seconds to wait for the store when a response is saved."""
+    drain: float = Field(30.0, ge=0)
+    """Seconds that in-flight requests get after SIGTERM."""
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
+
+
+class SidecarSettings(_Section):
+    grpc: str = "unix:{data}/sidecar-0.grpc.sock"
+    """Where the ext_proc service listens: `unix:PATH` or `HOST:PORT`. `{data}` is the data folder."""
+    http: str = "unix:{data}/sidecar-0.http.sock"
+    """Where the sidecar's HTTP port listens (health, local routes, metrics)."""
+    secret: SecretStr | None = None
+    """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
+    socket_mode: int = 0o600
+    """File mode of Unix sockets."""
+    model_door: str = "unix:{data}/model-door.sock"
+    """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
+
+
+class EnvoySettings(_Section):
+    binary: Path | None = None
+    """Path of the Envoy binary; unset: the `envoy` extra, then PATH."""
+    concurrency: int | None = Field(None, ge=1)
+    """Envoy worker threads; unset: Envoy's default (one per core)."""
+    log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
+    """Envoy's own log level."""
+    access_log: bool = False
+    """Write Envoy's access log (with token counts) to standard output."""
+    admin: str = "unix:{data}/envoy-admin.sock"
+    """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
+    retries: int = Field(2, ge=0)
+    """How often Envoy retries a model call that failed before the upstream answered."""
+
+
+class Settings(_Section):
+    listen: str = "127.0.0.1:8080"
+    """Where clients connect, `HOST:PORT` (port 0: any free port)."""
+    door: Literal["envoy", "http"] = "envoy"
+    """Which door `antiphon up` opens."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Sidecar (or HTTP door) processes."""
+    data: Path = Path(".antiphon")
+    """Data folder: databases, keys, sockets."""
+    mode: Literal["auto", "relay", "drive"] = "auto"
+    """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`), or as fits (`auto`)."""
+    dialect: Literal["openai", "openresponses"] = "openai"
+    """Names of the reasoning events; a request can choose with the header `antiphon-dialect`."""
+    reasoning_as: Literal["auto", "content", "summary"] = "auto"
+    """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
+    upstream: UpstreamSettings = UpstreamSettings()
+    owner: OwnerSettings = OwnerSettings()
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    log: LogSettings = LogSettings()
+    sidecar: SidecarSettings = SidecarSettings()
+    envoy: EnvoySettings = EnvoySettings()
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        parse_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Settings:
+        if self.upstream.auth is AuthMode.INJECT and self.upstream.api_key is None:
+            raise ValueError("upstream.auth is inject, but upstream.api_key is not set")
+        for name in ("grpc", "http", "model_door"):
+            address = getattr(self.sidecar, name)
+            if parse_address(address)[0] != "unix" and self.sidecar.secret is None:
+                raise ValueError(f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH")
+        return self
+
+    def place(self, address: str) -> str:
+        """An address with `{data}` filled in."""
+        return address.replace("{data}", str(self.data.absolute()))
+
+    def redacted(self) -> dict[str, Any]:
+        """The effective settings as plain values, secrets replaced."""
+        return self.model_dump(mode="json")
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` as (host, port); `unix:PATH` as (`unix`, 0). Raises ValueError with a hint."""
+    if text.startswith("unix:"):
+        return "unix", 0
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT (or unix:PATH)")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def load_settings(
+    flags: dict[str, Any] | None = None,
+    environ: dict[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Merge flags over environment over file over defaults; raises `ConfigError` naming each wrong setting.
+
+    `flags` is a nested mapping of the given flags only. Environment names are `ANTIPHON_` and the path with two
+    underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`).
+    """
+    from antiphon.settings_sources import merge, read_environment, read_file
+
+    values = read_file(file) if file is not None else {}
+    values = merge(values, read_environment(environ or {}, Settings))
+    values = merge(values, flags or {})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_input=False, include_url=False, include_context=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            lines.append(f"{where or 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("; ".join(lines)) from None

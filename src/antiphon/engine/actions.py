@@ -1,0 +1,221 @@
+"""What the exchange asks for, and the values that travel between it and the world.
+
+Lives here: the `Action` union and the plain values in it. Data only: nothing here decides or performs anything.
+
+Invariant: actions are performed in the order in which `ResponseExchange.actions()` returned them. The runner
+performs `LoadContext`, `CallUpstream`, `AbortUpstream` and `SaveResponse`; a door performs the rest (and, in
+relay, the first `CallUpstream`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = [
+    "AbortUpstream",
+    "Action",
+    "CallUpstream",
+    "CancelReason",
+    "Chain",
+    "ClientAction",
+    "Context",
+    "Finish",
+    "Headers",
+    "LoadContext",
+    "RequestHead",
+    "ResponseRecord",
+    "SaveResponse",
+    "SendBody",
+    "SendHead",
+    "StoredItem",
+    "UpstreamError",
+    "UpstreamFault",
+    "UpstreamRequest",
+    "Usage",
+]
+
+Headers = tuple[tuple[str, str], ...]
+"""Header pairs in order, names in lower case; duplicates are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The client's request line and headers, and whose request it is.
+
+    `owner` was derived by the door from a trusted header or the bearer token (`engine/owners.py`); the core only
+    hands it on. `request_id` names the request in logs.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    owner: str
+    request_id: str = ""
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """One item as it is stored and as `input_items` returns it: `body` is its whole JSON object."""
+
+    id: str
+    type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The history behind a `previous_response_id`: all items, input and output of every turn, oldest first."""
+
+    items: tuple[StoredItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The answer to `LoadContext`.
+
+    `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
+    forbidden look alike). `items` holds the referenced items that were found, by id.
+    """
+
+    chain: Chain | None = None
+    items: dict[str, StoredItem] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one response (all non-negative)."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRecord:
+    """A finished response, as the store keeps it.
+
+    `body` is the Response JSON object *without* its `output` array; `input_items` are this request's own input
+    (never the history), `output_items` what was produced.
+    """
+
+    id: str
+    owner: str
+    previous_response_id: str | None
+    status: str
+    model: str
+    created_at: float
+    completed_at: float | None
+    body: bytes
+    input_items: tuple[StoredItem, ...]
+    output_items: tuple[StoredItem, ...]
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
+
+    `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+    model: str
+    stream: bool
+
+
+class UpstreamFault(Enum):
+    """Why an upstream call ended without a proper end."""
+
+    UNREACHABLE = "unreachable"
+    TIMED_OUT = "timed_out"
+    CUT = "cut"
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamError:
+    """An upstream call that failed in transport. `detail` is for logs and the message, and holds no secrets."""
+
+    fault: UpstreamFault
+    detail: str
+
+
+class CancelReason(Enum):
+    """Why an exchange is ended from outside."""
+
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_GONE = "upstream_gone"
+    SHUTTING_DOWN = "shutting_down"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """Load what the request refers to, for this owner; answered by `receive_context`."""
+
+    owner: str
+    previous_response_id: str | None
+    item_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallUpstream:
+    """Make this model call; answered by `receive_upstream_head`, `_data` and `_end`."""
+
+    request: UpstreamRequest
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AbortUpstream:
+    """Drop the upstream call now, if one is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResponse:
+    """Store the finished response; answered by `receive_saved`."""
+
+    record: ResponseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SendHead:
+    """The client's response head. `streamed` says that body parts follow over time (SSE)."""
+
+    status: int
+    headers: Headers
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendBody:
+    """Body bytes for the client; whole events only."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The client's response is complete. `outcome` is the response's final status or `error`, for metrics."""
+
+    outcome: str
+    usage: Usage | None = None
+    model: str = ""
+
+
+ClientAction = SendHead | SendBody | Finish
+Action = LoadContext | CallUpstream | AbortUpstream | SaveResponse | ClientAction

@@ -1,0 +1,62 @@
+"""Whose request it is.
+
+Lives here: how an owner name is derived from a request's headers. Not here: whether a header may be trusted (the
+doors strip or refuse what a client could forge before they ask).
+
+Invariant: an owner name never contains a credential: a bearer token enters only through a keyed hash, so the
+database neither holds tokens nor lets anybody test guesses without the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Literal
+
+from antiphon.engine.actions import Headers
+from antiphon.errors import Unauthorized
+
+__all__ = ["OwnerResolver"]
+
+_ANONYMOUS = "anonymous"
+_SINGLE = "single"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerResolver:
+    """Derives the owner of a request.
+
+    `source` is `bearer` (keyed hash of the token; requests without one share one owner), `header` (the value of
+    the trusted header `header`) or `single`.
+    """
+
+    source: Literal["bearer", "header", "single"]
+    header: str = ""
+    key: bytes = b""
+
+    def resolve(self, headers: Headers) -> str:
+        """The owner of a request with these headers; raises `Unauthorized` when the trusted header is absent."""
+        if self.source == "single":
+            return _SINGLE
+        if self.source == "header":
+            value = _first(headers, self.header)
+            if not value:
+                raise Unauthorized(
+                    "The request carries no identity. Requests must pass the gateway's authentication.",
+                    code="missing_identity",
+                )
+            return f"h:{value}"
+        authorization = _first(headers, "authorization") or ""
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            return _ANONYMOUS
+        return "b:" + hmac.new(self.key, token.encode(), hashlib.sha256).hexdigest()[:40]
+
+
+def _first(headers: Headers, name: str) -> str | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None

@@ -1,0 +1,145 @@
+"""The exception tree, and the one place that knows OpenAI's error object.
+
+Lives here: every exception that Antiphon raises on purpose, each with the HTTP status, `type`, `code` and
+`param` a client gets. Not here: how an upstream's error is mapped (`translation/upstream_errors.py`) and how an
+error is written to a socket (the doors).
+
+Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and no
+message ever holds a secret or an upstream credential.
+
+    AntiphonError
+    ├── ApiError                 anything a client sees
+    │   ├── InvalidRequest       400
+    │   ├── Unauthorized         401
+    │   ├── NotFound             404
+    │   ├── MethodNotAllowed     405
+    │   ├── RequestTooLarge      413
+    │   ├── InternalError        500
+    │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
+    │   ├── Unavailable          503
+    │   └── UpstreamTimedOut     504
+    ├── StoreError               the database could not do what was asked
+    ├── ConfigError              settings that cannot work; the message names the setting
+    └── ExchangeStateError       a door called the exchange out of order (a bug, never bad input)
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "AntiphonError",
+    "ApiError",
+    "ConfigError",
+    "ExchangeStateError",
+    "InternalError",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "NotFound",
+    "RequestTooLarge",
+    "StoreError",
+    "Unauthorized",
+    "Unavailable",
+    "UpstreamFailed",
+    "UpstreamTimedOut",
+]
+
+
+class AntiphonError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class ApiError(AntiphonError):
+    """An error a client sees.
+
+    `status` is the HTTP status, `type`, `param` and `code` the fields of OpenAI's error object, `message` tells
+    the user what to do, `headers` go out with the answer (for example `retry-after`).
+    """
+
+    status = 500
+    type = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        type: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+        if status is not None:
+            self.status = status
+        if type is not None:
+            self.type = type
+
+    def fields(self) -> dict[str, str | None]:
+        """The four keys of OpenAI's error object."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def body(self) -> bytes:
+        """The JSON body a client gets: `{"error": {…}}`."""
+        return msgspec.json.encode({"error": self.fields()})
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(ApiError):
+    status = 401
+    type = "invalid_request_error"
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+
+
+class RequestTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class InternalError(ApiError):
+    status = 500
+    type = "server_error"
+
+
+class UpstreamFailed(ApiError):
+    status = 502
+    type = "server_error"
+
+
+class Unavailable(ApiError):
+    status = 503
+    type = "server_error"
+
+
+class UpstreamTimedOut(ApiError):
+    status = 504
+    type = "server_error"
+
+
+class StoreError(AntiphonError):
+    """The store could not do what was asked; the cause is chained, the message holds no stored content."""
+
+
+class ConfigError(AntiphonError):
+    """Settings that cannot work. The message names the setting and what to change."""
+
+
+class ExchangeStateError(AntiphonError):
+    """A door called the exchange in a state that does not allow it: a bug in the door, never bad input."""

@@ -1,0 +1,37 @@
+"""Identifiers and time: the only randomness and the only "now" of the package.
+
+Lives here: `IdFactory` and `Clock` (what the pure core is given) and their real implementations. Not here: the
+fixed twins that tests use (`tests/support`).
+
+Invariant: an id is a type prefix plus at least 128 random bits, of `[A-Za-z0-9_]`, at most 64 characters.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+__all__ = ["Clock", "IdFactory", "is_id", "new_id", "now"]
+
+IdFactory = Callable[[str], str]
+"""`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+_MAX_LENGTH = 64
+_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, `prefix_` and 48 hexadecimal digits (192 random bits)."""
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether `text` could be an id of ours: a cheap test before the store is asked."""
+    return text.startswith(prefix + "_") and len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text)
+
+
+now: Clock = time.time
