@@ -10,6 +10,7 @@ message ever holds a secret or an upstream credential.
     AntiphonError
     ├── ApiError                 anything a client sees
     │   ├── InvalidRequest       400
+    │   │   └── ChainTooLong     the history behind a previous_response_id is over the limit
     │   ├── Unauthorized         401
     │   ├── NotFound             404
     │   ├── MethodNotAllowed     405
@@ -30,6 +31,7 @@ import msgspec
 __all__ = [
     "AntiphonError",
     "ApiError",
+    "ChainTooLong",
     "ConfigError",
     "ExchangeStateError",
     "InternalError",
@@ -91,6 +93,18 @@ class ApiError(AntiphonError):
 class InvalidRequest(ApiError):
     status = 400
     type = "invalid_request_error"
+
+
+class ChainTooLong(InvalidRequest):
+    """The history behind a `previous_response_id` holds more than `most` items; none of it was read."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"The conversation behind this previous_response_id holds more than {most} items, the most this server "
+            "continues. Start a new conversation.",
+            param="previous_response_id",
+            code="context_too_long",
+        )
 
 
 class Unauthorized(ApiError):

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+
 __all__ = [
     "AbortUpstream",
     "Action",
@@ -34,9 +36,6 @@ __all__ = [
     "UpstreamRequest",
     "Usage",
 ]
-
-Headers = tuple[tuple[str, str], ...]
-"""Header pairs in order, names in lower case; duplicates are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +134,6 @@ class UpstreamRequest:
     body: bytes
     model: str
     stream: bool
-
-
-class UpstreamFault(Enum):
-    """Why an upstream call ended without a proper end."""
-
-    UNREACHABLE = "unreachable"
-    TIMED_OUT = "timed_out"
-    CUT = "cut"
-    TOO_LARGE = "too_large"
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamError:
-    """An upstream call that failed in transport. `detail` is for logs and the message, and holds no secrets."""
-
-    fault: UpstreamFault
-    detail: str
 
 
 class CancelReason(Enum):

@@ -1,0 +1,564 @@
+"""One `POST /v1/responses`, from its bytes to its last event: a state machine without I/O.
+
+Lives here: the order of things. Not here: translation (`translation/`), performing actions (`runner.py`), and any
+transport. No await, no clock but the one given, no randomness but the ids given.
+
+    NEW ──request──▶ CONTEXT ──context──▶ CALLING ──head──▶ STREAMING | COLLECTING ──end──▶ SAVING ──saved──▶ DONE
+         └─ without history: straight to CALLING          (non-2xx: REFUSED ──end──▶ DONE with the mapped status)
+
+`TRANSITIONS` is the whole table; a test walks every pair of state and input. An input that the table does not allow
+raises `ExchangeStateError` (a door's bug); bad bytes never raise, they become the failed path.
+
+Invariants: `SendHead` comes once, before any `SendBody`; `Finish` comes last and once; the response is saved before
+its terminal event is sent; after `Finish` nothing is asked for any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from antiphon.engine.actions import (
+    AbortUpstream,
+    Action,
+    CallUpstream,
+    CancelReason,
+    Context,
+    Finish,
+    LoadContext,
+    RequestHead,
+    SaveResponse,
+    SendBody,
+    SendHead,
+    StoredItem,
+    UpstreamRequest,
+    Usage,
+)
+from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references
+from antiphon.errors import ApiError, ExchangeStateError, InternalError, InvalidRequest, NotFound, StoreError
+from antiphon.ids import Clock, IdFactory
+from antiphon.translation.builder import BuilderOptions, ResponseBuilder
+from antiphon.translation.chat_request import translate_request
+from antiphon.translation.chat_stream import ChatStream, Ending
+from antiphon.translation.echo import start_response
+from antiphon.translation.encode import DONE
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.read_request import read_request
+from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.types.items import InputItem
+from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+
+__all__ = ["TRANSITIONS", "ExchangeOptions", "Input", "ResponseExchange", "State"]
+
+
+class State(Enum):
+    """Where an exchange is."""
+
+    NEW = "new"
+    CONTEXT = "context"
+    CALLING = "calling"
+    STREAMING = "streaming"
+    COLLECTING = "collecting"
+    REFUSED = "refused"
+    SAVING = "saving"
+    DONE = "done"
+
+
+class Input(Enum):
+    """What can happen to an exchange."""
+
+    REQUEST = "request"
+    CONTEXT = "context"
+    HEAD = "head"
+    DATA = "data"
+    END = "end"
+    SAVED = "saved"
+    CANCEL = "cancel"
+
+
+_ANSWER = {Input.DATA, Input.END, Input.CANCEL}
+
+TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
+    State.NEW: {
+        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+    State.CONTEXT: {
+        Input.CONTEXT: frozenset({State.CALLING, State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+    State.CALLING: {
+        Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.STREAMING: {
+        Input.DATA: frozenset({State.STREAMING, State.SAVING, State.DONE}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.COLLECTING: {
+        Input.DATA: frozenset({State.COLLECTING, State.SAVING, State.DONE}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.REFUSED: {
+        Input.DATA: frozenset({State.REFUSED}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    # The upstream may still send what follows its [DONE].
+    State.SAVING: {
+        Input.DATA: frozenset({State.SAVING}),
+        Input.END: frozenset({State.SAVING}),
+        Input.SAVED: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING}),
+    },
+    State.DONE: {
+        Input.DATA: frozenset({State.DONE}),
+        Input.END: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOptions:
+    """What settings say about every exchange; made once per process."""
+
+    profile: UpstreamProfile
+    models: frozenset[str] = frozenset()
+    upstream_headers: frozenset[str] = frozenset()
+    passthrough: bool = True
+    open_responses_names: bool = False
+    reasoning_as: str = "auto"
+    most_input_items: int = 10_000
+    most_tools: int = 1_024
+    most_tool_calls: int = 256
+    most_upstream_bytes: int = 1 << 26
+    most_error_bytes: int = 1 << 18
+    most_event_bytes: int = 1 << 23
+
+
+_SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_JSON = ("content-type", "application/json")
+_ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
+_CANCELLED = {
+    CancelReason.CLIENT_GONE: "The client left before the response was complete.",
+    CancelReason.UPSTREAM_GONE: "The upstream broke off its answer.",
+    CancelReason.SHUTTING_DOWN: "The server was shut down before the response was complete.",
+    CancelReason.DEADLINE: "The response took too long.",
+}
+
+
+class ResponseExchange:
+    """One client request. Doors call `receive_*` and perform what `actions` returns, in order."""
+
+    def __init__(self, options: ExchangeOptions, new_id: IdFactory, clock: Clock) -> None:
+        self._options = options
+        self._new_id = new_id
+        self._clock = clock
+        self._actions: list[Action] = []
+        self._head: RequestHead | None = None
+        self._request: CreateResponse | None = None
+        self._builder: ResponseBuilder | None = None
+        self._chat: ChatStream | None = None
+        self._collected: list[bytes] = []
+        self._collected_size = 0
+        self._status = 0
+        self._upstream_headers: Headers = ()
+        self._input: list[InputItem] = []
+        self._ending: Ending | None = None
+        self._head_sent = False
+        self._upstream_open = False
+        self._cancelled = False
+        self._unsaved = False
+        self._ended_at = 0.0
+        self.state = State.NEW
+
+    # What doors and the runner read
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client asked for an event stream."""
+        return self._request is not None and self._request.stream
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be asked for."""
+        return self.state is State.DONE
+
+    @property
+    def stored(self) -> bool:
+        """Whether the response is to be stored."""
+        return self._request is not None and self._request.store
+
+    @property
+    def model(self) -> str:
+        """The model asked for, once the request was read."""
+        return self._request.model if self._request is not None else ""
+
+    @property
+    def response_id(self) -> str:
+        """The response's id, once the request was read."""
+        return self._builder.response.id if self._builder is not None else ""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once they are known."""
+        usage = self._builder.response.usage if self._builder is not None else None
+        if usage is None:
+            return None
+        return Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.input_tokens_details.cached_tokens,
+            cache_write_tokens=usage.input_tokens_details.cache_write_tokens,
+            reasoning_tokens=usage.output_tokens_details.reasoning_tokens,
+        )
+
+    def actions(self) -> list[Action]:
+        """What is to be done now, in order."""
+        actions = self._actions
+        if actions:
+            self._actions = []
+        return actions
+
+    # The client's side
+
+    def receive_request(self, head: RequestHead, body: bytes) -> None:
+        """The whole request."""
+        self._allow(Input.REQUEST)
+        self._head = head
+        options = self._options
+        try:
+            request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
+            if options.models and request.model not in options.models:
+                raise NotFound(
+                    f"The model '{request.model}' does not exist or you do not have access to it.",
+                    param="model",
+                    code="model_not_found",
+                )
+            self._request = request
+            self._builder = self._make_builder(request, head)
+            wanted = tuple(item.id for item in request.input if _is_reference(item) and item.id)
+            if request.previous_response_id is None and not wanted:
+                self._call_upstream(())
+                return
+        except ApiError as error:
+            self._refuse(error)
+            return
+        self.state = State.CONTEXT
+        self._actions.append(LoadContext(head.owner, request.previous_response_id, wanted))
+
+    def receive_context(self, context: Context | ApiError) -> None:
+        """What `LoadContext` asked for, or why it could not be loaded."""
+        self._allow(Input.CONTEXT)
+        assert self._request is not None
+        try:
+            if isinstance(context, ApiError):
+                raise context
+            previous = self._request.previous_response_id
+            if previous is not None and context.chain is None:
+                raise InvalidRequest(
+                    f"Previous response with id '{previous}' not found.",
+                    param="previous_response_id",
+                    code="previous_response_not_found",
+                )
+            self._request.input = resolve_references(self._request.input, context.items)
+            self._call_upstream(context.chain.items if context.chain is not None else ())
+        except ApiError as error:
+            self._refuse(error)
+
+    def open_stream(self) -> None:
+        """The upstream's head is late: a streaming client gets its head and first events now."""
+        if self.state is State.CALLING and self.streaming:
+            self._send_stream_head()
+
+    def cancel(self, reason: CancelReason) -> None:
+        """The client or the upstream is gone, or the process must end; allowed in every state."""
+        if self.state is State.DONE or self._cancelled:
+            return
+        self._cancelled = True
+        if self._upstream_open:
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+        if self.state is State.SAVING:
+            # Everything was received: the row that is being written is the truth.
+            return
+        if self.state in (State.NEW, State.CONTEXT):
+            self._finish("cancelled")
+            return
+        self._close(Ending("failed", code="server_error", message=_CANCELLED[reason]))
+
+    # The upstream's side
+
+    def receive_upstream_head(self, status: int, headers: Headers) -> None:
+        """The upstream's status and headers."""
+        self._allow(Input.HEAD)
+        assert self._builder is not None
+        self._status = status
+        self._upstream_headers = headers
+        if not 200 <= status < 300:
+            self.state = State.REFUSED
+            return
+        self._chat = ChatStream(
+            self._builder,
+            self._options.profile,
+            event_limit=self._options.most_event_bytes,
+            most_calls=self._options.most_tool_calls,
+        )
+        kind = next((value for name, value in headers if name == "content-type"), "").lower()
+        if "text/event-stream" in kind:
+            self.state = State.STREAMING
+            if self.streaming:
+                self._send_stream_head()
+        else:
+            # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
+            self.state = State.COLLECTING
+
+    def receive_upstream_data(self, data: bytes) -> None:
+        """Body bytes, in any split."""
+        state = self.state
+        if state is State.STREAMING:
+            chat, builder = self._chat, self._builder
+            assert chat is not None and builder is not None
+            chat.receive_data(data)
+            out = builder.take()
+            if out:
+                self._actions.append(SendBody(out))
+            if chat.ended:
+                self._close(None)
+            return
+        self._allow(Input.DATA)
+        if state is State.COLLECTING or state is State.REFUSED:
+            self._collect(data)
+
+    def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
+        """The body is over; `error` when it was broken off, or when there was no head at all."""
+        self._allow(Input.END)
+        self._upstream_open = False
+        state = self.state
+        if state is State.CALLING:
+            self._fail_call(map_transport_error(error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")))
+        elif state is State.REFUSED:
+            self._fail_call(map_upstream_answer(self._status, self._upstream_headers, b"".join(self._collected)))
+        elif state is State.COLLECTING and error is None:
+            self._read_collected()
+        elif state in (State.STREAMING, State.COLLECTING):
+            mapped = map_transport_error(error) if error is not None else None
+            self._close(
+                Ending("failed", code=mapped.code or "server_error", message=mapped.message) if mapped else None
+            )
+
+    def receive_saved(self, error: StoreError | None = None) -> None:
+        """The row was written, or could not be."""
+        self._allow(Input.SAVED)
+        assert self._ending is not None
+        if error is not None:
+            self._unsaved = True
+            self._ending = Ending("failed", code="server_error", message="The response could not be stored.")
+        self._send_ending(self._ending)
+
+    # Inside
+
+    def _allow(self, happening: Input) -> None:
+        if happening not in TRANSITIONS[self.state]:
+            raise ExchangeStateError(f"{happening.value} is not allowed in state {self.state.value}")
+
+    def _make_builder(self, request: CreateResponse, head: RequestHead) -> ResponseBuilder:
+        options = self._options
+        dialect = head.header("antiphon-dialect")
+        as_summary = options.reasoning_as == "summary" or (
+            options.reasoning_as == "auto" and request.reasoning is not None and request.reasoning.summary is not None
+        )
+        return ResponseBuilder(
+            start_response(request, self._new_id("resp"), self._clock()),
+            BuilderOptions(
+                events=request.stream,
+                reasoning_as_summary=as_summary,
+                open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
+                most_bytes=options.most_upstream_bytes,
+            ),
+            self._new_id,
+        )
+
+    def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
+        assert self._request is not None and self._head is not None
+        request = self._request
+        self._input = prepare_input(request.input, self._new_id)
+        body = translate_request(request, _named_items(history, request.input), self._options.profile)
+        self.state = State.CALLING
+        self._upstream_open = True
+        self._actions.append(
+            CallUpstream(
+                UpstreamRequest(
+                    method="POST",
+                    path="/chat/completions",
+                    headers=self._allowed_headers(self._head.headers, request.stream),
+                    body=body,
+                    model=request.model,
+                    stream=request.stream,
+                )
+            )
+        )
+
+    def _allowed_headers(self, headers: Headers, stream: bool) -> Headers:
+        allowed = self._options.upstream_headers | _ALWAYS_PASSED
+        kept = tuple(
+            (name, value)
+            for name, value in headers
+            if name in allowed or (name == "authorization" and self._options.passthrough)
+        )
+        return (_JSON, ("accept", "text/event-stream" if stream else "application/json"), *kept)
+
+    def _send_stream_head(self) -> None:
+        assert self._builder is not None
+        if self._head_sent:
+            return
+        self._head_sent = True
+        self._builder.start()
+        self._actions.append(SendHead(200, (*_SSE_HEADERS, *self._ignored_header()), streamed=True))
+        self._actions.append(SendBody(self._builder.take()))
+
+    def _ignored_header(self) -> Headers:
+        """What was asked for and has no effect, named for the client (at most 1 KB)."""
+        if self._request is None or not self._request.ignored:
+            return ()
+        names = ", ".join(_token(name) for name in self._request.ignored)
+        if len(names) > 1024:
+            names = names[:1021].rpartition(",")[0] + ",..."
+        return (("antiphon-ignored", names),)
+
+    def _collect(self, data: bytes) -> None:
+        most = self._options.most_error_bytes if self.state is State.REFUSED else self._options.most_upstream_bytes
+        self._collected_size += len(data)
+        if self._collected_size <= most:
+            self._collected.append(data)
+        elif self.state is State.COLLECTING:
+            self._close(Ending("failed", code="upstream_too_large", message="The upstream's answer is too large."))
+
+    def _read_collected(self) -> None:
+        assert self._chat is not None and self._builder is not None
+        body = b"".join(self._collected)
+        self._collected = []
+        # The first events come before any item; they are sent only if this is an answer (`_close`).
+        self._builder.start()
+        if body.lstrip()[:1] in (b"d", b":", b"e") and (b"data:" in body[:4096]):
+            # An event stream that does not say so (or came although none was asked for).
+            self._chat.receive_data(body)
+        else:
+            self._chat.receive_completion(body)
+        self._close(None)
+
+    def _fail_call(self, error: ApiError) -> None:
+        """There will be no answer: an HTTP error while that is possible, else the failed path."""
+        if self._head_sent:
+            code = "rate_limit_exceeded" if error.status == 429 else error.code or "server_error"
+            self._close(Ending("failed", code=code, message=error.message))
+        else:
+            self._refuse(error)
+
+    def _close(self, cut: Ending | None) -> None:
+        """The model's output is over: close what is open, and save."""
+        assert self._builder is not None and self._request is not None and self._head is not None
+        self._ended_at = self._clock()
+        if self._chat is not None:
+            self._ending = self._chat.end(cut)
+        else:
+            self._ending = cut or Ending("failed", code="server_error", message="There was no answer.")
+        if self._cancelled and cut is not None:
+            self._ending = cut
+        ending = self._ending
+        if self._request.stream and not self._cancelled and (self._head_sent or ending.status != "failed"):
+            self._send_stream_head()
+            out = self._builder.take()
+            if out:
+                self._actions.append(SendBody(out))
+        if self._upstream_open and ending.status == "failed":
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+        if not self._request.store or (ending.status == "failed" and not self._head_sent and not self._cancelled):
+            # Not to be stored, or the client gets an HTTP error and never sees an id.
+            self._send_ending(ending)
+            return
+        self.state = State.SAVING
+        self._actions.append(
+            SaveResponse(
+                make_record(
+                    self._builder.response,
+                    ending,
+                    self._head.owner,
+                    self._input,
+                    self._builder.items,
+                    self._ended_at,
+                    self.usage,
+                )
+            )
+        )
+
+    def _send_ending(self, ending: Ending) -> None:
+        """The terminal event, the JSON answer, or the error; then the end."""
+        assert self._builder is not None and self._request is not None
+        builder = self._builder
+        if self._cancelled:
+            self._finish("cancelled")
+            return
+        if ending.status == "failed" and not self._head_sent:
+            self._refuse(InternalError(ending.message) if self._unsaved else _as_http_error(ending))
+            return
+        if ending.status == "completed":
+            builder.complete(self._ended_at)
+        elif ending.status == "incomplete":
+            builder.incomplete(ending.reason)
+        else:
+            builder.fail(ending.code, ending.message)
+        if self._request.stream:
+            self._actions.append(SendBody(builder.take() + DONE))
+        else:
+            self._head_sent = True
+            body = encode(builder.response)
+            length = ("content-length", str(len(body)))
+            self._actions.append(SendHead(200, (_JSON, length, *self._ignored_header())))
+            self._actions.append(SendBody(body))
+        self._finish(ending.status)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an HTTP error."""
+        if self._upstream_open:
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+        body = error.body()
+        self._head_sent = True
+        self._actions.append(SendHead(error.status, (_JSON, ("content-length", str(len(body))), *error.headers)))
+        self._actions.append(SendBody(body))
+        self._finish("error")
+
+    def _finish(self, outcome: str) -> None:
+        self.state = State.DONE
+        self._actions.append(Finish(outcome, self.usage, self.model))
+
+
+def _is_reference(item: InputItem) -> bool:
+    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
+
+
+def _named_items(history: tuple[StoredItem, ...], items: list[InputItem]) -> list[tuple[str, InputItem]]:
+    named = [("previous_response_id", item) for item in read_history(history)]
+    named += [(f"input[{number}]", item) for number, item in enumerate(items)]
+    return named
+
+
+def _as_http_error(ending: Ending) -> ApiError:
+    """A failure before the head: the status that tells the client whose fault it was."""
+    if ending.code == "rate_limit_exceeded":
+        return ApiError(ending.message, status=429, type="rate_limit_error", code=ending.code)
+    return ApiError(ending.message, status=502, type="server_error", code=ending.code)
+
+
+def _token(name: str) -> str:
+    """A name as it may stand in a header: everything but plain characters is escaped."""
+    return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])

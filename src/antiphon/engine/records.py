@@ -1,0 +1,117 @@
+"""Items on their way into and out of the store.
+
+Lives here: giving input items their ids, the canonical stored form, the record of a finished response, and reading
+history back. Not here: SQL, chat messages.
+
+Invariant: a stored item has an id and a type, and reads back as the item it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from antiphon.engine.actions import ResponseRecord, StoredItem, Usage
+from antiphon.errors import InvalidRequest
+from antiphon.ids import IdFactory
+from antiphon.translation.chat_stream import Ending
+from antiphon.types.items import InputItem, OutputItem
+from antiphon.types.json import encode
+from antiphon.types.response import Response, ResponseError
+
+__all__ = ["make_record", "prepare_input", "read_history", "resolve_references"]
+
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_ITEM = msgspec.json.Decoder(InputItem)
+
+
+def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> list[InputItem]:
+    """The items with every `item_reference` replaced. Raises `InvalidRequest` for one that does not exist."""
+    resolved = []
+    for number, item in enumerate(items):
+        if item.type != "item_reference" and not (item.type is None and item.role is None and item.id):
+            resolved.append(item)
+            continue
+        stored = found.get(item.id or "")
+        if stored is None:
+            raise InvalidRequest(
+                f"Item with id '{item.id}' not found.", param=f"input[{number}].id", code="item_not_found"
+            )
+        resolved.append(_ITEM.decode(stored.body))
+    return resolved
+
+
+def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
+    """The items as they are stored: each with a type and an id of ours (a client's id is kept only in its body)."""
+    prepared = []
+    for item in items:
+        kind = item.type or "message"
+        prepared.append(msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item"))))
+    return prepared
+
+
+def read_history(items: Iterable[Any]) -> list[InputItem]:
+    """Stored items as input items, in their order."""
+    return [_ITEM.decode(item.body) for item in items]
+
+
+def make_record(
+    response: Response,
+    ending: Ending,
+    owner: str,
+    items: Sequence[InputItem],
+    output: Sequence[OutputItem],
+    at: float,
+    usage: Usage | None,
+) -> ResponseRecord:
+    """What the store keeps of a response that ended like this."""
+    stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
+    if stored.service_tier == "auto":
+        stored.service_tier = "default"
+    if ending.status == "completed":
+        stored.completed_at = int(at)
+    elif ending.status == "incomplete":
+        stored.incomplete_details = Raw(encode({"reason": ending.reason}))
+    else:
+        stored.error = ResponseError(code=ending.code or "server_error", message=ending.message)
+    return ResponseRecord(
+        id=response.id,
+        owner=owner,
+        previous_response_id=response.previous_response_id,
+        status=ending.status,
+        model=response.model,
+        created_at=response.created_at,
+        completed_at=at if ending.status == "completed" else None,
+        body=encode(stored),
+        input_items=tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items),
+        output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
+        usage=usage,
+    )
+
+
+def _stored_form(item: InputItem) -> bytes:
+    """An input item as `input_items` returns it: message text as parts, `status` completed."""
+    form: dict[str, Any] = {"id": item.id, "type": item.type}
+    if item.type == "message":
+        content = item.content
+        if content is not None and bytes(content)[:1] == b'"':
+            kind = b"output_text" if item.role == "assistant" else b"input_text"
+            extra = b',"annotations":[],"logprobs":[]' if item.role == "assistant" else b""
+            content = Raw(b'[{"type":"%b","text":%b%b}]' % (kind, bytes(content), extra))
+        form |= {"status": "completed", "role": item.role, "content": content}
+        if item.phase is not None:
+            form["phase"] = item.phase
+    elif item.type == "function_call":
+        form |= {"status": "completed", "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+    elif item.type == "function_call_output":
+        form |= {"status": "completed", "call_id": item.call_id, "output": item.output}
+    elif item.type == "reasoning":
+        form["summary"] = item.summary if item.summary is not None else []
+        if item.content is not None and bytes(item.content) != b"null":
+            form["content"] = item.content
+        if item.encrypted_content is not None:
+            form["encrypted_content"] = item.encrypted_content
+    return encode(form)

@@ -1,0 +1,244 @@
+"""Performs an exchange's actions through the ports; the only `await` in a response's path.
+
+Lives here: loading, calling, saving, the timers (keep-alive comments, the late head), and the clean end of a request
+whose client left. Not here: decisions (`exchange.py`), and who the client is (the doors).
+
+Invariants: client-facing actions are yielded in the exchange's order; a save that was begun is finished even when the
+request's task is cancelled; an upstream call never outlives its exchange, except to read what follows `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from antiphon.engine.actions import (
+    AbortUpstream,
+    CallUpstream,
+    CancelReason,
+    ClientAction,
+    Context,
+    LoadContext,
+    SaveResponse,
+    SendBody,
+    SendHead,
+)
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.ports import ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.observability.metrics import Metrics
+from antiphon.translation.encode import KEEPALIVE
+from antiphon.types.transport import UpstreamError, UpstreamFault
+
+__all__ = ["Runner", "RunnerTimeouts"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerTimeouts:
+    """Seconds: to wait for the store, until the stream is opened without an upstream head, of silence before a
+    keep-alive comment."""
+
+    save: float = 10.0
+    head_wait: float = 60.0
+    keepalive: float = 15.0
+
+
+class Runner:
+    """One per process; holds no state of a request."""
+
+    def __init__(self, store: ResponseStore, upstream: Upstream, *, timeouts: RunnerTimeouts, metrics: Metrics) -> None:
+        self._store = store
+        self._upstream = upstream
+        self.timeouts = timeouts
+        self._metrics = metrics
+        self._saves: set[asyncio.Task[None]] = set()
+
+    async def settle(self, exchange: ResponseExchange) -> AsyncIterator[ClientAction | CallUpstream]:
+        """Perform what is pending until nothing is; yields client-facing actions and a `CallUpstream`.
+
+        For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
+        """
+        while actions := exchange.actions():
+            for action in actions:
+                if isinstance(action, LoadContext):
+                    exchange.receive_context(await self._load(action))
+                elif isinstance(action, SaveResponse):
+                    exchange.receive_saved(await self._save(action))
+                elif not isinstance(action, AbortUpstream):
+                    yield action
+
+    async def drive(self, exchange: ResponseExchange) -> AsyncIterator[ClientAction]:
+        """Perform everything, model calls included; ends after `Finish`.
+
+        Cancel the task (or close the generator) to stop; then call `abandon`.
+        """
+        async for action in self.settle(exchange):
+            if isinstance(action, CallUpstream):
+                async for sent in self._call(exchange, action):
+                    yield sent
+            else:
+                yield action
+
+    async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
+        """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout."""
+        if exchange.done:
+            return
+        exchange.cancel(reason)
+
+        async def finish() -> None:
+            async for _ in self.settle(exchange):
+                pass
+
+        task = asyncio.get_running_loop().create_task(finish())
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+        await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        """Wait for saves that outlived their requests."""
+        while self._saves:
+            await asyncio.wait(set(self._saves))
+
+    async def _load(self, action: LoadContext) -> Context | ApiError:
+        started = time.perf_counter()
+        try:
+            chain = None
+            if action.previous_response_id is not None:
+                chain = await self._store.load_chain(action.owner, action.previous_response_id)
+            items = await self._store.load_items(action.owner, action.item_ids) if action.item_ids else {}
+        except ApiError as error:
+            return error
+        except StoreError:
+            self._metrics.storage_operation("load_chain", "error", time.perf_counter() - started)
+            return InternalError("The stored conversation could not be read.", code="storage_failed")
+        self._metrics.storage_operation("load_chain", "ok", time.perf_counter() - started)
+        return Context(chain=chain, items=items)
+
+    async def _save(self, action: SaveResponse) -> StoreError | None:
+        """Save; the write goes on when the request's task is cancelled meanwhile."""
+        started = time.perf_counter()
+        task = asyncio.ensure_future(self._store.save(action.record))
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+        failure: StoreError | None = None
+        try:
+            await asyncio.wait_for(asyncio.shield(task), self.timeouts.save)
+        except TimeoutError:
+            failure = StoreError("saving took too long")
+            task.add_done_callback(_observe)
+        except StoreError as error:
+            failure = error
+        except asyncio.CancelledError:
+            task.add_done_callback(_observe)
+            raise
+        self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
+        return failure
+
+    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncIterator[ClientAction]:
+        """One model call: head, body, end; with the timers of a driven stream."""
+        pump = _Pump(self._upstream, call)
+        try:
+            pump.start()
+            wait = self.timeouts.head_wait
+            while not exchange.done:
+                try:
+                    event = await pump.next(wait)
+                except TimeoutError:
+                    if not pump.answered and exchange.streaming:
+                        exchange.open_stream()
+                    opened = False
+                    async for action in self.settle(exchange):
+                        opened = True
+                        if not isinstance(action, CallUpstream):
+                            yield action
+                    if not opened and exchange.streaming:
+                        yield SendBody(KEEPALIVE)
+                    wait = self.timeouts.keepalive
+                    continue
+                wait = self.timeouts.keepalive if exchange.streaming or pump.answered else wait
+                if isinstance(event, SendHead):
+                    exchange.receive_upstream_head(event.status, event.headers)
+                elif isinstance(event, bytes):
+                    exchange.receive_upstream_data(event)
+                else:
+                    exchange.receive_upstream_end(event)
+                async for action in self.settle(exchange):
+                    if not isinstance(action, CallUpstream):
+                        yield action
+        finally:
+            await pump.stop(whole=exchange.done)
+
+
+class _Pump:
+    """Reads one upstream answer in a task of its own, a bounded number of parts ahead.
+
+    A task, so that a timer can run out without cancelling the read.
+    """
+
+    _AHEAD = 16
+
+    def __init__(self, upstream: Upstream, call: CallUpstream) -> None:
+        self._upstream = upstream
+        self._call = call
+        self._queue: asyncio.Queue[SendHead | bytes | UpstreamError | None] = asyncio.Queue(self._AHEAD)
+        self._task: asyncio.Task[None] | None = None
+        self.answered = False
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._read())
+
+    async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
+        """The next part: the head, bytes, then None or an error. Raises TimeoutError."""
+        queue = self._queue
+        if queue.empty():
+            async with asyncio.timeout(seconds):
+                event = await queue.get()
+        else:
+            event = queue.get_nowait()
+        if isinstance(event, SendHead):
+            self.answered = True
+        return event
+
+    async def stop(self, *, whole: bool) -> None:
+        """End the call; when the answer was `whole`, what follows `[DONE]` may still be read (briefly)."""
+        task = self._task
+        if task is None or task.done():
+            return
+        if whole:
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            await asyncio.wait({task}, timeout=0.05)
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def _read(self) -> None:
+        queue = self._queue
+        try:
+            async with self._upstream.call(self._call.request) as answer:
+                await queue.put(_head(answer))
+                async for part in answer.body():
+                    await queue.put(part)
+        except UpstreamCallFailed as failure:
+            await queue.put(failure.error)
+        except Exception as bug:
+            # Never leave the exchange waiting for an end that cannot come.
+            _log.error("upstream_read_failed", error=type(bug).__name__, exc_info=True)
+            await queue.put(UpstreamError(UpstreamFault.CUT, type(bug).__name__))
+        else:
+            await queue.put(None)
+
+
+def _head(answer: UpstreamAnswer) -> SendHead:
+    return SendHead(answer.status, answer.headers)
+
+
+def _observe(task: asyncio.Future[None]) -> None:
+    """Take the outcome of a save nobody waits for any more, so that it is not reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()

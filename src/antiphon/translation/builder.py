@@ -1,0 +1,293 @@
+"""The builder: the only maker of items, ids, indices, sequence numbers and events.
+
+Lives here: the grammar of a response. Not here: what a chat chunk means (`chat_stream.py`), the bytes of an event
+(`encode.py`), and when a response is saved or sent (`engine/exchange.py`).
+
+Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is
+0, 1, 2, … without gaps; `response` always equals the fold of the events made so far.
+
+Text comes as fragments (`types/json.py`): escaped JSON, never decoded here. Grammar and fields: observed from OpenAI's
+service; see `types/events.py`.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw, Struct
+
+from antiphon.ids import IdFactory
+from antiphon.translation.encode import DeltaTemplate, frame
+from antiphon.types import events as ev
+from antiphon.types.items import (
+    FunctionCall,
+    Message,
+    OutputItem,
+    OutputText,
+    Reasoning,
+    ReasoningText,
+    Refusal,
+    SummaryText,
+)
+from antiphon.types.json import encode, quoted
+from antiphon.types.response import (
+    InputTokensDetails,
+    OutputTokensDetails,
+    Response,
+    ResponseError,
+    UsageObject,
+)
+
+__all__ = ["BuilderOptions", "OutputTooLarge", "ResponseBuilder", "usage_object"]
+
+_EMPTY = Raw(b'""')
+
+
+class OutputTooLarge(Exception):
+    """The model's output grew past the limit."""
+
+
+class BuilderOptions(Struct, frozen=True):
+    """`events`: whether events are wanted at all (a JSON client wants none); `reasoning_as_summary` and
+    `open_responses_names` choose the form of reasoning; `most_bytes` bounds all text of the response."""
+
+    events: bool
+    reasoning_as_summary: bool = False
+    open_responses_names: bool = False
+    most_bytes: int = 1 << 26
+
+
+class ResponseBuilder:
+    """Builds one response. Methods append framed events, which `take` returns."""
+
+    def __init__(self, response: Response, options: BuilderOptions, new_id: IdFactory) -> None:
+        self.response = response
+        self._options = options
+        self._new_id = new_id
+        self._number = 0
+        self._started = False
+        self._out: list[bytes] = []
+        self._output: list[OutputItem] = []
+        self._item: OutputItem | None = None
+        self._fragments: list[bytes] = []
+        self._template: DeltaTemplate | None = None
+        self._size = 0
+        response.output = self._output
+
+    def take(self) -> bytes:
+        """All events since the last call, as bytes."""
+        out = self._out
+        if not out:
+            return b""
+        self._out = []
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    @property
+    def items(self) -> list[OutputItem]:
+        """The items that are closed, in order."""
+        return self._output
+
+    @property
+    def has_output(self) -> bool:
+        """Whether anything was put out."""
+        return bool(self._output) or self._item is not None
+
+    # Lifecycle
+
+    def start(self) -> None:
+        """`response.created`, `response.in_progress`; the second call does nothing."""
+        if self._started:
+            return
+        self._started = True
+        self._emit(ev.ResponseCreated(self._next(), self.response))
+        self._emit(ev.ResponseInProgress(self._next(), self.response))
+
+    def complete(self, completed_at: float) -> None:
+        """The terminal event `response.completed`. Items are closed already (`close`)."""
+        self._settle("completed")
+        self.response.completed_at = int(completed_at)
+        self._emit(ev.ResponseCompleted(self._next(), self.response))
+
+    def incomplete(self, reason: str) -> None:
+        """The terminal event `response.incomplete`; `reason` is max_output_tokens or content_filter."""
+        self._settle("incomplete")
+        self.response.incomplete_details = Raw(encode({"reason": reason}))
+        self._emit(ev.ResponseIncomplete(self._next(), self.response))
+
+    def fail(self, code: str, message: str) -> None:
+        """The `error` event and the terminal event `response.failed`."""
+        self._settle("failed")
+        self.response.error = ResponseError(code=code, message=message)
+        kind = "too_many_requests" if code == "rate_limit_exceeded" else "server_error"
+        detail = ev.ErrorDetail(type=kind, code=code, message=message, param=None)
+        self._emit(ev.ErrorEvent(self._next(), code=code, message=message, param=None, error=detail))
+        self._emit(ev.ResponseFailed(self._next(), self.response))
+
+    def _settle(self, status: str) -> None:
+        assert self._item is None, "an item is still open"
+        self.response.status = status
+        if self.response.service_tier == "auto":
+            self.response.service_tier = "default"
+
+    def set_usage(self, usage: UsageObject) -> None:
+        """What the response cost; goes into the terminal snapshot."""
+        self.response.usage = usage
+
+    # Text, refusal, reasoning
+
+    def text(self, fragment: bytes) -> None:
+        """More text of the answer."""
+        item = self._item
+        if item.__class__ is not Message or item.content[0].__class__ is not OutputText:
+            self._open_message(OutputText(annotations=[], logprobs=[], text=_EMPTY))
+        self._delta(fragment)
+
+    def empty_message(self) -> None:
+        """Open a message without text: an answer that is complete and empty (observed: no deltas, text "")."""
+        self._open_message(OutputText(annotations=[], logprobs=[], text=_EMPTY))
+
+    def refusal(self, fragment: bytes) -> None:
+        """More text of a refusal."""
+        item = self._item
+        if item.__class__ is not Message or item.content[0].__class__ is not Refusal:
+            self._open_message(Refusal(refusal=_EMPTY))
+        self._delta(fragment)
+
+    def reasoning(self, fragment: bytes) -> None:
+        """More reasoning text."""
+        if self._item.__class__ is not Reasoning:
+            self._open_reasoning()
+        self._delta(fragment)
+
+    def _open_message(self, part: OutputText | Refusal) -> None:
+        self.close("completed")
+        item = Message(id=self._new_id("msg"), status="in_progress", content=[])
+        self._open(item)
+        index = len(self._output)
+        if self._options.events:
+            self._emit(ev.ContentPartAdded(self._next(), item.id, index, 0, part))
+            if isinstance(part, OutputText):
+                self._template = DeltaTemplate(ev.OutputTextDelta(0, item.id, index, 0, _EMPTY, []))
+            else:
+                self._template = DeltaTemplate(ev.RefusalDelta(0, item.id, index, 0, _EMPTY))
+        item.content.append(part)
+
+    def _open_reasoning(self) -> None:
+        self.close("completed")
+        summary = self._options.reasoning_as_summary
+        item = Reasoning(id=self._new_id("rs"), summary=[], content=UNSET if summary else [])
+        self._open(item)
+        index = len(self._output)
+        if not self._options.events:
+            return
+        if summary:
+            self._emit(ev.ReasoningSummaryPartAdded(self._next(), item.id, index, 0, SummaryText(_EMPTY)))
+            self._template = DeltaTemplate(ev.ReasoningSummaryTextDelta(0, item.id, index, 0, _EMPTY))
+        else:
+            self._emit(ev.ContentPartAdded(self._next(), item.id, index, 0, ReasoningText(_EMPTY)))
+            delta = ev.ReasoningDelta if self._options.open_responses_names else ev.ReasoningTextDelta
+            self._template = DeltaTemplate(delta(0, item.id, index, 0, _EMPTY))
+
+    # Function calls
+
+    def open_call(self, call_id: str, name: str) -> None:
+        """Begin a function call; its arguments follow with `arguments`."""
+        self.close("completed")
+        item = FunctionCall(
+            id=self._new_id("fc"),
+            status="in_progress",
+            arguments=_EMPTY,
+            call_id=call_id or self._new_id("call"),
+            name=name,
+        )
+        self._open(item)
+        if self._options.events:
+            self._template = DeltaTemplate(ev.FunctionCallArgumentsDelta(0, item.id, len(self._output), _EMPTY))
+
+    def arguments(self, fragment: bytes) -> None:
+        """More arguments of the open call."""
+        assert isinstance(self._item, FunctionCall)
+        self._delta(fragment)
+
+    # Opening and closing
+
+    def _open(self, item: OutputItem) -> None:
+        self._item = item
+        if self._options.events:
+            self._emit(ev.OutputItemAdded(self._next(), len(self._output), item))
+
+    def _delta(self, fragment: bytes) -> None:
+        self._size += len(fragment)
+        if self._size > self._options.most_bytes:
+            raise OutputTooLarge
+        self._fragments.append(fragment)
+        if self._template is not None:
+            self._out.append(self._template.render(self._number, fragment))
+            self._number += 1
+
+    def close(self, status: str) -> None:
+        """Close the open item, if there is one, as `completed` or `incomplete`."""
+        item = self._item
+        if item is None:
+            return
+        text = quoted(b"".join(self._fragments))
+        self._fragments = []
+        self._template = None
+        self._item = None
+        index = len(self._output)
+        if isinstance(item, Message):
+            self._close_message(item, index, text, status)
+        elif isinstance(item, Reasoning):
+            self._close_reasoning(item, index, text)
+        else:
+            item.arguments = text
+            item.status = status
+            self._emit(ev.FunctionCallArgumentsDone(self._next(), item.id, index, text, item.name))
+        self._output.append(item)
+        self._emit(ev.OutputItemDone(self._next(), index, item))
+
+    def _close_message(self, item: Message, index: int, text: Raw, status: str) -> None:
+        part = item.content[0]
+        item.status = status
+        if isinstance(part, OutputText):
+            part.text = text
+            self._emit(ev.OutputTextDone(self._next(), item.id, index, 0, text, []))
+        else:
+            part.refusal = text
+            self._emit(ev.RefusalDone(self._next(), item.id, index, 0, text))
+        self._emit(ev.ContentPartDone(self._next(), item.id, index, 0, part))
+
+    def _close_reasoning(self, item: Reasoning, index: int, text: Raw) -> None:
+        if self._options.reasoning_as_summary:
+            part = SummaryText(text)
+            item.summary.append(part)
+            self._emit(ev.ReasoningSummaryTextDone(self._next(), item.id, index, 0, text))
+            self._emit(ev.ReasoningSummaryPartDone(self._next(), item.id, index, 0, part))
+            return
+        content = ReasoningText(text)
+        item.content = [content]
+        done = ev.ReasoningDone if self._options.open_responses_names else ev.ReasoningTextDone
+        self._emit(done(self._next(), item.id, index, 0, text))
+        self._emit(ev.ContentPartDone(self._next(), item.id, index, 0, content))
+
+    # Numbers and bytes
+
+    def _next(self) -> int:
+        number = self._number
+        self._number += 1
+        return number
+
+    def _emit(self, event: ev.Event) -> None:
+        if self._options.events:
+            self._out.append(frame(event))
+
+
+def usage_object(
+    input_tokens: int, output_tokens: int, total_tokens: int, cached: int, cache_write: int, reasoning: int
+) -> UsageObject:
+    """The usage object with both of its details objects."""
+    return UsageObject(
+        input_tokens=input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=cache_write),
+        output_tokens=output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
+        total_tokens=total_tokens,
+    )

@@ -1,0 +1,176 @@
+"""A chunk or completion, read tolerantly.
+
+Lives here: the fast typed decoder, and the slow path for what it refuses: wrong types, content as an array of
+parts or as an object, invalid UTF-8, lone surrogates. Not here: what a chunk leads to (`chat_stream.py`).
+
+Invariant: after `read_chunk` every text field is None or a raw, valid JSON string; nothing raises but `NotAChunk`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.types.chat import Choice, Chunk, Delta, FunctionDelta, ToolCallDelta
+from antiphon.types.json import decode_any, encode, fragment_of, quoted
+
+__all__ = ["NotAChunk", "fragment", "read_chunk"]
+
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+class NotAChunk(ValueError):
+    """The data is no JSON object."""
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Decode a chunk. Raises `NotAChunk` when the data is no JSON object."""
+    if data.isascii() or _is_utf8(data):
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        else:
+            if all(_plain(choice.delta) and _plain(choice.message) for choice in chunk.choices or ()):
+                return chunk
+    try:
+        value = decode_any(data)
+    except ValueError:
+        raise NotAChunk("not JSON") from None
+    if not isinstance(value, dict):
+        raise NotAChunk("not a JSON object")
+    return _chunk(value)
+
+
+def fragment(value: Raw | None) -> bytes:
+    """The fragment of a text field; empty for None, null and the empty string."""
+    if value is None:
+        return b""
+    data = bytes(value)
+    return data[1:-1] if data[:1] == b'"' else b""
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _plain(delta: Delta | None) -> bool:
+    """Whether every text field is a string or null, as the fast path needs it."""
+    if delta is None:
+        return True
+    for value in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
+        if value is not None and bytes(value)[:1] not in (b'"', b"n"):
+            return False
+    for call in delta.tool_calls or ():
+        arguments = call.function.arguments if call.function is not None else None
+        if arguments is not None and bytes(arguments)[:1] not in (b'"', b"n"):
+            return False
+    return True
+
+
+def _chunk(value: dict[str, Any]) -> Chunk:
+    choices = value.get("choices")
+    return Chunk(
+        choices=[_choice(choice) for choice in choices if isinstance(choice, dict)]
+        if isinstance(choices, list)
+        else None,
+        usage=_raw(value.get("usage")),
+        x_groq=_raw(value.get("x_groq")),
+        error=_raw(value.get("error")),
+        service_tier=_str(value.get("service_tier")),
+        object=_str(value.get("object")),
+    )
+
+
+def _choice(value: dict[str, Any]) -> Choice:
+    delta, message = value.get("delta"), value.get("message")
+    return Choice(
+        index=_int(value.get("index")),
+        delta=_delta(delta) if isinstance(delta, dict) else None,
+        message=_delta(message) if isinstance(message, dict) else None,
+        finish_reason=_str(value.get("finish_reason")),
+        text=_text(value.get("text")),
+    )
+
+
+def _delta(value: dict[str, Any]) -> Delta:
+    content, thinking = _content(value.get("content"))
+    reasoning = _text(value.get("reasoning_content")) or thinking
+    calls = value.get("tool_calls")
+    legacy = value.get("function_call")
+    return Delta(
+        content=content,
+        refusal=_text(value.get("refusal")),
+        reasoning_content=reasoning,
+        reasoning=_text(value.get("reasoning")),
+        reasoning_details=_raw(value.get("reasoning_details")),
+        tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
+        function_call=_function(legacy) if isinstance(legacy, dict) else None,
+        annotations=_raw(value.get("annotations")),
+    )
+
+
+def _content(value: Any) -> tuple[Raw | None, Raw | None]:
+    """Content as text and thinking: a string, an array of parts (seen: mistral), or parsed JSON (seen: cloudflare)."""
+    if value is None or isinstance(value, str):
+        return _text(value), None
+    if not isinstance(value, list):
+        return quoted(fragment_of(encode(value).decode())), None
+    text, thinking = [], []
+    for part in value:
+        if isinstance(part, str):
+            text.append(part)
+        elif isinstance(part, dict) and part.get("type") == "thinking":
+            inner = part.get("thinking")
+            pieces = inner if isinstance(inner, list) else [inner]
+            for piece in pieces:
+                words = piece.get("text") if isinstance(piece, dict) else piece
+                if isinstance(words, str):
+                    thinking.append(words)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            text.append(part["text"])
+    return _text("".join(text)) if text else None, _text("".join(thinking)) if thinking else None
+
+
+def _call(value: dict[str, Any]) -> ToolCallDelta:
+    function = value.get("function")
+    return ToolCallDelta(
+        index=_int(value.get("index")),
+        id=_str(value.get("id")),
+        function=_function(function) if isinstance(function, dict) else None,
+    )
+
+
+def _function(value: dict[str, Any]) -> FunctionDelta:
+    arguments = value.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        # Arguments as an object instead of JSON in a string.
+        arguments = encode(arguments).decode()
+    return FunctionDelta(name=_str(value.get("name")), arguments=_text(arguments))
+
+
+def _text(value: Any) -> Raw | None:
+    return quoted(fragment_of(value)) if isinstance(value, str) else None
+
+
+def _str(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _raw(value: Any) -> Raw | None:
+    if value is None:
+        return None
+    try:
+        return Raw(encode(value))
+    except (TypeError, UnicodeEncodeError, ValueError):
+        return None

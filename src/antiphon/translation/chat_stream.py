@@ -1,0 +1,244 @@
+"""Chat chunks become builder calls.
+
+Lives here: what the fields of a chunk lead to, in which order, and how an answer ends. A whole completion is one
+chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chat_chunk.py`), events (`builder.py`).
+
+Invariants: bad chunks never raise, they become the failed path; `null` and the empty string never open an item; of
+several spellings of reasoning one is used, never two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import Raw
+
+from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
+from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
+from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
+from antiphon.translation.upstream_errors import error_in_stream
+from antiphon.translation.usage import read_usage
+from antiphon.types.chat import Chunk, Delta, ToolCallDelta
+from antiphon.types.json import decode_any, encode, fragment_of
+from antiphon.types.response import UsageObject
+
+__all__ = ["ChatStream", "Ending"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the upstream's answer ended: `status` is completed, incomplete or failed.
+
+    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed.
+    """
+
+    status: str
+    reason: str = ""
+    code: str = ""
+    message: str = ""
+
+
+def _failed(message: str, code: str = "server_error") -> Ending:
+    return Ending("failed", code=code, message=message)
+
+
+class ChatStream:
+    """One upstream answer. Feed it, then ask `end`; `ended` says that nothing more is needed."""
+
+    def __init__(
+        self, builder: ResponseBuilder, profile: UpstreamProfile, *, event_limit: int, most_calls: int
+    ) -> None:
+        self._builder = builder
+        self._profile = profile
+        self._sse = SseDecoder(event_limit)
+        self._calls = ToolCalls(builder, most_calls)
+        self._finish: str | None = None
+        self._failure: Ending | None = None
+        self._usage: UsageObject | None = None
+        self._service_tier: str | None = None
+        self._saw_chunk = False
+        self._garbage = False
+        self.ended = False
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes of an event stream, in any split."""
+        try:
+            for event in self._sse.feed(data):
+                self._event(event)
+        except EventTooLarge:
+            self._fail(_failed("The upstream sent an event that is too large.", "upstream_too_large"))
+
+    def receive_completion(self, body: bytes) -> None:
+        """A whole JSON answer."""
+        try:
+            chunk = read_chunk(body)
+        except NotAChunk:
+            self._fail(_failed("The upstream's answer is not JSON.", "upstream_invalid"))
+            return
+        if not chunk.choices and chunk.error is None:
+            self._fail(_failed("The upstream's answer has no choices.", "upstream_invalid"))
+            return
+        self._chunk(chunk, whole=True)
+        if self._failure is None and self._finish is None and self._builder.has_output:
+            # A complete answer without a finish_reason (seen: OpenRouter, old vision models) is complete.
+            self._finish = "stop"
+
+    def end(self, cut: Ending | None = None) -> Ending:
+        """The answer is over (`cut`: it was broken off). Closes the open item and says how it ended."""
+        if cut is None and self._failure is None:
+            try:
+                for event in self._sse.close():
+                    self._event(event)
+            except EventTooLarge:
+                pass
+        ending = self._failure or (cut if not self._is_complete() else None) or self._judge()
+        try:
+            self._calls.flush()
+        except OutputTooLarge:
+            ending = _failed("The model's output is too large.", "upstream_too_large")
+        if ending.status == "completed" and self._calls.nameless:
+            ending = _failed("The upstream sent a tool call without a name.", "upstream_invalid")
+        if ending.status == "completed" and self._calls.broken:
+            ending = _failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+        if ending.status == "completed" and not self._builder.has_output:
+            self._builder.empty_message()
+        self._builder.close("completed" if ending.status == "completed" else "incomplete")
+        if self._usage is not None:
+            self._builder.set_usage(self._usage)
+        if self._service_tier:
+            self._builder.response.service_tier = self._service_tier
+        return ending
+
+    def _is_complete(self) -> bool:
+        """Whether the model had finished although the transport broke off after it."""
+        return self._finish is not None
+
+    def _judge(self) -> Ending:
+        if self._finish == "length":
+            return Ending("incomplete", reason="max_output_tokens")
+        if self._finish == "content_filter":
+            return Ending("incomplete", reason="content_filter")
+        if self._finish is not None:
+            return Ending("completed")
+        if self._builder.has_output or self._calls:
+            if self._profile.end_without_finish == "completed":
+                return Ending("completed")
+            return _failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
+        if self._garbage and not self._saw_chunk:
+            return _failed("The upstream's answer is not a chat completion stream.", "upstream_invalid")
+        return _failed("The upstream's answer is empty.", "upstream_empty")
+
+    def _event(self, event: ServerSentEvent) -> None:
+        if self.ended or self._failure is not None:
+            return
+        data = event.data
+        if data.strip() == b"[DONE]":
+            self.ended = True
+            return
+        if event.type == b"error":
+            code, message = error_in_stream(data)
+            self._fail(_failed(message, code))
+            return
+        try:
+            chunk = read_chunk(data)
+        except NotAChunk:
+            # One bad event is skipped; a stream of nothing else is an error at its end.
+            self._garbage = True
+            return
+        self._chunk(chunk, whole=False)
+
+    def _chunk(self, chunk: Chunk, *, whole: bool) -> None:
+        self._saw_chunk = True
+        try:
+            for choice in chunk.choices or ():
+                if choice.index:
+                    continue
+                delta = choice.message if whole else choice.delta
+                if delta is None and whole:
+                    delta = choice.delta
+                if delta is not None:
+                    self._delta(delta)
+                elif choice.text is not None:
+                    self._text(fragment(choice.text))
+                if choice.finish_reason:
+                    self._note_finish(choice.finish_reason)
+        except OutputTooLarge:
+            self._fail(_failed("The model's output is too large.", "upstream_too_large"))
+        except TooManyToolCalls:
+            self._fail(_failed("The model made too many tool calls.", "upstream_too_large"))
+        usage = read_usage(chunk.usage) if chunk.usage is not None else None
+        if usage is None and chunk.x_groq is not None:
+            usage = _groq_usage(bytes(chunk.x_groq))
+        if usage is not None:
+            self._usage = usage
+        if chunk.service_tier:
+            self._service_tier = chunk.service_tier
+        if chunk.error is not None and bytes(chunk.error) not in (b"null", b'""', b"{}"):
+            code, message = error_in_stream(b'{"error":%b}' % bytes(chunk.error))
+            self._fail(_failed(message, code))
+
+    def _note_finish(self, reason: str) -> None:
+        # Of several finish chunks, one that says the answer was cut counts.
+        if self._finish not in ("length", "content_filter"):
+            self._finish = reason
+
+    def _delta(self, delta: Delta) -> None:
+        reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
+        if not reasoning and delta.reasoning_details is not None:
+            reasoning = _details_text(bytes(delta.reasoning_details))
+        if reasoning:
+            self._settle_calls()
+            self._builder.reasoning(reasoning)
+        if delta.content is not None:
+            self._text(fragment(delta.content))
+        if delta.refusal is not None:
+            refusal = fragment(delta.refusal)
+            if refusal:
+                self._settle_calls()
+                self._builder.refusal(refusal)
+        for call in delta.tool_calls or ():
+            self._calls.receive(call)
+        if delta.function_call is not None:
+            self._calls.receive(ToolCallDelta(index=0, function=delta.function_call))
+
+    def _text(self, text: bytes) -> None:
+        if text:
+            self._settle_calls()
+            self._builder.text(text)
+
+    def _settle_calls(self) -> None:
+        if self._calls:
+            self._calls.flush()
+
+    def _fail(self, ending: Ending) -> None:
+        if self._failure is None:
+            self._failure = ending
+        self.ended = True
+
+
+def _groq_usage(data: bytes) -> UsageObject | None:
+    """Usage inside `x_groq` (older Groq)."""
+
+    try:
+        value = decode_any(data)
+    except ValueError:
+        return None
+    usage = value.get("usage") if isinstance(value, dict) else None
+    return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
+
+
+def _details_text(data: bytes) -> bytes:
+    """The text in `reasoning_details`, for servers that send nothing else."""
+    try:
+        details = decode_any(data)
+    except ValueError:
+        return b""
+    parts = []
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict):
+            text = detail.get("text") or detail.get("summary")
+            if isinstance(text, str):
+                parts.append(text)
+    return fragment_of("".join(parts))

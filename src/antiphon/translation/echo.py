@@ -1,0 +1,99 @@
+"""The Response object as it starts: what the request said, echoed, with OpenAI's defaults for what it did not say.
+
+Lives here: the echo rules. Not here: what changes while the response runs (`builder.py`).
+
+Source: OpenAI's observed echo rules; two listed differences: a function's omitted `strict` is echoed as null (no
+schema is rewritten), and `service_tier` is `auto`, then `default`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Raw
+
+from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse, FunctionTool, TextOptions
+from antiphon.types.response import Response
+
+__all__ = ["start_response"]
+
+_AUTO = Raw(b'"auto"')
+_NO_METADATA = Raw(b"{}")
+_NO_REASONING = Raw(b'{"effort":null,"summary":null}')
+# Open Responses knows fewer efforts than OpenAI; others are not echoed, so that both schemas hold.
+_ECHOED_EFFORTS = ("none", "low", "medium", "high", "xhigh")
+
+
+def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
+    """The first snapshot: `in_progress`, no output, no usage."""
+    return Response(
+        id=response_id,
+        created_at=int(created_at),
+        model=request.model,
+        status="in_progress",
+        tools=[_tool(tool) for tool in request.tools],
+        tool_choice=request.tool_choice or _AUTO,
+        text=_text(request.text),
+        reasoning=_reasoning(request),
+        metadata=request.metadata or _NO_METADATA,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        output=[],
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        presence_penalty=request.presence_penalty or 0.0,
+        previous_response_id=request.previous_response_id,
+        prompt_cache_key=request.prompt_cache_key,
+        prompt_cache_retention=request.prompt_cache_retention,
+        safety_identifier=request.safety_identifier,
+        store=request.store,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        truncation=request.truncation,
+        user=request.user,
+    )
+
+
+def _tool(tool: FunctionTool) -> Raw:
+    return Raw(
+        encode(
+            {
+                "type": "function",
+                "description": tool.description,
+                "name": tool.name,
+                "parameters": tool.parameters,
+                "strict": tool.strict,
+            }
+        )
+    )
+
+
+def _text(text: TextOptions | None) -> Raw:
+    verbosity = (text.verbosity if text is not None else None) or "medium"
+    wanted: dict[str, Any] = {"type": "text"}
+    if text is not None and text.format is not None and text.format.type != "text":
+        wanted = {"type": text.format.type}
+        if text.format.type == "json_schema":
+            wanted |= {
+                "description": text.format.description,
+                "name": text.format.name,
+                "schema": text.format.schema,
+                "strict": text.format.strict is not False,
+            }
+    return Raw(encode({"format": wanted, "verbosity": verbosity}))
+
+
+def _reasoning(request: CreateResponse) -> Raw:
+    if request.reasoning is None:
+        return _NO_REASONING
+    effort = request.reasoning.effort
+    return Raw(
+        encode(
+            {
+                "effort": effort if effort in _ECHOED_EFFORTS else None,
+                "summary": request.reasoning.summary,
+            }
+        )
+    )

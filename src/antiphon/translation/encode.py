@@ -1,0 +1,52 @@
+"""Events become bytes here, and nowhere else.
+
+Lives here: the framings (server-sent events; none, for a client that wants one JSON answer) and the pre-rendered
+templates of the frequent delta events. Not here: which event is sent when (`builder.py`).
+
+Invariant: one framed event, its blank line included, is one bytes object, so that no write can end inside it. A
+delta rendered from its template equals the event encoded by its class, byte for byte.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from antiphon.types.events import Event
+from antiphon.types.json import encode
+
+__all__ = ["DONE", "KEEPALIVE", "DeltaTemplate", "frame"]
+
+DONE = b"data: [DONE]\n\n"
+"""The sentinel that ends an event stream."""
+
+KEEPALIVE = b": keep-alive\n\n"
+"""A comment line that keeps idle connections open."""
+
+_NUMBER = 987654321123456789
+_DELTA = Raw(b'"\\u0000delta"')
+
+
+def frame(event: Event) -> bytes:
+    """One event as a server-sent event."""
+    return b"event: %b\ndata: %b\n\n" % (type(event).__struct_config__.tag.encode(), encode(event))  # type: ignore[union-attr]
+
+
+class DeltaTemplate:
+    """A delta event of one open part, rendered once; per delta only the number and the text are put in.
+
+    `make(sequence_number, delta)` is the event's constructor with everything else filled in.
+    """
+
+    __slots__ = ("_head", "_middle", "_tail")
+
+    def __init__(self, event: Event) -> None:
+        """`event` is the event as it should look, with any number and any delta."""
+        event.sequence_number = _NUMBER
+        event.delta = _DELTA  # type: ignore[attr-defined]
+        rendered = frame(event)
+        self._head, rest = rendered.split(str(_NUMBER).encode(), 1)
+        self._middle, self._tail = rest.split(bytes(_DELTA)[1:-1], 1)
+
+    def render(self, sequence_number: int, fragment: bytes) -> bytes:
+        """The framed event for this text fragment."""
+        return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)

@@ -1,0 +1,470 @@
+"""A create-response body becomes a `CreateResponse`, or an error that says what to change.
+
+Lives here: types, ranges, combinations, and the fate of every field that is not translated (ignored and named, or a
+400). Not here: the echo (`echo.py`) and the chat request (`chat_request.py`).
+
+Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
+is dropped without being named in `ignored`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest
+from antiphon.types.items import InputItem
+from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse, FunctionTool, ReasoningOptions, StreamOptions, TextOptions
+
+__all__ = ["read_request"]
+
+_OPTIONAL: dict[str, Any] = {
+    "previous_response_id": str | None,
+    "parallel_tool_calls": bool | None,
+    "temperature": float | None,
+    "top_p": float | None,
+    "presence_penalty": float | None,
+    "frequency_penalty": float | None,
+    "max_output_tokens": int | None,
+    "max_tool_calls": int | None,
+    "store": bool | None,
+    "stream": bool | None,
+    "text": TextOptions | None,
+    "reasoning": ReasoningOptions | None,
+    "truncation": str | None,
+    "prompt_cache_key": str | None,
+    "prompt_cache_retention": str | None,
+    "safety_identifier": str | None,
+    "user": str | None,
+    "background": bool | None,
+    "include": list[str] | None,
+    "stream_options": StreamOptions | None,
+    "top_logprobs": int | None,
+    "service_tier": str | None,
+    "metadata": dict[str, str] | None,
+    "tools": list[FunctionTool] | None,
+}
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
+_INPUT = msgspec.json.Decoder(list[InputItem])
+_TOP = msgspec.json.Decoder(dict[str, Raw])
+_STRING = msgspec.json.Decoder(str)
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "top_logprobs": (0, 20),
+    "max_output_tokens": (16, 2**53),
+    "max_tool_calls": (1, 2**53),
+}
+_CHOICES = {
+    "truncation": ("auto", "disabled"),
+    "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
+}
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_SUMMARIES = ("auto", "concise", "detailed")
+_VERBOSITIES = ("low", "medium", "high")
+_LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+# Hosted tools that cannot run here: left out and named, except those without which the answer would be wrong.
+_REFUSED_TOOLS = ("code_interpreter", "mcp")
+
+_NOT_YET = {
+    "conversation": "Conversations are not available yet; use previous_response_id.",
+    "prompt": "Stored prompts are not available yet; send instructions and input.",
+}
+_CHAT_FIELDS = {
+    "messages": "'messages' belongs to Chat Completions; the Responses API takes 'input'.",
+    "response_format": "'response_format' belongs to Chat Completions; the Responses API takes 'text.format'.",
+    "max_tokens": "'max_tokens' belongs to Chat Completions; the Responses API takes 'max_output_tokens'.",
+    "max_completion_tokens": "'max_completion_tokens' belongs to Chat Completions; "
+    "the Responses API takes 'max_output_tokens'.",
+}
+_IGNORABLE_INCLUDES = frozenset(
+    {
+        "reasoning.encrypted_content",
+        "file_search_call.results",
+        "web_search_call.results",
+        "web_search_call.action.sources",
+        "message.input_image.image_url",
+        "computer_call_output.output.image_url",
+        "code_interpreter_call.outputs",
+    }
+)
+
+
+def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResponse:
+    """Read a create-response body. Raises `InvalidRequest`."""
+    fields = _read_object(body)
+    for name, hint in _CHAT_FIELDS.items():
+        if name in fields:
+            raise InvalidRequest(hint, param=name, code="unsupported_parameter")
+    for name, hint in _NOT_YET.items():
+        if _given(fields.get(name)):
+            raise InvalidRequest(hint, param=name, code="unsupported_parameter")
+    values: dict[str, Any] = {name: _read(name, fields[name]) for name in _OPTIONAL if name in fields}
+    _check_values(values)
+    ignored = sorted(name for name in fields if name not in _OPTIONAL and name not in _READ_APART)
+    ignored += _ignored_values(values)
+    if values.get("background"):
+        raise InvalidRequest(
+            "Background responses are not available yet; leave 'background' out.",
+            param="background",
+            code="unsupported_parameter",
+        )
+    tools, left_out = _read_tools(values.get("tools") or [], most_tools)
+    ignored += left_out
+    request = CreateResponse(
+        model=_read_model(fields.get("model")),
+        input=_read_input(fields.get("input"), most_items),
+        instructions=_read_instructions(fields.get("instructions")),
+        previous_response_id=values.get("previous_response_id") or None,
+        tools=tuple(tools),
+        tool_choice=_read_tool_choice(fields.get("tool_choice"), tools, left_out),
+        parallel_tool_calls=values.get("parallel_tool_calls"),
+        temperature=values.get("temperature"),
+        top_p=values.get("top_p"),
+        presence_penalty=values.get("presence_penalty"),
+        frequency_penalty=values.get("frequency_penalty"),
+        max_output_tokens=values.get("max_output_tokens"),
+        max_tool_calls=values.get("max_tool_calls"),
+        metadata=fields.get("metadata") if values.get("metadata") is not None else None,
+        store=values.get("store") is not False,
+        stream=bool(values.get("stream")),
+        text=values.get("text"),
+        reasoning=values.get("reasoning"),
+        truncation=values.get("truncation") or "disabled",
+        prompt_cache_key=values.get("prompt_cache_key"),
+        prompt_cache_retention=values.get("prompt_cache_retention"),
+        safety_identifier=values.get("safety_identifier"),
+        user=values.get("user"),
+        ignored=tuple(ignored),
+    )
+    if not request.input and request.previous_response_id is None:
+        raise InvalidRequest(
+            "'input' is missing or empty. Send a string or a list of items.",
+            param="input",
+            code="missing_required_parameter",
+        )
+    return request
+
+
+_READ_APART = frozenset({"model", "input", "instructions", "tool_choice", *_NOT_YET})
+
+
+def _read_object(body: bytes) -> dict[str, Raw]:
+    try:
+        if not body.isascii():
+            body.decode()
+        return _TOP.decode(body)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
+        ) from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("The request body must be a JSON object.", code="invalid_type") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        what = "The request body is empty." if not body.strip() else f"The request body is not valid JSON: {error}"
+        raise InvalidRequest(what, code="invalid_json") from None
+
+
+def _given(value: Raw | None) -> bool:
+    return value is not None and bytes(value) != b"null"
+
+
+def _read(name: str, value: Raw) -> Any:
+    try:
+        return _DECODERS[name].decode(value)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(name, error) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
+
+
+def _wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
+    problem, _, path = str(error).partition(" - at `$")
+    param = name + path.removesuffix("`").replace("[...]", "")
+    return InvalidRequest(f"Invalid type for '{param}': {_lower(problem)}.", param=param, code="invalid_type")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].replace("`", "")
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = values.get(name)
+        if value is not None and not low <= value <= high:
+            below = value < low
+            kind = "integer" if isinstance(value, int) else "decimal"
+            raise InvalidRequest(
+                f"Invalid '{name}': {value} is {'below the minimum' if below else 'above the maximum'} of "
+                f"{low if below else high:g}.",
+                param=name,
+                code=f"{kind}_{'below_min' if below else 'above_max'}_value",
+            )
+    for name, allowed in _CHOICES.items():
+        _check_choice(name, values.get(name), allowed)
+    for name, most in _LENGTHS.items():
+        if len(values.get(name) or "") > most:
+            raise InvalidRequest(
+                f"Invalid '{name}': it may have at most {most} characters.",
+                param=name,
+                code="string_above_max_length",
+            )
+    text: TextOptions | None = values.get("text")
+    if text is not None:
+        _check_text(text)
+    reasoning: ReasoningOptions | None = values.get("reasoning")
+    if reasoning is not None:
+        _check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
+        _check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
+    _check_metadata(values.get("metadata") or {})
+    for number, include in enumerate(values.get("include") or ()):
+        if include not in _IGNORABLE_INCLUDES:
+            raise InvalidRequest(
+                f"Invalid value for 'include[{number}]': {include!r} is not supported here. "
+                f"Supported: {', '.join(sorted(_IGNORABLE_INCLUDES))}.",
+                param="include",
+                code="invalid_value",
+            )
+    if values.get("top_logprobs"):
+        raise InvalidRequest(
+            "Log probabilities are not available yet; leave 'top_logprobs' out.",
+            param="top_logprobs",
+            code="unsupported_parameter",
+        )
+
+
+def _check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise InvalidRequest(
+            f"Invalid value for '{name}': {value[:64]!r}. Supported values are: {', '.join(allowed)}.",
+            param=name,
+            code="invalid_value",
+        )
+
+
+def _check_text(text: TextOptions) -> None:
+    _check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
+    if text.format is None:
+        return
+    _check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
+    if text.format.type == "json_schema":
+        if not text.format.name:
+            raise InvalidRequest(
+                "Missing required parameter: 'text.format.name'.",
+                param="text.format.name",
+                code="missing_required_parameter",
+            )
+        if not _NAME.fullmatch(text.format.name):
+            raise InvalidRequest(
+                "Invalid 'text.format.name': use 1 to 64 letters, digits, underscores or dashes.",
+                param="text.format.name",
+                code="invalid_value",
+            )
+        if not _given(text.format.schema):
+            raise InvalidRequest(
+                "Missing required parameter: 'text.format.schema'.",
+                param="text.format.schema",
+                code="missing_required_parameter",
+            )
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if len(metadata) > 16:
+        raise InvalidRequest(
+            "Invalid 'metadata': it may have at most 16 pairs.", param="metadata", code="object_above_max_properties"
+        )
+    for key, value in metadata.items():
+        if len(key) > 64 or len(value) > 512:
+            raise InvalidRequest(
+                "Invalid 'metadata': keys may have at most 64 characters and values at most 512.",
+                param="metadata",
+                code="string_above_max_length",
+            )
+
+
+def _ignored_values(values: dict[str, Any]) -> list[str]:
+    """Known fields whose value has no effect here."""
+    names = ("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")
+    ignored = [name for name in names if values.get(name) not in (None, "auto", "default")]
+    if values.get("truncation") == "auto":
+        ignored.append("truncation")
+    ignored += [f"include:{include}" for include in values.get("include") or ()]
+    options: StreamOptions | None = values.get("stream_options")
+    if options is not None and options.include_obfuscation:
+        ignored.append("stream_options.include_obfuscation")
+    return ignored
+
+
+def _read_model(value: Raw | None) -> str:
+    if not _given(value):
+        raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+    model = _string("model", value)
+    if not model.strip():
+        raise InvalidRequest("Invalid 'model': it is empty.", param="model", code="invalid_value")
+    return model
+
+
+def _string(name: str, value: Raw | None) -> str:
+    try:
+        return _STRING.decode(value or b"")
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
+        ) from None
+
+
+def _read_instructions(value: Raw | None) -> Raw | None:
+    if not _given(value):
+        return None
+    _string("instructions", value)
+    return value
+
+
+def _read_input(value: Raw | None, most: int) -> list[InputItem]:
+    if value is None or not _given(value):
+        return []
+    data = bytes(value)
+    if data[:1] == b'"':
+        _string("input", value)
+        return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
+    try:
+        items = _INPUT.decode(data)
+    except msgspec.ValidationError as error:
+        if data[:1] != b"[":
+            raise InvalidRequest(
+                "Invalid type for 'input': expected a string or a list of items.", param="input", code="invalid_type"
+            ) from None
+        raise _wrong_type("input", error) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
+    if len(items) > most:
+        raise InvalidRequest(
+            f"'input' has {len(items)} items; at most {most} are allowed.",
+            param="input",
+            code="array_above_max_length",
+        )
+    return items
+
+
+def _read_tools(tools: list[FunctionTool], most: int) -> tuple[list[FunctionTool], list[str]]:
+    if len(tools) > most:
+        raise InvalidRequest(
+            f"'tools' has {len(tools)} entries; at most {most} are allowed.",
+            param="tools",
+            code="array_above_max_length",
+        )
+    kept: list[FunctionTool] = []
+    left_out: list[str] = []
+    names: set[str] = set()
+    for number, tool in enumerate(tools):
+        where = f"tools[{number}]"
+        if tool.type in _REFUSED_TOOLS:
+            raise InvalidRequest(
+                f"The hosted tool '{tool.type}' cannot run here; remove it from 'tools'.",
+                param=f"{where}.type",
+                code="unsupported_tool",
+            )
+        if tool.type != "function":
+            left_out.append(f"tools.{tool.type}")
+            continue
+        if tool.name is None:
+            raise InvalidRequest(
+                f"Missing required parameter: '{where}.name'.",
+                param=f"{where}.name",
+                code="missing_required_parameter",
+            )
+        if not _NAME.fullmatch(tool.name):
+            raise InvalidRequest(
+                f"Invalid '{where}.name': use 1 to 64 letters, digits, underscores or dashes.",
+                param=f"{where}.name",
+                code="invalid_value",
+            )
+        if tool.name in names:
+            raise InvalidRequest(
+                f"Two tools are called {tool.name!r}; names must be unique.",
+                param=f"{where}.name",
+                code="invalid_value",
+            )
+        if tool.parameters is not None and bytes(tool.parameters)[:1] not in (b"{", b"n"):
+            raise InvalidRequest(
+                f"Invalid type for '{where}.parameters': expected an object.",
+                param=f"{where}.parameters",
+                code="invalid_type",
+            )
+        names.add(tool.name)
+        kept.append(tool)
+    return kept, left_out
+
+
+class _NamedTool(msgspec.Struct):
+    type: str | None = None
+    name: str | None = None
+
+
+class _ToolChoice(msgspec.Struct):
+    type: str
+    name: str | None = None
+    mode: str | None = None
+    tools: list[_NamedTool] | None = None
+
+
+def _read_tool_choice(value: Raw | None, tools: list[FunctionTool], left_out: list[str]) -> Raw | None:
+    """The choice as it is echoed: a string, a function, or allowed tools with their mode."""
+    if value is None or not _given(value):
+        return None
+    if bytes(value)[:1] == b'"':
+        choice = _string("tool_choice", value)
+        _check_choice("tool_choice", choice, ("auto", "none", "required"))
+        if choice == "required" and not tools:
+            raise InvalidRequest(
+                "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
+                if left_out
+                else "tool_choice 'required' needs 'tools'.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        return value
+    try:
+        choice_object = msgspec.json.decode(value, type=_ToolChoice)
+    except msgspec.ValidationError as error:
+        raise _wrong_type("tool_choice", error) from None
+    names = {tool.name for tool in tools}
+    if choice_object.type == "function":
+        if choice_object.name not in names:
+            raise InvalidRequest(
+                f"tool_choice names the function {choice_object.name!r}, which is not in 'tools'.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        return Raw(encode({"type": "function", "name": choice_object.name}))
+    if choice_object.type == "allowed_tools":
+        mode = choice_object.mode or "auto"
+        _check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
+        chosen = choice_object.tools or []
+        for number, tool in enumerate(chosen):
+            if tool.type == "function" and tool.name not in names:
+                raise InvalidRequest(
+                    f"tool_choice allows the function {tool.name!r}, which is not in 'tools'.",
+                    param=f"tool_choice.tools[{number}]",
+                    code="invalid_value",
+                )
+        if not any(tool.type == "function" for tool in chosen):
+            raise InvalidRequest(
+                "tool_choice allows no tool that can be called here.", param="tool_choice.tools", code="invalid_value"
+            )
+        listed = [{"type": tool.type, "name": tool.name} for tool in chosen if tool.type == "function"]
+        return Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
+    raise InvalidRequest(
+        f"tool_choice asks for {choice_object.type[:64]!r}, which cannot run here.",
+        param="tool_choice",
+        code="unsupported_parameter",
+    )

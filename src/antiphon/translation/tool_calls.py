@@ -1,0 +1,146 @@
+"""Tool calls put together from deltas, one after the other.
+
+Lives here: which delta belongs to which call, and when a call may be opened. Chat servers interleave calls, omit the
+index, repeat it with a new id, send names late; Responses clients get one open item at a time. Not here: the events
+(`builder.py`).
+
+Invariants: calls are opened in the order in which they first appeared; a call is opened only once its name is known;
+the arguments put out are the concatenation of the fragments received for that call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.chat_chunk import fragment
+from antiphon.types.chat import ToolCallDelta
+from antiphon.types.json import text_of
+
+__all__ = ["TooManyToolCalls", "ToolCalls"]
+
+
+class TooManyToolCalls(Exception):
+    """The model made more calls than the limit allows."""
+
+
+@dataclass(slots=True)
+class _Call:
+    key: int | None
+    id: str = ""
+    name: str = ""
+    waiting: list[bytes] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+    done: bool = False
+
+
+class ToolCalls:
+    """Feeds a builder with calls; `flush` when no more deltas can come."""
+
+    def __init__(self, builder: ResponseBuilder, most: int) -> None:
+        self._builder = builder
+        self._most = most
+        self._calls: list[_Call] = []
+        self._first = 0
+        self._open: _Call | None = None
+        self._ids: set[str] = set()
+        self.broken = False
+        """Whether arguments came for a call that was closed already, so that what was put out is wrong."""
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    @property
+    def nameless(self) -> bool:
+        """Whether a call with arguments never got a name: it cannot be put out."""
+        return any(not call.name and (call.waiting or call.id) for call in self._calls)
+
+    def receive(self, delta: ToolCallDelta) -> None:
+        """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
+        name = (delta.function.name if delta.function is not None else None) or ""
+        part = fragment(delta.function.arguments) if delta.function is not None else b""
+        call = self._find(delta, name)
+        if call is None:
+            if not (delta.id or name or part):
+                return
+            if len(self._calls) >= self._most:
+                raise TooManyToolCalls
+            call = _Call(delta.index)
+            self._calls.append(call)
+        # First value wins: later ones are repetitions, or null or "" instead of absent.
+        call.id = call.id or delta.id or ""
+        call.name = call.name or name
+        if part and not self._is_repetition(call, part):
+            if call.done:
+                self.broken = True
+                return
+            call.waiting.append(part)
+        self._advance()
+
+    def flush(self) -> None:
+        """No more deltas come: put out every call that waited for an earlier one."""
+        for call in self._calls[self._first :]:
+            if call.name:
+                self._put_out(call)
+            call.done = True
+        self._first = len(self._calls)
+        self._open = None
+
+    def _find(self, delta: ToolCallDelta, name: str) -> _Call | None:
+        """The call this delta continues, or None for a new one."""
+        last = self._calls[-1] if self._calls else None
+        if delta.index is None:
+            if last is None or (delta.id and delta.id != last.id) or (name and not delta.id and last.name):
+                return None
+            return last
+        for call in reversed(self._calls):
+            if call.key == delta.index:
+                # The same index with another id and a name is a new call (seen: Gemini behind OpenRouter).
+                other = bool(delta.id and call.id and delta.id != call.id and name)
+                return None if other else call
+        return None
+
+    @staticmethod
+    def _is_repetition(call: _Call, part: bytes) -> bool:
+        """Whether a server sends the whole call again at its end, or blanks after it."""
+        if not part.strip(b" ") and call.done:
+            return True
+        return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
+
+    def _advance(self) -> None:
+        """Put out what can be put out: the open call's fragments, and the next call once the open one is whole."""
+        while self._first < len(self._calls):
+            call = self._calls[self._first]
+            if not call.name:
+                return
+            self._put_out(call)
+            if self._first + 1 >= len(self._calls) or not _is_whole(call):
+                return
+            call.done = True
+            self._open = None
+            self._first += 1
+
+    def _put_out(self, call: _Call) -> None:
+        if self._open is not call:
+            if call.id in self._ids:
+                # Two calls of one answer with the same id: the outputs could not be told apart.
+                call.id = ""
+            self._ids.add(call.id)
+            self._builder.open_call(call.id, call.name)
+            self._open = call
+        if call.waiting:
+            for part in call.waiting:
+                self._builder.arguments(part)
+            call.sent += call.waiting
+            call.waiting = []
+
+
+def _is_whole(call: _Call) -> bool:
+    """Whether the arguments are complete JSON, so that no more of them can come."""
+    try:
+        msgspec.json.decode(text_of(b"".join(call.sent)))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,76 @@
+"""Token usage, in every place and spelling a provider puts it.
+
+Lives here: reading a chat usage object into ours. Not here: when it is read (`chat_stream.py`).
+
+Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
+non-negative integer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Raw
+
+from antiphon.translation.builder import usage_object
+from antiphon.types.json import decode_any
+from antiphon.types.response import UsageObject
+
+__all__ = ["read_usage"]
+
+
+def read_usage(data: Raw | None) -> UsageObject | None:
+    """The usage object, or None when the data holds no counts.
+
+    Details come from `prompt_tokens_details` / `completion_tokens_details`, or from the flat spellings of DeepSeek,
+    Together, Databricks and SGLang.
+    """
+    if data is None:
+        return None
+    try:
+        value = decode_any(bytes(data))
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    prompt = _count(value, "prompt_tokens", "input_tokens")
+    completion = _count(value, "completion_tokens", "output_tokens")
+    total = _count(value, "total_tokens")
+    if prompt is None and completion is None:
+        return None
+    prompt, completion = prompt or 0, completion or 0
+    inputs = _details(value, "prompt_tokens_details", "input_tokens_details")
+    outputs = _details(value, "completion_tokens_details", "output_tokens_details")
+    cached = _count(inputs, "cached_tokens")
+    if cached is None:
+        cached = _count(value, "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
+    written = _count(inputs, "cache_write_tokens")
+    if written is None:
+        written = _count(value, "cache_write_tokens", "cache_creation_input_tokens")
+    reasoning = _count(outputs, "reasoning_tokens")
+    if reasoning is None:
+        reasoning = _count(value, "reasoning_tokens")
+    return usage_object(
+        prompt,
+        completion,
+        prompt + completion if total is None else total,
+        cached or 0,
+        written or 0,
+        reasoning or 0,
+    )
+
+
+def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    for name in names:
+        details = value.get(name)
+        if isinstance(details, dict):
+            return details
+    return {}
+
+
+def _count(value: dict[str, Any], *names: str) -> int | None:
+    for name in names:
+        count = value.get(name)
+        if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53:
+            return int(count)
+    return None

@@ -1,0 +1,1 @@
+"""Shapes of both APIs: Responses (items, request, response, events) and Chat Completions. Data only."""

@@ -1,0 +1,108 @@
+"""Chat Completions shapes: the request we send (exact) and the chunk we accept (tolerant).
+
+Lives here: typed views of the fields that are used. Not here: what a wrong shape is turned into
+(`translation/chat_chunk.py`), nor any vendor's name.
+
+Invariant: decoding into these never copies text; text fields stay raw JSON until they are put out.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+__all__ = [
+    "ChatMessage",
+    "ChatRequest",
+    "ChatToolCall",
+    "ChatToolCallFunction",
+    "Choice",
+    "Chunk",
+    "Delta",
+    "FunctionDelta",
+    "ToolCallDelta",
+]
+
+
+class ChatToolCallFunction(Struct):
+    name: str
+    arguments: Raw
+
+
+class ChatToolCall(Struct):
+    id: str
+    function: ChatToolCallFunction
+    type: str = "function"
+
+
+class ChatMessage(Struct, omit_defaults=True):
+    """One message of a chat request; `content` is raw JSON (a string, an array of parts, or null)."""
+
+    role: str
+    content: Raw | UnsetType = UNSET
+    reasoning_content: Raw | UnsetType = UNSET
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
+
+
+class ChatRequest(Struct, omit_defaults=True):
+    """A Chat Completions request, in the order it is written."""
+
+    model: str
+    messages: list[ChatMessage]
+    stream: bool | UnsetType = UNSET
+    stream_options: Raw | UnsetType = UNSET
+    tools: list[Raw] | UnsetType = UNSET
+    tool_choice: Raw | UnsetType = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    response_format: Raw | UnsetType = UNSET
+    temperature: float | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
+    presence_penalty: float | UnsetType = UNSET
+    frequency_penalty: float | UnsetType = UNSET
+    max_tokens: int | UnsetType = UNSET
+    max_completion_tokens: int | UnsetType = UNSET
+    reasoning_effort: str | UnsetType = UNSET
+    verbosity: str | UnsetType = UNSET
+
+
+class FunctionDelta(Struct):
+    name: str | None = None
+    arguments: Raw | None = None
+
+
+class ToolCallDelta(Struct):
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
+class Delta(Struct):
+    """The delta of a chunk, or the message of a completion: the keys are the same."""
+
+    content: Raw | None = None
+    refusal: Raw | None = None
+    reasoning_content: Raw | None = None
+    reasoning: Raw | None = None
+    reasoning_details: Raw | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
+    annotations: Raw | None = None
+
+
+class Choice(Struct):
+    index: int | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+    text: Raw | None = None
+
+
+class Chunk(Struct):
+    """A chunk of a stream, or a whole completion."""
+
+    choices: list[Choice] | None = None
+    usage: Raw | None = None
+    x_groq: Raw | None = None
+    error: Raw | None = None
+    service_tier: str | None = None
+    object: str | None = None

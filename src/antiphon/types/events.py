@@ -1,0 +1,187 @@
+"""Stream events: one class per event, as OpenAI's service sends them.
+
+Lives here: names and fields. Not here: counters, ids, or when an event is sent (`translation/builder.py`), and the
+framing on the wire (`translation/encode.py`).
+
+Invariant: `type` comes first and every event has a `sequence_number`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+from antiphon.types.items import OutputItem, OutputText, ReasoningText, Refusal, SummaryText
+from antiphon.types.response import Response
+
+__all__ = [
+    "TERMINAL",
+    "ContentPartAdded",
+    "ContentPartDone",
+    "ErrorDetail",
+    "ErrorEvent",
+    "Event",
+    "FunctionCallArgumentsDelta",
+    "FunctionCallArgumentsDone",
+    "OutputItemAdded",
+    "OutputItemDone",
+    "OutputTextDelta",
+    "OutputTextDone",
+    "ReasoningDelta",
+    "ReasoningDone",
+    "ReasoningSummaryPartAdded",
+    "ReasoningSummaryPartDone",
+    "ReasoningSummaryTextDelta",
+    "ReasoningSummaryTextDone",
+    "ReasoningTextDelta",
+    "ReasoningTextDone",
+    "RefusalDelta",
+    "RefusalDone",
+    "ResponseCompleted",
+    "ResponseCreated",
+    "ResponseFailed",
+    "ResponseInProgress",
+    "ResponseIncomplete",
+]
+
+TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
+"""Types of the events that end a stream."""
+
+
+class Event(Struct, tag_field="type"):
+    """What all events have."""
+
+    sequence_number: int
+
+
+class _Lifecycle(Event):
+    response: Response
+
+
+class ResponseCreated(_Lifecycle, tag="response.created"): ...
+
+
+class ResponseInProgress(_Lifecycle, tag="response.in_progress"): ...
+
+
+class ResponseCompleted(_Lifecycle, tag="response.completed"): ...
+
+
+class ResponseIncomplete(_Lifecycle, tag="response.incomplete"): ...
+
+
+class ResponseFailed(_Lifecycle, tag="response.failed"): ...
+
+
+class ErrorDetail(Struct):
+    type: str
+    code: str | None
+    message: str
+    param: str | None
+
+
+class ErrorEvent(Event, tag="error"):
+    """Flat fields for OpenAI's schema, nested `error` for Open Responses' and the real service."""
+
+    code: str | None
+    message: str
+    param: str | None
+    error: ErrorDetail
+
+
+class _Output(Event):
+    output_index: int
+    item: OutputItem
+
+
+class OutputItemAdded(_Output, tag="response.output_item.added"): ...
+
+
+class OutputItemDone(_Output, tag="response.output_item.done"): ...
+
+
+class _Part(Event):
+    item_id: str
+    output_index: int
+    content_index: int
+
+
+class ContentPartAdded(_Part, tag="response.content_part.added"):
+    part: OutputText | Refusal | ReasoningText
+
+
+class ContentPartDone(_Part, tag="response.content_part.done"):
+    part: OutputText | Refusal | ReasoningText
+
+
+class OutputTextDelta(_Part, tag="response.output_text.delta"):
+    delta: Raw
+    logprobs: list[Raw]
+
+
+class OutputTextDone(_Part, tag="response.output_text.done"):
+    text: Raw
+    logprobs: list[Raw]
+
+
+class RefusalDelta(_Part, tag="response.refusal.delta"):
+    delta: Raw
+
+
+class RefusalDone(_Part, tag="response.refusal.done"):
+    refusal: Raw
+
+
+class ReasoningTextDelta(_Part, tag="response.reasoning_text.delta"):
+    delta: Raw
+
+
+class ReasoningTextDone(_Part, tag="response.reasoning_text.done"):
+    text: Raw
+
+
+class ReasoningDelta(_Part, tag="response.reasoning.delta"):
+    """Open Responses' name of `response.reasoning_text.delta`."""
+
+    delta: Raw
+
+
+class ReasoningDone(_Part, tag="response.reasoning.done"):
+    """Open Responses' name of `response.reasoning_text.done`."""
+
+    text: Raw
+
+
+class _Summary(Event):
+    item_id: str
+    output_index: int
+    summary_index: int
+
+
+class ReasoningSummaryPartAdded(_Summary, tag="response.reasoning_summary_part.added"):
+    part: SummaryText
+
+
+class ReasoningSummaryPartDone(_Summary, tag="response.reasoning_summary_part.done"):
+    part: SummaryText
+
+
+class ReasoningSummaryTextDelta(_Summary, tag="response.reasoning_summary_text.delta"):
+    delta: Raw
+
+
+class ReasoningSummaryTextDone(_Summary, tag="response.reasoning_summary_text.done"):
+    text: Raw
+
+
+class _Call(Event):
+    item_id: str
+    output_index: int
+
+
+class FunctionCallArgumentsDelta(_Call, tag="response.function_call_arguments.delta"):
+    delta: Raw
+
+
+class FunctionCallArgumentsDone(_Call, tag="response.function_call_arguments.done"):
+    arguments: Raw
+    name: str

@@ -1,0 +1,76 @@
+"""JSON text as bytes: the few operations the hot path does on strings without decoding them.
+
+Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes; fragments
+can be joined and put between quotes to make a JSON string again. Not here: any message shape.
+
+Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+__all__ = ["NULL", "decode_any", "encode", "fragment_of", "is_string", "quoted", "raw", "text_of"]
+
+encode = msgspec.json.encode
+
+NULL = msgspec.Raw(b"null")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def raw(value: object) -> msgspec.Raw:
+    """Any value as raw JSON."""
+    return msgspec.Raw(encode(value))
+
+
+def quoted(fragment: bytes) -> msgspec.Raw:
+    """A fragment as a JSON string."""
+    return msgspec.Raw(b'"%b"' % fragment)
+
+
+def fragment_of(text: str) -> bytes:
+    """Text as a fragment; lone surrogates, which no valid JSON text can carry as UTF-8, become U+FFFD."""
+    try:
+        return encode(text)[1:-1]
+    except UnicodeEncodeError:
+        return encode(_SURROGATE.sub("\ufffd", text))[1:-1]
+
+
+def is_string(value: bytes) -> bool:
+    """Whether raw JSON is a string."""
+    return value[:1] == b'"'
+
+
+def text_of(fragment: bytes) -> str:
+    """The text of a fragment."""
+    text = msgspec.json.decode(b'"%b"' % fragment)
+    assert isinstance(text, str)
+    return text
+
+
+def decode_any(data: bytes | str) -> Any:
+    """Decode JSON leniently: invalid UTF-8 is replaced, lone surrogates and NaN are accepted.
+
+    For what an upstream sent, after the strict decoder refused it. Raises ValueError when it is not JSON at all.
+    """
+    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+    try:
+        value = json.loads(text, strict=False)
+        return _without_surrogates(value) if "\\u" in text or "\\U" in text else value
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,78 @@
+"""The create-response body.
+
+Lives here: the fields that are understood, with their wire types. Not here: ranges, combinations and errors
+(`translation/read_request.py`), nor what a field leads to.
+
+Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
+
+Invariant: large parts (`input`, tool parameters, schemas) stay raw slices of the request.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+from antiphon.types.items import InputItem
+
+__all__ = ["CreateResponse", "FunctionTool", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
+
+
+class FunctionTool(Struct):
+    """Any tool declaration; only `function` tools use more than `type`."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: Raw | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Struct):
+    type: str
+    name: str | None = None
+    description: str | None = None
+    schema: Raw | None = None
+    strict: bool | None = None
+
+
+class TextOptions(Struct):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ReasoningOptions(Struct):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class StreamOptions(Struct):
+    include_obfuscation: bool | None = None
+
+
+class CreateResponse(Struct):
+    """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header)."""
+
+    model: str
+    input: list[InputItem]
+    instructions: Raw | None = None
+    previous_response_id: str | None = None
+    tools: tuple[FunctionTool, ...] = ()
+    tool_choice: Raw | None = None
+    parallel_tool_calls: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
+    metadata: Raw | None = None
+    store: bool = True
+    stream: bool = False
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    truncation: str = "disabled"
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    ignored: tuple[str, ...] = ()

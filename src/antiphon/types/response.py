@@ -1,0 +1,75 @@
+"""The Response resource as every snapshot carries it.
+
+Lives here: all 31 keys that Open Responses requires plus those OpenAI adds, in OpenAI's observed order, and the
+usage object. Not here: how values come about (`translation/echo.py`, `translation/builder.py`).
+
+Invariant: every key is present in every snapshot, `null` where nothing is known.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from antiphon.types.items import OutputItem
+
+__all__ = ["Response", "ResponseError", "UsageObject"]
+
+
+class InputTokensDetails(Struct):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(Struct):
+    reasoning_tokens: int
+
+
+class UsageObject(Struct):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseError(Struct):
+    code: str
+    message: str
+
+
+class Response(Struct, kw_only=True):
+    """One response. `output` is left out of the stored body (`UNSET`); every other key is always there."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    status: str
+    background: bool = False
+    completed_at: int | None = None
+    error: ResponseError | None = None
+    frequency_penalty: float = 0.0
+    incomplete_details: Raw | None = None
+    instructions: Raw | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
+    model: str
+    output: list[OutputItem] | UnsetType = UNSET
+    parallel_tool_calls: bool = True
+    presence_penalty: float = 0.0
+    previous_response_id: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    reasoning: Raw
+    safety_identifier: str | None = None
+    service_tier: str = "auto"
+    store: bool = True
+    temperature: float = 1.0
+    text: Raw
+    tool_choice: Raw
+    tools: list[Raw]
+    top_logprobs: int = 0
+    top_p: float = 1.0
+    truncation: str = "disabled"
+    usage: UsageObject | None = None
+    user: str | None = None
+    metadata: Raw

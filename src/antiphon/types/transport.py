@@ -1,0 +1,28 @@
+"""What a transport says about a call: headers, and how it failed. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Headers", "UpstreamError", "UpstreamFault"]
+
+Headers = tuple[tuple[str, str], ...]
+"""Header pairs in order, names in lower case; duplicates are kept."""
+
+
+class UpstreamFault(Enum):
+    """Why an upstream call ended without a proper end."""
+
+    UNREACHABLE = "unreachable"
+    TIMED_OUT = "timed_out"
+    CUT = "cut"
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamError:
+    """An upstream call that failed in transport. `detail` is for logs, and holds no secrets."""
+
+    fault: UpstreamFault
+    detail: str

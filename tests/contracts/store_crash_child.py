@@ -1,0 +1,54 @@
+"""A process that saves without end until it is killed: `python store_crash_child.py DATA PREFIX`.
+
+It writes the id of a response to standard output once `save` has returned for it, one line in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from antiphon.engine.actions import ResponseRecord, StoredItem
+from antiphon.stores import open_store
+
+_WRITERS = 12
+_TEXT = b"x" * 1500
+
+
+def record(name: str, prev_id: str | None, turn: int) -> ResponseRecord:
+    """A response whose body tells how many items belong to it."""
+    items = tuple(StoredItem(f"msg_{name}_{n}", "message", _TEXT) for n in range(turn % 6))
+    return ResponseRecord(
+        id=f"resp_{name}",
+        owner="o",
+        previous_response_id=prev_id,
+        status="completed",
+        model="m",
+        created_at=float(turn),
+        completed_at=float(turn),
+        body=str(len(items)).encode(),
+        input_items=items[: turn % 3],
+        output_items=items[turn % 3 :],
+    )
+
+
+async def _write(data: Path, prefix: str) -> None:
+    store = await open_store(data, chain_items=1_000_000)
+
+    async def chain(writer: int) -> None:
+        prev_id = None
+        turn = 0
+        while True:
+            saved = record(f"{prefix}_{writer}_{turn}", prev_id, turn)
+            await store.save(saved)
+            os.write(1, saved.id.encode() + b"\n")
+            turn += 1
+            prev_id = saved.id if turn % 20 else None
+
+    await asyncio.gather(*[chain(writer) for writer in range(_WRITERS)])
+
+
+if __name__ == "__main__":
+    asyncio.run(_write(Path(sys.argv[1]), sys.argv[2]))

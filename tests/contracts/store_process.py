@@ -1,0 +1,126 @@
+"""A `ResponseStore` that lives in another process, so that the contract runs across processes.
+
+Lives here: the child's loop (`python store_process.py`, calls on standard input, answers on standard output) and
+the parent's proxy. Not here: what a store must do.
+
+Invariant: calls sent in one batch run at the same time in the child, and each gets its own result or exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
+from antiphon.stores import SqliteResponseStore, open_store
+
+__all__ = ["ProcessStore", "StoreProcess", "child_environment"]
+
+Call = tuple[str, tuple[Any, ...]]
+
+
+def child_environment() -> dict[str, str]:
+    """The environment in which a child imports what this process imports."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+class StoreProcess:
+    """The child; it opens and closes stores on request, so that one child serves many tests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+        )
+
+    async def batch(self, calls: Sequence[Call]) -> list[Any]:
+        """Run these calls at the same time; a call that raised gives its exception as a value."""
+        results: list[Any] = await asyncio.to_thread(self._exchange, calls)
+        return results
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """Run one call; raises what it raised."""
+        (result,) = await self.batch([(name, arguments)])
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the child."""
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.close()
+        self._child.stdout.close()
+        assert self._child.wait(timeout=20) == 0
+
+    def _exchange(self, calls: Sequence[Call]) -> Any:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        with self._lock:
+            pickle.dump(list(calls), self._child.stdin)
+            self._child.stdin.flush()
+            return pickle.load(self._child.stdout)
+
+
+class ProcessStore:
+    """The store that a `StoreProcess` has open."""
+
+    def __init__(self, process: StoreProcess) -> None:
+        self.process = process
+
+    async def save(self, record: ResponseRecord) -> None:
+        await self.process.call("save", record)
+
+    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
+        chain: Chain | None = await self.process.call("load_chain", owner, response_id)
+        return chain
+
+    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
+        items: dict[str, StoredItem] = await self.process.call("load_items", owner, item_ids)
+        return items
+
+    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
+        response: StoredResponse | None = await self.process.call("get", owner, response_id)
+        return response
+
+    async def delete(self, owner: str, response_id: str) -> bool:
+        deleted: bool = await self.process.call("delete", owner, response_id)
+        return deleted
+
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+        items: ItemPage | None = await self.process.call("input_items", owner, response_id, page)
+        return items
+
+    async def ping(self) -> None:
+        await self.process.call("ping")
+
+    async def aclose(self) -> None:
+        await self.process.call("aclose")
+
+
+async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
+    store: SqliteResponseStore | None = None
+    while True:
+        try:
+            batch: list[Call] = await asyncio.to_thread(pickle.load, calls)
+        except EOFError:
+            break
+        if batch[0][0] == "open":
+            data, chain_items = batch[0][1]
+            store = await open_store(Path(data), chain_items=chain_items)
+            results: list[Any] = [None]
+        else:
+            running = [getattr(store, name)(*arguments) for name, arguments in batch]
+            results = await asyncio.gather(*running, return_exceptions=True)
+        pickle.dump(results, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.stdin.buffer, sys.stdout.buffer))

@@ -1,0 +1,110 @@
+"""Running an exchange in a test: everything a door and the runner do, without either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from antiphon.engine.actions import (
+    CallUpstream,
+    Context,
+    Finish,
+    LoadContext,
+    RequestHead,
+    ResponseRecord,
+    SaveResponse,
+    SendBody,
+    SendHead,
+)
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.translation.profiles import PROFILES
+from antiphon.types.transport import UpstreamError
+from tests.support.fixed import SequentialIds, fixed_clock
+
+__all__ = ["Outcome", "make_exchange", "pump", "run"]
+
+SSE = (("content-type", "text/event-stream"),)
+JSON = (("content-type", "application/json"),)
+
+
+@dataclass
+class Outcome:
+    """All that an exchange asked for."""
+
+    head: SendHead | None = None
+    body: bytes = b""
+    parts: list[bytes] = field(default_factory=list)
+    finish: Finish | None = None
+    calls: list[CallUpstream] = field(default_factory=list)
+    records: list[ResponseRecord] = field(default_factory=list)
+    loads: list[LoadContext] = field(default_factory=list)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def chat(self) -> Any:
+        """The chat request that was sent."""
+        return json.loads(self.calls[-1].request.body)
+
+
+def make_exchange(profile: str = "generic", **options: Any) -> ResponseExchange:
+    return ResponseExchange(ExchangeOptions(PROFILES[profile], **options), SequentialIds(), fixed_clock)
+
+
+def pump(exchange: ResponseExchange, outcome: Outcome, context: Context | None = None) -> None:
+    """Perform everything that needs no upstream."""
+    while actions := exchange.actions():
+        for action in actions:
+            if isinstance(action, SendHead):
+                assert outcome.head is None, "a second head"
+                outcome.head = action
+            elif isinstance(action, SendBody):
+                assert outcome.head is not None and outcome.finish is None
+                outcome.body += action.data
+                outcome.parts.append(action.data)
+            elif isinstance(action, Finish):
+                assert outcome.finish is None
+                outcome.finish = action
+            elif isinstance(action, CallUpstream):
+                outcome.calls.append(action)
+            elif isinstance(action, SaveResponse):
+                outcome.records.append(action.record)
+                exchange.receive_saved()
+            elif isinstance(action, LoadContext):
+                outcome.loads.append(action)
+                exchange.receive_context(context or Context())
+
+
+def run(
+    request: dict[str, Any] | bytes,
+    pieces: Iterable[bytes] = (),
+    *,
+    status: int = 200,
+    headers: tuple[tuple[str, str], ...] = SSE,
+    client_headers: tuple[tuple[str, str], ...] = (),
+    error: UpstreamError | None = None,
+    context: Context | None = None,
+    profile: str = "generic",
+    **options: Any,
+) -> Outcome:
+    """One request, one upstream answer, to the end."""
+    exchange = make_exchange(profile, **options)
+    outcome = Outcome()
+    body = request if isinstance(request, bytes) else json.dumps(request).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", client_headers, "owner"), body)
+    pump(exchange, outcome, context)
+    if exchange.done:
+        return outcome
+    exchange.receive_upstream_head(status, headers)
+    pump(exchange, outcome)
+    for piece in pieces:
+        exchange.receive_upstream_data(piece)
+        pump(exchange, outcome)
+    exchange.receive_upstream_end(error)
+    pump(exchange, outcome)
+    assert exchange.done
+    return outcome

@@ -1,0 +1,111 @@
+"""A `ResponseStore` in memory, for tests of everything above the store.
+
+Lives here: the same meaning as the SQLite store, without durability. Not here: failures; wrap or subclass it for
+those. It passes the store contract suite, so what works on it works on the real one.
+
+Invariant: what goes in is immutable, so nothing that a caller holds can change what is stored.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
+from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
+
+__all__ = ["MemoryResponseStore"]
+
+
+class MemoryResponseStore:
+    """Keeps records in a dict; `records` may be read by tests."""
+
+    def __init__(self, *, chain_items: int = 50_000) -> None:
+        self.records: dict[str, ResponseRecord] = {}
+        self._history: dict[str, int] = {}
+        self._chain_items = chain_items
+        self._closed = False
+
+    async def save(self, record: ResponseRecord) -> None:
+        self._check_open()
+        before = 0
+        if record.previous_response_id is not None:
+            previous = self._own(record.owner, record.previous_response_id)
+            if previous is None:
+                raise StoreError("The previous response does not exist any more; its chain cannot be continued.")
+            before = self._history[previous.id]
+        if record.id in self.records:
+            raise StoreError("A response with this id is stored already.")
+        self.records[record.id] = record
+        self._history[record.id] = before + max(1, len(record.input_items) + len(record.output_items))
+
+    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
+        self._check_open()
+        turn = self._own(owner, response_id)
+        if turn is None:
+            return None
+        if self._history[turn.id] > self._chain_items:
+            raise ChainTooLong(self._chain_items)
+        turns = [turn]
+        while turn.previous_response_id is not None:
+            turn = self.records.get(turn.previous_response_id)
+            if turn is None:
+                return None
+            turns.append(turn)
+        return Chain(tuple(item for turn in reversed(turns) for item in (*turn.input_items, *turn.output_items)))
+
+    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
+        self._check_open()
+        own = [record for record in self.records.values() if record.owner == owner]
+        found: dict[str, StoredItem] = {}
+        # Later wins: inputs before outputs, older before newer.
+        for items in ([r.input_items for r in own], [r.output_items for r in own]):
+            found.update({item.id: item for group in items for item in group})
+        return {item_id: found[item_id] for item_id in item_ids if item_id in found}
+
+    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
+        self._check_open()
+        record = self._own(owner, response_id)
+        return record and StoredResponse(record.id, record.status, record.body, record.output_items)
+
+    async def delete(self, owner: str, response_id: str) -> bool:
+        self._check_open()
+        return self._own(owner, response_id) is not None and bool(self.records.pop(response_id))
+
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+        self._check_open()
+        record = self._own(owner, response_id)
+        if record is None:
+            return None
+        items = list(record.input_items)
+        if page.descending:
+            items.reverse()
+        start = self._index(items, page.after, "after", -1) + 1
+        end = self._index(items, page.before, "before", len(items))
+        between = items[start:end]
+        if page.before is not None and page.after is None:
+            shown = between[-page.limit :]
+        else:
+            shown = between[: page.limit]
+        return ItemPage(tuple(shown), has_more=len(between) > page.limit)
+
+    async def ping(self) -> None:
+        self._check_open()
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    def _own(self, owner: str, response_id: str) -> ResponseRecord | None:
+        record = self.records.get(response_id)
+        return record if record is not None and record.owner == owner else None
+
+    @staticmethod
+    def _index(items: list[StoredItem], item_id: str | None, name: str, absent: int) -> int:
+        if item_id is None:
+            return absent
+        for index, item in enumerate(items):
+            if item.id == item_id:
+                return index
+        raise InvalidRequest(f"There is no item with this id in the list: '{name}'.", param=name)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("The store is closed.")

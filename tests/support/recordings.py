@@ -1,0 +1,65 @@
+"""The recorded traffic of real chat servers, and ways to cut it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CUTS", "Recording", "all_recordings", "cut"]
+
+_ROOT = Path(__file__).parent.parent / "recordings"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded HTTP exchange; `name` is its path without `.json`."""
+
+    name: str
+    status: int
+    content_type: str
+    stream: bool
+    body: bytes
+    request: dict[str, Any]
+
+
+@cache
+def all_recordings() -> tuple[Recording, ...]:
+    """Every chat recording, by name."""
+    found = []
+    for path in sorted((_ROOT / "chat").rglob("*.json")):
+        data = json.loads(path.read_text())
+        found.append(
+            Recording(
+                name=str(path.relative_to(_ROOT / "chat"))[:-5],
+                status=data["status"],
+                content_type=data.get("content_type") or "",
+                stream=bool(data.get("stream")),
+                body=data["body"].encode(),
+                request=data.get("request") or {},
+            )
+        )
+    return tuple(found)
+
+
+def cut(body: bytes, how: str) -> Iterator[bytes]:
+    """The body in pieces: `whole`, `bytes` (one by one), or re-cut at random places from a fixed seed."""
+    if how == "whole":
+        yield body
+    elif how == "bytes":
+        for position in range(len(body)):
+            yield body[position : position + 1]
+    else:
+        dice = random.Random(f"{how}{len(body)}")
+        position = 0
+        while position < len(body):
+            size = dice.choice((1, 2, 3, 7, 50, 400, 3000))
+            yield body[position : position + size]
+            position += size
+
+
+CUTS = ("whole", "bytes", "recut-1", "recut-2")

@@ -1,0 +1,137 @@
+"""Schema steps: order, checksums, newer databases, several processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.errors import StoreError
+from antiphon.stores import SESSIONS_FILE
+from antiphon.stores.migrate import Migration, migrate, packaged_migrations
+from antiphon.stores.sqlite_database import connect_writer
+from tests.contracts.store_process import StoreProcess
+
+ONE = Migration(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")
+TWO = Migration(
+    2,
+    "0002_two.sql",
+    "CREATE TABLE two (n INTEGER);\n"
+    "CREATE TRIGGER copy AFTER INSERT ON one BEGIN\n  INSERT INTO two VALUES (new.n);\n  SELECT ';';\nEND;\n-- the end\n",
+)
+BROKEN = Migration(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = connect_writer(tmp_path / "test.db")
+    yield connection
+    connection.close()
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+
+
+def versions(connection: sqlite3.Connection) -> list[tuple[int, str]]:
+    return connection.execute("SELECT version, sha256 FROM schema_migrations ORDER BY version").fetchall()
+
+
+def test_the_package_holds_its_steps() -> None:
+    steps = packaged_migrations()
+    assert [step.version for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[0].name == "0001_responses.sql"
+
+
+def test_missing_steps_are_applied_in_order_and_recorded(database: sqlite3.Connection) -> None:
+    migrate(database, [ONE])
+    assert tables(database) == {"schema_migrations", "one"}
+    migrate(database, [ONE, TWO])
+    migrate(database, [ONE, TWO])
+    assert versions(database) == [(1, ONE.sha256), (2, TWO.sha256)]
+    database.execute("INSERT INTO one VALUES (7)")
+    assert database.execute("SELECT n FROM two").fetchall() == [(7,)]
+
+
+def test_a_step_that_fails_leaves_nothing(database: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(database, [ONE, TWO, BROKEN])
+    assert tables(database) == set()
+    assert not database.in_transaction
+
+
+def test_half_a_statement_is_refused(database: sqlite3.Connection) -> None:
+    with pytest.raises(StoreError, match="0001_half"):
+        migrate(database, [Migration(1, "0001_half.sql", "CREATE TABLE one (n INTEGER);\nCREATE TABLE two (\n")])
+    assert tables(database) == set()
+
+
+def test_an_edited_step_is_refused(database: sqlite3.Connection) -> None:
+    migrate(database, [ONE])
+    edited = Migration(1, "0001_one.sql", ONE.sql.replace("one", "uno"))
+    with pytest.raises(StoreError, match=r"0001_one\.sql"):
+        migrate(database, [edited, TWO])
+    assert tables(database) == {"schema_migrations", "one"}
+
+
+def test_a_newer_database_is_refused(database: sqlite3.Connection) -> None:
+    migrate(database, [ONE, TWO])
+    with pytest.raises(StoreError, match="newer"):
+        migrate(database, [ONE])
+
+
+def test_a_history_with_a_gap_is_refused(database: sqlite3.Connection) -> None:
+    migrate(database, [ONE])
+    database.execute("UPDATE schema_migrations SET version = 5")
+    with pytest.raises(StoreError):
+        migrate(database, [ONE, TWO])
+
+
+def test_nothing_to_do_needs_no_lock(database: sqlite3.Connection, tmp_path: Path) -> None:
+    migrate(database, [ONE])
+    database.execute("BEGIN IMMEDIATE")
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None, timeout=0)
+    migrate(other, [ONE])
+    other.close()
+    database.execute("ROLLBACK")
+
+
+def test_many_connections_migrate_at_once(tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            barrier.wait(20)
+            connection = connect_writer(tmp_path / "test.db")
+            migrate(connection, [ONE, TWO])
+            connection.close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+
+
+async def test_several_processes_start_at_once(tmp_path: Path) -> None:
+    processes = [StoreProcess() for _ in range(3)]
+    try:
+        for number in range(3):
+            data = tmp_path / str(number)
+            await asyncio.gather(*[process.call("open", str(data), 10) for process in processes])
+            await asyncio.gather(*[process.call("ping") for process in processes])
+            await asyncio.gather(*[process.call("aclose") for process in processes])
+            connection = sqlite3.connect(data / SESSIONS_FILE)
+            assert len(versions(connection)) == len(packaged_migrations())
+            connection.close()
+    finally:
+        for process in processes:
+            process.close()
