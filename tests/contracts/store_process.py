@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
-from antiphon.stores import SqliteResponseStore, open_store
+from antiphon.stores import open_store
+from antiphon.stores.responses import SqliteResponseStore
 
 __all__ = ["ProcessStore", "StoreProcess", "child_environment"]
 

@@ -64,7 +64,9 @@ class MemoryResponseStore:
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
         self._check_open()
         record = self._own(owner, response_id)
-        return record and StoredResponse(record.id, record.status, record.body, record.output_items)
+        if record is None:
+            return None
+        return StoredResponse(record.id, record.status, record.body, record.output_items)
 
     async def delete(self, owner: str, response_id: str) -> bool:
         self._check_open()
@@ -81,10 +83,8 @@ class MemoryResponseStore:
         start = self._index(items, page.after, "after", -1) + 1
         end = self._index(items, page.before, "before", len(items))
         between = items[start:end]
-        if page.before is not None and page.after is None:
-            shown = between[-page.limit :]
-        else:
-            shown = between[: page.limit]
+        turned = page.before is not None and page.after is None
+        shown = between[-page.limit :] if turned else between[: page.limit]
         return ItemPage(tuple(shown), has_more=len(between) > page.limit)
 
     async def ping(self) -> None:

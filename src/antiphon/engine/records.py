@@ -19,7 +19,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
 from antiphon.translation.chat_stream import Ending
 from antiphon.types.items import InputItem, OutputItem
-from antiphon.types.json import encode
+from antiphon.types.json import encode, first, given
 from antiphon.types.response import Response, ResponseError
 
 __all__ = ["make_record", "prepare_input", "read_history", "resolve_references"]
@@ -97,7 +97,7 @@ def _stored_form(item: InputItem) -> bytes:
     form: dict[str, Any] = {"id": item.id, "type": item.type}
     if item.type == "message":
         content = item.content
-        if content is not None and bytes(content)[:1] == b'"':
+        if first(content) == b'"':
             kind = b"output_text" if item.role == "assistant" else b"input_text"
             extra = b',"annotations":[],"logprobs":[]' if item.role == "assistant" else b""
             content = Raw(b'[{"type":"%b","text":%b%b}]' % (kind, bytes(content), extra))
@@ -105,12 +105,17 @@ def _stored_form(item: InputItem) -> bytes:
         if item.phase is not None:
             form["phase"] = item.phase
     elif item.type == "function_call":
-        form |= {"status": "completed", "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+        form |= {
+            "status": "completed",
+            "call_id": item.call_id,
+            "name": item.name,
+            "arguments": item.arguments if given(item.arguments) else "{}",
+        }
     elif item.type == "function_call_output":
         form |= {"status": "completed", "call_id": item.call_id, "output": item.output}
     elif item.type == "reasoning":
-        form["summary"] = item.summary if item.summary is not None else []
-        if item.content is not None and bytes(item.content) != b"null":
+        form["summary"] = item.summary if given(item.summary) else []
+        if given(item.content):
             form["content"] = item.content
         if item.encrypted_content is not None:
             form["encrypted_content"] = item.encrypted_content

@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.types.chat import Choice, Chunk, Delta, FunctionDelta, ToolCallDelta
-from antiphon.types.json import decode_any, encode, fragment_of, quoted
+from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, quoted
 
 __all__ = ["NotAChunk", "fragment", "read_chunk"]
 
 _decode = msgspec.json.Decoder(Chunk).decode
+
+_TEXT_OR_NOTHING = (b'"', b"n", b"")
 
 
 class NotAChunk(ValueError):
@@ -44,10 +46,8 @@ def read_chunk(data: bytes) -> Chunk:
     return _chunk(value)
 
 
-def fragment(value: Raw | None) -> bytes:
-    """The fragment of a text field; empty for None, null and the empty string."""
-    if value is None:
-        return b""
+def fragment(value: Raw) -> bytes:
+    """The fragment of a text field; empty when absent, null or the empty string."""
     data = bytes(value)
     return data[1:-1] if data[:1] == b'"' else b""
 
@@ -65,11 +65,10 @@ def _plain(delta: Delta | None) -> bool:
     if delta is None:
         return True
     for value in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
-        if value is not None and bytes(value)[:1] not in (b'"', b"n"):
+        if first(value) not in _TEXT_OR_NOTHING:
             return False
     for call in delta.tool_calls or ():
-        arguments = call.function.arguments if call.function is not None else None
-        if arguments is not None and bytes(arguments)[:1] not in (b'"', b"n"):
+        if call.function is not None and first(call.function.arguments) not in _TEXT_OR_NOTHING:
             return False
     return True
 
@@ -101,7 +100,9 @@ def _choice(value: dict[str, Any]) -> Choice:
 
 def _delta(value: dict[str, Any]) -> Delta:
     content, thinking = _content(value.get("content"))
-    reasoning = _text(value.get("reasoning_content")) or thinking
+    reasoning = _text(value.get("reasoning_content"))
+    if not fragment(reasoning):
+        reasoning = thinking
     calls = value.get("tool_calls")
     legacy = value.get("function_call")
     return Delta(
@@ -116,12 +117,12 @@ def _delta(value: dict[str, Any]) -> Delta:
     )
 
 
-def _content(value: Any) -> tuple[Raw | None, Raw | None]:
+def _content(value: Any) -> tuple[Raw, Raw]:
     """Content as text and thinking: a string, an array of parts (seen: mistral), or parsed JSON (seen: cloudflare)."""
     if value is None or isinstance(value, str):
-        return _text(value), None
+        return _text(value), ABSENT
     if not isinstance(value, list):
-        return quoted(fragment_of(encode(value).decode())), None
+        return quoted(fragment_of(encode(value).decode())), ABSENT
     text, thinking = [], []
     for part in value:
         if isinstance(part, str):
@@ -135,7 +136,7 @@ def _content(value: Any) -> tuple[Raw | None, Raw | None]:
                     thinking.append(words)
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
             text.append(part["text"])
-    return _text("".join(text)) if text else None, _text("".join(thinking)) if thinking else None
+    return _text("".join(text)), _text("".join(thinking))
 
 
 def _call(value: dict[str, Any]) -> ToolCallDelta:
@@ -155,8 +156,8 @@ def _function(value: dict[str, Any]) -> FunctionDelta:
     return FunctionDelta(name=_str(value.get("name")), arguments=_text(arguments))
 
 
-def _text(value: Any) -> Raw | None:
-    return quoted(fragment_of(value)) if isinstance(value, str) else None
+def _text(value: Any) -> Raw:
+    return quoted(fragment_of(value)) if isinstance(value, str) else ABSENT
 
 
 def _str(value: Any) -> str | None:
@@ -167,10 +168,10 @@ def _int(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _raw(value: Any) -> Raw | None:
+def _raw(value: Any) -> Raw:
     if value is None:
-        return None
+        return ABSENT
     try:
         return Raw(encode(value))
     except (TypeError, UnicodeEncodeError, ValueError):
-        return None
+        return ABSENT

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.types.items import InputPart
-from antiphon.types.json import encode, quoted
+from antiphon.types.json import ABSENT, encode, first, given, quoted
 
 __all__ = ["joined_text", "message_content", "output_content"]
 
@@ -22,15 +22,15 @@ _EMPTY = Raw(b'""')
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-def message_content(where: str, role: str, content: Raw | None) -> Raw:
+def message_content(where: str, role: str, content: Raw) -> Raw:
     """The chat content of a message: a JSON string, or for users with more than text an array of parts."""
-    if content is None or bytes(content) == b"null":
+    if not given(content):
         raise InvalidRequest(
             f"Missing required parameter: '{where}.content'.",
             param=f"{where}.content",
             code="missing_required_parameter",
         )
-    if bytes(content)[:1] == b'"':
+    if first(content) == b'"':
         return content
     parts = _parts(f"{where}.content", content)
     if role == "assistant":
@@ -49,9 +49,9 @@ def message_content(where: str, role: str, content: Raw | None) -> Raw:
     return Raw(b"[%b]" % b",".join(bytes(_part(f"{where}.content[{n}]", part)) for n, part in enumerate(parts)))
 
 
-def output_content(where: str, output: Raw | None) -> tuple[bytes, list[Raw]]:
+def output_content(where: str, output: Raw) -> tuple[bytes, list[Raw]]:
     """A tool output as a text fragment, and the images in it as chat parts."""
-    if output is None or bytes(output) == b"null":
+    if not given(output):
         raise InvalidRequest(
             f"Missing required parameter: '{where}.output'.",
             param=f"{where}.output",
@@ -79,12 +79,12 @@ def output_content(where: str, output: Raw | None) -> tuple[bytes, list[Raw]]:
     return rb"\n".join(text), images
 
 
-def joined_text(where: str, content: Raw | None) -> bytes:
+def joined_text(where: str, content: Raw) -> bytes:
     """All text of a reasoning item's content or summary, as a fragment."""
-    if content is None or bytes(content)[:1] != b"[":
+    if first(content) != b"[":
         return b""
     parts = _parts(where, content)
-    return rb"\n\n".join(_text(where, part) for part in parts if part.text is not None)
+    return rb"\n\n".join(_text(where, part) for part in parts if given(part.text))
 
 
 def _parts(where: str, content: Raw) -> list[InputPart]:
@@ -101,8 +101,8 @@ def _parts(where: str, content: Raw) -> list[InputPart]:
 
 
 def _text(where: str, part: InputPart) -> bytes:
-    value = part.refusal if part.type == "refusal" else part.text if part.type in _TEXT else None
-    if value is None or bytes(value)[:1] != b'"':
+    value = part.refusal if part.type == "refusal" else part.text if part.type in _TEXT else ABSENT
+    if first(value) != b'"':
         raise InvalidRequest(
             f"Invalid '{where}': a part of type {str(part.type)[:64]!r} cannot stand here, or its text is missing.",
             param=where,
@@ -115,12 +115,12 @@ def _part(where: str, part: InputPart) -> Raw:
     """One content part of a user message, as a chat part."""
     if part.type in _TEXT:
         return Raw(b'{"type":"text","text":"%b"}' % _text(where, part))
-    if part.type == "input_image" and part.image_url is not None and bytes(part.image_url)[:1] == b'"':
+    if part.type == "input_image" and first(part.image_url) == b'"':
         detail = part.detail if part.detail in ("low", "high") else "auto"
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
         )
-    if part.type == "input_file" and part.file_data is not None and bytes(part.file_data)[:1] == b'"':
+    if part.type == "input_file" and first(part.file_data) == b'"':
         name = encode(part.filename or "file")
         return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (name, bytes(part.file_data)))
     if part.type in ("input_image", "input_file"):

@@ -20,7 +20,7 @@ from antiphon.translation.chat_content import joined_text, message_content, outp
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.items import InputItem
-from antiphon.types.json import NULL, quoted
+from antiphon.types.json import NULL, first, given, quoted
 
 __all__ = ["translate_items"]
 
@@ -60,7 +60,7 @@ def translate_items(
     start = 0
     while start < len(entries):
         entry = entries[start]
-        if not isinstance(entry, _Plain) or entry.role == "user" or bytes(entry.content)[:1] != b'"':
+        if not isinstance(entry, _Plain) or entry.role == "user" or first(entry.content) != b'"':
             break
         leading.append(bytes(entry.content)[1:-1])
         start += 1
@@ -184,10 +184,10 @@ def _required(where: str, name: str, value: str | None) -> str:
     return value
 
 
-def _arguments(where: str, value: Raw | None) -> Raw:
-    if value is None or bytes(value) in (b"null", b'""'):
+def _arguments(where: str, value: Raw) -> Raw:
+    if not given(value) or bytes(value) == b'""':
         return _NO_ARGUMENTS
-    if bytes(value)[:1] != b'"':
+    if first(value) != b'"':
         raise InvalidRequest(
             f"Invalid type for '{where}.arguments': expected a string that holds JSON.",
             param=f"{where}.arguments",

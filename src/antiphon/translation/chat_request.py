@@ -19,7 +19,7 @@ from antiphon.translation.chat_messages import translate_items
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.types.chat import ChatRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode
+from antiphon.types.json import encode, given
 from antiphon.types.request import CreateResponse, FunctionTool, TextOptions
 
 __all__ = ["translate_request"]
@@ -40,16 +40,16 @@ def translate_request(
         stream_options=_USAGE if request.stream and profile.stream_usage else UNSET,
         tools=[_tool(tool) for tool in tools] or UNSET,
         tool_choice=choice if tools else UNSET,
-        parallel_tool_calls=_given(request.parallel_tool_calls) if tools and profile.parallel_tool_calls else UNSET,
+        parallel_tool_calls=_or_unset(request.parallel_tool_calls) if tools and profile.parallel_tool_calls else UNSET,
         response_format=_response_format(request.text),
-        temperature=_given(request.temperature),
-        top_p=_given(request.top_p),
-        presence_penalty=_given(request.presence_penalty),
-        frequency_penalty=_given(request.frequency_penalty),
-        reasoning_effort=_given(request.reasoning.effort)
+        temperature=_or_unset(request.temperature),
+        top_p=_or_unset(request.top_p),
+        presence_penalty=_or_unset(request.presence_penalty),
+        frequency_penalty=_or_unset(request.frequency_penalty),
+        reasoning_effort=_or_unset(request.reasoning.effort)
         if request.reasoning is not None and profile.reasoning_effort
         else UNSET,
-        verbosity=_given(request.text.verbosity) if request.text is not None and profile.verbosity else UNSET,
+        verbosity=_or_unset(request.text.verbosity) if request.text is not None and profile.verbosity else UNSET,
     )
     if request.max_output_tokens is not None:
         setattr(chat, profile.token_limit_field, request.max_output_tokens)
@@ -59,7 +59,7 @@ def translate_request(
 _T = TypeVar("_T")
 
 
-def _given(value: _T | None) -> _T | UnsetType:
+def _or_unset(value: _T | None) -> _T | UnsetType:
     return UNSET if value is None else value
 
 
@@ -84,8 +84,7 @@ def _tool(tool: FunctionTool) -> Raw:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description is not None:
         function["description"] = tool.description
-    given = tool.parameters is not None and bytes(tool.parameters) != b"null"
-    function["parameters"] = tool.parameters if given else _NO_PARAMETERS
+    function["parameters"] = tool.parameters if given(tool.parameters) else _NO_PARAMETERS
     if tool.strict is not None:
         function["strict"] = tool.strict
     return Raw(encode({"type": "function", "function": function}))

@@ -9,6 +9,7 @@ several spellings of reasoning one is used, never two.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from msgspec import Raw
@@ -21,10 +22,13 @@ from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.upstream_errors import error_in_stream
 from antiphon.translation.usage import read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
-from antiphon.types.json import decode_any, encode, fragment_of
+from antiphon.types.json import decode_any, encode, first, fragment_of, given
 from antiphon.types.response import UsageObject
 
 __all__ = ["ChatStream", "Ending"]
+
+_BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
+"""A fragment of nothing but blanks and escaped line ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class ChatStream:
         self._failure: Ending | None = None
         self._usage: UsageObject | None = None
         self._service_tier: str | None = None
+        self._in_text = False
+        self._blanks = b""
         self._saw_chunk = False
         self._garbage = False
         self.ended = False
@@ -77,7 +83,7 @@ class ChatStream:
         except NotAChunk:
             self._fail(_failed("The upstream's answer is not JSON.", "upstream_invalid"))
             return
-        if not chunk.choices and chunk.error is None:
+        if not chunk.choices and not given(chunk.error):
             self._fail(_failed("The upstream's answer has no choices.", "upstream_invalid"))
             return
         self._chunk(chunk, whole=True)
@@ -104,6 +110,8 @@ class ChatStream:
             ending = _failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
         if ending.status == "completed" and not self._builder.has_output:
             self._builder.empty_message()
+            if self._blanks:
+                self._builder.text(self._blanks)
         self._builder.close("completed" if ending.status == "completed" else "incomplete")
         if self._usage is not None:
             self._builder.set_usage(self._usage)
@@ -160,7 +168,7 @@ class ChatStream:
                     delta = choice.delta
                 if delta is not None:
                     self._delta(delta)
-                elif choice.text is not None:
+                elif first(choice.text):
                     self._text(fragment(choice.text))
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
@@ -168,14 +176,14 @@ class ChatStream:
             self._fail(_failed("The model's output is too large.", "upstream_too_large"))
         except TooManyToolCalls:
             self._fail(_failed("The model made too many tool calls.", "upstream_too_large"))
-        usage = read_usage(chunk.usage) if chunk.usage is not None else None
-        if usage is None and chunk.x_groq is not None:
+        usage = read_usage(chunk.usage) if given(chunk.usage) else None
+        if usage is None and given(chunk.x_groq):
             usage = _groq_usage(bytes(chunk.x_groq))
         if usage is not None:
             self._usage = usage
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
-        if chunk.error is not None and bytes(chunk.error) not in (b"null", b'""', b"{}"):
+        if given(chunk.error) and bytes(chunk.error) not in (b'""', b"{}", b"false"):
             code, message = error_in_stream(b'{"error":%b}' % bytes(chunk.error))
             self._fail(_failed(message, code))
 
@@ -186,27 +194,37 @@ class ChatStream:
 
     def _delta(self, delta: Delta) -> None:
         reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
-        if not reasoning and delta.reasoning_details is not None:
+        if not reasoning and given(delta.reasoning_details):
             reasoning = _details_text(bytes(delta.reasoning_details))
         if reasoning:
+            self._in_text = False
             self._settle_calls()
             self._builder.reasoning(reasoning)
-        if delta.content is not None:
-            self._text(fragment(delta.content))
-        if delta.refusal is not None:
-            refusal = fragment(delta.refusal)
-            if refusal:
-                self._settle_calls()
-                self._builder.refusal(refusal)
+        self._text(fragment(delta.content))
+        refusal = fragment(delta.refusal)
+        if refusal:
+            self._in_text = False
+            self._settle_calls()
+            self._builder.refusal(refusal)
+        if delta.tool_calls:
+            self._in_text = False
         for call in delta.tool_calls or ():
             self._calls.receive(call)
         if delta.function_call is not None:
             self._calls.receive(ToolCallDelta(index=0, function=delta.function_call))
 
     def _text(self, text: bytes) -> None:
-        if text:
-            self._settle_calls()
-            self._builder.text(text)
+        if not text:
+            return
+        if not self._in_text:
+            # Blanks before reasoning or a call (seen: zai) open no message; they go before the text that follows.
+            if _BLANK.fullmatch(text):
+                self._blanks += text
+                return
+            text, self._blanks = self._blanks + text, b""
+            self._in_text = True
+        self._settle_calls()
+        self._builder.text(text)
 
     def _settle_calls(self) -> None:
         if self._calls:

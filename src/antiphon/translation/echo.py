@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from antiphon.types.json import encode
+from antiphon.types.json import encode, given
 from antiphon.types.request import CreateResponse, FunctionTool, TextOptions
 from antiphon.types.response import Response
 
@@ -63,7 +63,7 @@ def _tool(tool: FunctionTool) -> Raw:
                 "type": "function",
                 "description": tool.description,
                 "name": tool.name,
-                "parameters": tool.parameters,
+                "parameters": tool.parameters if given(tool.parameters) else None,
                 "strict": tool.strict,
             }
         )

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode
+from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import CreateResponse, FunctionTool, ReasoningOptions, StreamOptions, TextOptions
 
 __all__ = ["read_request"]
@@ -106,7 +106,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         if name in fields:
             raise InvalidRequest(hint, param=name, code="unsupported_parameter")
     for name, hint in _NOT_YET.items():
-        if _given(fields.get(name)):
+        if given(fields.get(name, ABSENT)):
             raise InvalidRequest(hint, param=name, code="unsupported_parameter")
     values: dict[str, Any] = {name: _read(name, fields[name]) for name in _OPTIONAL if name in fields}
     _check_values(values)
@@ -121,12 +121,12 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     tools, left_out = _read_tools(values.get("tools") or [], most_tools)
     ignored += left_out
     request = CreateResponse(
-        model=_read_model(fields.get("model")),
-        input=_read_input(fields.get("input"), most_items),
-        instructions=_read_instructions(fields.get("instructions")),
+        model=_read_model(fields.get("model", ABSENT)),
+        input=_read_input(fields.get("input", ABSENT), most_items),
+        instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
         tools=tuple(tools),
-        tool_choice=_read_tool_choice(fields.get("tool_choice"), tools, left_out),
+        tool_choice=_read_tool_choice(fields.get("tool_choice", ABSENT), tools, left_out),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
         top_p=values.get("top_p"),
@@ -172,10 +172,6 @@ def _read_object(body: bytes) -> dict[str, Raw]:
     except (msgspec.DecodeError, RecursionError) as error:
         what = "The request body is empty." if not body.strip() else f"The request body is not valid JSON: {error}"
         raise InvalidRequest(what, code="invalid_json") from None
-
-
-def _given(value: Raw | None) -> bool:
-    return value is not None and bytes(value) != b"null"
 
 
 def _read(name: str, value: Raw) -> Any:
@@ -269,7 +265,7 @@ def _check_text(text: TextOptions) -> None:
                 param="text.format.name",
                 code="invalid_value",
             )
-        if not _given(text.format.schema):
+        if not given(text.format.schema):
             raise InvalidRequest(
                 "Missing required parameter: 'text.format.schema'.",
                 param="text.format.schema",
@@ -304,8 +300,8 @@ def _ignored_values(values: dict[str, Any]) -> list[str]:
     return ignored
 
 
-def _read_model(value: Raw | None) -> str:
-    if not _given(value):
+def _read_model(value: Raw) -> str:
+    if not given(value):
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
     model = _string("model", value)
     if not model.strip():
@@ -313,24 +309,24 @@ def _read_model(value: Raw | None) -> str:
     return model
 
 
-def _string(name: str, value: Raw | None) -> str:
+def _string(name: str, value: Raw) -> str:
     try:
-        return _STRING.decode(value or b"")
+        return _STRING.decode(value)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest(
             f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
         ) from None
 
 
-def _read_instructions(value: Raw | None) -> Raw | None:
-    if not _given(value):
+def _read_instructions(value: Raw) -> Raw | None:
+    if not given(value):
         return None
     _string("instructions", value)
     return value
 
 
-def _read_input(value: Raw | None, most: int) -> list[InputItem]:
-    if value is None or not _given(value):
+def _read_input(value: Raw, most: int) -> list[InputItem]:
+    if not given(value):
         return []
     data = bytes(value)
     if data[:1] == b'"':
@@ -394,7 +390,7 @@ def _read_tools(tools: list[FunctionTool], most: int) -> tuple[list[FunctionTool
                 param=f"{where}.name",
                 code="invalid_value",
             )
-        if tool.parameters is not None and bytes(tool.parameters)[:1] not in (b"{", b"n"):
+        if given(tool.parameters) and first(tool.parameters) != b"{":
             raise InvalidRequest(
                 f"Invalid type for '{where}.parameters': expected an object.",
                 param=f"{where}.parameters",
@@ -417,9 +413,9 @@ class _ToolChoice(msgspec.Struct):
     tools: list[_NamedTool] | None = None
 
 
-def _read_tool_choice(value: Raw | None, tools: list[FunctionTool], left_out: list[str]) -> Raw | None:
+def _read_tool_choice(value: Raw, tools: list[FunctionTool], left_out: list[str]) -> Raw | None:
     """The choice as it is echoed: a string, a function, or allowed tools with their mode."""
-    if value is None or not _given(value):
+    if not given(value):
         return None
     if bytes(value)[:1] == b'"':
         choice = _string("tool_choice", value)

@@ -20,7 +20,7 @@ __all__ = ["error_in_stream", "map_transport_error", "map_upstream_answer"]
 
 _MOST = 2_000
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_SECRET = re.compile(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_\-*.]{8,}", re.IGNORECASE)
+_SECRET = re.compile(r"\b(sk-|Bearer )[A-Za-z0-9_\-*.]{8,}", re.IGNORECASE)
 _PASSED_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 
 _CONTEXT = re.compile(

@@ -19,14 +19,12 @@ from antiphon.types.response import UsageObject
 __all__ = ["read_usage"]
 
 
-def read_usage(data: Raw | None) -> UsageObject | None:
+def read_usage(data: Raw) -> UsageObject | None:
     """The usage object, or None when the data holds no counts.
 
     Details come from `prompt_tokens_details` / `completion_tokens_details`, or from the flat spellings of DeepSeek,
     Together, Databricks and SGLang.
     """
-    if data is None:
-        return None
     try:
         value = decode_any(bytes(data))
     except ValueError:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from antiphon.types.json import ABSENT
+
 __all__ = [
     "ChatMessage",
     "ChatRequest",
@@ -67,7 +69,7 @@ class ChatRequest(Struct, omit_defaults=True):
 
 class FunctionDelta(Struct):
     name: str | None = None
-    arguments: Raw | None = None
+    arguments: Raw = ABSENT
 
 
 class ToolCallDelta(Struct):
@@ -79,14 +81,14 @@ class ToolCallDelta(Struct):
 class Delta(Struct):
     """The delta of a chunk, or the message of a completion: the keys are the same."""
 
-    content: Raw | None = None
-    refusal: Raw | None = None
-    reasoning_content: Raw | None = None
-    reasoning: Raw | None = None
-    reasoning_details: Raw | None = None
+    content: Raw = ABSENT
+    refusal: Raw = ABSENT
+    reasoning_content: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    reasoning_details: Raw = ABSENT
     tool_calls: list[ToolCallDelta] | None = None
     function_call: FunctionDelta | None = None
-    annotations: Raw | None = None
+    annotations: Raw = ABSENT
 
 
 class Choice(Struct):
@@ -94,15 +96,15 @@ class Choice(Struct):
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None
-    text: Raw | None = None
+    text: Raw = ABSENT
 
 
 class Chunk(Struct):
     """A chunk of a stream, or a whole completion."""
 
     choices: list[Choice] | None = None
-    usage: Raw | None = None
-    x_groq: Raw | None = None
-    error: Raw | None = None
+    usage: Raw = ABSENT
+    x_groq: Raw = ABSENT
+    error: Raw = ABSENT
     service_tier: str | None = None
     object: str | None = None

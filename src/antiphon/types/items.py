@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from antiphon.types.json import ABSENT
+
 __all__ = [
     "FunctionCall",
     "InputItem",
@@ -35,13 +37,13 @@ class InputItem(Struct):
     type: str | None = None
     id: str | None = None
     role: str | None = None
-    content: Raw | None = None
+    content: Raw = ABSENT
     status: str | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: Raw | None = None
-    output: Raw | None = None
-    summary: Raw | None = None
+    arguments: Raw = ABSENT
+    output: Raw = ABSENT
+    summary: Raw = ABSENT
     encrypted_content: str | None = None
     phase: str | None = None
 
@@ -50,13 +52,13 @@ class InputPart(Struct):
     """Any content part of an input message or tool output."""
 
     type: str | None = None
-    text: Raw | None = None
-    refusal: Raw | None = None
-    image_url: Raw | None = None
+    text: Raw = ABSENT
+    refusal: Raw = ABSENT
+    image_url: Raw = ABSENT
     detail: str | None = None
     file_id: str | None = None
     filename: str | None = None
-    file_data: Raw | None = None
+    file_data: Raw = ABSENT
     file_url: str | None = None
 
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["NULL", "decode_any", "encode", "fragment_of", "is_string", "quoted", "raw", "text_of"]
+__all__ = ["ABSENT", "NULL", "decode_any", "encode", "first", "fragment_of", "given", "quoted", "raw", "text_of"]
 
 encode = msgspec.json.encode
 
 NULL = msgspec.Raw(b"null")
+
+ABSENT = msgspec.Raw()
+"""The default of raw fields (a union of raw JSON and None cannot be decoded into)."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -41,9 +44,14 @@ def fragment_of(text: str) -> bytes:
         return encode(_SURROGATE.sub("\ufffd", text))[1:-1]
 
 
-def is_string(value: bytes) -> bool:
-    """Whether raw JSON is a string."""
-    return value[:1] == b'"'
+def first(value: msgspec.Raw) -> bytes:
+    """The first byte, which tells the kind of value; empty when absent. Copies nothing."""
+    return bytes(memoryview(value)[:1])
+
+
+def given(value: msgspec.Raw) -> bool:
+    """Whether there is a value, and it is not null."""
+    return first(value) not in (b"", b"n")
 
 
 def text_of(fragment: bytes) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from msgspec import Raw, Struct
 
 from antiphon.types.items import InputItem
+from antiphon.types.json import ABSENT
 
 __all__ = ["CreateResponse", "FunctionTool", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
 
@@ -23,7 +24,7 @@ class FunctionTool(Struct):
     type: str
     name: str | None = None
     description: str | None = None
-    parameters: Raw | None = None
+    parameters: Raw = ABSENT
     strict: bool | None = None
 
 
@@ -31,7 +32,7 @@ class TextFormat(Struct):
     type: str
     name: str | None = None
     description: str | None = None
-    schema: Raw | None = None
+    schema: Raw = ABSENT
     strict: bool | None = None
 
 

@@ -21,7 +21,8 @@ TWO = Migration(
     2,
     "0002_two.sql",
     "CREATE TABLE two (n INTEGER);\n"
-    "CREATE TRIGGER copy AFTER INSERT ON one BEGIN\n  INSERT INTO two VALUES (new.n);\n  SELECT ';';\nEND;\n-- the end\n",
+    "CREATE TRIGGER copy AFTER INSERT ON one BEGIN\n  INSERT INTO two VALUES (new.n);\n  SELECT ';';\nEND;\n"
+    "-- the end\n",
 )
 BROKEN = Migration(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
 

@@ -224,9 +224,7 @@ async def test_closing_runs_what_is_queued(path: Path, probe: Probe) -> None:
     assert sorted(each.name for each in path.parent.iterdir()) == ["test.db"]
 
 
-async def test_a_caller_that_leaves_withdraws_a_unit_not_begun(
-    writer: SqliteWriter, probe: Probe, path: Path
-) -> None:
+async def test_a_caller_that_leaves_withdraws_a_unit_not_begun(writer: SqliteWriter, probe: Probe, path: Path) -> None:
     first = await busy(writer, probe)
     leaving, staying = await queue(writer, [insert(1)], [insert(2)])
     leaving.cancel()

@@ -1,0 +1,302 @@
+"""The exchange's table, walked completely, and its rules by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from antiphon.engine.actions import (
+    AbortUpstream,
+    CallUpstream,
+    CancelReason,
+    Chain,
+    Context,
+    Finish,
+    LoadContext,
+    RequestHead,
+    SaveResponse,
+    SendBody,
+    SendHead,
+    StoredItem,
+)
+from antiphon.engine.exchange import TRANSITIONS, Input, ResponseExchange, State
+from antiphon.errors import ExchangeStateError, StoreError
+from antiphon.types.transport import UpstreamError, UpstreamFault
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
+from tests.support.judge import check_stream, parse_sse
+
+_HEAD = RequestHead("POST", "/v1/responses", (), "owner")
+_CHUNK = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+_END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+_STREAM = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
+
+
+def _in_state(state: State) -> ResponseExchange:
+    """A streaming exchange that was brought to this state."""
+    exchange = make_exchange()
+    if state is State.NEW:
+        return exchange
+    if state is State.CONTEXT:
+        body = json.dumps({"model": "m", "input": "hi", "previous_response_id": "resp_x"}).encode()
+        exchange.receive_request(_HEAD, body)
+    else:
+        exchange.receive_request(_HEAD, _STREAM)
+        if state is State.REFUSED:
+            exchange.receive_upstream_head(500, JSON)
+        elif state is State.COLLECTING:
+            exchange.receive_upstream_head(200, JSON)
+        elif state is not State.CALLING:
+            exchange.receive_upstream_head(200, SSE)
+            if state in (State.SAVING, State.DONE):
+                exchange.receive_upstream_data(_CHUNK + _END)
+                if state is State.DONE:
+                    exchange.receive_saved()
+    assert exchange.state is state
+    exchange.actions()
+    return exchange
+
+
+def _happen(exchange: ResponseExchange, happening: Input) -> None:
+    if happening is Input.REQUEST:
+        exchange.receive_request(_HEAD, _STREAM)
+    elif happening is Input.CONTEXT:
+        exchange.receive_context(Context(chain=Chain(())))
+    elif happening is Input.HEAD:
+        exchange.receive_upstream_head(200, SSE)
+    elif happening is Input.DATA:
+        exchange.receive_upstream_data(_CHUNK)
+    elif happening is Input.END:
+        exchange.receive_upstream_end()
+    elif happening is Input.SAVED:
+        exchange.receive_saved()
+    else:
+        exchange.cancel(CancelReason.CLIENT_GONE)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("happening", Input)
+def test_every_pair_of_state_and_input(state: State, happening: Input) -> None:
+    exchange = _in_state(state)
+    allowed = TRANSITIONS[state].get(happening)
+    if allowed is None:
+        with pytest.raises(ExchangeStateError):
+            _happen(exchange, happening)
+        assert exchange.state is state
+    else:
+        _happen(exchange, happening)
+        assert exchange.state in allowed
+
+
+def test_saved_before_the_terminal_event() -> None:
+    """Whoever sees the end can continue from it: the save is asked for first, the terminal event follows it."""
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, _STREAM)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK + _END)
+    actions = exchange.actions()
+    assert isinstance(actions[-1], SaveResponse)
+    assert not any(isinstance(action, SendBody) and b"response.completed" in action.data for action in actions)
+    exchange.receive_saved()
+    body, finish = exchange.actions()
+    assert isinstance(body, SendBody) and b"response.completed" in body.data and body.data.endswith(b"[DONE]\n\n")
+    assert isinstance(finish, Finish) and finish.outcome == "completed"
+
+
+def test_a_failed_save_is_never_a_success() -> None:
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, _STREAM)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK + _END)
+    exchange.actions()
+    exchange.receive_saved(StoreError("disk full"))
+    body, finish = exchange.actions()
+    assert isinstance(body, SendBody) and b"response.failed" in body.data and b"completed\n" not in body.data
+    assert isinstance(finish, Finish) and finish.outcome == "failed"
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, b'{"model":"m","input":"hi"}')
+    exchange.receive_upstream_head(200, JSON)
+    exchange.receive_upstream_data(b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}')
+    exchange.receive_upstream_end()
+    exchange.actions()
+    exchange.receive_saved(StoreError("disk full"))
+    head = exchange.actions()[0]
+    assert isinstance(head, SendHead) and head.status == 500
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancel_aborts_and_stores_failed(stream: bool) -> None:
+    exchange = make_exchange()
+    body = json.dumps({"model": "m", "input": "hi", "stream": stream}).encode()
+    exchange.receive_request(_HEAD, body)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK)
+    exchange.actions()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    abort, save = exchange.actions()
+    assert isinstance(abort, AbortUpstream) and isinstance(save, SaveResponse)
+    assert save.record.status == "failed"
+    assert json.loads(save.record.output_items[0].body)["status"] == "incomplete"
+    exchange.receive_saved()
+    (finish,) = exchange.actions()
+    assert isinstance(finish, Finish) and finish.outcome == "cancelled" and exchange.done
+
+
+def test_store_false_saves_nothing() -> None:
+    outcome = run({"model": "m", "input": "hi", "stream": True, "store": False}, [_CHUNK, _END])
+    assert not outcome.records
+    assert check_stream(parse_sse(outcome.body))["status"] == "completed"
+
+
+@pytest.mark.parametrize("fault", UpstreamFault)
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_head_is_an_http_error(fault: UpstreamFault, stream: bool) -> None:
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, json.dumps({"model": "m", "input": "hi", "stream": stream}).encode())
+    outcome = Outcome()
+    pump(exchange, outcome)
+    exchange.receive_upstream_end(UpstreamError(fault, "secret detail"))
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status in (502, 504)
+    assert b"secret" not in outcome.body and not outcome.records
+
+
+def test_a_late_head_opens_the_stream_and_failures_become_events() -> None:
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, _STREAM)
+    outcome = Outcome()
+    pump(exchange, outcome)
+    exchange.open_stream()
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status == 200 and b"response.created" in outcome.body
+    exchange.receive_upstream_head(429, JSON)
+    exchange.receive_upstream_data(b'{"error":{"message":"slow down"}}')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    final = check_stream(parse_sse(outcome.body))
+    assert final["status"] == "failed" and final["error"] == {"code": "rate_limit_exceeded", "message": "slow down"}
+    assert outcome.records[0].status == "failed"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_refused_call_keeps_its_status(status: int, stream: bool) -> None:
+    body = b'{"error":{"message":"No such model","type":"x","param":null,"code":null}}'
+    request = {"model": "m", "input": "hi", "stream": stream}
+    outcome = run(request, [body], status=status, headers=(*JSON, ("retry-after", "7")))
+    assert outcome.head is not None and outcome.head.status == status
+    assert outcome.json["error"]["message"] == "No such model"
+    assert ("retry-after", "7") in outcome.head.headers
+    assert not outcome.records and outcome.finish is not None and outcome.finish.outcome == "error"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>oops</html>", b"{", b"[]", b'{"choices":[]}', b"null"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_garbage_with_status_200_is_a_502(body: bytes, stream: bool) -> None:
+    request = {"model": "m", "input": "hi", "stream": stream}
+    outcome = run(request, [body], headers=(("content-type", "text/html"),))
+    assert outcome.head is not None and outcome.head.status == 502
+    assert outcome.json["error"]["type"] == "server_error"
+
+
+def test_cut_in_the_middle_is_failed_not_completed() -> None:
+    error = UpstreamError(UpstreamFault.CUT, "reset")
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [_CHUNK], error=error)
+    final = check_stream(parse_sse(outcome.body))
+    assert final["status"] == "failed" and final["error"]["code"] == "upstream_cut"
+    assert outcome.records[0].status == "failed"
+    single = run({"model": "m", "input": "hi"}, [_CHUNK], error=error)
+    assert single.head is not None and single.head.status == 502
+
+
+def test_event_stream_for_a_json_client_is_folded() -> None:
+    outcome = run({"model": "m", "input": "hi"}, [_CHUNK, _END])
+    assert outcome.json["output"][0]["content"][0]["text"] == "Hi"
+
+
+def test_unknown_previous_response() -> None:
+    outcome = run({"model": "m", "input": "hi", "previous_response_id": "resp_nope"})
+    assert outcome.loads == [LoadContext("owner", "resp_nope", ())]
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["code"] == "previous_response_not_found"
+    assert outcome.json["error"]["param"] == "previous_response_id"
+
+
+def test_history_comes_before_the_input_and_instructions_do_not_carry_over() -> None:
+    first = run({"model": "m", "input": "one", "instructions": "be brief"}, [_CHUNK, _END])
+    record = first.records[0]
+    chain = Chain((*record.input_items, *record.output_items))
+    second = run(
+        {"model": "m", "input": "two", "previous_response_id": record.id}, [_CHUNK, _END], context=Context(chain)
+    )
+    assert second.chat["messages"] == [
+        {"role": "user", "content": [{"type": "text", "text": "one"}][0]["text"]},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "two"},
+    ]
+    assert second.json["previous_response_id"] == record.id
+    assert [json.loads(item.body)["content"][0]["text"] for item in second.records[0].input_items] == ["two"]
+
+
+def test_item_reference_is_resolved_or_refused() -> None:
+    body = b'{"id":"msg_9","type":"message","role":"assistant","content":[{"type":"output_text","text":"yes"}]}'
+    items = {"msg_9": StoredItem("msg_9", "message", body)}
+    request = {"model": "m", "input": [{"type": "item_reference", "id": "msg_9"}, {"role": "user", "content": "so?"}]}
+    outcome = run(request, [_CHUNK, _END], context=Context(items=items))
+    assert [message["role"] for message in outcome.chat["messages"]] == ["assistant", "user"]
+    missing = run(request, context=Context())
+    assert missing.head is not None and missing.head.status == 400
+    assert missing.json["error"]["param"] == "input[0].id"
+
+
+def test_headers_reach_the_upstream_by_an_allow_list() -> None:
+    sent = (
+        ("authorization", "Bearer k"),
+        ("cookie", "c"),
+        ("x-antiphon-owner", "me"),
+        ("x-custom", "1"),
+        ("traceparent", "t"),
+    )
+    outcome = run(
+        {"model": "m", "input": "hi"},
+        [_CHUNK, _END],
+        client_headers=sent,
+        upstream_headers=frozenset({"x-custom"}),
+        passthrough=True,
+    )
+    names = [name for name, _ in outcome.calls[0].request.headers]
+    assert names == ["content-type", "accept", "authorization", "x-custom", "traceparent"]
+    outcome = run({"model": "m", "input": "hi"}, [_CHUNK, _END], client_headers=sent, passthrough=False)
+    assert "authorization" not in [name for name, _ in outcome.calls[0].request.headers]
+
+
+def test_limits_are_failures_with_names() -> None:
+    long = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 5000)
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], most_event_bytes=1024)
+    assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], most_upstream_bytes=1024)
+    assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
+    many = b"".join(
+        b'data: {"choices":[{"delta":{"tool_calls":[{"index":%d,"id":"c%d","function":{"name":"f","arguments":"{}"}}]}}]}\n\n'
+        % (number, number)
+        for number in range(5)
+    )
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [many], most_tool_calls=3)
+    assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
+    outcome = run({"model": "m", "input": [{"role": "user", "content": "x"}] * 3}, most_input_items=2)
+    assert outcome.json["error"]["code"] == "array_above_max_length"
+    body = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 5000)
+    outcome = run({"model": "m", "input": "hi"}, [body], headers=JSON, most_upstream_bytes=1024)
+    assert outcome.head is not None and outcome.head.status == 502
+
+
+def test_nothing_of_a_call_leaks_between_actions() -> None:
+    """An abort is asked for exactly when a call is open."""
+    exchange = make_exchange()
+    exchange.receive_request(_HEAD, _STREAM)
+    (call,) = exchange.actions()
+    assert isinstance(call, CallUpstream)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b'data: {"error":{"message":"boom"}}\n\n')
+    actions = exchange.actions()
+    assert any(isinstance(action, AbortUpstream) for action in actions)

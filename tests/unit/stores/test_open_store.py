@@ -1,0 +1,244 @@
+"""The data folder: what is created and with which rights, and what a folder or file that cannot serve says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.ports import PageQuery
+from antiphon.errors import StoreError
+from antiphon.stores import SESSIONS_FILE, open_store
+from antiphon.stores.sqlite_readers import SqliteReaders
+from tests.contracts.store_contract import ALICE, record, save_chain
+from tests.contracts.store_process import child_environment
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_folder_and_files_are_created_for_the_user_alone(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        store = await open_store(tmp_path / "deep" / "data", chain_items=10)
+        await store.save(record("a"))
+    finally:
+        os.umask(old)
+    data = tmp_path / "deep" / "data"
+    assert mode(data) == 0o700
+    files = {path.name: mode(path) for path in data.iterdir()}
+    assert files[SESSIONS_FILE] == 0o600
+    assert set(files.values()) == {0o600}
+    await store.aclose()
+    assert [path.name for path in data.iterdir()] == [SESSIONS_FILE]
+
+
+async def test_what_exists_keeps_its_rights(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o750)
+    await (await open_store(data, chain_items=10)).aclose()
+    (data / SESSIONS_FILE).chmod(0o640)
+    await (await open_store(data, chain_items=10)).aclose()
+    assert (mode(data), mode(data / SESSIONS_FILE)) == (0o750, 0o640)
+
+
+async def test_a_relative_folder_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = await open_store(Path("a b?c#d%20ü"), chain_items=10)
+    await store.save(record("a"))
+    assert await store.get(ALICE, "resp_a") is not None
+    await store.aclose()
+    assert (tmp_path / "a b?c#d%20ü" / SESSIONS_FILE).is_file()
+
+
+async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=100)
+    expected = await save_chain(store, "t", 5)
+    await store.aclose()
+    store = await open_store(tmp_path, chain_items=100)
+    chain = await store.load_chain(ALICE, "resp_t4")
+    assert chain is not None and [item.id for item in chain.items] == expected
+    await store.aclose()
+
+
+@pytest.mark.parametrize("data", ["file", "file/below", "/proc/antiphon"])
+async def test_a_folder_that_cannot_be(tmp_path: Path, data: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"folder|cannot be created"):
+        await open_store(tmp_path / data, chain_items=10)
+
+
+async def test_a_database_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / SESSIONS_FILE).mkdir()
+    with pytest.raises(StoreError):
+        await open_store(tmp_path, chain_items=10)
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / SESSIONS_FILE).write_bytes(b"this is not a database, it only lies in its place\n" * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        await open_store(tmp_path, chain_items=10)
+
+
+async def test_a_damaged_database(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=1000)
+    await save_chain(store, "t", 100)
+    await store.aclose()
+    path = tmp_path / SESSIONS_FILE
+    healthy = path.read_bytes()
+    # Everything after the schema's page is overwritten.
+    path.write_bytes(healthy[:4096] + b"\xff" * (len(healthy) - 4096))
+    try:
+        store = await open_store(tmp_path, chain_items=1000)
+    except StoreError as error:
+        assert "damaged" in str(error)
+        return
+    for call in (
+        store.get(ALICE, "resp_t1"),
+        store.load_chain(ALICE, "resp_t99"),
+        store.load_items(ALICE, ("msg_t1_in0",)),
+        store.input_items(ALICE, "resp_t1", PageQuery()),
+        store.save(record("new")),
+        store.delete(ALICE, "resp_t1"),
+        store.ping(),
+    ):
+        with pytest.raises(StoreError, match="damaged"):
+            await call
+    await store.aclose()
+
+
+async def test_a_database_of_a_newer_antiphon(tmp_path: Path) -> None:
+    await (await open_store(tmp_path, chain_items=10)).aclose()
+    database = sqlite3.connect(tmp_path / SESSIONS_FILE)
+    database.execute("INSERT INTO schema_migrations VALUES (9999, 'x')")
+    database.commit()
+    database.close()
+    with pytest.raises(StoreError, match="newer"):
+        await open_store(tmp_path, chain_items=10)
+
+
+_UNPRIVILEGED = """
+import asyncio, os, sys
+from pathlib import Path
+import encodings.idna
+import antiphon.stores
+from antiphon.errors import StoreError
+from antiphon.stores.migrate import packaged_migrations
+
+packaged_migrations()  # the last thing read from the installation, which may be private to root
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+async def main():
+    store = await antiphon.stores.open_store(Path(sys.argv[1]), chain_items=10)
+    try:
+        await store.ping()
+    finally:
+        await store.aclose()
+
+antiphon.stores.packaged_migrations = lambda steps=packaged_migrations(): steps
+try:
+    asyncio.run(main())
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user can reach (pytest's own are private)."""
+    folder = Path(tempfile.mkdtemp(prefix="antiphon-test-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+async def test_a_read_only_data_folder(open_folder: Path) -> None:
+    data = open_folder / "data"
+    await (await open_store(data, chain_items=10)).aclose()
+    (data / SESSIONS_FILE).chmod(0o444)
+    data.chmod(0o555)
+    for folder in (data, open_folder / "data" / "new"):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", _UNPRIVILEGED, str(folder)],
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "permissions" in done.stdout or "Permission denied" in done.stdout
+
+
+async def test_readers_cannot_write(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=10)
+    readers = SqliteReaders(tmp_path / SESSIONS_FILE)
+    await readers.start()
+    with pytest.raises(StoreError):
+        await readers.fetch("DELETE FROM responses", {})
+    await readers.aclose()
+    await store.aclose()
+
+
+async def test_readers_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        await SqliteReaders(tmp_path / "none.db").start()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_closing_waits_for_reads_that_were_accepted(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=10)
+    await store.save(record("a"))
+    reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(50)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    assert all(read is not None for read in await asyncio.gather(*reads))
+
+
+async def test_closing_while_saves_are_queued_loses_none(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=10)
+    saves = [asyncio.create_task(store.save(record(f"q{n}"))) for n in range(300)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    assert await asyncio.gather(*saves) == [None] * 300
+    store = await open_store(tmp_path, chain_items=10)
+    assert None not in await asyncio.gather(*[store.get(ALICE, f"resp_q{n}") for n in range(300)])
+    await store.aclose()
+
+
+async def test_a_read_whose_caller_left_frees_its_connection(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=10)
+    await store.save(record("a"))
+    reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(20)]
+    await asyncio.sleep(0)
+    for read in reads:
+        read.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+    assert await store.get(ALICE, "resp_a") is not None
+    await store.aclose()
+
+
+async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=10)
+    frames = tmp_path / f"{SESSIONS_FILE}-wal"
+    await store.ping()
+    before = frames.stat().st_size
+    await asyncio.gather(*[store.ping() for _ in range(50)])
+    assert before < frames.stat().st_size <= before + 2 * (4096 + 24)
+    await store.aclose()

@@ -1,0 +1,162 @@
+"""How SQLite executes the store's SQL: always by an index, never through a Bloom filter over a whole table."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.errors import ChainTooLong
+from antiphon.stores import open_store, responses
+from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.responses import SqliteResponseStore
+from antiphon.stores.sqlite_database import connect_writer
+from antiphon.stores.sqlite_readers import Row, SqliteReaders
+from tests.contracts.store_contract import ALICE, record, save_chain
+
+_NAMED = {"id": "r500", "owner": "o1", "most": 1000, "ids": '["i500", "i7"]', "low": "i500", "high": None}
+_QUERIES = {
+    "load_chain": responses.LOAD_CHAIN,
+    "load_items": responses.LOAD_ITEMS,
+    "get": responses.GET_RESPONSE,
+    "input_items_forward": responses.INPUT_ITEMS_FORWARD,
+    "input_items_backward": responses.INPUT_ITEMS_BACKWARD,
+    "delete_last_of_chain": responses.DELETE_LAST_OF_CHAIN,
+    "delete_response": responses.DELETE_RESPONSE,
+    "touch_chain": responses.TOUCH_CHAIN,
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Five thousand responses in chains of ten, four items each, with the statistics of ANALYZE."""
+    connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
+    migrate(connection, packaged_migrations())
+    connection.execute("BEGIN")
+    for n in range(5000):
+        root, owner = f"r{n - n % 10}", f"o{n // 10 % 7}"
+        if n % 10 == 0:
+            connection.execute("INSERT INTO chains (id, owner, updated_at) VALUES (?, ?, 0)", (root, owner))
+        connection.execute(
+            "INSERT INTO responses (id, owner, chain_id, prev_id, history_items, status, model, created_at, body) "
+            "VALUES (?, ?, ?, ?, ?, 'completed', 'm', 0, x'00')",
+            (f"r{n}", owner, root, f"r{n - 1}" if n % 10 else None, n % 10 * 4 + 4),
+        )
+        connection.executemany(
+            responses.INSERT_ITEM, [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
+        )
+    connection.execute("COMMIT")
+    connection.execute("ANALYZE")
+    yield connection
+    connection.close()
+
+
+def plan(database: sqlite3.Connection, sql: str) -> str:
+    named = {name: value for name, value in {**_NAMED, "at": 0}.items() if f":{name}" in sql}
+    return "\n".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named))
+
+
+@pytest.mark.parametrize("name", _QUERIES)
+def test_no_query_scans_a_table_or_builds_a_bloom_filter(database: sqlite3.Connection, name: str) -> None:
+    steps = plan(database, _QUERIES[name])
+    assert "BLOOM" not in steps, steps
+    scanned = [line for line in steps.splitlines() if line.startswith("SCAN")]
+    assert set(scanned) <= {"SCAN turn", "SCAN edge", "SCAN CONSTANT ROW", "SCAN wanted VIRTUAL TABLE INDEX 1:"}, steps
+    assert "AUTOMATIC" not in steps, steps
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info[:2] != (3, 40), reason="the planner's trap was measured on 3.40")
+def test_the_trap_is_there_and_this_test_would_see_it(database: sqlite3.Connection) -> None:
+    trapped = responses.LOAD_CHAIN.replace("CROSS JOIN", "JOIN").replace(
+        "r.id = turn.prev_id", "r.id = turn.prev_id AND r.owner = :owner"
+    )
+    assert "BLOOM" in plan(database, trapped)
+
+
+class CountingReaders(SqliteReaders):
+    """Counts the queries."""
+
+    queries = 0
+
+    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[Row]:
+        self.queries += 1
+        rows = await super().fetch(sql, parameters)
+        self.rows = len(rows)
+        return rows
+
+
+def counted(store: SqliteResponseStore, path: Path) -> CountingReaders:
+    readers = CountingReaders(path)
+    readers.__dict__.update(store._readers.__dict__)
+    store._readers = readers
+    return readers
+
+
+async def test_two_hundred_turns_are_one_query(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=1000)
+    await save_chain(store, "t", 200)
+    readers = counted(store, tmp_path)
+    chain = await store.load_chain(ALICE, "resp_t199")
+    assert chain is not None and len(chain.items) == 600
+    assert readers.queries == 1
+    await store.aclose()
+
+
+async def test_a_chain_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=100)
+    await save_chain(store, "t", 34)
+    readers = counted(store, tmp_path)
+    with pytest.raises(ChainTooLong):
+        await store.load_chain(ALICE, "resp_t33")
+    assert (readers.queries, readers.rows) == (1, 1)
+    await store.aclose()
+
+
+async def test_turns_without_items_count_towards_the_limit(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=3)
+    for n in range(4):
+        await store.save(record(f"e{n}", prev=f"e{n - 1}" if n else None, inputs=0, outputs=0))
+    assert await store.load_chain(ALICE, "resp_e2") is not None
+    with pytest.raises(ChainTooLong):
+        await store.load_chain(ALICE, "resp_e3")
+    await store.aclose()
+
+
+async def test_a_damaged_chain_that_runs_in_a_circle_ends(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=50)
+    await save_chain(store, "t", 3)
+    database = sqlite3.connect(tmp_path / "sessions.db")
+    database.execute("UPDATE responses SET prev_id = 'resp_t2' WHERE id = 'resp_t0'")
+    database.commit()
+    database.close()
+    assert await store.load_chain(ALICE, "resp_t2") is None
+    await store.aclose()
+
+
+def test_a_chain_cannot_cross_owners_even_by_hand(database: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        database.execute(
+            "INSERT INTO responses (id, owner, chain_id, history_items, status, model, created_at, body) "
+            "VALUES ('x', 'somebody else', 'r0', 1, 'completed', 'm', 0, x'00')"
+        )
+
+
+async def test_deleting_leaves_no_row_of_any_kind(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, chain_items=1000)
+    await save_chain(store, "t", 3)
+    await store.save(record("branch", prev="t1"))
+    database = sqlite3.connect(tmp_path / "sessions.db")
+
+    def rows() -> tuple[int, ...]:
+        names = ("chains", "responses", "response_items")
+        return tuple(database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names)
+
+    assert rows() == (1, 4, 12)
+    for name, left in (("t1", (1, 3, 9)), ("t0", (1, 2, 6)), ("t2", (1, 1, 3)), ("branch", (0, 0, 0))):
+        assert await store.delete(ALICE, f"resp_{name}") is True
+        assert rows() == left
+    database.close()
+    await store.aclose()
