@@ -1,0 +1,1 @@
+"""The Envoy door: an external processor (ext_proc) over gRPC."""

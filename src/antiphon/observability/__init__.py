@@ -1,0 +1,1 @@
+"""Logs and metrics; imported by the runner, the doors and the commands, never by pure code."""

@@ -1,0 +1,204 @@
+"""Model calls over HTTP: the `Upstream` port on aiohttp.
+
+Lives here: one call (head, body, end), its time limits, and what a transport failure means. Not here: connections
+(`http.py`), and what the bytes say (`translation/`).
+
+Invariants: no redirect is followed; a call's failure is always an `UpstreamCallFailed` whose detail holds no header
+and no body; leaving a call before its end closes its connection at once. (Whoever wants the connection to be kept
+reads on to the end after `[DONE]`, as the runner does for a moment.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from yarl import URL
+
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.ports import UpstreamAnswer, UpstreamCallFailed
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.upstream.http import ConnectionUse, UpstreamTarget, open_session, server_name
+
+__all__ = ["HttpUpstream", "UpstreamTarget"]
+
+_LARGE_BODY = 1 << 20
+# What described the bytes on the wire and is no longer true of the bytes handed on.
+_WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
+
+
+class HttpUpstream:
+    """One per process: a connection pool towards one upstream.
+
+    `connect_seconds` limits names, TCP and TLS; `head_seconds` the wait for the head (connecting included);
+    `idle_seconds` silence within the body; `body_limit` the bytes of a body that is not an event stream (a stream is
+    judged by the text in it, which the translation limits).
+    """
+
+    def __init__(
+        self,
+        target: UpstreamTarget,
+        *,
+        connect_seconds: float = 5.0,
+        head_seconds: float = 600.0,
+        idle_seconds: float = 300.0,
+        body_limit: int = 64 << 20,
+    ) -> None:
+        self._target = target
+        self._connect_seconds = connect_seconds
+        self._head_seconds = head_seconds
+        self._idle_seconds = idle_seconds
+        self._body_limit = body_limit
+        self._base = target.base_url.rstrip("/")
+        self._server_name = server_name(target)
+        self._fixed_names = frozenset(name for name, _ in target.headers)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+        """Send the request and wait for the head; raises `UpstreamCallFailed` when there is none."""
+        try:
+            async with asyncio.timeout(self._head_seconds):
+                response = await self._send(request)
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise _failed(UpstreamFault.UNREACHABLE, f"no connection within {self._connect_seconds:g} s") from None
+            raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {self._head_seconds:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _failed(UpstreamFault.UNREACHABLE, _describe(error)) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # Connected, and then no HTTP head: the peer hung up, or speaks something else.
+            raise _failed(UpstreamFault.CUT, f"{_describe(error)} before the head") from None
+        try:
+            yield _Answer(response, self._idle_seconds, self._body_limit)
+        finally:
+            # At its end aiohttp has taken the connection back already; otherwise it must not be kept, and the
+            # upstream shall learn at once that nobody listens any more.
+            response.close()
+
+    async def aclose(self) -> None:
+        """Close the connections; calls after this fail."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _send(self, request: UpstreamRequest) -> aiohttp.ClientResponse:
+        use = ConnectionUse()
+        try:
+            return await self._send_once(request, use)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            # A kept connection that the server closed while we wrote: it never saw the request (or never began to
+            # answer). Once more on a new connection; a fresh connection that breaks is not tried again.
+            if isinstance(error, aiohttp.ClientConnectorError) or not use.reused:
+                raise
+        return await self._send_once(request, None)
+
+    async def _send_once(self, request: UpstreamRequest, use: ConnectionUse | None) -> aiohttp.ClientResponse:
+        headers = [*self._target.headers]
+        headers += [(name, value) for name, value in request.headers if name not in self._fixed_names]
+        if use is None:
+            headers.append(("connection", "close"))
+        body = request.body
+        return await self._open().request(
+            request.method,
+            URL(self._base + request.path, encoded=True),
+            # A large body goes out in parts, so that it does not hold up the loop.
+            data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
+            headers=headers,
+            allow_redirects=False,
+            server_hostname=self._server_name,
+            trace_request_ctx=use,
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        # Made on first use: a session belongs to the running event loop.
+        if self._session is None:
+            if self._closed:
+                raise _failed(UpstreamFault.UNREACHABLE, "the client is closed")
+            self._session = open_session(self._target, connect_seconds=self._connect_seconds)
+        return self._session
+
+
+class _Answer:
+    """An answer whose head has arrived."""
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float, body_limit: int) -> None:
+        self.status = response.status
+        self.headers: Headers = tuple(
+            (name, value)
+            for name, value in ((name.lower(), value) for name, value in response.headers.items())
+            if name not in _WIRE_HEADERS
+        )
+        self._response = response
+        self._idle_seconds = idle_seconds
+        self._body_limit = None if response.content_type == "text/event-stream" else body_limit
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Body parts as they arrive; raises `UpstreamCallFailed` when the connection breaks or falls silent.
+
+        Everything that arrived is handed on before a failure is raised.
+        """
+        self._limit_silence()
+        content = self._response.content
+        received = 0
+        while True:
+            failure: UpstreamCallFailed | None = None
+            try:
+                part = await content.readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = self._failure(error)
+                part = _left_over(content)
+            if part:
+                received += len(part)
+                if self._body_limit is not None and received > self._body_limit:
+                    raise _failed(UpstreamFault.TOO_LARGE, f"more than {self._body_limit} bytes")
+                yield part
+            if failure is not None:
+                raise failure
+            if not part:
+                return
+
+    def _limit_silence(self) -> None:
+        """Let the connection's own read timer run, which costs no task and rests while our reader is the slow one.
+
+        It cannot be set with the request: there it would limit the wait for the head too.
+        """
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._idle_seconds
+            connection.protocol.start_timeout()
+
+    def _failure(self, error: Exception) -> UpstreamCallFailed:
+        if isinstance(error, TimeoutError):
+            return _failed(UpstreamFault.TIMED_OUT, f"silent for {self._idle_seconds:g} s")
+        return _failed(UpstreamFault.CUT, f"{_describe(error)} in the body")
+
+
+def _left_over(content: aiohttp.StreamReader) -> bytes:
+    """What arrived before the failure and was not read yet; aiohttp's reader raises before it hands that out."""
+    data = b"".join(content._buffer)[content._buffer_offset :]
+    content._buffer.clear()
+    content._buffer_offset = 0
+    return data
+
+
+def _describe(error: BaseException) -> str:
+    """The kind of a failure, without addresses, headers or bodies."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "") or "not trusted"
+        return f"the certificate was refused ({reason})"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the host name cannot be resolved"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return f"{type(error).__name__} ({os.strerror(error.errno)})"
+    return type(error).__name__
+
+
+def _failed(fault: UpstreamFault, detail: str) -> UpstreamCallFailed:
+    return UpstreamCallFailed(UpstreamError(fault, detail))

@@ -1,0 +1,481 @@
+"""A real, scriptable chat server: what an upstream may do to us, down to the bytes.
+
+Lives here: an HTTP/1.1 server on asyncio protocols that answers from a script and records what it was asked. Not
+here: any idea of what is right; it sends what the test says, including what no server should.
+
+    async with ChatServer() as server:                       # or ChatServer(unix_path=…), ChatServer(tls=context)
+        gate = asyncio.Event()
+        server.script(answer(parts=[event("Hel"), Wait(gate), event("lo"), Reset()]))
+        …                                                    # server.base_url, server.url("/…")
+        call = await server.received()                       # the next request: method, path, headers, body, .json
+        await call.gone.wait()                               # its connection was closed by the other side
+
+Invariant: nothing here sleeps; a step that must wait waits for an event of the test or for the peer to leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = [
+    "CHAT_MODELS",
+    "DONE_EVENT",
+    "Answer",
+    "ChatServer",
+    "Close",
+    "Raw",
+    "Received",
+    "Reset",
+    "Wait",
+    "WaitGone",
+    "answer",
+    "chunk",
+    "completion",
+    "event",
+    "gzipped",
+    "json_answer",
+    "never",
+    "split",
+    "text_stream",
+]
+
+DEADLINE = 10.0
+"""Seconds after which a wait of a test has failed."""
+
+DONE_EVENT = b"data: [DONE]\n\n"
+CHAT_MODELS = ("demo-model", "other/model:7b")
+
+
+# Steps of a script
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Go on when the test sets the event (or the peer leaves)."""
+
+    event: asyncio.Event
+
+
+@dataclass(frozen=True)
+class WaitGone:
+    """Go on when the peer has left: an upstream that never says anything more."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Break the connection with RST."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close the connection properly, wherever the answer is."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """These bytes on the wire, without any framing."""
+
+    data: bytes
+
+
+Step = bytes | Raw | Wait | WaitGone | Reset | Close
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One scripted answer: wire-level steps. `bytes` among them are body parts, framed as `framing` says.
+
+    `framing`: `chunked`, `length` (the body's whole length is announced up front), `close` (ends with the
+    connection), or `none` (nothing is added: not even a head).
+    """
+
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    parts: tuple[Step, ...] = ()
+    framing: str = "chunked"
+    announced: int | None = None
+    """Overrides the announced length (`framing="length"`), to end short."""
+
+
+Responder = Callable[["Received"], Answer]
+
+
+@dataclass
+class Received:
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    connection: int
+    """Number of the connection it came on, from 0: equal numbers mean that the connection was reused."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the connection is closed, whoever closed it."""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+    def header_values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key == name]
+
+
+# Building answers
+
+
+def chunk(delta: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
+    """A chat completion chunk. `finish_reason` goes into the choice, everything else to the top."""
+    finish = top.pop("finish_reason", None)
+    choices = top.pop("choices", [{"index": 0, "delta": delta or {}, "finish_reason": finish}])
+    base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "demo-model"}
+    return {**base, "choices": choices, **top}
+
+
+def event(value: str | dict[str, Any]) -> bytes:
+    """One event of a stream; a string is a content delta."""
+    data = chunk({"content": value}) if isinstance(value, str) else value
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+_USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def text_stream(*texts: str, finish: str = "stop", usage: bool = True, done: bool = True) -> list[bytes]:
+    """The events of a whole streamed text answer."""
+    events = [event(chunk({"role": "assistant", "content": ""}))]
+    events += [event(text) for text in texts]
+    events.append(event(chunk(finish_reason=finish)))
+    if usage:
+        events.append(event(chunk(choices=[], usage=_USAGE)))
+    if done:
+        events.append(DONE_EVENT)
+    return events
+
+
+def completion(text: str = "Hello", **message: Any) -> dict[str, Any]:
+    """A whole chat completion."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "demo-model",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, **message},
+                "finish_reason": "tool_calls" if "tool_calls" in message else "stop",
+            }
+        ],
+        "usage": _USAGE,
+    }
+
+
+_SSE = (("content-type", "text/event-stream; charset=utf-8"),)
+
+
+def answer(
+    status: int = 200,
+    headers: Iterable[tuple[str, str]] = _SSE,
+    parts: Iterable[Step] = (),
+    *,
+    framing: str = "chunked",
+    announced: int | None = None,
+) -> Answer:
+    """Any answer; the default head is an event stream's."""
+    return Answer(status, tuple(headers), tuple(parts), framing, announced)
+
+
+def json_answer(value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
+    """A JSON answer with its length."""
+    return answer(
+        status, (("content-type", "application/json"), *headers), [json.dumps(value).encode()], framing="length"
+    )
+
+
+def gzipped(whole: Answer) -> Answer:
+    """The same answer, compressed although nobody asked for it (only for scripts of plain bytes)."""
+    body = b"".join(part for part in whole.parts if isinstance(part, bytes))
+    headers = (*whole.headers, ("content-encoding", "gzip"))
+    return Answer(whole.status, headers, (gzip.compress(body),), whole.framing)
+
+
+def never() -> Answer:
+    """No answer at all: the connection stays open and silent."""
+    return Answer(parts=(WaitGone(),), framing="none")
+
+
+def split(data: bytes, size: int) -> list[bytes]:
+    """The same bytes in pieces of `size`."""
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _default(request: Received) -> Answer:
+    """A well-behaved server: models, and "Hello" in the form asked for."""
+    if request.method == "GET" and request.path.endswith("/models"):
+        data = [{"id": name, "object": "model", "created": 1, "owned_by": "test"} for name in CHAT_MODELS]
+        return json_answer({"object": "list", "data": data})
+    if not request.path.endswith("/chat/completions"):
+        return json_answer({"error": {"message": "no such path", "type": "x", "param": None, "code": None}}, 404)
+    if request.json.get("stream"):
+        return answer(parts=text_stream("Hel", "lo"))
+    return json_answer(completion())
+
+
+# The server
+
+
+class ChatServer:
+    """Answers each request with the next scripted answer, or by `default`."""
+
+    def __init__(
+        self, *, unix_path: Path | None = None, tls: ssl.SSLContext | None = None, base_path: str = "/v1", port: int = 0
+    ) -> None:
+        self.requests: list[Received] = []
+        self.default: Responder = _default
+        self.connections = 0
+        """Connections accepted so far."""
+        self.unix_path = unix_path
+        self.port = port
+        self._base_path = base_path
+        self._tls = tls
+        self._script: deque[Answer | Responder] = deque()
+        self._arrived: asyncio.Queue[Received] = asyncio.Queue()
+        self._open: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    def script(self, *answers: Answer | Responder) -> None:
+        """Queue answers for the next requests."""
+        self._script.extend(answers)
+
+    @property
+    def base_url(self) -> str:
+        """For `upstream.url`."""
+        return self.url(self._base_path)
+
+    def url(self, path: str) -> str:
+        # A certificate names a host; plain tests need no name resolution.
+        return f"https://localhost:{self.port}{path}" if self._tls else f"http://127.0.0.1:{self.port or 80}{path}"
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open now."""
+        return len(self._open)
+
+    async def received(self) -> Received:
+        """The next request that was not taken yet; fails after a deadline."""
+        async with asyncio.timeout(DEADLINE):
+            return await self._arrived.get()
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.unix_path is not None:
+            self._server = await loop.create_unix_server(lambda: _Connection(self), str(self.unix_path))
+        else:
+            self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, ssl=self._tls)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse new connections and break the open ones."""
+        if self._server is not None:
+            self._server.close()
+            for connection in list(self._open):
+                connection.abort()
+            await self._server.wait_closed()
+            self._server = None
+        while self._open:
+            await asyncio.gather(*(connection.finished.wait() for connection in list(self._open)))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _respond(self, request: Received) -> Answer:
+        self.requests.append(request)
+        self._arrived.put_nowait(request)
+        chosen = self._script.popleft() if self._script else self.default
+        return chosen if isinstance(chosen, Answer) else chosen(request)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: reads requests, plays answers."""
+
+    def __init__(self, server: ChatServer) -> None:
+        self._server = server
+        self._buffer = bytearray()
+        self._news = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._gone = asyncio.Event()
+        self.finished = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._number = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._number = self._server.connections
+        self._server.connections += 1
+        self._server._open.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._news.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone.set()
+        self._news.set()
+        self._writable.set()
+        if self._task is not None and self._task.done():
+            self._forget()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _forget(self) -> None:
+        self._server._open.discard(self)
+        self.finished.set()
+
+    async def _serve(self) -> None:
+        assert self._transport is not None
+        try:
+            while (request := await self._read_request()) is not None:
+                if not await self._play(self._server._respond(request)):
+                    break
+        except EOFError:
+            pass
+        finally:
+            self._transport.close()
+            if self._gone.is_set():
+                self._forget()
+
+    # Reading
+
+    async def _more(self) -> None:
+        if self._gone.is_set():
+            raise EOFError
+        self._news.clear()
+        await self._news.wait()
+
+    async def _until(self, mark: bytes) -> bytes:
+        while (at := self._buffer.find(mark)) < 0:
+            await self._more()
+        return self._take(at + len(mark))
+
+    async def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            await self._more()
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    async def _read_request(self) -> Received | None:
+        lines = (await self._until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = lines[0].split(" ", 2)
+        pairs = [line.split(":", 1) for line in lines[1:] if line]
+        headers = tuple((name.strip().lower(), value.strip()) for name, value in pairs)
+        found = dict(headers)
+        body = b""
+        if found.get("transfer-encoding", "").lower() == "chunked":
+            while size := int((await self._until(b"\r\n")).split(b";")[0], 16):
+                body += await self._exactly(size)
+                await self._exactly(2)
+            await self._until(b"\r\n")
+        elif length := int(found.get("content-length", "0")):
+            body = await self._exactly(length)
+        return Received(method, path, headers, body, self._number, self._gone)
+
+    # Writing
+
+    async def _play(self, script: Answer) -> bool:
+        """Perform one answer; False when the connection must not be used again."""
+        await self._write(self._head(script))
+        for step in script.parts:
+            if not await self._step(step, script.framing):
+                return False
+        if script.framing == "chunked":
+            await self._write(b"0\r\n\r\n")
+        return script.framing in ("chunked", "length")
+
+    def _head(self, script: Answer) -> bytes:
+        if script.framing == "none":
+            return b""
+        headers: Sequence[tuple[str, str]] = script.headers
+        if script.framing == "chunked":
+            headers = (*headers, ("transfer-encoding", "chunked"))
+        elif script.framing == "length":
+            size = sum(len(part) for part in script.parts if isinstance(part, bytes))
+            headers = (*headers, ("content-length", str(script.announced if script.announced is not None else size)))
+        else:
+            headers = (*headers, ("connection", "close"))
+        lines = [f"HTTP/1.1 {script.status} Scripted", *(f"{name}: {value}" for name, value in headers)]
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+    async def _step(self, step: Step, framing: str) -> bool:
+        assert self._transport is not None
+        if isinstance(step, bytes):
+            if step:
+                await self._write(b"%x\r\n%b\r\n" % (len(step), step) if framing == "chunked" else step)
+        elif isinstance(step, Raw):
+            await self._write(step.data)
+        elif isinstance(step, Wait):
+            await self._wait(step.event)
+        elif isinstance(step, WaitGone):
+            await self._gone.wait()
+        elif isinstance(step, Reset):
+            raw = self._transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+            return False
+        else:
+            return False
+        return not self._gone.is_set()
+
+    async def _wait(self, wanted: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(wanted.wait()), asyncio.ensure_future(self._gone.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._gone.is_set():
+            self._transport.write(data)
+            await self._writable.wait()
+            # One turn of the loop, so that parts have a chance to travel apart.
+            await asyncio.sleep(0)
