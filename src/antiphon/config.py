@@ -248,6 +248,10 @@ class Settings(_Section):
         """An address with `{data}` filled in."""
         return address.replace("{data}", str(self.data.absolute()))
 
+    def sidecar_secret(self) -> str | None:
+        """The shared secret of the sidecar's TCP ports, in clear."""
+        return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
+
     def redacted(self) -> dict[str, Any]:
         """The effective settings as plain values, secrets replaced."""
         return self.model_dump(mode="json")

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+from contextlib import aclosing, closing
 from pathlib import Path
 
 from antiphon.stores import SESSIONS_FILE, open_store
@@ -45,17 +46,15 @@ async def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_written
         assert new
         acknowledged.update(new)
 
-        store = await open_store(tmp_path, chain_items=1_000_000)
-        for response_id in (new[0], new[-1]):
-            assert await store.get("o", response_id) is not None
-            assert await store.load_chain("o", response_id) is not None
-        await store.ping()
+        async with aclosing(await open_store(tmp_path, chain_items=1_000_000)) as store:
+            for response_id in (new[0], new[-1]):
+                assert await store.get("o", response_id) is not None
+                assert await store.load_chain("o", response_id) is not None
+            await store.ping()
 
-        database = sqlite3.connect(tmp_path / SESSIONS_FILE)
-        present = {row[0] for row in database.execute("SELECT id FROM responses")}
-        assert acknowledged <= present
-        assert database.execute(_UNFINISHED).fetchall() == []
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
-        database.close()
-        await store.aclose()
+        with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as database:
+            present = {row[0] for row in database.execute("SELECT id FROM responses")}
+            assert acknowledged <= present
+            assert database.execute(_UNFINISHED).fetchall() == []
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert database.execute("PRAGMA foreign_key_check").fetchall() == []

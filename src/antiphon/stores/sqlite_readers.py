@@ -95,7 +95,11 @@ class SqliteReaders:
                 failure = error
                 return sqlite3.connect(":memory:")
 
-        connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        opening = aiosqlite.Connection(connect, iter_chunk_size=64)
+        # A program that ends without closing the store (a start that failed half-way) must end, not wait for a
+        # thread that nobody will stop. aiosqlite has no public switch for this.
+        opening._thread.daemon = True
+        connection = await opening
         self._all.append(connection)
         if failure is not None:
             raise failure

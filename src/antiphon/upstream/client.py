@@ -27,6 +27,7 @@ from antiphon.upstream.http import ConnectionUse, UpstreamTarget, open_session, 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
 _LARGE_BODY = 1 << 20
+_STALE_CONNECTIONS = 3
 # What described the bytes on the wire and is no longer true of the bytes handed on.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
@@ -89,21 +90,20 @@ class HttpUpstream:
             await session.close()
 
     async def _send(self, request: UpstreamRequest) -> aiohttp.ClientResponse:
-        use = ConnectionUse()
-        try:
-            return await self._send_once(request, use)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            # A kept connection that the server closed while we wrote: it never saw the request (or never began to
-            # answer). Once more on a new connection; a fresh connection that breaks is not tried again.
-            if isinstance(error, aiohttp.ClientConnectorError) or not use.reused:
-                raise
-        return await self._send_once(request, None)
+        for _ in range(_STALE_CONNECTIONS):
+            use = ConnectionUse()
+            try:
+                return await self._send_once(request, use)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                # A kept connection that the server closed while we wrote: it never saw the request, or never began
+                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer.
+                if isinstance(error, aiohttp.ClientConnectorError) or not use.reused:
+                    raise
+        return await self._send_once(request, ConnectionUse())
 
-    async def _send_once(self, request: UpstreamRequest, use: ConnectionUse | None) -> aiohttp.ClientResponse:
+    async def _send_once(self, request: UpstreamRequest, use: ConnectionUse) -> aiohttp.ClientResponse:
         headers = [*self._target.headers]
         headers += [(name, value) for name, value in request.headers if name not in self._fixed_names]
-        if use is None:
-            headers.append(("connection", "close"))
         body = request.body
         return await self._open().request(
             request.method,

@@ -242,3 +242,15 @@ async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
     await asyncio.gather(*[store.ping() for _ in range(50)])
     assert before < frames.stat().st_size <= before + 2 * (4096 + 24)
     await store.aclose()
+
+
+async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores import open_store\n"
+        "async def main():\n    global store\n    store = await open_store(Path(sys.argv[1]), chain_items=10)\n"
+        "    raise SystemExit(3)\nasyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program, str(tmp_path)], env=child_environment(), timeout=20
+    )
+    assert done.returncode == 3

@@ -1,0 +1,133 @@
+"""A request and its answer, without a server: what the API functions take and give.
+
+Lives here: `ApiRequest`, `ApiResponse`, and how values, lists and errors become answers. Not here: aiohttp, Envoy,
+and any resource's meaning.
+
+Invariant: header names are lower case; a JSON answer always carries its exact length, an error answer always the
+OpenAI error object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.types.json import encode
+from antiphon.types.transport import Headers
+
+__all__ = [
+    "ApiRequest",
+    "ApiResponse",
+    "error_response",
+    "json_response",
+    "list_body",
+    "query_choice",
+    "query_flag",
+    "query_number",
+    "query_value",
+    "raw_response",
+]
+
+JSON_TYPE = ("content-type", "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """One request: `path` is normalised and without its query, `query` holds the decoded pairs in order."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
+    body: bytes = b""
+    owner: str = ""
+    request_id: str = ""
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiResponse:
+    """One answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def json_response(value: object, status: int = 200, headers: Headers = ()) -> ApiResponse:
+    """An answer with this value as JSON."""
+    return raw_response(encode(value), status, headers)
+
+
+def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiResponse:
+    """An answer whose body is JSON already."""
+    return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
+
+
+def error_response(error: ApiError) -> ApiResponse:
+    """The answer for an error."""
+    return raw_response(error.body(), error.status, error.headers)
+
+
+def list_body(data: Sequence[bytes], first_id: str | None, last_id: str | None, has_more: bool) -> bytes:
+    """OpenAI's list envelope around objects that are JSON already."""
+    envelope = encode({"first_id": first_id, "last_id": last_id, "has_more": has_more})
+    return b'{"object":"list","data":[%b],%b' % (b",".join(data), envelope[1:])
+
+
+# Query parameters: the last of several wins, an absent one is None, a wrong one is a 400 naming it.
+
+
+def query_value(request: ApiRequest, name: str) -> str | None:
+    """A parameter's text; an empty one counts as absent."""
+    found = None
+    for key, value in request.query:
+        if key == name:
+            found = value
+    return found or None
+
+
+def query_number(request: ApiRequest, name: str, *, least: int, most: int, default: int) -> int:
+    """A whole number in a range."""
+    text = query_value(request, name)
+    if text is None:
+        return default
+    # Not `int` alone: it takes "1_0", " 5 " and other scripts' digits.
+    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 18):
+        raise InvalidRequest(f"Invalid value for '{name}': expected an integer.", param=name, code="invalid_type")
+    number = int(text)
+    if number < least:
+        raise InvalidRequest(
+            f"Invalid '{name}': integer below minimum value. Expected a value >= {least}, but got {number} instead.",
+            param=name,
+            code="integer_below_min_value",
+        )
+    if number > most:
+        raise InvalidRequest(
+            f"Invalid '{name}': integer above maximum value. Expected a value <= {most}, but got {number} instead.",
+            param=name,
+            code="integer_above_max_value",
+        )
+    return number
+
+
+def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], default: str) -> str:
+    """One of a few words."""
+    text = query_value(request, name)
+    if text is None:
+        return default
+    if text not in choices:
+        supported = " and ".join(f"'{choice}'" for choice in choices)
+        raise InvalidRequest(
+            f"Invalid value for '{name}'. Supported values are: {supported}.", param=name, code="invalid_value"
+        )
+    return text
+
+
+def query_flag(request: ApiRequest, name: str) -> bool:
+    """`true` or `false`; absent is false."""
+    return query_choice(request, name, ("true", "false", "1", "0"), "false") in ("true", "1")

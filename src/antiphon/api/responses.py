@@ -1,0 +1,82 @@
+"""Stored responses: get, delete, and the list of input items.
+
+Lives here: what these three answer. Not here: creating a response (the exchange), and what the store means.
+
+Invariant: a missing response, somebody else's, and an id that cannot be one of ours give the same answer, byte for
+byte apart from the id.
+"""
+
+from __future__ import annotations
+
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_flag,
+    query_number,
+    query_value,
+    raw_response,
+)
+from antiphon.engine.ports import PageQuery, ResponseStore, StoredResponse
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import is_id
+
+__all__ = ["delete_response", "get_response", "list_input_items"]
+
+_SHOWN_ID = 128
+
+
+async def get_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
+    """`GET /v1/responses/{id}`. `include` is accepted: what a backend can give is in the stored items already."""
+    if query_flag(request, "stream"):
+        raise InvalidRequest(
+            "Streaming a stored response is not supported; retrieve it without 'stream'.",
+            param="stream",
+            code="unsupported_parameter",
+        )
+    if query_value(request, "starting_after") is not None:
+        raise InvalidRequest(
+            "'starting_after' needs 'stream', which is not supported for stored responses.",
+            param="starting_after",
+            code="unsupported_parameter",
+        )
+    found = await store.get(request.owner, response_id) if is_id(response_id, "resp") else None
+    if found is None:
+        raise _not_found(response_id)
+    return raw_response(_whole(found))
+
+
+async def delete_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
+    """`DELETE /v1/responses/{id}`."""
+    if not (is_id(response_id, "resp") and await store.delete(request.owner, response_id)):
+        raise _not_found(response_id)
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+async def list_input_items(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
+    """`GET /v1/responses/{id}/input_items`, newest first unless asked otherwise."""
+    query = PageQuery(
+        limit=query_number(request, "limit", least=1, most=100, default=20),
+        after=query_value(request, "after"),
+        before=query_value(request, "before"),
+        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+    )
+    page = await store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
+    if page is None:
+        raise _not_found(response_id)
+    items = page.items
+    first, last = (items[0].id, items[-1].id) if items else (None, None)
+    return raw_response(list_body([item.body for item in items], first, last, page.has_more))
+
+
+def _whole(response: StoredResponse) -> bytes:
+    """The response object with its output: spliced, since both are stored as JSON."""
+    body = response.body.rstrip()
+    output = b",".join(item.body for item in response.output_items)
+    return b'%b,"output":[%b]}' % (body[:-1], output)
+
+
+def _not_found(response_id: str) -> NotFound:
+    return NotFound(f"Response with id '{response_id[:_SHOWN_ID]}' not found.")

@@ -1,0 +1,152 @@
+"""The path table of everything but `POST /v1/responses`.
+
+Lives here: which method and path means which function, and that every error becomes an answer. Not here: how a path
+gets normalised (the doors, or Envoy), and what the functions do.
+
+Invariant: `handle` never raises (but for cancellation), and every error it answers is an OpenAI error object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import structlog
+
+from antiphon.api.health import Readiness, health, ready
+from antiphon.api.http import ApiRequest, ApiResponse, error_response
+from antiphon.api.metrics import show_metrics
+from antiphon.api.models import ModelCatalog
+from antiphon.api.responses import delete_response, get_response, list_input_items
+from antiphon.engine.ports import ResponseStore
+from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
+from antiphon.observability.metrics import Metrics
+
+__all__ = ["EXCHANGE_PATH", "Router"]
+
+EXCHANGE_PATH = "/v1/responses"
+
+_log = structlog.get_logger(__name__)
+
+Endpoint = Callable[[ApiRequest, str], Awaitable[ApiResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One path: `pattern` holds at most one `{}` (a segment) or ends in `{*}` (the rest, slashes included)."""
+
+    pattern: str
+    methods: dict[str, Endpoint]
+    open: bool = False
+    """Answered without an identity."""
+
+    def match(self, path: str) -> str | None:
+        """The variable part (empty without one), or None."""
+        if self.pattern.endswith("{*}"):
+            start = self.pattern[:-3]
+            return unquote(path[len(start) :]) or None if path.startswith(start) else None
+        before, variable, after = self.pattern.partition("{}")
+        if not variable:
+            return "" if path == self.pattern else None
+        if not (path.startswith(before) and path.endswith(after)):
+            return None
+        value = path[len(before) : len(path) - len(after)]
+        return unquote(value) if value and "/" not in value else None
+
+
+class Router:
+    """Answers every path of ours but `POST /v1/responses`."""
+
+    def __init__(self, *, store: ResponseStore, models: ModelCatalog, ready: Readiness, metrics: Metrics) -> None:
+        self._store = store
+        self._models = models
+        self._ready = ready
+        self._metrics = metrics
+        self._routes = (
+            _Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
+            _Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
+            _Route("/v1/models", {"GET": self._list_models}),
+            _Route("/v1/models/{*}", {"GET": self._get_model}),
+            _Route("/health", {"GET": self._show_health}, open=True),
+            _Route("/ready", {"GET": self._show_ready}, open=True),
+            _Route("/metrics", {"GET": self._show_metrics}, open=True),
+        )
+
+    @staticmethod
+    def is_exchange(method: str, path: str) -> bool:
+        """Whether this is a request for a new response, which a door runs as an exchange."""
+        return method == "POST" and path == EXCHANGE_PATH
+
+    def is_open(self, path: str) -> bool:
+        """Whether the path is answered without an identity (health and metrics)."""
+        return any(route.open and route.match(path) is not None for route in self._routes)
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """The answer to any request; never raises."""
+        try:
+            return await self._answer(request)
+        except ApiError as error:
+            return error_response(error)
+        except StoreError as error:
+            _log.error("store_failed", request_id=request.request_id, error=str(error), exc_info=True)
+            return error_response(InternalError("The stored data could not be read or changed.", code="storage_failed"))
+        except Exception as error:
+            _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
+            return error_response(InternalError("The server had an error while processing your request."))
+
+    async def _answer(self, request: ApiRequest) -> ApiResponse:
+        for route in self._routes:
+            variable = route.match(request.path)
+            if variable is None:
+                continue
+            endpoint = route.methods.get(request.method)
+            if endpoint is not None:
+                return await endpoint(request, variable)
+            if request.method == "HEAD" and "GET" in route.methods:
+                whole = await route.methods["GET"](request, variable)
+                return ApiResponse(whole.status, whole.headers, b"")
+            return _other_method(request, tuple(route.methods))
+        if request.path == EXCHANGE_PATH:
+            return _other_method(request, ("POST",))
+        raise NotFound(
+            f"Unknown request URL: {request.method} {request.path[:256]}. Please check the URL for typos.",
+            code="unknown_url",
+        )
+
+    async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        return await get_response(self._store, request, response_id)
+
+    async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        return await delete_response(self._store, request, response_id)
+
+    async def _list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        return await list_input_items(self._store, request, response_id)
+
+    async def _list_models(self, request: ApiRequest, _: str) -> ApiResponse:
+        return await self._models.list(request)
+
+    async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
+        return await self._models.get(request, name)
+
+    async def _show_health(self, _request: ApiRequest, _: str) -> ApiResponse:
+        return health()
+
+    async def _show_ready(self, _request: ApiRequest, _: str) -> ApiResponse:
+        return await ready(self._ready)
+
+    async def _show_metrics(self, _request: ApiRequest, _: str) -> ApiResponse:
+        return show_metrics(self._metrics)
+
+
+def _other_method(request: ApiRequest, methods: tuple[str, ...]) -> ApiResponse:
+    """OPTIONS is told what there is, everything else that it is not there."""
+    offered = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+    allow = (("allow", ", ".join(offered)),)
+    if request.method == "OPTIONS":
+        return ApiResponse(204, allow, b"")
+    raise MethodNotAllowed(
+        f"Not allowed to {request.method[:32]} on {request.path[:256]}. Allowed: {', '.join(methods)}.",
+        code="method_not_allowed",
+        headers=allow,
+    )

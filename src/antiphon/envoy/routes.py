@@ -1,0 +1,162 @@
+"""Which paths exist, where they go, and what never passes.
+
+Lives here: the routes of the public listener and of the model door, in order. Not here: listeners, clusters, filters
+(`bootstrap.py`).
+
+Invariants: every path of ours is listed; only an allow-list reaches the upstream; `POST /v1/responses` can never pass
+untranslated, its own route is a dead end that only the sidecar's answer leads out of; headers that carry trust are
+stripped from what comes in and from what goes out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.config import AuthMode, Settings, parse_address
+from antiphon.envoy.messages import Config, direct_response, error_body, typed
+
+__all__ = [
+    "BACKEND_HEADER",
+    "EXTPROC",
+    "KEY_VARIABLE",
+    "SECRET_HEADER",
+    "SECRET_VARIABLE",
+    "model_door_routes",
+    "public_routes",
+]
+
+EXTPROC = "envoy.filters.http.ext_proc"
+BACKEND_HEADER = "x-antiphon-backend"
+SECRET_HEADER = "x-antiphon-secret"
+KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
+"""Environment variable of Envoy's process that holds the upstream key with `upstream.auth: inject`."""
+SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
+"""Environment variable of Envoy's process that holds the shared secret, when a sidecar port is on TCP."""
+
+_MODEL_PATHS = ("/chat/completions", "/embeddings")
+_BODY_LIMIT = 33_554_432
+_NOT_FOUND = error_body(
+    "There is nothing here. The API's paths begin with /v1/responses and /v1/models.", "invalid_request_error", None
+)
+
+
+def public_routes(settings: Settings) -> list[Config]:
+    """The public listener's routes, most specific first."""
+    return [
+        _translated(settings),
+        {
+            "name": "websocket",
+            "match": {
+                "path": "/v1/responses",
+                "headers": [{"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}],
+            },
+            "route": {
+                "cluster": "sidecar_http",
+                "timeout": "0s",
+                "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}],
+            },
+            **_sidecar_secret(settings),
+        },
+        {
+            **direct_response(
+                "responses",
+                {"path": "/v1/responses", "headers": [_method("POST")]},
+                502,
+                error_body("The request was not handled by the responses adapter.", "server_error", None),
+            ),
+            "typed_per_filter_config": {
+                EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
+            },
+        },
+        *(
+            {
+                "name": name,
+                "match": match,
+                "route": {"cluster": "sidecar_http", "timeout": "0s"},
+                **_sidecar_secret(settings),
+            }
+            for name, match in (
+                ("responses_resource", {"safe_regex": {"regex": "/v1/responses(/.*)?"}}),
+                ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
+                ("health", {"path": "/health"}),
+                ("ready", {"path": "/ready"}),
+            )
+        ),
+        *(_to_model(settings, f"model{path}", path) for path in (*_MODEL_PATHS, *settings.upstream.path_allow)),
+        direct_response("nothing", {"prefix": "/"}, 404, _NOT_FOUND),
+    ]
+
+
+def model_door_routes(settings: Settings) -> list[Config]:
+    """The model door's routes: the sidecar's own model calls, and nothing else."""
+    needed: list[Config] = []
+    if parse_address(settings.sidecar.model_door)[0] != "unix":
+        needed = [{"name": SECRET_HEADER, "string_match": {"exact": settings.sidecar_secret()}}]
+    routes = [
+        _to_model(settings, f"model{path}", path, headers=needed)
+        for path in (*_MODEL_PATHS, *settings.upstream.path_allow)
+    ]
+    listing = _to_model(settings, "models", "/models", method="GET", headers=needed)
+    refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
+    return [*routes, listing, direct_response("nothing", {"prefix": "/"}, 404, refused)]
+
+
+def _method(name: str) -> Config:
+    return {"name": ":method", "string_match": {"exact": name}}
+
+
+def _translated(settings: Settings) -> Config:
+    """The way out of the dead end: only the sidecar sets the header, a client's copy is stripped on arrival."""
+    route = _to_model(settings, "translated", "/chat/completions")
+    route["match"]["headers"].append({"name": BACKEND_HEADER, "present_match": True})
+    return route
+
+
+def _to_model(
+    settings: Settings, name: str, path: str, *, method: str = "POST", headers: list[Config] | None = None
+) -> Config:
+    upstream = settings.upstream
+    action: dict[str, Any] = {
+        "cluster": "model",
+        "timeout": "0s",
+        "host_rewrite_literal": upstream.authority,
+    }
+    if upstream.base_path != "/v1":
+        action["prefix_rewrite"] = upstream.base_path + path
+    if settings.envoy.retries:
+        action["retry_policy"] = {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": settings.envoy.retries,
+        }
+    route: Config = {
+        "name": name,
+        "match": {"path": "/v1" + path, "headers": [_method(method), *(headers or [])]},
+        "route": action,
+        # Retries silently stop above the buffer limit, which is 1 MiB by default.
+        "request_body_buffer_limit": _BODY_LIMIT,
+        "request_headers_to_remove": [BACKEND_HEADER, SECRET_HEADER, settings.owner.header],
+    }
+    if upstream.auth_mode is AuthMode.INJECT:
+        route["request_headers_to_add"] = [
+            {
+                "header": {"key": "authorization", "value": f"Bearer %ENVIRONMENT({KEY_VARIABLE})%"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ]
+    elif upstream.auth_mode is AuthMode.NONE:
+        route["request_headers_to_remove"].append("authorization")
+    return route
+
+
+def _sidecar_secret(settings: Settings) -> Config:
+    """On TCP the sidecar serves nobody without the secret."""
+    if parse_address(settings.sidecar.http)[0] == "unix":
+        return {}
+    return {
+        "request_headers_to_add": [
+            {
+                "header": {"key": SECRET_HEADER, "value": f"%ENVIRONMENT({SECRET_VARIABLE})%"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ]
+    }
