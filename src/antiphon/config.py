@@ -50,7 +50,8 @@ class UpstreamSettings(_Section):
     url: str = "http://127.0.0.1:11434/v1"
     """Base URL of the chat server, with its path prefix (`http://host:port/v1`, `https://host/api/v1`)."""
     auth: AuthMode | None = None
-    """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is a key, else `passthrough`."""
+    """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is
+    a key, else `passthrough`."""
     api_key: SecretStr | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
@@ -157,7 +158,8 @@ class TimeoutSettings(_Section):
     head: float = Field(600.0, gt=0)
     """Seconds to wait for the upstream's response head."""
     head_wait: float = Field(60.0, ge=0)
-    """In drive: seconds after which the stream is opened towards the client although the upstream's head is not there yet."""
+    """In drive: seconds after which the stream is opened towards the client although the upstream's head is not there
+    yet."""
     idle: float = Field(300.0, gt=0)
     """Seconds of silence in the middle of an upstream's answer before it counts as dead."""
     keepalive: float = Field(15.0, gt=0)
@@ -215,7 +217,8 @@ class Settings(_Section):
     data: Path = Path(".antiphon")
     """Data folder: databases, keys, sockets."""
     mode: Literal["auto", "relay", "drive"] = "auto"
-    """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`), or as fits (`auto`)."""
+    """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`),
+    or as fits (`auto`)."""
     dialect: Literal["openai", "openresponses"] = "openai"
     """Names of the reasoning events; a request can choose with the header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"

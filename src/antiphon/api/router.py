@@ -8,8 +8,9 @@ Invariant: `handle` never raises (but for cancellation), and every error it answ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import structlog
@@ -85,27 +86,28 @@ class Router:
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The answer to any request; never raises."""
         try:
-            return await self._answer(request)
+            response = await self._answer(request)
         except ApiError as error:
-            return error_response(error)
+            response = error_response(error)
         except StoreError as error:
             _log.error("store_failed", request_id=request.request_id, error=str(error), exc_info=True)
-            return error_response(InternalError("The stored data could not be read or changed.", code="storage_failed"))
+            response = error_response(
+                InternalError("The stored data could not be read or changed.", code="storage_failed")
+            )
         except Exception as error:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
-            return error_response(InternalError("The server had an error while processing your request."))
+            response = error_response(InternalError("The server had an error while processing your request."))
+        # HEAD gets the head of GET, its length included.
+        return replace(response, body=b"") if request.method == "HEAD" else response
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
         for route in self._routes:
             variable = route.match(request.path)
             if variable is None:
                 continue
-            endpoint = route.methods.get(request.method)
+            endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
             if endpoint is not None:
                 return await endpoint(request, variable)
-            if request.method == "HEAD" and "GET" in route.methods:
-                whole = await route.methods["GET"](request, variable)
-                return ApiResponse(whole.status, whole.headers, b"")
             return _other_method(request, tuple(route.methods))
         if request.path == EXCHANGE_PATH:
             return _other_method(request, ("POST",))
@@ -115,13 +117,24 @@ class Router:
         )
 
     async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await get_response(self._store, request, response_id)
+        return await self._measured("get", get_response(self._store, request, response_id))
 
     async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await delete_response(self._store, request, response_id)
+        return await self._measured("delete", delete_response(self._store, request, response_id))
 
     async def _list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await list_input_items(self._store, request, response_id)
+        return await self._measured("input_items", list_input_items(self._store, request, response_id))
+
+    async def _measured(self, operation: str, answer: Awaitable[ApiResponse]) -> ApiResponse:
+        started = time.perf_counter()
+        result = "ok"
+        try:
+            return await answer
+        except StoreError:
+            result = "error"
+            raise
+        finally:
+            self._metrics.storage_operation(operation, result, time.perf_counter() - started)
 
     async def _list_models(self, request: ApiRequest, _: str) -> ApiResponse:
         return await self._models.list(request)

@@ -63,7 +63,9 @@ class Admission:
             )
         if self._active >= self._most:
             raise Unavailable(
-                "Too many requests are in flight. Try again shortly.", code="overloaded", headers=(("retry-after", "1"),)
+                "Too many requests are in flight. Try again shortly.",
+                code="overloaded",
+                headers=(("retry-after", "1"),),
             )
         self._active += 1
         self._idle.clear()

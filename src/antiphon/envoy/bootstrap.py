@@ -254,9 +254,7 @@ def _access_log() -> Config:
     }
     return {
         "name": "stdout",
-        "typed_config": typed(
-            "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}
-        ),
+        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
     }
 
 

@@ -1,22 +1,25 @@
 """ext_proc messages as plain values; the only file that sees the generated message classes of the API.
 
 Lives here: decoding what Envoy sends and encoding what it is answered. Not here: which answer is legal when
-(`stream.py`).
+(`stream.py`, `relay.py`, `local.py`).
 
-Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty); header mutations overwrite;
-header lists keep duplicates.
+Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty); a header that is set replaces
+what was there, and a name that is given twice arrives twice; header bytes that are not UTF-8 survive the round trip.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
+from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.types.transport import Headers
 
 __all__ = [
     "Kind",
+    "Metadata",
     "Received",
     "decode",
     "immediate",
@@ -31,8 +34,13 @@ __all__ = [
     "response_trailers",
 ]
 
+Metadata = dict[str, str | int]
+"""What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
+
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-_FULL_DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
+_APPEND = pb.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
+_NAMESPACE = "antiphon"
+_LONGEST_TEXT = 256
 
 
 class Kind(Enum):
@@ -50,79 +58,95 @@ class Kind(Enum):
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-@dataclass(slots=True)
-class Received:
+class Received(msgspec.Struct, gc=False):
     """One message from Envoy.
 
-    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `duplex` is False when
-    this message (the stream's first) names body modes other than FULL_DUPLEX_STREAMED, None when it names none.
+    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `modes` are the names
+    of the request and response body modes when this message (the stream's first) tells them; `observing` says that
+    Envoy ignores every answer.
     """
 
     kind: Kind
     headers: Headers = ()
     body: bytes = b""
     end: bool = False
-    duplex: bool | None = None
+    modes: tuple[str, str] | None = None
+    observing: bool = False
 
 
 def decode(message: bytes) -> Received:
-    """Decode one ProcessingRequest. Raises ValueError (protobuf's DecodeError) for bytes that are none."""
+    """Decode one ProcessingRequest. Raises ValueError for bytes that are none."""
     try:
         request = pb.ProcessingRequest.FromString(message)
-    except Exception as error:
+    except DecodeError as error:
         raise ValueError("not a ProcessingRequest") from error
     name = request.WhichOneof("request")
-    duplex = None
+    if name == "response_body":
+        part = request.response_body
+        return Received(Kind.RESPONSE_BODY, body=part.body, end=part.end_of_stream)
+    if name == "request_body":
+        part = request.request_body
+        return Received(Kind.REQUEST_BODY, body=part.body, end=part.end_of_stream)
+    received = Received(_KINDS.get(name or "", Kind.OTHER), observing=request.observability_mode)
+    if name == "request_headers" or name == "response_headers":
+        head = request.request_headers if name == "request_headers" else request.response_headers
+        received.headers = tuple((header.key.lower(), _value(header)) for header in head.headers.headers)
+        received.end = head.end_of_stream
     if request.HasField("protocol_config"):
         config = request.protocol_config
-        duplex = config.request_body_mode == _FULL_DUPLEX and config.response_body_mode == _FULL_DUPLEX
-    if name == "response_body":
-        return Received(Kind.RESPONSE_BODY, body=request.response_body.body, end=request.response_body.end_of_stream)
-    if name == "request_body":
-        return Received(Kind.REQUEST_BODY, body=request.request_body.body, end=request.request_body.end_of_stream)
-    if name == "request_headers":
-        headers = request.request_headers
-        return Received(Kind.REQUEST_HEADERS, _headers(headers.headers), end=headers.end_of_stream, duplex=duplex)
-    if name == "response_headers":
-        headers = request.response_headers
-        return Received(Kind.RESPONSE_HEADERS, _headers(headers.headers), end=headers.end_of_stream, duplex=duplex)
-    return Received(_KINDS.get(name or "", Kind.OTHER), duplex=duplex)
+        received.modes = (_mode(config.request_body_mode), _mode(config.response_body_mode))
+    return received
 
 
-def _headers(headers: pb.HeaderMap) -> Headers:
-    return tuple(
-        (header.key.lower(), header.raw_value.decode("latin-1") if header.raw_value else header.value)
-        for header in headers.headers
-    )
+def _mode(number: int) -> str:
+    try:
+        return pb.ProcessingMode.BodySendMode.Name(number)  # type: ignore[arg-type]
+    except ValueError:
+        return str(number)
+
+
+def _value(header: pb.HeaderValue) -> str:
+    raw = header.raw_value
+    return raw.decode("utf-8", "surrogateescape") if raw else header.value
+
+
+def _raw(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
 
 
 def _set(mutation: pb.HeaderMutation, headers: Headers) -> None:
+    names: set[str] = set()
     for name, value in headers:
         option = mutation.set_headers.add()
         option.header.key = name
-        option.header.raw_value = value.encode("latin-1", "replace")
-        option.append_action = _OVERWRITE
+        option.header.raw_value = _raw(value)
+        option.append_action = _APPEND if name in names else _OVERWRITE
+        names.add(name)
 
 
-def _metadata(response: pb.ProcessingResponse, metadata: dict[str, str | int] | None) -> None:
-    """Dynamic metadata under the namespace `antiphon`."""
+def _tell(response: pb.ProcessingResponse, metadata: Metadata | None) -> None:
     if metadata:
-        fields = response.dynamic_metadata.fields["antiphon"].struct_value.fields
+        fields = response.dynamic_metadata.fields[_NAMESPACE].struct_value.fields
         for name, value in metadata.items():
             if isinstance(value, int):
                 fields[name].number_value = value
             else:
-                fields[name].string_value = value
+                fields[name].string_value = _loggable(value)
 
 
-def request_head(set_headers: Headers, remove: tuple[str, ...], metadata: dict[str, str | int] | None = None) -> bytes:
+def _loggable(text: str) -> str:
+    """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
+
+
+def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
     """Answer the request headers: Envoy goes on with the request; the route is chosen anew."""
     response = pb.ProcessingResponse()
     common = response.request_headers.response
-    _set(common.header_mutation, set_headers)
+    _set(common.header_mutation, headers)
     common.header_mutation.remove_headers.extend(remove)
     common.clear_route_cache = True
-    _metadata(response, metadata)
+    _tell(response, metadata)
     return response.SerializeToString()
 
 
@@ -142,36 +166,35 @@ def request_trailers() -> bytes:
     return response.SerializeToString()
 
 
-def response_head(set_headers: Headers, remove: tuple[str, ...]) -> bytes:
+def response_head(headers: Headers, remove: tuple[str, ...]) -> bytes:
     """Answer the response headers; the body follows in parts."""
     response = pb.ProcessingResponse()
     mutation = response.response_headers.response.header_mutation
-    _set(mutation, set_headers)
+    _set(mutation, headers)
     mutation.remove_headers.extend(remove)
     return response.SerializeToString()
 
 
-def response_replaced(
-    set_headers: Headers, remove: tuple[str, ...], body: bytes, metadata: dict[str, str | int] | None
-) -> bytes:
+def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, metadata: Metadata | None) -> bytes:
     """Answer the headers of a response that has no body with a whole body."""
     response = pb.ProcessingResponse()
     common = response.response_headers.response
     common.status = pb.CommonResponse.CONTINUE_AND_REPLACE
-    _set(common.header_mutation, set_headers)
+    _set(common.header_mutation, headers)
     common.header_mutation.remove_headers.extend(remove)
     common.body_mutation.body = body
-    _metadata(response, metadata)
+    _tell(response, metadata)
     return response.SerializeToString()
 
 
-def response_body(body: bytes, end: bool, metadata: dict[str, str | int] | None = None) -> bytes:
+def response_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of the new response body."""
     response = pb.ProcessingResponse()
     streamed = response.response_body.response.body_mutation.streamed_response
     streamed.body = body
     streamed.end_of_stream = end
-    _metadata(response, metadata)
+    if metadata:
+        _tell(response, metadata)
     return response.SerializeToString()
 
 
@@ -182,34 +205,39 @@ def response_trailers() -> bytes:
     return response.SerializeToString()
 
 
-def immediate(status: int, headers: Headers, body: bytes, details: str) -> bytes:
-    """Answer the client here and now; legal before any other answer, also in the middle of an upload."""
+def immediate(status: int, headers: Headers, body: bytes, details: str, metadata: Metadata | None = None) -> bytes:
+    """Answer the client here and now, whole; legal until a response head went out, also in the middle of an upload.
+
+    `details` is what the access log shows as %RESPONSE_CODE_DETAILS%.
+    """
     response = pb.ProcessingResponse()
     answer = response.immediate_response
-    answer.status.code = status
+    answer.status.code = status  # type: ignore[assignment]
     _set(answer.headers, headers)
     answer.body = body
     answer.details = details
+    _tell(response, metadata)
     return response.SerializeToString()
 
 
-def local_head(status: int, headers: Headers, metadata: dict[str, str | int] | None = None) -> bytes:
+def local_head(status: int, headers: Headers, metadata: Metadata | None = None) -> bytes:
     """Begin a streamed local answer; legal only after the request's end of stream."""
     response = pb.ProcessingResponse()
     head = response.streamed_immediate_response.headers_response
     for name, value in ((":status", str(status)), *headers):
         header = head.headers.headers.add()
         header.key = name
-        header.raw_value = value.encode("latin-1", "replace")
-    _metadata(response, metadata)
+        header.raw_value = _raw(value)
+    _tell(response, metadata)
     return response.SerializeToString()
 
 
-def local_body(body: bytes, end: bool, metadata: dict[str, str | int] | None = None) -> bytes:
+def local_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of a streamed local answer."""
     response = pb.ProcessingResponse()
     part = response.streamed_immediate_response.body_response
     part.body = body
     part.end_of_stream = end
-    _metadata(response, metadata)
+    if metadata:
+        _tell(response, metadata)
     return response.SerializeToString()

@@ -31,7 +31,6 @@ CREATE TABLE responses (
   FOREIGN KEY (chain_id, owner) REFERENCES chains (id, owner) ON DELETE CASCADE
 );
 CREATE INDEX responses_chain ON responses (chain_id, owner);
-CREATE INDEX responses_list ON responses (owner, created_at DESC, id);
 
 -- Items inherit their owner from their response: every look-up by item id joins to it.
 CREATE TABLE response_items (

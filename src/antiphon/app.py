@@ -1,0 +1,181 @@
+"""The composition root: who implements which port, from the settings.
+
+Lives here: building everything one process needs, and closing it in order. Nothing else builds objects out of
+settings, and nothing here decides anything about a request.
+
+Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from antiphon.api.models import ModelCatalog
+from antiphon.api.router import Router
+from antiphon.config import AuthMode, Settings, parse_address
+from antiphon.doors.context import Admission, DoorContext, DoorLimits
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.owners import OwnerResolver
+from antiphon.engine.ports import ResponseStore
+from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.errors import ConfigError, Unavailable
+from antiphon.ids import new_id, now
+from antiphon.observability.metrics import Metrics
+from antiphon.stores import open_store
+from antiphon.translation.profiles import PROFILES, choose_profile
+from antiphon.types.transport import Headers
+from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
+
+__all__ = ["App", "build"]
+
+
+@dataclass(frozen=True)
+class App:
+    """What one process serves with."""
+
+    context: DoorContext
+    store: ResponseStore
+    upstream: HttpUpstream
+    runner: Runner
+
+    async def aclose(self) -> None:
+        """Finish the saves, then close the connections and the store."""
+        await self.runner.aclose()
+        await self.upstream.aclose()
+        await self.store.aclose()
+
+
+async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
+    """Build a process for one door. Raises `ConfigError` or `StoreError`.
+
+    Behind Envoy model calls go through the model door, so that Envoy's cluster, retries and credentials apply; the
+    HTTP door calls the upstream itself.
+    """
+    prepare_data(settings.data)
+    store = await open_store(settings.data, chain_items=settings.limits.chain_items)
+    metrics = Metrics()
+    times, limits = settings.timeouts, settings.limits
+    target = _model_door(settings) if door == "envoy" else _direct(settings)
+    upstream = HttpUpstream(
+        target,
+        connect_seconds=times.connect,
+        head_seconds=times.head,
+        idle_seconds=times.idle,
+        body_limit=limits.upstream_body_bytes,
+    )
+    runner = Runner(
+        store,
+        upstream,
+        timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
+        metrics=metrics,
+    )
+    admission = Admission(limits.concurrent_requests)
+
+    async def ready() -> None:
+        if admission.closed:
+            raise Unavailable("The server is shutting down.", code="shutting_down")
+        await store.ping()
+
+    passthrough = settings.upstream.auth_mode is AuthMode.PASSTHROUGH
+    models = ModelCatalog(
+        upstream,
+        allowed=settings.upstream.models,
+        passthrough=passthrough,
+        headers=settings.upstream.header_allow,
+    )
+    context = DoorContext(
+        new_exchange=_exchanges(settings, passthrough),
+        runner=runner,
+        router=Router(store=store, models=models, ready=ready, metrics=metrics),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
+        admission=admission,
+        limits=DoorLimits(
+            request_body_bytes=limits.request_body_bytes,
+            request_seconds=times.request,
+            send_ahead_bytes=limits.send_ahead_bytes,
+        ),
+        metrics=metrics,
+        secret=settings.sidecar_secret(),
+    )
+    return App(context, store, upstream, runner)
+
+
+def _exchanges(settings: Settings, passthrough: bool) -> Callable[[], ResponseExchange]:
+    limits = settings.limits
+    try:
+        profile = choose_profile(settings.upstream.profile, settings.upstream.address[0])
+    except KeyError:
+        known = ", ".join(("auto", *PROFILES))
+        raise ConfigError(f"upstream.profile: {settings.upstream.profile!r} is unknown; choose of {known}") from None
+    options = ExchangeOptions(
+        profile=profile,
+        models=frozenset(settings.upstream.models),
+        upstream_headers=frozenset(settings.upstream.header_allow),
+        passthrough=passthrough,
+        open_responses_names=settings.dialect == "openresponses",
+        reasoning_as=settings.reasoning_as,
+        most_input_items=limits.input_items,
+        most_tools=limits.tools,
+        most_tool_calls=limits.tool_calls,
+        most_upstream_bytes=limits.upstream_body_bytes,
+        most_error_bytes=limits.upstream_error_bytes,
+        most_event_bytes=limits.sse_event_bytes,
+    )
+    return lambda: ResponseExchange(options, new_id, now)
+
+
+def _model_door(settings: Settings) -> UpstreamTarget:
+    address = settings.place(settings.sidecar.model_door)
+    if parse_address(address)[0] == "unix":
+        return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))
+    secret = settings.sidecar_secret()
+    headers: Headers = (("x-antiphon-secret", secret),) if secret else ()
+    return UpstreamTarget(f"http://{address}/v1", headers=headers)
+
+
+def _direct(settings: Settings) -> UpstreamTarget:
+    upstream = settings.upstream
+    headers: Headers = (("host", upstream.authority),) if upstream.host else ()
+    if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
+        headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
+    context = None
+    if upstream.tls:
+        try:
+            context = ssl.create_default_context(cafile=str(upstream.ca_file) if upstream.ca_file else None)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"upstream.ca_file: {upstream.ca_file} cannot be used: {error}") from None
+    return UpstreamTarget(upstream.url, headers=headers, ssl=context)
+
+
+def prepare_data(folder: Path) -> None:
+    """Create the data folder for this user alone."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None
+
+
+def owner_key(settings: Settings) -> bytes:
+    """The key of the owner hash: the configured one, or one made once in the data folder, the same for all workers."""
+    if settings.owner.key is not None:
+        return settings.owner.key.get_secret_value().encode()
+    path = settings.data / "owner.key"
+    if not path.exists():
+        # Written under another name and linked: of several workers that start at once, one key wins whole.
+        draft = settings.data / f".owner.key.{os.getpid()}.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_bytes(secrets.token_hex(32).encode())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_bytes()

@@ -1,0 +1,51 @@
+"""`antiphon extproc`: the sidecar alone."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+import structlog
+
+from antiphon.app import build
+from antiphon.cli import settings_of
+from antiphon.commands.envoy_config import endpoints
+from antiphon.commands.process import run_loop, wait_for_stop
+from antiphon.config import Settings
+from antiphon.doors.extproc.server import ExtProcDoor
+from antiphon.doors.http.server import HttpDoor
+from antiphon.observability.logs import configure
+
+__all__ = ["run"]
+
+_log = structlog.get_logger(__name__)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = settings_of(arguments)
+    configure(settings.log.level, settings.log.format)
+    return run_loop(_serve(settings, arguments.worker, arguments.parent_pipe))
+
+
+async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> int:
+    app = await build(settings, door="envoy")
+    wide = settings.model_copy(update={"workers": worker + 1})
+    place = endpoints(wide)[worker]
+    processor = ExtProcDoor(app.context, mode=settings.mode)
+    http = HttpDoor(app.context, private=True, drive_exchanges=False)
+    try:
+        grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
+        http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode)
+        _log.info("serving", grpc=grpc_at, http=http_at)
+        print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
+
+        async def drain() -> bool:
+            # Envoy learns by its health check (1 s) that this process takes no more; what comes until then gets a 503.
+            return await processor.drain(settings.timeouts.drain)
+
+        await wait_for_stop(parent_pipe, drain)
+    finally:
+        await asyncio.gather(processor.aclose(), http.aclose())
+        await app.aclose()
+    return 0

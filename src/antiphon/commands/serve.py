@@ -1,0 +1,39 @@
+"""`antiphon serve`: the HTTP door alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from antiphon.app import build
+from antiphon.cli import settings_of
+from antiphon.commands.process import run_loop, wait_for_stop
+from antiphon.config import Settings
+from antiphon.doors.http.server import HttpDoor
+from antiphon.observability.logs import configure
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = settings_of(arguments)
+    configure(settings.log.level, settings.log.format)
+    return run_loop(_serve(settings, arguments.parent_pipe, arguments.shared_port))
+
+
+async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool) -> int:
+    # This door faces clients: the secret of the sidecar's ports is not asked for here.
+    settings = settings.model_copy(update={"sidecar": settings.sidecar.model_copy(update={"secret": None})})
+    app = await build(settings, door="http")
+    door = HttpDoor(app.context, private=False)
+    try:
+        bound = await door.start(settings.listen, shared_port=shared_port)
+        print(f"ready: http://{bound}/v1", flush=True)
+
+        async def drain() -> bool:
+            return await door.drain(settings.timeouts.drain)
+
+        await wait_for_stop(parent_pipe, drain)
+    finally:
+        await door.aclose()
+        await app.aclose()
+    return 0

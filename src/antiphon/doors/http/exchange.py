@@ -1,0 +1,115 @@
+"""One `POST /v1/responses` over HTTP: the exchange's actions become an aiohttp response.
+
+Lives here: heads, body writes, and what happens when the client leaves. Not here: translation, model calls, storing
+(the runner performs those), and reading the request (`server.py`).
+
+Invariants: every `SendBody` is one write, awaited, so a slow client holds the upstream back; an exchange that did not
+finish is abandoned, however this ends; a stream that was begun ends with its terminal event or is cut, never closed
+as if it were whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, cast
+
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict
+
+from antiphon.engine.actions import CancelReason, SendBody, SendHead
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.runner import Runner
+from antiphon.errors import InternalError
+from antiphon.types.transport import Headers
+
+__all__ = ["ExchangeAnswer", "make_response"]
+
+_log = structlog.get_logger(__name__)
+
+
+class ExchangeAnswer:
+    """Drives one exchange into one HTTP response.
+
+    `outcome` and `status` are for metrics and the log line: `outcome` stays `cancelled` unless the exchange finished.
+    """
+
+    def __init__(
+        self, request: web.BaseRequest, exchange: ResponseExchange, runner: Runner, own_headers: Headers
+    ) -> None:
+        self._request = request
+        self._exchange = exchange
+        self._runner = runner
+        self._own_headers = own_headers
+        self._head: SendHead | None = None
+        self._stream: web.StreamResponse | None = None
+        self._body: list[bytes] = []
+        self.outcome = "cancelled"
+
+    @property
+    def status(self) -> int:
+        """The status sent, 0 before there is one."""
+        return self._head.status if self._head is not None else 0
+
+    async def run(self, leaving: Callable[[], CancelReason]) -> web.StreamResponse:
+        """Everything from the read request to the last byte. `leaving` tells why, when the task is cancelled."""
+        try:
+            await self._perform()
+        except (asyncio.CancelledError, ConnectionError):
+            await self._runner.abandon(self._exchange, leaving())
+            raise
+        except Exception as error:
+            _log.error("exchange_failed", response_id=self._exchange.response_id, exc_info=True)
+            await self._give_up()
+            if self._stream is not None:
+                raise ConnectionResetError("the stream was cut") from error
+            return make_response(500, self._own_headers, InternalError("The server had an error.").body())
+        if self._stream is not None:
+            return self._stream
+        if self._head is None:
+            return make_response(500, self._own_headers, InternalError("There was no answer.").body())
+        return make_response(self._head.status, (*self._head.headers, *self._own_headers), b"".join(self._body))
+
+    async def _perform(self) -> None:
+        # `drive` is a generator; closing it ends the model call at once.
+        async with aclosing(cast(Any, self._runner.drive(self._exchange))) as actions:
+            async for action in actions:
+                if isinstance(action, SendBody):
+                    if self._stream is not None:
+                        await self._stream.write(action.data)
+                    else:
+                        self._body.append(action.data)
+                elif isinstance(action, SendHead):
+                    self._head = action
+                    if action.streamed:
+                        await self._open_stream(action)
+                else:
+                    self.outcome = action.outcome
+        if self._stream is not None:
+            await self._stream.write_eof()
+
+    async def _open_stream(self, head: SendHead) -> None:
+        stream = web.StreamResponse(status=head.status, headers=CIMultiDict((*head.headers, *self._own_headers)))
+        await stream.prepare(self._request)
+        self._stream = stream
+
+    async def _give_up(self) -> None:
+        """After a bug of ours: the row still becomes `failed` if that is possible, and a begun stream is cut."""
+        try:
+            await self._runner.abandon(self._exchange, CancelReason.SHUTTING_DOWN)
+        except Exception:
+            _log.error("abandon_failed", response_id=self._exchange.response_id, exc_info=True)
+        self.outcome = "error"
+        if self._stream is not None and self._request.transport is not None:
+            self._request.transport.abort()
+
+
+def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
+    """A whole response. A `connection: close` among the headers closes the connection after it."""
+    kept = CIMultiDict((name, value) for name, value in headers if name != "connection")
+    response = web.Response(status=status, headers=kept, body=body or None)
+    if any(name == "connection" and value == "close" for name, value in headers):
+        response.force_close()
+    return response

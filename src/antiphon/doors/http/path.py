@@ -1,0 +1,60 @@
+"""What a request target means, before any route is compared with it.
+
+Lives here: the same normalisation that the generated Envoy configuration does (`normalize_path`, `merge_slashes`,
+escaped slashes rejected), so that no spelling of a path means one thing in Envoy and another here. Not here: routes.
+
+Invariant: a path that comes out has no empty, `.` or `..` segment, and no escape of a character that needs none.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl
+
+from antiphon.errors import InvalidRequest
+
+__all__ = ["split_target"]
+
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_MOST_FIELDS = 200
+
+
+def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The normalised path and the decoded query; raises `InvalidRequest` (400)."""
+    rest = _ABSOLUTE.sub("", target, count=1) if target[:4].lower() == "http" else target
+    rest = rest.partition("#")[0]
+    raw_path, _, raw_query = rest.partition("?")
+    try:
+        query = tuple(parse_qsl(raw_query, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise InvalidRequest("Too many query parameters.", code="invalid_url") from None
+    return _normalise(raw_path or "/"), query
+
+
+def _normalise(path: str) -> str:
+    if path == "*":
+        return path
+    if not path.startswith("/"):
+        raise InvalidRequest("The request target is not a path.", code="invalid_url")
+    path = _ESCAPE.sub(_unescape, path).replace("\\", "/")
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            if kept:
+                kept.pop()
+        elif segment not in ("", "."):
+            kept.append(segment)
+    # A path to a folder keeps its last slash: `/v1/responses/` is no path of ours.
+    slash = "/" if kept and (path.endswith(("/", "/.", "/.."))) else ""
+    return "/" + "/".join(kept) + slash
+
+
+def _unescape(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    if char in "/\\":
+        raise InvalidRequest("Escaped slashes are not allowed in a path.", code="invalid_url")
+    if char == "\0":
+        raise InvalidRequest("The path holds a null character.", code="invalid_url")
+    return char if char in _UNRESERVED else match[0].upper()

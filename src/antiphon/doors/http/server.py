@@ -1,0 +1,275 @@
+"""The HTTP server: the public door, and the sidecar's own port behind Envoy.
+
+Lives here: listening, who may ask, whose request it is, reading a request within its limits, draining, one log line
+per request. Not here: what any path means (`api/router.py`) and how a response is made (`exchange.py`).
+
+Invariants: a request is refused before its body is read whenever that is possible; every answer carries
+`x-request-id`, every error answer OpenAI's error object; a header that only a trusted gateway may set counts only
+over a Unix socket or with the shared secret, and never reaches the core otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import web
+from aiohttp.web_exceptions import HTTPException
+
+from antiphon.api.http import ApiRequest, error_response
+from antiphon.api.router import EXCHANGE_PATH, Router
+from antiphon.doors.context import DoorContext
+from antiphon.doors.http.exchange import ExchangeAnswer, make_response
+from antiphon.doors.http.listener import Listener, make_server
+from antiphon.doors.http.path import split_target
+from antiphon.engine.actions import CancelReason, RequestHead
+from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, RequestTooLarge, Unauthorized
+from antiphon.ids import new_id
+from antiphon.types.transport import Headers
+
+__all__ = ["SECRET_HEADER", "HttpDoor"]
+
+SECRET_HEADER = "x-antiphon-secret"
+_PRIVATE_PREFIX = "x-antiphon-"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_QUIET = frozenset({"/health", "/ready", "/metrics"})
+_CLIENT_GONE = 499
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Call:
+    """What is known of one request, for its log line."""
+
+    id: str
+    method: str
+    path: str = ""
+    headers: Headers = ()
+    trusted: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    status: int = _CLIENT_GONE
+    outcome: str = ""
+    response_id: str = ""
+    model: str = ""
+
+
+class HttpDoor:
+    """One listening HTTP server.
+
+    `private`: the sidecar's port; on TCP it wants the shared secret. `drive_exchanges`: whether `POST /v1/responses`
+    is served here (behind Envoy it comes through ext_proc).
+    """
+
+    def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
+        self._context = context
+        self._private = private
+        self._drive_exchanges = drive_exchanges
+        self._listener: Listener | None = None
+        self._running: set[asyncio.Task[object]] = set()
+        self._closing = False
+
+    async def start(self, address: str, mode: int = 0o600, *, shared_port: bool = False) -> str:
+        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT`; the address that was bound. Raises `ConfigError`.
+
+        `shared_port`: several processes listen on the same port, and the kernel deals out connections.
+        """
+        server = make_server(
+            self._handle,
+            head_seconds=self._context.limits.request_seconds,
+            # A proxy keeps connections for an hour: it must be the one that closes them.
+            idle_seconds=3_630.0 if self._private else 120.0,
+        )
+        self._listener = Listener(server)
+        return await self._listener.open(address, mode, shared_port=shared_port)
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough."""
+        self._context.admission.close()
+        return await self._context.admission.drained(seconds)
+
+    async def aclose(self) -> None:
+        """Stop listening and end what is still running; its responses are stored as failed."""
+        self._closing = True
+        if self._listener is None:
+            return
+        self._listener.refuse()
+        while self._running:
+            for task in self._running:
+                task.cancel()
+            await asyncio.wait(self._running)
+        await self._listener.aclose()
+        self._listener = None
+
+    # One request
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        given = request.headers.get("x-request-id", "")
+        call = _Call(given if _REQUEST_ID.fullmatch(given) else new_id("req"), request.method)
+        try:
+            response = await self._answer(request, call)
+            call.status = response.status
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as failure:
+            if isinstance(failure, ApiError):
+                error = failure
+            else:
+                _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
+                error = InternalError("The server had an error while processing your request.")
+            call.status = error.status
+            answer = error_response(error)
+            body = b"" if request.method == "HEAD" else answer.body
+            return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), body)
+        finally:
+            self._running.discard(task)
+            self._write_log(call)
+
+    async def _answer(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
+        call.path = request.raw_path.partition("?")[0]
+        call.path, query = split_target(request.raw_path)
+        self._check_peer(request, call)
+        if call.path == EXCHANGE_PATH and request.headers.get("upgrade", "").lower() == "websocket":
+            raise ApiError(
+                "WebSocket connections are not supported here. Use POST with an event stream.",
+                status=426,
+                type="invalid_request_error",
+                code="upgrade_not_supported",
+                headers=(("upgrade", "HTTP/1.1"), ("connection", "close")),
+            )
+        router = self._context.router
+        is_open = router.is_open(call.path)
+        # Health and metrics are answered while draining, and when the server is full.
+        with nullcontext() if is_open else self._context.admission.admit():
+            owner = "" if is_open else self._context.owners.resolve(call.headers)
+            if Router.is_exchange(call.method, call.path):
+                return await self._serve_exchange(request, call, owner)
+            answer = await router.handle(
+                ApiRequest(call.method, call.path, query, _without_private(call.headers), b"", owner, call.id)
+            )
+        return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), answer.body)
+
+    def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
+        """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
+        headers = tuple((name.lower(), value) for name, value in request.headers.items())
+        assert self._listener is not None
+        secret = self._context.secret
+        call.trusted = self._listener.is_unix
+        if not call.trusted and secret is not None:
+            given = request.headers.get(SECRET_HEADER, "")
+            call.trusted = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())
+            if not call.trusted and self._private and not self._context.router.is_open(call.path):
+                raise Unauthorized("This port is reserved for the gateway.", code="missing_secret")
+        if not call.trusted:
+            forged = self._context.owners.header
+            headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
+        call.headers = headers
+
+    async def _serve_exchange(self, request: web.BaseRequest, call: _Call, owner: str) -> web.StreamResponse:
+        if not self._drive_exchanges:
+            raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
+        with self._counted(call):
+            body = await self._read_body(request)
+            exchange = self._context.new_exchange()
+            head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
+            exchange.receive_request(head, body)
+            call.model, call.response_id = exchange.model, exchange.response_id
+            answer = ExchangeAnswer(request, exchange, self._context.runner, (("x-request-id", call.id),))
+            try:
+                return await answer.run(self._leaving)
+            finally:
+                call.outcome = answer.outcome
+                call.response_id = exchange.response_id
+
+    @contextmanager
+    def _counted(self, call: _Call) -> Iterator[None]:
+        metrics = self._context.metrics
+        metrics.in_flight.inc()
+        call.outcome = "cancelled"
+        try:
+            yield
+        except ApiError:
+            call.outcome = "error"
+            raise
+        finally:
+            metrics.in_flight.dec()
+            metrics.response_finished(call.outcome, "http", time.perf_counter() - call.started)
+
+    def _leaving(self) -> CancelReason:
+        return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
+        """The whole body, within the limits of size and time."""
+        limits = self._context.limits
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise ApiError(
+                "Compressed request bodies are not supported; send the body as it is.",
+                status=415,
+                type="invalid_request_error",
+                code="unsupported_content_encoding",
+                headers=_CLOSE,
+            )
+        if (request.content_length or 0) > limits.request_body_bytes:
+            raise _too_large(limits.request_body_bytes)
+        try:
+            async with asyncio.timeout(limits.request_seconds):
+                if request.headers.get("expect", "").lower() == "100-continue":
+                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    # What was written is no part of the response that follows.
+                    request.writer.output_size = 0
+                parts: list[bytes] = []
+                size = 0
+                while part := await request.content.readany():
+                    size += len(part)
+                    if size > limits.request_body_bytes:
+                        raise _too_large(limits.request_body_bytes)
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(
+                f"The request body did not arrive within {limits.request_seconds:g} seconds.",
+                status=408,
+                type="invalid_request_error",
+                code="request_timeout",
+                headers=_CLOSE,
+            ) from None
+        except (web.RequestPayloadError, HTTPException):
+            raise InvalidRequest(
+                "The request body is not framed correctly.", code="invalid_body", headers=_CLOSE
+            ) from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _write_log(self, call: _Call) -> None:
+        write = _log.debug if call.path in _QUIET and call.status < 400 else _log.info
+        known = {"outcome": call.outcome, "response_id": call.response_id, "model": call.model}
+        write(
+            "request",
+            door="http",
+            request_id=call.id,
+            method=call.method[:32],
+            path=call.path[:256],
+            status=call.status,
+            seconds=round(time.perf_counter() - call.started, 6),
+            **{name: value for name, value in known.items() if value},
+        )
+
+
+_CLOSE: Headers = (("connection", "close"),)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limit} bytes.", code="request_too_large", headers=_CLOSE)
+
+
+def _without_private(headers: Headers) -> Headers:
+    return tuple((name, value) for name, value in headers if not name.startswith(_PRIVATE_PREFIX))
