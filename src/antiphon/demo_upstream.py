@@ -1,193 +1,343 @@
-"""A small scripted chat server, for trying Antiphon out without a model.
+"""A scripted Chat Completions server: for trying Antiphon out without a model. It is no model and knows nothing.
 
-It is no model and does not pretend to be one. What it says is fixed by what it is asked:
+Lives here: what it answers (`reply`), the shape of those answers (`completion`, `chunks`) and a small HTTP server
+around them (`make_app`). Not here: anything of Antiphon; no other module imports this one, except its command.
 
-- a request with tools whose last user message names one of them (or, with a single tool, asks a question): calls it,
-  twice at once when the message says "both" or "and" between two known cities, with arguments guessed from the words;
-- after tool messages: repeats their results;
-- a message with "think": some reasoning (`reasoning_content`), then the answer;
-- a message with "fail": HTTP 500, with "break": a stream that is cut in the middle;
-- else: says what the user said last, and how many messages it was sent.
+What it does, by the last message; the first that fits:
 
-Answers are streamed word by word when asked. Usage counts words. It listens on `/v1/chat/completions`, `/v1/models`.
+- tool results: repeats them (`The tool said: …`);
+- a user who says `fail`, or `error 429` (any status from 400 to 599): that status, with an OpenAI error object;
+- `break`: begins to answer, then cuts the connection;
+- tools are offered, and the user names one, or shares a word with its name, or asks the only one a question, or
+  `tool_choice` demands a call: calls it, once for each place (`in Paris and Rome`) unless `parallel_tool_calls` is
+  false, with arguments guessed from the words;
+- `count to 20` (up to 10000): counts;
+- `instructions`: repeats the system and developer messages;
+- `before` or `remember`: repeats what the user said earlier in this same request;
+- anything else: `You said: …`, and how many messages it was sent.
+
+The model `demo-reasoner`, a `reasoning_effort`, or a user who says `think` make it think aloud first, in
+`reasoning_content`. A word is a token: `max_tokens` cuts after that many, and `usage` counts words. Streams come a word
+at a time, `pause` seconds apart. `/v1/models` lists the two models; any other model is a 404.
+
+Invariant: an answer depends on the request alone: nothing is remembered, and the same request gets the same bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-__all__ = ["make_app"]
+__all__ = ["MODELS", "DemoError", "Reply", "chunks", "completion", "make_app", "reply"]
 
-_MODEL = "demo"
-_CITIES = ("Paris", "London", "Berlin", "Tokyo", "Rome", "Madrid", "Oslo", "Lima")
-_ids = itertools.count(1)
+MODELS = ("demo", "demo-reasoner")
+
+_CREATED = 1_700_000_000
+_MOST_COUNTED = 10_000
+_BODY_BYTES = 64 << 20
+_PLACE = re.compile(r"(?:\bin|\band|\bor|\bfor|,)\s+([A-Z][\w'-]*(?:\s[A-Z][\w'-]*)*)")
+_WORD = re.compile(r"\s*\S+\s*?(?=\s|$)")
+_PAUSE = web.AppKey("pause", float)
+
+Object = dict[str, Any]
+
+
+class DemoError(Exception):
+    """A request that gets an error: its status and OpenAI's four fields."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is answered, before it has the shape of a completion or of chunks."""
+
+    id: str
+    model: str
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[Object, ...] = ()
+    finish_reason: str = "stop"
+    breaks_off: bool = False
+    usage: Object = field(default_factory=dict)
+
+
+# What it answers
+
+
+def reply(request: Object) -> Reply:
+    """The answer to a Chat Completions request. Raises `DemoError`."""
+    model = request.get("model")
+    if model not in MODELS:
+        known = ", ".join(MODELS)
+        raise DemoError(404, f"The model {model!r} does not exist. This server has: {known}.", "model_not_found")
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise DemoError(400, "'messages' must be a list with at least one message.", param="messages")
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+
+    text, calls, breaks_off = _answer(request, messages, key)
+    reasoning = ""
+    thinks = model == "demo-reasoner" or request.get("reasoning_effort") not in (None, "none")
+    if thinks or re.search(r"\bthink\b", _last_user_text(messages), re.IGNORECASE):
+        plan = f"I call {len(calls)} tool(s)." if calls else "I answer from the script."
+        reasoning = f"The last message has {len(_words(_text(messages[-1])))} words. {plan}"
+    finish_reason = "tool_calls" if calls else "stop"
+    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    if isinstance(most, int) and not calls and len(_words(text)) > most:
+        text, finish_reason = "".join(_words(text)[:most]), "length"
+    return Reply(
+        id=f"chatcmpl-demo-{key}",
+        model=model,
+        text=text,
+        reasoning=reasoning,
+        calls=calls,
+        finish_reason=finish_reason,
+        breaks_off=breaks_off,
+        usage=_usage(messages, text, reasoning, calls),
+    )
+
+
+def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tuple[Object, ...], bool]:
+    """Text, tool calls, and whether the connection is to break off."""
+    if messages[-1].get("role") == "tool":
+        results: list[str] = []
+        for message in reversed(messages):
+            if message.get("role") != "tool":
+                break
+            results.insert(0, _text(message))
+        return "The tool said: " + "; ".join(results), (), False
+    last = _last_user_text(messages)
+    if failure := re.search(r"\bfail\b|\berror ([45]\d\d)\b", last, re.IGNORECASE):
+        raise DemoError(int(failure[1] or 500), f"You asked for it: {failure[0]}.", "scripted_failure")
+    if re.search(r"\bbreak\b", last, re.IGNORECASE):
+        return "This answer will not be", (), True
+    calls = _calls(request, last, key)
+    if calls:
+        return "", calls, False
+    if number := re.search(r"\bcount to (\d+)\b", last, re.IGNORECASE):
+        return " ".join(str(n) for n in range(1, min(int(number[1]), _MOST_COUNTED) + 1)), (), False
+    if re.search(r"\binstructions\b", last, re.IGNORECASE):
+        told = [_text(message) for message in messages if message.get("role") in ("system", "developer")]
+        return ("My instructions: " + " ".join(told)) if told else "I have no instructions.", (), False
+    if re.search(r"\bbefore\b|\bremember\b", last, re.IGNORECASE):
+        said = [_text(message) for message in messages if message.get("role") == "user"]
+        earlier = " ".join(f'"{one}"' for one in said[:-1])
+        return (f"Before, you said: {earlier}" if earlier else "You said nothing before."), (), False
+    sent = f" (I was sent {len(messages)} messages.)" if len(messages) > 1 else ""
+    return f"You said: {last}{sent}", (), False
+
+
+def _calls(request: Object, last: str, key: str) -> tuple[Object, ...]:
+    """The tool calls this message leads to: none, one, or one for each place in it."""
+    offered = [tool["function"] for tool in request.get("tools") or () if tool.get("type") == "function"]
+    choice = request.get("tool_choice", "auto")
+    if not offered or choice == "none":
+        return ()
+    if isinstance(choice, dict):
+        wanted = choice.get("function", {}).get("name")
+        chosen = next((function for function in offered if function["name"] == wanted), None)
+    else:
+        chosen = next((function for function in offered if _is_about(last, function["name"])), None)
+        if chosen is None and (choice == "required" or (len(offered) == 1 and "?" in last)):
+            chosen = offered[0]
+    if chosen is None:
+        return ()
+    places = _PLACE.findall(last) or [last]
+    if request.get("parallel_tool_calls") is False:
+        places = places[:1]
+    return tuple(
+        {
+            "id": f"call_demo_{key}_{number}",
+            "type": "function",
+            "function": {"name": chosen["name"], "arguments": json.dumps(_arguments(chosen, place, last))},
+        }
+        for number, place in enumerate(places)
+    )
+
+
+def _is_about(text: str, name: str) -> bool:
+    words = set(re.findall(r"[a-z0-9]+", text.lower()))
+    parts = [part for part in re.findall(r"[a-z0-9]+", name.lower().replace("_", " ")) if part not in _VERBS]
+    return name.lower() in text.lower() or any(part in words for part in parts)
+
+
+_VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the", "a", "for", "in", "of", "to"})
+
+
+def _arguments(function: Object, place: str, said: str) -> Object:
+    """Something for each required parameter: texts are the place, numbers come from the words, in order."""
+    parameters = function.get("parameters") or {}
+    properties = parameters.get("properties") or {}
+    numbers = [int(number) for number in re.findall(r"-?\d+", said)]
+    arguments: Object = {}
+    for name in parameters.get("required") or list(properties)[:1]:
+        schema = properties.get(name) or {}
+        kind = schema.get("type", "string")
+        if schema.get("enum"):
+            arguments[name] = schema["enum"][0]
+        elif kind in ("integer", "number"):
+            arguments[name] = numbers.pop(0) if numbers else 1
+        else:
+            arguments[name] = {"boolean": True, "array": [], "object": {}}.get(str(kind), place)
+    return arguments
+
+
+def _last_user_text(messages: list[Object]) -> str:
+    return next((_text(message) for message in reversed(messages) if message.get("role") == "user"), "")
+
+
+def _text(message: Object) -> str:
+    """The text of a message, with its content as a string or as parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", f"[{part.get('type')}]")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def _words(text: str) -> list[str]:
+    """The text in pieces of a word each, which together are the text again."""
+    pieces = _WORD.findall(text)
+    rest = text[sum(len(piece) for piece in pieces) :]
+    return [*pieces, rest] if rest else pieces
+
+
+def _usage(messages: list[Object], text: str, reasoning: str, calls: tuple[Object, ...]) -> Object:
+    prompt = sum(len(_words(_text(message))) + 1 for message in messages)
+    thought = len(_words(reasoning))
+    written = len(_words(text)) + thought + sum(len(_words(call["function"]["arguments"])) for call in calls)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }
+
+
+# The shape of it
+
+
+def completion(answer: Reply) -> Object:
+    """The JSON answer."""
+    message: Object = {"role": "assistant", "content": answer.text or None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["tool_calls"] = list(answer.calls)
+    return {
+        "id": answer.id,
+        "object": "chat.completion",
+        "created": _CREATED,
+        "model": answer.model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
+        "usage": answer.usage,
+    }
+
+
+def chunks(answer: Reply, *, usage: bool) -> Iterator[Object]:
+    """The streamed answer, chunk by chunk; `usage` adds the last one."""
+    yield _chunk(answer, {"role": "assistant", "content": ""})
+    for word in _words(answer.reasoning):
+        yield _chunk(answer, {"reasoning_content": word})
+    for word in _words(answer.text):
+        yield _chunk(answer, {"content": word})
+    if answer.breaks_off:
+        return
+    for index, call in enumerate(answer.calls):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        start = {"index": index, "id": call["id"], "type": "function", "function": {"name": name, "arguments": ""}}
+        yield _chunk(answer, {"tool_calls": [start]})
+        for piece in _words(arguments):
+            yield _chunk(answer, {"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+    yield _chunk(answer, {}, answer.finish_reason)
+    if usage:
+        yield {**_chunk(answer, {}), "choices": [], "usage": answer.usage}
+
+
+def _chunk(answer: Reply, delta: Object, finish_reason: str | None = None) -> Object:
+    return {
+        "id": answer.id,
+        "object": "chat.completion.chunk",
+        "created": _CREATED,
+        "model": answer.model,
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+    }
+
+
+# The server
 
 
 def make_app(*, pause: float = 0.03) -> web.Application:
-    """The server; `pause` is the time between two streamed words, in seconds."""
-    app = web.Application(client_max_size=64 << 20)
-
-    async def chat(request: web.Request) -> web.StreamResponse:
-        return await _chat(request, pause)
-
-    app.router.add_post("/v1/chat/completions", chat)
+    """The server; `pause`: seconds between the words of a stream."""
+    app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
+    app[_PAUSE] = pause
     app.router.add_get("/v1/models", _models)
+    app.router.add_post("/v1/chat/completions", _chat)
+    app.router.add_get("/health", _health)
     return app
 
 
-async def _models(_: web.Request) -> web.Response:
-    model = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "demo-upstream"}
-    return web.json_response({"object": "list", "data": [model]})
-
-
-async def _chat(request: web.Request, pause: float) -> web.StreamResponse:
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
-        body = await request.json()
-        messages = body["messages"]
-        model = body["model"]
-    except (ValueError, KeyError, TypeError):
-        return _error(400, "The request needs model and messages.", "invalid_request_error", None)
-    if not str(model).startswith(_MODEL):
-        return _error(404, f"The model '{model}' does not exist; this server has '{_MODEL}'.", "not_found", None)
-    said = _last_user_text(messages)
-    if "fail" in said.lower().split():
-        return _error(500, "You asked for a failure.", "server_error", "scripted_failure")
-    message = _answer(messages, body.get("tools") or [], said)
-    usage = _usage(messages, message)
-    if not body.get("stream"):
-        finish = "tool_calls" if message.get("tool_calls") else "stop"
-        choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
-        return web.json_response({**_envelope("chat.completion", model), "choices": [choice], "usage": usage})
-    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        answer: web.StreamResponse = await handler(request)
+        return answer
+    except DemoError as error:
+        return web.json_response(error.body, status=error.status)
+    except web.HTTPException as error:
+        return web.json_response(DemoError(error.status, error.reason).body, status=error.status)
+
+
+async def _health(_: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+async def _models(_: web.Request) -> web.Response:
+    data = [{"id": name, "object": "model", "created": _CREATED, "owned_by": "antiphon-demo"} for name in MODELS]
+    return web.json_response({"object": "list", "data": data})
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    try:
+        asked = json.loads(await request.read())
+    except ValueError:
+        raise DemoError(400, "The body is not valid JSON.") from None
+    if not isinstance(asked, dict):
+        raise DemoError(400, "The body must be a JSON object.")
+    answer = reply(asked)
+    if not asked.get("stream"):
+        if answer.breaks_off:
+            return _break_off(request, web.Response())
+        return web.json_response(completion(answer))
+    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
     await response.prepare(request)
-    cut = "break" in said.lower().split()
-    for number, chunk in enumerate(_chunks(message)):
-        if cut and number == 3:
-            assert request.transport is not None
-            request.transport.abort()
-            return response
-        await _send(response, {**_envelope("chat.completion.chunk", model), "choices": [chunk]})
-        await asyncio.sleep(pause)
-    if (body.get("stream_options") or {}).get("include_usage"):
-        await _send(response, {**_envelope("chat.completion.chunk", model), "choices": [], "usage": usage})
+    usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+    pause = request.app[_PAUSE]
+    for chunk in chunks(answer, usage=usage):
+        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        if pause:
+            await asyncio.sleep(pause)
+    if answer.breaks_off:
+        return _break_off(request, response)
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response
 
 
-async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-
-
-def _envelope(kind: str, model: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-demo-{next(_ids)}", "object": kind, "created": 0, "model": model}
-
-
-def _error(status: int, message: str, kind: str, code: str | None) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return ""
-
-
-def _last_user_text(messages: list[dict[str, Any]]) -> str:
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            return _text(message.get("content"))
-    return ""
-
-
-def _answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]], said: str) -> dict[str, Any]:
-    results = []
-    for message in reversed(messages):
-        if message.get("role") != "tool":
-            break
-        results.insert(0, _text(message.get("content")))
-    if results:
-        return {"content": "The tool said: " + "; ".join(results)}
-    calls = _calls(tools, said)
-    if calls:
-        return {"content": None, "tool_calls": calls}
-    remembered = f" (I was sent {len(messages)} messages.)" if len(messages) > 1 else ""
-    answer: dict[str, Any] = {"content": f"You said: {said}{remembered}"}
-    if "think" in said.lower():
-        answer["reasoning_content"] = "The user wants me to think. I am a script, so this is quick."
-    return answer
-
-
-def _calls(tools: list[dict[str, Any]], said: str) -> list[dict[str, Any]]:
-    functions = [tool["function"] for tool in tools if tool.get("type") == "function"]
-    named = [function for function in functions if function["name"].replace("_", " ").split()[-1] in said.lower()]
-    if not named and len(functions) == 1 and "?" in said:
-        named = functions
-    if not named:
-        return []
-    function = named[0]
-    cities = [city for city in _CITIES if city.lower() in said.lower()]
-    wanted = cities[:2] if len(cities) > 1 else cities[:1] or [""]
-    return [
-        {
-            "id": f"call_demo_{next(_ids)}",
-            "type": "function",
-            "function": {"name": function["name"], "arguments": json.dumps(_arguments(function, said, city))},
-        }
-        for city in wanted
-    ]
-
-
-def _arguments(function: dict[str, Any], said: str, city: str) -> dict[str, Any]:
-    """Arguments for every required property, taken from the words of the question."""
-    schema = function.get("parameters") or {}
-    numbers = [int(number) for number in re.findall(r"-?\d+", said)]
-    arguments: dict[str, Any] = {}
-    for name in schema.get("required") or list(schema.get("properties") or {})[:1]:
-        kind = (schema.get("properties") or {}).get(name, {}).get("type")
-        if kind in ("integer", "number"):
-            arguments[name] = numbers.pop(0) if numbers else 1
-        elif kind == "boolean":
-            arguments[name] = True
-        else:
-            arguments[name] = city or said
-    return arguments
-
-
-def _chunks(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The message as the choices of stream chunks, the role first."""
-    yield {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-    for word in re.findall(r"\S+\s*", message.get("reasoning_content") or ""):
-        yield {"index": 0, "delta": {"reasoning_content": word}, "finish_reason": None}
-    for word in re.findall(r"\S+\s*", message.get("content") or ""):
-        yield {"index": 0, "delta": {"content": word}, "finish_reason": None}
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        function = call["function"]
-        begun = {**call, "index": index, "function": {"name": function["name"], "arguments": ""}}
-        yield {"index": 0, "delta": {"tool_calls": [begun]}, "finish_reason": None}
-        for piece in re.findall(r".{1,6}", function["arguments"]):
-            part = {"index": index, "function": {"arguments": piece}}
-            yield {"index": 0, "delta": {"tool_calls": [part]}, "finish_reason": None}
-    finish = "tool_calls" if message.get("tool_calls") else "stop"
-    yield {"index": 0, "delta": {}, "finish_reason": finish}
-
-
-def _usage(messages: list[dict[str, Any]], message: dict[str, Any]) -> dict[str, Any]:
-    prompt = sum(len(_text(one.get("content")).split()) for one in messages)
-    reasoning = len((message.get("reasoning_content") or "").split())
-    completion = reasoning + len((message.get("content") or "").split()) + 5 * len(message.get("tool_calls") or ())
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
+def _break_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Cut the connection where an honest server would go on."""
+    if request.transport is not None:
+        request.transport.abort()
+    return response

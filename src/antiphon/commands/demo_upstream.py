@@ -1,4 +1,4 @@
-"""`antiphon demo-upstream`: the scripted chat server."""
+"""`antiphon demo-upstream`: the scripted chat server, for trying things out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 
 from aiohttp import web
 
+from antiphon.commands.process import run_loop
 from antiphon.config import parse_address
 from antiphon.demo_upstream import make_app
 from antiphon.errors import ConfigError
@@ -20,24 +21,24 @@ def run(arguments: argparse.Namespace) -> int:
         host, port = parse_address(arguments.listen)
     except ValueError as error:
         raise ConfigError(f"--listen: {error}") from None
-    return asyncio.run(_serve(host, port))
+    return run_loop(_serve(host, port))
 
 
 async def _serve(host: str, port: int) -> int:
-    runner = web.AppRunner(make_app(), handle_signals=False, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port, shutdown_timeout=1)
-    try:
-        await site.start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    bound = runner.addresses[0]
-    print(f"ready: http://{bound[0]}:{bound[1]}/v1", flush=True)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    await runner.cleanup()
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    runner = web.AppRunner(make_app(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(f"--listen: cannot listen on {host}:{port}: {error.strerror}") from None
+        bound = runner.addresses[0][1]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"ready: http://{shown}:{bound}/v1", flush=True)
+        await stopped.wait()
+    finally:
+        await runner.cleanup()
     return 0

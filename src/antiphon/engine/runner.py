@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
@@ -59,7 +60,7 @@ class Runner:
         self._metrics = metrics
         self._saves: set[asyncio.Task[None]] = set()
 
-    async def settle(self, exchange: ResponseExchange) -> AsyncIterator[ClientAction | CallUpstream]:
+    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | CallUpstream, None]:
         """Perform what is pending until nothing is; yields client-facing actions and a `CallUpstream`.
 
         For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
@@ -73,15 +74,17 @@ class Runner:
                 elif not isinstance(action, AbortUpstream):
                     yield action
 
-    async def drive(self, exchange: ResponseExchange) -> AsyncIterator[ClientAction]:
+    async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.
 
         Cancel the task (or close the generator) to stop; then call `abandon`.
         """
         async for action in self.settle(exchange):
             if isinstance(action, CallUpstream):
-                async for sent in self._call(exchange, action):
-                    yield sent
+                # Closed with this generator, not whenever it is collected: the model call ends with it.
+                async with aclosing(self._call(exchange, action)) as answers:
+                    async for sent in answers:
+                        yield sent
             else:
                 yield action
 
@@ -140,7 +143,7 @@ class Runner:
         self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
         return failure
 
-    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncIterator[ClientAction]:
+    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction, None]:
         """One model call: head, body, end; with the timers of a driven stream."""
         pump = _Pump(self._upstream, call)
         try:

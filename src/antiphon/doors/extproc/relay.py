@@ -13,17 +13,41 @@ Rules kept here, verified against Envoy 1.40.0:
   only as an immediate response. One with trailers ends with the trailers answer instead of `end_of_stream`.
 - An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once but ended with the
   upstream: ending it first would make Envoy drop the upstream's connection.
-- After the first part anything may be sent at any time: keep-alive comments, and the end when the upstream falls silent.
+- After the first part anything may be sent at any time: keep-alive comments, and an end when the upstream is silent.
 - An upstream that breaks off cuts the client's stream without asking us; all we see is the end of our own stream.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.answers import (
+    ClientRequest,
+    Peer,
+    final_metadata,
+    first,
+    head_metadata,
+    in_parts,
+    with_request_id,
+)
+from antiphon.doors.extproc.content_coding import Inflate, decoder_for
+from antiphon.doors.extproc.interludes import Interludes
+from antiphon.doors.extproc.local import answer_whole
+from antiphon.doors.extproc.wire import Kind, Received
+from antiphon.engine.actions import CallUpstream, Finish, SendHead, UpstreamRequest
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.runner import Runner
+from antiphon.errors import ApiError
+from antiphon.translation.encode import KEEPALIVE
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 __all__ = ["Relay", "RelayTimeouts", "translate_local_reply"]
 
 BACKEND_HEADER = "x-antiphon-backend"
+# Envoy finds no route (404) for a request without it; it says how the client reached Envoy, nothing about the client.
+_ENVOYS_OWN = frozenset({"x-forwarded-proto"})
 # Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
 # describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
 _KEPT_RESPONSE_HEADERS = ("x-ratelimit-",)
@@ -36,3 +60,285 @@ class RelayTimeouts:
     head: float = 600.0
     idle: float = 300.0
     end: float = 1.0
+
+
+class Relay:
+    """One exchange, relayed (or refused before there is anything to relay)."""
+
+    door = "relay"
+
+    def __init__(
+        self,
+        runner: Runner,
+        peer: Peer,
+        exchange: ResponseExchange,
+        request: ClientRequest,
+        timeouts: RelayTimeouts,
+    ) -> None:
+        self._runner = runner
+        self._peer = peer
+        self._exchange = exchange
+        self._request = request
+        self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        # What the exchange wants the client to get.
+        self._head: SendHead | None = None
+        self._waiting: list[bytes] = []
+        self.finish: Finish | None = None
+        # What Envoy has told us of the upstream's answer.
+        self._upstream_names: tuple[str, ...] = ()
+        self._bodiless = False
+        self._body_begun = False
+        self._end: Kind | None = None
+        self._decoder: Inflate | None = None
+        # What Envoy was told.
+        self._head_answered = False
+        self._closing = False
+        self._finished = False
+        # When the upstream was last heard, and when the client last got something.
+        self._heard = 0.0
+        self._sent = 0.0
+
+    async def run(self) -> None:
+        """Answer the client to the end."""
+        call = await self._settle()
+        if call is None:
+            await self._answer_at_once()
+            return
+        await self._forward(call.request)
+        self._heard = self._loop.time()
+        interludes = self._interludes = Interludes(self._peer, self._next_due, self._on_silence)
+        interludes.schedule()
+        try:
+            while not self._finished:
+                received = await interludes.receive()
+                if not self._finished:
+                    self._heard = self._loop.time()
+                    await self._take(received)
+        finally:
+            await interludes.aclose()
+
+    async def _settle(self) -> CallUpstream | None:
+        """Let the exchange go on as far as it can; what it has for the client is noted."""
+        call = None
+        async for action in self._runner.settle(self._exchange):
+            if isinstance(action, CallUpstream):
+                call = action
+            elif isinstance(action, SendHead):
+                self._head = action
+            elif isinstance(action, Finish):
+                self.finish = action
+            else:
+                self._waiting.append(action.data)
+        return call
+
+    async def _answer_at_once(self) -> None:
+        """The whole answer is known without a model call."""
+        assert self._head is not None and self.finish is not None
+        self._finished = True
+        await answer_whole(
+            self._peer,
+            self._head.status,
+            self._client_headers(),
+            b"".join(self._waiting),
+            head_metadata(self._exchange.model),
+            final_metadata(self._exchange, self.finish),
+        )
+
+    # Towards the upstream
+
+    async def _forward(self, call: UpstreamRequest) -> None:
+        """Hand the translated request to Envoy. Of the client's headers only the allowed ones stay."""
+        headers = (
+            (":method", call.method),
+            (":path", "/v1" + call.path),
+            *call.headers,
+            ("content-length", str(len(call.body))),
+            (BACKEND_HEADER, "upstream"),
+        )
+        kept = {name for name, _ in headers}
+        kept |= _ENVOYS_OWN
+        remove = dict.fromkeys(name for name, _ in self._request.headers if name[:1] != ":" and name not in kept)
+        send = self._peer.send
+        await send(wire.request_head(headers, tuple(remove), head_metadata(call.model)))
+        trailers = self._request.trailers
+        for part, last in in_parts(call.body):
+            await send(wire.request_body(part, last and not trailers))
+        if trailers:
+            await send(wire.request_trailers())
+
+    # From the upstream
+
+    async def _take(self, received: Received) -> None:
+        kind = received.kind
+        if kind is Kind.RESPONSE_BODY:
+            self._body_begun = True
+            if received.body:
+                data = received.body if self._decoder is None else self._decoder.feed(received.body)
+                self._exchange.receive_upstream_data(data)
+            if received.end:
+                self._upstream_ended(kind)
+        elif kind is Kind.RESPONSE_HEADERS:
+            self._take_head(received)
+        elif kind is Kind.RESPONSE_TRAILERS:
+            self._upstream_ended(kind)
+        else:
+            # What follows the request's end (some Envoys repeat it) means nothing.
+            return
+        await self._flush()
+
+    def _take_head(self, received: Received) -> None:
+        headers = received.headers
+        self._upstream_names = tuple(dict.fromkeys(name for name, _ in headers if name[:1] != ":"))
+        self._decoder = decoder_for(first(headers, "content-encoding"))
+        self._exchange.receive_upstream_head(int(first(headers, ":status") or 0), headers)
+        if received.end:
+            self._bodiless = True
+            self._decoder = None
+            self._upstream_ended(received.kind)
+
+    def _upstream_ended(self, how: Kind) -> None:
+        self._end = how
+        error = None
+        if self._decoder is not None:
+            self._decoder.end()
+            if self._decoder.fault:
+                error = UpstreamError(UpstreamFault.CUT, self._decoder.fault)
+        self._exchange.receive_upstream_end(error)
+
+    # Towards the client
+
+    async def _flush(self) -> None:
+        """Send what there is for the client, as far as Envoy takes it now."""
+        await self._settle()
+        if self._closing:
+            await self._close()
+            return
+        head = self._head
+        if head is None:
+            return
+        if not self._head_answered:
+            if not self._body_begun:
+                if self.finish is not None:
+                    await self._answer_without_body(head, self.finish)
+                return
+            self._head_answered = True
+            await self._peer.send(wire.response_head(self._response_headers(head), self._removed(head)))
+            self._sent = self._loop.time()
+            if head.streamed:
+                # The client is to hear something from now on.
+                self._interludes.schedule()
+        if self.finish is not None:
+            await self._send_ending(head, self.finish)
+        elif self._waiting:
+            body = self._take_waiting()
+            self._sent = self._loop.time()
+            await self._peer.send(wire.response_body(body, end=False))
+
+    async def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
+        """The answer is complete and no body part came (or will come) from the upstream."""
+        self._finished = True
+        body = self._take_waiting()
+        told = final_metadata(self._exchange, finish)
+        if self._bodiless:
+            headers, removed = self._response_headers(head), self._removed(head)
+            await self._peer.send(wire.response_replaced(headers, removed, body, told))
+        else:
+            details = f"antiphon_{finish.outcome}"
+            await self._peer.send(wire.immediate(head.status, self._client_headers(), body, details, told))
+
+    async def _send_ending(self, head: SendHead, finish: Finish) -> None:
+        body = self._take_waiting()
+        told = final_metadata(self._exchange, finish)
+        orderly = head.streamed and finish.outcome in ("completed", "incomplete")
+        if self._end is None and orderly:
+            self._closing = True
+            await self._peer.send(wire.response_body(body, end=False, metadata=told))
+            self._interludes.schedule()
+            return
+        self._finished = True
+        trailers = self._end is Kind.RESPONSE_TRAILERS
+        for part, last in in_parts(body):
+            await self._peer.send(wire.response_body(part, last and not trailers, told if last else None))
+        if trailers:
+            await self._peer.send(wire.response_trailers())
+
+    async def _close(self, *, now: bool = False) -> None:
+        """Everything was sent; end the body with the upstream's."""
+        if self._end is None and not now:
+            return
+        self._finished = True
+        trailers = self._end is Kind.RESPONSE_TRAILERS
+        await self._peer.send(wire.response_trailers() if trailers else wire.response_body(b"", end=True))
+
+    def _take_waiting(self) -> bytes:
+        waiting = self._waiting
+        body = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+        waiting.clear()
+        return body
+
+    def _client_headers(self) -> Headers:
+        assert self._head is not None
+        return with_request_id(self._head.headers, self._request.request_id)
+
+    def _response_headers(self, head: SendHead) -> Headers:
+        return ((":status", str(head.status)), *self._client_headers())
+
+    def _removed(self, head: SendHead) -> tuple[str, ...]:
+        """The upstream's headers that do not pass."""
+        ours = {name for name, _ in self._client_headers()}
+        return tuple(
+            name for name in self._upstream_names if name not in ours and not name.startswith(_KEPT_RESPONSE_HEADERS)
+        )
+
+    # Silence
+
+    def _next_due(self) -> float:
+        limit = self._upstream_limit()
+        if self._keeps_alive():
+            return min(self._heard + limit, self._sent + self._runner.timeouts.keepalive)
+        return self._heard + limit
+
+    def _upstream_limit(self) -> float:
+        """Seconds that the upstream may be silent in its present phase."""
+        if self._closing:
+            return self._timeouts.end
+        return self._timeouts.idle if self._upstream_names else self._timeouts.head
+
+    def _keeps_alive(self) -> bool:
+        return self._head_answered and not self._closing and self._head is not None and self._head.streamed
+
+    async def _on_silence(self) -> None:
+        if self._finished:
+            return
+        limit = self._upstream_limit()
+        if self._loop.time() < self._heard + limit:
+            self._sent = self._loop.time()
+            await self._peer.send(wire.response_body(KEEPALIVE, end=False))
+        elif self._closing:
+            await self._close(now=True)
+        else:
+            fault = UpstreamError(UpstreamFault.TIMED_OUT, f"nothing came for {limit:g} seconds")
+            self._exchange.receive_upstream_end(fault)
+            await self._flush()
+
+
+async def translate_local_reply(peer: Peer, received: Received, request_id: str) -> None:
+    """Envoy answered the client by itself while the request was still owed its answer: make it an error object."""
+    status = int(first(received.headers, ":status") or 500)
+    error = ApiError(
+        "The request was not sent completely in time." if status == 408 else "The request could not be served.",
+        status=status,
+        type="invalid_request_error" if status < 500 else "server_error",
+        code="request_timeout" if status == 408 else None,
+    )
+    body = error.body()
+    plain = (("content-type", "application/json"), ("content-length", str(len(body))))
+    headers = ((":status", str(status)), *with_request_id(plain, request_id))
+    if received.end:
+        await peer.send(wire.response_replaced(headers, (), body, {"status": "error"}))
+        return
+    while (await peer.receive()).kind not in (Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS):
+        pass
+    await peer.send(wire.response_head(headers, ()))
+    await peer.send(wire.response_body(body, end=True, metadata={"status": "error"}))

@@ -81,8 +81,8 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Str
         if peer.answered:
             raise
         _log.error("request_failed", request_id=request.request_id, error=type(bug).__name__, exc_info=True)
-        error = InternalError("The server had an error while processing your request.")
-        await refuse(peer, error, request.request_id)
+        failure = InternalError("The server had an error while processing your request.")
+        await refuse(peer, failure, request.request_id)
     await peer.drain()
 
 
@@ -181,9 +181,7 @@ async def _serve_exchange(
         if not exchange.done:
             # The client left, Envoy cut the stream, or something broke: the row is written as failed.
             stopping = context.admission.closed
-            await context.runner.abandon(
-                exchange, CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE
-            )
+            await context.runner.abandon(exchange, CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE)
         outcome = answer.finish.outcome if answer.finish is not None else "cancelled"
         seconds = time.perf_counter() - started
         context.metrics.response_finished(outcome, answer.door, seconds)

@@ -36,7 +36,7 @@ class GrpcMessageStream:
 
     async def receive(self) -> bytes | None:
         message = await self._context.read()
-        return None if message is grpc.aio.EOF else message
+        return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
     async def send(self, message: bytes) -> None:
         await self._context.write(message)

@@ -100,7 +100,7 @@ def decode(message: bytes) -> Received:
 
 def _mode(number: int) -> str:
     try:
-        return pb.ProcessingMode.BodySendMode.Name(number)  # type: ignore[arg-type]
+        return pb.ProcessingMode.BodySendMode.Name(number)
     except ValueError:
         return str(number)
 
@@ -212,7 +212,7 @@ def immediate(status: int, headers: Headers, body: bytes, details: str, metadata
     """
     response = pb.ProcessingResponse()
     answer = response.immediate_response
-    answer.status.code = status  # type: ignore[assignment]
+    answer.status.code = status
     _set(answer.headers, headers)
     answer.body = body
     answer.details = details

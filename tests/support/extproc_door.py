@@ -1,0 +1,143 @@
+"""A real ext_proc door with everything behind it, for tests: real gRPC server, exchange, runner, router, HTTP client.
+
+Lives here: putting it together, in memory and on a Unix socket. Not here: Envoy's side (`fake_envoy.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antiphon.api.models import ModelCatalog
+from antiphon.api.router import Router
+from antiphon.doors.context import Admission, DoorContext, DoorLimits
+from antiphon.doors.extproc.relay import RelayTimeouts
+from antiphon.doors.extproc.server import ExtProcDoor, Mode
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.owners import OwnerResolver
+from antiphon.engine.ports import ResponseStore
+from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.ids import Clock
+from antiphon.observability.metrics import Metrics
+from antiphon.translation.profiles import PROFILES
+from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
+from tests.support.chat_server import ChatServer
+from tests.support.fake_envoy import EnvoyStream, FakeEnvoy
+from tests.support.fixed import SequentialIds, fixed_clock
+from tests.support.memory_store import MemoryResponseStore
+
+__all__ = ["JSON", "SSE", "DoorSetup", "OpenDoor", "open_door", "request_body", "sse_events"]
+
+SSE = (("content-type", "text/event-stream"),)
+JSON = (("content-type", "application/json"),)
+
+
+@dataclass
+class DoorSetup:
+    """What a test changes."""
+
+    mode: Mode = "auto"
+    address: str = ""
+    secret: str | None = None
+    request_body_bytes: int = 1 << 20
+    request_seconds: float = 30.0
+    concurrent: int = 100
+    keepalive: float = 15.0
+    head_wait: float = 60.0
+    timeouts: RelayTimeouts = field(default_factory=RelayTimeouts)
+    owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
+    store: ResponseStore | None = None
+    exchange: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = fixed_clock
+
+
+@dataclass
+class OpenDoor:
+    """A door that is open."""
+
+    door: ExtProcDoor
+    context: DoorContext
+    store: MemoryResponseStore
+    chat: ChatServer
+    address: str
+    envoy: FakeEnvoy
+
+    def stream(self, **options: Any) -> EnvoyStream:
+        return self.envoy.stream(**options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 when it was never touched."""
+        wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+        for line in self.context.metrics.render().decode().splitlines():
+            if line.startswith(wanted if labels else name + " "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+@asynccontextmanager
+async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any) -> AsyncIterator[OpenDoor]:
+    """Open a door in `folder`, with a chat server for what it calls itself."""
+    setup = setup or DoorSetup(**changes)
+    memory = MemoryResponseStore()
+    store = setup.store or memory
+    metrics = Metrics()
+    async with ChatServer(unix_path=folder / "chat.sock") as chat:
+        upstream = HttpUpstream(UpstreamTarget("http://model-door/v1", unix_path=str(folder / "chat.sock")))
+        runner = Runner(
+            store,
+            upstream,
+            timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
+            metrics=metrics,
+        )
+        admission = Admission(setup.concurrent)
+        context = DoorContext(
+            new_exchange=_exchanges(setup),
+            runner=runner,
+            router=Router(store=store, models=ModelCatalog(upstream), ready=store.ping, metrics=metrics),
+            owners=setup.owners,
+            admission=admission,
+            limits=DoorLimits(
+                request_body_bytes=setup.request_body_bytes,
+                request_seconds=setup.request_seconds,
+                send_ahead_bytes=1 << 20,
+            ),
+            metrics=metrics,
+            secret=setup.secret,
+        )
+        door = ExtProcDoor(context, mode=setup.mode, timeouts=setup.timeouts)
+        address = await door.start(setup.address or f"unix:{folder}/grpc.sock")
+        try:
+            async with FakeEnvoy(address, secret=setup.secret) as envoy:
+                yield OpenDoor(door, context, memory, chat, address, envoy)
+        finally:
+            await door.aclose()
+            await runner.aclose()
+            await upstream.aclose()
+
+
+def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
+    options = ExchangeOptions(PROFILES["generic"], **setup.exchange)
+    ids = SequentialIds()
+    return lambda: ResponseExchange(options, ids, setup.clock)
+
+
+def request_body(text: str = "Hi", **fields: Any) -> bytes:
+    """A request for a response."""
+    return json.dumps({"model": "demo-model", "input": text, **fields}).encode()
+
+
+def sse_events(body: bytes) -> list[str]:
+    """The event names of a stream, in order; `[DONE]` for the sentinel, comments left out."""
+    names = []
+    for block in body.split(b"\n\n"):
+        for line in block.split(b"\n"):
+            if line.startswith(b"event: "):
+                names.append(line[7:].decode())
+            elif line == b"data: [DONE]":
+                names.append("[DONE]")
+    return names
