@@ -165,7 +165,7 @@ def read_models(body: bytes) -> tuple[Model, ...]:
         entries = value.get("data")
         if not isinstance(entries, list):
             entries = value.get("models")
-        if entries is None and "data" in value:
+        if entries is None and value.get("data", False) is None:
             # Ollama without any model sends `"data": null`.
             entries = []
     if not isinstance(entries, list):

@@ -1,66 +1,92 @@
 """Child processes of `antiphon up`: started, watched, their output kept and forwarded.
 
-Lives here: one child's life. Not here: which children there are and in which order they stop (`up.py`).
+Lives here: one child's life, and the pipe by which children notice that their parent is gone. Not here: which children
+there are and in which order they stop (`up.py`).
 
-Invariants: a child never outlives its parent (the kernel ends it, or it sees the end of a pipe); the last lines of
-every child are known when it dies.
+Invariants: a child never outlives its parent, however the parent ends; the last lines of every child are known when it
+dies; no output of a child can stall the parent or be mistaken for the parent's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import contextlib
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-__all__ = ["Child"]
+from antiphon.commands import guard
 
-_LINES = 20
-_PR_SET_PDEATHSIG = 1
+__all__ = ["Child", "ParentPipe", "describe_status"]
+
+_KEPT_LINES = 20
+_LONGEST_LINE = 64 * 1024
+_OUTPUT_SECONDS = 1.0
+
+
+class ParentPipe:
+    """A pipe nobody writes to: who reads it learns of the parent's end by the end of the pipe."""
+
+    def __init__(self) -> None:
+        # The writing end is not inherited, so that it closes with this process and no other.
+        self.reading, self._writing = os.pipe()
+
+    def close(self) -> None:
+        """Tell all children that remain."""
+        os.close(self._writing)
+        os.close(self.reading)
 
 
 class Child:
-    """One running child process."""
+    """One running child process. `write_line` gets each line it prints, without the line end."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, write_line: Callable[[str, str], None]) -> None:
         self.name = name
         self._process = process
-        self._lines: deque[str] = deque(maxlen=_LINES)
-        self._readers = [
-            asyncio.ensure_future(self._forward(stream))
-            for stream in (process.stdout, process.stderr)
-            if stream is not None
-        ]
+        self._write_line = write_line
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        assert process.stdout is not None
+        self._output = asyncio.ensure_future(self._read(process.stdout))
 
     @classmethod
     async def start(
-        cls, name: str, command: Sequence[str], environ: Mapping[str, str], *, pipe: int | None = None
+        cls,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        pipe: ParentPipe,
+        write_line: Callable[[str, str], None],
+        guarded: bool = False,
     ) -> Child:
-        """Start it; `pipe` is inherited, and the child ends when its other end is closed."""
+        """Start it. `guarded` is for programs that know nothing of the pipe; all others get `--parent-pipe`."""
+        if guarded:
+            command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), *command]
+        else:
+            command = [*command, "--parent-pipe", str(pipe.reading)]
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
             env=dict(environ),
-            pass_fds=() if pipe is None else (pipe,),
-            # Of its own group: a terminal's Ctrl-C must reach the parent alone, which drains the children in order.
+            pass_fds=(pipe.reading,),
+            # A session of its own: a terminal's Ctrl-C must reach the parent alone, which stops its children in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            limit=1 << 20,
         )
-        return cls(name, process)
+        return cls(name, process, write_line)
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """Exit status, or None while it runs."""
+        """Exit status (minus the signal's number when one killed it), or None while it runs."""
         return self._process.returncode
 
     def last_lines(self) -> list[str]:
@@ -70,14 +96,15 @@ class Child:
     async def wait(self) -> int:
         """Wait for its end, and until all it wrote was read."""
         status = await self._process.wait()
-        if self._readers:
-            await asyncio.wait(self._readers, timeout=1)
+        # Whoever inherited its output may keep that open for longer.
+        await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)
         return status
 
     def signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
         if self._process.returncode is None:
-            self._process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     async def stop(self, seconds: float) -> None:
         """SIGTERM, then SIGKILL after `seconds`."""
@@ -89,24 +116,31 @@ class Child:
             self.signal(signal.SIGKILL)
             await self.wait()
 
-    async def _forward(self, stream: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                line = await stream.readline()
-            except ValueError:
-                # A line longer than the limit: its rest follows as lines of its own.
-                continue
-            if not line:
-                return
-            text = line.decode("utf-8", "replace").rstrip()
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        """Cut the output into lines; a line that does not end is cut at a length."""
+        pending = b""
+        while data := await stream.read(_LONGEST_LINE):
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                self._take(line)
+            if len(pending) > _LONGEST_LINE:
+                self._take(pending)
+                pending = b""
+        if pending:
+            self._take(pending)
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
             self._lines.append(text)
-            if not text.startswith(("ready: ", "serving: ")):
-                print(text, file=sys.stderr, flush=True)
+            self._write_line(self.name, text)
 
 
-def _die_with_parent() -> None:
-    """In the child, before it becomes the command: the kernel is to end it when its parent ends."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+def describe_status(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

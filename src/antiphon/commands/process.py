@@ -1,12 +1,12 @@
 """What the serving commands share: the event loop, signals, the parent's pipe, draining.
 
-Invariant: SIGTERM and SIGINT drain once (a second signal stops at once), and a process whose parent died drains too.
+Invariant: SIGTERM and SIGINT drain once (a second signal stops at once); a process whose parent died drains too, but
+briefly, since nobody waits for it and its port may be wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -15,6 +15,8 @@ import structlog
 __all__ = ["run_loop", "wait_for_stop"]
 
 _log = structlog.get_logger(__name__)
+
+_ORPHAN_SECONDS = 2.0
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
@@ -40,9 +42,15 @@ async def wait_for_stop(parent_pipe: int | None, drain: Callable[[], Awaitable[b
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+
+    def parent_gone(pipe: int) -> None:
+        # The parent never writes: readable means that its end was closed.
+        loop.remove_reader(pipe)
+        first.set()
+        loop.call_later(_ORPHAN_SECONDS, second.set)
+
     if parent_pipe is not None:
-        os.set_blocking(parent_pipe, False)
-        loop.add_reader(parent_pipe, _parent_gone, loop, parent_pipe, first)
+        loop.add_reader(parent_pipe, parent_gone, parent_pipe)
     await first.wait()
     _log.info("draining")
     draining = asyncio.ensure_future(drain())
@@ -51,9 +59,3 @@ async def wait_for_stop(parent_pipe: int | None, drain: Callable[[], Awaitable[b
     _log.info("drained" if draining.done() and draining.result() else "stopped_with_requests_in_flight")
     for task in (draining, cut):
         task.cancel()
-
-
-def _parent_gone(loop: asyncio.AbstractEventLoop, pipe: int, stop: asyncio.Event) -> None:
-    # The parent never writes: readable means that its end was closed.
-    loop.remove_reader(pipe)
-    stop.set()

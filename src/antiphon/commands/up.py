@@ -1,16 +1,18 @@
 """`antiphon up`: everything, started, watched and drained.
 
 Lives here: which processes there are, when they count as ready, and the order in which they stop. Not here: one
-child's life (`children.py`), Envoy's configuration (`envoy/`).
+child's life (`children.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`).
 
-Invariants: `ready: URL` is printed once, after a request through the listener was answered; a signal lets requests in
-flight finish and refuses new ones; when a child dies, all stop and the exit status says so.
+Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
+a signal lets requests in flight finish and refuses new ones; when a child dies all stop, and the exit status says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -18,251 +20,309 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+import structlog
 
 from antiphon.app import prepare_data
 from antiphon.cli import settings_of
-from antiphon.commands.children import Child
+from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.process import run_loop
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE
-from antiphon.errors import ConfigError
+from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
 
 __all__ = ["run"]
 
+_log = structlog.get_logger(__name__)
+
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
-# The longest path a Unix socket may have is 107 bytes; ours end in names of up to 24.
-_LONGEST_FOLDER = 80
+# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add a folder and names of up to 24.
+_LONGEST_FOLDER = 64
+_SECRETS = (("upstream", "api_key"), ("owner", "key"), ("sidecar", "secret"))
+_ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
+
+
+_T = TypeVar("_T")
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
+    if settings.log.format == "auto":
+        # Decided here: for the children standard error is always a pipe.
+        form = "console" if sys.stderr.isatty() else "json"
+        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     configure(settings.log.level, settings.log.format)
+    settings = settings.model_copy(update={"listen": _free_address(settings.listen)})
     return run_loop(_Up(settings).run())
 
 
-class _Died(Exception):
+class _Died(AntiphonError):
     """A child ended that should not have."""
 
-    def __init__(self, child: Child) -> None:
-        super().__init__(child.name)
-        self.child = child
+    def __init__(self, child: Child, status: int) -> None:
+        lines = child.last_lines() or ["(it wrote nothing)"]
+        super().__init__("\n  ".join((f"{child.name} {describe_status(status)}; its last lines:", *lines)))
 
 
 class _Up:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._sidecars: list[Child] = []
+        self._pipe = ParentPipe()
+        self._workers: list[Child] = []
+        self._serving: set[str] = set()
+        self._port = 0
         self._envoy: Child | None = None
-        self._folder: Path | None = None
-        self._pipe: tuple[int, int] | None = None
-        self._reserved: socket.socket | None = None
+        self._admin: EnvoyAdmin | None = None
+        self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
+        self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        first, second = asyncio.Event(), asyncio.Event()
+        stop, cut = asyncio.Event(), asyncio.Event()
 
-        def stop() -> None:
-            (second if first.is_set() else first).set()
+        def on_signal() -> None:
+            (cut if stop.is_set() else stop).set()
 
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        prepare_data(self._settings.data)
+        with _run_folder(self._settings.data) as folder:
+            try:
+                where = await self._until(stop, self._start(folder))
+                if where is not None:
+                    self._announce(where)
+                    await self._until(stop, asyncio.Event().wait())
+                _log.info("draining")
+                drained = await self._until(cut, self._drain(), deaths=False)
+                _log.info("drained" if drained else "stopped_with_requests_in_flight")
+                return 0 if drained else 1
+            finally:
+                await self._stop_all()
+
+    async def _until(self, stop: asyncio.Event, work: Coroutine[Any, Any, _T], *, deaths: bool = True) -> _T | None:
+        """What `work` returns; None when `stop` is set first. Raises `_Died` when a child ends."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(stop.wait())
+        ended = asyncio.ensure_future(self._ended.get())
+        waits: set[asyncio.Future[Any]] = {task, stopped, ended}
         try:
-            prepare_data(self._settings.data)
-            start = self._start_envoy() if self._settings.door == "envoy" else self._start_http()
-            url = await self._watched(start, first)
-            if url is not None:
-                self._announce(url)
-                await self._watched(first.wait(), first)
-            await self._drain(second)
-            return 0
-        except _Died as death:
-            child = death.child
-            print(f"antiphon: {child.name} ended with status {await child.wait()}; its last lines:", file=sys.stderr)
-            for line in child.last_lines():
-                print(f"  {line}", file=sys.stderr)
-            return 1
+            awaited = waits if deaths else {task, stopped}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if deaths and ended.done():
+                raise _Died(*ended.result())
+            return task.result() if task.done() else None
         finally:
-            await self._stop_all()
+            for pending in waits:
+                pending.cancel()
+            await asyncio.wait(waits)
 
     # Start
 
-    async def _start_envoy(self) -> str:
+    async def _start(self, folder: Path) -> str:
+        """Start everything; the address at which it answers."""
+        self._settings = _placed_in(self._settings, folder)
+        if self._settings.door == "envoy":
+            return await self._start_envoy(folder)
+        return await self._start_http(folder)
+
+    async def _start_envoy(self, folder: Path) -> str:
         settings = self._settings
         binary = find_envoy(settings.envoy.binary)
-        folder = self._make_folder()
-        settings = self._settings = _with_sockets_in(settings, folder)
-        sidecars = endpoints(settings)
         config = folder / "envoy.yaml"
-        _write_private(config, to_yaml(bootstrap(settings, sidecars=sidecars)))
-        file = folder / "settings.json"
-        _write_private(file, json.dumps(_without_secrets(settings)))
-        environ = _environment(settings)
+        _write_private(config, to_yaml(bootstrap(settings, sidecars=endpoints(settings))))
         for number in range(settings.workers):
-            await self._start_child(f"sidecar {number}", "extproc", file, environ, ("--worker", str(number)))
-        secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+            await self._start_worker(folder, f"sidecar {number}", "extproc", "--worker", str(number))
+        # The sidecars first: Envoy's first health check then finds them.
+        await _poll(self._all_serving, "the sidecar processes")
         command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
+        if settings.log.format == "json":
+            command += ["--log-format", _ENVOY_LOG]
         if settings.envoy.concurrency is not None:
             command += ["--concurrency", str(settings.envoy.concurrency)]
-        self._envoy = await Child.start(
-            "envoy",
-            command,
-            {**plain, **{name: value.get_secret_value() for name, value in secrets.items() if value is not None}},
-        )
-        admin = settings.place(settings.envoy.admin)
-        await _until(lambda: _admin_ready(admin, settings.workers))
-        where = await _bound_address(admin, settings.listen)
-        await _until(lambda: _answers(f"http://{where}/ready"))
-        return where
+        self._envoy = await self._start_child("envoy", command, _envoy_environment(settings), guarded=True)
+        admin = self._admin = EnvoyAdmin(settings.place(settings.envoy.admin))
+        await _poll(admin.is_live, "Envoy")
+        all_healthy = 2 * settings.workers
 
-    async def _start_http(self) -> str:
-        settings = self._settings
-        folder = self._make_folder()
+        async def healthy() -> bool:
+            return await admin.healthy_endpoints("sidecar_grpc", "sidecar_http") == all_healthy
+
+        await _poll(healthy, "the sidecar processes, as Envoy sees them,")
         host, port = parse_address(settings.listen)
-        if port == 0:
-            # The port is chosen here once, so that all workers share it.
-            port = self._reserve(host)
-        where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
-        settings = self._settings = settings.model_copy(update={"listen": where})
-        file = folder / "settings.json"
-        _write_private(file, json.dumps(_without_secrets(settings)))
-        environ = _environment(settings)
-        shared = ("--shared-port",) if settings.workers > 1 else ()
-        for number in range(settings.workers):
-            await self._start_child(f"http door {number}", "serve", file, environ, shared)
-        await _until(lambda: _answers(f"http://{where}/ready"))
+        where = _join(host, port or await admin.bound_port("public") or 0)
+        await _poll(lambda: _answers(where), f"http://{where}/ready")
         return where
 
-    def _reserve(self, host: str) -> int:
-        holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((host, 0))
-        port = int(holder.getsockname()[1])
-        if self._settings.workers > 1:
-            self._reserved = holder
-        else:
-            holder.close()
-        return port
+    async def _start_http(self, folder: Path) -> str:
+        host, port = parse_address(self._settings.listen)
+        # The port is held here while the workers start, so that with port 0 all of them get the same one.
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
+            if self._settings.workers > 1:
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                holder.bind((host, port))
+                port = int(holder.getsockname()[1])
+            self._settings = self._settings.model_copy(update={"listen": _join(host, port)})
+            shared = ("--shared-port",) if self._settings.workers > 1 else ()
+            for number in range(self._settings.workers):
+                await self._start_worker(folder, f"http door {number}", "serve", *shared)
+            await _poll(self._all_serving, "the HTTP door")
+        where = _join(host, port or self._port)
+        await _poll(lambda: _answers(where), f"http://{where}/ready")
+        return where
+
+    async def _start_worker(self, folder: Path, name: str, *command: str) -> None:
+        file = folder / "settings.json"
+        if not file.exists():
+            _write_private(file, json.dumps(_without_secrets(self._settings)))
+        arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
+        self._workers.append(await self._start_child(name, arguments, _worker_environment(self._settings)))
 
     async def _start_child(
-        self, name: str, command: str, file: Path, environ: Mapping[str, str], extra: tuple[str, ...]
-    ) -> None:
-        if self._pipe is None:
-            self._pipe = os.pipe()
-        arguments = [sys.executable, "-m", "antiphon", command, "--config", str(file)]
-        arguments += ["--parent-pipe", str(self._pipe[0]), *extra]
-        self._sidecars.append(await Child.start(name, arguments, environ, pipe=self._pipe[0]))
+        self, name: str, command: Sequence[str], environ: Mapping[str, str], *, guarded: bool = False
+    ) -> Child:
+        child = await Child.start(name, command, environ, pipe=self._pipe, write_line=self._take_line, guarded=guarded)
 
-    def _make_folder(self) -> Path:
-        """The folder for sockets and generated files: in the data folder, or where socket paths are short enough."""
-        folder = self._settings.data.absolute() / "run"
-        if len(str(folder)) > _LONGEST_FOLDER:
-            folder = Path(tempfile.mkdtemp(prefix="antiphon-"))
+        async def watch() -> None:
+            self._ended.put_nowait((child, await child.wait()))
+
+        task = asyncio.ensure_future(watch())
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        return child
+
+    async def _all_serving(self) -> bool:
+        return len(self._serving) == self._settings.workers
+
+    def _take_line(self, name: str, line: str) -> None:
+        """Forward a line of a child; a worker's first line says that it listens, which is ours to tell."""
+        if line.startswith(("ready: ", "serving: ")):
+            self._serving.add(name)
+            if self._settings.door == "http":
+                self._port = parse_address(line.removeprefix("ready: http://").removesuffix("/v1"))[1]
+            return
+        if self._settings.log.format == "console":
+            line = f"{name:<11} | {line}"
+        elif line.startswith('{"'):
+            line = f'{{"process":"{name}",{line[1:]}'
         else:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=folder))
-        self._folder = folder
-        return folder
+            line = json.dumps({"process": name, "level": "info", "message": line})
+        print(line, file=sys.stderr, flush=True)
 
     def _announce(self, where: str) -> None:
         print(f"ready: http://{where}/v1", flush=True)
-        if sys.stdout.isatty():
+        if sys.stderr.isatty():
             settings = self._settings
-            door = "Envoy" if settings.door == "envoy" else "HTTP door"
-            print(f"  {door}, {settings.workers} worker(s), upstream {settings.upstream.url}", flush=True)
-            print(f"  data in {settings.data.absolute()}; Ctrl-C drains and stops", flush=True)
-
-    # Watch
-
-    async def _watched(self, work: Any, stop: asyncio.Event) -> Any:
-        """Wait for `work`; None when a signal comes first. Raises `_Died` when a child ends."""
-        task = asyncio.ensure_future(work)
-        signalled = asyncio.ensure_future(stop.wait())
-        watchers: dict[asyncio.Task[int], Child] = {}
-        try:
-            while True:
-                for child in self._children():
-                    if child not in watchers.values():
-                        watchers[asyncio.ensure_future(child.wait())] = child
-                waiting: set[asyncio.Future[Any]] = {task, signalled, *watchers}
-                # Children are started by the task that is waited for: look for new ones now and then.
-                timeout = _POLL_SECONDS if not task.done() and len(watchers) == 0 else 0.5
-                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                for finished in done:
-                    if finished in watchers:
-                        raise _Died(watchers[finished])
-                if task in done:
-                    return task.result()
-                if signalled in done:
-                    return None
-        finally:
-            for pending in (task, signalled, *watchers):
-                pending.cancel()
-
-    def _children(self) -> list[Child]:
-        return [*self._sidecars, *([self._envoy] if self._envoy is not None else [])]
+            door = "Envoy" if settings.door == "envoy" else "the HTTP door"
+            lines = (
+                f"  clients    http://{where}/v1, answered by {door} and {settings.workers} worker process(es)",
+                f"  upstream   {settings.upstream.url}, credentials: {settings.upstream.auth_mode.value}",
+                f"  data       {settings.data}",
+                "  Ctrl-C     finishes what is in flight and stops; again stops at once",
+            )
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
     # Stop
 
-    async def _drain(self, cut: asyncio.Event) -> None:
-        """Refuse what is new, let what is in flight finish; a second signal cuts it short."""
-        if self._envoy is not None and self._envoy.status is None:
-            await _drain_listeners(self._settings.place(self._settings.envoy.admin))
-        for child in self._sidecars:
+    async def _drain(self) -> bool:
+        """Refuse what is new, let what is in flight finish; False when the time for it was not enough."""
+        clock = asyncio.get_running_loop().time
+        last = clock() + self._settings.timeouts.drain + _STOP_SECONDS
+        if self._admin is not None:
+            await self._admin.refuse_connections()
+        for child in self._workers:
             child.signal(signal.SIGTERM)
-        if self._sidecars:
-            ended: asyncio.Future[Any] = asyncio.gather(*(child.wait() for child in self._sidecars))
-            second: asyncio.Future[Any] = asyncio.ensure_future(cut.wait())
-            seconds = self._settings.timeouts.drain + _STOP_SECONDS
-            await asyncio.wait({ended, second}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            second.cancel()
+        # The workers know how long they may take. What they finished may still be on its way through Envoy.
+        statuses = await asyncio.gather(*(child.wait() for child in self._workers))
+        if self._admin is not None:
+            while in_flight := await self._admin.requests_in_flight("antiphon"):
+                if clock() > last:
+                    _log.warning("cut", requests=in_flight)
+                    return False
+                await asyncio.sleep(_POLL_SECONDS)
+        return not any(statuses)
 
     async def _stop_all(self) -> None:
-        await asyncio.gather(*(child.stop(_STOP_SECONDS) for child in self._children()))
-        if self._pipe is not None:
-            for end in self._pipe:
-                os.close(end)
-        if self._reserved is not None:
-            self._reserved.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Stop what still runs, at once. Envoy first: the sidecars then see their clients leave, and note it."""
+        if self._envoy is not None:
+            await self._envoy.stop(_STOP_SECONDS)
+        for child in self._workers:
+            # Two different signals, so that they are two even if it was draining already or gets both at once.
+            child.signal(signal.SIGINT)
+        await asyncio.gather(*(child.stop(_STOP_SECONDS) for child in self._workers))
+        self._pipe.close()
+        if self._watches:
+            await asyncio.wait(self._watches)
 
 
-def _with_sockets_in(settings: Settings, folder: Path) -> Settings:
+def _free_address(listen: str) -> str:
+    """The address as numbers, if it can be listened on.
+
+    Asked here, since Envoy shares a port with whoever else listens on it without a word, and knows no names.
+    """
+    host, port = parse_address(listen)
+    if host == "unix":
+        raise ConfigError(f"listen: {listen} is not HOST:PORT")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise ConfigError(f"listen: cannot listen on {listen}: {error.strerror}") from None
+    return _join(str(where[0]), port)
+
+
+@contextmanager
+def _run_folder(data: Path) -> Iterator[Path]:
+    """A folder of this run for sockets and generated files, removed at the end.
+
+    It is in the data folder, or in /tmp when socket paths would get too long there. What a killed run left behind is
+    removed: a run holds a lock for as long as it lives.
+    """
+    above = data.absolute() / "run"
+    if len(os.fsencode(above)) > _LONGEST_FOLDER:
+        above = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    else:
+        above.mkdir(mode=0o700, exist_ok=True)
+        for lock in above.glob("antiphon-*/lock"):
+            with contextlib.suppress(OSError), lock.open() as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
+    try:
+        with (folder / "lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _placed_in(settings: Settings, folder: Path) -> Settings:
     """The settings with `{data}` in addresses replaced by the folder of this run."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))
 
     sidecar = settings.sidecar
+    names = ("grpc", "http", "model_door")
     return settings.model_copy(
         update={
             "data": settings.data.absolute(),
-            "sidecar": sidecar.model_copy(
-                update={
-                    "grpc": place(sidecar.grpc),
-                    "http": place(sidecar.http),
-                    "model_door": place(sidecar.model_door),
-                }
-            ),
+            "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
             "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
         }
     )
-
-
-_SECRETS = (("upstream", "api_key"), ("owner", "key"), ("sidecar", "secret"))
 
 
 def _without_secrets(settings: Settings) -> dict[str, Any]:
@@ -272,9 +332,13 @@ def _without_secrets(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The children's environment: secrets travel here, never in files or arguments."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+def _plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+
+
+def _worker_environment(settings: Settings) -> dict[str, str]:
+    """Secrets travel in the environment, never in files or arguments."""
+    environ = _plain_environment()
     for section, name in _SECRETS:
         secret = getattr(getattr(settings, section), name)
         if secret is not None:
@@ -282,72 +346,39 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environ
 
 
+def _envoy_environment(settings: Settings) -> dict[str, str]:
+    secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
+    given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
+    return {**_plain_environment(), **given}
+
+
 def _write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)
 
 
-async def _until(check: Any) -> None:
-    """Poll until `check` holds. Raises `ConfigError` when it takes too long."""
-    try:
-        async with asyncio.timeout(_START_SECONDS):
-            # Other processes become ready by themselves and tell nobody: there is nothing to wait for but time.
-            while not await check():  # noqa: ASYNC110
-                await asyncio.sleep(_POLL_SECONDS)
-    except TimeoutError:
-        raise ConfigError(f"not ready after {_START_SECONDS:g} s; see the log lines above") from None
-
-
-async def _admin(admin: str, method: str, path: str) -> tuple[int, bytes]:
-    """Ask Envoy's admin port; (0, b"") while it does not answer."""
-    connector = aiohttp.UnixConnector(admin.removeprefix("unix:")) if admin.startswith("unix:") else None
-    base = "http://admin" if connector else f"http://{admin}"
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session,
-            session.request(method, base + path) as answer,
-        ):
-            return answer.status, await answer.read()
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return 0, b""
-
-
-async def _admin_ready(admin: str, workers: int) -> bool:
-    """Envoy is live, and finds all sidecars healthy."""
-    if (await _admin(admin, "GET", "/ready"))[0] != 200:
-        return False
-    status, body = await _admin(admin, "GET", "/clusters?format=json")
-    if status != 200:
-        return False
-    healthy = 0
-    for cluster in json.loads(body).get("cluster_statuses", ()):
-        if cluster["name"] in ("sidecar_grpc", "sidecar_http"):
-            for host in cluster.get("host_statuses", ()):
-                health = host.get("health_status", {})
-                healthy += not any(health.get(flag) for flag in ("failed_active_health_check", "pending_active_hc"))
-    return healthy == 2 * workers
-
-
-async def _bound_address(admin: str, listen: str) -> str:
-    """The public listener's address, with the port that was given for port 0."""
-    status, body = await _admin(admin, "GET", "/listeners?format=json")
-    host, port = parse_address(listen)
-    if status == 200:
-        for entry in json.loads(body).get("listener_statuses", ()):
-            if entry["name"] == "public":
-                port = entry["local_address"]["socket_address"]["port_value"]
+def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _drain_listeners(admin: str) -> None:
-    await _admin(admin, "POST", "/drain_listeners")
+async def _poll(check: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Ask until it holds. Raises `AntiphonError` when it takes too long."""
+    clock = asyncio.get_running_loop().time
+    last = clock() + _START_SECONDS
+    while not await check():
+        if clock() > last:
+            raise AntiphonError(f"{what} did not get ready within {_START_SECONDS:g} s; the log says more")
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _answers(url: str) -> bool:
+async def _answers(where: str) -> bool:
+    """Whether a request through the listener is answered; a wildcard address is asked on this machine."""
+    host, port = parse_address(where)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
-            session.get(url.replace("//0.0.0.0:", "//127.0.0.1:")) as answer,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STOP_SECONDS)) as session,
+            session.get(f"http://{_join(host, port)}/ready") as answer,
         ):
             return answer.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):

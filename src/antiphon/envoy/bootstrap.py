@@ -49,7 +49,8 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Con
         "admin": {"address": address(settings.place(settings.envoy.admin))},
         "static_resources": {
             "listeners": [
-                listener("public", settings.listen, connection_manager(settings)),
+                # Inbound: draining closes this listener, while model calls still go through the other.
+                {**listener("public", settings.listen, connection_manager(settings)), "traffic_direction": "INBOUND"},
                 model_door(settings),
             ],
             "clusters": clusters(settings, sidecars),

@@ -41,6 +41,14 @@ _KNOWN_TYPES = frozenset(
     }
 )
 
+# Behind Envoy a call that fails in transport comes back as Envoy's own answer, in these words.
+_ENVOY_REPLIES = (
+    (b"upstream connect error or disconnect/reset before headers", UpstreamFault.UNREACHABLE),
+    (b"no healthy upstream", UpstreamFault.UNREACHABLE),
+    (b"upstream request timeout", UpstreamFault.TIMED_OUT),
+    (b"stream timeout", UpstreamFault.TIMED_OUT),
+)
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -55,6 +63,9 @@ _TYPES = {
 
 def map_upstream_answer(status: int, headers: Headers, body: bytes) -> ApiError:
     """The error for an upstream's non-2xx answer: its status where that says something to the client, else 502."""
+    for start, fault in _ENVOY_REPLIES:
+        if body.startswith(start):
+            return map_transport_error(UpstreamError(fault, "Envoy's local reply"))
     fields = _fields(body)
     passed = tuple((name, value) for name, value in headers if name in _PASSED_HEADERS)
     message = fields.get("message") or f"The upstream answered {status} without an explanation."

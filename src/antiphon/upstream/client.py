@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 from yarl import URL
@@ -144,35 +144,62 @@ class _Answer:
 
         Everything that arrived is handed on before a failure is raised.
         """
-        self._limit_silence()
         content = self._response.content
         received = 0
-        while True:
-            failure: UpstreamCallFailed | None = None
-            try:
-                part = await content.readany()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = self._failure(error)
-                part = _left_over(content)
-            if part:
-                received += len(part)
-                if self._body_limit is not None and received > self._body_limit:
-                    raise _failed(UpstreamFault.TOO_LARGE, f"more than {self._body_limit} bytes")
-                yield part
-            if failure is not None:
-                raise failure
-            if not part:
-                return
+        with self._watched():
+            while True:
+                failure: UpstreamCallFailed | None = None
+                try:
+                    part = await content.readany()
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    failure = self._failure(error)
+                    part = _left_over(content)
+                if part:
+                    received += len(part)
+                    if self._body_limit is not None and received > self._body_limit:
+                        raise _failed(UpstreamFault.TOO_LARGE, f"more than {self._body_limit} bytes")
+                    yield part
+                if failure is not None:
+                    raise failure
+                if not part:
+                    return
 
-    def _limit_silence(self) -> None:
-        """Let the connection's own read timer run, which costs no task and rests while our reader is the slow one.
-
-        It cannot be set with the request: there it would limit the wait for the head too.
-        """
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While the body is read: no silence beyond the limit, and no lost connection that goes unnoticed."""
         connection = self._response.connection
-        if connection is not None and connection.protocol is not None:
-            connection.protocol.read_timeout = self._idle_seconds
-            connection.protocol.start_timeout()
+        protocol = connection.protocol if connection is not None else None
+        if protocol is None:
+            self._break_off()
+            yield
+            return
+        # The connection's own read timer: it costs no task, and rests while our reader is the slow one. It cannot be
+        # set with the request, where it would limit the wait for the head too.
+        protocol.read_timeout = self._idle_seconds
+        protocol.start_timeout()
+        # After a broken chunk header aiohttp's C parser drops the connection and tells its reader nothing (3.14.5,
+        # found by tests/faults): without this the read would wait for ever, the timer being gone with the connection.
+        lost = protocol.closed
+        if lost is None:
+            self._break_off()
+            yield
+            return
+        lost.add_done_callback(self._on_lost)
+        try:
+            yield
+        finally:
+            lost.remove_done_callback(self._on_lost)
+
+    def _on_lost(self, lost: asyncio.Future[None]) -> None:
+        if not lost.cancelled():
+            lost.exception()
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """There is no connection any more: what is not whole by now will never be."""
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _failure(self, error: Exception) -> UpstreamCallFailed:
         if isinstance(error, TimeoutError):

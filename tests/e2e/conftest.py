@@ -1,0 +1,72 @@
+"""Gateways for the end-to-end tests: one of each kind per test session, each in front of a chat server of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import pytest_asyncio
+
+from tests.support.chat_server import ChatServer
+from tests.support.gateway import Gateway, start_gateway
+
+__all__ = ["DOORS", "Door", "Setup"]
+
+Door = Literal["relay", "drive", "http"]
+DOORS: tuple[Door, ...] = ("relay", "drive", "http")
+
+_ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
+
+
+@dataclass
+class Setup:
+    """One gateway and the chat server behind it."""
+
+    door: Door
+    gateway: Gateway
+    server: ChatServer
+
+
+class _Setups:
+    def __init__(self, folder: pytest.TempPathFactory) -> None:
+        self._folder = folder
+        self._made: dict[Door, Setup] = {}
+
+    async def get(self, door: Door) -> Setup:
+        if door not in self._made:
+            server = ChatServer()
+            await server.start()
+            data = self._folder.mktemp(door)
+            gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[door])
+            self._made[door] = Setup(door, gateway, server)
+        return self._made[door]
+
+    async def stop(self) -> None:
+        for setup in self._made.values():
+            status = await setup.gateway.stop()
+            await setup.server.stop()
+            assert status == 0, "\n".join(setup.gateway.log[-30:])
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def setups(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[_Setups]:
+    made = _Setups(tmp_path_factory)
+    yield made
+    await made.stop()
+
+
+@pytest_asyncio.fixture(params=DOORS, loop_scope="session")
+async def setup(request: pytest.FixtureRequest, setups: _Setups) -> AsyncIterator[Setup]:
+    """Each kind of gateway in turn, its chat server as new."""
+    made = await setups.get(request.param)
+    made.server.requests.clear()
+    made.server._script.clear()
+    yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def doors(setups: _Setups) -> dict[Door, Setup]:
+    """All three gateways."""
+    return {door: await setups.get(door) for door in DOORS}

@@ -1,0 +1,203 @@
+"""The life of `antiphon up`: draining, children that die, workers, what a killed part leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.e2e.conftest import Door
+from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
+from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.judge import check_stream, parse_sse
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+_STREAM = {"model": "m", "input": "hi", "stream": True}
+_ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server() -> AsyncIterator[ChatServer]:
+    async with ChatServer() as made:
+        yield made
+
+
+def _children(pid: int) -> dict[int, str]:
+    """The child processes of a process, with their command lines."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found[int(child)] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def _child(gateway: Gateway, word: str) -> int:
+    return next(pid for pid, command in _children(gateway.process.pid).items() if word in command)
+
+
+def _rows(gateway: Gateway) -> list[str]:
+    with sqlite3.connect(f"file:{gateway.data}/sessions.db?mode=ro", uri=True) as database:
+        rows = [row[0] for row in database.execute("select status from responses")]
+    database.close()
+    return rows
+
+
+async def _gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{pid}").exists() and "Z (" not in Path(f"/proc/{pid}/stat").read_text()[:0]:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("door", ["relay", "drive", "http"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_drain(door: Door, number: int, server: ChatServer, tmp_path: Path) -> None:
+    """What is in flight finishes, what is new is refused, everything stops, exit status 0."""
+    gateway = await start_gateway(server.base_url, tmp_path, *_ARGUMENTS[door])
+    gate = asyncio.Event()
+    server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(gateway.base_url + "/responses", json=_STREAM) as answered,
+    ):
+        body = await answered.content.readuntil(b"output_text.delta")
+        gateway.process.send_signal(number)
+        await gateway.log_line("draining")
+        try:
+            refused = await post(gateway.base_url + "/responses", _STREAM)
+            assert refused.status == 503
+            assert json.loads(refused.body)["error"]["type"] == "server_error"
+        except aiohttp.ClientConnectorError:
+            pass
+        gate.set()
+        body += await answered.content.read()
+    assert check_stream(parse_sse(body))["status"] == "completed"
+    assert await gateway.stop() == 0
+    assert _rows(gateway) == ["completed"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(("word", "name"), [("extproc", "sidecar 0"), ("envoy", "envoy")])
+async def test_a_dead_child_ends_everything_and_says_so(
+    word: str, name: str, server: ChatServer, tmp_path: Path
+) -> None:
+    gateway = await start_gateway(server.base_url, tmp_path)
+    others = _children(gateway.process.pid)
+    server.script(answer(parts=[event("a"), WaitGone()]))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(gateway.base_url + "/responses", json=_STREAM) as answered,
+    ):
+        await answered.content.readuntil(b"output_text.delta")
+        os.kill(_child(gateway, word), signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientError):
+            await answered.content.read()
+    assert await gateway.process.wait() == 1
+    assert gateway.reader is not None
+    await asyncio.wait({gateway.reader}, timeout=5)
+    assert any(name in line for line in gateway.log)
+    for pid in others:
+        await _gone(pid)
+    assert "in_progress" not in _rows(gateway) and "completed" not in _rows(gateway)
+    async with asyncio.timeout(5):
+        await server.requests[-1].gone.wait()
+
+
+async def test_children_do_not_outlive_a_killed_parent(server: ChatServer, tmp_path: Path) -> None:
+    gateway = await start_gateway(server.base_url, tmp_path)
+    children = _children(gateway.process.pid)
+    assert len(children) == 2
+    gateway.process.kill()
+    await gateway.process.wait()
+    for pid in children:
+        await _gone(pid)
+
+
+async def test_without_its_sidecar_envoy_answers_json(server: ChatServer, tmp_path: Path) -> None:
+    """A stopped sidecar is no empty 500, and nothing passes untranslated."""
+    gateway = await start_gateway(server.base_url, tmp_path)
+    sidecar = _child(gateway, "extproc")
+    os.kill(sidecar, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                answered = await asyncio.wait_for(post(gateway.base_url + "/responses", _STREAM), 20)
+                if answered.status == 503:
+                    break
+    finally:
+        os.kill(sidecar, signal.SIGCONT)
+    error = json.loads(answered.body)["error"]
+    assert error["code"] == "adapter_unavailable" and answered.headers["retry-after"] == "1"
+    assert not [one for one in server.requests if one.path.endswith("/responses")]
+    assert await gateway.stop() == 0
+
+
+@pytest.mark.parametrize("door", ["relay", "http"])
+async def test_several_workers_share_the_work_and_the_store(door: Door, server: ChatServer, tmp_path: Path) -> None:
+    gateway = await start_gateway(server.base_url, tmp_path, *_ARGUMENTS[door], "--workers", "2")
+    workers = [pid for pid, command in _children(gateway.process.pid).items() if "-m antiphon" in command]
+    assert len(workers) == 2
+    made = await asyncio.gather(
+        *(post(gateway.base_url + "/responses", {"model": "m", "input": f"n{number}"}) for number in range(24))
+    )
+    assert {one.status for one in made} == {200}
+    ids = [json.loads(one.body)["id"] for one in made]
+    more = await asyncio.gather(
+        *(
+            post(gateway.base_url + "/responses", {"model": "m", "input": "x", "previous_response_id": one})
+            for one in ids
+        )
+    )
+    assert {one.status for one in more} == {200}
+    assert _rows(gateway) == ["completed"] * 48
+    assert await gateway.stop() == 0
+
+
+async def test_an_unreachable_upstream(tmp_path: Path) -> None:
+    async with ChatServer() as gone:
+        url = gone.base_url
+    for door in ("relay", "drive", "http"):
+        gateway = await start_gateway(url, tmp_path / door, *_ARGUMENTS[door])
+        for stream in (False, True):
+            answered = await post(gateway.base_url + "/responses", {**_STREAM, "stream": stream})
+            error = json.loads(answered.body)["error"]
+            assert (answered.status, error["code"]) == (502, "upstream_unreachable"), (door, answered)
+        assert await gateway.stop() == 0
+        assert _rows(gateway) == []
+
+
+async def test_too_large_a_body_is_refused_during_the_upload(server: ChatServer, tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("limits: {request_body_bytes: 100000}\n")
+    for door in ("relay", "http"):
+        gateway = await start_gateway(
+            server.base_url, tmp_path / door, *_ARGUMENTS[door], "--config", str(config)
+        )
+
+        async def endless() -> AsyncIterator[bytes]:
+            yield b'{"model":"m","input":"'
+            for _ in range(10_000):
+                yield b"x" * 1000
+
+        async with aiohttp.ClientSession() as session:
+            for data in (b" " * 200_000, endless()):
+                try:
+                    async with session.post(gateway.base_url + "/responses", data=data) as answered:
+                        assert answered.status == 413
+                        error = (await answered.json())["error"]
+                        assert error["type"] == "invalid_request_error" and "100000" in error["message"]
+                except aiohttp.ClientOSError:
+                    # The refusal closed the connection while the client was still sending.
+                    assert not isinstance(data, bytes)
+        assert not server.requests
+        assert await gateway.stop() == 0

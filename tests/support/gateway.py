@@ -1,0 +1,110 @@
+"""A whole running Antiphon: `antiphon up` as a process, as users start it.
+
+Invariant: every process started here is stopped here, by its own handle, and its log is shown when a test fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+__all__ = ["Answered", "Gateway", "post", "start_gateway"]
+
+DEADLINE = 60.0
+
+
+@dataclass
+class Gateway:
+    """A running gateway: `base_url` ends in `/v1`."""
+
+    base_url: str
+    data: Path
+    process: asyncio.subprocess.Process
+    log: list[str] = field(default_factory=list)
+    reader: asyncio.Task[None] | None = None
+
+    @property
+    def origin(self) -> str:
+        """The base URL without `/v1`."""
+        return self.base_url.removesuffix("/v1")
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and wait for its end; returns the exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(DEADLINE):
+            status = await self.process.wait()
+        if self.reader is not None:
+            await asyncio.wait({self.reader}, timeout=5)
+        return status
+
+    async def log_line(self, text: str) -> str:
+        """Wait until a log line holds `text`."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                for line in self.log:
+                    if text in line:
+                        return line
+                await asyncio.sleep(0.01)
+
+
+async def start_gateway(upstream: str, data: Path, *arguments: str, environ: dict[str, str] | None = None) -> Gateway:
+    """Start `antiphon up` in front of this upstream and wait for its ready line."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "antiphon", "up", "--upstream", upstream, "--listen", "127.0.0.1:0"),
+        *("--data", str(data), "--log-format", "json", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**plain, **(environ or {})},
+        limit=1 << 22,
+    )
+    gateway = Gateway("", data, process)
+
+    async def read() -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            gateway.log.append(line.decode("utf-8", "replace").rstrip())
+
+    gateway.reader = asyncio.ensure_future(read())
+    assert process.stdout is not None
+    async with asyncio.timeout(DEADLINE):
+        line = (await process.stdout.readline()).decode()
+    if not line.startswith("ready: "):
+        status = await gateway.stop()
+        raise AssertionError(f"antiphon up ended with {status}:\n" + "\n".join(gateway.log[-30:]))
+    gateway.base_url = line.removeprefix("ready: ").strip()
+    return gateway
+
+
+@dataclass
+class Answered:
+    """An HTTP answer; `cut` when the body did not end properly."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    cut: bool = False
+
+
+async def post(url: str, body: Any, headers: dict[str, str] | None = None) -> Answered:
+    """POST JSON (or bytes as they are) and read the answer as far as it goes."""
+    sent = {"content-type": "application/json", **(headers or {})}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+        kind = {"data": body} if isinstance(body, bytes) else {"json": body}
+        async with session.post(url, headers=sent, **kind) as answer:
+            parts: list[bytes] = []
+            cut = False
+            try:
+                async for part in answer.content.iter_any():
+                    parts.append(part)
+            except aiohttp.ClientPayloadError:
+                cut = True
+            return Answered(answer.status, {k.lower(): v for k, v in answer.headers.items()}, b"".join(parts), cut)

@@ -1,0 +1,67 @@
+"""An independent reading and writing of ext_proc messages: Envoy's whole API, with another protobuf library.
+
+Lives here: `judge` and `compose`, which ask a process of its own (the library takes a second to import, and warns),
+and that process. Not here: what the messages should say.
+
+`envoy-data-plane` (betterproto2) is about 200 times slower per message than what the door uses, so it judges in tests
+and is never on the path.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["compose", "judge"]
+
+
+def judge(kind: str, messages: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The messages as plain values, defaults left out, bytes in base64. `kind` is ProcessingRequest or …Response.
+
+    A message also holds `reencoded`: whether encoding what was understood gives the same number of bytes again, which
+    it would not if a field were unknown there.
+    """
+    answer: list[dict[str, Any]] = json.loads(_ask("judge", kind, [message.hex() for message in messages]))
+    return answer
+
+
+def compose(kind: str, values: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Messages with these values (bytes in base64, names in camelCase)."""
+    return [bytes.fromhex(text) for text in json.loads(_ask("compose", kind, values))]
+
+
+def _ask(task: str, kind: str, values: Sequence[Any]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, task, kind],
+        input=json.dumps(values),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _main(task: str, name: str) -> None:
+    import betterproto2
+    from envoy_data_plane.envoy.service.ext_proc import v3
+
+    kind = getattr(v3, name)
+    answers: list[Any] = []
+    for value in json.load(sys.stdin):
+        if task == "compose":
+            answers.append(bytes(kind.from_dict(value)).hex())
+            continue
+        data = bytes.fromhex(value)
+        message = kind.parse(data)
+        plain = message.to_dict(output_format=betterproto2.OutputFormat.PROTO_JSON, casing=betterproto2.Casing.SNAKE)
+        # Maps have no order of their own, so lengths are compared.
+        answers.append({**plain, "reencoded": len(bytes(message)) == len(data)})
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
