@@ -9,6 +9,7 @@ Invariant: an unknown key is an error in every source, and no secret is ever par
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -186,10 +187,16 @@ class SidecarSettings(_Section):
     """Where the sidecar's HTTP port listens (health, local routes, metrics)."""
     secret: SecretStr | None = None
     """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
-    socket_mode: int = 0o600
-    """File mode of Unix sockets."""
+    socket_mode: int = Field(0o600, ge=0, le=0o777)
+    """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     model_door: str = "unix:{data}/model-door.sock"
     """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: Any) -> Any:
+        # In the environment everything is text; YAML has read its octal numbers already.
+        return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
 
 
 class EnvoySettings(_Section):
@@ -282,7 +289,7 @@ def load_settings(
     """
     from antiphon.settings_sources import merge, read_environment, read_file
 
-    values = read_file(file) if file is not None else {}
+    values = read_file(file, Settings) if file is not None else {}
     values = merge(values, read_environment(environ or {}, Settings))
     values = merge(values, flags or {})
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `ConfigError`."""
+def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError`, also for a name that is no setting."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -49,7 +49,37 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"the settings file {path} must hold a mapping of settings")
+    _check_names(values, model, str(path), ())
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, which YAML parsers settle in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            problem = f"{', '.join(sorted(twice))} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_names(values: Mapping[Any, Any], model: type[BaseModel], source: str, above: tuple[str, ...]) -> None:
+    for name, value in values.items():
+        path = ".".join((*above, str(name)))
+        field = model.model_fields.get(str(name))
+        if field is None:
+            known = [".".join(known) for known, _ in field_paths(model, above)]
+            raise ConfigError(f"{source}: {path} is not a setting{_advice(path, known)}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {path} must hold a mapping of settings")
+            _check_names(value, field.annotation, source, (*above, str(name)))
+
+
+def _advice(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict[str, Any]:
@@ -63,9 +93,7 @@ def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict
         if not name.startswith(_PREFIX) or name in _OTHERS:
             continue
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{name} is not a setting{advice}")
+            raise ConfigError(f"{name} is not a setting{_advice(name, known)}")
         path, kind = known[name]
         section = values
         for part in path[:-1]:

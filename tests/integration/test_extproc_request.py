@@ -305,7 +305,7 @@ async def test_other_paths_of_ours_are_answered_too(tmp_path: Path) -> None:
         gone = opened.stream()
         await gone.request(None, method="GET", path="/v1/nothing")
         assert (await gone.complete()).status == 404
-        assert opened.metric("responses_total", door="relay", outcome="completed") == 1
+        assert await opened.metric("responses_total", door="relay", outcome="completed") == 1
 
 
 async def test_a_get_of_the_exchange_path_is_no_exchange(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ async def test_a_bad_request_is_answered_without_a_model_call(tmp_path: Path, bo
         assert _error(stream)["type"] == "invalid_request_error"
         assert not stream.upstream_view.headers
         assert stream.metadata["status"] == "error"
-        assert opened.metric("responses_total", door="relay", outcome="error") == 1
+        assert await opened.metric("responses_total", door="relay", outcome="error") == 1
 
 
 async def test_a_post_without_a_body(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "Answer",
     "ChatServer",
     "Close",
+    "Mark",
     "Raw",
     "Received",
     "Reset",
@@ -69,6 +70,13 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Set the event: the script has come this far, and what was before it could be written."""
+
+    event: asyncio.Event
+
+
+@dataclass(frozen=True)
 class WaitGone:
     """Go on when the peer has left: an upstream that never says anything more."""
 
@@ -90,7 +98,7 @@ class Raw:
     data: bytes
 
 
-Step = bytes | Raw | Wait | WaitGone | Reset | Close
+Step = bytes | Raw | Mark | Wait | WaitGone | Reset | Close
 
 
 @dataclass(frozen=True)
@@ -450,6 +458,8 @@ class _Connection(asyncio.Protocol):
                 await self._write(b"%x\r\n%b\r\n" % (len(step), step) if framing == "chunked" else step)
         elif isinstance(step, Raw):
             await self._write(step.data)
+        elif isinstance(step, Mark):
+            step.event.set()
         elif isinstance(step, Wait):
             await self._wait(step.event)
         elif isinstance(step, WaitGone):

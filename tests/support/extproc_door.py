@@ -27,7 +27,7 @@ from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 from tests.support.chat_server import ChatServer
-from tests.support.fake_envoy import EnvoyStream, FakeEnvoy
+from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.memory_store import MemoryResponseStore
 
@@ -70,8 +70,9 @@ class OpenDoor:
     def stream(self, **options: Any) -> EnvoyStream:
         return self.envoy.stream(**options)
 
-    def metric(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 when it was never touched."""
+    async def metric(self, name: str, **labels: str) -> float:
+        """A metric's value once no request is in flight, 0 when it was never touched."""
+        assert await self.context.admission.drained(DEADLINE)
         wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
         for line in self.context.metrics.render().decode().splitlines():
             if line.startswith(wanted if labels else name + " "):

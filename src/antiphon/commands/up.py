@@ -33,7 +33,6 @@ from antiphon.cli import settings_of
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
-from antiphon.commands.process import run_loop
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
@@ -65,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     configure(settings.log.level, settings.log.format)
     settings = settings.model_copy(update={"listen": _free_address(settings.listen)})
-    return run_loop(_Up(settings).run())
+    # Not on uvloop: its subprocesses inherit descriptors they were not given.
+    return asyncio.run(_Up(settings).run())
 
 
 class _Died(AntiphonError):

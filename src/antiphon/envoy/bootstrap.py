@@ -261,9 +261,12 @@ def _access_log() -> Config:
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Config]:
     """The upstream, and the sidecar's two ports."""
+    # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
+    # instead of hanging until the idle timeout. The sidecar's server tolerates these pings.
+    options = {"connection_keepalive": {"interval": "5s", "timeout": "5s"}}
     http2 = {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-            "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": {}}
+            "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": options}
         )
     }
     health = {

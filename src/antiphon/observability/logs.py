@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
 
 import orjson
@@ -20,7 +20,7 @@ import structlog
 __all__ = ["configure"]
 
 _SECRET_KEYS = re.compile(r"authorization|api_?key|secret|token$|password|cookie", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(Bearer\s+|sk-)[A-Za-z0-9._\-]{6,}")
+_SECRET_TEXT = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -55,16 +55,31 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace what could be a credential, by key and by shape."""
+    """Replace what could be a credential, by key and by shape, however deep."""
     for key, value in event.items():
-        if isinstance(value, str):
-            if key != "event" and _SECRET_KEYS.search(key):
-                event[key] = "[redacted]"
-            elif "earer" in value or "sk-" in value:
-                event[key] = _SECRET_TEXT.sub(r"\1[redacted]", value)
-        elif _SECRET_KEYS.search(key) and not isinstance(value, (int, float, bool, type(None))):
-            event[key] = "[redacted]"
+        # Most values are short texts and numbers: this runs for every line.
+        if isinstance(value, str) and "earer" not in value and "sk-" not in value and not _SECRET_KEYS.search(key):
+            continue
+        if not isinstance(value, (int, float, type(None))):
+            event[key] = _redacted(key, value)
     return event
+
+
+def _redacted(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _redacted(str(name), part) for name, part in value.items()}
+    if key != "event" and _SECRET_KEYS.search(key) and value is not None:
+        return "[redacted]"
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub(r"\1[redacted]", value)
+    if isinstance(value, (list, tuple)):
+        # Headers are lists of pairs, whose first part is the name.
+        if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
+            return [value[0], "[redacted]"]
+        return [_redacted(key, part) for part in value]
+    return value
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
@@ -77,4 +92,6 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
         error = {"exc_info": record.exc_info} if record.exc_info else {}
-        log.log(max(record.levelno, 10), record.getMessage(), logger=record.name, **error)
+        # Levels between the named ones exist in libraries; structlog knows the named ones.
+        level = min(max(record.levelno // 10 * 10, 10), 50)
+        log.log(level, record.getMessage(), logger=record.name, **error)

@@ -1,0 +1,234 @@
+"""The gRPC server around the streams: where it listens, who may call, health, draining, pings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+
+from antiphon.doors.extproc.server import SERVICE, ExtProcDoor
+from antiphon.errors import ConfigError
+from tests.support.chat_server import completion
+from tests.support.extproc_door import JSON, OpenDoor, open_door, request_body
+from tests.support.fake_envoy import DEADLINE, FakeEnvoy
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def _health(channel: grpc.aio.Channel, service: str = "") -> int:
+    """Health as the public client library asks for it."""
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    answer: health_pb2.HealthCheckResponse = await check(health_pb2.HealthCheckRequest(service=service))
+    return answer.status
+
+
+# Listening
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+async def test_the_socket_has_the_asked_mode(tmp_path: Path, mode: int) -> None:
+    async with open_door(tmp_path) as opened:
+        door = ExtProcDoor(opened.context, mode="auto")
+        path = tmp_path / "other.sock"
+        before = os.umask(0o022)
+        os.umask(before)
+        assert await door.start(f"unix:{path}", mode) == f"unix:{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        after = os.umask(before)
+        assert after == before
+        await door.aclose()
+        assert not path.exists()
+
+
+async def test_a_dead_processs_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "grpc.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with open_door(tmp_path) as opened:
+        assert await _health(opened.envoy.channel) == _SERVING
+
+
+async def test_a_living_processs_socket_is_not_taken(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        second = ExtProcDoor(opened.context, mode="auto")
+        with pytest.raises(ConfigError, match="in use"):
+            await second.start(opened.address)
+        await second.aclose()
+        assert await _health(opened.envoy.channel) == _SERVING
+
+
+async def test_a_file_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    async with open_door(tmp_path) as opened:
+        with pytest.raises(ConfigError, match="no socket"):
+            await ExtProcDoor(opened.context, mode="auto").start(f"unix:{path}")
+    assert path.read_text() == "mine"
+
+
+async def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        with pytest.raises(ConfigError, match="shorter data folder"):
+            await ExtProcDoor(opened.context, mode="auto").start(f"unix:{tmp_path}/{'x' * 100}.sock")
+
+
+async def test_a_taken_port_is_refused(tmp_path: Path) -> None:
+    async with open_door(tmp_path, address="127.0.0.1:0", secret="s") as opened:
+        with pytest.raises(ConfigError, match="cannot listen"):
+            await ExtProcDoor(opened.context, mode="auto").start(opened.address)
+
+
+# Who may call
+
+
+async def test_tcp_without_a_secret_is_refused(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        with pytest.raises(ConfigError, match=r"sidecar\.secret"):
+            await ExtProcDoor(opened.context, mode="auto").start("127.0.0.1:0")
+
+
+@pytest.mark.parametrize("presented", [None, "wrong", "", "secre", "secrett"])
+async def test_on_tcp_a_wrong_secret_is_refused(tmp_path: Path, presented: str | None) -> None:
+    async with (
+        open_door(tmp_path, address="127.0.0.1:0", secret="secret") as opened,
+        FakeEnvoy(opened.address, secret=presented) as stranger,
+    ):
+        stream = stranger.stream()
+        await stream.request_headers()
+        assert await stream.closed() is grpc.StatusCode.UNAUTHENTICATED
+        assert stream.answers == []
+        assert opened.store.records == {}
+
+
+async def test_on_tcp_the_right_secret_is_served(tmp_path: Path) -> None:
+    async with open_door(tmp_path, address="127.0.0.1:0", secret="secret") as opened:
+        assert opened.address.startswith("127.0.0.1:") and not opened.address.endswith(":0")
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+
+
+async def test_on_a_unix_socket_no_secret_is_asked_for(tmp_path: Path) -> None:
+    async with (
+        open_door(tmp_path, secret="secret") as opened,
+        FakeEnvoy(opened.address) as envoy,
+    ):
+        stream = envoy.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+
+
+# Health and draining
+
+
+async def test_health(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        assert await _health(opened.envoy.channel) == _SERVING
+        assert await _health(opened.envoy.channel, SERVICE) == _SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _health(opened.envoy.channel, "another")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert await opened.door.drain(0.01)
+        assert await _health(opened.envoy.channel) == _NOT_SERVING
+
+
+async def test_a_process_that_refuses_requests_is_not_serving(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        opened.context.admission.close()
+        assert await _health(opened.envoy.channel) == _NOT_SERVING
+
+
+async def _complete(opened: OpenDoor) -> int | None:
+    stream = opened.stream()
+    await stream.request(request_body())
+    await stream.forwarded()
+    await stream.upstream(200, JSON, json.dumps(completion()).encode())
+    return (await stream.complete()).status
+
+
+async def test_during_the_notice_new_requests_are_still_served(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        draining = asyncio.create_task(opened.door.drain(DEADLINE, notice=0.2))
+        while await _health(opened.envoy.channel) == _SERVING:
+            pass
+        assert await _complete(opened) == 200
+        assert await draining
+
+
+async def test_a_drain_that_takes_too_long_says_so(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+        assert not await opened.door.drain(0.01)
+
+
+async def test_closing_the_door_cuts_what_is_left_and_writes_its_row(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(request_body(stream=True))
+        await stream.forwarded()
+        assert not await opened.door.drain(0.01)
+        await opened.door.aclose()
+        await stream.closed()
+        assert await opened.context.admission.drained(DEADLINE)
+        assert [record.status for record in opened.store.records.values()] == ["failed"]
+        assert b"shut down" in next(iter(opened.store.records.values())).body
+
+
+# A peer's habits
+
+
+async def test_many_pings_do_not_cost_the_connection(tmp_path: Path) -> None:
+    # A default server answers a few quick pings with GOAWAY "too_many_pings", which kills every stream of an Envoy
+    # worker. 24 bytes of preface, then frames: length (3 bytes), type, flags, stream (4 bytes), payload.
+    ping, settings, goaway, ack = 6, 4, 7, 1
+    async with open_door(tmp_path) as opened:
+        reader, writer = await asyncio.open_unix_connection(opened.address.removeprefix("unix:"))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, settings, 0, 0, 0, 0, 0]))
+        pongs = 0
+        async with asyncio.timeout(DEADLINE):
+            while pongs < 20:
+                writer.write(bytes([0, 0, 8, ping, 0, 0, 0, 0, 0]) + bytes(8))
+                while True:
+                    head = await reader.readexactly(9)
+                    await reader.readexactly(int.from_bytes(head[:3], "big"))
+                    assert head[3] != goaway
+                    if head[3] == ping and head[4] == ack:
+                        break
+                pongs += 1
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_part_larger_than_grpcs_default_limit(tmp_path: Path) -> None:
+    async with open_door(tmp_path, request_body_bytes=16 << 20) as opened:
+        stream = opened.stream()
+        await stream.request(request_body("x" * (6 << 20)), part=8 << 20)
+        await stream.forwarded()
+
+
+async def test_many_streams_at_once_on_one_connection(tmp_path: Path) -> None:
+    async with open_door(tmp_path, concurrent=500) as opened:
+        streams = [opened.stream() for _ in range(200)]
+        await asyncio.gather(*(stream.request(request_body(stream=True)) for stream in streams))
+        await asyncio.gather(*(stream.forwarded() for stream in streams))
+        assert opened.context.admission.active == 200
+        answers = (stream.upstream(200, JSON, json.dumps(completion()).encode()) for stream in streams)
+        await asyncio.gather(*answers)
+        clients = await asyncio.gather(*(stream.complete() for stream in streams))
+        assert {client.status for client in clients} == {200}
+        assert len(opened.store.records) == 200

@@ -1,0 +1,254 @@
+"""A real HTTP door with everything behind it, and a client that speaks bytes.
+
+Lives here: putting the door together over a scriptable chat server, and `RawClient`, which sends exactly what a test
+says and shows how the answer was cut into chunks. Not here: Envoy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from antiphon.api.models import ModelCatalog
+from antiphon.api.router import Router
+from antiphon.doors.context import Admission, DoorContext, DoorLimits
+from antiphon.doors.http.server import HttpDoor
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.owners import OwnerResolver
+from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.errors import Unavailable
+from antiphon.ids import new_id, now
+from antiphon.observability.metrics import Metrics
+from antiphon.translation.profiles import PROFILES
+from antiphon.upstream.client import HttpUpstream, UpstreamTarget
+from tests.support.chat_server import DEADLINE, ChatServer
+from tests.support.memory_store import MemoryResponseStore
+from tests.support.waiting import until
+
+__all__ = ["HttpSetup", "OpenHttpDoor", "RawAnswer", "RawClient", "open_http_door", "post_bytes"]
+
+
+@dataclass
+class HttpSetup:
+    """What a test changes."""
+
+    address: str = "127.0.0.1:0"
+    private: bool = False
+    drive_exchanges: bool = True
+    secret: str | None = None
+    request_body_bytes: int = 1 << 20
+    request_seconds: float = 30.0
+    concurrent: int = 100
+    keepalive: float = 15.0
+    head_wait: float = 60.0
+    owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
+    store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
+
+
+@dataclass
+class OpenHttpDoor:
+    """A door that is open."""
+
+    door: HttpDoor
+    context: DoorContext
+    store: MemoryResponseStore
+    chat: ChatServer
+    address: str
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.address}/v1"
+
+    def client(self) -> RawClient:
+        """A new connection to the door."""
+        return RawClient(self.address)
+
+    async def ask(self, data: bytes) -> RawAnswer:
+        """One request on a connection of its own."""
+        async with self.client() as client:
+            await client.send(data)
+            return await client.read()
+
+    async def stored(self, status: str) -> str:
+        """Wait until the store holds a response with this status; its id."""
+        records = self.store.records
+        await until(lambda: any(record.status == status for record in records.values()))
+        return next(record.id for record in records.values() if record.status == status)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 when it was never touched."""
+        wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+        for line in self.context.metrics.render().decode().splitlines():
+            if line.startswith(wanted if labels else name + " "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+@asynccontextmanager
+async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> AsyncIterator[OpenHttpDoor]:
+    """Open a door over a chat server of its own."""
+    setup = setup or HttpSetup(**changes)
+    metrics = Metrics()
+    async with ChatServer() as chat:
+        upstream = HttpUpstream(UpstreamTarget(chat.base_url))
+        runner = Runner(
+            setup.store,
+            upstream,
+            timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
+            metrics=metrics,
+        )
+        admission = Admission(setup.concurrent)
+        options = ExchangeOptions(PROFILES["generic"])
+
+        async def ready() -> None:
+            if admission.closed:
+                raise Unavailable("The server is shutting down.", code="shutting_down")
+            await setup.store.ping()
+
+        context = DoorContext(
+            new_exchange=lambda: ResponseExchange(options, new_id, now),
+            runner=runner,
+            router=Router(store=setup.store, models=ModelCatalog(upstream), ready=ready, metrics=metrics),
+            owners=setup.owners,
+            admission=admission,
+            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds, 1 << 20),
+            metrics=metrics,
+            secret=setup.secret,
+        )
+        door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges)
+        address = await door.start(setup.address)
+        try:
+            yield OpenHttpDoor(door, context, setup.store, chat, address)
+        finally:
+            await door.aclose()
+            await runner.aclose()
+            await upstream.aclose()
+
+
+def post_bytes(
+    value: Any = None,
+    *,
+    path: str = "/v1/responses",
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+) -> bytes:
+    """A whole request, head and body."""
+    if body is None:
+        body = b"" if value is None else json.dumps(value).encode()
+    lines = [f"{method} {path} HTTP/1.1", "host: test", "content-type: application/json"]
+    given = {"content-length": str(len(body)), **(headers or {})}
+    lines += [f"{name}: {content}" for name, content in given.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass
+class RawAnswer:
+    """An answer as it came: `parts` are the chunks of a chunked body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    parts: list[bytes] = field(default_factory=list)
+    whole: bool = True
+    """Whether the body's framing came to its end."""
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The OpenAI error object, checked."""
+        value = self.json
+        assert list(value) == ["error"] and set(value["error"]) == {"message", "type", "param", "code"}, value
+        assert self.header("content-type") == "application/json"
+        found: dict[str, Any] = value["error"]
+        return found
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The data of an event stream, `[DONE]` left out."""
+        lines = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
+        return [json.loads(line) for line in lines if line != "[DONE]"]
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class RawClient:
+    """One connection, byte by byte."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+
+    async def __aenter__(self) -> Self:
+        if self._address.startswith("unix:"):
+            self._reader, self._writer = await asyncio.open_unix_connection(self._address.removeprefix("unix:"))
+        else:
+            host, _, port = self._address.rpartition(":")
+            self._reader, self._writer = await asyncio.open_connection(host, int(port))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Go away without a word."""
+        self._writer.transport.abort()
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        async with asyncio.timeout(DEADLINE):
+            await self._writer.drain()
+
+    async def head(self) -> RawAnswer:
+        """Status and headers; the body is read by `part`."""
+        async with asyncio.timeout(DEADLINE):
+            lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = [line.split(": ", 1) for line in lines[1:] if line]
+        return RawAnswer(int(lines[0].split(" ")[1]), tuple((name.lower(), value) for name, value in pairs))
+
+    async def part(self) -> bytes:
+        """The next chunk of a chunked body; empty at its end. Raises IncompleteReadError when it is cut."""
+        async with asyncio.timeout(DEADLINE):
+            size = int(await self._reader.readuntil(b"\r\n"), 16)
+            data = await self._reader.readexactly(size)
+            await self._reader.readexactly(2)
+        return data
+
+    async def read(self, *, bodiless: bool = False) -> RawAnswer:
+        """The whole answer; interim (1xx) answers are passed over."""
+        answer = await self.head()
+        while answer.status < 200:
+            answer = await self.head()
+        try:
+            if answer.header("transfer-encoding") == "chunked":
+                while part := await self.part():
+                    answer.parts.append(part)
+            elif not bodiless and answer.status != 204:
+                async with asyncio.timeout(DEADLINE):
+                    answer.parts.append(await self._reader.readexactly(int(answer.header("content-length") or 0)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            answer.whole = False
+        return answer
+
+    async def closed(self) -> bool:
+        """Wait for the server to close; False when it sends something instead."""
+        async with asyncio.timeout(DEADLINE):
+            try:
+                return await self._reader.read(1) == b""
+            except ConnectionError:
+                return True
