@@ -20,6 +20,7 @@ from typing import Any
 from antiphon import __version__
 from antiphon.config import Settings, load_settings
 from antiphon.errors import AntiphonError, ConfigError
+from antiphon.settings_sources import CONFIG_VARIABLE
 
 __all__ = ["main", "make_parser"]
 
@@ -79,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
     demo.add_argument("--listen", default="127.0.0.1:8081", help="HOST:PORT (port 0: any free port)")
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
-    check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: the sidecar's HTTP port")
+    check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
     return parser
 
 
@@ -97,14 +99,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         for part in above:
             section = section.setdefault(part, {})
         section[last] = value
-    file = getattr(arguments, "config", None) or _file_in(os.environ)
-    return load_settings(flags, dict(os.environ), file)
-
-
-def _file_in(environ: os._Environ[str]) -> Path | None:
-    # Not a setting: it says where settings are.
-    name = environ.pop("ANTIPHON_CONFIG", None)
-    return Path(name) if name else None
+    given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
+    return load_settings(flags, dict(os.environ), Path(given) if given else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

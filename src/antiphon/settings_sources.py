@@ -21,11 +21,13 @@ from pydantic_core import PydanticUndefined
 
 from antiphon.errors import ConfigError
 
-__all__ = ["field_paths", "merge", "read_environment", "read_file"]
+__all__ = ["CONFIG_VARIABLE", "field_paths", "merge", "read_environment", "read_file"]
 
 _PREFIX = "ANTIPHON_"
-# Read by Envoy's process, never by ours: they carry secrets to it.
-_OTHERS = frozenset({"ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
+CONFIG_VARIABLE = "ANTIPHON_CONFIG"
+"""Names the settings file when no flag does."""
+# No settings: where settings are, and what carries secrets to Envoy's process.
+_OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

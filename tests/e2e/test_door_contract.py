@@ -1,4 +1,4 @@
-"""The door contract: the same scenarios through the HTTP door, Envoy relay and Envoy drive give the client the same bytes.
+"""The door contract: the same scenarios through the HTTP door, relay and drive give the client the same bytes.
 
 Ids, times and comment lines are normalised; the permitted differences are the table `PERMITTED`, and each of them is
 asserted to exist, so that the table cannot rot.
@@ -93,11 +93,15 @@ SCENARIOS = (
     ),
     Scenario("cut by length", STREAM, (answer(parts=text_stream("a", finish="length")),), "response.incomplete"),
     Scenario("no [DONE]", STREAM, (answer(parts=text_stream("a", done=False)),), "response.completed"),
-    Scenario("closed by the upstream", STREAM, (answer(parts=text_stream("a"), framing="close"),), "response.completed"),
+    Scenario(
+        "closed by the upstream", STREAM, (answer(parts=text_stream("a"), framing="close"),), "response.completed"
+    ),
     Scenario("compressed", STREAM, (gzipped(answer(parts=text_stream("a"))),), "response.completed"),
     Scenario("JSON for a stream", STREAM, (json_answer(completion("a")),), "response.completed"),
     Scenario("stream for JSON", TEXT, (answer(parts=text_stream("a")),)),
-    Scenario("error event", STREAM, (answer(parts=[event("a"), event({"error": _ERROR["error"]})]),), "response.failed"),
+    Scenario(
+        "error event", STREAM, (answer(parts=[event("a"), event({"error": _ERROR["error"]})]),), "response.failed"
+    ),
     Scenario("400", TEXT, (json_answer(_ERROR, 400),), 400, "c"),
     Scenario("404", STREAM, (json_answer({"error": {"message": "no such model"}}, 404),), 404, "model_not_found"),
     Scenario("401", STREAM, (json_answer(_ERROR, 401),), 401, "c"),

@@ -181,9 +181,7 @@ async def test_too_large_a_body_is_refused_during_the_upload(server: ChatServer,
     config = tmp_path / "settings.yaml"
     config.write_text("limits: {request_body_bytes: 100000}\n")
     for door in ("relay", "http"):
-        gateway = await start_gateway(
-            server.base_url, tmp_path / door, *_ARGUMENTS[door], "--config", str(config)
-        )
+        gateway = await start_gateway(server.base_url, tmp_path / door, *_ARGUMENTS[door], "--config", str(config))
 
         async def endless() -> AsyncIterator[bytes]:
             yield b'{"model":"m","input":"'

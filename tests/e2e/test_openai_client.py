@@ -118,14 +118,15 @@ async def test_streamed_function_call(client: openai.AsyncOpenAI, setup: Setup) 
 async def test_a_chain_keeps_both_sides(client: openai.AsyncOpenAI, setup: Setup) -> None:
     previous = None
     for turn in range(4):
-        stream = turn % 2 == 1
-        made = await client.responses.create(
-            model="demo-model", input=f"turn {turn}", previous_response_id=previous, stream=stream, instructions=f"i{turn}"
-        )
-        if stream:
-            previous = [part async for part in made][-1].response.id  # type: ignore[union-attr]
+        asked: dict[str, Any] = {"model": "demo-model", "input": f"turn {turn}", "instructions": f"i{turn}"}
+        if turn % 2:
+            made = [
+                part
+                async for part in await client.responses.create(**asked, previous_response_id=previous, stream=True)
+            ]
+            previous = made[-1].response.id
         else:
-            previous = made.id  # type: ignore[union-attr]
+            previous = (await client.responses.create(**asked, previous_response_id=previous)).id
     messages = setup.server.requests[-1].json["messages"]
     assert [message["content"] for message in messages] == [
         "i3",
@@ -193,9 +194,7 @@ async def test_errors_are_the_right_classes(
         await client.responses.create(model="demo-model", input="hi", stream=stream)
 
 
-async def test_leaving_cancels_the_model_call_and_leaves_a_failed_row(
-    client: openai.AsyncOpenAI, setup: Setup
-) -> None:
+async def test_leaving_cancels_the_model_call_and_leaves_a_failed_row(client: openai.AsyncOpenAI, setup: Setup) -> None:
     setup.server.script(answer(parts=[event("a"), WaitGone()]))
     stream = await client.responses.create(model="demo-model", input="hi", stream=True)
     response_id = ""

@@ -487,6 +487,24 @@ async def test_client_that_leaves_after_the_end_changes_nothing(door: OpenHttpDo
     assert [record.status for record in door.store.records.values()] == ["completed"]
 
 
+@pytest.mark.parametrize("ask", [ASK, STREAM], ids=["json", "stream"])
+async def test_client_leaves_at_any_moment(door: OpenHttpDoor, ask: dict[str, Any]) -> None:
+    """However many turns of the loop the request got: nothing hangs, nothing is stored half, nothing stays open."""
+    for turns in range(60):
+        async with door.client() as client:
+            await client.send(post_bytes(ask))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            client.leave()
+        await finished(door)
+    await door.ask(post_bytes(ask))
+    await finished(door)
+    assert {record.status for record in door.store.records.values()} <= {"completed", "failed"}
+    busy = [call for call in door.chat.requests if not call.gone.is_set()]
+    assert len({call.connection for call in busy}) <= door.chat.open_connections <= 60
+    assert (await door.ask(post_bytes(ask))).status == 200
+
+
 async def finished(door: OpenHttpDoor) -> None:
     """Wait until nothing is in flight, in the door and towards the upstream."""
     assert await door.context.admission.drained(DEADLINE)

@@ -53,6 +53,7 @@ class DoorSetup:
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: ResponseStore | None = None
     exchange: dict[str, Any] = field(default_factory=dict)
+    exchange_type: type[ResponseExchange] = ResponseExchange
     clock: Clock = fixed_clock
 
 
@@ -124,7 +125,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
 def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
     options = ExchangeOptions(PROFILES["generic"], **setup.exchange)
     ids = SequentialIds()
-    return lambda: ResponseExchange(options, ids, setup.clock)
+    return lambda: setup.exchange_type(options, ids, setup.clock)
 
 
 def request_body(text: str = "Hi", **fields: Any) -> bytes:

@@ -62,7 +62,8 @@ def check_response(response: dict[str, Any]) -> None:
     text_format = copy["text"]["format"]
     if text_format["type"] == "json_schema":
         text_format["schema"] = None
-    errors = [f"{list(error.path)}: {error.message[:200]}" for error in _validator("ResponseResource").iter_errors(copy)]
+    found = _validator("ResponseResource").iter_errors(copy)
+    errors = [f"{list(error.path)}: {error.message[:200]}" for error in found]
     assert not errors, errors
 
 

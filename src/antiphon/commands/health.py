@@ -1,4 +1,8 @@
-"""`antiphon health`: ask a running instance whether it answers; for container health checks."""
+"""`antiphon health`: whether a running instance answers; for the health checks of containers.
+
+Without an address it asks where these settings say that a sidecar listens, then where clients connect: one of them
+answers, whichever of `extproc`, `serve` and `up` is running.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import sys
 
 import aiohttp
 
-from antiphon.config import load_settings
+from antiphon.cli import settings_of
 
 __all__ = ["run"]
 
@@ -16,26 +20,29 @@ _SECONDS = 3.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import os
+    places = [arguments.url]
+    if arguments.url is None:
+        settings = settings_of(arguments)
+        places = [settings.place(settings.sidecar.http), settings.listen]
+    problems = []
+    for place in places:
+        problem = asyncio.run(_problem(place))
+        if problem is None:
+            return 0
+        problems.append(f"{place} {problem}")
+    print(f"antiphon: {'; '.join(problems)}", file=sys.stderr)
+    return 1
 
-    url = arguments.url
-    if url is None:
-        settings = load_settings({}, dict(os.environ))
-        url = settings.place(settings.sidecar.http)
-    return asyncio.run(_ask(url))
 
-
-async def _ask(url: str) -> int:
-    connector = aiohttp.UnixConnector(url.removeprefix("unix:")) if url.startswith("unix:") else None
-    base = "http://sidecar" if connector else (url if "://" in url else f"http://{url}").rstrip("/")
+async def _problem(place: str) -> str | None:
+    """What is wrong at `unix:PATH`, `HOST:PORT` or `http://HOST:PORT`; None when nothing is."""
+    connector = aiohttp.UnixConnector(place.removeprefix("unix:")) if place.startswith("unix:") else None
+    base = "http://sidecar" if connector is not None else (place if "://" in place else f"http://{place}")
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-            session.get(f"{base}/health") as answer,
+            session.get(f"{base.rstrip('/')}/health") as answer,
         ):
-            if answer.status == 200:
-                return 0
-            print(f"antiphon: {url} answers {answer.status}", file=sys.stderr)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        print(f"antiphon: {url} does not answer ({type(error).__name__})", file=sys.stderr)
-    return 1
+            return None if answer.status == 200 else f"answers {answer.status}"
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        return f"does not answer ({type(error).__name__})"

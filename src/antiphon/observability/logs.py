@@ -8,6 +8,8 @@ response body is ever logged.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
 import sys
@@ -35,20 +37,19 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
         structlog.processors.format_exc_info,
         redact,
     ]
+    last: list[structlog.typing.Processor]
     if console:
-        structlog.configure(
-            processors=[*before, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
-            wrapper_class=structlog.make_filtering_bound_logger(number),
-            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-            cache_logger_on_first_use=True,
-        )
+        colors = sys.stderr.isatty()
+        # Tracebacks are text already, so that redaction sees them.
+        last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
     else:
-        structlog.configure(
-            processors=[*before, structlog.processors.EventRenamer("message"), _render],
-            wrapper_class=structlog.make_filtering_bound_logger(number),
-            logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
-            cache_logger_on_first_use=True,
-        )
+        last = [structlog.processors.EventRenamer("message"), _render]
+    structlog.configure(
+        processors=[*before, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=_Output,
+        cache_logger_on_first_use=True,
+    )
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(number, logging.WARNING))
@@ -58,7 +59,7 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     """Replace what could be a credential, by key and by shape, however deep."""
     for key, value in event.items():
         # Most values are short texts and numbers: this runs for every line.
-        if isinstance(value, str) and "earer" not in value and "sk-" not in value and not _SECRET_KEYS.search(key):
+        if isinstance(value, str) and not _SECRET_KEYS.search(key) and not _SECRET_TEXT.search(value):
             continue
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
@@ -83,7 +84,26 @@ def _redacted(key: str, value: Any) -> Any:
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
-    return orjson.dumps(event, default=str)
+    try:
+        return orjson.dumps(event, default=str)
+    except (TypeError, ValueError):
+        # What a client sent may hold bytes that are no text; a line about it must still come out.
+        return json.dumps(event, default=str).encode()
+
+
+class _Output:
+    """Standard error, a line at a time. That nobody reads it any more must not fail a request."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def msg(self, line: str | bytes) -> None:
+        data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.buffer.write(data + b"\n")
+            sys.stderr.buffer.flush()
+
+    debug = info = warning = warn = error = exception = critical = fatal = failure = log = msg
 
 
 class _Forward(logging.Handler):

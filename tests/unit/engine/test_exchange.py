@@ -277,8 +277,8 @@ def test_limits_are_failures_with_names() -> None:
     outcome = run({"model": "m", "input": "hi", "stream": True}, [long], most_upstream_bytes=1024)
     assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
     many = b"".join(
-        b'data: {"choices":[{"delta":{"tool_calls":[{"index":%d,"id":"c%d","function":{"name":"f","arguments":"{}"}}]}}]}\n\n'
-        % (number, number)
+        b'data: {"choices":[{"delta":{"tool_calls":[{"index":%d,"id":"c%d",'
+        b'"function":{"name":"f","arguments":"{}"}}]}}]}\n\n' % (number, number)
         for number in range(5)
     )
     outcome = run({"model": "m", "input": "hi", "stream": True}, [many], most_tool_calls=3)
