@@ -10,49 +10,26 @@ otherwise.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from antiphon import __version__
-from antiphon.config import Settings, load_settings
+from antiphon.commands.flags import COMMON_FLAGS, SIDECAR_FLAGS, UP_FLAGS
 from antiphon.errors import AntiphonError, ConfigError
-from antiphon.settings_sources import CONFIG_VARIABLE
 
 __all__ = ["main", "make_parser"]
 
-# flag, path of the setting, help
-_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--upstream": (("upstream", "url"), "base URL of the chat server, for example http://127.0.0.1:11434/v1"),
-    "--listen": (("listen",), "where clients connect, HOST:PORT (port 0: any free port)"),
-    "--data": (("data",), "data folder: databases, keys, sockets"),
-    "--mode": (("mode",), "auto, relay or drive (envoy door)"),
-    "--log-level": (("log", "level"), "debug, info, warning or error"),
-    "--log-format": (("log", "format"), "auto, json or console"),
-}
-_UP_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--workers": (("workers",), "sidecar or HTTP door processes"),
-    "--door": (("door",), "envoy or http"),
-    "--envoy": (("envoy", "binary"), "path of the Envoy binary"),
-}
-_SIDECAR_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--grpc": (("sidecar", "grpc"), "where the ext_proc service listens: unix:PATH or HOST:PORT"),
-    "--http": (("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT"),
-    "--model-door": (("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls"),
-}
-
 _COMMANDS: dict[str, tuple[str, tuple[dict[str, tuple[tuple[str, ...], str]], ...]]] = {
-    "up": ("start everything: sidecar processes and Envoy, or the HTTP door", (_FLAGS, _UP_FLAGS)),
-    "extproc": ("the sidecar alone: ext_proc over gRPC, and its HTTP port", (_FLAGS, _SIDECAR_FLAGS)),
-    "serve": ("the HTTP door alone", (_FLAGS,)),
+    "up": ("start everything: sidecar processes and Envoy, or the HTTP door", (COMMON_FLAGS, UP_FLAGS)),
+    "extproc": ("the sidecar alone: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
+    "serve": ("the HTTP door alone", (COMMON_FLAGS,)),
     "envoy-config": (
         "print the Envoy bootstrap, or with --snippet the parts an existing Envoy needs",
-        (_FLAGS, _UP_FLAGS, _SIDECAR_FLAGS),
+        (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
     ),
-    "config": ("print the effective settings, secrets redacted", (_FLAGS, _UP_FLAGS, _SIDECAR_FLAGS)),
+    "config": ("print the effective settings, secrets redacted", (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS)),
 }
 
 
@@ -83,24 +60,6 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
     return parser
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The effective settings of a parsed command line. Raises `ConfigError`."""
-    flags: dict[str, Any] = {}
-    for name, value in vars(arguments).items():
-        known = any(
-            ".".join(path) == name for group in (_FLAGS, _UP_FLAGS, _SIDECAR_FLAGS) for path, _ in group.values()
-        )
-        if not known or value is None:
-            continue
-        section = flags
-        *above, last = name.split(".")
-        for part in above:
-            section = section.setdefault(part, {})
-        section[last] = value
-    given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
-    return load_settings(flags, dict(os.environ), Path(given) if given else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

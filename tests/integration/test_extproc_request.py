@@ -12,9 +12,9 @@ import pytest
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.engine.owners import OwnerResolver
+from tests.support.chat_server import completion, text_stream
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body
 from tests.support.fake_envoy import DEADLINE, EnvoyStream
-from tests.support.chat_server import completion, text_stream
 
 _MODE = pb.ProcessingMode
 
@@ -316,6 +316,13 @@ async def test_a_get_of_the_exchange_path_is_no_exchange(tmp_path: Path) -> None
         stream = opened.stream()
         await stream.request(None, method="GET", path="/health")
         assert (await stream.complete()).status == 200
+
+
+async def test_private_paths_are_unknown_here(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request_headers(method="GET", path="/metrics", end=True)
+        assert (await stream.complete()).status == 404
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"[]", b'{"model": 1}', b'{"model":"m","input":[]}'])

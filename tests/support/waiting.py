@@ -11,5 +11,5 @@ __all__ = ["until"]
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait until `condition()` is true; TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
+        while not condition():
             await asyncio.sleep(0.001)

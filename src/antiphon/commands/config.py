@@ -7,7 +7,7 @@ import sys
 
 import yaml
 
-from antiphon.cli import settings_of
+from antiphon.commands.flags import settings_of
 
 __all__ = ["run"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from antiphon.cli import settings_of
+from antiphon.commands.flags import settings_of
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
 from antiphon.envoy.snippet import snippet

@@ -9,8 +9,8 @@ import sys
 import structlog
 
 from antiphon.app import build
-from antiphon.cli import settings_of
 from antiphon.commands.envoy_config import endpoints
+from antiphon.commands.flags import settings_of
 from antiphon.commands.process import run_loop, wait_for_stop
 from antiphon.config import Settings
 from antiphon.doors.extproc.server import ExtProcDoor

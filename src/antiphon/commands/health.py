@@ -12,7 +12,7 @@ import sys
 
 import aiohttp
 
-from antiphon.cli import settings_of
+from antiphon.commands.flags import settings_of
 
 __all__ = ["run"]
 

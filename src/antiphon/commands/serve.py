@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from antiphon.app import build
-from antiphon.cli import settings_of
+from antiphon.commands.flags import settings_of
 from antiphon.commands.process import run_loop, wait_for_stop
 from antiphon.config import Settings
 from antiphon.doors.http.server import HttpDoor
@@ -21,8 +21,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool) -> int:
-    # This door faces clients: the secret of the sidecar's ports is not asked for here.
-    settings = settings.model_copy(update={"sidecar": settings.sidecar.model_copy(update={"secret": None})})
     app = await build(settings, door="http")
     door = HttpDoor(app.context, private=False)
     try:

@@ -29,10 +29,10 @@ import aiohttp
 import structlog
 
 from antiphon.app import prepare_data
-from antiphon.cli import settings_of
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
+from antiphon.commands.flags import settings_of
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml

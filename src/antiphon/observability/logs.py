@@ -21,7 +21,7 @@ import structlog
 
 __all__ = ["configure"]
 
-_SECRET_KEYS = re.compile(r"authorization|api_?key|secret|token$|password|cookie", re.IGNORECASE)
+_SECRET_KEYS = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 

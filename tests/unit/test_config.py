@@ -1,0 +1,161 @@
+"""Settings: sources over each other, unknown names, rules, redaction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.config import AuthMode, Settings, load_settings, parse_address
+from antiphon.errors import ConfigError
+from antiphon.settings_sources import field_paths, merge
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.yaml"
+
+
+def test_defaults_are_valid_and_need_nothing() -> None:
+    settings = load_settings()
+    assert settings == Settings()
+    assert settings.upstream.auth_mode is AuthMode.PASSTHROUGH
+
+
+def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
+    file.write_text("listen: 127.0.0.1:1\nworkers: 2\nupstream:\n  url: http://file/v1\n  host: from-file\n")
+    environ = {"ANTIPHON_WORKERS": "3", "ANTIPHON_UPSTREAM__URL": "http://environ/v1", "HOME": "/root"}
+    settings = load_settings({"upstream": {"url": "http://flag/v1/"}}, environ, file)
+    assert (settings.listen, settings.workers, settings.mode) == ("127.0.0.1:1", 3, "auto")
+    assert (settings.upstream.url, settings.upstream.host) == ("http://flag/v1", "from-file")
+
+
+@pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
+def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind: Any) -> None:
+    value: Any = Settings().model_dump(mode="json")
+    for part in path:
+        value = value[part]
+    if value is None or value == []:
+        # Settings without a default: any value of the right kind.
+        value = {"workers": 1}.get(path[-1], "none" if path[-1] == "auth" else "1")
+    text = ",".join(value) if isinstance(value, list) else str(value)
+    environ = {"ANTIPHON_" + "__".join(path).upper(): text}
+    if path == ("upstream", "auth"):
+        assert load_settings({}, environ).upstream.auth_mode is AuthMode.NONE
+    else:
+        load_settings({}, environ)
+
+
+def test_lists_are_separated_by_commas_in_the_environment() -> None:
+    settings = load_settings({}, {"ANTIPHON_UPSTREAM__MODELS": "a, b/c:7b ,", "ANTIPHON_UPSTREAM__HEADER_ALLOW": ""})
+    assert settings.upstream.models == ("a", "b/c:7b")
+    assert settings.upstream.header_allow == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"ANTIPHON_LISTN": "x"}, "ANTIPHON_LISTN is not a setting; did you mean ANTIPHON_LISTEN?"),
+        ({"ANTIPHON_UPSTREAM_URL": "x"}, "did you mean ANTIPHON_UPSTREAM__URL?"),
+        ({"ANTIPHON_COLOUR_OF_THE_BIKESHED": "x"}, "ANTIPHON_COLOUR_OF_THE_BIKESHED is not a setting"),
+        ({"ANTIPHON_WORKERS": "many"}, "workers:"),
+        ({"ANTIPHON_WORKERS": "0"}, "workers:"),
+        ({"ANTIPHON_DOOR": "back"}, "door:"),
+    ],
+)
+def test_the_environment_is_checked(environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_settings({}, environ)
+    assert says in str(failure.value)
+
+
+def test_variables_for_envoy_and_of_the_settings_file_are_no_settings() -> None:
+    environ = {"ANTIPHON_UPSTREAM_KEY": "k", "ANTIPHON_SIDECAR_SECRET": "s", "ANTIPHON_CONFIG": "/nowhere"}
+    assert load_settings({}, environ) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("listn: 127.0.0.1:1", "listn is not a setting; did you mean listen?"),
+        ("upstream: {uri: http://x/v1}", "upstream.uri is not a setting; did you mean upstream.url?"),
+        ("upstream: http://x/v1", "upstream must hold a mapping"),
+        ("- a\n- b", "must hold a mapping"),
+        ("a: [", "is not valid YAML"),
+        ("workers: 1\nworkers: 2", "workers is given twice"),
+        ("workers: []", "workers:"),
+        ("upstream: {url: ftp://x}", "upstream.url: must be an http:// or https:// URL"),
+        ("upstream: {url: 'http://user:pw@x/v1'}", "upstream.url: must not hold credentials"),
+        ("upstream: {url: 'http://x/v1?a=b'}", "upstream.url: must not have a query"),
+        ("upstream: {auth: inject}", "upstream.api_key is not set"),
+        ("sidecar: {grpc: '0.0.0.0:9000'}", "sidecar.grpc listens on TCP"),
+        ("listen: nowhere", "is not HOST:PORT"),
+        ("sidecar: {socket_mode: 0x1ff7}", "sidecar.socket_mode"),
+    ],
+)
+def test_the_file_is_checked(file: Path, text: str, says: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as failure:
+        load_settings({}, {}, file)
+    assert says in str(failure.value)
+    assert "user:pw" not in str(failure.value)
+
+
+def test_an_empty_file_and_a_missing_one(file: Path) -> None:
+    file.write_text("# nothing yet\n")
+    assert load_settings({}, {}, file) == Settings()
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
+        load_settings({}, {}, file.with_name("absent.yaml"))
+
+
+@pytest.mark.parametrize("text", ["0660", "0o660", "432"])
+def test_file_modes_are_octal_when_they_begin_with_zero(text: str) -> None:
+    assert load_settings({}, {"ANTIPHON_SIDECAR__SOCKET_MODE": text}).sidecar.socket_mode == 0o660
+
+
+def test_a_key_means_that_it_is_sent() -> None:
+    settings = load_settings({}, {"ANTIPHON_UPSTREAM__API_KEY": "sk-1"})
+    assert settings.upstream.auth_mode is AuthMode.INJECT
+    assert load_settings({"upstream": {"auth": "none"}}, {}).upstream.auth_mode is AuthMode.NONE
+
+
+def test_no_secret_is_rendered() -> None:
+    environ = {
+        "ANTIPHON_UPSTREAM__API_KEY": "very-secret",
+        "ANTIPHON_OWNER__KEY": "very-secret",
+        "ANTIPHON_SIDECAR__SECRET": "very-secret",
+    }
+    settings = load_settings({}, environ)
+    assert "very-secret" not in f"{settings!r} {settings.redacted()} {settings.model_dump_json()}"
+    assert settings.redacted()["upstream"]["api_key"] == "**********"
+    assert settings.sidecar_secret() == "very-secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "base", "authority"),
+    [
+        ("http://host", ("host", 80), "", "host"),
+        ("https://host/api/v1/", ("host", 443), "/api/v1", "host"),
+        ("http://10.0.0.1:8000/v1", ("10.0.0.1", 8000), "/v1", "10.0.0.1:8000"),
+    ],
+)
+def test_the_parts_of_an_upstream_url(url: str, address: tuple[str, int], base: str, authority: str) -> None:
+    upstream = load_settings({"upstream": {"url": url}}).upstream
+    assert (upstream.address, upstream.base_path, upstream.authority) == (address, base, authority)
+
+
+def test_addresses() -> None:
+    assert parse_address("unix:/x") == ("unix", 0)
+    assert parse_address("[::1]:80") == ("::1", 80)
+    assert parse_address(":80") == ("0.0.0.0", 80)
+    for wrong in ("80", "host", "host:", "host:99999", "host:x"):
+        with pytest.raises(ValueError, match="HOST:PORT"):
+            parse_address(wrong)
+
+
+def test_merging_changes_neither_side() -> None:
+    below = {"a": {"b": 1, "c": 2}, "d": 3}
+    above = {"a": {"b": 9}, "d": {"e": 1}}
+    assert merge(below, above) == {"a": {"b": 9, "c": 2}, "d": {"e": 1}}
+    assert below == {"a": {"b": 1, "c": 2}, "d": 3}

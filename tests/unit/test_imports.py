@@ -1,0 +1,87 @@
+"""What may import what, beyond the layers that import-linter checks: the core stays pure, whoever imports it when.
+
+Imports inside functions and under `if TYPE_CHECKING` count too, and so do calls of `open`, `print` and `input`.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import antiphon
+
+ROOT = Path(antiphon.__file__).parent
+PURE = sorted([*(ROOT / "types").rglob("*.py"), *(ROOT / "translation").rglob("*.py"), ROOT / "engine" / "exchange.py"])
+IMPURE = {
+    *("asyncio", "aiohttp", "grpc", "sqlite3", "aiosqlite", "socket", "subprocess", "threading"),
+    *("time", "datetime", "random", "secrets", "uuid", "os", "pathlib", "logging", "structlog", "prometheus_client"),
+}
+# What the core may use of the rest of the package.
+CORE = ("antiphon.types", "antiphon.translation", "antiphon.engine", "antiphon.errors", "antiphon.ids")
+LEAVES = ("errors.py", "ids.py", "observability/logs.py", "observability/metrics.py")
+
+
+def _imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(str(node.module))
+    return found
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_is_a_core() -> None:
+    assert {"engine/exchange.py", "types/events.py", "translation/builder.py"} <= {_name(path) for path in PURE}
+
+
+@pytest.mark.parametrize("path", PURE, ids=_name)
+def test_the_core_is_pure(path: Path) -> None:
+    imported = _imported(path)
+    assert not {name for name in imported if name.partition(".")[0] in IMPURE}
+    assert not {name for name in imported if name.startswith("antiphon.") and not name.startswith(CORE)}
+    tree = ast.parse(path.read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Await, ast.AsyncFunctionDef))]
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"open", "print", "input", "now", "new_id"}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves_import_nothing_of_ours(name: str) -> None:
+    imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
+    assert imported <= {"antiphon.errors"}
+
+
+def test_envoy_is_known_to_commands_only() -> None:
+    """Apart from the commands nothing depends on Envoy's configuration, and the demo upstream depends on nothing."""
+    for path in ROOT.rglob("*.py"):
+        imported = _imported(path)
+        where = _name(path)
+        if not where.startswith(("commands/", "envoy/")):
+            assert not {name for name in imported if name.startswith("antiphon.envoy")}, where
+        if where != "commands/demo_upstream.py":
+            assert "antiphon.demo_upstream" not in imported, where
+    assert not {name for name in _imported(ROOT / "demo_upstream.py") if name.startswith("antiphon")}
+
+
+def test_settings_are_read_by_the_composition_root_only() -> None:
+    """Deeper down there are plain values; an address may be parsed anywhere."""
+    for path in ROOT.rglob("*.py"):
+        where = _name(path)
+        if where.startswith(("commands/", "envoy/")) or where in (
+            "app.py",
+            "cli.py",
+            "config.py",
+            "settings_sources.py",
+        ):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "antiphon.config":
+                assert {alias.name for alias in node.names} <= {"parse_address"}, where

@@ -1,0 +1,142 @@
+"""Logs: the form of a line, and that no credential is ever in one."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+import structlog
+
+from antiphon.observability.logs import configure
+
+Lines = Callable[[], list[Any]]
+
+
+class _Output:
+    """What was written to standard error so far."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self._written = ""
+
+    def written(self) -> str:
+        self._written += self._capture.readouterr().err
+        return self._written
+
+
+@pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Iterator[_Output]:
+    """Standard error; logging is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield _Output(capsys)
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def _configured(output: _Output, level: str = "info", form: Literal["json", "console"] = "json") -> Lines:
+    configure(level, form)
+    return lambda: [json.loads(line) for line in output.written().splitlines()]
+
+
+def test_a_line_is_json_with_level_time_and_request_id(output: _Output) -> None:
+    lines = _configured(output)
+    with structlog.contextvars.bound_contextvars(request_id="req_1"):
+        structlog.get_logger("x").info("response", status=200)
+    (line,) = lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"message": "response", "level": "info", "request_id": "req_1", "status": 200}
+
+
+def test_lower_levels_are_left_out(output: _Output) -> None:
+    lines = _configured(output, "warning")
+    log = structlog.get_logger("x")
+    log.debug("a")
+    log.info("b")
+    log.warning("c")
+    assert [line["message"] for line in lines()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"authorization": "Basic c2VjcmV0Cg"},
+        {"Authorization": b"Bearer hunter2hunter2"},
+        {"api_key": "hunter2hunter2"},
+        {"apikey": "hunter2hunter2"},
+        {"client_secret": ["hunter2hunter2"]},
+        {"cookie": "a=hunter2hunter2"},
+        {"password": "hunter2hunter2"},
+        {"access_token": "hunter2hunter2"},
+        {"detail": "sent Authorization: Bearer hunter2hunter2"},
+        {"detail": "sent authorization: bearer hunter2hunter2"},
+        {"detail": "Incorrect API key provided: sk-hunter2hunter2."},
+        {"headers": {"x-api-key": "hunter2hunter2", "accept": "*/*"}},
+        {"headers": [("accept", "*/*"), ("authorization", "Basic hunter2hunter2")]},
+        {"nested": {"deep": [{"token": "hunter2hunter2"}]}},
+    ],
+    ids=repr,
+)
+def test_credentials_are_redacted(output: _Output, fields: dict[str, Any]) -> None:
+    _configured(output)
+    structlog.get_logger("x").info("message", **fields)
+    written = output.written()
+    assert "hunter2" not in written and "c2VjcmV0" not in written
+    assert "[redacted]" in written
+
+
+def test_counts_of_tokens_are_no_credentials(output: _Output) -> None:
+    lines = _configured(output)
+    structlog.get_logger("x").info("usage", input_tokens=3, output_tokens=4, model="risk-model", path="/task-1")
+    (line,) = lines()
+    assert (line["input_tokens"], line["output_tokens"]) == (3, 4)
+    assert (line["model"], line["path"]) == ("risk-model", "/task-1")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_is_one_entry_without_credentials(output: _Output, form: Literal["json", "console"]) -> None:
+    _configured(output, form=form)
+    try:
+        raise ValueError("upstream said: Bearer hunter2hunter2")
+    except ValueError:
+        structlog.get_logger("x").error("failed", exc_info=True)
+    written = output.written()
+    assert "hunter2" not in written and "ValueError: upstream said" in written
+    if form == "json":
+        assert written.count("\n") == 1
+
+
+def test_what_libraries_log_comes_out_in_the_same_form(output: _Output) -> None:
+    lines = _configured(output)
+    logging.getLogger("some.library").warning("%d of %s", 3, "authorization: Bearer hunter2hunter2")
+    logging.getLogger("some.library").info("too low")
+    logging.getLogger("some.library").log(35, "a level of its own")
+    first, second = lines()
+    assert (first["logger"], first["level"]) == ("some.library", "warning")
+    assert first["message"] == "3 of authorization: Bearer [redacted]"
+    assert second["message"] == "a level of its own"
+
+
+def test_bytes_that_are_no_text_do_not_fail_a_line(output: _Output) -> None:
+    lines = _configured(output)
+    structlog.get_logger("x").info("request", path="/\udcff", other=object())
+    assert lines()[0]["path"] == "/\udcff"
+
+
+def test_a_closed_standard_error_fails_nothing(output: _Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    _configured(output)
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    structlog.get_logger("x").info("nobody reads this")
+
+
+def test_the_console_form_is_readable(output: _Output) -> None:
+    _configured(output, form="console")
+    structlog.get_logger("x").info("request", status=200)
+    assert "request" in output.written() and "status=200" in output.written()
