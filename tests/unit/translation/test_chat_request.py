@@ -1,0 +1,252 @@
+"""The chat request: order of messages, tools, and what must never reach a strict server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.chat_request import translate_request
+from antiphon.translation.profiles import PROFILES, choose_profile
+from antiphon.translation.read_request import read_request
+
+
+def _chat(profile: str = "generic", **fields: Any) -> dict[str, Any]:
+    body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
+    request = read_request(body, most_items=100, most_tools=100)
+    items = [(f"input[{number}]", item) for number, item in enumerate(request.input)]
+    found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile]))
+    return found
+
+
+def _messages(items: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _chat(input=items, **fields)["messages"]
+    return found
+
+
+def _call(call_id: str, name: str = "f", arguments: str = "{}") -> dict[str, Any]:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def _output(call_id: str, output: Any = "ok") -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": call_id, "output": output}
+
+
+_USER = {"role": "user", "content": "u"}
+
+
+def test_a_string_is_one_user_message() -> None:
+    assert _chat() == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_leading_system_messages_become_one() -> None:
+    items = [
+        {"role": "system", "content": "b"},
+        {"role": "developer", "content": [{"type": "input_text", "text": "c"}]},
+    ]
+    assert _messages([*items, _USER, {"role": "developer", "content": "late"}], instructions="a") == [
+        {"role": "system", "content": "a\n\nb\n\nc"},
+        {"role": "user", "content": "u"},
+        {"role": "system", "content": "late"},
+    ]
+
+
+def test_consecutive_and_identical_messages_all_stay() -> None:
+    assert _messages([_USER, _USER, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]) == [
+        {"role": "user", "content": "u"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+
+
+def test_all_calls_of_a_turn_are_one_message_with_its_text() -> None:
+    text = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "let me see"}]}
+    messages = _messages(
+        [_USER, text, _call("a"), _call("b", arguments='{"x":1}'), _output("b", "B"), _output("a", "A")]
+    )
+    assert messages[1]["content"] == "let me see"
+    assert [call["id"] for call in messages[1]["tool_calls"]] == ["a", "b"]
+    assert messages[1]["tool_calls"][1]["function"] == {"name": "f", "arguments": '{"x":1}'}
+    assert messages[2:] == [
+        {"role": "tool", "content": "A", "tool_call_id": "a"},
+        {"role": "tool", "content": "B", "tool_call_id": "b"},
+    ]
+
+
+def test_outputs_follow_their_call_wherever_they_stand() -> None:
+    messages = _messages(
+        [_USER, _call("a"), _call("b"), _output("a"), {"role": "user", "content": "wait"}, _output("b")]
+    )
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "user"]
+
+
+def test_a_call_after_an_output_is_the_next_turn() -> None:
+    messages = _messages([_USER, _call("a"), _output("a"), _call("b"), _output("b")])
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "tool"]
+
+
+def test_call_ids_may_repeat_in_later_turns() -> None:
+    messages = _messages(
+        [_USER, _call("call_1"), _output("call_1", "x"), _USER, _call("call_1"), _output("call_1", "y")]
+    )
+    assert [message["content"] for message in messages if message["role"] == "tool"] == ["x", "y"]
+
+
+def test_two_outputs_of_one_call_are_one_message() -> None:
+    messages = _messages([_USER, _call("a"), _output("a", "x"), _output("a", "y")])
+    assert messages[-1] == {"role": "tool", "tool_call_id": "a", "content": "x\ny"}
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        ([_USER, _output("a")], "No tool call found"),
+        ([_USER, _output("a"), _call("a")], "No tool call found"),
+        ([_USER, _call("a")], "No tool output found for function call a"),
+        ([_USER, _call("a"), _call("a"), _output("a")], "share the call_id"),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}], r"input\[0\].call_id"),
+        ([{"type": "function_call", "call_id": "a", "arguments": "{}"}], r"input\[0\].name"),
+        ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": {}}], r"input\[0\].arguments"),
+        ([{"type": "unheard_of"}], "unheard_of"),
+        ([{"content": "x"}], r"input\[0\].type"),
+        ([{"role": "tool", "content": "x"}], r"input\[0\].role"),
+        ([{"role": "user"}], r"input\[0\].content"),
+        ([{"role": "user", "content": 3}], r"input\[0\].content"),
+        ([{"role": "user", "content": [{"type": "input_text"}]}], r"input\[0\].content\[0\]"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "input_audio"),
+        ([{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}], "image_url"),
+        ([{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}], "text only"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(items: list[dict[str, Any]], text: str) -> None:
+    with pytest.raises(InvalidRequest, match=text):
+        _messages(items)
+
+
+def test_parts() -> None:
+    parts = [
+        {"type": "input_text", "text": "look"},
+        {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "high"},
+        {"type": "input_image", "image_url": "https://x/y.png"},
+        {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"},
+    ]
+    (message,) = _messages([{"role": "user", "content": parts}])
+    assert message["content"] == [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "high"}},
+        {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"}},
+    ]
+
+
+def test_images_in_an_output_follow_all_tool_messages() -> None:
+    picture = [{"type": "input_text", "text": "seen"}, {"type": "input_image", "image_url": "data:x"}]
+    messages = _messages([_USER, _call("a"), _call("b"), _output("a", picture), _output("b")])
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "user"]
+    assert messages[2]["content"] == "seen" and messages[4]["content"][0]["type"] == "image_url"
+
+
+def test_an_object_as_output_is_its_json() -> None:
+    messages = _messages([_USER, _call("a"), _output("a", {"text": "x"})])
+    assert json.loads(messages[-1]["content"]) == {"text": "x"}
+
+
+def test_reasoning_goes_with_its_turn() -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": None}
+    messages = _messages([_USER, thought, _call("a"), _output("a"), _USER])
+    assert messages[1]["reasoning_content"] == "hm" and messages[1]["tool_calls"]
+    assert [message["role"] for message in _messages([_USER, thought, _USER])] == ["user", "user"]
+
+
+def test_extra_keys_of_echoed_items_are_tolerated() -> None:
+    items = [
+        {"type": "message", "role": "user", "content": "u", "id": "msg_1", "status": "completed"},
+        {
+            "type": "message",
+            "role": "assistant",
+            "phase": "commentary",
+            "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": []}],
+            "internal_chat_message_metadata_passthrough": {"x": 1},
+        },
+        {**_call("c"), "id": "fc_1", "status": "completed", "namespace": None},
+        {**_output("c"), "id": "fco_1", "status": "completed"},
+    ]
+    assert [message["role"] for message in _messages(items)] == ["user", "assistant", "tool"]
+
+
+def test_tools_are_nested_and_their_choice_too() -> None:
+    tools = [
+        {
+            "type": "function",
+            "name": "f",
+            "description": "d",
+            "parameters": {"type": "object", "$defs": {}},
+            "strict": True,
+        },
+        {"type": "function", "name": "g", "parameters": None},
+    ]
+    chat = _chat(tools=tools, tool_choice={"type": "function", "name": "f"}, parallel_tool_calls=False)
+    assert chat["tools"] == [
+        {
+            "type": "function",
+            "function": {
+                "name": "f",
+                "description": "d",
+                "parameters": {"type": "object", "$defs": {}},
+                "strict": True,
+            },
+        },
+        {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "properties": {}}}},
+    ]
+    assert chat["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert chat["parallel_tool_calls"] is False
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
+    chat = _chat(tools=tools, tool_choice=allowed)
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"] and chat["tool_choice"] == "required"
+
+
+@pytest.mark.parametrize("fields", [{"tools": []}, {"tool_choice": "auto"}, {"parallel_tool_calls": True, "tools": []}])
+def test_nothing_about_tools_without_tools(fields: dict[str, Any]) -> None:
+    assert set(_chat(**fields)) == {"model", "messages"}
+
+
+def test_the_rest_of_the_fields() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    chat = _chat(
+        stream=True,
+        temperature=0.2,
+        top_p=0.9,
+        max_output_tokens=99,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        reasoning={"effort": "low"},
+        text={"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}, "verbosity": "low"},
+        metadata={"k": "v"},
+        store=False,
+    )
+    del chat["messages"]
+    assert chat == {
+        "model": "m",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+        "temperature": 0.2,
+        "top_p": 0.9,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+        "max_tokens": 99,
+        "reasoning_effort": "low",
+    }
+    assert _chat("openai", max_output_tokens=99)["max_completion_tokens"] == 99
+    assert _chat("openai", input=[_USER, {"role": "developer", "content": "d"}])["messages"][1]["role"] == "developer"
+
+
+def test_profiles_are_chosen_by_host() -> None:
+    assert choose_profile("auto", "api.openai.com").name == "openai"
+    assert choose_profile("auto", "x.openai.azure.com").name == "openai"
+    assert choose_profile("auto", "localhost").name == "generic"
+    with pytest.raises(KeyError):
+        choose_profile("nobody", "localhost")

@@ -1,0 +1,296 @@
+"""What chunks lead to: tool calls in every order, usage in every place, endings, errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.translation.sse import EventTooLarge, SseDecoder
+from antiphon.translation.upstream_errors import error_in_stream, map_upstream_answer
+from tests.support.exchanges import run
+from tests.support.judge import check_stream, parse_sse
+
+
+def _final(*chunks: dict[str, Any], finish: str | None = "stop", done: bool = True, **options: Any) -> dict[str, Any]:
+    ends: list[dict[str, Any]] = [{"choices": [{"delta": {}, "finish_reason": finish}]}] if finish else []
+    body = b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in (*chunks, *ends))
+    outcome = run(
+        {"model": "m", "input": "hi", "stream": True}, [body + (b"data: [DONE]\n\n" if done else b"")], **options
+    )
+    return check_stream(parse_sse(outcome.body))
+
+
+def _delta(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+def _calls(*calls: dict[str, Any]) -> dict[str, Any]:
+    return _delta(tool_calls=list(calls))
+
+
+def _part(arguments: str | None = None, name: str | None = None, **call: Any) -> dict[str, Any]:
+    function: dict[str, Any] = {}
+    if arguments is not None:
+        function["arguments"] = arguments
+    if name is not None:
+        function["name"] = name
+    return {**call, "function": function}
+
+
+def _made(final: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (item["call_id"], item["name"], item["arguments"])
+        for item in final["output"]
+        if item["type"] == "function_call"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "made"),
+    [
+        # In turn, as OpenAI sends them; the id and name only once.
+        (
+            [
+                _calls(_part("", "f", index=0, id="a")),
+                _calls(_part('{"x"', index=0)),
+                _calls(_part(":1}", index=0)),
+                _calls(_part("{}", "g", index=1, id="b")),
+            ],
+            [("a", "f", '{"x":1}'), ("b", "g", "{}")],
+        ),
+        # Interleaved.
+        (
+            [
+                _calls(_part('{"x"', "f", index=0, id="a"), _part('{"y"', "g", index=1, id="b")),
+                _calls(_part(":1}", index=0)),
+                _calls(_part(":2}", index=1)),
+            ],
+            [("a", "f", '{"x":1}'), ("b", "g", '{"y":2}')],
+        ),
+        # Begun together, without arguments at first.
+        (
+            [
+                _calls(_part("", "f", index=0, id="a"), _part("", "g", index=1, id="b")),
+                _calls(_part("{}", index=1)),
+                _calls(_part("{}", index=0)),
+            ],
+            [("a", "f", "{}"), ("b", "g", "{}")],
+        ),
+        # Without an index; the id tells them apart.
+        ([_calls(_part("{}", "f", id="a"), _part("{}", "g", id="b"))], [("a", "f", "{}"), ("b", "g", "{}")]),
+        # The same index with a new id and name each time.
+        (
+            [_calls(_part("{}", "f", index=0, id="a")), _calls(_part("{}", "g", index=0, id="b"))],
+            [("a", "f", "{}"), ("b", "g", "{}")],
+        ),
+        # null, "" and repetitions instead of absent.
+        (
+            [
+                _calls(_part("{", "f", index=0, id="a")),
+                _calls(_part("}", "", index=0, id="")),
+                _calls(_part("", "f", index=0, id="a")),
+            ],
+            [("a", "f", "{}")],
+        ),
+        # The name comes after the arguments.
+        ([_calls(_part("{", index=0, id="a")), _calls(_part("}", "f", index=0))], [("a", "f", "{}")]),
+        # The whole call again at its end.
+        (
+            [_calls(_part('{"x":1}', "f", index=0, id="a")), _calls(_part('{"x":1}', "f", index=0, id="a"))],
+            [("a", "f", '{"x":1}')],
+        ),
+        # No arguments at all.
+        ([_calls(_part(None, "f", index=0, id="a"))], [("a", "f", "")]),
+        # Arguments as an object.
+        ([_calls({"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}})], [("a", "f", '{"x":1}')]),
+        # The legacy form.
+        ([_delta(function_call={"name": "f", "arguments": "{}"})], [("call_1", "f", "{}")]),
+        # Without ids, or twice the same one: ids of ours.
+        ([_calls(_part("{}", "f", index=0, id=""))], [("call_1", "f", "{}")]),
+        (
+            [_calls(_part("{}", "f", index=0, id="a")), _calls(_part("{}", "g", index=1, id="a"))],
+            [("a", "f", "{}"), ("call_1", "g", "{}")],
+        ),
+    ],
+)
+def test_tool_calls(chunks: list[dict[str, Any]], made: list[tuple[str, str, str]]) -> None:
+    final = _final(*chunks, finish="tool_calls")
+    assert final["status"] == "completed" and _made(final) == made
+    assert _final(*chunks, finish="stop")["status"] == "completed"
+
+
+def test_a_call_without_a_name_is_no_success() -> None:
+    assert _final(_calls(_part("{}", index=0, id="a")))["status"] == "failed"
+
+
+def test_arguments_after_the_call_had_ended_are_no_success() -> None:
+    late = [_calls(_part("{}", "f", index=0, id="a")), _delta(content="text"), _calls(_part("{}{}", index=0))]
+    assert _final(*late)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("delta", "types"),
+    [
+        ({"content": ""}, ["message"]),
+        ({"content": None, "reasoning_content": "r"}, ["reasoning"]),
+        ({"content": "", "reasoning": "r"}, ["reasoning"]),
+        ({"reasoning_content": "r", "reasoning": "r"}, ["reasoning"]),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "r"}]}, ["reasoning"]),
+        ({"reasoning_content": "r", "content": "c"}, ["reasoning", "message"]),
+        ({"refusal": "no"}, ["message"]),
+        ({"refusal": "", "content": "c"}, ["message"]),
+        ({"content": [{"type": "thinking", "thinking": [{"text": "r"}]}, {"type": "text", "text": "c"}]}, None),
+        ({"content": {"a": 1}}, ["message"]),
+    ],
+)
+def test_items(delta: dict[str, Any], types: list[str] | None) -> None:
+    final = _final(_delta(**delta))
+    assert [item["type"] for item in final["output"]] == (types or ["reasoning", "message"])
+
+
+def test_blanks_open_no_message() -> None:
+    final = _final(_delta(content="\n\n"), _delta(reasoning="r"), _delta(content="c"))
+    assert [item["type"] for item in final["output"]] == ["reasoning", "message"]
+    assert final["output"][1]["content"][0]["text"] == "\n\nc"
+    assert _final(_delta(content=" \n"))["output"][0]["content"][0]["text"] == " \n"
+
+
+@pytest.mark.parametrize(
+    ("finish", "status", "reason"),
+    [
+        ("stop", "completed", None),
+        ("eos", "completed", None),
+        ("length", "incomplete", "max_output_tokens"),
+        ("content_filter", "incomplete", "content_filter"),
+    ],
+)
+def test_endings(finish: str, status: str, reason: str | None) -> None:
+    final = _final(_delta(content="c"), finish=finish)
+    assert final["status"] == status and (final["incomplete_details"] or {}).get("reason") == reason
+    assert final["output"][-1]["status"] == status
+    assert (final["completed_at"] is None) is (status != "completed")
+
+
+def test_of_two_finish_chunks_the_cut_counts() -> None:
+    last = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    assert _final(_delta(content="c"), last)["status"] == "incomplete"
+
+
+def test_an_end_without_a_finish_is_judged_by_the_profile() -> None:
+    assert _final(_delta(content="c"), finish=None)["error"]["code"] == "upstream_cut"
+    assert _final(_delta(content="c"), finish=None, profile="snowflake")["status"] == "completed"
+    assert _final(finish=None, profile="snowflake")["error"]["code"] == "upstream_empty"
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 9}, (3, 4, 9, 0, 0, 0)),
+        ({"prompt_tokens": 3, "completion_tokens": 4}, (3, 4, 7, 0, 0, 0)),
+        (
+            {
+                "prompt_tokens": 3,
+                "completion_tokens": 4,
+                "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 1},
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            },
+            (3, 4, 7, 2, 1, 3),
+        ),
+        ({"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": None}, (3, 4, 7, 0, 0, 0)),
+        ({"prompt_tokens": 3, "completion_tokens": 4, "prompt_cache_hit_tokens": 2}, (3, 4, 7, 2, 0, 0)),
+        ({"prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 1, "reasoning_tokens": 2}, (3, 4, 7, 1, 0, 2)),
+        ({"prompt_tokens": 3.0, "completion_tokens": None}, (3, 0, 3, 0, 0, 0)),
+    ],
+)
+def test_usage(usage: dict[str, Any], counts: tuple[int, ...]) -> None:
+    for chunk in ({"choices": [], "usage": usage}, {"choices": [], "x_groq": {"usage": usage}}):
+        found = _final(_delta(content="c"), chunk)["usage"]
+        assert counts == (
+            found["input_tokens"],
+            found["output_tokens"],
+            found["total_tokens"],
+            found["input_tokens_details"]["cached_tokens"],
+            found["input_tokens_details"]["cache_write_tokens"],
+            found["output_tokens_details"]["reasoning_tokens"],
+        )
+
+
+def test_usage_after_the_finish_and_none_at_all() -> None:
+    chunks = [_delta(content="c"), {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    last = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    assert _final(*chunks, last, finish=None)["usage"]["total_tokens"] == 3
+    assert _final(*chunks, finish=None)["usage"] is None
+    assert _final(*chunks, {"choices": [], "usage": {}}, finish=None)["usage"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"error":{"message":"m","code":"tool_use_failed"}}', "tool_use_failed", "m"),
+        (b'{"error":{"message":"m","code":429}}', "rate_limit_exceeded", "m"),
+        (b'{"error":{"message":"m","type":"rate_limit_error"}}', "rate_limit_exceeded", "m"),
+        (b'{"error":"m"}', "server_error", "m"),
+        (b"nonsense", "server_error", "The upstream reported an error."),
+    ],
+)
+def test_errors_in_a_stream(body: bytes, code: str, message: str) -> None:
+    assert error_in_stream(body) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "shown", "code", "param"),
+    [
+        (404, b'{"error":{"message":"model x not found"}}', 404, "model_not_found", "model"),
+        (404, b"page not found", 404, None, None),
+        (400, b'{"error":{"message":"maximum context length is 5"}}', 400, "context_length_exceeded", "input"),
+        (422, b'{"detail":[{"msg":"bad"}]}', 422, None, None),
+        (429, b"", 429, None, None),
+        (500, b"<html>", 500, "upstream_error", None),
+        (529, b"{}", 502, "upstream_error", None),
+        (302, b"", 502, "upstream_error", None),
+        (
+            503,
+            b"upstream connect error or disconnect/reset before headers. reset reason: x",
+            502,
+            "upstream_unreachable",
+            None,
+        ),
+        (504, b"upstream request timeout", 504, "upstream_timeout", None),
+    ],
+)
+def test_errors_instead_of_an_answer(status: int, body: bytes, shown: int, code: str | None, param: str | None) -> None:
+    error = map_upstream_answer(status, (("retry-after", "5"), ("set-cookie", "x")), body)
+    assert (error.status, error.code, error.param) == (shown, code, param)
+    assert "cookie" not in str(error.headers) and error.message
+
+
+def test_credentials_in_an_upstreams_message_are_cut_out() -> None:
+    error = map_upstream_answer(401, (), b'{"error":{"message":"Incorrect API key provided: sk-abcdefghijkl. Bye"}}')
+    assert error.message == "Incorrect API key provided: [redacted] Bye" or "sk-abc" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"data: a\n\n", [(b"", b"a")]),
+        (b"data:a\r\rdata: b\r\n\r\n", [(b"", b"a"), (b"", b"b")]),
+        (b"\xef\xbb\xbfdata: a\n\n", [(b"", b"a")]),
+        (b": comment\nevent: e\ndata: a\ndata: b\nid: 3\nretry: 4\n\n", [(b"e", b"a\nb")]),
+        (b"event: e\n\ndata: a\n\n", [(b"", b"a")]),
+        (b"data: a", [(b"", b"a")]),
+        (b" data: a\n\n", [(b"", b"a")]),
+        (b'error: {"x":1}\n', [(b"error", b'{"x":1}')]),
+        (b"data\n\n", [(b"", b"")]),
+    ],
+)
+def test_event_streams(stream: bytes, events: list[tuple[bytes, bytes]]) -> None:
+    decoder = SseDecoder(100)
+    assert [tuple(one) for one in decoder.feed(stream) + decoder.close()] == events
+
+
+@pytest.mark.parametrize("stream", [b"x" * 101, b"data: " + b"x" * 101 + b"\n", b"data: 1234567890\n" * 11])
+def test_an_event_has_a_limit(stream: bytes) -> None:
+    with pytest.raises(EventTooLarge):
+        SseDecoder(100).feed(stream)

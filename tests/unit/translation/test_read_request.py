@@ -1,0 +1,145 @@
+"""Reading a create-response body: what is refused names the field, what is ignored is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.read_request import read_request
+from antiphon.types.request import CreateResponse
+
+_TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+
+
+def _read(**fields: Any) -> CreateResponse:
+    body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
+    return read_request(body, most_items=10, most_tools=3)
+
+
+def _refused(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        _read(**fields)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"model": None}, "model", "missing_required_parameter"),
+        ({"model": 3}, "model", "invalid_type"),
+        ({"model": " "}, "model", "invalid_value"),
+        ({"input": None}, "input", "missing_required_parameter"),
+        ({"input": ""}, "input", "missing_required_parameter"),
+        ({"input": []}, "input", "missing_required_parameter"),
+        ({"input": {}}, "input", "invalid_type"),
+        ({"input": [3]}, "input[0]", "invalid_type"),
+        ({"input": [{"role": 3}]}, "input[0].role", "invalid_type"),
+        ({"input": [{}] * 11}, "input", "array_above_max_length"),
+        ({"instructions": ["x"]}, "instructions", "invalid_type"),
+        ({"temperature": 2.1}, "temperature", "decimal_above_max_value"),
+        ({"temperature": "1"}, "temperature", "invalid_type"),
+        ({"top_p": -0.1}, "top_p", "decimal_below_min_value"),
+        ({"max_output_tokens": 15}, "max_output_tokens", "integer_below_min_value"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens", "invalid_type"),
+        ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"metadata": {"a": 1}}, "metadata[...]", "invalid_type"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "object_above_max_properties"),
+        ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
+        ({"metadata": {"k": "x" * 513}}, "metadata", "string_above_max_length"),
+        ({"safety_identifier": "x" * 65}, "safety_identifier", "string_above_max_length"),
+        ({"truncation": "some"}, "truncation", "invalid_value"),
+        ({"service_tier": "gold"}, "service_tier", "invalid_value"),
+        ({"reasoning": {"effort": "lots"}}, "reasoning.effort", "invalid_value"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort", "invalid_type"),
+        ({"text": {"verbosity": "loud"}}, "text.verbosity", "invalid_value"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.name", "missing_required_parameter"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}},
+            "text.format.name",
+            "invalid_value",
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a"}}},
+            "text.format.schema",
+            "missing_required_parameter",
+        ),
+        ({"include": ["nonsense"]}, "include", "invalid_value"),
+        ({"background": True}, "background", "unsupported_parameter"),
+        ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
+        ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
+        ({"messages": []}, "messages", "unsupported_parameter"),
+        ({"response_format": {}}, "response_format", "unsupported_parameter"),
+        ({"max_tokens": 5}, "max_tokens", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "invalid_value"),
+        ({"tools": [_TOOL, _TOOL]}, "tools[1].name", "invalid_value"),
+        ({"tools": [{**_TOOL, "parameters": []}]}, "tools[0].parameters", "invalid_type"),
+        ({"tools": [_TOOL] * 4}, "tools", "array_above_max_length"),
+        ({"tools": [{"type": "mcp"}]}, "tools[0].type", "unsupported_tool"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools[0].type", "unsupported_tool"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": "perhaps"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "function", "name": "g"}, "tools": [_TOOL]}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "web_search"}, "tools": [_TOOL]}, "tool_choice", "unsupported_parameter"),
+        ({"tool_choice": {"name": "f"}, "tools": [_TOOL]}, "tool_choice", "invalid_type"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "g"}]}, "tools": [_TOOL]},
+            "tool_choice.tools[0]",
+            "invalid_value",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    error = _refused(**fields)
+    assert (error.param or "").replace("[...]", "") == param.replace("[...]", "")
+    assert error.code == code and error.status == 400
+    assert error.message.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"3", b"\xff{}", b'{"a":\xff}', b"[" * 100_000, b'{"model":"\\ud800"}']
+)
+def test_what_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_request(body, most_items=10, most_tools=10)
+    assert caught.value.code in ("invalid_json", "invalid_type")
+
+
+def test_what_has_no_effect_is_named() -> None:
+    request = _read(
+        client_metadata={"a": 1},
+        service_tier="flex",
+        user="me",
+        truncation="auto",
+        include=["reasoning.encrypted_content"],
+        tools=[{"type": "web_search"}, _TOOL],
+        stream_options={"include_obfuscation": True},
+    )
+    assert set(request.ignored) == {
+        "client_metadata",
+        "service_tier",
+        "user",
+        "truncation",
+        "include:reasoning.encrypted_content",
+        "tools.web_search",
+        "stream_options.include_obfuscation",
+    }
+    assert [tool.name for tool in request.tools] == ["f"]
+
+
+def test_defaults_and_nulls_are_the_same() -> None:
+    names = ("tools", "tool_choice", "temperature", "text", "reasoning", "metadata", "store", "stream", "include")
+    assert _read(**dict.fromkeys(names)) == _read()
+    assert _read().store is True and _read().stream is False and _read().ignored == ()
+
+
+def test_large_parts_stay_slices_of_the_request() -> None:
+    text = "x" * 100_000
+    request = _read(input=[{"role": "user", "content": text}])
+    assert bytes(request.input[0].content) == json.dumps(text).encode()
