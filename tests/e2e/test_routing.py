@@ -53,6 +53,22 @@ async def test_addressing_and_credentials(prefixed: tuple[Gateway, ChatServer]) 
         assert sent.json == body
 
 
+async def test_the_access_log_knows_tokens_and_model(tmp_path: Path) -> None:
+    """Usage and model are dynamic metadata of Envoy's, so that logs and rate limits can use them."""
+    async with ChatServer() as server:
+        for mode in ("relay", "drive"):
+            environ = {"ANTIPHON_ENVOY__ACCESS_LOG": "true"}
+            gateway = await start_gateway(server.base_url, tmp_path / mode, "--mode", mode, environ=environ)
+            for stream in (False, True):
+                await post(gateway.base_url + "/responses", {**_TEXT, "stream": stream})
+            await gateway.stop()
+            lines = [json.loads(line) for line in gateway.log if '"input_tokens"' in line and "details" in line]
+            told = [line for line in lines if line["model"] == "demo-model"]
+            assert len(told) == 2, gateway.log
+            assert {(line["input_tokens"], line["output_tokens"]) for line in told} == {(3, 2)}
+            assert all(line["response_id"].startswith("resp_") for line in told)
+
+
 async def test_a_forged_owner_is_no_owner(prefixed: tuple[Gateway, ChatServer]) -> None:
     """No authenticating filter is configured, so nobody has an identity, whatever they claim."""
     gateway, server = prefixed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 
 from aiohttp import web
@@ -34,7 +35,8 @@ async def _serve(host: str, port: int) -> int:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ConfigError(f"--listen: cannot listen on {host}:{port}: {error.strerror}") from None
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"--listen: cannot listen on {host}:{port}: {reason}") from None
         bound = runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
         print(f"ready: http://{shown}:{bound}/v1", flush=True)

@@ -35,7 +35,7 @@ from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
-from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
@@ -140,7 +140,8 @@ class _Up:
         settings = self._settings
         binary = find_envoy(settings.envoy.binary)
         config = folder / "envoy.yaml"
-        _write_private(config, to_yaml(bootstrap(settings, sidecars=endpoints(settings))))
+        text = to_yaml(bootstrap(settings, sidecars=endpoints(settings)))
+        _write_private(config, fill_in_secret(text, settings))
         for number in range(settings.workers):
             await self._start_worker(folder, f"sidecar {number}", "extproc", "--worker", str(number))
         # The sidecars first: Envoy's first health check then finds them.

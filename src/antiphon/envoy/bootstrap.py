@@ -5,8 +5,9 @@ Lives here: listeners, filters, clusters, local replies. Not here: the routes (`
 
 Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0.
 
-Invariant: `envoy --mode validate` accepts what comes out, and no secret is in it (the environment of Envoy's process
-holds them), except the model door's on TCP, which Envoy can only compare with a literal.
+Invariant: `envoy --mode validate` accepts what comes out, and no secret is in it: the environment of Envoy's process
+holds them, and where Envoy can only compare with a literal (the model door on TCP) a placeholder stands for it, which
+whoever starts Envoy fills in (`fill_in_secret`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,25 @@ import yaml
 
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.messages import Config, address, cluster, error_body, http_filter, listener, typed
-from antiphon.envoy.routes import EXTPROC, SECRET_HEADER, SECRET_VARIABLE, model_door_routes, public_routes
+from antiphon.envoy.routes import (
+    EXTPROC,
+    SECRET_HEADER,
+    SECRET_PLACEHOLDER,
+    SECRET_VARIABLE,
+    model_door_routes,
+    public_routes,
+)
 from antiphon.errors import ConfigError
 
-__all__ = ["SidecarEndpoint", "bootstrap", "clusters", "connection_manager", "extproc_filter", "to_yaml"]
+__all__ = [
+    "SidecarEndpoint",
+    "bootstrap",
+    "clusters",
+    "connection_manager",
+    "extproc_filter",
+    "fill_in_secret",
+    "to_yaml",
+]
 
 _AUTHORITIES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -73,6 +89,12 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Con
 def to_yaml(config: Config | list[Config]) -> str:
     """The configuration as YAML, keys in the order in which they were written."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+def fill_in_secret(text: str, settings: Settings) -> str:
+    """The YAML with the shared secret in its place; for a file that only Envoy's user can read."""
+    secret = settings.sidecar_secret()
+    return text if secret is None else text.replace(SECRET_PLACEHOLDER, json.dumps(secret)[1:-1])
 
 
 class _Dumper(yaml.SafeDumper):

@@ -20,6 +20,7 @@ __all__ = [
     "EXTPROC",
     "KEY_VARIABLE",
     "SECRET_HEADER",
+    "SECRET_PLACEHOLDER",
     "SECRET_VARIABLE",
     "model_door_routes",
     "public_routes",
@@ -32,6 +33,8 @@ KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
 """Environment variable of Envoy's process that holds the upstream key with `upstream.auth: inject`."""
 SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
 """Environment variable of Envoy's process that holds the shared secret, when a sidecar port is on TCP."""
+SECRET_PLACEHOLDER = f"${{{SECRET_VARIABLE}}}"
+"""Stands for the secret where Envoy compares it: matchers take only literals, and what is printed holds no secret."""
 
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 _BODY_LIMIT = 33_554_432
@@ -91,7 +94,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
     """The model door's routes: the sidecar's own model calls, and nothing else."""
     needed: list[Config] = []
     if parse_address(settings.sidecar.model_door)[0] != "unix":
-        needed = [{"name": SECRET_HEADER, "string_match": {"exact": settings.sidecar_secret()}}]
+        needed = [{"name": SECRET_HEADER, "string_match": {"exact": SECRET_PLACEHOLDER}}]
     routes = [
         _to_model(settings, f"model{path}", path, headers=needed)
         for path in (*_MODEL_PATHS, *settings.upstream.path_allow)

@@ -14,7 +14,7 @@ from antiphon.cli import main
 from antiphon.commands.envoy_config import endpoints
 from antiphon.config import Settings
 from antiphon.envoy.binary import find_envoy
-from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.snippet import assemble, parts, snippet
 from antiphon.errors import ConfigError
 
@@ -71,6 +71,9 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
     settings = _settings(case, tmp_path)
     text = to_yaml(bootstrap(settings, sidecars=endpoints(settings))) + snippet(settings, endpoints(settings))
     assert "very-secret" not in text and "owner-secret" not in text
+    tcp = _settings(CASES["tcp"], tmp_path)
+    printed = to_yaml(bootstrap(tcp, sidecars=endpoints(tcp)))
+    assert "s3cret-value" not in printed and "s3cret-value" in fill_in_secret(printed, tcp)
     assert "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY)%" in text
 
 
