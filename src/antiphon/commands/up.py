@@ -100,9 +100,10 @@ class _Up:
         with _run_folder(self._settings.data) as folder:
             try:
                 where = await self._until(stop, self._start(folder))
-                if where is not None:
-                    self._announce(where)
-                    await self._until(stop, asyncio.Event().wait())
+                if where is None:
+                    return 0
+                self._announce(where)
+                await self._until(stop, asyncio.Event().wait())
                 _log.info("draining")
                 drained = await self._until(cut, self._drain(), deaths=False)
                 _log.info("drained" if drained else "stopped_with_requests_in_flight")
@@ -302,7 +303,8 @@ def _run_folder(data: Path) -> Iterator[Path]:
                 shutil.rmtree(lock.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
     try:
-        with (folder / "lock").open("w") as held:
+        _write_private(folder / "lock", "")
+        with (folder / "lock").open() as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield folder
     finally:

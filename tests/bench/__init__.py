@@ -1,0 +1,1 @@
+"""The benchmark behind `scripts/bench`: a fast upstream, a load generator, the variants, and the report."""

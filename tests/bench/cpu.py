@@ -1,0 +1,52 @@
+"""CPU time and memory of processes, from `/proc`.
+
+Lives here: reading the two figures, and finding the descendants of a process. Not here: what they are divided by
+(`run.py`).
+
+Invariant: reading costs the measured process nothing, and a process that is gone is an error, not a zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["children", "command_line", "cpu_seconds", "program", "rss_bytes"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of all threads of these processes so far, to a precision of 10 ms."""
+    total = 0
+    for pid in pids:
+        # The name in parentheses may hold anything; the fields after it cannot.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / _TICKS
+
+
+def rss_bytes(pids: Iterable[int]) -> int:
+    """Resident memory of these processes."""
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE for pid in pids)
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process, parents first."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+
+def program(pid: int) -> str:
+    """The name of the executable file of a process."""
+    return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")

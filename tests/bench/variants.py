@@ -1,0 +1,241 @@
+"""What is compared, and how each of it is started and stopped.
+
+Lives here: the processes of every variant, the requests they are sent, and which of their processes count as sidecar
+and which as Envoy. Not here: the load (`load.py`), what is measured (`run.py`).
+
+The variants without Antiphon run on its own Envoy configuration, cut down to one route: the same connection manager,
+cluster and number of threads, so that the difference is the external processor and nothing else.
+
+Invariant: every process is stopped by the one that started it, by its id, and ends by itself when that one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antiphon.commands.envoy_admin import EnvoyAdmin
+from antiphon.config import Settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
+from tests.bench import cpu
+
+__all__ = ["CHAT", "LABELS", "RESPONSES", "Process", "Protocol", "Variant", "start_variant"]
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 8.0
+
+LABELS = {
+    "direct": "no proxy (client to upstream)",
+    "envoy": "Envoy alone",
+    "echo": "Envoy + no-op ext_proc",
+    "relay": "Antiphon, relay",
+    "drive": "Antiphon, drive",
+    "http": "Antiphon, HTTP door (no Envoy)",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a variant is asked, and what stands once in every event that carries text."""
+
+    path: str
+    marker: str
+    fields: dict[str, Any]
+
+    def body(self, model: str, *, stream: bool) -> str:
+        """A request of this model."""
+        return json.dumps({"model": model, "stream": stream, **self.fields})
+
+
+_SAID = "Say something that is long enough to be worth streaming."
+CHAT = Protocol(
+    "/v1/chat/completions",
+    '"content":"',
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": _SAID}]},
+)
+# Nothing is stored: the disk is not part of the comparison.
+RESPONSES = Protocol(
+    "/v1/responses", '"delta":"', {"instructions": "Be brief.", "input": _SAID, "store": False}
+)
+
+
+@dataclass
+class Process:
+    """A process of the benchmark's own, with its standard streams."""
+
+    handle: asyncio.subprocess.Process
+    ready: str = ""
+    log: Path | None = None
+
+    @classmethod
+    async def start(cls, log: Path, *command: str, wait: bool = True) -> Process:
+        """Start it; with `wait`, until it prints `ready: …`."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+        with log.open("wb") as errors:
+            handle = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env=plain,
+                limit=1 << 22,
+                # Ctrl-C reaches the benchmark alone, which stops its processes in order.
+                start_new_session=True,
+            )
+        self = cls(handle, log=log)
+        if wait:
+            assert handle.stdout is not None
+            try:
+                async with asyncio.timeout(_START_SECONDS):
+                    line = (await handle.stdout.readline()).decode()
+            except BaseException:
+                await self.stop()
+                raise
+            if not line.startswith("ready: "):
+                await self.stop()
+                raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()[-4000:]}")
+            self.ready = line.removeprefix("ready: ").strip()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.handle.pid
+
+    async def ask(self, line: str) -> str:
+        """Write a line, read a line."""
+        assert self.handle.stdin is not None
+        assert self.handle.stdout is not None
+        self.handle.stdin.write(line.encode() + b"\n")
+        answer = await self.handle.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a process of the benchmark ended:\n{self.log.read_text()[-4000:] if self.log else ''}")
+        return answer.decode()
+
+    async def stop(self) -> None:
+        """End its input and signal it; kill it when that was not enough."""
+        if self.handle.stdin is not None:
+            self.handle.stdin.close()
+        for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+            if self.handle.returncode is not None:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                self.handle.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.handle.wait()
+
+
+@dataclass
+class Variant:
+    """A running variant: where it is asked and which processes are its sidecar and its Envoy."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    processes: list[Process] = field(default_factory=list)
+    sidecar: list[int] = field(default_factory=list)
+    envoy: list[int] = field(default_factory=list)
+
+    async def stop(self) -> None:
+        """Stop all of it, the front first."""
+        for process in reversed(self.processes):
+            await process.stop()
+
+
+async def start_variant(name: str, upstream: int, folder: Path) -> Variant:
+    """Start one variant in front of the upstream on this port."""
+    folder.mkdir()
+    if name == "direct":
+        return Variant(name, CHAT, upstream)
+    if name in ("envoy", "echo"):
+        return await _start_envoy(name, upstream, folder)
+    return await _start_antiphon(name, upstream, folder)
+
+
+async def _start_antiphon(name: str, upstream: int, folder: Path) -> Variant:
+    door = ("--door", "http") if name == "http" else ("--mode", name)
+    process = await Process.start(
+        folder / "log",
+        *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
+        *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", "warning", *door),
+    )
+    port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
+    variant = Variant(name, RESPONSES, port, [process])
+    for pid in cpu.children(process.pid):
+        if cpu.program(pid).startswith("envoy"):
+            variant.envoy.append(pid)
+        elif {"extproc", "serve"} & set(cpu.command_line(pid)[1:4]):
+            variant.sidecar.append(pid)
+    if not variant.sidecar or bool(variant.envoy) == (name == "http"):
+        await variant.stop()
+        raise RuntimeError(f"{name}: its processes were not recognised")
+    return variant
+
+
+async def _start_envoy(name: str, upstream: int, folder: Path) -> Variant:
+    variant = Variant(name, CHAT, 0)
+    try:
+        if name == "echo":
+            sidecar = await Process.start(
+                folder / "echo.log", sys.executable, "-m", "tests.bench.echo", str(folder / "echo.sock")
+            )
+            variant.processes.append(sidecar)
+            variant.sidecar.append(sidecar.pid)
+        config = folder / "envoy.yaml"
+        config.write_text(to_yaml(_plain_bootstrap(upstream, folder, with_filter=name == "echo")))
+        # Through the guard of `antiphon up` would need its pipe; here Envoy's own process is enough.
+        envoy = await Process.start(
+            folder / "envoy.log",
+            *(str(find_envoy(None)), "-c", str(config), "--disable-hot-restart", "--log-level", "warning"),
+            wait=False,
+        )
+        variant.processes.append(envoy)
+        admin = EnvoyAdmin(f"unix:{folder / 'envoy-admin.sock'}")
+        await _poll(envoy, admin.is_live)
+        variant.port = await admin.bound_port("public") or 0
+        variant.envoy = [pid for pid in (envoy.pid, *cpu.children(envoy.pid)) if cpu.program(pid).startswith("envoy")]
+        if not variant.port or not variant.envoy:
+            raise RuntimeError(f"{name}: Envoy was not recognised")
+    except BaseException:
+        await variant.stop()
+        raise
+    return variant
+
+
+def _plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
+    """Antiphon's bootstrap with one route to the upstream, and its filter on or gone."""
+    settings = Settings.model_validate(
+        {"upstream": {"url": f"http://127.0.0.1:{upstream}/v1"}, "data": str(folder), "listen": "127.0.0.1:0"}
+    )
+    config = bootstrap(settings, sidecars=[SidecarEndpoint(f"unix:{folder}/echo.sock", f"unix:{folder}/none.sock")])
+    static = config["static_resources"]
+    static["listeners"] = static["listeners"][:1]
+    wanted = ("model", "sidecar_grpc") if with_filter else ("model",)
+    static["clusters"] = [cluster for cluster in static["clusters"] if cluster["name"] in wanted]
+    for cluster in static["clusters"]:
+        cluster.pop("health_checks", None)
+    manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    processor, router = manager["http_filters"]
+    processor.pop("disabled", None)
+    manager["http_filters"] = [processor, router] if with_filter else [router]
+    for host in manager["route_config"]["virtual_hosts"]:
+        host["routes"] = [route for route in host["routes"] if route.get("name") == "model/chat/completions"]
+    return config
+
+
+async def _poll(process: Process, ready: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(_START_SECONDS):
+        while not await ready():
+            if process.handle.returncode is not None:
+                raise RuntimeError(f"Envoy did not start:\n{process.log.read_text()[-4000:] if process.log else ''}")
+            await asyncio.sleep(0.05)
