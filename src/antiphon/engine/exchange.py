@@ -6,8 +6,8 @@ transport. No await, no clock but the one given, no randomness but the ids given
     NEW ──request──▶ CONTEXT ──context──▶ CALLING ──head──▶ STREAMING | COLLECTING ──end──▶ SAVING ──saved──▶ DONE
          └─ without history: straight to CALLING          (non-2xx: REFUSED ──end──▶ DONE with the mapped status)
 
-`TRANSITIONS` is the whole table; a test walks every pair of state and input. An input that the table does not allow
-raises `ExchangeStateError` (a door's bug); bad bytes never raise, they become the failed path.
+`TRANSITIONS` (`states.py`) is the whole table; a test walks every pair of state and input. An input that the table does
+not allow raises `ExchangeStateError` (a door's bug); bad bytes never raise, they become the failed path.
 
 Invariants: `SendHead` comes once, before any `SendBody`; `Finish` comes last and once; the response is saved before
 its terminal event is sent; after `Finish` nothing is asked for any more.
@@ -16,7 +16,6 @@ its terminal event is sent; after `Finish` nothing is asked for any more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from antiphon.engine.actions import (
     AbortUpstream,
@@ -35,6 +34,7 @@ from antiphon.engine.actions import (
     Usage,
 )
 from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references
+from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import ApiError, ExchangeStateError, InternalError, InvalidRequest, NotFound, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder
@@ -50,78 +50,7 @@ from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
-__all__ = ["TRANSITIONS", "ExchangeOptions", "Input", "ResponseExchange", "State"]
-
-
-class State(Enum):
-    """Where an exchange is."""
-
-    NEW = "new"
-    CONTEXT = "context"
-    CALLING = "calling"
-    STREAMING = "streaming"
-    COLLECTING = "collecting"
-    REFUSED = "refused"
-    SAVING = "saving"
-    DONE = "done"
-
-
-class Input(Enum):
-    """What can happen to an exchange."""
-
-    REQUEST = "request"
-    CONTEXT = "context"
-    HEAD = "head"
-    DATA = "data"
-    END = "end"
-    SAVED = "saved"
-    CANCEL = "cancel"
-
-
-_ANSWER = {Input.DATA, Input.END, Input.CANCEL}
-
-TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
-    State.NEW: {
-        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
-        Input.CANCEL: frozenset({State.DONE}),
-    },
-    State.CONTEXT: {
-        Input.CONTEXT: frozenset({State.CALLING, State.DONE}),
-        Input.CANCEL: frozenset({State.DONE}),
-    },
-    State.CALLING: {
-        Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
-        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
-    },
-    State.STREAMING: {
-        Input.DATA: frozenset({State.STREAMING, State.SAVING, State.DONE}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
-        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
-    },
-    State.COLLECTING: {
-        Input.DATA: frozenset({State.COLLECTING, State.SAVING, State.DONE}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
-        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
-    },
-    State.REFUSED: {
-        Input.DATA: frozenset({State.REFUSED}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
-        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
-    },
-    # The upstream may still send what follows its [DONE].
-    State.SAVING: {
-        Input.DATA: frozenset({State.SAVING}),
-        Input.END: frozenset({State.SAVING}),
-        Input.SAVED: frozenset({State.DONE}),
-        Input.CANCEL: frozenset({State.SAVING}),
-    },
-    State.DONE: {
-        Input.DATA: frozenset({State.DONE}),
-        Input.END: frozenset({State.DONE}),
-        Input.CANCEL: frozenset({State.DONE}),
-    },
-}
+__all__ = ["ExchangeOptions", "ResponseExchange"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A create-response body becomes a `CreateResponse`, or an error that says what to change.
 
 Lives here: types, ranges, combinations, and the fate of every field that is not translated (ignored and named, or a
-400). Not here: the echo (`echo.py`) and the chat request (`chat_request.py`).
+400). Not here: tools (`read_tools.py`), the echo (`echo.py`), the chat request (`chat_request.py`).
 
 Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
 is dropped without being named in `ignored`.
@@ -9,15 +9,16 @@ is dropped without being named in `ignored`.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
+from antiphon.translation.checks import NAME, check_choice, read_string, wrong_type
+from antiphon.translation.read_tools import read_tool_choice, read_tools
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, encode, first, given
+from antiphon.types.json import ABSENT, given
 from antiphon.types.request import CreateResponse, FunctionTool, ReasoningOptions, StreamOptions, TextOptions
 
 __all__ = ["read_request"]
@@ -51,7 +52,6 @@ _OPTIONAL: dict[str, Any] = {
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
 _TOP = msgspec.json.Decoder(dict[str, Raw])
-_STRING = msgspec.json.Decoder(str)
 
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
@@ -70,10 +70,6 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _SUMMARIES = ("auto", "concise", "detailed")
 _VERBOSITIES = ("low", "medium", "high")
 _LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-
-# Hosted tools that cannot run here: left out and named, except those without which the answer would be wrong.
-_REFUSED_TOOLS = ("code_interpreter", "mcp")
 
 _NOT_YET = {
     "conversation": "Conversations are not available yet; use previous_response_id.",
@@ -118,7 +114,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
             param="background",
             code="unsupported_parameter",
         )
-    tools, left_out = _read_tools(values.get("tools") or [], most_tools)
+    tools, left_out = read_tools(values.get("tools") or [], most_tools)
     ignored += left_out
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
@@ -126,7 +122,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
         tools=tuple(tools),
-        tool_choice=_read_tool_choice(fields.get("tool_choice", ABSENT), tools, left_out),
+        tool_choice=read_tool_choice(fields.get("tool_choice", ABSENT), tools, left_out),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
         top_p=values.get("top_p"),
@@ -178,19 +174,9 @@ def _read(name: str, value: Raw) -> Any:
     try:
         return _DECODERS[name].decode(value)
     except msgspec.ValidationError as error:
-        raise _wrong_type(name, error) from None
+        raise wrong_type(name, error) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
-
-
-def _wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
-    problem, _, path = str(error).partition(" - at `$")
-    param = name + path.removesuffix("`").replace("[...]", "")
-    return InvalidRequest(f"Invalid type for '{param}': {_lower(problem)}.", param=param, code="invalid_type")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:].replace("`", "")
 
 
 def _check_values(values: dict[str, Any]) -> None:
@@ -206,7 +192,7 @@ def _check_values(values: dict[str, Any]) -> None:
                 code=f"{kind}_{'below_min' if below else 'above_max'}_value",
             )
     for name, allowed in _CHOICES.items():
-        _check_choice(name, values.get(name), allowed)
+        check_choice(name, values.get(name), allowed)
     for name, most in _LENGTHS.items():
         if len(values.get(name) or "") > most:
             raise InvalidRequest(
@@ -219,8 +205,8 @@ def _check_values(values: dict[str, Any]) -> None:
         _check_text(text)
     reasoning: ReasoningOptions | None = values.get("reasoning")
     if reasoning is not None:
-        _check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
-        _check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
+        check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
+        check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
     _check_metadata(values.get("metadata") or {})
     for number, include in enumerate(values.get("include") or ()):
         if include not in _IGNORABLE_INCLUDES:
@@ -238,20 +224,11 @@ def _check_values(values: dict[str, Any]) -> None:
         )
 
 
-def _check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise InvalidRequest(
-            f"Invalid value for '{name}': {value[:64]!r}. Supported values are: {', '.join(allowed)}.",
-            param=name,
-            code="invalid_value",
-        )
-
-
 def _check_text(text: TextOptions) -> None:
-    _check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
+    check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
     if text.format is None:
         return
-    _check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
+    check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
     if text.format.type == "json_schema":
         if not text.format.name:
             raise InvalidRequest(
@@ -259,7 +236,7 @@ def _check_text(text: TextOptions) -> None:
                 param="text.format.name",
                 code="missing_required_parameter",
             )
-        if not _NAME.fullmatch(text.format.name):
+        if not NAME.fullmatch(text.format.name):
             raise InvalidRequest(
                 "Invalid 'text.format.name': use 1 to 64 letters, digits, underscores or dashes.",
                 param="text.format.name",
@@ -303,25 +280,16 @@ def _ignored_values(values: dict[str, Any]) -> list[str]:
 def _read_model(value: Raw) -> str:
     if not given(value):
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
-    model = _string("model", value)
+    model = read_string("model", value)
     if not model.strip():
         raise InvalidRequest("Invalid 'model': it is empty.", param="model", code="invalid_value")
     return model
 
 
-def _string(name: str, value: Raw) -> str:
-    try:
-        return _STRING.decode(value)
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(
-            f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
-        ) from None
-
-
 def _read_instructions(value: Raw) -> Raw | None:
     if not given(value):
         return None
-    _string("instructions", value)
+    read_string("instructions", value)
     return value
 
 
@@ -330,7 +298,7 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
         return []
     data = bytes(value)
     if data[:1] == b'"':
-        _string("input", value)
+        read_string("input", value)
         return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
     try:
         items = _INPUT.decode(data)
@@ -339,7 +307,7 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
             raise InvalidRequest(
                 "Invalid type for 'input': expected a string or a list of items.", param="input", code="invalid_type"
             ) from None
-        raise _wrong_type("input", error) from None
+        raise wrong_type("input", error) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
     if len(items) > most:
@@ -349,118 +317,3 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
             code="array_above_max_length",
         )
     return items
-
-
-def _read_tools(tools: list[FunctionTool], most: int) -> tuple[list[FunctionTool], list[str]]:
-    if len(tools) > most:
-        raise InvalidRequest(
-            f"'tools' has {len(tools)} entries; at most {most} are allowed.",
-            param="tools",
-            code="array_above_max_length",
-        )
-    kept: list[FunctionTool] = []
-    left_out: list[str] = []
-    names: set[str] = set()
-    for number, tool in enumerate(tools):
-        where = f"tools[{number}]"
-        if tool.type in _REFUSED_TOOLS:
-            raise InvalidRequest(
-                f"The hosted tool '{tool.type}' cannot run here; remove it from 'tools'.",
-                param=f"{where}.type",
-                code="unsupported_tool",
-            )
-        if tool.type != "function":
-            left_out.append(f"tools.{tool.type}")
-            continue
-        if tool.name is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{where}.name'.",
-                param=f"{where}.name",
-                code="missing_required_parameter",
-            )
-        if not _NAME.fullmatch(tool.name):
-            raise InvalidRequest(
-                f"Invalid '{where}.name': use 1 to 64 letters, digits, underscores or dashes.",
-                param=f"{where}.name",
-                code="invalid_value",
-            )
-        if tool.name in names:
-            raise InvalidRequest(
-                f"Two tools are called {tool.name!r}; names must be unique.",
-                param=f"{where}.name",
-                code="invalid_value",
-            )
-        if given(tool.parameters) and first(tool.parameters) != b"{":
-            raise InvalidRequest(
-                f"Invalid type for '{where}.parameters': expected an object.",
-                param=f"{where}.parameters",
-                code="invalid_type",
-            )
-        names.add(tool.name)
-        kept.append(tool)
-    return kept, left_out
-
-
-class _NamedTool(msgspec.Struct):
-    type: str | None = None
-    name: str | None = None
-
-
-class _ToolChoice(msgspec.Struct):
-    type: str
-    name: str | None = None
-    mode: str | None = None
-    tools: list[_NamedTool] | None = None
-
-
-def _read_tool_choice(value: Raw, tools: list[FunctionTool], left_out: list[str]) -> Raw | None:
-    """The choice as it is echoed: a string, a function, or allowed tools with their mode."""
-    if not given(value):
-        return None
-    if bytes(value)[:1] == b'"':
-        choice = _string("tool_choice", value)
-        _check_choice("tool_choice", choice, ("auto", "none", "required"))
-        if choice == "required" and not tools:
-            raise InvalidRequest(
-                "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
-                if left_out
-                else "tool_choice 'required' needs 'tools'.",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        return value
-    try:
-        choice_object = msgspec.json.decode(value, type=_ToolChoice)
-    except msgspec.ValidationError as error:
-        raise _wrong_type("tool_choice", error) from None
-    names = {tool.name for tool in tools}
-    if choice_object.type == "function":
-        if choice_object.name not in names:
-            raise InvalidRequest(
-                f"tool_choice names the function {choice_object.name!r}, which is not in 'tools'.",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        return Raw(encode({"type": "function", "name": choice_object.name}))
-    if choice_object.type == "allowed_tools":
-        mode = choice_object.mode or "auto"
-        _check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
-        chosen = choice_object.tools or []
-        for number, tool in enumerate(chosen):
-            if tool.type == "function" and tool.name not in names:
-                raise InvalidRequest(
-                    f"tool_choice allows the function {tool.name!r}, which is not in 'tools'.",
-                    param=f"tool_choice.tools[{number}]",
-                    code="invalid_value",
-                )
-        if not any(tool.type == "function" for tool in chosen):
-            raise InvalidRequest(
-                "tool_choice allows no tool that can be called here.", param="tool_choice.tools", code="invalid_value"
-            )
-        listed = [{"type": tool.type, "name": tool.name} for tool in chosen if tool.type == "function"]
-        return Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
-    raise InvalidRequest(
-        f"tool_choice asks for {choice_object.type[:64]!r}, which cannot run here.",
-        param="tool_choice",
-        code="unsupported_parameter",
-    )

@@ -20,7 +20,8 @@ from antiphon.engine.actions import (
     SendHead,
     StoredItem,
 )
-from antiphon.engine.exchange import TRANSITIONS, Input, ResponseExchange, State
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import ExchangeStateError, StoreError
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run

@@ -1,0 +1,81 @@
+"""The states of an exchange and what may happen in each.
+
+Lives here: the table, as data. Not here: what is done on a transition (`exchange.py`).
+
+Invariant: whatever is not in the table is a bug of the door that did it, and raises.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["TRANSITIONS", "Input", "State"]
+
+
+class State(Enum):
+    """Where an exchange is."""
+
+    NEW = "new"
+    CONTEXT = "context"
+    CALLING = "calling"
+    STREAMING = "streaming"
+    COLLECTING = "collecting"
+    REFUSED = "refused"
+    SAVING = "saving"
+    DONE = "done"
+
+
+class Input(Enum):
+    """What can happen to an exchange."""
+
+    REQUEST = "request"
+    CONTEXT = "context"
+    HEAD = "head"
+    DATA = "data"
+    END = "end"
+    SAVED = "saved"
+    CANCEL = "cancel"
+
+
+TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
+    State.NEW: {
+        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+    State.CONTEXT: {
+        Input.CONTEXT: frozenset({State.CALLING, State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+    State.CALLING: {
+        Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.STREAMING: {
+        Input.DATA: frozenset({State.STREAMING, State.SAVING, State.DONE}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.COLLECTING: {
+        Input.DATA: frozenset({State.COLLECTING, State.SAVING, State.DONE}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    State.REFUSED: {
+        Input.DATA: frozenset({State.REFUSED}),
+        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    # The upstream may still send what follows its [DONE].
+    State.SAVING: {
+        Input.DATA: frozenset({State.SAVING}),
+        Input.END: frozenset({State.SAVING}),
+        Input.SAVED: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING}),
+    },
+    State.DONE: {
+        Input.DATA: frozenset({State.DONE}),
+        Input.END: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+}
