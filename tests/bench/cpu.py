@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["children", "command_line", "cpu_seconds", "program", "rss_bytes"]
+__all__ = ["busy_seconds", "children", "command_line", "cpu_seconds", "program", "rss_bytes"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -26,6 +26,17 @@ def cpu_seconds(pids: Iterable[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / _TICKS
+
+
+def busy_seconds() -> float:
+    """What all cores together worked since the machine started, time taken by its host included."""
+    user, nice, system, _idle, _wait, irq, soft_irq, steal = map(int, _first_line("/proc/stat").split()[1:9])
+    return (user + nice + system + irq + soft_irq + steal) / _TICKS
+
+
+def _first_line(path: str) -> str:
+    with open(path) as file:
+        return file.readline()
 
 
 def rss_bytes(pids: Iterable[int]) -> int:

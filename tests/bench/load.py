@@ -1,4 +1,4 @@
-"""The load generator. Its own process: `python -m tests.bench.load`, one JSON job a line in, one JSON result a line out.
+"""The load generator. Its own process: `python -m tests.bench.load`; a JSON job a line in, a JSON result a line out.
 
 Lives here: a closed loop of keep-alive connections, each sending its next request when the last was answered whole, and
 what can be seen from there. Not here: CPU and memory (`cpu.py`), comparison (`run.py`).
@@ -98,6 +98,8 @@ class _Client(asyncio.Protocol):
     def send(self) -> None:
         """Send the next request, unless the window is over."""
         if time.monotonic_ns() >= self._totals.finish_at:
+            if self._busy:
+                self._done()
             return
         if self._transport.is_closing():
             self._totals.fail("the connection was closed")

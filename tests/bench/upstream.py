@@ -7,8 +7,8 @@ The model's name is the script:
 
 - `json`: one completion in JSON;
 - `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them;
-- `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it was
-  written, so that a client on the same machine can tell how long it was under way.
+- `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it
+  was written, so that a client on the same machine can tell how long it was under way.
 
 Invariants: one chunk is one write is one HTTP chunk, as chat servers send them; a client that does not read stops its
 stream, not the process.

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from antiphon.commands import guard
+from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.config import Settings
 from antiphon.envoy.binary import find_envoy
@@ -63,9 +65,7 @@ CHAT = Protocol(
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": _SAID}]},
 )
 # Nothing is stored: the disk is not part of the comparison.
-RESPONSES = Protocol(
-    "/v1/responses", '"delta":"', {"instructions": "Be brief.", "input": _SAID, "store": False}
-)
+RESPONSES = Protocol("/v1/responses", '"delta":"', {"instructions": "Be brief.", "input": _SAID, "store": False})
 
 
 @dataclass
@@ -77,8 +77,10 @@ class Process:
     log: Path | None = None
 
     @classmethod
-    async def start(cls, log: Path, *command: str, wait: bool = True) -> Process:
-        """Start it; with `wait`, until it prints `ready: …`."""
+    async def start(cls, log: Path, *command: str, wait: bool = True, pipe: ParentPipe | None = None) -> Process:
+        """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input."""
+        if pipe is not None:
+            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), *command)
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
         with log.open("wb") as errors:
             handle = await asyncio.create_subprocess_exec(
@@ -88,6 +90,7 @@ class Process:
                 stderr=errors,
                 env=plain,
                 limit=1 << 22,
+                pass_fds=(pipe.reading,) if pipe is not None else (),
                 # Ctrl-C reaches the benchmark alone, which stops its processes in order.
                 start_new_session=True,
             )
@@ -152,22 +155,23 @@ class Variant:
             await process.stop()
 
 
-async def start_variant(name: str, upstream: int, folder: Path) -> Variant:
-    """Start one variant in front of the upstream on this port."""
+async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
+    """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed."""
     folder.mkdir()
     if name == "direct":
         return Variant(name, CHAT, upstream)
     if name in ("envoy", "echo"):
-        return await _start_envoy(name, upstream, folder)
-    return await _start_antiphon(name, upstream, folder)
+        return await _start_envoy(name, upstream, folder, pipe)
+    return await _start_antiphon(name, upstream, folder, pipe)
 
 
-async def _start_antiphon(name: str, upstream: int, folder: Path) -> Variant:
+async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
     door = ("--door", "http") if name == "http" else ("--mode", name)
     process = await Process.start(
         folder / "log",
         *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
         *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", "warning", *door),
+        pipe=pipe,
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
     variant = Variant(name, RESPONSES, port, [process])
@@ -182,7 +186,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path) -> Variant:
     return variant
 
 
-async def _start_envoy(name: str, upstream: int, folder: Path) -> Variant:
+async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
     variant = Variant(name, CHAT, 0)
     try:
         if name == "echo":
@@ -193,11 +197,11 @@ async def _start_envoy(name: str, upstream: int, folder: Path) -> Variant:
             variant.sidecar.append(sidecar.pid)
         config = folder / "envoy.yaml"
         config.write_text(to_yaml(_plain_bootstrap(upstream, folder, with_filter=name == "echo")))
-        # Through the guard of `antiphon up` would need its pipe; here Envoy's own process is enough.
         envoy = await Process.start(
             folder / "envoy.log",
             *(str(find_envoy(None)), "-c", str(config), "--disable-hot-restart", "--log-level", "warning"),
             wait=False,
+            pipe=pipe,
         )
         variant.processes.append(envoy)
         admin = EnvoyAdmin(f"unix:{folder / 'envoy-admin.sock'}")

@@ -200,3 +200,33 @@ async def test_too_large_a_body_is_refused_during_the_upload(server: ChatServer,
                     assert not isinstance(data, bytes)
         assert not server.requests
         assert await gateway.stop() == 0
+
+
+@pytest.mark.parametrize("door", ["relay", "drive", "http"])
+async def test_clients_that_leave_at_any_moment(door: Door, server: ChatServer, tmp_path: Path) -> None:
+    """After 1, 2, 3, … parts, or before the first: no call is left open, no row is wrong, the gateway goes on."""
+    gateway = await start_gateway(server.base_url, tmp_path, *_ARGUMENTS[door])
+    texts = [f"word{number} " for number in range(12)]
+    server.default = lambda _: answer(parts=text_stream(*texts))
+
+    async def leave_after(parts: int) -> None:
+        async with aiohttp.ClientSession() as session:
+            request = asyncio.ensure_future(session.post(gateway.base_url + "/responses", json=_STREAM))
+            if parts == 0:
+                await asyncio.sleep(0)
+                request.cancel()
+                await asyncio.wait({request})
+                return
+            answered = await request
+            for _ in range(parts):
+                if not await answered.content.readany():
+                    break
+            answered.close()
+
+    await asyncio.gather(*(leave_after(number % 12) for number in range(48)))
+    whole = await post(gateway.base_url + "/responses", _STREAM)
+    assert check_stream(parse_sse(whole.body))["status"] == "completed"
+    assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+    rows = _rows(gateway)
+    assert set(rows) <= {"completed", "failed"} and "completed" in rows
+    assert not [line for line in gateway.log if '"level":"error"' in line]

@@ -218,6 +218,18 @@ async def test_a_client_that_leaves_during_the_save_leaves_a_whole_row(tmp_path:
         assert [record.status for record in store.records.values()] == ["completed"]
 
 
+async def test_a_drain_waits_for_the_row_of_a_client_that_left(tmp_path: Path) -> None:
+    store = _SlowStore()
+    async with open_door(tmp_path, store=store) as opened:
+        stream = await _relayed(opened, *text_stream("a")[:2])
+        await stream.leave()
+        await asyncio.wait_for(store.saving.wait(), DEADLINE)
+        assert not await opened.door.drain(0.05)
+        store.go.set()
+        await _idle(opened)
+        assert [record.status for record in store.records.values()] == ["failed"]
+
+
 # Bugs
 
 

@@ -14,7 +14,7 @@ from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.engine.owners import OwnerResolver
 from tests.support.chat_server import completion, text_stream
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body
-from tests.support.fake_envoy import DEADLINE, EnvoyStream
+from tests.support.fake_envoy import DEADLINE, METHOD, EnvoyStream
 
 _MODE = pb.ProcessingMode
 
@@ -73,7 +73,8 @@ async def test_a_stream_that_begins_with_a_body_is_refused(tmp_path: Path) -> No
 
 async def test_a_peer_that_speaks_no_ext_proc_is_cut(tmp_path: Path) -> None:
     async with open_door(tmp_path) as opened:
-        call = opened.envoy.channel.stream_stream("/envoy.service.ext_proc.v3.ExternalProcessor/Process")()
+        open_call: Any = opened.envoy.channel.stream_stream(METHOD)  # type: ignore[call-arg]
+        call = open_call()
         await call.write(b"\xffnot protobuf")
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()

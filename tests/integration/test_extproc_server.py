@@ -32,7 +32,7 @@ async def _health(channel: grpc.aio.Channel, service: str = "") -> int:
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     answer: health_pb2.HealthCheckResponse = await check(health_pb2.HealthCheckRequest(service=service))
-    return answer.status
+    return int(answer.status)
 
 
 # Listening

@@ -42,6 +42,7 @@ _DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 _METADATA_CONTEXT = b"\x42\x00"
 
 Headers = Sequence[tuple[str, str]]
+Modes = tuple[pb.ProcessingMode.BodySendMode, pb.ProcessingMode.BodySendMode]
 
 
 class Violation(AssertionError):
@@ -86,9 +87,9 @@ class FakeEnvoy:
         self._metadata = (("x-antiphon-secret", secret),) if secret is not None else ()
         self._streams: list[EnvoyStream] = []
 
-    def stream(self, *, modes: tuple[int, int] | None = (_DUPLEX, _DUPLEX), observing: bool = False) -> EnvoyStream:
+    def stream(self, *, modes: Modes | None = (_DUPLEX, _DUPLEX), observing: bool = False) -> EnvoyStream:
         """A stream for one client request; `modes` are the body modes its first message names."""
-        open_call = self._channel.stream_stream(METHOD)
+        open_call: Any = self._channel.stream_stream(METHOD)  # type: ignore[call-arg]
         stream = EnvoyStream(open_call(metadata=self._metadata), modes, observing)
         self._streams.append(stream)
         return stream
@@ -105,7 +106,7 @@ class FakeEnvoy:
     ) -> None:
         for stream in self._streams:
             await stream.aclose()
-        await self._channel.close()
+        await self._channel.close(None)
         if kind is None:
             for stream in self._streams:
                 stream.check()
@@ -114,7 +115,7 @@ class FakeEnvoy:
 class EnvoyStream:
     """One client request on its way through Envoy."""
 
-    def __init__(self, call: Any, modes: tuple[int, int] | None, observing: bool) -> None:
+    def __init__(self, call: Any, modes: Modes | None, observing: bool) -> None:
         self._call = call
         self._modes = modes
         self._observing = observing
@@ -294,7 +295,7 @@ class EnvoyStream:
 
     async def _read(self) -> None:
         try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
+            while (message := await self._call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 self._judge(pb.ProcessingResponse.FromString(message))
                 self._changed.set()
                 if self.client.ended:

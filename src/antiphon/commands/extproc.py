@@ -11,7 +11,7 @@ import structlog
 from antiphon.app import build
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import run_loop, wait_for_stop
+from antiphon.commands.process import StopSignals, run_loop
 from antiphon.config import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> int:
+    signals = StopSignals(parent_pipe)
     app = await build(settings, door="envoy")
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
@@ -44,7 +45,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
             # Envoy learns by its health check (1 s) that this process takes no more; what comes until then gets a 503.
             return await processor.drain(settings.timeouts.drain)
 
-        await wait_for_stop(parent_pipe, drain)
+        await signals.wait_and_drain(drain)
     finally:
         await asyncio.gather(processor.aclose(), http.aclose())
         await app.aclose()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
-__all__ = ["run_loop", "wait_for_stop"]
+__all__ = ["StopSignals", "run_loop"]
 
 _log = structlog.get_logger(__name__)
 
@@ -32,30 +32,33 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
         return runner.run(main)
 
 
-async def wait_for_stop(parent_pipe: int | None, drain: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a signal (or the parent's end), then drain; a second signal cuts the draining short."""
-    loop = asyncio.get_running_loop()
-    first, second = asyncio.Event(), asyncio.Event()
+class StopSignals:
+    """Takes SIGTERM, SIGINT and the parent's end, from when it is made: a signal during the start is not lost."""
 
-    def stop() -> None:
-        (second if first.is_set() else first).set()
+    def __init__(self, parent_pipe: int | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._first, self._second = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        if parent_pipe is not None:
+            self._loop.add_reader(parent_pipe, self._on_parent_gone, parent_pipe)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    def _on_signal(self) -> None:
+        (self._second if self._first.is_set() else self._first).set()
 
-    def parent_gone(pipe: int) -> None:
+    def _on_parent_gone(self, pipe: int) -> None:
         # The parent never writes: readable means that its end was closed.
-        loop.remove_reader(pipe)
-        first.set()
-        loop.call_later(_ORPHAN_SECONDS, second.set)
+        self._loop.remove_reader(pipe)
+        self._first.set()
+        self._loop.call_later(_ORPHAN_SECONDS, self._second.set)
 
-    if parent_pipe is not None:
-        loop.add_reader(parent_pipe, parent_gone, parent_pipe)
-    await first.wait()
-    _log.info("draining")
-    draining = asyncio.ensure_future(drain())
-    cut = asyncio.ensure_future(second.wait())
-    await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
-    _log.info("drained" if draining.done() and draining.result() else "stopped_with_requests_in_flight")
-    for task in (draining, cut):
-        task.cancel()
+    async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]]) -> None:
+        """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short."""
+        await self._first.wait()
+        _log.info("draining")
+        draining = asyncio.ensure_future(drain())
+        cut = asyncio.ensure_future(self._second.wait())
+        await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
+        _log.info("drained" if draining.done() and draining.result() else "stopped_with_requests_in_flight")
+        for task in (draining, cut):
+            task.cancel()

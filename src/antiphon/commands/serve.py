@@ -6,7 +6,7 @@ import argparse
 
 from antiphon.app import build
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import run_loop, wait_for_stop
+from antiphon.commands.process import StopSignals, run_loop
 from antiphon.config import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool) -> int:
+    signals = StopSignals(parent_pipe)
     app = await build(settings, door="http")
     door = HttpDoor(app.context, private=False)
     try:
@@ -30,7 +31,7 @@ async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool)
         async def drain() -> bool:
             return await door.drain(settings.timeouts.drain)
 
-        await wait_for_stop(parent_pipe, drain)
+        await signals.wait_and_drain(drain)
     finally:
         await door.aclose()
         await app.aclose()

@@ -53,6 +53,8 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+_NOTING_SECONDS = 10.0
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _HealthContext = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
@@ -112,7 +114,10 @@ class ExtProcDoor:
         """Stop; what is still in flight is cut, and its rows are written."""
         self._serving = False
         if self._server is not None:
+            self._context.admission.close()
             await self._server.stop(grace=0.5)
+            # gRPC has cancelled the handlers, but does not wait for them: they still note what was cut.
+            await self._context.admission.drained(_NOTING_SECONDS)
             self._server = None
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""The figures of a run as Markdown.
+
+Lives here: three tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
+
+Invariant: a figure that was not measured is a dash, never a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from tests.bench.variants import LABELS
+
+__all__ = ["Result", "Values", "tables"]
+
+Values = dict[str, float]
+
+
+class Result(TypedDict):
+    """What `--json` writes. Times are in microseconds, memory in bytes; each table by variant, then by figure."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    median: dict[str, Values]
+    added_to_envoy: dict[str, Values]
+    ratio_to_envoy: dict[str, Values]
+    ratio_to_echo: dict[str, Values]
+    cpu_us_per_chunk: dict[str, Values]
+    memory_bytes_per_stream: dict[str, Values]
+    complaints: list[str]
+    rounds: list[dict[str, Values]]
+
+
+def tables(result: Result) -> str:
+    """Latency and cost, rates, ratios."""
+    streams = result["settings"]["streams"]
+    machine, settings = result["machine"], result["settings"]
+    parts = [
+        f"{settings['rounds']} rounds, {settings['seconds']:g} s a measurement; {machine['cores']} cores, "
+        f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores",
+        _latency(result),
+        _rates(result, streams),
+        _ratios(result, streams),
+    ]
+    if result["complaints"]:
+        parts.append("Errors:\n\n" + "\n".join(f"- {line}" for line in result["complaints"]))
+    return "\n\n".join(parts)
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _pair(values: Values, first: str, second: str, scale: float, digits: int, sign: str = "") -> str:
+    cells = [f"{values[key] / scale:{sign}.{digits}f}" if key in values else "-" for key in (first, second)]
+    return " / ".join(cells) if cells != ["-", "-"] else "-"
+
+
+def _latency(result: Result) -> str:
+    head = [
+        "variant",
+        "first event, ms, p50 / p99",
+        "added to Envoy alone",
+        "chunk under way, ms, p50 / p99",
+        "added to Envoy alone",
+        "CPU µs per paced chunk, sidecar / Envoy",
+        "CPU µs per burst chunk, sidecar / Envoy",
+        "KiB per open stream, sidecar / Envoy",
+    ]
+    rows = []
+    for name, values in result["median"].items():
+        added = result["added_to_envoy"].get(name, {}) if name not in ("envoy", "direct") else {}
+        spent, memory = result["cpu_us_per_chunk"][name], result["memory_bytes_per_stream"].get(name, {})
+        rows.append(
+            [
+                LABELS[name],
+                _pair(values, "first_event_p50", "first_event_p99", 1000, 2),
+                _pair(added, "first_event_p50", "first_event_p99", 1000, 2, "+"),
+                _pair(values, "under_way_p50", "under_way_p99", 1000, 2),
+                _pair(added, "under_way_p50", "under_way_p99", 1000, 2, "+"),
+                _pair(spent, "paced sidecar", "paced envoy", 1, 0),
+                _pair(spent, "burst sidecar", "burst envoy", 1, 1),
+                _pair(memory, "sidecar", "envoy", 1024, 0),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _figure(values: Values, key: str, digits: int = 0) -> str:
+    return f"{values[key]:,.{digits}f}".replace(",", " ") if key in values else "-"
+
+
+def _rates(result: Result, streams: list[int]) -> str:
+    head = [
+        "variant",
+        *(f"JSON requests/s, {number} at once" for number in streams),
+        *(f"chunks/s, {number} streams" for number in streams),
+    ]
+    keys = [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams]
+    return _table(
+        head, ([LABELS[name], *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
+    )
+
+
+def _ratios(result: Result, streams: list[int]) -> str:
+    head = ["ratio to Envoy alone / to the no-op ext_proc", "first event p50", "chunk under way p50"]
+    head += [f"requests/s, {number}" for number in streams] + [f"chunks/s, {number}" for number in streams]
+    keys = ["first_event_p50", "under_way_p50"]
+    keys += [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams]
+    rows = []
+    for name in result["median"]:
+        if name in ("direct", "envoy"):
+            continue
+        envoy, echo = result["ratio_to_envoy"].get(name, {}), result["ratio_to_echo"].get(name, {})
+        rows.append([LABELS[name], *(f"{_figure(envoy, key, 3)} / {_figure(echo, key, 2)}" for key in keys)])
+    return _table(head, rows)

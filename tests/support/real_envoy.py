@@ -1,0 +1,130 @@
+"""A real Envoy in front of a door of this process, so that a test sees both sides of it.
+
+Lives here: starting Envoy with the generated bootstrap, and a raw HTTP/2 request. Not here: `antiphon up`
+(`gateway.py`), which runs everything in processes of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from antiphon.config import Settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
+from tests.support.chat_server import ChatServer
+from tests.support.extproc_door import OpenDoor, open_door
+from tests.support.gateway import Answered, post
+
+__all__ = ["RealEnvoy", "real_envoy"]
+
+_DEADLINE = 30.0
+
+
+@dataclass
+class RealEnvoy:
+    """Envoy, the door behind it, and the chat server that it relays to."""
+
+    opened: OpenDoor
+    chat: ChatServer
+    port: int
+    log: Path
+
+    async def post(self, body: bytes) -> Answered:
+        """One request for a response, over HTTP/1.1."""
+        return await post(f"http://127.0.0.1:{self.port}/v1/responses", body)
+
+    async def post_with_trailers(self, body: bytes) -> tuple[bool, bytes]:
+        """The same over HTTP/2 with request trailers; whether the status was 200, and the body."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = ((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "test"))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        writer.write(
+            _frame(1, 4, 1, _literals(head)) + _frame(0, 0, 1, body) + _frame(1, 5, 1, _literals((("x-t", "1"),)))
+        )
+        fine, answer = False, b""
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                while True:
+                    prefix = await reader.readexactly(9)
+                    payload = await reader.readexactly(int.from_bytes(prefix[:3], "big"))
+                    kind, flags = prefix[3], prefix[4]
+                    assert kind not in (3, 7), f"reset or goaway: {payload!r}"
+                    if kind == 1:
+                        fine = fine or b"\x88" in payload[:1]
+                    elif kind == 0:
+                        answer += payload
+                    if kind in (0, 1) and flags & 1:
+                        return fine, answer
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def _literals(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """A header block without any compression (all strings are short)."""
+    return b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode() for name, value in headers
+    )
+
+
+@asynccontextmanager
+async def real_envoy(
+    folder: Path, change: Callable[[dict[str, Any]], None] = lambda config: None, *, serves: bool = True, **door: Any
+) -> AsyncIterator[RealEnvoy]:
+    """Open a door and start Envoy in front of it; `change` may alter the bootstrap, so that nothing is served."""
+    async with ChatServer() as chat, open_door(folder, **door) as opened:
+        port = _free_port()
+        settings = Settings.model_validate(
+            {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
+        )
+        config = bootstrap(settings, sidecars=[SidecarEndpoint(opened.address, f"unix:{folder}/http.sock")])
+        change(config)
+        (folder / "envoy.yaml").write_text(to_yaml(config))
+        log = folder / "envoy.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(str(find_envoy(None)), "-c", str(folder / "envoy.yaml")),
+                *("--concurrency", "1", "-l", "warning", "--disable-hot-restart"),
+                stdout=output,
+                stderr=output,
+            )
+            try:
+                await _listening(port, process, log, serves)
+                yield RealEnvoy(opened, chat, port, log)
+            finally:
+                process.terminate()
+                await process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _listening(port: int, process: asyncio.subprocess.Process, log: Path, serves: bool) -> None:
+    """Wait until Envoy answers, and (if it `serves`) sees the sidecar."""
+    async with asyncio.timeout(_DEADLINE), aiohttp.ClientSession() as session:
+        while True:
+            assert process.returncode is None, log.read_text()[-2000:]
+            try:
+                async with session.post(f"http://127.0.0.1:{port}/v1/responses", data=b"{}") as answer:
+                    code = json.loads(await answer.read())["error"]["code"]
+                    if not serves or code != "adapter_unavailable":
+                        return
+            except (OSError, ValueError):
+                pass
+            await asyncio.sleep(0.02)
