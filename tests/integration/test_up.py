@@ -6,6 +6,7 @@ Draining, dying children and several workers under load are in `tests/e2e/test_l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -224,7 +225,7 @@ async def test_a_worker_that_cannot_start(door: str, processes: list[_Process], 
 @pytest.mark.e2e
 @pytest.mark.parametrize("mode", ["relay", "drive"])
 async def test_a_second_signal_stops_at_once(mode: str, server: ChatServer, folder: Path) -> None:
-    """The stream that would have held it up is cut, and its response is stored as failed."""
+    """The stream that would have held it up is cut or fails, and its response is stored as failed."""
     gateway = await start_gateway(server.base_url, folder, "--mode", mode)
     server.script(answer(parts=[event("a"), WaitGone()]))
     async with aiohttp.ClientSession() as session, session.post(gateway.base_url + "/responses", json=STREAM) as cut:
@@ -232,8 +233,11 @@ async def test_a_second_signal_stops_at_once(mode: str, server: ChatServer, fold
         gateway.process.send_signal(signal.SIGINT)
         await gateway.log_line('"draining"')
         assert await gateway.stop(signal.SIGINT) == 1
-        with pytest.raises(aiohttp.ClientError):
-            await cut.content.read()
+        rest = b""
+        with contextlib.suppress(aiohttp.ClientError):
+            rest = await cut.content.read()
+        # In drive the sidecar may just have had the time to say so.
+        assert not rest or (mode == "drive" and b"event: response.failed" in rest)
     assert _statuses(folder) == ["failed"], "\n".join(gateway.log)
     await asyncio.wait_for(server.requests[-1].gone.wait(), SECONDS)
 

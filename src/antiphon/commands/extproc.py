@@ -13,6 +13,7 @@ from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
 from antiphon.commands.process import StopSignals, run_loop
 from antiphon.config import Settings
+from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
@@ -33,7 +34,8 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
     app = await build(settings, door="envoy")
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
-    processor = ExtProcDoor(app.context, mode=settings.mode)
+    timeouts = RelayTimeouts(head=settings.timeouts.head, idle=settings.timeouts.idle)
+    processor = ExtProcDoor(app.context, mode=settings.mode, timeouts=timeouts)
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
@@ -42,8 +44,10 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
         print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
 
         async def drain() -> bool:
-            # Envoy learns by its health check (1 s) that this process takes no more; what comes until then gets a 503.
-            return await processor.drain(settings.timeouts.drain)
+            # Envoy learns by its health checks (two, each 1 s) that this process takes no more. Where there are others,
+            # it goes on serving until then; a last one refuses at once.
+            notice = min(2.0, settings.timeouts.drain) if settings.workers > 1 else 0.0
+            return await processor.drain(settings.timeouts.drain, notice=notice)
 
         await signals.wait_and_drain(drain)
     finally:

@@ -156,6 +156,10 @@ class ResponseExchange:
             self._actions = []
         return actions
 
+    def next_action(self) -> Action | None:
+        """The first thing to be done now. What is not taken stays: whoever takes over finds it."""
+        return self._actions.pop(0) if self._actions else None
+
     # The client's side
 
     def receive_request(self, head: RequestHead, body: bytes) -> None:

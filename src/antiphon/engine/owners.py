@@ -46,13 +46,14 @@ class OwnerResolver:
                     "The request carries no identity. Requests must pass the gateway's authentication.",
                     code="missing_identity",
                 )
-            return f"h:{value}"
+            # Databases take text only: a value that is not UTF-8 is named by its escaped bytes.
+            return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
         authorization = _first(headers, "authorization") or ""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             return _ANONYMOUS
-        return "b:" + hmac.new(self.key, token.encode(), hashlib.sha256).hexdigest()[:40]
+        return "b:" + hmac.new(self.key, token.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:40]
 
 
 def _first(headers: Headers, name: str) -> str | None:

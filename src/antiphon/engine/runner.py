@@ -65,14 +65,14 @@ class Runner:
 
         For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
         """
-        while actions := exchange.actions():
-            for action in actions:
-                if isinstance(action, LoadContext):
-                    exchange.receive_context(await self._load(action))
-                elif isinstance(action, SaveResponse):
-                    exchange.receive_saved(await self._save(action))
-                elif not isinstance(action, AbortUpstream):
-                    yield action
+        # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
+        while (action := exchange.next_action()) is not None:
+            if isinstance(action, LoadContext):
+                exchange.receive_context(await self._load(action))
+            elif isinstance(action, SaveResponse):
+                exchange.receive_saved(await self._save(action))
+            elif not isinstance(action, AbortUpstream):
+                yield action
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.
