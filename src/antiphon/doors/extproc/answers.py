@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.transport import MessageStream
+from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.engine.actions import Finish
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.errors import AntiphonError, ApiError
@@ -61,9 +61,12 @@ class Peer:
         return wire.decode(message)
 
     async def send(self, message: bytes) -> None:
-        """Send one answer; waits for flow control."""
+        """Send one answer; waits for flow control. Raises `PeerLeft` when nobody is there to take it."""
         self.answered = True
-        await self._stream.send(message)
+        try:
+            await self._stream.send(message)
+        except StreamClosed as closed:
+            raise PeerLeft(f"the stream ended while it was answered ({closed})") from None
 
     async def drain(self) -> None:
         """Everything was answered: wait for Envoy to end the stream, so that ending it here cannot cut anything."""

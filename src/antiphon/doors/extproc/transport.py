@@ -13,7 +13,13 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-__all__ = ["GrpcMessageStream", "MessageStream"]
+from antiphon.errors import AntiphonError
+
+__all__ = ["GrpcMessageStream", "MessageStream", "StreamClosed"]
+
+
+class StreamClosed(AntiphonError):
+    """The peer is gone: nothing can be sent any more."""
 
 
 class MessageStream(Protocol):
@@ -23,7 +29,7 @@ class MessageStream(Protocol):
         """The next message, or None when the peer has ended its side."""
 
     async def send(self, message: bytes) -> None:
-        """Send one message; waits for flow control."""
+        """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""
 
 
 class GrpcMessageStream:
@@ -39,4 +45,8 @@ class GrpcMessageStream:
         return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
     async def send(self, message: bytes) -> None:
-        await self._context.write(message)
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError as error:
+            # The peer ended the call between our looking and our writing.
+            raise StreamClosed(type(error).__name__) from None
