@@ -161,7 +161,7 @@ async def test_the_key_reaches_the_upstream_and_nothing_else(server: ChatServer,
     finally:
         assert await gateway.stop() == 0
     assert KEY not in "\n".join(gateway.log)
-    assert not list((folder / "run").iterdir())
+    assert not list((folder / "run").glob("antiphon-*"))
 
 
 @pytest.mark.e2e
@@ -208,7 +208,7 @@ async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder
     assert up.out == []
     last = up.err[-3:]
     assert last == ["antiphon: envoy ended with status 3; its last lines:", "  one", "    key: is wrong"]
-    assert not list((folder / "data" / "run").iterdir())
+    assert not list((folder / "data" / "run").glob("antiphon-*"))
 
 
 @pytest.mark.parametrize("door", [pytest.param("envoy", marks=pytest.mark.e2e), "http"])
@@ -269,7 +269,7 @@ async def test_a_signal_during_the_start(server: ChatServer, processes: list[_Pr
     await until(lambda: list(folder.glob("run/*/envoy.yaml")), SECONDS)
     assert await up.end(signal.SIGTERM) == 0
     assert up.out == []
-    assert not list((folder / "run").iterdir())
+    assert not list((folder / "run").glob("antiphon-*"))
 
 
 @pytest.mark.e2e
@@ -289,13 +289,13 @@ async def test_two_on_one_data_folder_and_one_that_was_killed(server: ChatServer
     one = await start_gateway(server.base_url, folder)
     one.process.kill()
     await one.process.wait()
-    (left,) = (folder / "run").iterdir()
+    (left,) = (folder / "run").glob("antiphon-*")
     two = await start_gateway(server.base_url, folder)
     assert not left.exists()
     three: Gateway | None = None
     try:
         three = await start_gateway(server.base_url, folder)
-        assert len(list((folder / "run").iterdir())) == 2
+        assert len(list((folder / "run").glob("antiphon-*"))) == 2
         made = await post(two.base_url + "/responses", {"model": "demo-model", "input": "hi"})
         found = await _get(f"{three.base_url}/responses/{json.loads(made.body)['id']}")
         assert found[0] == 200

@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +28,7 @@ from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
+from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
@@ -47,8 +43,6 @@ _log = structlog.get_logger(__name__)
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
-# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add a folder and names of up to 24.
-_LONGEST_FOLDER = 64
 _SECRETS = (("upstream", "api_key"), ("owner", "key"), ("sidecar", "secret"))
 _ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 
@@ -97,7 +91,7 @@ class _Up:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         prepare_data(self._settings.data)
-        with _run_folder(self._settings.data) as folder:
+        with run_folder(self._settings.data) as folder:
             try:
                 where = await self._until(stop, self._start(folder))
                 if where is None:
@@ -142,7 +136,7 @@ class _Up:
         binary = find_envoy(settings.envoy.binary)
         config = folder / "envoy.yaml"
         text = to_yaml(bootstrap(settings, sidecars=endpoints(settings)))
-        _write_private(config, fill_in_secret(text, settings))
+        write_private(config, fill_in_secret(text, settings))
         for number in range(settings.workers):
             await self._start_worker(folder, f"sidecar {number}", "extproc", "--worker", str(number))
         # The sidecars first: Envoy's first health check then finds them.
@@ -186,7 +180,7 @@ class _Up:
     async def _start_worker(self, folder: Path, name: str, *command: str) -> None:
         file = folder / "settings.json"
         if not file.exists():
-            _write_private(file, json.dumps(_without_secrets(self._settings)))
+            write_private(file, json.dumps(_without_secrets(self._settings)))
         arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
         self._workers.append(await self._start_child(name, arguments, _worker_environment(self._settings)))
 
@@ -285,32 +279,6 @@ def _free_address(listen: str) -> str:
     return _join(str(where[0]), port)
 
 
-@contextmanager
-def _run_folder(data: Path) -> Iterator[Path]:
-    """A folder of this run for sockets and generated files, removed at the end.
-
-    It is in the data folder, or in /tmp when socket paths would get too long there. What a killed run left behind is
-    removed: a run holds a lock for as long as it lives.
-    """
-    above = data.absolute() / "run"
-    if len(os.fsencode(above)) > _LONGEST_FOLDER:
-        above = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-    else:
-        above.mkdir(mode=0o700, exist_ok=True)
-        for lock in above.glob("antiphon-*/lock"):
-            with contextlib.suppress(OSError), lock.open() as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
-    try:
-        _write_private(folder / "lock", "")
-        with (folder / "lock").open() as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _placed_in(settings: Settings, folder: Path) -> Settings:
     """The settings with `{data}` in addresses replaced by the folder of this run."""
 
@@ -353,11 +321,6 @@ def _envoy_environment(settings: Settings) -> dict[str, str]:
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
     given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
     return {**_plain_environment(), **given}
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 def _join(host: str, port: int) -> str:

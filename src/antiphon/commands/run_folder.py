@@ -1,0 +1,80 @@
+"""The folder of one run of `antiphon up`: its sockets and generated files.
+
+Lives here: where it is, and that it goes away. Not here: what is in it (`up.py`).
+
+Invariants: it is for this user alone; socket paths in it are short enough; it is removed at the end, or, when a run was
+killed, by the next one. A run holds a lock in its folder for as long as it lives, so that the living are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from antiphon.errors import ConfigError
+
+__all__ = ["run_folder", "write_private"]
+
+# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add a folder and names of up to 24.
+_LONGEST = 64
+_SHORT = Path("/tmp")
+
+
+@contextmanager
+def run_folder(data: Path) -> Iterator[Path]:
+    """A new folder below the data folder, or below `/tmp` when socket paths would get too long there."""
+    above = data.absolute() / "run"
+    if len(os.fsencode(above)) > _LONGEST:
+        short = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
+        above = short / f"antiphon-{os.getuid()}"
+    _make_private(above)
+    # Nobody clears away while somebody else has made a folder and not locked it yet.
+    with _locked(above / "lock"):
+        _clear(above)
+        folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
+        living = contextlib.ExitStack()
+        living.enter_context(_locked(folder / "lock"))
+    try:
+        with living:
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user may read, at no moment anybody else."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigError(f"{folder} is not a folder of this user alone: remove it, or use a shorter data path")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.touch(mode=0o600)
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _clear(above: Path) -> None:
+    """Remove what killed runs left behind."""
+    for lock in above.glob("antiphon-*/lock"):
+        with contextlib.suppress(OSError), lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)

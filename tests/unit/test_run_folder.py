@@ -1,0 +1,85 @@
+"""The folder of a run: short, private, and gone afterwards, also after a kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.commands import run_folder as module
+from antiphon.commands.run_folder import run_folder, write_private
+from antiphon.errors import ConfigError
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What stands in for /tmp."""
+    folder = Path(tempfile.mkdtemp(prefix="ap-", dir="/tmp"))
+    monkeypatch.setattr(module, "_SHORT", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_it_is_in_the_data_folder_and_private(short: Path) -> None:
+    with run_folder(short) as folder:
+        assert folder.parent == short / "run"
+        write_private(folder / "file", "text")
+        assert (_mode(short / "run"), _mode(folder), _mode(folder / "file")) == (0o700, 0o700, 0o600)
+    assert not folder.exists()
+
+
+def test_a_long_data_path_leads_to_a_short_one(short: Path) -> None:
+    with run_folder(short / ("d" * 100)) as folder:
+        assert folder.parent == short / f"antiphon-{os.getuid()}"
+        assert _mode(folder.parent) == 0o700
+        assert len(os.fsencode(folder / "sidecar-255.grpc.sock")) < 104
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["", "d" * 100], ids=["in the data folder", "elsewhere"])
+def test_what_a_killed_run_left_is_cleared_and_the_living_are_not(short: Path, name: str) -> None:
+    data = short / name
+    with run_folder(data) as living:
+        left = Path(tempfile.mkdtemp(prefix="antiphon-", dir=living.parent))
+        (left / "lock").touch()
+        (left / "envoy.yaml").touch()
+        with run_folder(data) as another:
+            assert living.exists() and another.exists()
+            assert not left.exists()
+        assert living.exists()
+
+
+def test_a_folder_of_somebody_else_is_not_used(short: Path) -> None:
+    """Who may write there could put sockets of their own in our place."""
+    open_to_all = short / f"antiphon-{os.getuid()}"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(ConfigError, match="not a folder of this user alone"), run_folder(short / ("d" * 100)):
+        pass
+    open_to_all.rmdir()
+    open_to_all.symlink_to(short)
+    with pytest.raises(ConfigError, match="not a folder of this user alone"), run_folder(short / ("d" * 100)):
+        pass
+
+
+def _many(data: Path) -> bool:
+    for _ in range(30):
+        with run_folder(data) as folder:
+            (folder / "file").touch()
+            if not (folder / "lock").exists():
+                return False
+    return True
+
+
+def test_runs_that_start_and_stop_together_do_not_clear_each_other_away(short: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        assert pool.map(_many, [short] * 4) == [True] * 4
