@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from antiphon.errors import ConfigError
 
@@ -117,12 +116,3 @@ def field_paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tup
         else:
             found.append(((*above, name), kind))
     return found
-
-
-def default_of(model: type[BaseModel], path: tuple[str, ...]) -> Any:
-    """A setting's default, for the documentation."""
-    field = model.model_fields[path[0]]
-    if len(path) > 1:
-        assert isinstance(field.annotation, type)
-        return default_of(field.annotation, path[1:])
-    return None if field.default is PydanticUndefined else field.default

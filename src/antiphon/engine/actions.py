@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = [
     "AbortUpstream",
@@ -54,10 +54,7 @@ class RequestHead:
 
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return header_value(self.headers, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from antiphon.translation.upstream_errors import map_transport_error, map_upstre
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = ["ExchangeOptions", "ResponseExchange"]
 
@@ -244,7 +244,7 @@ class ResponseExchange:
             event_limit=self._options.most_event_bytes,
             most_calls=self._options.most_tool_calls,
         )
-        kind = next((value for name, value in headers if name == "content-type"), "").lower()
+        kind = (header_value(headers, "content-type") or "").lower()
         if "text/event-stream" in kind:
             self.state = State.STREAMING
             if self.streaming:

@@ -14,8 +14,8 @@ import hmac
 from dataclasses import dataclass
 from typing import Literal
 
-from antiphon.engine.actions import Headers
 from antiphon.errors import Unauthorized
+from antiphon.types.transport import Headers, header_value
 
 __all__ = ["OwnerResolver"]
 
@@ -40,7 +40,7 @@ class OwnerResolver:
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
-            value = _first(headers, self.header)
+            value = header_value(headers, self.header)
             if not value:
                 raise Unauthorized(
                     "The request carries no identity. Requests must pass the gateway's authentication.",
@@ -48,16 +48,9 @@ class OwnerResolver:
                 )
             # Databases take text only: a value that is not UTF-8 is named by its escaped bytes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        authorization = _first(headers, "authorization") or ""
+        authorization = header_value(headers, "authorization") or ""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             return _ANONYMOUS
         return "b:" + hmac.new(self.key, token.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:40]
-
-
-def _first(headers: Headers, name: str) -> str | None:
-    for key, value in headers:
-        if key == name:
-            return value
-    return None

@@ -1,14 +1,19 @@
-"""What a transport says about a call: headers, and how it failed. Data only."""
+"""What a transport says about a call: headers, and how it failed. Data, and reading it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Headers", "UpstreamError", "UpstreamFault"]
+__all__ = ["Headers", "UpstreamError", "UpstreamFault", "header_value"]
 
 Headers = tuple[tuple[str, str], ...]
 """Header pairs in order, names in lower case; duplicates are kept."""
+
+
+def header_value(headers: Headers, name: str) -> str | None:
+    """The first value of a header, by lower-case name."""
+    return next((value for key, value in headers if key == name), None)
 
 
 class UpstreamFault(Enum):

@@ -25,7 +25,6 @@ __all__ = [
     "PeerLeft",
     "ProtocolError",
     "final_metadata",
-    "first",
     "head_metadata",
     "in_parts",
     "refuse",
@@ -88,14 +87,6 @@ class ClientRequest:
     request_id: str
     body: bytes = b""
     trailers: bool = False
-
-
-def first(headers: Headers, name: str) -> str | None:
-    """The first value of a header."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:

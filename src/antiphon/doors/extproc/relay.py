@@ -27,7 +27,6 @@ from antiphon.doors.extproc.answers import (
     ClientRequest,
     Peer,
     final_metadata,
-    first,
     head_metadata,
     in_parts,
     with_request_id,
@@ -41,7 +40,7 @@ from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
 from antiphon.errors import ApiError
 from antiphon.translation.encode import KEEPALIVE
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = ["Relay", "RelayTimeouts", "translate_local_reply"]
 
@@ -191,8 +190,8 @@ class Relay:
     def _take_head(self, received: Received) -> None:
         headers = received.headers
         self._upstream_names = tuple(dict.fromkeys(name for name, _ in headers if name[:1] != ":"))
-        self._decoder = decoder_for(first(headers, "content-encoding"))
-        self._exchange.receive_upstream_head(int(first(headers, ":status") or 0), headers)
+        self._decoder = decoder_for(header_value(headers, "content-encoding"))
+        self._exchange.receive_upstream_head(int(header_value(headers, ":status") or 0), headers)
         if received.end:
             self._bodiless = True
             self._decoder = None
@@ -330,7 +329,7 @@ class Relay:
 
 async def translate_local_reply(peer: Peer, received: Received, request_id: str) -> None:
     """Envoy answered the client by itself while the request was still owed its answer: make it an error object."""
-    status = int(first(received.headers, ":status") or 500)
+    status = int(header_value(received.headers, ":status") or 500)
     error = ApiError(
         "The request was not sent completely in time." if status == 408 else "The request could not be served.",
         status=status,

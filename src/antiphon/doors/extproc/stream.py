@@ -31,7 +31,6 @@ from antiphon.doors.extproc.answers import (
     Peer,
     PeerLeft,
     ProtocolError,
-    first,
     refuse,
     with_request_id,
 )
@@ -42,6 +41,7 @@ from antiphon.doors.extproc.wire import Kind
 from antiphon.engine.actions import CancelReason, RequestHead
 from antiphon.errors import ApiError, InternalError, NotFound, RequestTooLarge
 from antiphon.ids import new_id
+from antiphon.types.transport import header_value
 
 __all__ = ["StreamOptions", "serve_stream"]
 
@@ -67,10 +67,10 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Str
     opening = await peer.receive()
     _check_modes(opening)
     request = ClientRequest(
-        method=first(opening.headers, ":method") or "",
-        path=first(opening.headers, ":path") or "",
+        method=header_value(opening.headers, ":method") or "",
+        path=header_value(opening.headers, ":path") or "",
         headers=opening.headers,
-        request_id=first(opening.headers, "x-request-id") or new_id("req"),
+        request_id=header_value(opening.headers, "x-request-id") or new_id("req"),
     )
     try:
         with context.admission.admit(), context.metrics.in_flight.track_inprogress():
@@ -134,7 +134,7 @@ async def _serve(
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -> bool:
     """Read to the request's end; False when Envoy answered the client by itself meanwhile."""
     limits = context.limits
-    length = first(request.headers, "content-length")
+    length = header_value(request.headers, "content-length")
     if length is not None and length.isdecimal() and int(length[:18]) > limits.request_body_bytes:
         raise _too_large(limits.request_body_bytes)
     parts: list[bytes] = []
