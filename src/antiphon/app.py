@@ -8,8 +8,6 @@ Invariant: `App.aclose` finishes what was accepted (saves above all) before it c
 
 from __future__ import annotations
 
-import os
-import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +24,9 @@ from antiphon.engine.ports import ResponseStore
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import ConfigError, Unavailable
 from antiphon.ids import new_id, now
+from antiphon.local_keys import local_key
 from antiphon.observability.metrics import Metrics
+from antiphon.sealing import Sealer
 from antiphon.stores import open_store
 from antiphon.translation.profiles import PROFILES, choose_profile
 from antiphon.types.transport import Headers
@@ -127,6 +127,7 @@ def _exchanges(settings: Settings, passthrough: bool) -> Callable[[], ResponseEx
         most_upstream_bytes=limits.upstream_body_bytes,
         most_error_bytes=limits.upstream_error_bytes,
         most_event_bytes=limits.sse_event_bytes,
+        sealer=make_sealer(settings),
     )
     return lambda: ResponseExchange(options, new_id, now)
 
@@ -166,16 +167,12 @@ def owner_key(settings: Settings) -> bytes:
     """The key of the owner hash: the configured one, or one made once in the data folder, the same for all workers."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
-    path = settings.data / "owner.key"
-    if not path.exists():
-        # Written under another name and linked: of several workers that start at once, one key wins whole.
-        draft = settings.data / f".owner.key.{os.getpid()}.{secrets.token_hex(4)}"
-        draft.touch(mode=0o600)
-        draft.write_bytes(secrets.token_hex(32).encode())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_bytes()
+    return local_key(settings.data, "owner.key")
+
+
+def make_sealer(settings: Settings) -> Sealer:
+    """Seals what clients carry: with the configured keys, or one made once in the data folder."""
+    keys = [key.get_secret_value().encode() for key in settings.sealing.keys]
+    # A payload is at most all text of one response, written as JSON once more.
+    most = 2 * settings.limits.upstream_body_bytes + (1 << 16)
+    return Sealer(keys or [local_key(settings.data, "sealing.key")], most_bytes=most)

@@ -24,6 +24,7 @@ __all__ = [
     "LimitSettings",
     "LogSettings",
     "OwnerSettings",
+    "SealingSettings",
     "Settings",
     "SidecarSettings",
     "TimeoutSettings",
@@ -130,6 +131,20 @@ class OwnerSettings(_Section):
         return value.lower()
 
 
+class SealingSettings(_Section):
+    keys: tuple[SecretStr, ...] = ()
+    """Keys of what clients carry for us encrypted (reasoning with `store: false`), at least 16 characters each. The
+    first seals, all open: to rotate, put the new one first on every process, and drop the old one when no client holds
+    its texts any more. Unset: one key made in the data folder (mode 0600), shared by all workers."""
+
+    @field_validator("keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < 16 for key in value):
+            raise ValueError("every key needs at least 16 characters")
+        return value
+
+
 class LimitSettings(_Section):
     request_body_bytes: int = Field(64 * _MIB, ge=1024)
     """Largest request body; above it the answer is a 413, during the upload."""
@@ -232,6 +247,7 @@ class Settings(_Section):
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     upstream: UpstreamSettings = UpstreamSettings()
     owner: OwnerSettings = OwnerSettings()
+    sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()

@@ -38,7 +38,7 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = value[part]
     if value is None or value == []:
         # Settings without a default: any value of the right kind.
-        value = {"workers": 1}.get(path[-1], "none" if path[-1] == "auth" else "1")
+        value = {"auth": "none", "keys": "0123456789abcdef"}.get(path[-1], "1")
     text = ",".join(value) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
     if path == ("upstream", "auth"):

@@ -37,6 +37,7 @@ from antiphon.engine.records import make_record, prepare_input, read_history, re
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import ApiError, ExchangeStateError, InternalError, InvalidRequest, NotFound, StoreError
 from antiphon.ids import Clock, IdFactory
+from antiphon.sealing import Sealer
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.chat_stream import ChatStream, Ending
@@ -69,6 +70,7 @@ class ExchangeOptions:
     most_upstream_bytes: int = 1 << 26
     most_error_bytes: int = 1 << 18
     most_event_bytes: int = 1 << 23
+    sealer: Sealer | None = None
 
 
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
@@ -301,6 +303,19 @@ class ResponseExchange:
     def _allow(self, happening: Input) -> None:
         if happening not in TRANSITIONS[self.state]:
             raise ExchangeStateError(f"{happening.value} is not allowed in state {self.state.value}")
+
+    def _seal(self, payload: bytes) -> str:
+        """Reasoning as a text that this owner's client carries (`encrypted_content`)."""
+        assert self._options.sealer is not None and self._head is not None
+        return self._options.sealer.seal(self._head.owner, "reasoning", payload)
+
+    def _unseal(self, text: str, param: str) -> bytes:
+        """What `_seal` was given. Raises `InvalidRequest` naming `param`."""
+        if self._options.sealer is None or self._head is None:
+            raise InvalidRequest(
+                "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
+            )
+        return self._options.sealer.open(self._head.owner, "reasoning", text, param=param)
 
     def _make_builder(self, request: CreateResponse, head: RequestHead) -> ResponseBuilder:
         options = self._options

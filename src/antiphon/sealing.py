@@ -1,0 +1,136 @@
+"""Sealed texts: what a client carries for us between requests and can neither read nor change.
+
+Lives here: the form of a sealed text, its keys and their rotation. Not here: what is sealed (reasoning, compactions:
+the exchange), and where keys come from (`app.py`, `local_keys.py`).
+
+Form: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
+Version, key id, owner and kind are associated data: a text opens only for the owner and the use it was made for.
+
+Invariants: whatever is not exactly a text sealed with one of our keys, for this owner and kind, is one and the same
+`InvalidRequest` (nobody learns which part was wrong); opening never makes more than `most_bytes`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from antiphon.errors import InvalidRequest
+
+__all__ = ["Sealer"]
+
+_PREFIX = "as1_"
+_KEY_ID = 4
+_NONCE = 12
+_TAG = 16
+_MOST = 1 << 28
+
+
+class Sealer:
+    """Seals with the first secret, opens with all.
+
+    `secrets` are texts or random bytes of any length (at least one; hashed to key size). `random_bytes` gives the
+    nonces: with random ones a key is good for 2**32 texts. `most_bytes` bounds a payload.
+    """
+
+    def __init__(
+        self,
+        secrets: Sequence[bytes],
+        *,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        most_bytes: int = _MOST,
+    ) -> None:
+        if not secrets:
+            raise ValueError("a sealer needs a key")
+        keys = [_Key(secret) for secret in secrets]
+        self._first = keys[0]
+        # Of two keys with one id (4 bytes: next to never) both are tried.
+        self._keys: dict[bytes, list[_Key]] = {}
+        for key in keys:
+            self._keys.setdefault(key.id, []).append(key)
+        self._random_bytes = random_bytes
+        self._most_bytes = most_bytes
+
+    def seal(self, owner: str, kind: str, payload: bytes) -> str:
+        """The payload as a text for this owner and use. Raises `ValueError` when it is over `most_bytes`."""
+        if len(payload) > self._most_bytes:
+            raise ValueError("the payload is too large to be sealed")
+        key = self._first
+        nonce = self._random_bytes(_NONCE)
+        # Compressed before it is encrypted: the length tells something about the content, but only to the client,
+        # who has seen what it was made of.
+        closed = key.cipher.encrypt(nonce, zlib.compress(payload), _associated(key.id, owner, kind))
+        return _PREFIX + base64.urlsafe_b64encode(key.id + nonce + closed).rstrip(b"=").decode()
+
+    def open(self, owner: str, kind: str, text: str, *, param: str | None = None) -> bytes:
+        """The payload; raises `InvalidRequest` (`invalid_encrypted_content`), with `param` naming the place."""
+        payload = self._open(owner, kind, text)
+        if payload is None:
+            raise InvalidRequest(
+                "The encrypted content could not be verified: it was not made by this server for you, was changed, or "
+                "its key is gone. Leave this item out, or start a new conversation.",
+                param=param,
+                code="invalid_encrypted_content",
+            )
+        return payload
+
+    def _open(self, owner: str, kind: str, text: str) -> bytes | None:
+        blob = _decoded(text)
+        if blob is None:
+            return None
+        key_id, nonce, closed = blob[:_KEY_ID], blob[_KEY_ID : _KEY_ID + _NONCE], blob[_KEY_ID + _NONCE :]
+        for key in self._keys.get(key_id, ()):
+            try:
+                packed = key.cipher.decrypt(nonce, closed, _associated(key_id, owner, kind))
+            except InvalidTag:
+                continue
+            return _unpacked(packed, self._most_bytes)
+        return None
+
+
+class _Key:
+    __slots__ = ("cipher", "id")
+
+    def __init__(self, secret: bytes) -> None:
+        key = hashlib.sha256(b"antiphon sealing key\0" + secret).digest()
+        self.id = hashlib.sha256(b"antiphon sealing key id\0" + key).digest()[:_KEY_ID]
+        self.cipher = AESGCM(key)
+
+
+def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
+    """Unambiguous: the lengths stand before the names."""
+    names = [name.encode(errors="surrogateescape") for name in (owner, kind)]
+    return _PREFIX.encode() + key_id + b"".join(len(name).to_bytes(8, "big") + name for name in names)
+
+
+def _decoded(text: str) -> bytes | None:
+    if not text.startswith(_PREFIX) or not text.isascii():
+        return None
+    body = text[len(_PREFIX) :].encode()
+    try:
+        blob = base64.b64decode(body + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    # Base64 has several spellings for one content (its last bits); ours is the only one taken.
+    if base64.urlsafe_b64encode(blob).rstrip(b"=") != body or len(blob) < _KEY_ID + _NONCE + _TAG:
+        return None
+    return blob
+
+
+def _unpacked(packed: bytes, most: int) -> bytes | None:
+    """Decompressed; None when it is no zlib stream, not whole, or over the limit."""
+    stream = zlib.decompressobj()
+    try:
+        payload = stream.decompress(packed, most + 1)
+    except zlib.error:
+        return None
+    if len(payload) > most or not stream.eof or stream.unused_data:
+        return None
+    return payload
