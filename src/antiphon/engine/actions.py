@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from antiphon.errors import ApiError
+from antiphon.types.files import FetchedFile
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Chain",
     "ClientAction",
     "Context",
+    "FetchedFile",
     "Finish",
     "Headers",
     "LoadContext",
@@ -78,11 +81,13 @@ class Context:
     """The answer to `LoadContext`.
 
     `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
-    forbidden look alike). `items` holds the referenced items that were found, by id.
+    forbidden look alike). `items` holds the referenced items that were found, by id. `files` holds for every URL asked
+    for the file, or why there is none (an error without `param`: the place is known to whoever asked).
     """
 
     chain: Chain | None = None
     items: dict[str, StoredItem] = field(default_factory=dict)
+    files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +149,15 @@ class CancelReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """Load what the request refers to, for this owner; answered by `receive_context`."""
+    """Load what the request refers to, for this owner; answered by `receive_context`.
+
+    Asked for twice when a request has files to fetch: history and referenced items may name some as well.
+    """
 
     owner: str
     previous_response_id: str | None
     item_ids: tuple[str, ...] = ()
+    file_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

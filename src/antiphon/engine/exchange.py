@@ -23,6 +23,7 @@ from antiphon.engine.actions import (
     CallUpstream,
     CancelReason,
     Context,
+    FetchedFile,
     Finish,
     LoadContext,
     RequestHead,
@@ -43,6 +44,7 @@ from antiphon.translation.chat_request import translate_request
 from antiphon.translation.chat_stream import ChatStream, Ending
 from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
+from antiphon.translation.file_urls import file_urls, names_files, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_request import read_request
 from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
@@ -101,6 +103,9 @@ class ResponseExchange:
         self._status = 0
         self._upstream_headers: Headers = ()
         self._input: list[InputItem] = []
+        self._history: tuple[StoredItem, ...] | None = None
+        self._names_files = False
+        self._files: dict[str, FetchedFile | ApiError] = {}
         self._ending: Ending | None = None
         self._head_sent = False
         self._upstream_open = False
@@ -180,8 +185,9 @@ class ResponseExchange:
             self._request = request
             self._builder = self._make_builder(request, head)
             wanted = tuple(item.id for item in request.input if _is_reference(item) and item.id)
+            self._names_files = names_files(body)
             if request.previous_response_id is None and not wanted:
-                self._call_upstream(())
+                self._load_files(())
                 return
         except ApiError as error:
             self._refuse(error)
@@ -197,14 +203,19 @@ class ResponseExchange:
             if isinstance(context, ApiError):
                 raise context
             previous = self._request.previous_response_id
-            if previous is not None and context.chain is None:
+            if previous is not None and context.chain is None and self._history is None:
                 raise InvalidRequest(
                     f"Previous response with id '{previous}' not found.",
                     param="previous_response_id",
                     code="previous_response_not_found",
                 )
+            if self._history is not None:
+                self._files = context.files
+                self._call_upstream(self._history)
+                return
             self._request.input = resolve_references(self._request.input, context.items)
-            self._call_upstream(context.chain.items if context.chain is not None else ())
+            self._names_files |= any(names_files(item.body) for item in context.items.values())
+            self._load_files(context.chain.items if context.chain is not None else ())
         except ApiError as error:
             self._refuse(error)
 
@@ -333,6 +344,19 @@ class ResponseExchange:
             ),
             self._new_id,
         )
+
+    def _load_files(self, history: tuple[StoredItem, ...]) -> None:
+        """All items are known: have the files fetched that they name by URL, then call."""
+        assert self._request is not None and self._head is not None
+        urls = stored_file_urls(item.body for item in history)
+        if self._names_files:
+            urls += file_urls(self._request.input)
+        if not urls:
+            self._call_upstream(history)
+            return
+        self._history = history
+        self.state = State.CONTEXT
+        self._actions.append(LoadContext(self._head.owner, None, file_urls=tuple(dict.fromkeys(urls))))
 
     def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
         assert self._request is not None and self._head is not None

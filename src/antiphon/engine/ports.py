@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from antiphon.engine.actions import Chain, Headers, ResponseRecord, StoredItem, UpstreamError, UpstreamRequest
-from antiphon.errors import AntiphonError
+from antiphon.errors import AntiphonError, ApiError
+from antiphon.types.files import FetchedFile
 
 __all__ = [
+    "FileFetcher",
     "ItemPage",
     "PageQuery",
     "ResponseStore",
@@ -99,6 +101,19 @@ class ResponseStore(Protocol):
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close."""
+
+
+class FileFetcher(Protocol):
+    """Fetches what a request names by URL."""
+
+    async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+        """Every URL's file, or the error a client gets for it (a 400 without `param`); never raises.
+
+        All URLs of one request in one call: the limits hold for them together.
+        """
+
+    async def aclose(self) -> None:
+        """Close what is open."""
 
 
 class UpstreamAnswer(Protocol):

@@ -29,10 +29,11 @@ from antiphon.engine.actions import (
     SendHead,
 )
 from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.ports import ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import KEEPALIVE
+from antiphon.types.files import FetchedFile
 from antiphon.types.transport import UpstreamError, UpstreamFault
 
 __all__ = ["Runner", "RunnerTimeouts"]
@@ -53,8 +54,17 @@ class RunnerTimeouts:
 class Runner:
     """One per process; holds no state of a request."""
 
-    def __init__(self, store: ResponseStore, upstream: Upstream, *, timeouts: RunnerTimeouts, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: ResponseStore,
+        upstream: Upstream,
+        *,
+        timeouts: RunnerTimeouts,
+        metrics: Metrics,
+        files: FileFetcher | None = None,
+    ) -> None:
         self._store = store
+        self._files = files
         self._upstream = upstream
         self.timeouts = timeouts
         self._metrics = metrics
@@ -109,6 +119,8 @@ class Runner:
             await asyncio.wait(set(self._saves))
 
     async def _load(self, action: LoadContext) -> Context | ApiError:
+        if action.file_urls:
+            return Context(files=await self._fetch(action.file_urls))
         started = time.perf_counter()
         try:
             chain = None
@@ -122,6 +134,15 @@ class Runner:
             return InternalError("The stored conversation could not be read.", code="storage_failed")
         self._metrics.storage_operation("load_chain", "ok", time.perf_counter() - started)
         return Context(chain=chain, items=items)
+
+    async def _fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+        if self._files is None:
+            refusal = InvalidRequest(
+                "Files by URL are not available on this server; send their content as 'file_data'.",
+                code="unsupported_parameter",
+            )
+            return dict.fromkeys(urls, refusal)
+        return await self._files.fetch(urls)
 
     async def _save(self, action: SaveResponse) -> StoreError | None:
         """Save; the write goes on when the request's task is cancelled meanwhile."""

@@ -43,7 +43,8 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CONTEXT: {
-        Input.CONTEXT: frozenset({State.CALLING, State.DONE}),
+        # A second time for files, which history may name too.
+        Input.CONTEXT: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CALLING: {

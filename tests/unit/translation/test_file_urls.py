@@ -1,0 +1,66 @@
+"""Finding the files a request names by URL."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.translation.file_urls import file_urls, names_files, stored_file_urls
+from antiphon.types.items import InputItem
+
+
+def items(*values: dict[str, Any]) -> list[InputItem]:
+    return msgspec.json.decode(json.dumps(values), type=list[InputItem])
+
+
+def part(url: Any) -> dict[str, Any]:
+    return {"type": "input_file", "file_url": url}
+
+
+def test_urls_in_messages_and_tool_outputs_in_order() -> None:
+    found = file_urls(
+        items(
+            {"role": "user", "content": [{"type": "input_text", "text": "x"}, part("https://a"), part("https://b")]},
+            {"role": "user", "content": "file_url"},
+            {"type": "function_call_output", "call_id": "1", "output": [part("https://a")]},
+        )
+    )
+    assert found == ["https://a", "https://b", "https://a"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'a text with "file_url"',
+        None,
+        {"file_url": "https://a"},
+        [{"type": "input_text", "file_url": "https://a", "text": "x"}],
+        [part(None)],
+        [part("")],
+        [part(7)],
+        ["file_url"],
+    ],
+)
+def test_what_is_no_file_part_names_nothing(content: Any) -> None:
+    assert file_urls(items({"role": "user", "content": content})) == []
+
+
+def test_stored_items_name_files_as_well() -> None:
+    body = json.dumps({"id": "msg_1", "type": "message", "role": "user", "content": [part("https://a")]}).encode()
+    assert stored_file_urls([body, b'{"id":"x"}']) == ["https://a"]
+    assert names_files(body) and not names_files(b'{"input":"x"}')
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text() | st.just("file_url"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["type", "file_url", "x"]), inner),
+    )
+)
+def test_any_content_is_read_without_failing(content: Any) -> None:
+    file_urls(items({"role": "user", "content": content}))
