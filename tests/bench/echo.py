@@ -1,7 +1,7 @@
-"""An external processor that changes nothing: what ext_proc itself costs. `python -m tests.bench.echo SOCKET`.
+"""An external processor that changes nothing: what ext_proc itself costs.
 
-Lives here: the same server as Antiphon's (`grpc.aio` on uvloop, bytes in and out), with the least an ext_proc service
-can do for a message. Not here: anything of Antiphon but the wire format.
+Lives here: the same server as Antiphon's, with the least an ext_proc service can do for a message. Not here: anything
+of Antiphon but its transports and the wire format. Run as `python -m tests.bench.echo SOCKET TRANSPORT`.
 
 Invariant: what Envoy sends is what it gets back, message by message.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
-import grpc
-import grpc.aio
 import uvloop
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.server import SERVICE
+from antiphon.doors.extproc.server import TransportName, open_transport
+from antiphon.doors.extproc.transport import MessageStream
 
 __all__ = ["main"]
 
@@ -37,27 +37,30 @@ def _echo(message: bytes) -> bytes:
     return wire.response_trailers()
 
 
-async def _process(_request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-    while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-        await context.write(_echo(message))
+class _Echo:
+    """`Calls` of a service that does nothing."""
+
+    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+        while (message := await stream.receive()) is not None:
+            await stream.send(_echo(message))
+
+    def health(self, service: str) -> bool:
+        return True
 
 
-async def _serve(path: str) -> None:
-    server = grpc.aio.server(options=(("grpc.max_concurrent_streams", 100_000),))
-    handler = grpc.stream_stream_rpc_method_handler(_process)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
-    server.add_insecure_port(f"unix:{path}")
-    await server.start()
+async def _serve(path: str, transport: TransportName) -> None:
+    server = open_transport(transport, _Echo())
+    await server.listen(f"unix:{path}")
     print("ready: 0", flush=True)
     # The parent holds the other end: its end is ours.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.stop(grace=0.1)
+    await server.aclose(grace=0.1)
 
 
 def main() -> None:
     """Serve until standard input ends."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(sys.argv[1]))
+        runner.run(_serve(sys.argv[1], cast(TransportName, sys.argv[2])))
 
 
 if __name__ == "__main__":

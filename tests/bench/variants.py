@@ -39,8 +39,11 @@ LABELS = {
     "direct": "no proxy (client to upstream)",
     "envoy": "Envoy alone",
     "echo": "Envoy + no-op ext_proc",
+    "echo-grpcio": "Envoy + no-op ext_proc, grpc.aio",
     "relay": "Antiphon, relay",
+    "relay-grpcio": "Antiphon, relay, grpc.aio",
     "drive": "Antiphon, drive",
+    "drive-grpcio": "Antiphon, drive, grpc.aio",
     "http": "Antiphon, HTTP door (no Envoy)",
 }
 
@@ -160,13 +163,14 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
     folder.mkdir()
     if name == "direct":
         return Variant(name, CHAT, upstream)
-    if name in ("envoy", "echo"):
+    if name == "envoy" or name.startswith("echo"):
         return await _start_envoy(name, upstream, folder, pipe)
     return await _start_antiphon(name, upstream, folder, pipe)
 
 
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
-    door = ("--door", "http") if name == "http" else ("--mode", name)
+    mode, transport = _mode_and_transport(name)
+    door = ("--door", "http") if name == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
         *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
@@ -186,17 +190,25 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     return variant
 
 
+def _mode_and_transport(name: str) -> tuple[str, str]:
+    """A variant's name says what it is; without a transport it is on the fast one."""
+    mode, _, transport = name.partition("-")
+    return mode, transport or "http2"
+
+
 async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
     variant = Variant(name, CHAT, 0)
     try:
-        if name == "echo":
+        mode, transport = _mode_and_transport(name)
+        if mode == "echo":
             sidecar = await Process.start(
-                folder / "echo.log", sys.executable, "-m", "tests.bench.echo", str(folder / "echo.sock")
+                folder / "echo.log",
+                *(sys.executable, "-m", "tests.bench.echo", str(folder / "echo.sock"), transport),
             )
             variant.processes.append(sidecar)
             variant.sidecar.append(sidecar.pid)
         config = folder / "envoy.yaml"
-        config.write_text(to_yaml(_plain_bootstrap(upstream, folder, with_filter=name == "echo")))
+        config.write_text(to_yaml(_plain_bootstrap(upstream, folder, with_filter=mode == "echo")))
         envoy = await Process.start(
             folder / "envoy.log",
             *(str(find_envoy(None)), "-c", str(config), "--disable-hot-restart", "--log-level", "warning"),

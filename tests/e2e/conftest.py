@@ -14,10 +14,17 @@ from tests.support.gateway import Gateway, start_gateway
 
 __all__ = ["DOORS", "Door", "Setup"]
 
-Door = Literal["relay", "drive", "http"]
-DOORS: tuple[Door, ...] = ("relay", "drive", "http")
+Door = Literal["relay", "relay-grpcio", "drive", "drive-grpcio", "http"]
+DOORS: tuple[Door, ...] = ("relay", "relay-grpcio", "drive", "drive-grpcio", "http")
 
-_ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
+_FAST, _GRPCIO = ("--transport", "http2"), ("--transport", "grpcio")
+_ARGUMENTS = {
+    "relay": ("--mode", "relay", *_FAST),
+    "relay-grpcio": ("--mode", "relay", *_GRPCIO),
+    "drive": ("--mode", "drive", *_FAST),
+    "drive-grpcio": ("--mode", "drive", *_GRPCIO),
+    "http": ("--door", "http"),
+}
 
 
 @dataclass
@@ -68,5 +75,5 @@ async def setup(request: pytest.FixtureRequest, setups: _Setups) -> AsyncIterato
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def doors(setups: _Setups) -> dict[Door, Setup]:
-    """All three gateways."""
+    """All gateways."""
     return {door: await setups.get(door) for door in DOORS}

@@ -16,7 +16,7 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.doors.context import Admission, DoorContext, DoorLimits
 from antiphon.doors.extproc.relay import RelayTimeouts
-from antiphon.doors.extproc.server import ExtProcDoor, Mode
+from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.ports import ResponseStore
@@ -37,11 +37,16 @@ SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
 
 
+default_transport: TransportName = "auto"
+"""What serves doors for which a test does not say; the suites run once with each."""
+
+
 @dataclass
 class DoorSetup:
     """What a test changes."""
 
     mode: Mode = "auto"
+    transport: TransportName = "auto"
     address: str = ""
     secret: str | None = None
     request_body_bytes: int = 1 << 20
@@ -111,7 +116,8 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             metrics=metrics,
             secret=setup.secret,
         )
-        door = ExtProcDoor(context, mode=setup.mode, timeouts=setup.timeouts)
+        transport = default_transport if setup.transport == "auto" else setup.transport
+        door = ExtProcDoor(context, mode=setup.mode, timeouts=setup.timeouts, transport=transport)
         address = await door.start(setup.address or f"unix:{folder}/grpc.sock")
         try:
             async with FakeEnvoy(address, secret=setup.secret) as envoy:

@@ -35,7 +35,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
     timeouts = RelayTimeouts(head=settings.timeouts.head, idle=settings.timeouts.idle)
-    processor = ExtProcDoor(app.context, mode=settings.mode, timeouts=timeouts)
+    processor = ExtProcDoor(app.context, mode=settings.mode, timeouts=timeouts, transport=settings.sidecar.transport)
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)

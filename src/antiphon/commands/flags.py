@@ -22,6 +22,7 @@ COMMON_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "--listen": (("listen",), "where clients connect, HOST:PORT (port 0: any free port)"),
     "--data": (("data",), "data folder: databases, keys, sockets"),
     "--mode": (("mode",), "auto, relay or drive (envoy door)"),
+    "--transport": (("sidecar", "transport"), "gRPC server of the sidecar: auto, grpcio or http2"),
     "--log-level": (("log", "level"), "debug, info, warning or error"),
     "--log-format": (("log", "format"), "auto, json or console"),
 }

@@ -1,7 +1,7 @@
-"""The gRPC server of the external processor, on `grpc.aio`.
+"""The external processor as a gRPC service, whatever transport serves it.
 
-Lives here: the service, health, where it listens, limits towards a misbehaving peer, draining. Not here: the message
-order (`stream.py`).
+Lives here: the service, health, where it listens, who may call, draining. Not here: the message order (`stream.py`) and
+the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).
 
 Invariants: a handler that fails aborts its call (ending it normally would let the request pass untranslated); an
 exception in one stream never touches another; on TCP no call is served without the shared secret.
@@ -10,68 +10,56 @@ exception in one stream never touches another; on TCP no call is served without 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import importlib.util
 import os
 import socket
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import grpc
-import grpc.aio
 import structlog
 
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.answers import PeerLeft, ProtocolError
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.stream import StreamOptions, serve_stream
-from antiphon.doors.extproc.transport import GrpcMessageStream
+from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, MessageStream, Transport
 from antiphon.errors import ConfigError
 
-__all__ = ["SERVICE", "ExtProcDoor", "Mode"]
+__all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
 
 _log = structlog.get_logger(__name__)
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-_HEALTH = "grpc.health.v1.Health"
 _SECRET = "x-antiphon-secret"
 _LONGEST_SOCKET_PATH = 107
-
-_OPTIONS = (
-    # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 64 * 1024),
-    # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would kill them all.
-    ("grpc.max_concurrent_streams", 100_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Two processes on one port would not share the load, but hide that one of them is too many.
-    ("grpc.so_reuseport", 0),
-)
-
 _NOTING_SECONDS = 10.0
-
-_Context = grpc.aio.ServicerContext[bytes, bytes]
-_HealthContext = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+_FIRST_MESSAGE_SECONDS = 1.0
 
 Mode = Literal["auto", "relay", "drive"]
+TransportName = Literal["auto", "grpcio", "http2"]
 
 
 class ExtProcDoor:
     """Serves `ExternalProcessor/Process` and gRPC health.
 
     In mode `auto` Envoy makes the model call of a request with a single turn; hosted tools, which need more, do not
-    exist yet, so it is the same as `relay`.
+    exist yet, so it is the same as `relay`. Transport `auto` is `http2` where its library is installed.
     """
 
-    def __init__(self, context: DoorContext, *, mode: Mode, timeouts: RelayTimeouts | None = None) -> None:
+    def __init__(
+        self,
+        context: DoorContext,
+        *,
+        mode: Mode,
+        timeouts: RelayTimeouts | None = None,
+        transport: TransportName = "auto",
+    ) -> None:
         self._context = context
         self._options = StreamOptions(always_drive=mode == "drive", timeouts=timeouts or RelayTimeouts())
-        self._server: grpc.aio.Server | None = None
+        self._transport_name = transport
+        self._transport: Transport | None = None
         self._serving = True
         self._socket: Path | None = None
 
@@ -80,24 +68,22 @@ class ExtProcDoor:
 
         Raises `ConfigError` when that is impossible, or would be open to everybody.
         """
-        server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers(self._handlers())
+        transport = open_transport(self._transport_name, self)
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
             _make_room(path)
             previous = os.umask(0o777 & ~mode)
             try:
-                _bind(server, address)
+                bound = await transport.listen(address)
             finally:
                 os.umask(previous)
             self._socket = path
         else:
             if self._context.secret is None:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
-            address = f"{address.rpartition(':')[0]}:{_bind(server, address)}"
-        await server.start()
-        self._server = server
-        return address
+            bound = await transport.listen(address)
+        self._transport = transport
+        return bound
 
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
         """Report NOT_SERVING, refuse new requests, wait for those in flight; False when time ran out.
@@ -113,62 +99,58 @@ class ExtProcDoor:
     async def aclose(self) -> None:
         """Stop; what is still in flight is cut, and its rows are written."""
         self._serving = False
-        if self._server is not None:
+        if self._transport is not None:
             self._context.admission.close()
-            await self._server.stop(grace=0.5)
-            # gRPC has cancelled the handlers, but does not wait for them: they still note what was cut.
+            await self._transport.aclose(0.5)
+            # The handlers are cancelled, but may not have been waited for: they still note what was cut.
             await self._context.admission.drained(_NOTING_SECONDS)
-            self._server = None
+            self._transport = None
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._socket = None
 
-    def _handlers(self) -> Iterable[grpc.GenericRpcHandler[bytes, bytes]]:
-        # Without (de)serialisers the handler gets and gives bytes.
-        process = grpc.stream_stream_rpc_method_handler(self._process)
-        check = grpc.unary_unary_rpc_method_handler(
-            self._check,
-            request_deserializer=health_pb2.HealthCheckRequest.FromString,
-            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-        )
-        return (
-            grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
-            grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
-        )
+    # What the transport calls
 
-    async def _check(
-        self, request: health_pb2.HealthCheckRequest, context: _HealthContext
-    ) -> health_pb2.HealthCheckResponse:
-        if request.service not in ("", SERVICE):
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        serving = self._serving and not self._context.admission.closed
-        answer = health_pb2.HealthCheckResponse
-        return answer(status=answer.SERVING if serving else answer.NOT_SERVING)
+    def health(self, service: str) -> bool:
+        """Whether the processor is serving."""
+        if service not in ("", SERVICE):
+            raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
+        return self._serving and not self._context.admission.closed
 
-    async def _process(self, _: object, context: _Context) -> None:
-        secret = self._context.secret
-        if self._socket is None and (secret is None or not _presents(context, secret)):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"metadata {_SECRET} is missing or wrong")
+    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+        """Serve one stream."""
+        wanted = self._context.secret
+        if self._socket is None and not (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
+            # Not before the first message: gRPC's own client reports a status that overtakes it as an internal error.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
+                    await stream.receive()
+            raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {_SECRET} is missing or wrong")
         try:
-            await serve_stream(self._context, GrpcMessageStream(context), self._options)
+            await serve_stream(self._context, stream, self._options)
         except PeerLeft as left:
-            await context.abort(grpc.StatusCode.CANCELLED, str(left))
+            raise CallFailed(GrpcStatus.CANCELLED, str(left)) from None
         except ProtocolError as error:
             _log.error("extproc_misconfigured", error=str(error))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise CallFailed(GrpcStatus.FAILED_PRECONDITION, str(error)) from None
         except Exception as error:
             _log.error("extproc_stream_failed", error=type(error).__name__, exc_info=True)
-            await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+            raise CallFailed(GrpcStatus.INTERNAL, type(error).__name__) from None
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def open_transport(name: TransportName, calls: Calls) -> Transport:
+    """The transport by name; each is imported only when it is used (they are heavy)."""
+    if name == "auto":
+        name = "http2" if importlib.util.find_spec("ngh2") is not None else "grpcio"
+    if name == "grpcio":
+        from antiphon.doors.extproc.transport_grpcio import GrpcioTransport
+
+        return GrpcioTransport(calls)
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {error}") from None
-    if not port:
-        raise ConfigError(f"cannot listen on {address}")
-    return port
+        from antiphon.doors.extproc.transport_http2 import Http2Transport
+    except ImportError:
+        raise ConfigError("the transport http2 needs the extra 'fast': pip install 'antiphon[fast]'") from None
+    return Http2Transport(calls)
 
 
 def _make_room(path: Path) -> None:
@@ -188,11 +170,3 @@ def _make_room(path: Path) -> None:
             path.unlink(missing_ok=True)
         else:
             raise ConfigError(f"unix:{path} is in use: is another instance running?")
-
-
-def _presents(context: _Context, secret: str) -> bool:
-    for name, value in context.invocation_metadata() or ():
-        if name == _SECRET:
-            given = value.encode() if isinstance(value, str) else value
-            return hmac.compare_digest(given, secret.encode())
-    return False

@@ -1,25 +1,49 @@
-"""The message stream between the gRPC server and the processor.
+"""What a gRPC transport offers the processor, and what it asks of it.
 
-Lives here: the interface a gRPC transport offers, and its implementation on `grpc.aio`. Not here: what the messages
-mean (`wire.py`, `stream.py`).
+Lives here: the interfaces between the processor and its gRPC server. Not here: their implementations
+(`transport_grpcio.py`, `transport_http2.py`), and what the messages mean (`wire.py`, `stream.py`).
 
 Invariant: `send` returns only once the transport accepted the message, so that flow control reaches the sender.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Protocol
-
-import grpc
-import grpc.aio
 
 from antiphon.errors import AntiphonError
 
-__all__ = ["GrpcMessageStream", "MessageStream", "StreamClosed"]
+__all__ = ["SERVICE", "CallFailed", "Calls", "GrpcStatus", "MessageStream", "StreamClosed", "Transport"]
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+
+class GrpcStatus(IntEnum):
+    """The status codes of gRPC that are used here."""
+
+    OK = 0
+    CANCELLED = 1
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class StreamClosed(AntiphonError):
     """The peer is gone: nothing can be sent any more."""
+
+
+class CallFailed(AntiphonError):
+    """A call ends with this status instead of `OK`."""
+
+    def __init__(self, status: GrpcStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 class MessageStream(Protocol):
@@ -32,21 +56,21 @@ class MessageStream(Protocol):
         """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""
 
 
-class GrpcMessageStream:
-    """`MessageStream` over a `grpc.aio` servicer context with raw-bytes (de)serialisers."""
+class Calls(Protocol):
+    """What is served. A transport calls `process` in a task per stream, and cancels it when the peer leaves."""
 
-    __slots__ = ("_context",)
+    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+        """Serve one stream of `SERVICE`; `secret` is what the peer presented. Raises `CallFailed`."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self._context = context
+    def health(self, service: str) -> bool:
+        """Whether the service (empty: the whole process) is serving. Raises `CallFailed` for an unknown one."""
 
-    async def receive(self) -> bytes | None:
-        message = await self._context.read()
-        return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
-    async def send(self, message: bytes) -> None:
-        try:
-            await self._context.write(message)
-        except grpc.aio.BaseError as error:
-            # The peer ended the call between our looking and our writing.
-            raise StreamClosed(type(error).__name__) from None
+class Transport(Protocol):
+    """A gRPC server."""
+
+    async def listen(self, address: str) -> str:
+        """Serve at `unix:PATH` or `HOST:PORT`; returns the bound address. Raises `ConfigError`."""
+
+    async def aclose(self, grace: float) -> None:
+        """Stop listening; calls that do not end within `grace` seconds are cancelled."""

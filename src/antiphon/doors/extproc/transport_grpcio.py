@@ -1,0 +1,121 @@
+"""The reference transport: gRPC's own server, `grpc.aio`.
+
+Lives here: its options, handlers and the stream adapter. Not here: where it listens and who may call (`server.py`).
+
+Invariant: every call ends with a status; an exception in one call never touches another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+import grpc.aio
+
+from antiphon.doors.extproc._pb import health_pb2
+from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, StreamClosed
+from antiphon.errors import ConfigError
+
+__all__ = ["GrpcioTransport"]
+
+_HEALTH = "grpc.health.v1.Health"
+_SECRET = "x-antiphon-secret"
+_OPTIONS = (
+    # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 64 * 1024),
+    # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would kill them all.
+    ("grpc.max_concurrent_streams", 100_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Two processes on one port would not share the load, but hide that one of them is too many.
+    ("grpc.so_reuseport", 0),
+)
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_HealthContext = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class GrpcioTransport:
+    """`Transport` on `grpc.aio`."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._server: grpc.aio.Server | None = None
+
+    async def listen(self, address: str) -> str:
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers(self._handlers())
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address}: {error}") from None
+        if not port:
+            raise ConfigError(f"cannot listen on {address}")
+        await server.start()
+        self._server = server
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def aclose(self, grace: float) -> None:
+        if self._server is not None:
+            await self._server.stop(grace=grace)
+            self._server = None
+
+    def _handlers(self) -> Iterable[grpc.GenericRpcHandler[bytes, bytes]]:
+        # Without (de)serialisers the handler gets and gives bytes.
+        process = grpc.stream_stream_rpc_method_handler(self._process)
+        check = grpc.unary_unary_rpc_method_handler(
+            self._check,
+            request_deserializer=health_pb2.HealthCheckRequest.FromString,
+            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+        )
+        return (
+            grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
+            grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
+        )
+
+    async def _check(
+        self, request: health_pb2.HealthCheckRequest, context: _HealthContext
+    ) -> health_pb2.HealthCheckResponse:
+        try:
+            serving = self._calls.health(request.service)
+        except CallFailed as failed:
+            await context.abort(_STATUS[failed.status], failed.message)
+        answer = health_pb2.HealthCheckResponse
+        return answer(status=answer.SERVING if serving else answer.NOT_SERVING)
+
+    async def _process(self, _: object, context: _Context) -> None:
+        try:
+            await self._calls.process(_GrpcioStream(context), _presented(context))
+        except CallFailed as failed:
+            await context.abort(_STATUS[failed.status], failed.message)
+
+
+class _GrpcioStream:
+    """`MessageStream` over a servicer context with raw-bytes (de)serialisers."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+
+    async def receive(self) -> bytes | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError as error:
+            # The peer ended the call between our looking and our writing.
+            raise StreamClosed(type(error).__name__) from None
+
+
+def _presented(context: _Context) -> bytes | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == _SECRET:
+            return value.encode() if isinstance(value, str) else value
+    return None

@@ -1,0 +1,557 @@
+"""The fast transport: gRPC on a sans-IO HTTP/2 connection inside an `asyncio.Protocol`.
+
+Lives here: connections, calls, flow control, limits towards a misbehaving peer. Not here: gRPC's bytes
+(`grpc_framing.py`), where the server listens and who may call (`server.py`).
+
+Why it exists: `grpc.aio` costs about ten system calls and four thread switches per message; here all messages of one
+read are handled in one turn of the event loop, and everything they lead to leaves in one write.
+
+Invariants: an exception in one call never touches another (inside `data_received` it would end the connection, and
+with it every stream of an Envoy worker); what is queued for a call is bounded in both directions; `ngh2` is imported
+in this file alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from google.protobuf.message import DecodeError
+from ngh2 import (
+    Configuration,
+    Connection,
+    DataReceived,
+    ErrorCode,
+    Event,
+    NGH2Error,
+    RequestReceived,
+    Role,
+    Setting,
+    StreamReset,
+    TrailersReceived,
+)
+from ngh2 import StreamClosed as StreamClosedEvent
+
+from antiphon.doors.extproc._pb import health_pb2
+from antiphon.doors.extproc.grpc_framing import MessageSplitter, status_trailers, timeout_seconds, with_prefix
+from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, StreamClosed
+from antiphon.errors import ConfigError
+
+__all__ = ["Http2Limits", "Http2Transport"]
+
+_log = structlog.get_logger(__name__)
+
+_PROCESS = f"/{SERVICE}/Process".encode()
+_CHECK = b"/grpc.health.v1.Health/Check"
+_SECRET = b"x-antiphon-secret"
+_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+_MOST_PER_WRITE = 1 << 20
+_LINGER_SECONDS = 5.0
+_CUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Limits:
+    """What one peer may cost.
+
+    Bytes: one message; what may wait for a call in either direction; a call's receive window. `resets` is the burst
+    and the rate per second of calls that the peer resets before they were answered: Envoy ends every call with a
+    reset, but a call that was answered, so only the others count.
+    """
+
+    message: int = 64 << 20
+    queued: int = 128 << 10
+    window: int = 256 << 10
+    calls: int = 20_000
+    resets: tuple[float, float] = (10_000.0, 1_000.0)
+    header_bytes: int = 64 << 10
+    header_count: int = 256
+
+
+class Http2Transport:
+    """`Transport` on libnghttp2."""
+
+    def __init__(self, calls: Calls, limits: Http2Limits | None = None) -> None:
+        self.calls = calls
+        self.limits = limits or Http2Limits()
+        self.connections: set[_Connection] = set()
+        self._server: asyncio.AbstractServer | None = None
+        # nghttp2 counts every reset, Envoy's usual ones too: its own limit would end connections under load.
+        unlimited = (1 << 40, 1 << 40)
+        self.configuration = Configuration(
+            auto_window_update=False,
+            stream_reset_rate_limit=unlimited,
+            max_inbound_header_list_size=self.limits.header_bytes,
+            max_inbound_header_count=self.limits.header_count,
+        )
+
+    async def listen(self, address: str) -> str:
+        loop = asyncio.get_running_loop()
+        try:
+            if address.startswith("unix:"):
+                path = address.removeprefix("unix:")
+                self._server = await loop.create_unix_server(lambda: _Connection(self), path)
+                return address
+            host, _, port = address.rpartition(":")
+            server = await loop.create_server(lambda: _Connection(self), host.strip("[]") or None, int(port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
+        self._server = server
+        return f"{host}:{server.sockets[0].getsockname()[1]}"
+
+    async def aclose(self, grace: float) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in tuple(self.connections):
+            connection.announce_end()
+        tasks = {task for connection in self.connections for task in connection.tasks()}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                # They still note what was cut.
+                await asyncio.wait(late, timeout=_CUT_SECONDS)
+        for connection in tuple(self.connections):
+            connection.end()
+        self._server = None
+
+
+class _Connection(asyncio.Protocol):
+    """One HTTP/2 connection: Envoy opens one per worker thread."""
+
+    def __init__(self, owner: Http2Transport) -> None:
+        self._owner = owner
+        self.limits = owner.limits
+        self._loop = asyncio.get_running_loop()
+        self._http2 = Connection(Role.SERVER, owner.configuration)
+        self._transport: asyncio.Transport | None = None
+        self._calls: dict[int, _Call] = {}
+        self._flush_due = False
+        self._paused = False
+        self._blocked: list[_Call] = []
+        self._lingering: set[int] = set()
+        self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+        self._owner.connections.add(self)
+        limits = self.limits
+        self._http2.initiate_connection(
+            {
+                Setting.MAX_CONCURRENT_STREAMS: limits.calls,
+                Setting.INITIAL_WINDOW_SIZE: limits.window,
+                Setting.MAX_FRAME_SIZE: 1 << 18,
+                Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
+            }
+        )
+        # Each call has a window of its own; this one is shared, and calls that wait must not stop the others.
+        self._http2.set_local_window_size((1 << 31) - 1)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._http2.receive_data(data)
+            events = self._http2.events()
+        except NGH2Error as error:
+            self._fail(error)
+            return
+        for event in events:
+            try:
+                self._handle(event)
+            except Exception as bug:
+                _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
+                self._reset(getattr(event, "stream_id", 0), ErrorCode.INTERNAL_ERROR)
+        self.flush_soon()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._owner.connections.discard(self)
+        self._transport = None
+        for call in tuple(self._calls.values()):
+            self._forget(call)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    # Events
+
+    def _handle(self, event: Event) -> None:
+        if event.__class__ is DataReceived:
+            call = self._calls.get(event.stream_id)
+            if call is not None:
+                call.take(event.data, event.end_stream)
+            elif event.data:
+                self._http2.acknowledge_received_data(len(event.data), event.stream_id)
+        elif isinstance(event, RequestReceived):
+            self._open(event)
+        elif isinstance(event, TrailersReceived):
+            call = self._calls.get(event.stream_id)
+            if call is not None:
+                call.take(b"", True)
+        elif isinstance(event, StreamReset):
+            self._count_reset(self._calls.get(event.stream_id))
+        elif isinstance(event, StreamClosedEvent):
+            self._lingering.discard(event.stream_id)
+            call = self._calls.get(event.stream_id)
+            if call is not None:
+                self._forget(call)
+
+    def _open(self, event: RequestReceived) -> None:
+        headers = dict(event.headers)
+        call = _Call(self, event.stream_id)
+        if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
+            return
+        path = headers.get(b":path")
+        if path == _PROCESS:
+            self._calls[event.stream_id] = call
+            call.ended = event.end_stream
+            seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
+            call.start(self._serve(call, headers.get(_SECRET)), seconds)
+        elif path == _CHECK:
+            self._calls[event.stream_id] = call
+            call.unary = self._check
+        else:
+            call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
+
+    async def _serve(self, call: _Call, secret: bytes | None) -> None:
+        status, message = GrpcStatus.OK, ""
+        try:
+            await self._owner.calls.process(call, secret)
+        except CallFailed as failed:
+            status, message = failed.status, failed.message
+        except asyncio.CancelledError:
+            status, message = GrpcStatus.UNAVAILABLE, "the server is shutting down"
+            raise
+        except Exception as bug:
+            _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
+            status, message = GrpcStatus.INTERNAL, type(bug).__name__
+        finally:
+            call.finish(status, message)
+
+    def _check(self, call: _Call, message: bytes) -> None:
+        """Health, answered at once."""
+        try:
+            serving = self._owner.calls.health(health_pb2.HealthCheckRequest.FromString(message).service)
+        except CallFailed as failed:
+            call.finish(failed.status, failed.message)
+            return
+        except DecodeError:
+            call.finish(GrpcStatus.INTERNAL, "not a HealthCheckRequest")
+            return
+        kind = health_pb2.HealthCheckResponse
+        self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
+        call.finish(GrpcStatus.OK)
+
+    def _count_reset(self, call: _Call | None) -> None:
+        """A peer that opens calls only to reset them costs more than it pays."""
+        if call is None or call.headed or call.unary is not None:
+            return
+        burst, rate = self.limits.resets
+        now = self._loop.time()
+        self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
+        self._resets_at = now
+        if self._resets < 0:
+            _log.warning("extproc_reset_flood")
+            self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
+            self._flush()
+            if self._transport is not None:
+                self._transport.close()
+
+    # What calls use
+
+    def send(self, call: _Call, message: bytes) -> None:
+        """Queue one message. Raises `StreamClosed`."""
+        try:
+            if not call.headed:
+                call.headed = True
+                self._http2.send_response(call.id, _HEAD)
+            self._http2.send_data(call.id, with_prefix(message))
+        except NGH2Error as error:
+            raise StreamClosed(type(error).__name__) from None
+        self.flush_soon()
+
+    def is_full(self, call: _Call) -> bool:
+        """Whether the call has to wait before it sends more."""
+        return self._http2.queued_body_size(call.id) > self.limits.queued
+
+    def block(self, call: _Call) -> None:
+        """Let the call know when it may send again."""
+        self._blocked.append(call)
+
+    def consumed(self, call: _Call, size: int) -> None:
+        """Let the peer send this much more."""
+        try:
+            self._http2.acknowledge_received_data(size, call.id)
+        except NGH2Error:
+            return
+        self.flush_soon()
+
+    def finish(self, call: _Call, status: GrpcStatus, message: str) -> None:
+        """The call's last word. What was queued before it still goes out."""
+        self._calls.pop(call.id, None)
+        trailers = status_trailers(status, message)
+        try:
+            if not call.headed:
+                self._http2.send_response(call.id, _HEAD)
+            self._http2.send_trailers(call.id, trailers)
+        except NGH2Error:
+            return
+        if not call.ended:
+            # The peer usually ends its side as soon as it sees the status. A reset sent along with the status would
+            # overtake what is queued, and gRPC's own client takes it for a failure: only a peer that lingers gets one.
+            self._lingering.add(call.id)
+            self._loop.call_later(_LINGER_SECONDS, self._end_lingering, call.id)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Write once, after everything that is ready now has run."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    # Writing
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        transport = self._transport
+        if transport is None:
+            return
+        http2 = self._http2
+        try:
+            while not self._paused and (data := http2.data_to_send(_MOST_PER_WRITE)):
+                transport.write(data)
+        except NGH2Error as error:
+            self._fail(error)
+            return
+        if self._blocked:
+            blocked, self._blocked = self._blocked, []
+            for call in blocked:
+                if not call.resume():
+                    self._blocked.append(call)
+        if not http2.want_read and not http2.want_write:
+            transport.close()
+
+    def _end_lingering(self, number: int) -> None:
+        if number in self._lingering:
+            self._lingering.discard(number)
+            self._reset(number, ErrorCode.NO_ERROR)
+
+    def _reset(self, number: int, code: ErrorCode) -> None:
+        try:
+            self._http2.reset_stream(number, code)
+        except (NGH2Error, ValueError):
+            return
+        self.flush_soon()
+
+    def _forget(self, call: _Call) -> None:
+        """The peer ended the call, or the connection is gone."""
+        self._calls.pop(call.id, None)
+        call.lose()
+
+    def _fail(self, error: NGH2Error) -> None:
+        """The peer broke HTTP/2's rules, or our limits."""
+        _log.warning("extproc_connection_failed", error=type(error).__name__, detail=str(error)[:200])
+        transport = self._transport
+        if transport is None:
+            return
+        with contextlib.suppress(NGH2Error):
+            transport.write(self._http2.data_to_send())
+        transport.close()
+
+    # Ending
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        return [call.task for call in self._calls.values() if call.task is not None]
+
+    def announce_end(self) -> None:
+        """No new calls, please."""
+        try:
+            self._http2.send_shutdown_notice()
+        except NGH2Error:
+            return
+        self._flush()
+
+    def end(self) -> None:
+        with contextlib.suppress(NGH2Error):
+            self._http2.send_goaway(ErrorCode.NO_ERROR)
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Call:
+    """One call: `MessageStream` for the processor, a queue for the connection."""
+
+    __slots__ = (
+        "_connection",
+        "_messages",
+        "_queued",
+        "_room",
+        "_splitter",
+        "_timer",
+        "_waiter",
+        "_withheld",
+        "ended",
+        "gone",
+        "headed",
+        "id",
+        "task",
+        "unary",
+    )
+
+    def __init__(self, connection: _Connection, number: int) -> None:
+        self._connection = connection
+        self.id = number
+        self._splitter = MessageSplitter(connection.limits.message)
+        self._messages: deque[bytes] = deque()
+        self._queued = 0
+        self._withheld = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.unary: Callable[[_Call, bytes], None] | None = None
+        self.headed = False
+        self.ended = False
+        self.gone = False
+
+    # The processor's side
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None when there is none any more."""
+        messages = self._messages
+        while not messages:
+            if self.ended:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = messages.popleft()
+        self._queued -= len(message)
+        if self._withheld and self._queued <= self._connection.limits.queued:
+            self._connection.consumed(self, self._withheld)
+            self._withheld = 0
+        return message
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while too much is queued."""
+        if self.gone:
+            raise StreamClosed("the peer ended the call")
+        connection = self._connection
+        connection.send(self, message)
+        if connection.is_full(self):
+            self._room = asyncio.get_running_loop().create_future()
+            connection.block(self)
+            try:
+                await self._room
+            finally:
+                self._room = None
+            if self.gone:
+                raise StreamClosed("the peer ended the call")
+
+    # The connection's side
+
+    def start(self, work: object, seconds: float | None) -> None:
+        """Serve the call in a task of its own, at most this long."""
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(work)  # type: ignore[arg-type]
+        self.task.add_done_callback(_observe)
+        if seconds is not None:
+            self._timer = loop.call_later(seconds, self._expire)
+
+    def take(self, data: bytes, end: bool) -> None:
+        """Bytes from the peer."""
+        if data:
+            try:
+                messages = self._splitter.feed(data)
+            except CallFailed as failed:
+                self._connection.consumed(self, len(data))
+                self._cancel(failed.status, failed.message)
+                return
+            for message in messages:
+                self._messages.append(message)
+                self._queued += len(message)
+            if self._queued > self._connection.limits.queued:
+                self._withheld += len(data)
+            else:
+                self._connection.consumed(self, len(data))
+        if end:
+            self.ended = True
+            if self._splitter.held:
+                self._cancel(GrpcStatus.INTERNAL, "the call ended inside a message")
+                return
+        if self.unary is not None:
+            if end:
+                self.unary(self, self._messages[0] if self._messages else b"")
+        elif self._waiter is not None and (self._messages or end) and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume(self) -> bool:
+        """There may be room again; False when there is not."""
+        if self._room is None or self._room.done():
+            return True
+        if not self.gone and self._connection.is_full(self):
+            return False
+        self._room.set_result(None)
+        return True
+
+    def finish(self, status: GrpcStatus, message: str = "") -> None:
+        """End the call with a status."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.gone:
+            return
+        self.gone = True
+        self._give_back()
+        self._connection.finish(self, status, message)
+
+    def lose(self) -> None:
+        """The peer is gone: end what waits, and then the task, whatever it does."""
+        self._give_back()
+        self.gone = self.ended = True
+        for future in (self._waiter, self._room):
+            if future is not None and not future.done():
+                future.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.task is not None and not self.task.done():
+            # Who waits for a message learns it in order first.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
+
+    def _give_back(self) -> None:
+        """The connection's window is shared: nothing of it may be lost with a call."""
+        self._messages.clear()
+        self._queued = 0
+        if self._withheld:
+            self._connection.consumed(self, self._withheld)
+            self._withheld = 0
+
+    def _expire(self) -> None:
+        self._cancel(GrpcStatus.DEADLINE_EXCEEDED, "the call took longer than its grpc-timeout")
+
+    def _cancel(self, status: GrpcStatus, message: str) -> None:
+        self.finish(status, message)
+        self.lose()
+
+
+def _observe(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
