@@ -77,12 +77,17 @@ class Runner:
         """
         # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
         while (action := exchange.next_action()) is not None:
-            if isinstance(action, LoadContext):
-                exchange.receive_context(await self._load(action))
-            elif isinstance(action, SaveResponse):
-                exchange.receive_saved(await self._save(action))
-            elif not isinstance(action, AbortUpstream):
+            if isinstance(action, LoadContext | SaveResponse | AbortUpstream):
+                await self.perform(exchange, action)
+            else:
                 yield action
+
+    async def perform(self, exchange: ResponseExchange, action: LoadContext | SaveResponse | AbortUpstream) -> None:
+        """Perform one action that is nobody else's, and tell the exchange what came of it."""
+        if isinstance(action, LoadContext):
+            exchange.receive_context(await self._load(action))
+        elif isinstance(action, SaveResponse):
+            exchange.receive_saved(await self._save(action))
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.

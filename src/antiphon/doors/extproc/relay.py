@@ -35,7 +35,7 @@ from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.interludes import Interludes
 from antiphon.doors.extproc.local import answer_whole
 from antiphon.doors.extproc.wire import Kind, Received
-from antiphon.engine.actions import CallUpstream, Finish, SendHead, UpstreamRequest
+from antiphon.engine.actions import CallUpstream, Finish, SendBody, SendHead, UpstreamRequest
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
 from antiphon.errors import ApiError
@@ -120,16 +120,20 @@ class Relay:
 
     async def _settle(self) -> CallUpstream | None:
         """Let the exchange go on as far as it can; what it has for the client is noted."""
+        # Not `Runner.settle`: an asynchronous generator costs as much per chunk as everything else in here.
         call = None
-        async for action in self._runner.settle(self._exchange):
-            if isinstance(action, CallUpstream):
+        exchange = self._exchange
+        while (action := exchange.next_action()) is not None:
+            if isinstance(action, SendBody):
+                self._waiting.append(action.data)
+            elif isinstance(action, CallUpstream):
                 call = action
             elif isinstance(action, SendHead):
                 self._head = action
             elif isinstance(action, Finish):
                 self.finish = action
             else:
-                self._waiting.append(action.data)
+                await self._runner.perform(exchange, action)
         return call
 
     async def _answer_at_once(self) -> None:

@@ -1,6 +1,6 @@
 """The fast transport: gRPC on a sans-IO HTTP/2 connection inside an `asyncio.Protocol`.
 
-Lives here: connections, calls, flow control, limits towards a misbehaving peer. Not here: gRPC's bytes
+Lives here: connections, the window, limits towards a misbehaving peer. Not here: calls (`http2_call.py`), gRPC's bytes
 (`grpc_framing.py`), where the server listens and who may call (`server.py`).
 
 Why it exists: `grpc.aio` costs about ten system calls and four thread switches per message; here all messages of one
@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -37,11 +34,12 @@ from ngh2 import (
 from ngh2 import StreamClosed as StreamClosedEvent
 
 from antiphon.doors.extproc._pb import health_pb2
-from antiphon.doors.extproc.grpc_framing import MessageSplitter, status_trailers, timeout_seconds, with_prefix
+from antiphon.doors.extproc.grpc_framing import status_trailers, timeout_seconds, with_prefix
+from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, StreamClosed
 from antiphon.errors import ConfigError
 
-__all__ = ["Http2Limits", "Http2Transport"]
+__all__ = ["Http2Transport"]
 
 _log = structlog.get_logger(__name__)
 
@@ -52,24 +50,6 @@ _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _MOST_PER_WRITE = 1 << 20
 _LINGER_SECONDS = 5.0
 _CUT_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Http2Limits:
-    """What one peer may cost.
-
-    Bytes: one message; what may wait for a call in either direction; a call's receive window. `resets` is the burst
-    and the rate per second of calls that the peer resets before they were answered: Envoy ends every call with a
-    reset, but a call that was answered, so only the others count.
-    """
-
-    message: int = 64 << 20
-    queued: int = 128 << 10
-    window: int = 256 << 10
-    calls: int = 20_000
-    resets: tuple[float, float] = (10_000.0, 1_000.0)
-    header_bytes: int = 64 << 10
-    header_count: int = 256
 
 
 class Http2Transport:
@@ -131,10 +111,10 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._http2 = Connection(Role.SERVER, owner.configuration)
         self._transport: asyncio.Transport | None = None
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._flush_due = False
         self._paused = False
-        self._blocked: list[_Call] = []
+        self._blocked: list[Call] = []
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
 
@@ -213,7 +193,7 @@ class _Connection(asyncio.Protocol):
 
     def _open(self, event: RequestReceived) -> None:
         headers = dict(event.headers)
-        call = _Call(self, event.stream_id)
+        call = Call(self, event.stream_id)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
@@ -229,7 +209,7 @@ class _Connection(asyncio.Protocol):
         else:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
 
-    async def _serve(self, call: _Call, secret: bytes | None) -> None:
+    async def _serve(self, call: Call, secret: bytes | None) -> None:
         status, message = GrpcStatus.OK, ""
         try:
             await self._owner.calls.process(call, secret)
@@ -244,7 +224,7 @@ class _Connection(asyncio.Protocol):
         finally:
             call.finish(status, message)
 
-    def _check(self, call: _Call, message: bytes) -> None:
+    def _check(self, call: Call, message: bytes) -> None:
         """Health, answered at once."""
         try:
             serving = self._owner.calls.health(health_pb2.HealthCheckRequest.FromString(message).service)
@@ -258,7 +238,7 @@ class _Connection(asyncio.Protocol):
         self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
         call.finish(GrpcStatus.OK)
 
-    def _count_reset(self, call: _Call | None) -> None:
+    def _count_reset(self, call: Call | None) -> None:
         """A peer that opens calls only to reset them costs more than it pays."""
         if call is None or call.headed or call.unary is not None:
             return
@@ -275,7 +255,7 @@ class _Connection(asyncio.Protocol):
 
     # What calls use
 
-    def send(self, call: _Call, message: bytes) -> None:
+    def send(self, call: Call, message: bytes) -> None:
         """Queue one message. Raises `StreamClosed`."""
         try:
             if not call.headed:
@@ -286,15 +266,15 @@ class _Connection(asyncio.Protocol):
             raise StreamClosed(type(error).__name__) from None
         self.flush_soon()
 
-    def is_full(self, call: _Call) -> bool:
+    def is_full(self, call: Call) -> bool:
         """Whether the call has to wait before it sends more."""
         return self._http2.queued_body_size(call.id) > self.limits.queued
 
-    def block(self, call: _Call) -> None:
+    def block(self, call: Call) -> None:
         """Let the call know when it may send again."""
         self._blocked.append(call)
 
-    def consumed(self, call: _Call, size: int) -> None:
+    def consumed(self, call: Call, size: int) -> None:
         """Let the peer send this much more."""
         try:
             self._http2.acknowledge_received_data(size, call.id)
@@ -302,7 +282,7 @@ class _Connection(asyncio.Protocol):
             return
         self.flush_soon()
 
-    def finish(self, call: _Call, status: GrpcStatus, message: str) -> None:
+    def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
         """The call's last word. What was queued before it still goes out."""
         self._calls.pop(call.id, None)
         trailers = status_trailers(status, message)
@@ -359,7 +339,7 @@ class _Connection(asyncio.Protocol):
             return
         self.flush_soon()
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, call: Call) -> None:
         """The peer ended the call, or the connection is gone."""
         self._calls.pop(call.id, None)
         call.lose()
@@ -393,165 +373,3 @@ class _Connection(asyncio.Protocol):
         self._flush()
         if self._transport is not None:
             self._transport.close()
-
-
-class _Call:
-    """One call: `MessageStream` for the processor, a queue for the connection."""
-
-    __slots__ = (
-        "_connection",
-        "_messages",
-        "_queued",
-        "_room",
-        "_splitter",
-        "_timer",
-        "_waiter",
-        "_withheld",
-        "ended",
-        "gone",
-        "headed",
-        "id",
-        "task",
-        "unary",
-    )
-
-    def __init__(self, connection: _Connection, number: int) -> None:
-        self._connection = connection
-        self.id = number
-        self._splitter = MessageSplitter(connection.limits.message)
-        self._messages: deque[bytes] = deque()
-        self._queued = 0
-        self._withheld = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.unary: Callable[[_Call, bytes], None] | None = None
-        self.headed = False
-        self.ended = False
-        self.gone = False
-
-    # The processor's side
-
-    async def receive(self) -> bytes | None:
-        """The next message, or None when there is none any more."""
-        messages = self._messages
-        while not messages:
-            if self.ended:
-                return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        message = messages.popleft()
-        self._queued -= len(message)
-        if self._withheld and self._queued <= self._connection.limits.queued:
-            self._connection.consumed(self, self._withheld)
-            self._withheld = 0
-        return message
-
-    async def send(self, message: bytes) -> None:
-        """Send one message; waits while too much is queued."""
-        if self.gone:
-            raise StreamClosed("the peer ended the call")
-        connection = self._connection
-        connection.send(self, message)
-        if connection.is_full(self):
-            self._room = asyncio.get_running_loop().create_future()
-            connection.block(self)
-            try:
-                await self._room
-            finally:
-                self._room = None
-            if self.gone:
-                raise StreamClosed("the peer ended the call")
-
-    # The connection's side
-
-    def start(self, work: object, seconds: float | None) -> None:
-        """Serve the call in a task of its own, at most this long."""
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(work)  # type: ignore[arg-type]
-        self.task.add_done_callback(_observe)
-        if seconds is not None:
-            self._timer = loop.call_later(seconds, self._expire)
-
-    def take(self, data: bytes, end: bool) -> None:
-        """Bytes from the peer."""
-        if data:
-            try:
-                messages = self._splitter.feed(data)
-            except CallFailed as failed:
-                self._connection.consumed(self, len(data))
-                self._cancel(failed.status, failed.message)
-                return
-            for message in messages:
-                self._messages.append(message)
-                self._queued += len(message)
-            if self._queued > self._connection.limits.queued:
-                self._withheld += len(data)
-            else:
-                self._connection.consumed(self, len(data))
-        if end:
-            self.ended = True
-            if self._splitter.held:
-                self._cancel(GrpcStatus.INTERNAL, "the call ended inside a message")
-                return
-        if self.unary is not None:
-            if end:
-                self.unary(self, self._messages[0] if self._messages else b"")
-        elif self._waiter is not None and (self._messages or end) and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def resume(self) -> bool:
-        """There may be room again; False when there is not."""
-        if self._room is None or self._room.done():
-            return True
-        if not self.gone and self._connection.is_full(self):
-            return False
-        self._room.set_result(None)
-        return True
-
-    def finish(self, status: GrpcStatus, message: str = "") -> None:
-        """End the call with a status."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.gone:
-            return
-        self.gone = True
-        self._give_back()
-        self._connection.finish(self, status, message)
-
-    def lose(self) -> None:
-        """The peer is gone: end what waits, and then the task, whatever it does."""
-        self._give_back()
-        self.gone = self.ended = True
-        for future in (self._waiter, self._room):
-            if future is not None and not future.done():
-                future.set_result(None)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.task is not None and not self.task.done():
-            # Who waits for a message learns it in order first.
-            asyncio.get_running_loop().call_soon(self.task.cancel)
-
-    def _give_back(self) -> None:
-        """The connection's window is shared: nothing of it may be lost with a call."""
-        self._messages.clear()
-        self._queued = 0
-        if self._withheld:
-            self._connection.consumed(self, self._withheld)
-            self._withheld = 0
-
-    def _expire(self) -> None:
-        self._cancel(GrpcStatus.DEADLINE_EXCEEDED, "the call took longer than its grpc-timeout")
-
-    def _cancel(self, status: GrpcStatus, message: str) -> None:
-        self.finish(status, message)
-        self.lose()
-
-
-def _observe(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()

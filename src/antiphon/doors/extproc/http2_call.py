@@ -1,0 +1,222 @@
+"""One gRPC call on an HTTP/2 connection: what waits for the processor, and what the processor waits for.
+
+Lives here: the two queues of a call, its limits, its end. Not here: HTTP/2 (`transport_http2.py`), gRPC's bytes
+(`grpc_framing.py`).
+
+Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; of
+the connection's shared window nothing is ever lost with a call; nobody waits for a call that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from antiphon.doors.extproc.grpc_framing import MessageSplitter
+from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
+
+__all__ = ["Call", "CallOwner", "Http2Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Limits:
+    """What one peer may cost.
+
+    Bytes: one message; what may wait for a call in either direction; a call's receive window. `resets` is the burst
+    and the rate per second of calls that the peer resets before they were answered: Envoy ends every call with a
+    reset, but a call that was answered, so only the others count.
+    """
+
+    message: int = 64 << 20
+    queued: int = 128 << 10
+    window: int = 256 << 10
+    calls: int = 20_000
+    resets: tuple[float, float] = (10_000.0, 1_000.0)
+    header_bytes: int = 64 << 10
+    header_count: int = 256
+
+
+class CallOwner(Protocol):
+    """The connection, as a call sees it."""
+
+    limits: Http2Limits
+
+    def send(self, call: Call, message: bytes) -> None:
+        """Queue one message. Raises `StreamClosed`."""
+
+    def is_full(self, call: Call) -> bool:
+        """Whether the call has to wait before it sends more."""
+
+    def block(self, call: Call) -> None:
+        """Let the call know (`resume`) when it may send again."""
+
+    def consumed(self, call: Call, size: int) -> None:
+        """Let the peer send this much more."""
+
+    def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
+        """Send the call's last word."""
+
+
+class Call:
+    """One call: `MessageStream` for the processor, a queue for the connection."""
+
+    __slots__ = (
+        "_connection",
+        "_messages",
+        "_queued",
+        "_room",
+        "_splitter",
+        "_timer",
+        "_waiter",
+        "_withheld",
+        "ended",
+        "gone",
+        "headed",
+        "id",
+        "task",
+        "unary",
+    )
+
+    def __init__(self, connection: CallOwner, number: int) -> None:
+        self._connection = connection
+        self.id = number
+        self._splitter = MessageSplitter(connection.limits.message)
+        self._messages: deque[bytes] = deque()
+        self._queued = 0
+        self._withheld = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.unary: Callable[[Call, bytes], None] | None = None
+        self.headed = False
+        self.ended = False
+        self.gone = False
+
+    # The processor's side
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None when there is none any more."""
+        messages = self._messages
+        while not messages:
+            if self.ended:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = messages.popleft()
+        self._queued -= len(message)
+        if self._withheld and self._queued <= self._connection.limits.queued:
+            self._connection.consumed(self, self._withheld)
+            self._withheld = 0
+        return message
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while too much is queued."""
+        if self.gone:
+            raise StreamClosed("the peer ended the call")
+        connection = self._connection
+        connection.send(self, message)
+        if connection.is_full(self):
+            self._room = asyncio.get_running_loop().create_future()
+            connection.block(self)
+            try:
+                await self._room
+            finally:
+                self._room = None
+            if self.gone:
+                raise StreamClosed("the peer ended the call")
+
+    # The connection's side
+
+    def start(self, work: Coroutine[Any, Any, None], seconds: float | None) -> None:
+        """Serve the call in a task of its own, at most this long."""
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(work)
+        self.task.add_done_callback(_observe)
+        if seconds is not None:
+            self._timer = loop.call_later(seconds, self._expire)
+
+    def take(self, data: bytes, end: bool) -> None:
+        """Bytes from the peer."""
+        if data:
+            try:
+                messages = self._splitter.feed(data)
+            except CallFailed as failed:
+                self._connection.consumed(self, len(data))
+                self._cancel(failed.status, failed.message)
+                return
+            for message in messages:
+                self._messages.append(message)
+                self._queued += len(message)
+            if self._queued > self._connection.limits.queued:
+                self._withheld += len(data)
+            else:
+                self._connection.consumed(self, len(data))
+        if end:
+            self.ended = True
+            if self._splitter.held:
+                self._cancel(GrpcStatus.INTERNAL, "the call ended inside a message")
+                return
+        if self.unary is not None:
+            if end:
+                self.unary(self, self._messages[0] if self._messages else b"")
+        elif self._waiter is not None and (self._messages or end) and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume(self) -> bool:
+        """There may be room again; False when there is not."""
+        if self._room is None or self._room.done():
+            return True
+        if not self.gone and self._connection.is_full(self):
+            return False
+        self._room.set_result(None)
+        return True
+
+    def finish(self, status: GrpcStatus, message: str = "") -> None:
+        """End the call with a status."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.gone:
+            return
+        self.gone = True
+        self._give_back()
+        self._connection.finish(self, status, message)
+
+    def lose(self) -> None:
+        """The peer is gone: end what waits, and then the task, whatever it does."""
+        self._give_back()
+        self.gone = self.ended = True
+        for future in (self._waiter, self._room):
+            if future is not None and not future.done():
+                future.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.task is not None and not self.task.done():
+            # Who waits for a message learns it in order first.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
+
+    def _give_back(self) -> None:
+        """The connection's window is shared: nothing of it may be lost with a call."""
+        self._messages.clear()
+        self._queued = 0
+        if self._withheld:
+            self._connection.consumed(self, self._withheld)
+            self._withheld = 0
+
+    def _expire(self) -> None:
+        self._cancel(GrpcStatus.DEADLINE_EXCEEDED, "the call took longer than its grpc-timeout")
+
+    def _cancel(self, status: GrpcStatus, message: str) -> None:
+        self.finish(status, message)
+        self.lose()
+
+
+def _observe(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
