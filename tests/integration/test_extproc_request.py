@@ -13,6 +13,7 @@ import pytest
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.engine.owners import OwnerResolver
 from tests.support.chat_server import completion, text_stream
+from tests.support.compression import COMPRESSED
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body
 from tests.support.fake_envoy import DEADLINE, METHOD, EnvoyStream
 
@@ -159,6 +160,55 @@ async def test_a_local_answer_after_request_trailers(tmp_path: Path, body: bytes
         client = await stream.complete()
         assert client.status == (400 if body == b"{}" else 200)
         assert client.how == "local"
+
+
+# Compressed bodies
+
+
+@pytest.mark.parametrize("trailers", [None, (("x-checksum", "1"),)], ids=["plain end", "trailers"])
+@pytest.mark.parametrize("coding", COMPRESSED)
+async def test_a_compressed_body_is_forwarded_plain(
+    tmp_path: Path, coding: str, trailers: tuple[tuple[str, str], ...] | None
+) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        body = COMPRESSED[coding](request_body("Hello there"))
+        headers = (("content-encoding", coding), ("content-length", str(len(body))))
+        await stream.request(body, headers=headers, trailers=trailers)
+        forwarded = await stream.forwarded()
+        assert json.loads(forwarded.body)["messages"] == [{"role": "user", "content": "Hello there"}]
+        assert forwarded.header("content-encoding") is None
+        assert forwarded.header("content-length") == str(len(forwarded.body))
+
+
+async def test_an_unknown_coding_is_refused_before_the_upload(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request_headers((("content-encoding", "br"),))
+        client = await stream.complete()
+        assert (client.status, client.how) == (415, "immediate")
+        assert client.header("accept-encoding") == "gzip, deflate, zstd"
+        assert _error(stream)["code"] == "unsupported_content_encoding"
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/resp_1"])
+async def test_a_broken_compressed_body_is_a_400(tmp_path: Path, path: str) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(b"\x28\xb5\x2f\xfd", path=path, headers=(("content-encoding", "zstd"),))
+        assert (await stream.complete()).status == 400
+        assert _error(stream)["code"] == "invalid_body"
+
+
+@pytest.mark.parametrize("coding", COMPRESSED)
+async def test_a_compressed_body_has_the_same_limit_when_it_is_plain(tmp_path: Path, coding: str) -> None:
+    async with open_door(tmp_path, request_body_bytes=10_000) as opened:
+        stream = opened.stream()
+        body = COMPRESSED[coding](request_body("x" * 10_000))
+        assert len(body) < 1000
+        await stream.request(body, headers=(("content-encoding", coding),))
+        assert (await stream.complete()).status == 413
+        assert _error(stream)["code"] == "request_too_large"
 
 
 # Early refusals

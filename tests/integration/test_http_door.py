@@ -30,6 +30,7 @@ from tests.support.chat_server import (
     never,
     text_stream,
 )
+from tests.support.compression import COMPRESSED
 from tests.support.http_door import OpenHttpDoor, RawAnswer, open_http_door, post_bytes
 from tests.support.waiting import until
 
@@ -259,9 +260,38 @@ async def test_upgrade_is_refused(door: OpenHttpDoor) -> None:
     assert (await door.ask(post_bytes(ASK, headers=h2c))).status == 200
 
 
-async def test_compressed_body_is_refused(door: OpenHttpDoor) -> None:
-    got = await door.ask(post_bytes(body=b"\x28\xb5\x2f\xfd", headers={"content-encoding": "zstd"}))
-    assert got.status == 415 and got.error["code"] == "unsupported_content_encoding"
+@pytest.mark.parametrize("coding", COMPRESSED)
+async def test_a_compressed_body_is_read(door: OpenHttpDoor, coding: str) -> None:
+    body = COMPRESSED[coding](json.dumps(ASK).encode())
+    got = await door.ask(post_bytes(body=body, headers={"content-encoding": coding}))
+    assert got.status == 200 and got.json["object"] == "response"
+
+
+async def test_an_unknown_coding_is_refused_before_the_body_is_sent(door: OpenHttpDoor) -> None:
+    async with door.client() as client:
+        headers = {"content-encoding": "br", "content-length": "1000", "expect": "100-continue"}
+        await client.send(post_bytes(body=b"", headers=headers))
+        got = await client.head()
+        assert got.status == 415 and got.header("connection") == "close"
+        assert got.header("accept-encoding") == "gzip, deflate, zstd"
+
+
+async def test_a_broken_compressed_body_is_refused_and_the_connection_goes_on(door: OpenHttpDoor) -> None:
+    async with door.client() as client:
+        await client.send(post_bytes(body=b"\x28\xb5\x2f\xfd", headers={"content-encoding": "zstd"}))
+        got = await client.read()
+        assert got.status == 400 and got.error["code"] == "invalid_body"
+        await client.send(post_bytes(ASK))
+        assert (await client.read()).status == 200
+
+
+@pytest.mark.parametrize("coding", COMPRESSED)
+async def test_a_compressed_body_has_the_same_limit_when_it_is_plain(coding: str) -> None:
+    async with open_http_door(request_body_bytes=10_000) as door:
+        body = COMPRESSED[coding](json.dumps({**ASK, "input": "x" * 10_000}).encode())
+        assert len(body) < 1000
+        got = await door.ask(post_bytes(body=body, headers={"content-encoding": coding}))
+        assert got.status == 413 and got.error["code"] == "request_too_large"
 
 
 async def test_head_request(door: OpenHttpDoor) -> None:

@@ -38,8 +38,9 @@ from antiphon.doors.extproc.local import Drive, answer_whole
 from antiphon.doors.extproc.relay import Relay, RelayTimeouts, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.extproc.wire import Kind
+from antiphon.doors.request_body import content_codings, decode_body, too_large
 from antiphon.engine.actions import CancelReason, RequestHead
-from antiphon.errors import ApiError, InternalError, NotFound, RequestTooLarge
+from antiphon.errors import ApiError, InternalError, NotFound
 from antiphon.ids import new_id
 from antiphon.types.transport import header_value
 
@@ -132,11 +133,13 @@ async def _serve(
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -> bool:
-    """Read to the request's end; False when Envoy answered the client by itself meanwhile."""
+    """Read to the request's end and decompress; False when Envoy answered the client by itself meanwhile."""
     limits = context.limits
+    most = limits.request_body_bytes
+    codings = content_codings(request.headers)
     length = header_value(request.headers, "content-length")
-    if length is not None and length.isdecimal() and int(length[:18]) > limits.request_body_bytes:
-        raise _too_large(limits.request_body_bytes)
+    if length is not None and length.isdecimal() and int(length[:18]) > most:
+        raise too_large(most)
     parts: list[bytes] = []
     size = 0
     try:
@@ -146,8 +149,8 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -
                 if received.kind is not Kind.REQUEST_BODY:
                     break
                 size += len(received.body)
-                if size > limits.request_body_bytes:
-                    raise _too_large(limits.request_body_bytes)
+                if size > most:
+                    raise too_large(most)
                 parts.append(received.body)
                 if received.end:
                     break
@@ -165,7 +168,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -
         request.trailers = True
     elif received.kind is not Kind.REQUEST_BODY:
         raise ProtocolError(f"{received.kind.value} came before the request's end")
-    request.body = b"".join(parts)
+    request.body = await decode_body(codings, b"".join(parts), most)
     return True
 
 
@@ -221,7 +224,3 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled:
         raise asyncio.CancelledError
-
-
-def _too_large(most: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {most} bytes.", code="request_too_large")

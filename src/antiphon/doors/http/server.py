@@ -28,8 +28,9 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response
 from antiphon.doors.http.listener import Listener, make_server
 from antiphon.doors.http.path import split_target
+from antiphon.doors.request_body import content_codings, decode_body, too_large
 from antiphon.engine.actions import CancelReason, RequestHead
-from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, RequestTooLarge, Unauthorized
+from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
 from antiphon.ids import new_id
 from antiphon.types.transport import Headers
 
@@ -179,7 +180,7 @@ class HttpDoor:
         if not self._drive_exchanges:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         with self._counted(call):
-            body = await self._read_body(request)
+            body = await self._read_body(request, call.headers)
             exchange = self._context.new_exchange()
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
             exchange.receive_request(head, body)
@@ -208,20 +209,16 @@ class HttpDoor:
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
-        """The whole body, within the limits of size and time."""
+    async def _read_body(self, request: web.BaseRequest, headers: Headers) -> bytes:
+        """The whole body, decompressed, within the limits of size and time."""
+        try:
+            codings = content_codings(headers)
+        except ApiError as error:
+            raise _and_close(error) from None
         limits = self._context.limits
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", ""):
-            raise ApiError(
-                "Compressed request bodies are not supported; send the body as it is.",
-                status=415,
-                type="invalid_request_error",
-                code="unsupported_content_encoding",
-                headers=_CLOSE,
-            )
-        if (request.content_length or 0) > limits.request_body_bytes:
-            raise _too_large(limits.request_body_bytes)
+        most = limits.request_body_bytes
+        if (request.content_length or 0) > most:
+            raise _and_close(too_large(most))
         try:
             async with asyncio.timeout(limits.request_seconds):
                 if request.headers.get("expect", "").lower() == "100-continue":
@@ -232,8 +229,8 @@ class HttpDoor:
                 size = 0
                 while part := await request.content.readany():
                     size += len(part)
-                    if size > limits.request_body_bytes:
-                        raise _too_large(limits.request_body_bytes)
+                    if size > most:
+                        raise _and_close(too_large(most))
                     parts.append(part)
         except TimeoutError:
             raise ApiError(
@@ -247,7 +244,7 @@ class HttpDoor:
             raise InvalidRequest(
                 "The request body is not framed correctly.", code="invalid_body", headers=_CLOSE
             ) from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return await decode_body(codings, parts[0] if len(parts) == 1 else b"".join(parts), most)
 
     def _write_log(self, call: _Call) -> None:
         write = _log.debug if call.path in _QUIET and call.status < 400 else _log.info
@@ -267,8 +264,10 @@ class HttpDoor:
 _CLOSE: Headers = (("connection", "close"),)
 
 
-def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {limit} bytes.", code="request_too_large", headers=_CLOSE)
+def _and_close(error: ApiError) -> ApiError:
+    """A refusal before the body was read: what is left of it must not be taken for the next request."""
+    error.headers = (*error.headers, *_CLOSE)
+    return error
 
 
 def _without_private(headers: Headers) -> Headers:

@@ -1,0 +1,25 @@
+"""Request bodies compressed as clients do it."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+
+import zstandard
+
+__all__ = ["COMPRESSED", "zstd_streamed"]
+
+
+def zstd_streamed(data: bytes) -> bytes:
+    """Without the content's size in the frame, as an encoder writes that is fed part by part (Codex's)."""
+    stream = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=True).compressobj()
+    return stream.compress(data) + stream.flush()
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstd_streamed,
+    "gzip, zstd": lambda data: zstd_streamed(gzip.compress(data)),
+}

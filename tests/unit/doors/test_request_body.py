@@ -1,0 +1,219 @@
+"""Compressed request bodies: every coding, every way to be broken, every way to grow."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antiphon.doors import request_body
+from antiphon.doors.request_body import content_codings, decode_body, decode_now
+from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
+from tests.support.compression import zstd_streamed
+
+MOST = 64 << 20
+BODY = b'{"model":"m","input":"' + b"hello world " * 100 + b'"}'
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+def zstd(data: bytes, **options: int) -> bytes:
+    return zstandard.ZstdCompressor(**options).compress(data)  # type: ignore[arg-type]
+
+
+ENCODERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "x-gzip": ("x-gzip", gzip.compress),
+    "two gzip members": ("gzip", lambda data: gzip.compress(data[:7]) + gzip.compress(data[7:])),
+    "deflate": ("deflate", zlib.compress),
+    "bare deflate": ("deflate", raw_deflate),
+    "zstd": ("zstd", zstd),
+    "zstd streamed": ("zstd", zstd_streamed),
+    "zstd best": ("zstd", lambda data: zstd(data, level=22)),
+    "two zstd frames": ("zstd", lambda data: zstd(data[:7]) + zstd_streamed(data[7:])),
+    "zstd after a skippable frame": ("zstd", lambda data: b"\x53\x2a\x4d\x18\x03\0\0\0abc" + zstd(data)),
+}
+
+
+@pytest.mark.parametrize("data", [b"", b"x", BODY, BODY * 500, os.urandom(300_000)], ids=len)
+@pytest.mark.parametrize("name", ENCODERS)
+async def test_what_was_encoded_comes_back(name: str, data: bytes) -> None:
+    coding, encode = ENCODERS[name]
+    assert await decode_body((coding,), encode(data), MOST) == data
+
+
+async def test_a_plain_body_is_the_same_object() -> None:
+    assert await decode_body((), BODY, 1) is BODY
+
+
+@pytest.mark.parametrize(
+    ("value", "codings"),
+    [
+        ("", ()),
+        ("identity", ()),
+        ("gzip", ("gzip",)),
+        (" GZip ", ("gzip",)),
+        ("deflate, gzip", ("deflate", "gzip")),
+        ("identity,,zstd", ("zstd",)),
+    ],
+)
+def test_the_header_names_codings_in_any_spelling(value: str, codings: tuple[str, ...]) -> None:
+    assert content_codings((("content-type", "application/json"), ("content-encoding", value))) == codings
+
+
+def test_no_header_is_no_coding_and_two_headers_are_one_list() -> None:
+    assert content_codings(()) == ()
+    assert content_codings((("content-encoding", "gzip"), ("content-encoding", "zstd"))) == ("gzip", "zstd")
+
+
+@pytest.mark.parametrize("value", ["br", "compress", "gzip, br", "gzip;q=1", "x" * 10_000, "gzip,gzip,gzip,gzip"])
+def test_an_unknown_coding_is_a_415_that_says_what_is_supported(value: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        content_codings((("content-encoding", value),))
+    error = caught.value
+    assert (error.status, error.type, error.code) == (
+        415,
+        "invalid_request_error",
+        "unsupported_content_encoding",
+    )
+    assert "gzip, deflate or zstd" in error.message and len(error.message) < 300
+    assert ("accept-encoding", "gzip, deflate, zstd") in error.headers
+
+
+def test_several_codings_are_undone_in_reverse_order() -> None:
+    assert decode_now(("gzip", "zstd"), zstd(gzip.compress(BODY)), MOST) == BODY
+    with pytest.raises(InvalidRequest):
+        decode_now(("zstd", "gzip"), zstd(gzip.compress(BODY)), MOST)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_body_that_stops_in_the_middle_is_a_400(name: str) -> None:
+    coding, encode = ENCODERS[name]
+    whole = encode(BODY)
+    accepted = []
+    for size in range(len(whole)):
+        try:
+            accepted.append(decode_now((coding,), whole[:size], MOST))
+        except InvalidRequest as error:
+            assert (error.status, error.code) == (400, "invalid_body")
+    # What is left when a whole member or frame was cut off is whole, and shorter.
+    assert all(BODY.startswith(body) and body != BODY for body in accepted)
+    assert len(accepted) <= 1
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("more", [b"\0", b"{}", b"garbage that is longer than a header"])
+def test_a_body_with_something_behind_it_is_a_400(name: str, more: bytes) -> None:
+    coding, encode = ENCODERS[name]
+    with pytest.raises(InvalidRequest):
+        decode_now((coding,), encode(BODY) + more, MOST)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+@pytest.mark.parametrize("body", [b"", b"{}", BODY, b"\x28\xb5\x2f\xfd", b"\x1f\x8b", b"\x78\x9c", b"\x50\x2a\x4d\x18"])
+def test_what_is_not_compressed_is_a_400_that_names_the_coding(coding: str, body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode_now((coding,), body, MOST)
+    assert coding in caught.value.message
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+@given(data=st.binary(max_size=400))
+def test_any_bytes_are_decoded_or_refused(coding: str, data: bytes) -> None:
+    try:
+        decode_now((coding,), data, 1 << 20)
+    except ApiError as error:
+        assert error.status in (400, 413)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@given(place=st.integers(0, 10_000), value=st.integers(0, 255))
+@settings(max_examples=60)
+def test_any_damage_is_decoded_or_refused(name: str, place: int, value: int) -> None:
+    coding, encode = ENCODERS[name]
+    body = bytearray(encode(BODY))
+    body[place % len(body)] = value
+    try:
+        decode_now((coding,), bytes(body), 1 << 20)
+    except ApiError as error:
+        assert error.status in (400, 413)
+
+
+# Growing
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_decoded_size_is_limited_to_the_byte(name: str) -> None:
+    coding, encode = ENCODERS[name]
+    assert decode_now((coding,), encode(BODY), len(BODY)) == BODY
+    with pytest.raises(RequestTooLarge) as caught:
+        decode_now((coding,), encode(BODY), len(BODY) - 1)
+    assert caught.value.code == "request_too_large" and "decompressed" in caught.value.message
+
+
+BOMB = 200 << 20
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstd), ("zstd", zstd_streamed)]
+)
+def test_a_bomb_is_refused_after_what_it_may_make(
+    coding: str, encode: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = encode(bytes(BOMB))
+    assert len(bomb) < BOMB // 500
+    made = 0
+    decoder = request_body._DECODERS[coding]
+
+    def counting(body: bytes, most: int) -> bytes:
+        nonlocal made
+        plain: bytes = decoder(body, most)
+        made = len(plain)
+        return plain
+
+    monkeypatch.setitem(request_body._DECODERS, coding, counting)
+    with pytest.raises(RequestTooLarge):
+        decode_now((coding,), bomb, MOST)
+    assert made <= MOST + 1
+
+
+def test_a_body_that_grows_without_measure_is_refused_only_when_it_is_large() -> None:
+    assert decode_now(("gzip",), gzip.compress(bytes(16 << 20)), MOST) == bytes(16 << 20)
+    with pytest.raises(RequestTooLarge, match="out of all proportion"):
+        decode_now(("gzip",), gzip.compress(bytes(17 << 20)), MOST)
+    # A long conversation with a repeated prompt does not come near it.
+    text = os.urandom(120_000).hex().encode() + b"You are a helpful assistant. " * 700_000
+    assert decode_now(("zstd",), zstd(text), MOST) == text
+
+
+def test_a_bomb_in_a_bomb_is_refused_at_the_first() -> None:
+    inner = gzip.compress(gzip.compress(bytes(BOMB)))
+    with pytest.raises(RequestTooLarge):
+        decode_now(("gzip", "gzip"), inner, MOST)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(b"") * 2_000, zstd(b"") * 2_000, b"\x50\x2a\x4d\x18\0\0\0\0" * 2_000],
+    ids=["gzip", "zstd", "skip"],
+)
+def test_thousands_of_empty_members_are_refused(body: bytes) -> None:
+    coding = "gzip" if body[:1] == b"\x1f" else "zstd"
+    with pytest.raises(InvalidRequest, match="too many"):
+        decode_now((coding,), body, MOST)
+
+
+def test_a_zstd_frame_with_a_huge_window_is_refused() -> None:
+    frame = bytearray(zstd_streamed(BODY))
+    frame[5] = (41 - 10) << 3
+    with pytest.raises(InvalidRequest):
+        decode_now(("zstd",), bytes(frame), MOST)
