@@ -1,0 +1,325 @@
+"""`scripts/soak`: everything at once, for a while, and nothing may be left behind.
+
+Lives here: the mixed load, what each job must see, and the judgement at the end: memory, open files, requests in
+flight, logs, exit status. Not here: speed (`scripts/bench`).
+
+Invariant: a run ends by itself; whatever it finds wrong is a line of its report and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from antiphon.commands.children import ParentPipe
+from tests.bench import cpu
+from tests.bench.variants import Process
+
+__all__ = ["main"]
+
+_MIB = 1 << 20
+_SETTLE_SECONDS = 10.0
+# What a process may grow from the middle of a run to its end: caches fill up, allocators round.
+_GROWTH, _SLACK = 1.10, 6 * _MIB
+
+Job = Callable[["Load", int], Awaitable[None]]
+
+
+class Wrong(Exception):
+    """A job saw what it must not see."""
+
+
+@dataclass
+class Load:
+    """What jobs use, and what they count."""
+
+    url: str
+    session: aiohttp.ClientSession
+    done: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    async def stream(self, **request: Any) -> list[dict[str, Any]]:
+        """All events of a streamed response, checked for numbering and the sentinel."""
+        async with self._post(stream=True, **request) as answer:
+            if answer.status != 200:
+                raise Wrong(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+            body = await answer.read()
+        return _events(body)
+
+    async def json(self, **request: Any) -> tuple[int, dict[str, Any]]:
+        """Status and body of a response that is not streamed."""
+        async with self._post(**request) as answer:
+            return answer.status, await answer.json()
+
+    def _post(self, **request: Any) -> Any:
+        return self.session.post(f"{self.url}/responses", json={"model": "demo", **request})
+
+    @contextlib.asynccontextmanager
+    async def open_stream(self, **request: Any) -> Any:
+        async with self._post(stream=True, **request) as answer:
+            yield answer
+
+
+def _events(body: bytes) -> list[dict[str, Any]]:
+    blocks = [block for block in body.split(b"\n\n") if block and not block.startswith(b":")]
+    if not blocks or blocks[-1] != b"data: [DONE]":
+        raise Wrong(f"the stream does not end with [DONE]: …{body[-120:]!r}")
+    events = [json.loads(block.partition(b"\ndata: ")[2]) for block in blocks[:-1]]
+    if [event["sequence_number"] for event in events] != list(range(len(events))):
+        raise Wrong("sequence numbers have gaps")
+    return events
+
+
+def _completed(events: list[dict[str, Any]]) -> dict[str, Any]:
+    if events[-1]["type"] != "response.completed":
+        raise Wrong(f"ended with {events[-1]['type']}")
+    response: dict[str, Any] = events[-1]["response"]
+    return response
+
+
+def _text(response: dict[str, Any]) -> str:
+    return "".join(part["text"] for item in response["output"] if item["type"] == "message" for part in item["content"])
+
+
+async def _count(load: Load, seed: int) -> None:
+    most = 20 + seed % 180
+    response = _completed(await load.stream(input=f"count to {most}", store=False))
+    if str(most) not in _text(response):
+        raise Wrong("the count is not complete")
+
+
+async def _plain(load: Load, seed: int) -> None:
+    status, response = await load.json(input=f"number {seed}", store=False)
+    if status != 200 or str(seed) not in _text(response):
+        raise Wrong(f"HTTP {status}")
+
+
+async def _chain(load: Load, seed: int) -> None:
+    first = _completed(await load.stream(input=f"the word is w{seed}"))
+    status, second = await load.json(input="what did I say before?", previous_response_id=first["id"])
+    if status != 200 or f"w{seed}" not in _text(second):
+        raise Wrong("the second turn does not know the first")
+
+
+_TOOLS = [{"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}}]
+
+
+async def _tool(load: Load, seed: int) -> None:
+    response = _completed(await load.stream(input="weather in Paris and Rome", tools=_TOOLS, store=False))
+    calls = [item for item in response["output"] if item["type"] == "function_call"]
+    if len(calls) != 2:
+        raise Wrong(f"{len(calls)} calls")
+
+
+async def _think(load: Load, seed: int) -> None:
+    response = _completed(await load.stream(input="think", reasoning={"summary": "auto"}, store=False))
+    if response["output"][0]["type"] != "reasoning":
+        raise Wrong("no reasoning")
+
+
+async def _large(load: Load, seed: int) -> None:
+    status, _ = await load.json(input="x" * (200_000 + seed % 100_000), store=False)
+    if status != 200:
+        raise Wrong(f"HTTP {status}")
+
+
+async def _fail(load: Load, seed: int) -> None:
+    status, body = await load.json(input="error 500", store=False)
+    if status != 500 or set(body["error"]) != {"message", "type", "param", "code"}:
+        raise Wrong(f"HTTP {status}: {body}")
+
+
+async def _bad(load: Load, seed: int) -> None:
+    status, body = await load.json(input="x", temperature="hot")
+    if status != 400 or body["error"]["param"] != "temperature":
+        raise Wrong(f"HTTP {status}: {body}")
+
+
+async def _break(load: Load, seed: int) -> None:
+    """The upstream breaks off: a cut, or `response.failed`, never a success."""
+    try:
+        events = await load.stream(input="break", store=bool(seed % 2))
+    except aiohttp.ClientPayloadError:
+        return
+    if events[-1]["type"] != "response.failed":
+        raise Wrong(f"a broken answer ended with {events[-1]['type']}")
+
+
+async def _leave(load: Load, seed: int) -> None:
+    async with load.open_stream(input="count to 5000", store=bool(seed % 2)) as answer:
+        await answer.content.readany()
+
+
+JOBS: tuple[tuple[str, Job, int], ...] = (
+    ("count", _count, 8),
+    ("json", _plain, 8),
+    ("chain", _chain, 4),
+    ("tools", _tool, 3),
+    ("reasoning", _think, 3),
+    ("large", _large, 1),
+    ("upstream error", _fail, 1),
+    ("bad request", _bad, 1),
+    ("upstream breaks off", _break, 1),
+    ("client leaves", _leave, 2),
+)
+
+
+async def _work(load: Load, until: float, dice: random.Random) -> None:
+    names = [job for job in JOBS for _ in range(job[2])]
+    while time.monotonic() < until and len(load.wrong) < 20:
+        name, job, _ = dice.choice(names)
+        seed = dice.randrange(1_000_000)
+        try:
+            async with asyncio.timeout(60):
+                await job(load, seed)
+        except (Wrong, aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError) as error:
+            load.wrong.append(f"{name} ({seed}): {type(error).__name__}: {error}")
+        load.done[name] += 1
+
+
+@dataclass
+class _Watched:
+    """A process under load."""
+
+    name: str
+    pid: int
+    memory: list[int] = field(default_factory=list)
+    files_before: int = 0
+
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+
+async def _run(given: argparse.Namespace, folder: Path) -> int:
+    with contextlib.closing(ParentPipe()) as pipe:
+        upstream = await Process.start(
+            folder / "upstream.log", sys.executable, "-m", "antiphon", "demo-upstream", "--listen", "127.0.0.1:0",
+            pipe=pipe,
+        )  # fmt: skip
+        try:
+            return await _run_against(given, folder, upstream.ready, pipe)
+        finally:
+            await upstream.stop()
+
+
+async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, pipe: ParentPipe) -> int:
+    door = ("--door", "http") if given.mode == "http" else ("--mode", given.mode, "--transport", given.transport)
+    gateway = await Process.start(
+        folder / "log",
+        *(sys.executable, "-m", "antiphon", "up", "--upstream", upstream, "--listen", "127.0.0.1:0"),
+        *("--data", str(folder / "data"), "--log-level", "warning", "--log-format", "json"),
+        *("--workers", str(given.workers), *door),
+        pipe=pipe,
+    )
+    try:
+        watched = [
+            _Watched(cpu.program(pid) if cpu.program(pid).startswith("envoy") else "sidecar", pid)
+            for pid in cpu.children(gateway.pid)
+            if cpu.program(pid).startswith("envoy") or {"extproc", "serve"} & set(cpu.command_line(pid)[1:4])
+        ]
+        load = await _load(given, gateway.ready, watched)
+        problems = [*load.wrong, *await _left_behind(watched, given.streams)]
+    finally:
+        await gateway.stop()
+    if gateway.handle.returncode != 0:
+        problems.append(f"antiphon ended with status {gateway.handle.returncode}")
+    problems += _complaints(folder / "log")
+    _report(given, load, watched, problems)
+    return 1 if problems else 0
+
+
+async def _load(given: argparse.Namespace, url: str, watched: list[_Watched]) -> Load:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        load = Load(url, session)
+        await _count(load, 1)
+        for process in watched:
+            process.files_before = process.files()
+        until = time.monotonic() + given.seconds
+        workers = [
+            asyncio.ensure_future(_work(load, until, random.Random(f"{given.seed}-{number}")))
+            for number in range(given.streams)
+        ]
+        while not all(worker.done() for worker in workers):
+            for process in watched:
+                process.memory.append(cpu.rss_bytes([process.pid]))
+            await asyncio.wait(workers, timeout=max(0.25, given.seconds / 200))
+        for worker in workers:
+            worker.result()
+    return load
+
+
+async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
+    """What the load should not have left: open files, memory."""
+    problems = []
+    until = time.monotonic() + _SETTLE_SECONDS
+    # Connections to the upstream are kept for the next request; a leak would grow with the jobs, not with the streams.
+    allowed = 40 + 2 * streams
+    for process in watched:
+        while process.files() > process.files_before + allowed and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        if process.files() > process.files_before + allowed:
+            problems.append(f"{process.name}: {process.files_before} open files became {process.files()}")
+        middle = process.memory[len(process.memory) // 3 : len(process.memory) // 2]
+        last = process.memory[-max(1, len(process.memory) // 6) :]
+        if middle and statistics.median(last) > statistics.median(middle) * _GROWTH + _SLACK:
+            problems.append(
+                f"{process.name}: memory grew from {statistics.median(middle) / _MIB:.0f} "
+                f"to {statistics.median(last) / _MIB:.0f} MiB"
+            )
+    return problems
+
+
+def _complaints(log: Path) -> list[str]:
+    """Errors in the log, each kind once."""
+    kinds: dict[str, str] = {}
+    for line in log.read_text(errors="replace").splitlines():
+        if '"level": "error"' in line or '"level":"error"' in line or "Traceback" in line:
+            kinds.setdefault(line[:80], line[:400])
+    return [f"log: {line}" for line in kinds.values()]
+
+
+def _report(given: argparse.Namespace, load: Load, watched: list[_Watched], problems: list[str]) -> None:
+    total = sum(load.done.values())
+    print(f"{total} jobs in {given.seconds:g} s, {given.streams} at once, {given.mode}, {given.transport}:")
+    for name, count in sorted(load.done.items()):
+        print(f"  {count:7} {name}")
+    for process in watched:
+        memory = [size / _MIB for size in process.memory]
+        print(f"  {process.name}: {memory[0]:.0f} MiB at first, {max(memory):.0f} at most, {memory[-1]:.0f} at the end")
+    for problem in problems[:30]:
+        print(f"  WRONG {problem}")
+    print("soak: all good" if not problems else f"soak: {len(problems)} problems")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit status is 0 when nothing was wrong."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description="Mixed load for a while; nothing may be left.")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long (default 30)")
+    parser.add_argument("--streams", type=int, default=24, help="jobs at once (default 24)")
+    parser.add_argument("--mode", default="auto", choices=("auto", "relay", "drive", "http"))
+    parser.add_argument("--transport", default="http2", choices=("http2", "grpcio"))
+    parser.add_argument("--workers", type=int, default=1, help="sidecar processes (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="which jobs come in which order")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="antiphon-soak-") as folder:
+        return asyncio.run(_run(given, Path(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
