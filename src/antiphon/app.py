@@ -30,7 +30,9 @@ from antiphon.sealing import Sealer
 from antiphon.stores import open_store
 from antiphon.translation.profiles import PROFILES, choose_profile
 from antiphon.types.transport import Headers
+from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
 
 __all__ = ["App", "build"]
@@ -75,6 +77,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         upstream,
         timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
         metrics=metrics,
+        files=make_fetcher(settings),
     )
     admission = Admission(limits.concurrent_requests)
 
@@ -146,13 +149,38 @@ def _direct(settings: Settings) -> UpstreamTarget:
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
-    context = None
-    if upstream.tls:
-        try:
-            context = ssl.create_default_context(cafile=str(upstream.ca_file) if upstream.ca_file else None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"upstream.ca_file: {upstream.ca_file} cannot be used: {error}") from None
+    context = _trusted("upstream.ca_file", upstream.ca_file) if upstream.tls else None
     return UpstreamTarget(upstream.url, headers=headers, ssl=context)
+
+
+def make_fetcher(settings: Settings) -> GuardedFetcher | None:
+    """Fetches files by URL, or nothing when that is switched off. Raises `ConfigError`."""
+    fetch = settings.fetch
+    if not fetch.enabled:
+        return None
+    try:
+        rule = AddressRule(fetch.allow_private)
+    except ValueError as error:
+        raise ConfigError(f"fetch.allow_private: {error}") from None
+    limits = FetchLimits(
+        total_bytes=fetch.total_bytes,
+        seconds=fetch.seconds,
+        files=fetch.files,
+        redirects=fetch.redirects,
+        concurrent=fetch.concurrent,
+        http=fetch.http,
+        ports=frozenset(fetch.ports),
+        types=fetch.types,
+    )
+    return GuardedFetcher(limits, rule, tls=_trusted("fetch.ca_file", fetch.ca_file))
+
+
+def _trusted(setting: str, file: Path | None) -> ssl.SSLContext:
+    """Trust in the authorities of this file, or in the system's."""
+    try:
+        return ssl.create_default_context(cafile=str(file) if file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{setting}: {file} cannot be used: {error}") from None
 
 
 def prepare_data(folder: Path) -> None:

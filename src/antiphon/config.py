@@ -21,6 +21,7 @@ from antiphon.errors import ConfigError
 
 __all__ = [
     "AuthMode",
+    "FetchSettings",
     "LimitSettings",
     "LogSettings",
     "OwnerSettings",
@@ -168,6 +169,52 @@ class LimitSettings(_Section):
     """How much may be produced ahead of a client that does not read."""
 
 
+class FetchSettings(_Section):
+    """Files that requests name by `file_url`."""
+
+    enabled: bool = True
+    """Fetch files that requests name by `file_url`; off: such a request is a 400."""
+    http: bool = False
+    """Allow plain `http://` URLs too."""
+    ports: tuple[int, ...] = (80, 443)
+    """Ports that a URL may name."""
+    allow_private: tuple[str, ...] = ()
+    """Host names, addresses and networks (`10.1.0.0/16`) that may be fetched from although they are not public. A host
+    named here (an address counts as named by its network) may use `http` and any port."""
+    types: tuple[str, ...] = (
+        "text/*",
+        "application/pdf",
+        "application/json",
+        "application/*+json",
+        "application/xml",
+        "application/*+xml",
+        "application/yaml",
+        "application/x-yaml",
+        "application/x-ndjson",
+        "application/javascript",
+        "application/rtf",
+        "application/epub+zip",
+        "application/msword",
+        "application/vnd.ms-excel",
+        "application/vnd.ms-powerpoint",
+        "application/vnd.openxmlformats-officedocument.*",
+        "application/vnd.oasis.opendocument.*",
+    )
+    """Media types that are accepted, `*` for any characters."""
+    total_bytes: int = Field(50 * _MIB, ge=1)
+    """Most bytes of all fetched files of one request together."""
+    seconds: float = Field(30.0, gt=0)
+    """Seconds for all fetched files of one request together."""
+    files: int = Field(20, ge=1)
+    """Most files fetched for one request."""
+    redirects: int = Field(3, ge=0)
+    """Redirects followed for one file; each is checked like the first URL."""
+    concurrent: int = Field(16, ge=1)
+    """Most fetches at once per process."""
+    ca_file: Path | None = None
+    """PEM file with the authorities trusted for these servers; unset: the system's."""
+
+
 class TimeoutSettings(_Section):
     connect: float = Field(5.0, gt=0)
     """Seconds to connect to the upstream."""
@@ -252,6 +299,7 @@ class Settings(_Section):
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
+    fetch: FetchSettings = FetchSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     sidecar: SidecarSettings = SidecarSettings()

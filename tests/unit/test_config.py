@@ -39,7 +39,7 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
     if value is None or value == []:
         # Settings without a default: any value of the right kind.
         value = {"auth": "none", "keys": "0123456789abcdef"}.get(path[-1], "1")
-    text = ",".join(value) if isinstance(value, list) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
     if path == ("upstream", "auth"):
         assert load_settings({}, environ).upstream.auth_mode is AuthMode.NONE

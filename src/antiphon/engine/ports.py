@@ -112,9 +112,6 @@ class FileFetcher(Protocol):
         All URLs of one request in one call: the limits hold for them together.
         """
 
-    async def aclose(self) -> None:
-        """Close what is open."""
-
 
 class UpstreamAnswer(Protocol):
     """An upstream's answer once its head has arrived."""

@@ -76,9 +76,6 @@ class _Fetcher:
         self.asked.append(urls)
         return dict.fromkeys(urls, text_file())
 
-    async def aclose(self) -> None:
-        pass
-
 
 async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
     fetcher = _Fetcher()

@@ -1,0 +1,324 @@
+"""Files that a client names by URL, fetched without lending the client this server's place in the network.
+
+Lives here: one fetch of all files of a request, its guards and limits. Not here: which addresses are public
+(`addresses.py`), and what becomes of a file (`translation/`).
+
+Guards: the URL's scheme, port and lack of credentials; every address of the host, resolved here; the connection goes
+to one of the addresses that were looked at, and the socket itself is refused any other, so a name that resolves
+differently a moment later gains nothing; each redirect is a new URL with all of this; no cookies, proxies or
+credentials; limits of size (all files together), time (likewise), files, redirects, and fetches at once.
+
+Invariants: `fetch` never raises; an error says nothing about addresses, nor whether a private name exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from mimetypes import MimeTypes
+from urllib.parse import unquote
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.types.files import FetchedFile
+from antiphon.upstream.addresses import AddressRule
+
+__all__ = ["FetchLimits", "GuardedFetcher", "Resolve", "resolve_all"]
+
+_log = structlog.get_logger(__name__)
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""`host, port -> addresses`; raises OSError when there are none."""
+
+_MOST_URL = 8_192
+_MOST_NAME = 128
+_AT_ONCE = 4
+_HEADER_BYTES = 16 * 1024
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?")
+_NUMERIC_END = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?$")
+_UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_GENERAL_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
+# The tables of the standard library alone: what a machine's own files add must not change what is accepted.
+_TYPES = MimeTypes(filenames=())
+_TYPES.add_type("text/markdown", ".md")
+_TYPES.add_type("application/yaml", ".yaml")
+_TYPES.add_type("application/yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """`total_bytes` and `seconds` hold for all files of one request together, `concurrent` for the process.
+
+    `http` allows plain http, `ports` are allowed on public hosts; hosts that the address rule names may use any scheme
+    and port. `types` are patterns of media types.
+    """
+
+    total_bytes: int = 50 << 20
+    seconds: float = 30.0
+    files: int = 20
+    redirects: int = 3
+    concurrent: int = 16
+    http: bool = False
+    ports: frozenset[int] = frozenset({80, 443})
+    types: tuple[str, ...] = ("text/*", "application/pdf", "application/json")
+
+
+class GuardedFetcher:
+    """Implements the port `FileFetcher`."""
+
+    def __init__(
+        self,
+        limits: FetchLimits,
+        rule: AddressRule,
+        *,
+        tls: ssl.SSLContext | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._limits = limits
+        self._rule = rule
+        self._tls = tls
+        self._resolve = resolve or resolve_all
+        self._places = asyncio.Semaphore(limits.concurrent)
+
+    async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+        """Every URL's file or its error (without `param`); all at once, within the limits of one request."""
+        if len(urls) > self._limits.files:
+            error = _refused(f"At most {self._limits.files} files can be fetched for one request.")
+            return dict.fromkeys(urls, error)
+        budget = _Budget(self._limits.total_bytes)
+        # One request with slow servers does not take every place there is.
+        places = asyncio.Semaphore(_AT_ONCE)
+        deadline = asyncio.get_running_loop().time() + self._limits.seconds
+        outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places) for url in urls))
+        return dict(zip(urls, outcomes, strict=True))
+
+    async def _fetch(
+        self, url: str, budget: _Budget, deadline: float, places: asyncio.Semaphore
+    ) -> FetchedFile | ApiError:
+        try:
+            async with asyncio.timeout_at(deadline), places, self._places:
+                return await self._follow(_read_url(url), budget)
+        except ApiError as error:
+            return error
+        except TimeoutError:
+            return _failed(f"it took longer than {self._limits.seconds:g} seconds.")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            _log.info("file_fetch_failed", error=type(error).__name__)
+            return _failed("its server could not be reached, or broke off.")
+        except Exception as error:
+            _log.error("file_fetch_bug", error=type(error).__name__, exc_info=True)
+            return _failed("an unexpected error occurred.")
+
+    async def _follow(self, url: URL, budget: _Budget) -> FetchedFile:
+        for _ in range(self._limits.redirects + 1):
+            found = await self._ask(url, budget)
+            if isinstance(found, FetchedFile):
+                return found
+            url = found
+        raise _failed(f"it was redirected more than {self._limits.redirects} times.")
+
+    async def _ask(self, url: URL, budget: _Budget) -> FetchedFile | URL:
+        """One request; the file, or where it is instead."""
+        host, port = self._check_url(url)
+        addresses = await self._addresses(host, port)
+        connector = aiohttp.TCPConnector(
+            resolver=_Pinned(addresses),
+            use_dns_cache=False,
+            force_close=True,
+            ssl=self._tls or True,
+            socket_factory=_only_to(addresses),
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers={
+                "user-agent": "antiphon",
+                "accept": ", ".join(kind for kind in self._limits.types if "*" not in kind[:-1]) + ", */*;q=0.1",
+                "accept-encoding": "identity",
+            },
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+        )
+        async with session, session.get(url, allow_redirects=False) as answer:
+            if answer.status in _REDIRECTS and (location := answer.headers.get("location")):
+                return url.join(_read_url(location, relative=True)).with_fragment(None)
+            if answer.status != 200:
+                raise _failed(f"its server answered {answer.status}.")
+            if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+                raise _failed("its server sent it compressed although that was not asked for.")
+            name = _file_name(answer, url)
+            kind = self._media_type(answer.content_type if "content-type" in answer.headers else "", name)
+            return FetchedFile(name, kind, await _read_within(answer, budget))
+
+    def _check_url(self, url: URL) -> tuple[str, int]:
+        """Host and port, as far as the URL alone is to be judged."""
+        host, port = (url.host or "").lower(), url.port
+        if url.scheme not in ("http", "https"):
+            raise _refused("Only https URLs can be fetched; send other files as 'file_data'.")
+        if url.user is not None or url.password is not None:
+            raise _refused("A URL with credentials is not fetched.")
+        if not host or port is None or not _is_host(host):
+            raise _refused("The URL has no valid host.")
+        if self._rule.is_named(host):
+            return host, port
+        if url.scheme == "http" and not self._limits.http:
+            raise _refused("Only https URLs can be fetched.")
+        if port not in self._limits.ports:
+            raise _refused("The URL's port is not allowed.")
+        return host, port
+
+    async def _addresses(self, host: str, port: int) -> tuple[str, ...]:
+        """The host's addresses, every one of them allowed."""
+        try:
+            found = (host,) if _is_address(host) else tuple(await self._resolve(host, port))
+        except (OSError, UnicodeError):
+            found = ()
+        if not found or not all(self._rule.allows(host, address) for address in found):
+            _log.info("file_fetch_refused", host=host, addresses=list(found))
+            # One answer for names that do not exist and for private ones: a client cannot ask which names there are.
+            raise _refused("The URL's host does not exist or is not public.")
+        return found
+
+    def _media_type(self, sent: str, name: str) -> str:
+        kind = sent.lower()
+        if kind in _GENERAL_TYPES:
+            kind = _TYPES.guess_type(name)[0] or "application/octet-stream"
+        if not any(fnmatchcase(kind, pattern) for pattern in self._limits.types):
+            raise InvalidRequest(
+                f"The file at the given URL is of type {kind[:80]!r}, which is not supported.", code="unsupported_file"
+            )
+        return kind
+
+
+class _Budget:
+    """The bytes that are left for all files of one request."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.left = total
+
+    def take(self, size: int) -> None:
+        """Raises the error a client gets when there is not enough."""
+        self.left -= size
+        if self.left < 0:
+            raise _failed(f"the files of the request are larger than {self.total} bytes.", code="file_too_large")
+
+
+async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes:
+    if (answer.content_length or 0) > budget.left:
+        budget.take(answer.content_length or 0)
+    parts: list[bytes] = []
+    async for part in answer.content.iter_any():
+        budget.take(len(part))
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _read_url(text: str, *, relative: bool = False) -> URL:
+    """A URL as it was given; raises what a client gets."""
+    if len(text) > _MOST_URL:
+        raise _refused(f"The URL is longer than {_MOST_URL} characters.")
+    try:
+        url = URL(text.strip())
+    except (ValueError, TypeError):
+        raise _refused("The URL is not valid.") from None
+    if not relative and not url.absolute:
+        raise _refused("The URL is not a complete https URL.")
+    return url.with_fragment(None)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host(host: str) -> bool:
+    """A name, or an address in its usual form: no shortened, octal or hexadecimal numbers, no zones."""
+    if _is_address(host):
+        return "%" not in host
+    return len(host) <= 253 and bool(_NAMED.fullmatch(host)) and not _NUMERIC_END.search(host)
+
+
+def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
+    """A plain file name; no path, nothing that cannot be seen."""
+    try:
+        given = answer.content_disposition
+        name = (given.filename if given is not None else None) or unquote(url.path.rpartition("/")[2])
+    except ValueError:
+        name = ""
+    name = _UNNAMEABLE.sub("_", name).strip(" .")
+    if len(name) > _MOST_NAME:
+        stem, dot, extension = name.rpartition(".")
+        name = stem[: _MOST_NAME - 12] + dot + extension[:11] if dot else name[:_MOST_NAME]
+    return name or "file"
+
+
+class _Pinned(AbstractResolver):
+    """Answers with the addresses that were looked at."""
+
+    def __init__(self, addresses: tuple[str, ...]) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self._addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
+    """Makes sockets for these addresses and for no others: the last gate, past every resolver."""
+    allowed = {ip_address(address) for address in addresses}
+
+    def make(info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
+        family, kind, protocol, _, target = info
+        if ip_address(target[0]) not in allowed:
+            raise OSError("the address was not checked")
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        return made
+
+    return make
+
+
+async def resolve_all(host: str, port: int) -> Sequence[str]:
+    """Every address that the system's resolver knows for a host."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _refused(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_file_url")
+
+
+def _failed(reason: str, code: str = "file_download_failed") -> InvalidRequest:
+    return InvalidRequest(f"The file at the given URL could not be fetched: {reason}", code=code)
