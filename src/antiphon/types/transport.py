@@ -13,7 +13,10 @@ Headers = tuple[tuple[str, str], ...]
 
 def header_value(headers: Headers, name: str) -> str | None:
     """The first value of a header, by lower-case name."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 class UpstreamFault(Enum):

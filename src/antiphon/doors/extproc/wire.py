@@ -90,7 +90,7 @@ def decode(message: bytes) -> Received:
     received = Received(_KINDS.get(name or "", Kind.OTHER), observing=request.observability_mode)
     if name == "request_headers" or name == "response_headers":
         head = request.request_headers if name == "request_headers" else request.response_headers
-        received.headers = tuple((header.key.lower(), _value(header)) for header in head.headers.headers)
+        received.headers = tuple([(header.key.lower(), _value(header)) for header in head.headers.headers])
         received.end = head.end_of_stream
     if request.HasField("protocol_config"):
         config = request.protocol_config
@@ -136,7 +136,10 @@ def _tell(response: pb.ProcessingResponse, metadata: Metadata | None) -> None:
 
 def _loggable(text: str) -> str:
     """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
+    text = text[:_LONGEST_TEXT]
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
