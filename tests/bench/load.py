@@ -205,7 +205,7 @@ class _Client(asyncio.Protocol):
 
 
 def _quantiles(samples: list[int]) -> dict[str, float]:
-    """Median and 99th percentile in microseconds, and of how many."""
+    """Median, 99th and 99.9th percentile in microseconds, and of how many."""
     if not samples:
         return {"n": 0}
     samples.sort()
@@ -214,6 +214,7 @@ def _quantiles(samples: list[int]) -> dict[str, float]:
         "n": len(samples),
         "p50": samples[round(last * 0.5)] / 1000,
         "p99": samples[round(last * 0.99)] / 1000,
+        "p999": samples[round(last * 0.999)] / 1000,
     }
 
 

@@ -1,6 +1,6 @@
 """The figures of a run as Markdown.
 
-Lives here: three tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
+Lives here: four tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
 
 Invariant: a figure that was not measured is a dash, never a zero.
 """
@@ -15,6 +15,8 @@ from tests.bench.variants import LABELS
 __all__ = ["Result", "Values", "tables"]
 
 Values = dict[str, float]
+
+_TAILS = ("first_event_p999", "under_way_p999")
 
 
 class Result(TypedDict):
@@ -41,6 +43,7 @@ def tables(result: Result) -> str:
         f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores",
         _latency(result),
         _rates(result, streams),
+        _others(result),
         _ratios(result, streams),
     ]
     if result["complaints"]:
@@ -102,6 +105,32 @@ def _rates(result: Result, streams: list[int]) -> str:
     return _table(
         head, ([LABELS[name], *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
     )
+
+
+def _others(result: Result) -> str:
+    """Everything that is not short requests and text."""
+    head = [
+        "variant",
+        "requests of 100 KB/s",
+        "requests of 5 MB/s",
+        "stored requests/s, 16 at once",
+        "with 20 turns of history",
+        "tool argument chunks/s, 16 streams",
+        "reasoning chunks/s, 16 streams",
+        "CPU µs per request, sidecar / Envoy",
+        "per tool chunk",
+        "per reasoning chunk",
+        "first event, ms, p99.9",
+        "chunk under way, ms, p99.9",
+    ]
+    rates = ("size_100000", "size_5000000", "stored", "chained", "tools", "reasoning")
+    rows = []
+    for name, values in result["median"].items():
+        spent = result["cpu_us_per_chunk"][name]
+        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("json", "tools", "reasoning")]
+        tails = [_figure({"v": values[key] / 1000}, "v", 2) if key in values else "-" for key in _TAILS]
+        rows.append([LABELS[name], *(_figure(values, key) for key in rates), *costs, *tails])
+    return _table(head, rows)
 
 
 def _ratios(result: Result, streams: list[int]) -> str:

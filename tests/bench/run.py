@@ -37,6 +37,8 @@ __all__ = ["main"]
 
 _GRACE = 3.0
 _BURST = 100
+_SIZES = (100_000, 5_000_000)
+_KINDS = ("tools", "reasoning")
 _PACED = 40
 _PACED_STREAMS = 8
 
@@ -62,6 +64,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown := set(given.only) - set(LABELS):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     return given
+
+
+def _middle(streams: list[int]) -> int:
+    """The number of streams for which costs are told: busy, not overrun."""
+    return sorted(streams)[len(streams) // 2]
 
 
 def _say(text: str) -> None:
@@ -123,19 +130,32 @@ class _Bench:
                 self._latency(values[variant.name], key, answer)
         for streams in self._given.streams:
             for variant in self._variants:
-                answer = await self._job(variant, "json", 0, streams)
+                cost = "json" if streams == _middle(self._given.streams) else None
+                answer = await self._job(variant, "json", 0, streams, cost=cost)
                 values[variant.name][f"requests_{streams}"] = answer["requests_per_second"]
+        for size in _SIZES:
+            for variant in self._variants:
+                answer = await self._job(variant, "json", 0, 4, size=size)
+                values[variant.name][f"size_{size}"] = answer["requests_per_second"]
+        for variant in self._variants:
+            if variant.chain:
+                for key, more in (("stored", {}), ("chained", {"previous_response_id": variant.chain})):
+                    answer = await self._job(variant, "json", 0, 16, more={"store": True, **more})
+                    values[variant.name][key] = answer["requests_per_second"]
+        for kind in _KINDS:
+            for variant in self._variants:
+                answer = await self._job(variant, f"{kind}-{_BURST}", _BURST, 16, cost=kind)
+                values[variant.name][kind] = answer["chunks_per_second"]
         for streams in self._given.streams:
             for variant in self._variants:
-                # The cost of a chunk is told for the middle one: busy, not overrun.
-                cost = "burst" if streams == sorted(self._given.streams)[len(self._given.streams) // 2] else None
+                cost = "burst" if streams == _middle(self._given.streams) else None
                 answer = await self._job(variant, f"burst-{_BURST}", _BURST, streams, cost=cost)
                 values[variant.name][f"chunks_{streams}"] = answer["chunks_per_second"]
         self.rounds.append(values)
 
     @staticmethod
     def _latency(values: Values, key: str, answer: dict[str, Any]) -> None:
-        for quantile in ("p50", "p99"):
+        for quantile in ("p50", "p99", "p999"):
             if (found := answer[f"{key}_us"].get(quantile)) is not None:
                 values[f"{key}_{quantile}"] = found
 
@@ -170,18 +190,20 @@ class _Bench:
         grace: float = _GRACE,
         stamps: bool = False,
         cost: str | None = None,
+        size: int = 0,
+        more: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         seconds = seconds or self._given.seconds
         protocol = variant.protocol
         job = Job(
             port=variant.port,
             path=protocol.path,
-            body=protocol.body(model, stream=chunks > 0),
+            body=protocol.body(model, stream=chunks > 0, size=size, **(more or {})),
             connections=connections,
             seconds=seconds,
             grace=grace,
             chunks=chunks,
-            marker=protocol.marker,
+            marker=protocol.marker(model),
             stamps=stamps,
             # Paced streams that begin together would all send at the same moment.
             stagger=0.01 / connections if model.startswith("paced") else 0.0,
@@ -192,7 +214,8 @@ class _Bench:
             answer: dict[str, Any] = json.loads(await self._load.ask(json.dumps(job)))
         if cost:
             spent = self._spent[variant.name]
-            spent[f"{cost} chunks"] = spent.get(f"{cost} chunks", 0) + answer["chunks"]
+            # What a cost is divided by: chunks, or requests where there are none.
+            spent[f"{cost} chunks"] = spent.get(f"{cost} chunks", 0) + (answer["chunks"] or answer["requests"])
             for part, was in before.items():
                 key = f"{cost} {part}"
                 spent[key] = spent.get(key, 0.0) + cpu.cpu_seconds(parts[part]) - was

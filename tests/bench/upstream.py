@@ -6,7 +6,8 @@ looks like a model, or any error handling a benchmark does not need.
 The model's name is the script:
 
 - `json`: one completion in JSON;
-- `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them;
+- `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them; `tools-200` and
+  `reasoning-200` likewise, with the arguments of a call and with reasoning;
 - `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it
   was written, so that a client on the same machine can tell how long it was under way.
 
@@ -52,7 +53,17 @@ _STREAM_HEAD = (
     b"transfer-encoding: chunked\r\n\r\n"
 )
 _ROLE = _http_chunk(_event(_choice({"role": "assistant"})))
-_BURST = _http_chunk(_event(_choice({"content": " word"})))
+_CALL = {"index": 0, "id": "call_bench", "type": "function", "function": {"name": "write", "arguments": '{"text":"'}}
+# What comes before the burst, each chunk of it, and what must follow so that the whole makes sense.
+_BURSTS = {
+    "burst": (b"", _http_chunk(_event(_choice({"content": " word"}))), b""),
+    "tools": (
+        _http_chunk(_event(_choice({"tool_calls": [_CALL]}))),
+        _http_chunk(_event(_choice({"tool_calls": [{"index": 0, "function": {"arguments": " word"}}]}))),
+        _http_chunk(_event(_choice({"tool_calls": [{"index": 0, "function": {"arguments": '"}'}}]}))),
+    ),
+    "reasoning": (b"", _http_chunk(_event(_choice({"reasoning_content": " word"}))), b""),
+}
 _BEFORE, _AFTER = _event(_choice({"content": _TEXT})).split(_TEXT.encode())
 _END = (
     _http_chunk(_event(_choice({}, "stop")))
@@ -89,6 +100,7 @@ class _Connection(asyncio.Protocol):
         self._data = b""
         self._left = 0
         self._pace = 0.0
+        self._burst = self._after = b""
         self._due = 0.0
         self._paused = False
         self._waiting = False
@@ -132,10 +144,13 @@ class _Connection(asyncio.Protocol):
         paced = _PACED.fullmatch(model)
         if paced:
             self._left, self._pace = int(paced[1]), int(paced[2]) / 1000
+            before = b""
         else:
-            self._left, self._pace = int(model.removeprefix("burst-")), 0.0
+            kind, _, count = model.partition("-")
+            self._left, self._pace = int(count), 0.0
+            before, self._burst, self._after = _BURSTS[kind]
         self._due = self._loop.time()
-        self._transport.write(_STREAM_HEAD + _ROLE)
+        self._transport.write(_STREAM_HEAD + _ROLE + before)
         self._loop.call_soon(self._step)
 
     def _step(self) -> None:
@@ -145,11 +160,12 @@ class _Connection(asyncio.Protocol):
             self._waiting = True
             return
         if not self._left:
-            self._transport.write(_END)
+            self._transport.write(self._after + _END)
+            self._after = b""
             return
         self._left -= 1
         if not self._pace:
-            self._transport.write(_BURST)
+            self._transport.write(self._burst)
             self._loop.call_soon(self._step)
             return
         self._transport.write(_http_chunk(b"%s@%d@%s" % (_BEFORE, time.monotonic_ns(), _AFTER)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ __all__ = ["CHAT", "LABELS", "RESPONSES", "Process", "Protocol", "Variant", "sta
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
+_CHAIN = 20
 
 LABELS = {
     "direct": "no proxy (client to upstream)",
@@ -50,25 +52,38 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a variant is asked, and what stands once in every event that carries text."""
+    """How a variant is asked, and what stands once in every event that carries a piece of what is generated.
+
+    `markers` are by the kind of stream (`burst` and `paced` are text).
+    """
 
     path: str
-    marker: str
-    fields: dict[str, Any]
+    markers: dict[str, str]
+    fields: Callable[[str], dict[str, Any]]
 
-    def body(self, model: str, *, stream: bool) -> str:
-        """A request of this model."""
-        return json.dumps({"model": model, "stream": stream, **self.fields})
+    def body(self, model: str, *, stream: bool, size: int = 0, **more: Any) -> str:
+        """A request of this model, with this many bytes of user text."""
+        said = _SAID if not size else (_SAID * (size // len(_SAID) + 1))[:size]
+        return json.dumps({"model": model, "stream": stream, **self.fields(said), **more})
+
+    def marker(self, model: str) -> str:
+        """What to count in the answer of this model."""
+        kind = model.partition("-")[0]
+        return self.markers.get(kind, self.markers["burst"])
 
 
-_SAID = "Say something that is long enough to be worth streaming."
+_SAID = "Say something that is long enough to be worth streaming. "
 CHAT = Protocol(
     "/v1/chat/completions",
-    '"content":"',
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": _SAID}]},
+    {"burst": '"content":"', "tools": '"arguments":"', "reasoning": '"reasoning_content":"'},
+    lambda said: {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]},
 )
-# Nothing is stored: the disk is not part of the comparison.
-RESPONSES = Protocol("/v1/responses", '"delta":"', {"instructions": "Be brief.", "input": _SAID, "store": False})
+# Nothing is stored, unless a job says so: the disk is not part of the comparison.
+RESPONSES = Protocol(
+    "/v1/responses",
+    {"burst": '"delta":"'},
+    lambda said: {"instructions": "Be brief.", "input": said, "store": False},
+)
 
 
 @dataclass
@@ -148,6 +163,8 @@ class Variant:
     name: str
     protocol: Protocol
     port: int
+    chain: str = ""
+    """The last of a chain of stored responses, where there can be one."""
     processes: list[Process] = field(default_factory=list)
     sidecar: list[int] = field(default_factory=list)
     envoy: list[int] = field(default_factory=list)
@@ -178,7 +195,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
         pipe=pipe,
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
-    variant = Variant(name, RESPONSES, port, [process])
+    variant = Variant(name, RESPONSES, port, processes=[process])
     for pid in cpu.children(process.pid):
         if cpu.program(pid).startswith("envoy"):
             variant.envoy.append(pid)
@@ -187,7 +204,22 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     if not variant.sidecar or bool(variant.envoy) == (name == "http"):
         await variant.stop()
         raise RuntimeError(f"{name}: its processes were not recognised")
+    variant.chain = await asyncio.to_thread(_store_chain, port, _CHAIN)
     return variant
+
+
+def _store_chain(port: int, turns: int) -> str:
+    """Store a chain of responses as the load's own owner would; returns the last one's id."""
+    last = ""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
+    with contextlib.closing(connection):
+        for _ in range(turns):
+            more: dict[str, Any] = {"previous_response_id": last} if last else {}
+            headers = {"content-type": "application/json", "authorization": "Bearer bench"}
+            body = RESPONSES.body("json", stream=False, store=True, **more)
+            connection.request("POST", RESPONSES.path, body, headers)
+            last = json.load(connection.getresponse())["id"]
+    return last
 
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
