@@ -82,9 +82,9 @@ _CHAT_FIELDS = {
     "max_completion_tokens": "'max_completion_tokens' belongs to Chat Completions; "
     "the Responses API takes 'max_output_tokens'.",
 }
+_LOGPROBS, _ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 _IGNORABLE_INCLUDES = frozenset(
     {
-        "reasoning.encrypted_content",
         "file_search_call.results",
         "web_search_call.results",
         "web_search_call.action.sources",
@@ -114,6 +114,8 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
             param="background",
             code="unsupported_parameter",
         )
+    include: list[str] = values.get("include") or []
+    options: StreamOptions | None = values.get("stream_options")
     tools, left_out = read_tools(values.get("tools") or [], most_tools)
     ignored += left_out
     request = CreateResponse(
@@ -140,6 +142,11 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         prompt_cache_retention=values.get("prompt_cache_retention"),
         safety_identifier=values.get("safety_identifier"),
         user=values.get("user"),
+        service_tier=values.get("service_tier"),
+        top_logprobs=values.get("top_logprobs"),
+        logprobs=_LOGPROBS in include or bool(values.get("top_logprobs")),
+        encrypted_reasoning=_ENCRYPTED in include,
+        obfuscation=bool(options is not None and options.include_obfuscation),
         ignored=tuple(ignored),
     )
     if not request.input and request.previous_response_id is None:
@@ -209,19 +216,13 @@ def _check_values(values: dict[str, Any]) -> None:
         check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
     _check_metadata(values.get("metadata") or {})
     for number, include in enumerate(values.get("include") or ()):
-        if include not in _IGNORABLE_INCLUDES:
+        if include not in _IGNORABLE_INCLUDES and include not in (_LOGPROBS, _ENCRYPTED):
             raise InvalidRequest(
-                f"Invalid value for 'include[{number}]': {include!r} is not supported here. "
-                f"Supported: {', '.join(sorted(_IGNORABLE_INCLUDES))}.",
+                f"Invalid value for 'include[{number}]': {include[:64]!r}. "
+                f"Supported: {', '.join(sorted((_LOGPROBS, _ENCRYPTED, *_IGNORABLE_INCLUDES)))}.",
                 param="include",
                 code="invalid_value",
             )
-    if values.get("top_logprobs"):
-        raise InvalidRequest(
-            "Log probabilities are not available yet; leave 'top_logprobs' out.",
-            param="top_logprobs",
-            code="unsupported_parameter",
-        )
 
 
 def _check_text(text: TextOptions) -> None:
@@ -270,10 +271,8 @@ def _ignored_values(values: dict[str, Any]) -> list[str]:
     ignored = [name for name in names if values.get(name) not in (None, "auto", "default")]
     if values.get("truncation") == "auto":
         ignored.append("truncation")
-    ignored += [f"include:{include}" for include in values.get("include") or ()]
-    options: StreamOptions | None = values.get("stream_options")
-    if options is not None and options.include_obfuscation:
-        ignored.append("stream_options.include_obfuscation")
+    # The others speak of hosted tools, of which there are none yet.
+    ignored += [f"include:{include}" for include in values.get("include") or () if include in _IGNORABLE_INCLUDES]
     return ignored
 
 

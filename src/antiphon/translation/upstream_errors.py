@@ -1,32 +1,69 @@
 """What an upstream's error means to a client.
 
-Lives here: error bodies in all their shapes, the status a client gets, and the code of a failed response. Not here:
-retries (Envoy's work).
+Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, and which of an
+upstream's headers a client needs. Not here: retries (Envoy's work), what counts as a secret (`redaction.py`).
 
-Invariant: the outcome is always an OpenAI error object; no credential-like text of the upstream's is passed on whole
-(messages are cut at 2,000 characters).
+Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
+slow (5xx). Two are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
+done wrong (405, 415 and the like, redirects) is a 502. Codes are OpenAI's where the meaning is known, whatever the
+upstream called it: clients (Codex above all) decide by them whether to try again.
+
+Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched for
+secrets, and none longer than 2,000 characters.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.redaction import redacted
 from antiphon.types.json import decode_any
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-__all__ = ["error_in_stream", "map_transport_error", "map_upstream_answer"]
+__all__ = [
+    "as_event_failure",
+    "error_in_stream",
+    "event_error_type",
+    "map_transport_error",
+    "map_upstream_answer",
+    "passed_headers",
+    "read_stream_error",
+]
 
 _MOST = 2_000
+_MOST_PLAIN = 300
+_MOST_HEADER = 256
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_SECRET = re.compile(r"\b(sk-|Bearer )[A-Za-z0-9_\-*.]{8,}", re.IGNORECASE)
-_PASSED_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
+_PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,127}")
+
+_PASSED_HEADERS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+_PASSED_PREFIXES = ("x-ratelimit-", "ratelimit-", "anthropic-ratelimit-")
 
 _CONTEXT = re.compile(
-    r"context (length|size|window)|maximum context|too many (prompt )?tokens|prompt is too long|messages is too long",
+    r"context (length|size|window)|maximum (context|prompt|model) length|too many (prompt |input )?tokens"
+    r"|(prompt|input|messages?|request) (is|are|was) too long|maximum number of tokens allowed"
+    r"|max_new_tokens` must be|exceeds? the (maximum|model's) .{0,40}tokens|input length .{0,60}exceeds",
     re.IGNORECASE,
 )
+_CONTEXT_TYPES = frozenset({"exceed_context_size_error", "too_many_prompt_tokens", "context_length_exceeded"})
+_QUOTA = re.compile(
+    r"insufficient.{0,10}(quota|balance|credit|funds)|exceeded your current quota|billing.{0,20}(limit|not active)"
+    r"|credit balance|out of credits|payment required|exceeded_current_quota",
+    re.IGNORECASE,
+)
+_RATE = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl|quota exceeded", re.IGNORECASE)
+_OVERLOADED = re.compile(r"overloaded|over capacity|at capacity|model is (busy|loading)|server.?busy", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r"\b(model|deployment)\b.{0,200}?\b(not found|not exist|is not available|does not exist|not supported here|unknown)\b"
+    r"|\b(no such|invalid|unknown|unrecognized) (model|deployment)\b(?! (input|parameter|output|option))"
+    r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_AGAIN = re.compile(r"try again in", re.IGNORECASE)
+
 _KNOWN_TYPES = frozenset(
     {
         "invalid_request_error",
@@ -40,6 +77,19 @@ _KNOWN_TYPES = frozenset(
         "server_error",
     }
 )
+# Of the client's doing, or to be known to it; every other 4xx is about what the gateway sent.
+_CLIENT_STATUSES = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
+_SERVER_STATUSES = frozenset({500, 502, 503, 504})
+
+# Chat's names for what the client called differently. The rest have one name in both.
+_PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+}
 
 # Behind Envoy a call that fails in transport comes back as Envoy's own answer, in these words.
 _ENVOY_REPLIES = (
@@ -49,41 +99,15 @@ _ENVOY_REPLIES = (
     (b"stream timeout", UpstreamFault.TIMED_OUT),
 )
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    409: "invalid_request_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-}
-
 
 def map_upstream_answer(status: int, headers: Headers, body: bytes) -> ApiError:
-    """The error for an upstream's non-2xx answer: its status where that says something to the client, else 502."""
+    """The error for an upstream's non-2xx answer."""
     for start, fault in _ENVOY_REPLIES:
         if body.startswith(start):
             return map_transport_error(UpstreamError(fault, "Envoy's local reply"))
-    fields = _fields(body)
-    passed = tuple((name, value) for name, value in headers if name in _PASSED_HEADERS)
-    message = fields.get("message") or f"The upstream answered {status} without an explanation."
-    code = fields.get("code")
-    param = fields.get("param")
-    if status == 404 and (code == "model_not_found" or "model" in message.lower()):
-        return ApiError(
-            message, status=404, type="invalid_request_error", code="model_not_found", param="model", headers=passed
-        )
-    if 400 <= status < 500:
-        if _CONTEXT.search(message) and status in (400, 413, 422):
-            code, param = "context_length_exceeded", "input"
-        kind = fields.get("type", "")
-        if kind not in _KNOWN_TYPES:
-            kind = _TYPES.get(status, "invalid_request_error")
-        return ApiError(message, status=status, type=kind, code=code, param=param, headers=passed)
-    shown = status if status in (500, 502, 503, 504) else 502
-    return ApiError(message, status=shown, type="server_error", code=code or "upstream_error", headers=passed)
+    told = _read(body)
+    message = told.message or _plain_text(headers, body) or f"The upstream answered {status} without an explanation."
+    return _judge(status, told, message, passed_headers(headers))
 
 
 def map_transport_error(error: UpstreamError) -> ApiError:
@@ -97,48 +121,242 @@ def map_transport_error(error: UpstreamError) -> ApiError:
     return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
 
 
+def read_stream_error(data: bytes) -> ApiError:
+    """The error for one that came inside a 2xx answer: its status is the number it names, else 502."""
+    told = _read(data)
+    return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
+
+
 def error_in_stream(data: bytes) -> tuple[str, str]:
-    """(code, message) for an error that came inside a 2xx answer."""
-    fields = _fields(data)
-    code = fields.get("code")
-    kind = fields.get("type") or ""
-    number = fields.get("number")
-    if number == "429" or "rate_limit" in kind or code == "rate_limit_exceeded":
-        code = "rate_limit_exceeded"
-    return code or "server_error", fields.get("message") or "The upstream reported an error."
+    """(code, message) for an error that came inside a 2xx answer, as a failed response shows them."""
+    return as_event_failure(read_stream_error(data))
 
 
-def _fields(body: bytes) -> dict[str, str]:
-    """message, type, code, param and the numeric code, from any of the shapes seen."""
+def as_event_failure(error: ApiError) -> tuple[str, str]:
+    """(code, message) of a failed response for an error that can no longer be an HTTP answer.
+
+    Codex takes its waiting time from the words "try again in", so a `retry-after` is put into them.
+    """
+    message = error.message
+    code = error.code or ("rate_limit_exceeded" if error.status == 429 else "server_error")
+    if code == "upstream_error":
+        code = "server_error"
+    if code == "rate_limit_exceeded" and not _AGAIN.search(message):
+        seconds = _retry_seconds(error.headers)
+        if seconds:
+            message = f"{message.rstrip('. ')}. Please try again in {seconds}s."
+    return code, message
+
+
+def event_error_type(code: str) -> str:
+    """The `type` in an `error` event, for a failed response's code."""
+    if code == "rate_limit_exceeded":
+        return "too_many_requests"
+    if code == "insufficient_quota":
+        return "insufficient_quota"
+    if code in ("context_length_exceeded", "model_not_found", "invalid_prompt", "content_filter", "invalid_api_key"):
+        return "invalid_request_error"
+    return "server_error"
+
+
+def passed_headers(headers: Headers) -> Headers:
+    """Of an upstream's headers those that tell a client when it may try again and what it has left."""
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if (name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIXES))
+        and len(value) <= _MOST_HEADER
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+# What was told
+
+
+@dataclass(slots=True)
+class _Told:
+    """What an error body says, searched for secrets. `number` is a status that stands in it."""
+
+    message: str = ""
+    type: str = ""
+    code: str = ""
+    param: str = ""
+    number: int = 0
+
+
+def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError:
+    """Status, type, code and param; `status` 0 when the error came without one."""
+    words = f"{told.code} {told.type}"
+    known = told.type if told.type in _KNOWN_TYPES else ""
+    code = told.code or None
+    param = told.param or None
+    failed = status >= 500 or status == 0
+
+    if (
+        status == 402
+        or code == "insufficient_quota"
+        or (status in (0, 403, 429) and _QUOTA.search(f"{words} {message}"))
+    ):
+        return _error(429, message, "insufficient_quota", "insufficient_quota", None, headers)
+    if (
+        told.type in _CONTEXT_TYPES
+        or told.code in _CONTEXT_TYPES
+        or (status in (0, 400, 413, 422) and _CONTEXT.search(message))
+    ):
+        return _error(400, message, "invalid_request_error", "context_length_exceeded", "input", headers)
+    if status == 429 or _RATE.search(words) or (status == 0 and _RATE.search(message)):
+        specific = code if code in ("rate_limit_exceeded", "slow_down") or status == 429 and code else None
+        if specific is None or _RATE.search(specific):
+            specific = "rate_limit_exceeded"
+        return _error(429, message, known or "rate_limit_error", specific, param, headers)
+    if status in (400, 404) and _NO_MODEL.search(f"{words} {message}") or (failed and code == "model_not_found"):
+        return _error(status or 404, message, "invalid_request_error", "model_not_found", "model", headers)
+    if status == 401:
+        return _error(401, message, known or "invalid_request_error", code or "invalid_api_key", param, headers)
+    if status in _CLIENT_STATUSES:
+        return _error(status, message, known or "invalid_request_error", code, param, headers)
+    if status == 529 or (status in (0, 503) and _OVERLOADED.search(f"{words} {message}")):
+        return _error(503, message, "server_error", "server_is_overloaded", None, headers)
+    shown = status if status in _SERVER_STATUSES else 502
+    return _error(shown, message, "server_error", code or "upstream_error", None, headers)
+
+
+def _error(status: int, message: str, kind: str, code: str | None, param: str | None, headers: Headers) -> ApiError:
+    return ApiError(message, status=status, type=kind, code=code, param=param, headers=headers)
+
+
+def _retry_seconds(headers: Headers) -> str:
+    """The seconds of `retry-after-ms` or `retry-after`, empty when neither is a plain number."""
+    milliseconds = header_value(headers, "retry-after-ms") or ""
+    if milliseconds.isdecimal() and len(milliseconds) < 10:
+        return f"{int(milliseconds) / 1000:g}"
+    seconds = header_value(headers, "retry-after") or ""
+    return seconds if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", seconds) else ""
+
+
+# Shapes
+
+
+def _read(body: bytes) -> _Told:
+    """What the body says, whichever of the shapes seen it has."""
     try:
         value = decode_any(body)
     except ValueError:
-        return {}
-    found: dict[str, str] = {}
-    outer: dict[str, Any] = value if isinstance(value, dict) else {}
-    inner = outer.get("error", outer)
+        return _Told()
+    if isinstance(value, list):
+        # Gemini's compatible endpoint wraps the object in a list.
+        value = next((item for item in value if isinstance(item, dict)), None)
+    if not isinstance(value, dict):
+        return _Told(message=redacted(value, _MOST)) if isinstance(value, str) else _Told()
+    told = _Told()
+    inner = value.get("error")
+    if isinstance(inner, list):
+        inner = next((item for item in inner if isinstance(item, dict)), None) or " ".join(_words(inner))
+    if inner is None and isinstance(value.get("errors"), list):
+        inner = next((item for item in value["errors"] if isinstance(item, dict)), None)
+    sources = [value]
+    if isinstance(inner, dict):
+        sources = [inner, value]
+    elif isinstance(inner, str):
+        told.message = inner
+    for source in sources:
+        _take(told, source)
+    told.message = redacted(told.message, _MOST)
+    told.code = told.code if _CODE.fullmatch(told.code) else ""
+    told.param = _our_param(told.param)
+    return told
+
+
+def _take(told: _Told, source: dict[str, Any]) -> None:
+    """Fill what is still empty from one object."""
+    for name in ("code", "status", "status_code", "raw_status_code"):
+        value = source.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) == 3:
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            told.number = told.number or (value if 400 <= value < 600 else 0)
+        elif isinstance(value, str) and name in ("code", "status"):
+            told.code = told.code or value
+    for name in ("type", "error_type", "__type"):
+        value = source.get(name)
+        if isinstance(value, str) and value != "error":
+            told.type = told.type or value
+    if isinstance(source.get("param"), str):
+        told.param = told.param or source["param"]
+    if not told.message:
+        told.message = _message(source)
+
+
+def _message(source: dict[str, Any]) -> str:
+    text = ""
+    for name in ("message", "detail", "msg", "Message", "error_message", "title", "reason"):
+        text = " ".join(_words(source.get(name)))
+        if text:
+            break
+    # What really went wrong, where the message is a general one (Azure's `details`, OpenRouter's `metadata.raw`).
+    more = " ".join(_words(source.get("details")))
+    metadata = source.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        raw = metadata["raw"][: 2 * _MOST]
+        try:
+            more = _message_in(decode_any(raw)) or raw
+        except ValueError:
+            more = raw
+    if more and more not in text:
+        text = f"{text.rstrip('. ')}: {more}" if text else more
+    return text
+
+
+def _message_in(value: Any) -> str:
+    """The message of an error inside another."""
+    if not isinstance(value, dict):
+        return ""
+    inner = value.get("error")
     if isinstance(inner, str):
-        found["message"] = inner
-        inner = outer
-    elif not isinstance(inner, dict):
-        inner = outer
-    for source in (inner, outer):
-        for name in ("message", "type", "code", "param"):
-            text = source.get(name)
-            if name == "code" and isinstance(text, int) and not isinstance(text, bool):
-                found.setdefault("number", str(text))
-            elif isinstance(text, str) and text:
-                found.setdefault(name, text)
-            elif name == "message" and isinstance(text, (dict, list)):
-                found.setdefault(name, str(text))
-    detail = outer.get("detail")
-    if "message" not in found and detail is not None:
-        found["message"] = detail if isinstance(detail, str) else str(detail)
-    if "message" in found:
-        found["message"] = _SECRET.sub("[redacted]", found["message"])[:_MOST]
-    code = found.get("code")
-    if code is not None and not _CODE.fullmatch(code):
-        if code.isdigit():
-            found.setdefault("number", code)
-        del found["code"]
-    return found
+        return inner
+    return " ".join(_words((inner if isinstance(inner, dict) else value).get("message")))
+
+
+def _words(value: Any, depth: int = 0) -> list[str]:
+    """The texts in a message that may be one, a list of problems (`{"loc": […], "msg": …}`), or an object."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if depth > 3:
+        return []
+    if isinstance(value, list):
+        found = [" ".join(_words(item, depth + 1)) for item in value[:10]]
+        return ["; ".join(text for text in found if text)] if any(found) else []
+    if isinstance(value, dict):
+        text = next(
+            (value[name] for name in ("msg", "message", "detail") if isinstance(value.get(name), (str, list))), ""
+        )
+        words = _words(text, depth + 1)
+        where = value.get("loc")
+        if words and isinstance(where, list):
+            place = ".".join(str(part) for part in where[:8] if isinstance(part, (str, int)) and part != "body")
+            return [f"{place[:200]}: {words[0]}"] if place else words
+        return words
+    return []
+
+
+def _our_param(name: str) -> str:
+    """The client's name for a parameter of the chat request, empty when it is no name."""
+    if not _PARAM.fullmatch(name):
+        return ""
+    top = re.split(r"[.\[]", name, maxsplit=1)[0]
+    return _PARAMS.get(top, name)
+
+
+def _plain_text(headers: Headers, body: bytes) -> str:
+    """A short text that is no page: servers and proxies answer `Unauthorized` or `404 page not found`."""
+    kind = (header_value(headers, "content-type") or "").lower()
+    if not 0 < len(body) <= _MOST_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
+        return ""
+    try:
+        text = body.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    if not text or text[0] in "<{[" or "\n" in text or not text.isprintable():
+        return ""
+    return redacted(text, _MOST_PLAIN)

@@ -44,6 +44,7 @@ class TextOptions(Struct):
 class ReasoningOptions(Struct):
     effort: str | None = None
     summary: str | None = None
+    generate_summary: str | None = None
 
 
 class StreamOptions(Struct):
@@ -51,7 +52,10 @@ class StreamOptions(Struct):
 
 
 class CreateResponse(Struct):
-    """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header)."""
+    """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
+
+    What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`.
+    """
 
     model: str
     input: list[InputItem]
@@ -76,4 +80,9 @@ class CreateResponse(Struct):
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
+    service_tier: str | None = None
+    top_logprobs: int | None = None
+    logprobs: bool = False
+    encrypted_reasoning: bool = False
+    obfuscation: bool = False
     ignored: tuple[str, ...] = ()
