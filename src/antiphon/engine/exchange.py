@@ -36,7 +36,15 @@ from antiphon.engine.actions import (
 )
 from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references
 from antiphon.engine.states import TRANSITIONS, Input, State
-from antiphon.errors import ApiError, ExchangeStateError, InternalError, InvalidRequest, NotFound, StoreError
+from antiphon.errors import (
+    ApiError,
+    ExchangeStateError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    StoreError,
+    UpstreamFailed,
+)
 from antiphon.ids import Clock, IdFactory
 from antiphon.sealing import Sealer
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder
@@ -47,7 +55,12 @@ from antiphon.translation.encode import DONE
 from antiphon.translation.file_urls import file_urls, names_files, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_request import read_request
-from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.translation.upstream_errors import (
+    as_event_failure,
+    map_transport_error,
+    map_upstream_answer,
+    passed_headers,
+)
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
@@ -393,7 +406,8 @@ class ResponseExchange:
             return
         self._head_sent = True
         self._builder.start()
-        self._actions.append(SendHead(200, (*_SSE_HEADERS, *self._ignored_header()), streamed=True))
+        headers = (*_SSE_HEADERS, *self._ignored_header(), *passed_headers(self._upstream_headers))
+        self._actions.append(SendHead(200, headers, streamed=True))
         self._actions.append(SendBody(self._builder.take()))
 
     def _ignored_header(self) -> Headers:
@@ -429,8 +443,8 @@ class ResponseExchange:
     def _fail_call(self, error: ApiError) -> None:
         """There will be no answer: an HTTP error while that is possible, else the failed path."""
         if self._head_sent:
-            code = "rate_limit_exceeded" if error.status == 429 else error.code or "server_error"
-            self._close(Ending("failed", code=code, message=error.message))
+            code, message = as_event_failure(error)
+            self._close(Ending("failed", code=code, message=message))
         else:
             self._refuse(error)
 
@@ -480,7 +494,7 @@ class ResponseExchange:
             self._finish("cancelled")
             return
         if ending.status == "failed" and not self._head_sent:
-            self._refuse(InternalError(ending.message) if self._unsaved else _as_http_error(ending))
+            self._refuse(InternalError(ending.message) if self._unsaved else self._as_http_error(ending))
             return
         if ending.status == "completed":
             builder.complete(self._ended_at)
@@ -494,9 +508,20 @@ class ResponseExchange:
             self._head_sent = True
             body = encode(builder.response)
             length = ("content-length", str(len(body)))
-            self._actions.append(SendHead(200, (_JSON, length, *self._ignored_header())))
+            passed = passed_headers(self._upstream_headers)
+            self._actions.append(SendHead(200, (_JSON, length, *self._ignored_header(), *passed)))
             self._actions.append(SendBody(body))
         self._finish(ending.status)
+
+    def _as_http_error(self, ending: Ending) -> ApiError:
+        """A failure before the head: the status that tells the client whose fault it was."""
+        error = ending.error
+        if error is None:
+            return UpstreamFailed(ending.message, code=ending.code)
+        headers = error.headers or passed_headers(self._upstream_headers)
+        return ApiError(
+            error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers
+        )
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with an HTTP error."""
@@ -522,13 +547,6 @@ def _named_items(history: tuple[StoredItem, ...], items: list[InputItem]) -> lis
     named = [("previous_response_id", item) for item in read_history(history)]
     named += [(f"input[{number}]", item) for number, item in enumerate(items)]
     return named
-
-
-def _as_http_error(ending: Ending) -> ApiError:
-    """A failure before the head: the status that tells the client whose fault it was."""
-    if ending.code == "rate_limit_exceeded":
-        return ApiError(ending.message, status=429, type="rate_limit_error", code=ending.code)
-    return ApiError(ending.message, status=502, type="server_error", code=ending.code)
 
 
 def _token(name: str) -> str:

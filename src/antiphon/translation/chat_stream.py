@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from msgspec import Raw
 
+from antiphon.errors import ApiError
 from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
-from antiphon.translation.upstream_errors import error_in_stream
+from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
 from antiphon.translation.usage import read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
 from antiphon.types.json import decode_any, encode, first, fragment_of, given
@@ -35,17 +36,25 @@ _BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
 class Ending:
     """How the upstream's answer ended: `status` is completed, incomplete or failed.
 
-    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed.
+    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as
+    well when the upstream said what went wrong (a client that has got no head yet gets that).
     """
 
     status: str
     reason: str = ""
     code: str = ""
     message: str = ""
+    error: ApiError | None = None
 
 
 def _failed(message: str, code: str = "server_error") -> Ending:
     return Ending("failed", code=code, message=message)
+
+
+def _reported(error: ApiError) -> Ending:
+    """An error that the upstream put into its answer."""
+    code, message = as_event_failure(error)
+    return Ending("failed", code=code, message=message, error=error)
 
 
 class ChatStream:
@@ -146,8 +155,7 @@ class ChatStream:
             self.ended = True
             return
         if event.type == b"error":
-            code, message = error_in_stream(data)
-            self._fail(_failed(message, code))
+            self._fail(_reported(read_stream_error(data)))
             return
         try:
             chunk = read_chunk(data)
@@ -184,8 +192,7 @@ class ChatStream:
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
         if given(chunk.error) and bytes(chunk.error) not in (b'""', b"{}", b"false"):
-            code, message = error_in_stream(b'{"error":%b}' % bytes(chunk.error))
-            self._fail(_failed(message, code))
+            self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(chunk.error))))
 
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.

@@ -8,8 +8,8 @@ slow (5xx). Two are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota
 done wrong (405, 415 and the like, redirects) is a 502. Codes are OpenAI's where the meaning is known, whatever the
 upstream called it: clients (Codex above all) decide by them whether to try again.
 
-Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched for
-secrets, and none longer than 2,000 characters.
+Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched
+for secrets, and none longer than 2,000 characters.
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ _QUOTA = re.compile(
 _RATE = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl|quota exceeded", re.IGNORECASE)
 _OVERLOADED = re.compile(r"overloaded|over capacity|at capacity|model is (busy|loading)|server.?busy", re.IGNORECASE)
 _NO_MODEL = re.compile(
-    r"\b(model|deployment)\b.{0,200}?\b(not found|not exist|is not available|does not exist|not supported here|unknown)\b"
-    r"|\b(no such|invalid|unknown|unrecognized) (model|deployment)\b(?! (input|parameter|output|option))"
+    r"\b(model|deployment):? {0,2}[`'\"]?[\w./:@-]{0,200}[`'\"]? {0,2}(is |was |could )?(not|does not|doesn't) "
+    r"(be )?(found|exist|available)\b"
+    r"|\b(no such|invalid|unknown|unrecognized) model\b(?! (input|parameter|output|option))"
+    r"|\bnot a valid model\b|\bno endpoints found for\b"
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
-    re.IGNORECASE | re.DOTALL,
+    re.IGNORECASE,
 )
-_AGAIN = re.compile(r"try again in", re.IGNORECASE)
+_AGAIN = re.compile(r"(?:try again|retry) in (\d{1,6}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
 
 _KNOWN_TYPES = frozenset(
     {
@@ -141,8 +143,9 @@ def as_event_failure(error: ApiError) -> tuple[str, str]:
     code = error.code or ("rate_limit_exceeded" if error.status == 429 else "server_error")
     if code == "upstream_error":
         code = "server_error"
-    if code == "rate_limit_exceeded" and not _AGAIN.search(message):
-        seconds = _retry_seconds(error.headers)
+    if code == "rate_limit_exceeded" and "try again in" not in message.lower():
+        hint = _AGAIN.search(message)
+        seconds = hint[1] if hint is not None else _retry_seconds(error.headers)
         if seconds:
             message = f"{message.rstrip('. ')}. Please try again in {seconds}s."
     return code, message
@@ -188,38 +191,48 @@ class _Told:
 def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError:
     """Status, type, code and param; `status` 0 when the error came without one."""
     words = f"{told.code} {told.type}"
-    known = told.type if told.type in _KNOWN_TYPES else ""
+    text = f"{words} {message}"
+    kind = told.type if told.type in _KNOWN_TYPES else ""
     code = told.code or None
     param = told.param or None
-    failed = status >= 500 or status == 0
 
-    if (
-        status == 402
-        or code == "insufficient_quota"
-        or (status in (0, 403, 429) and _QUOTA.search(f"{words} {message}"))
-    ):
+    if _is_quota(status, text, message):
         return _error(429, message, "insufficient_quota", "insufficient_quota", None, headers)
-    if (
-        told.type in _CONTEXT_TYPES
-        or told.code in _CONTEXT_TYPES
-        or (status in (0, 400, 413, 422) and _CONTEXT.search(message))
-    ):
+    if _is_context(status, told, message):
         return _error(400, message, "invalid_request_error", "context_length_exceeded", "input", headers)
-    if status == 429 or _RATE.search(words) or (status == 0 and _RATE.search(message)):
-        specific = code if code in ("rate_limit_exceeded", "slow_down") or status == 429 and code else None
-        if specific is None or _RATE.search(specific):
-            specific = "rate_limit_exceeded"
-        return _error(429, message, known or "rate_limit_error", specific, param, headers)
-    if status in (400, 404) and _NO_MODEL.search(f"{words} {message}") or (failed and code == "model_not_found"):
+    if status == 429 or (status in (0, 400, 403, 503) and _RATE.search(words if status else text)):
+        if code is None or _RATE.search(code):
+            code = "rate_limit_exceeded"
+        return _error(429, message, kind or "rate_limit_error", code, param, headers)
+    if _is_no_model(status, text, message):
         return _error(status or 404, message, "invalid_request_error", "model_not_found", "model", headers)
     if status == 401:
-        return _error(401, message, known or "invalid_request_error", code or "invalid_api_key", param, headers)
+        return _error(401, message, kind or "invalid_request_error", code or "invalid_api_key", param, headers)
     if status in _CLIENT_STATUSES:
-        return _error(status, message, known or "invalid_request_error", code, param, headers)
-    if status == 529 or (status in (0, 503) and _OVERLOADED.search(f"{words} {message}")):
+        return _error(status, message, kind or "invalid_request_error", code, param, headers)
+    if status == 529 or (status in (0, 503) and _OVERLOADED.search(text)):
         return _error(503, message, "server_error", "server_is_overloaded", None, headers)
     shown = status if status in _SERVER_STATUSES else 502
     return _error(shown, message, "server_error", code or "upstream_error", None, headers)
+
+
+def _is_quota(status: int, text: str, message: str) -> bool:
+    if status == 402:
+        return True
+    # A quota that is there again in some seconds (Gemini's words for a rate limit) is none that has run out.
+    return status in (0, 403, 429) and _QUOTA.search(text) is not None and not _AGAIN.search(message)
+
+
+def _is_context(status: int, told: _Told, message: str) -> bool:
+    if told.type in _CONTEXT_TYPES or told.code in _CONTEXT_TYPES:
+        return True
+    return status in (0, 400, 413, 422) and _CONTEXT.search(message) is not None
+
+
+def _is_no_model(status: int, text: str, message: str) -> bool:
+    if status == 404:
+        return "model" in message.lower() or _NO_MODEL.search(text) is not None
+    return status in (0, 400) and _NO_MODEL.search(text) is not None
 
 
 def _error(status: int, message: str, kind: str, code: str | None, param: str | None, headers: Headers) -> ApiError:

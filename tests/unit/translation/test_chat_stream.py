@@ -246,9 +246,9 @@ def test_errors_in_a_stream(body: bytes, code: str, message: str) -> None:
         (404, b"page not found", 404, None, None),
         (400, b'{"error":{"message":"maximum context length is 5"}}', 400, "context_length_exceeded", "input"),
         (422, b'{"detail":[{"msg":"bad"}]}', 422, None, None),
-        (429, b"", 429, None, None),
+        (429, b"", 429, "rate_limit_exceeded", None),
         (500, b"<html>", 500, "upstream_error", None),
-        (529, b"{}", 502, "upstream_error", None),
+        (529, b"{}", 503, "server_is_overloaded", None),
         (302, b"", 502, "upstream_error", None),
         (
             503,

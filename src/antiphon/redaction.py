@@ -1,0 +1,99 @@
+"""What must not stand in a text that goes to a client, although an upstream wrote it.
+
+Lives here: the shapes of credentials, of account ids, of internal addresses and file paths, and of stack traces. Not
+here: which texts are passed on at all (`translation/upstream_errors.py`).
+
+A message is not understood here, only searched: what looks like a secret goes, even if it is none. What helps a user
+(model names, parameter names, numbers, public URLs without their query) stays.
+
+Invariant: the time for a text is linear in its length; the outcome is one line without control characters.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["redacted"]
+
+_GONE = "[redacted]"
+_END = r"[A-Za-z0-9_\-*.…]"
+
+_TRACE = re.compile(
+    r"Traceback \(most recent call last\)|Stack ?trace:|\n[ \t]{0,8}File \"[^\"\n]{1,500}\", line \d"
+    r"|\n[ \t]{1,8}at [^\n]{1,300}:\d|\ngoroutine \d|\bthread '[^'\n]{1,100}' panicked at",
+    re.IGNORECASE,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+_URL_SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://)[^\s/@\"'<>]{1,400}@", re.IGNORECASE)
+_URL_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>`)]{1,2000})\?[^\s\"'<>`)]+", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(\b(?:proxy-)?authorization\b[\"']?\s{0,3}[:=]\s{0,3}[\"']?)(?:(?:bearer|basic|token)\s{1,3})?[^\s\"',;]{4,}",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(
+    r"(\b(?:bearer|basic)\s{1,3})(?=[A-Za-z]{0,200}[0-9._~+/=*-])[A-Za-z0-9._~+/=*-]{8,}", re.IGNORECASE
+)
+_NAMED = re.compile(
+    r"(\b(?:[a-z0-9]{1,20}[-_ ])?(?:api[-_ ]?key|access[-_ ]?key|secret|secret[-_ ]?key|auth[-_ ]?token"
+    r"|access[-_ ]?token|token|password|passwd|pwd|signature|sig)\b(?: provided| given| received| is)?"
+    r"[\"']?\s{0,3}[:=]\s{0,3}[\"'<`]?)"
+    r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
+    re.IGNORECASE,
+)
+_KEYS = re.compile(
+    rf"\b(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|ghp|gho|ghs|github_pat|glpat|xox[abprs]|lsv2|psk)[-_]{_END}{{6,}}"
+    rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}"
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
+)
+_ACCOUNTS = re.compile(
+    r"\b(?:org-[A-Za-z0-9]{6,}|proj_[A-Za-z0-9]{6,}"
+    r"|(?:user|acct|team|tenant|account|workspace|org|organization)[-_](?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})\b"
+)
+# Azure's keys are 32 hexadecimal digits, others 40 and more mixed characters.
+_RANDOM = re.compile(
+    r"\b(?:[0-9a-f]{32,}|[0-9A-F]{32,}|(?=[A-Za-z_-]{0,60}[0-9])(?=[a-z0-9_-]{0,60}[A-Z])(?=[A-Z0-9_-]{0,60}[a-z])"
+    r"[A-Za-z0-9_-]{40,})"
+)
+_PRIVATE_HOST = (
+    r"(?:localhost|(?:10|127)(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|169\.254(?:\.\d{1,3}){2}"
+    r"|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
+    r"|\[[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]"
+    r"|(?:[A-Za-z0-9_-]{1,63}\.){1,8}(?:internal|local|localdomain|svc|lan|corp|intranet|intra|private|home|consul|cluster))"
+)
+_INTERNAL = re.compile(
+    rf"(?:\b[a-z][a-z0-9+.-]{{1,20}}://(?:{_PRIVATE_HOST}|[A-Za-z0-9_-]{{1,63}}(?=[:/\s\"'<>`),]|$))|(?<![\w.-]){_PRIVATE_HOST})"
+    r"(?![\w-]|\.\w)(?::\d{1,5})?(?:/[^\s\"'<>`),]*)?",
+    re.IGNORECASE,
+)
+_PATHS = re.compile(
+    r"(?<![\w/.:~-])(?:/(?:usr|opt|home|root|app|apps|var|etc|srv|mnt|data|tmp|workspace|build|lib|proc|run|private|code"
+    r"|Users|site-packages|dist-packages|nix|snap|secrets?)/[^\s\"'<>`,;)]{1,500}|unix:[^\s\"'<>`,;)]{1,300}"
+    r"|[A-Za-z]:\\[^\s\"'<>`,;)]{1,500})"
+)
+_IN_ORDER = (
+    (_URL_SECRETS, rf"\1{_GONE}@"),
+    (_INTERNAL, "[internal address]"),
+    (_URL_QUERY, rf"\1?{_GONE}"),
+    (_PATHS, "[path]"),
+    (_KEYS, _GONE),
+    (_HEADER, rf"\1{_GONE}"),
+    (_SCHEME, rf"\1{_GONE}"),
+    (_NAMED, rf"\1{_GONE}"),
+    (_ACCOUNTS, _GONE),
+    (_RANDOM, _GONE),
+)
+
+
+def redacted(text: str, most: int) -> str:
+    """The text without secrets and internals, on one line, at most `most` characters."""
+    # Twice as much is searched as is kept, so that nothing half cut off stands at the end.
+    text = text[: 2 * most]
+    trace = _TRACE.search(text)
+    if trace is not None:
+        text = text[: trace.start()]
+    text = _CONTROL.sub(" ", text)
+    for pattern, instead in _IN_ORDER:
+        text = pattern.sub(instead, text)
+    text = text.strip()
+    return text if len(text) <= most else text[: most - 1] + "…"
