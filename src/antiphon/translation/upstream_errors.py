@@ -276,7 +276,10 @@ def _read(body: bytes) -> _Told:
     for source in sources:
         _take(told, source)
     told.message = redacted(told.message, _MOST)
-    told.code = told.code if _CODE.fullmatch(told.code) else ""
+    # Deepseek gives the type once more as the code.
+    told.code = (
+        told.code if _CODE.fullmatch(told.code) and told.code not in _KNOWN_TYPES - {"insufficient_quota"} else ""
+    )
     told.param = _our_param(told.param)
     return told
 
