@@ -16,6 +16,7 @@ from msgspec import UNSET, Raw, Struct
 
 from antiphon.ids import IdFactory
 from antiphon.translation.encode import DeltaTemplate, frame
+from antiphon.translation.upstream_errors import event_error_type
 from antiphon.types import events as ev
 from antiphon.types.items import (
     FunctionCall,
@@ -116,8 +117,7 @@ class ResponseBuilder:
         """The `error` event and the terminal event `response.failed`."""
         self._settle("failed")
         self.response.error = ResponseError(code=code, message=message)
-        kind = "too_many_requests" if code == "rate_limit_exceeded" else "server_error"
-        detail = ev.ErrorDetail(type=kind, code=code, message=message, param=None)
+        detail = ev.ErrorDetail(type=event_error_type(code), code=code, message=message, param=None)
         self._emit(ev.ErrorEvent(self._next(), code=code, message=message, param=None, error=detail))
         self._emit(ev.ResponseFailed(self._next(), self.response))
 

@@ -95,6 +95,7 @@ def _choice(value: dict[str, Any]) -> Choice:
         message=_delta(message) if isinstance(message, dict) else None,
         finish_reason=_str(value.get("finish_reason")),
         text=_text(value.get("text")),
+        error=_raw(value.get("error")),
     )
 
 

@@ -137,6 +137,8 @@ class ChatStream:
             return Ending("incomplete", reason="max_output_tokens")
         if self._finish == "content_filter":
             return Ending("incomplete", reason="content_filter")
+        if self._finish == "error":
+            return _failed("The upstream reported an error.")
         if self._finish is not None:
             return Ending("completed")
         if self._builder.has_output or self._calls:
@@ -167,6 +169,7 @@ class ChatStream:
 
     def _chunk(self, chunk: Chunk, *, whole: bool) -> None:
         self._saw_chunk = True
+        error = chunk.error
         try:
             for choice in chunk.choices or ():
                 if choice.index:
@@ -180,6 +183,9 @@ class ChatStream:
                     self._text(fragment(choice.text))
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
+                if first(choice.error) and not given(error):
+                    # OpenRouter: a whole answer with its calls, and inside the choice that they are broken.
+                    error = choice.error
         except OutputTooLarge:
             self._fail(_failed("The model's output is too large.", "upstream_too_large"))
         except TooManyToolCalls:
@@ -191,8 +197,8 @@ class ChatStream:
             self._usage = usage
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
-        if given(chunk.error) and bytes(chunk.error) not in (b'""', b"{}", b"false"):
-            self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(chunk.error))))
+        if given(error) and bytes(error) not in (b'""', b"{}", b"false"):
+            self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))
 
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.

@@ -97,6 +97,7 @@ class Choice(Struct):
     message: Delta | None = None
     finish_reason: str | None = None
     text: Raw = ABSENT
+    error: Raw = ABSENT
 
 
 class Chunk(Struct):

@@ -455,3 +455,25 @@ def test_any_answer_is_an_openai_error(status: int, body: bytes) -> None:
     assert all(fields[name] is None or isinstance(fields[name], str) for name in ("type", "param", "code"))
     code, message = error_in_stream(body)
     assert code and message
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_quirk_43_an_error_inside_a_choice_is_a_failure(stream: bool) -> None:
+    """A whole answer, calls and finish_reason included, that says inside its choice that it is broken."""
+    (recording,) = (one for one in all_recordings() if one.name.endswith("gemini-2-5-flash-lite-object-basic"))
+    outcome = run({"model": "m", "input": "x", "stream": stream}, [recording.body], headers=JSON)
+    assert outcome.head is not None and outcome.head.status == 502
+    assert outcome.json["error"]["message"].startswith("Provider returned error: Malformed function call")
+    null = recording.body.replace(b'"error": {', b'"error": null, "x": {', 1)
+    assert run({"model": "m", "input": "x"}, [null], headers=JSON).head.status == 200  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_quirk_43_a_finish_that_is_an_error_is_a_failure(stream: bool) -> None:
+    if stream:
+        body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"error"}]}\n\ndata: [DONE]\n\n'
+        outcome = run({"model": "m", "input": "x", "stream": True}, [body])
+        assert outcome.finish is not None and outcome.finish.outcome == "failed"
+    else:
+        body = b'{"choices":[{"message":{"content":"a"},"finish_reason":"error"}]}'
+        assert run({"model": "m", "input": "x"}, [body], headers=JSON).head.status == 502  # type: ignore[union-attr]
