@@ -102,7 +102,6 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         limits=DoorLimits(
             request_body_bytes=limits.request_body_bytes,
             request_seconds=times.request,
-            send_ahead_bytes=limits.send_ahead_bytes,
         ),
         metrics=metrics,
         secret=settings.sidecar_secret(),

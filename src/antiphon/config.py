@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 _MIB = 1 << 20
+_OF_THE_BODY = frozenset(
+    {"connection", "content-encoding", "content-length", "content-type", "expect", "host", "te", "transfer-encoding"}
+)
 
 
 class _Section(BaseModel):
@@ -85,7 +88,11 @@ class UpstreamSettings(_Section):
     @field_validator("header_allow")
     @classmethod
     def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name.lower() for name in value)
+        names = tuple(name.lower() for name in value)
+        # The body is another one there: translated, and no longer compressed.
+        if wrong := sorted(_OF_THE_BODY.intersection(names)):
+            raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
+        return names
 
     @property
     def auth_mode(self) -> AuthMode:
@@ -148,7 +155,8 @@ class SealingSettings(_Section):
 
 class LimitSettings(_Section):
     request_body_bytes: int = Field(64 * _MIB, ge=1024)
-    """Largest request body; above it the answer is a 413, during the upload."""
+    """Largest request body, as it comes and (a compressed one) decompressed; above it the answer is a 413, during the
+    upload."""
     upstream_body_bytes: int = Field(64 * _MIB, ge=1024)
     """Largest upstream JSON answer, and the most text one response may grow to."""
     upstream_error_bytes: int = Field(256 * 1024, ge=1024)
@@ -165,8 +173,6 @@ class LimitSettings(_Section):
     """Most tool calls one model answer may hold."""
     concurrent_requests: int = Field(10_000, ge=1)
     """Most requests in flight per process; above it the answer is a 503."""
-    send_ahead_bytes: int = Field(4 * _MIB, ge=64 * 1024)
-    """How much may be produced ahead of a client that does not read."""
 
 
 class FetchSettings(_Section):

@@ -111,7 +111,6 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             limits=DoorLimits(
                 request_body_bytes=setup.request_body_bytes,
                 request_seconds=setup.request_seconds,
-                send_ahead_bytes=1 << 20,
             ),
             metrics=metrics,
             secret=setup.secret,

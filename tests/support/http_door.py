@@ -116,7 +116,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             router=Router(store=setup.store, models=ModelCatalog(upstream), ready=ready, metrics=metrics),
             owners=setup.owners,
             admission=admission,
-            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds, 1 << 20),
+            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds),
             metrics=metrics,
             secret=setup.secret,
         )

@@ -53,6 +53,12 @@ def test_lists_are_separated_by_commas_in_the_environment() -> None:
     assert settings.upstream.header_allow == ()
 
 
+@pytest.mark.parametrize("name", ["Content-Encoding", "content-length", "host", "transfer-encoding"])
+def test_headers_of_the_clients_body_cannot_be_passed_on(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"upstream\.header_allow: {name.lower()} cannot be passed on"):
+        load_settings({"upstream": {"header_allow": ["x-ok", name]}})
+
+
 @pytest.mark.parametrize(
     ("environ", "says"),
     [

@@ -25,11 +25,10 @@ __all__ = ["Admission", "DoorContext", "DoorLimits"]
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """Limits a door enforces itself: bytes of a request body, requests in flight, seconds to send a body."""
+    """Limits a door enforces itself: bytes of a request body (compressed and plain), seconds to send it."""
 
     request_body_bytes: int
     request_seconds: float
-    send_ahead_bytes: int
 
 
 class Admission:
