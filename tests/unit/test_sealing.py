@@ -117,6 +117,12 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
     assert len(careless.open("ann", "reasoning", bomb)) == 50_000_000
 
 
+def test_one_byte_over_the_limit_is_refused() -> None:
+    text = Sealer([b"secret"]).seal("ann", "reasoning", bytes(1001))
+    assert Sealer([b"secret"], most_bytes=1001).open("ann", "reasoning", text) == bytes(1001)
+    refused(Sealer([b"secret"], most_bytes=1000), text)
+
+
 def test_a_payload_over_the_limit_is_not_sealed() -> None:
     sealer = Sealer([b"secret"], most_bytes=10)
     assert sealer.open("ann", "reasoning", sealer.seal("ann", "reasoning", b"0123456789")) == b"0123456789"
