@@ -14,7 +14,20 @@ __all__ = ["check_response", "check_stream", "fold", "parse_sse"]
 _SCHEMA = Path(__file__).parent.parent / "schemas" / "openresponses-openapi.json"
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 # OpenAI's names, which Open Responses' closed schema does not know.
-_OPENAI_ONLY = {"response.reasoning_text.delta", "response.reasoning_text.done"}
+_OPENAI_ONLY = {
+    "response.reasoning_text.delta",
+    "response.reasoning_text.done",
+    "response.custom_tool_call_input.delta",
+    "response.custom_tool_call_input.done",
+}
+# Likewise OpenAI's kinds of items and tools.
+_OPENAI_ITEMS = {
+    "custom_tool_call",
+    "local_shell_call",
+    "shell_call",
+    "apply_patch_call",
+    "tool_search_call",
+}
 
 
 @cache
@@ -58,13 +71,22 @@ def parse_sse(data: bytes) -> list[dict[str, Any]]:
 
 def check_response(response: dict[str, Any]) -> None:
     """The response is valid against Open Responses' schema (json_schema echo and item status aside)."""
-    copy = json.loads(json.dumps(response))
+    found = _validator("ResponseResource").iter_errors(_within_open_responses(response))
+    errors = [f"{list(error.path)}: {error.message[:200]}" for error in found]
+    assert not errors, errors
+
+
+def _within_open_responses(response: dict[str, Any]) -> dict[str, Any]:
+    """A copy without what OpenAI has and Open Responses' closed schema excludes."""
+    copy: dict[str, Any] = json.loads(json.dumps(response))
     text_format = copy["text"]["format"]
     if text_format["type"] == "json_schema":
         text_format["schema"] = None
-    found = _validator("ResponseResource").iter_errors(copy)
-    errors = [f"{list(error.path)}: {error.message[:200]}" for error in found]
-    assert not errors, errors
+    copy["output"] = [item for item in copy["output"] if item["type"] not in _OPENAI_ITEMS]
+    copy["tools"] = [tool for tool in copy["tools"] if tool["type"] == "function"]
+    if isinstance(copy["tool_choice"], dict) and copy["tool_choice"]["type"] not in ("function", "allowed_tools"):
+        copy["tool_choice"] = "auto"
+    return copy
 
 
 def check_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,9 +99,11 @@ def check_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
         assert events[-2]["type"] == "error"
     for event in events:
         name = _event_schemas().get(event["type"])
-        if event["type"] in _OPENAI_ONLY:
+        if event["type"] in _OPENAI_ONLY or event.get("item", {}).get("type") in _OPENAI_ITEMS:
             continue
         assert name is not None, event["type"]
+        if "response" in event:
+            event = {**event, "response": _within_open_responses(event["response"])}
         errors = [error.message[:300] for error in _validator(name).iter_errors(event)]
         assert not errors, (event["type"], errors)
         if "response" in event:
@@ -113,15 +137,19 @@ def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert event["output_index"] == len(output)
             if kind.endswith(".delta"):
                 text += event["delta"]
-            elif kind.endswith((".text.done", "_text.done", "arguments.done", "refusal.done", "reasoning.done")):
-                value = event.get("text", event.get("arguments", event.get("refusal")))
+            elif kind.endswith(
+                (".text.done", "_text.done", "arguments.done", "input.done", "refusal.done", "reasoning.done")
+            ):
+                value = event.get("text", event.get("arguments", event.get("input", event.get("refusal"))))
                 assert value == text
     assert open_item is None, "an item was left open"
     return output
 
 
 def _text_of(item: dict[str, Any]) -> str:
-    if item["type"] == "function_call":
-        return str(item["arguments"])
+    if item["type"] in ("function_call", "custom_tool_call"):
+        return str(item.get("arguments", item.get("input")))
+    if item["type"] in _OPENAI_ITEMS:
+        return ""
     parts = [*item.get("content", []), *item.get("summary", [])]
     return "".join(part.get("text", part.get("refusal", "")) for part in parts)

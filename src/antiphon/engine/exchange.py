@@ -48,13 +48,15 @@ from antiphon.errors import (
 from antiphon.ids import Clock, IdFactory
 from antiphon.sealing import Sealer
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder
+from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.chat_stream import ChatStream, Ending
 from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
-from antiphon.translation.file_urls import file_urls, names_files, stored_file_urls
+from antiphon.translation.file_urls import FileNotFetched, file_urls, forgive_history, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_request import read_request
+from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import (
     as_event_failure,
     map_transport_error,
@@ -117,8 +119,10 @@ class ResponseExchange:
         self._upstream_headers: Headers = ()
         self._input: list[InputItem] = []
         self._history: tuple[StoredItem, ...] | None = None
-        self._names_files = False
         self._files: dict[str, FetchedFile | ApiError] = {}
+        self._profile = options.profile
+        self._tools = ToolMap()
+        self._ignored: tuple[str, ...] = ()
         self._ending: Ending | None = None
         self._head_sent = False
         self._upstream_open = False
@@ -198,9 +202,8 @@ class ResponseExchange:
             self._request = request
             self._builder = self._make_builder(request, head)
             wanted = tuple(item.id for item in request.input if _is_reference(item) and item.id)
-            self._names_files = names_files(body)
             if request.previous_response_id is None and not wanted:
-                self._load_files(())
+                self._call_upstream(())
                 return
         except ApiError as error:
             self._refuse(error)
@@ -223,12 +226,11 @@ class ResponseExchange:
                     code="previous_response_not_found",
                 )
             if self._history is not None:
-                self._files = context.files
+                self._files = forgive_history(context.files, file_urls(self._request.input))
                 self._call_upstream(self._history)
                 return
             self._request.input = resolve_references(self._request.input, context.items)
-            self._names_files |= any(names_files(item.body) for item in context.items.values())
-            self._load_files(context.chain.items if context.chain is not None else ())
+            self._call_upstream(context.chain.items if context.chain is not None else ())
         except ApiError as error:
             self._refuse(error)
 
@@ -266,7 +268,9 @@ class ResponseExchange:
             return
         self._chat = ChatStream(
             self._builder,
-            self._options.profile,
+            self._profile,
+            tools=self._tools,
+            logprobs=self._request is not None and self._request.logprobs,
             event_limit=self._options.most_event_bytes,
             most_calls=self._options.most_tool_calls,
         )
@@ -344,8 +348,11 @@ class ResponseExchange:
     def _make_builder(self, request: CreateResponse, head: RequestHead) -> ResponseBuilder:
         options = self._options
         dialect = head.header("antiphon-dialect")
+        reasoning = request.reasoning
         as_summary = options.reasoning_as == "summary" or (
-            options.reasoning_as == "auto" and request.reasoning is not None and request.reasoning.summary is not None
+            options.reasoning_as == "auto"
+            and reasoning is not None
+            and (reasoning.summary is not None or reasoning.generate_summary is not None)
         )
         return ResponseBuilder(
             start_response(request, self._new_id("resp"), self._clock()),
@@ -353,20 +360,17 @@ class ResponseExchange:
                 events=request.stream,
                 reasoning_as_summary=as_summary,
                 open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
+                obfuscate=request.obfuscation,
+                seal=self._seal if request.encrypted_reasoning and options.sealer is not None else None,
                 most_bytes=options.most_upstream_bytes,
             ),
             self._new_id,
         )
 
     def _load_files(self, history: tuple[StoredItem, ...]) -> None:
-        """All items are known: have the files fetched that they name by URL, then call."""
+        """The items name files by URL: have all of them fetched, then translate again."""
         assert self._request is not None and self._head is not None
-        urls = stored_file_urls(item.body for item in history)
-        if self._names_files:
-            urls += file_urls(self._request.input)
-        if not urls:
-            self._call_upstream(history)
-            return
+        urls = stored_file_urls(item.body for item in history) + file_urls(self._request.input)
         self._history = history
         self.state = State.CONTEXT
         self._actions.append(LoadContext(self._head.owner, None, file_urls=tuple(dict.fromkeys(urls))))
@@ -374,8 +378,23 @@ class ResponseExchange:
     def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
         assert self._request is not None and self._head is not None
         request = self._request
+        self._profile = self._options.profile.for_model(request.model)
+        try:
+            translated = translate_request(
+                request,
+                _named_items(history, request.input),
+                self._profile,
+                sources=ItemSources(self._unseal, self._files),
+                most_tools=self._options.most_tools,
+            )
+        except FileNotFetched:
+            if self._history is not None:
+                raise
+            self._load_files(history)
+            return
+        self._tools = translated.tools
+        self._ignored = (*request.ignored, *translated.ignored)
         self._input = prepare_input(request.input, self._new_id)
-        body = translate_request(request, _named_items(history, request.input), self._options.profile)
         self.state = State.CALLING
         self._upstream_open = True
         self._actions.append(
@@ -384,7 +403,7 @@ class ResponseExchange:
                     method="POST",
                     path="/chat/completions",
                     headers=self._allowed_headers(self._head.headers, request.stream),
-                    body=body,
+                    body=translated.body,
                     model=request.model,
                     stream=request.stream,
                 )
@@ -412,9 +431,9 @@ class ResponseExchange:
 
     def _ignored_header(self) -> Headers:
         """What was asked for and has no effect, named for the client (at most 1 KB)."""
-        if self._request is None or not self._request.ignored:
+        if not self._ignored:
             return ()
-        names = ", ".join(_token(name) for name in self._request.ignored)
+        names = ", ".join(_token(name) for name in self._ignored)
         if len(names) > 1024:
             names = names[:1021].rpartition(",")[0] + ",..."
         return (("antiphon-ignored", names),)

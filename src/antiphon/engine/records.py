@@ -24,7 +24,20 @@ from antiphon.types.response import Response, ResponseError
 
 __all__ = ["make_record", "prepare_input", "read_history", "resolve_references"]
 
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "cto",
+    "compaction": "cmp",
+    "local_shell_call": "lsh",
+    "shell_call": "sh",
+    "apply_patch_call": "apc",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
+}
 _ITEM = msgspec.json.Decoder(InputItem)
 
 
@@ -40,7 +53,7 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> 
             raise InvalidRequest(
                 f"Item with id '{item.id}' not found.", param=f"input[{number}].id", code="item_not_found"
             )
-        resolved.append(_ITEM.decode(stored.body))
+        resolved.append(_read(stored.body))
     return resolved
 
 
@@ -55,7 +68,13 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 def read_history(items: Iterable[Any]) -> list[InputItem]:
     """Stored items as input items, in their order."""
-    return [_ITEM.decode(item.body) for item in items]
+    return [_read(item.body) for item in items]
+
+
+def _read(body: bytes) -> InputItem:
+    item = _ITEM.decode(body)
+    item.source = Raw(body)
+    return item
 
 
 def make_record(
@@ -111,6 +130,8 @@ def _stored_form(item: InputItem) -> bytes:
             "name": item.name,
             "arguments": item.arguments if given(item.arguments) else "{}",
         }
+        if item.namespace is not None:
+            form["namespace"] = item.namespace
     elif item.type == "function_call_output":
         form |= {"status": "completed", "call_id": item.call_id, "output": item.output}
     elif item.type == "reasoning":
@@ -119,4 +140,7 @@ def _stored_form(item: InputItem) -> bytes:
             form["content"] = item.content
         if item.encrypted_content is not None:
             form["encrypted_content"] = item.encrypted_content
+    elif first(item.source) == b"{":
+        # Everything else as it came, under its id here.
+        form = {**msgspec.json.decode(item.source, type=dict[str, Raw]), **form}
     return encode(form)

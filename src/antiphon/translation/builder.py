@@ -12,15 +12,22 @@ service; see `types/events.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from msgspec import UNSET, Raw, Struct
 
 from antiphon.ids import IdFactory
+from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.encode import DeltaTemplate, frame
+from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
+from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.types import events as ev
 from antiphon.types.items import (
+    CustomToolCall,
     FunctionCall,
     Message,
+    NativeCall,
     OutputItem,
     OutputText,
     Reasoning,
@@ -28,7 +35,7 @@ from antiphon.types.items import (
     Refusal,
     SummaryText,
 )
-from antiphon.types.json import encode, quoted
+from antiphon.types.json import encode, quoted, text_of
 from antiphon.types.response import (
     InputTokensDetails,
     OutputTokensDetails,
@@ -40,6 +47,7 @@ from antiphon.types.response import (
 __all__ = ["BuilderOptions", "OutputTooLarge", "ResponseBuilder", "usage_object"]
 
 _EMPTY = Raw(b'""')
+_PADDED_TO = 16
 
 
 class OutputTooLarge(Exception):
@@ -48,11 +56,14 @@ class OutputTooLarge(Exception):
 
 class BuilderOptions(Struct, frozen=True):
     """`events`: whether events are wanted at all (a JSON client wants none); `reasoning_as_summary` and
-    `open_responses_names` choose the form of reasoning; `most_bytes` bounds all text of the response."""
+    `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide their length; `seal` makes a
+    reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of the response."""
 
     events: bool
     reasoning_as_summary: bool = False
     open_responses_names: bool = False
+    obfuscate: bool = False
+    seal: Callable[[bytes], str] | None = None
     most_bytes: int = 1 << 26
 
 
@@ -70,7 +81,14 @@ class ResponseBuilder:
         self._item: OutputItem | None = None
         self._fragments: list[bytes] = []
         self._template: DeltaTemplate | None = None
+        self._logprobs: list[Raw] = []
+        self._annotations: list[Raw] = []
+        self._details: list[Raw] = []
+        self._custom: CustomInput | None = None
+        self._native: tuple[CallTarget, str] | None = None
         self._size = 0
+        self.cut_calls = False
+        """Whether a call was put out as incomplete because its arguments do not make sense."""
         response.output = self._output
 
     def take(self) -> bytes:
@@ -89,7 +107,7 @@ class ResponseBuilder:
     @property
     def has_output(self) -> bool:
         """Whether anything was put out."""
-        return bool(self._output) or self._item is not None
+        return bool(self._output) or self._item is not None or self._native is not None
 
     # Lifecycle
 
@@ -133,12 +151,26 @@ class ResponseBuilder:
 
     # Text, refusal, reasoning
 
-    def text(self, fragment: bytes) -> None:
-        """More text of the answer."""
+    def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
+        """More text of the answer, with the log probabilities of its tokens where they were asked for."""
         item = self._item
         if item.__class__ is not Message or item.content[0].__class__ is not OutputText:
             self._open_message(OutputText(annotations=[], logprobs=[], text=_EMPTY))
-        self._delta(fragment)
+        if logprobs:
+            self._delta_with_logprobs(fragment, logprobs)
+        else:
+            self._delta(fragment)
+
+    def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:
+        """Annotations of the open text: `make` gets the text so far. Does nothing when no text is open."""
+        item = self._item
+        if not isinstance(item, Message) or not isinstance(item.content[0], OutputText):
+            return
+        index = len(self._output)
+        for annotation in make(text_of(b"".join(self._fragments))):
+            number = len(self._annotations)
+            self._annotations.append(annotation)
+            self._emit(ev.OutputTextAnnotationAdded(self._next(), item.id, index, 0, number, annotation))
 
     def empty_message(self) -> None:
         """Open a message without text: an answer that is complete and empty (observed: no deltas, text "")."""
@@ -157,6 +189,17 @@ class ResponseBuilder:
             self._open_reasoning()
         self._delta(fragment)
 
+    def reasoning_details(self, details: Sequence[Raw]) -> None:
+        """What the upstream wants to see again with this reasoning; carried by the client, if at all, sealed."""
+        if self._options.seal is None:
+            return
+        if self._item.__class__ is not Reasoning:
+            self._open_reasoning()
+        self._size += sum(len(bytes(detail)) for detail in details)
+        if self._size > self._options.most_bytes:
+            raise OutputTooLarge
+        self._details.extend(details)
+
     def _open_message(self, part: OutputText | Refusal) -> None:
         self.close("completed")
         item = Message(id=self._new_id("msg"), status="in_progress", content=[])
@@ -174,6 +217,8 @@ class ResponseBuilder:
         self.close("completed")
         summary = self._options.reasoning_as_summary
         item = Reasoning(id=self._new_id("rs"), summary=[], content=UNSET if summary else [])
+        if self._options.seal is not None:
+            item.encrypted_content = self._options.seal(b"{}")
         self._open(item)
         index = len(self._output)
         if not self._options.events:
@@ -186,26 +231,57 @@ class ResponseBuilder:
             delta = ev.ReasoningDelta if self._options.open_responses_names else ev.ReasoningTextDelta
             self._template = DeltaTemplate(delta(0, item.id, index, 0, _EMPTY))
 
-    # Function calls
+    # Calls
 
-    def open_call(self, call_id: str, name: str) -> None:
-        """Begin a function call; its arguments follow with `arguments`."""
+    def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        """Begin a call of this tool; its arguments follow with `arguments` (`bare`: a custom tool's input itself)."""
         self.close("completed")
-        item = FunctionCall(
-            id=self._new_id("fc"),
-            status="in_progress",
-            arguments=_EMPTY,
-            call_id=call_id or self._new_id("call"),
-            name=name,
+        call_id = call_id or self._new_id("call")
+        namespace = UNSET if target.namespace is None else target.namespace
+        if target.kind in NATIVE_PREFIXES:
+            # Its form is known only when its arguments are whole.
+            self._native = (target, call_id)
+        elif target.kind is CallKind.CUSTOM:
+            self._custom = CustomInput(bare=bare)
+            self._open(
+                CustomToolCall(
+                    id=self._new_id("ctc"),
+                    status="in_progress",
+                    call_id=call_id,
+                    name=target.name,
+                    input=_EMPTY,
+                    namespace=namespace,
+                )
+            )
+        else:
+            self._open_function(call_id, target)
+        item = self._item
+        if self._options.events and item is not None:
+            delta = ev.CustomToolCallInputDelta if self._custom is not None else ev.FunctionCallArgumentsDelta
+            self._template = DeltaTemplate(delta(0, item.id, len(self._output), _EMPTY))
+
+    def _open_function(self, call_id: str, target: CallTarget) -> None:
+        self._open(
+            FunctionCall(
+                id=self._new_id("fc"),
+                status="in_progress",
+                arguments=_EMPTY,
+                call_id=call_id,
+                name=target.name,
+                namespace=UNSET if target.namespace is None else target.namespace,
+            )
         )
-        self._open(item)
-        if self._options.events:
-            self._template = DeltaTemplate(ev.FunctionCallArgumentsDelta(0, item.id, len(self._output), _EMPTY))
 
     def arguments(self, fragment: bytes) -> None:
         """More arguments of the open call."""
-        assert isinstance(self._item, FunctionCall)
-        self._delta(fragment)
+        if self._native is not None:
+            self._count(fragment)
+            self._fragments.append(fragment)
+        elif self._custom is not None:
+            if piece := self._custom.feed(fragment):
+                self._delta(piece)
+        else:
+            self._delta(fragment)
 
     # Opening and closing
 
@@ -214,20 +290,55 @@ class ResponseBuilder:
         if self._options.events:
             self._emit(ev.OutputItemAdded(self._next(), len(self._output), item))
 
+    def _count(self, fragment: bytes) -> None:
+        self._size += len(fragment)
+        if self._size > self._options.most_bytes:
+            raise OutputTooLarge
+
     def _delta(self, fragment: bytes) -> None:
         self._size += len(fragment)
         if self._size > self._options.most_bytes:
             raise OutputTooLarge
         self._fragments.append(fragment)
-        if self._template is not None:
-            self._out.append(self._template.render(self._number, fragment))
+        template = self._template
+        if template is not None:
+            if self._options.obfuscate and not self._is_refusal():
+                self._out.append(template.render_padded(self._number, fragment, self._padding(fragment)))
+            else:
+                self._out.append(template.render(self._number, fragment))
             self._number += 1
+
+    def _delta_with_logprobs(self, fragment: bytes, logprobs: Sequence[Raw]) -> None:
+        self._count(fragment)
+        self._fragments.append(fragment)
+        self._logprobs.extend(logprobs)
+        item = self._item
+        assert item is not None
+        self._emit(ev.OutputTextDelta(self._next(), item.id, len(self._output), 0, quoted(fragment), list(logprobs)))
+
+    def _is_refusal(self) -> bool:
+        item = self._item
+        return isinstance(item, Message) and isinstance(item.content[0], Refusal)
+
+    def _padding(self, fragment: bytes) -> bytes:
+        """So many letters that fragment and padding together have a length that tells little."""
+        return self._new_id("pad").encode()[-_PADDED_TO:][: -len(fragment) % _PADDED_TO]
 
     def close(self, status: str) -> None:
         """Close the open item, if there is one, as `completed` or `incomplete`."""
+        if self._native is not None:
+            self._close_native(status)
         item = self._item
         if item is None:
             return
+        if self._custom is not None:
+            if piece := self._custom.end():
+                self._delta(piece)
+            if not self._custom.complete:
+                # Half an input must not look like one that can be run.
+                self.cut_calls = self.cut_calls or status == "completed"
+                status = "incomplete"
+            self._custom = None
         text = quoted(b"".join(self._fragments))
         self._fragments = []
         self._template = None
@@ -237,25 +348,62 @@ class ResponseBuilder:
             self._close_message(item, index, text, status)
         elif isinstance(item, Reasoning):
             self._close_reasoning(item, index, text)
-        else:
+        elif isinstance(item, CustomToolCall):
+            item.input = text
+            item.status = status
+            self._emit(ev.CustomToolCallInputDone(self._next(), item.id, index, text))
+        elif isinstance(item, FunctionCall):
             item.arguments = text
             item.status = status
             self._emit(ev.FunctionCallArgumentsDone(self._next(), item.id, index, text, item.name))
         self._output.append(item)
         self._emit(ev.OutputItemDone(self._next(), index, item))
 
+    def _close_native(self, status: str) -> None:
+        """Put out a call whose arguments are whole: in its own form, or as a function call where they do not fit."""
+        assert self._native is not None
+        (target, call_id), self._native = self._native, None
+        arguments = b"".join(self._fragments)
+        made: NativeCall | None = None
+        if status == "completed":
+            made = native_call(target.kind, self._new_id(NATIVE_PREFIXES[target.kind]), call_id, text_of(arguments))
+        if made is None:
+            self._fragments = []
+            self._open_function(call_id, target)
+            if arguments and self._options.events and self._item is not None:
+                delta = ev.FunctionCallArgumentsDelta(0, self._item.id, len(self._output), _EMPTY)
+                self._template = DeltaTemplate(delta)
+            self._size -= len(arguments)
+            self._delta(arguments)
+            return
+        self._fragments = []
+        index = len(self._output)
+        made.status = "in_progress"
+        self._emit(ev.OutputItemAdded(self._next(), index, made))
+        made.status = "completed"
+        self._output.append(made)
+        self._emit(ev.OutputItemDone(self._next(), index, made))
+
     def _close_message(self, item: Message, index: int, text: Raw, status: str) -> None:
         part = item.content[0]
         item.status = status
         if isinstance(part, OutputText):
             part.text = text
-            self._emit(ev.OutputTextDone(self._next(), item.id, index, 0, text, []))
+            part.annotations, self._annotations = self._annotations, []
+            logprobs, self._logprobs = self._logprobs, []
+            self._emit(ev.OutputTextDone(self._next(), item.id, index, 0, text, logprobs))
+            self._emit(ev.ContentPartDone(self._next(), item.id, index, 0, part))
+            # Observed: the part's own event goes without them, the item's has them.
+            part.logprobs = logprobs
         else:
             part.refusal = text
             self._emit(ev.RefusalDone(self._next(), item.id, index, 0, text))
-        self._emit(ev.ContentPartDone(self._next(), item.id, index, 0, part))
+            self._emit(ev.ContentPartDone(self._next(), item.id, index, 0, part))
 
     def _close_reasoning(self, item: Reasoning, index: int, text: Raw) -> None:
+        if self._options.seal is not None:
+            details, self._details = self._details, []
+            item.encrypted_content = self._options.seal(encode({"text": text, "details": details}))
         if self._options.reasoning_as_summary:
             part = SummaryText(text)
             item.summary.append(part)

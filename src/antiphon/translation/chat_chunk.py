@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.types.chat import Choice, Chunk, Delta, FunctionDelta, ToolCallDelta
+from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
 from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, quoted
 
 __all__ = ["NotAChunk", "fragment", "read_chunk"]
@@ -70,6 +70,8 @@ def _plain(delta: Delta | None) -> bool:
     for call in delta.tool_calls or ():
         if call.function is not None and first(call.function.arguments) not in _TEXT_OR_NOTHING:
             return False
+        if call.custom is not None and first(call.custom.input) not in _TEXT_OR_NOTHING:
+            return False
     return True
 
 
@@ -82,6 +84,7 @@ def _chunk(value: dict[str, Any]) -> Chunk:
         usage=_raw(value.get("usage")),
         x_groq=_raw(value.get("x_groq")),
         error=_raw(value.get("error")),
+        citations=_raw(value.get("citations")),
         service_tier=_str(value.get("service_tier")),
         object=_str(value.get("object")),
     )
@@ -115,6 +118,7 @@ def _delta(value: dict[str, Any]) -> Delta:
         tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
         function_call=_function(legacy) if isinstance(legacy, dict) else None,
         annotations=_raw(value.get("annotations")),
+        audio=_raw(value.get("audio")),
     )
 
 
@@ -141,11 +145,14 @@ def _content(value: Any) -> tuple[Raw, Raw]:
 
 
 def _call(value: dict[str, Any]) -> ToolCallDelta:
-    function = value.get("function")
+    function, custom = value.get("function"), value.get("custom")
     return ToolCallDelta(
         index=_int(value.get("index")),
         id=_str(value.get("id")),
         function=_function(function) if isinstance(function, dict) else None,
+        custom=CustomDelta(name=_str(custom.get("name")), input=_text(custom.get("input")))
+        if isinstance(custom, dict)
+        else None,
     )
 
 

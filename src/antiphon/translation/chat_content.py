@@ -1,28 +1,53 @@
 """Content parts of Responses items become chat content.
 
-Lives here: strings and parts of messages and of tool outputs. Not here: which message they go into
-(`chat_messages.py`).
+Lives here: strings and parts of messages and of tool outputs, by what the upstream takes. Not here: which message they
+go into (`chat_messages.py`), fetching files (`engine/runner.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.translation.file_urls import FileNotFetched
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
 from antiphon.types.json import ABSENT, encode, first, given, quoted
 
-__all__ = ["joined_text", "message_content", "output_content"]
+__all__ = ["ContentRules", "joined_text", "message_content", "output_content"]
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
 _EMPTY = Raw(b'""')
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-def message_content(where: str, role: str, content: Raw) -> Raw:
+_DETAILS = ("low", "high", "auto")
+_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
+_TEXT_ENDINGS = (
+    *(".txt", ".md", ".markdown", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".xml"),
+    *(".html", ".htm", ".css", ".js", ".ts", ".tsx", ".jsx", ".py", ".rb", ".go", ".rs", ".java", ".c", ".h", ".cpp"),
+    *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRules:
+    """What may stand in a message: the upstream's profile, and the files that were fetched by URL."""
+
+    profile: UpstreamProfile
+    files: Mapping[str, FetchedFile | ApiError]
+
+
+def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw:
     """The chat content of a message: a JSON string, or for users with more than text an array of parts."""
     if not given(content):
         raise InvalidRequest(
@@ -46,10 +71,10 @@ def message_content(where: str, role: str, content: Raw) -> Raw:
         )
     if not parts:
         return _EMPTY
-    return Raw(b"[%b]" % b",".join(bytes(_part(f"{where}.content[{n}]", part)) for n, part in enumerate(parts)))
+    return Raw(b"[%b]" % b",".join(bytes(_part(f"{where}.content[{n}]", part, rules)) for n, part in enumerate(parts)))
 
 
-def output_content(where: str, output: Raw) -> tuple[bytes, list[Raw]]:
+def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
     """A tool output as a text fragment, and the images in it as chat parts."""
     if not given(output):
         raise InvalidRequest(
@@ -61,6 +86,10 @@ def output_content(where: str, output: Raw) -> tuple[bytes, list[Raw]]:
     if data[:1] == b'"':
         return data[1:-1], []
     if data[:1] == b"{":
+        part = _parts(f"{where}.output", Raw(b"[%b]" % data))[0]
+        if first(part.text) == b'"' and part.type in (*_TEXT, None):
+            # One part, not in a list.
+            return bytes(part.text)[1:-1], []
         # An object instead of a string of JSON: the model gets the JSON.
         return encode(data.decode())[1:-1], []
     if data[:1] != b"[":
@@ -75,7 +104,11 @@ def output_content(where: str, output: Raw) -> tuple[bytes, list[Raw]]:
         if part.type in _TEXT:
             text.append(_text(name, part))
         else:
-            images.append(_part(name, part))
+            made = _part(name, part, rules)
+            if bytes(made).startswith(_TEXT_PART):
+                text.append(bytes(made)[len(_TEXT_PART) : -2])
+            else:
+                images.append(made)
     return rb"\n".join(text), images
 
 
@@ -111,27 +144,106 @@ def _text(where: str, part: InputPart) -> bytes:
     return bytes(value)[1:-1]
 
 
-def _part(where: str, part: InputPart) -> Raw:
+_TEXT_PART = b'{"type":"text","text":"'
+
+
+def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
     """One content part of a user message, as a chat part."""
-    if part.type in _TEXT:
-        return Raw(b'{"type":"text","text":"%b"}' % _text(where, part))
-    if part.type == "input_image" and first(part.image_url) == b'"':
-        detail = part.detail if part.detail in ("low", "high") else "auto"
+    kind = part.type
+    if kind in _TEXT:
+        return _text_part(_text(where, part))
+    if kind in ("input_image", "image_url", "computer_screenshot"):
+        return _image(where, part, rules)
+    if kind == "input_file":
+        return _file(where, part, rules)
+    if kind == "input_audio":
+        if not rules.profile.audio_input:
+            raise _unsupported(where, "This model's server takes no audio; send text.")
+        if first(part.input_audio) != b"{":
+            raise _missing(where, "input_audio")
+        return Raw(b'{"type":"input_audio","input_audio":%b}' % bytes(part.input_audio))
+    raise InvalidRequest(
+        f"Invalid value for '{where}.type': {str(kind)[:64]!r} is not supported in a message.",
+        param=f"{where}.type",
+        code="invalid_value",
+    )
+
+
+def _text_part(fragment: bytes) -> Raw:
+    return Raw(b'%b%b"}' % (_TEXT_PART, fragment))
+
+
+def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
+    if not rules.profile.images:
+        raise _unsupported(where, "This model's server takes no images; send text.")
+    if first(part.image_url) == b'"':
+        detail = part.detail if part.detail in _DETAILS else "high" if part.detail == "original" else "auto"
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
         )
-    if part.type == "input_file" and first(part.file_data) == b'"':
-        name = encode(part.filename or "file")
-        return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (name, bytes(part.file_data)))
-    if part.type in ("input_image", "input_file"):
-        have = "image_url" if part.type == "input_image" else "file_data"
+    if part.file_id is not None:
+        raise _unsupported(where, "Files by id are not available yet; send 'image_url', as a URL or data URL.")
+    raise _missing(where, "image_url")
+
+
+def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
+    """A file: as text where it is text, else as a file part for servers that have one."""
+    if part.file_url is not None:
+        fetched = rules.files.get(part.file_url)
+        if fetched is None:
+            raise FileNotFetched(f"{where}.file_url")
+        if isinstance(fetched, ApiError):
+            raise InvalidRequest(fetched.message, param=f"{where}.file_url", code=fetched.code)
+        name, media_type = part.filename or fetched.name, fetched.media_type
+        if _is_text(name, media_type):
+            return _as_text(name, fetched.data)
+        data = b"data:%b;base64,%b" % (media_type.encode(), base64.b64encode(fetched.data))
+        return _file_part(where, name, b'"%b"' % data, rules)
+    if first(part.file_data) == b'"':
+        name = part.filename or "file"
+        header = bytes(memoryview(part.file_data)[1:128]).partition(b",")[0]
+        media_type = header[5:].split(b";")[0].decode("ascii", "replace") if header.startswith(b"data:") else ""
+        if _is_text(name, media_type):
+            return _as_text(name, _decoded(where, bytes(part.file_data)[1:-1]))
+        return _file_part(where, name, bytes(part.file_data), rules)
+    if part.file_id is not None:
+        raise _unsupported(where, "Files by id are not available yet; send 'file_data'.")
+    raise _missing(where, "file_data")
+
+
+def _file_part(where: str, name: str, data: bytes, rules: ContentRules) -> Raw:
+    if rules.profile.files != "part":
+        raise _unsupported(where, f"This model's server takes no files of this kind ({name[:64]}); send its text.")
+    return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
+
+
+def _is_text(name: str, media_type: str) -> bool:
+    if media_type and media_type != "application/octet-stream":
+        return media_type.startswith(_TEXT_TYPES)
+    return name.lower().endswith(_TEXT_ENDINGS)
+
+
+def _as_text(name: str, data: bytes) -> Raw:
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
+    return _text_part(encode(f"File {name}:\n{text}")[1:-1])
+
+
+def _decoded(where: str, data: bytes) -> bytes:
+    try:
+        return base64.b64decode(data.partition(b",")[2] if data.startswith(b"data:") else data, validate=True)
+    except binascii.Error:
         raise InvalidRequest(
-            f"Invalid '{where}': only '{have}' is supported here; files by id or URL are not available yet.",
-            param=where,
-            code="unsupported_parameter",
-        )
-    raise InvalidRequest(
-        f"Invalid value for '{where}.type': {str(part.type)[:64]!r} is not supported in a message.",
-        param=f"{where}.type",
-        code="invalid_value",
+            f"Invalid '{where}.file_data': it is not base64.", param=f"{where}.file_data", code="invalid_value"
+        ) from None
+
+
+def _unsupported(where: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{where}': {what}", param=where, code="unsupported_parameter")
+
+
+def _missing(where: str, name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Missing required parameter: '{where}.{name}'.",
+        param=f"{where}.{name}",
+        code="missing_required_parameter",
     )

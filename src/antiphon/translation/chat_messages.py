@@ -2,7 +2,8 @@
 
 Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
 directly after it, wherever the client put it; leading system and developer messages are one system message. Not
-here: content parts (`chat_content.py`) and the rest of the chat request (`chat_request.py`).
+here: content parts (`chat_content.py`), calls and outputs (`call_items.py`), hosted tools (`hosted_items.py`), the rest
+of the chat request (`chat_request.py`).
 
 Invariant: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
 stands between a call and its answers (chat servers refuse anything else).
@@ -10,22 +11,47 @@ stands between a call and its answers (chat servers refuse anything else).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from msgspec import UNSET, Raw
+import msgspec
+from msgspec import UNSET, Raw, Struct
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_content import joined_text, message_content, output_content
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
+from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
+from antiphon.translation.checks import required
+from antiphon.translation.hosted_items import HOSTED, hosted_call
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
+from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
-from antiphon.types.json import NULL, first, given, quoted
+from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
 
-__all__ = ["translate_items"]
+__all__ = ["ItemSources", "instruct", "translate_items"]
 
 _ROLES = ("user", "assistant", "system", "developer")
-_NO_ARGUMENTS = Raw(b'"{}"')
+_COMPACTIONS = ("compaction", "compaction_summary", "context_compaction")
+
+
+def _no_keys(text: str, param: str) -> bytes:
+    raise InvalidRequest("The encrypted content cannot be read here.", param=param, code="invalid_encrypted_content")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSources:
+    """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
+    by URL, or why they could not be."""
+
+    unseal: Callable[[str, str], bytes] = _no_keys
+    files: Mapping[str, FetchedFile | ApiError] = field(default_factory=dict)
+
+
+class _Sealed(Struct):
+    """What is inside an encrypted reasoning item, or a compaction."""
+
+    text: Raw = ABSENT
+    details: list[Raw] = []
 
 
 @dataclass(slots=True)
@@ -34,6 +60,7 @@ class _Turn:
 
     text: list[bytes] = field(default_factory=list)
     reasoning: list[bytes] = field(default_factory=list)
+    details: list[Raw] = field(default_factory=list)
     calls: list[tuple[str, str, Raw]] = field(default_factory=list)
     outputs: dict[int, bytes] = field(default_factory=dict)
     images: list[Raw] = field(default_factory=list)
@@ -47,14 +74,26 @@ class _Plain:
     content: Raw
 
 
+def instruct(messages: list[ChatMessage], text: str) -> None:
+    """Say something in the system message; there is one at the beginning, if any."""
+    fragment = fragment_of(text)
+    if messages and messages[0].role == "system" and isinstance(messages[0].content, Raw):
+        messages[0].content = quoted(bytes(messages[0].content)[1:-1] + rb"\n\n" + fragment)
+    else:
+        messages.insert(0, ChatMessage(role="system", content=quoted(fragment)))
+
+
 def translate_items(
-    instructions: Raw | None, items: Iterable[tuple[str, InputItem]], profile: UpstreamProfile
+    instructions: Raw | None,
+    items: Iterable[tuple[str, InputItem]],
+    profile: UpstreamProfile,
+    sources: ItemSources,
 ) -> list[ChatMessage]:
     """The chat messages for these items, oldest first. Raises `InvalidRequest`.
 
     `items` pairs each item with how an error names it (`input[3]`, or the history).
     """
-    entries = _group(items)
+    entries = _Grouping(ContentRules(profile, sources.files), sources).group(items)
     messages: list[ChatMessage] = []
     leading: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     start = 0
@@ -71,102 +110,154 @@ def translate_items(
             role = profile.developer_role if entry.role == "developer" else entry.role
             messages.append(ChatMessage(role=role, content=entry.content))
         else:
-            _write_turn(entry, messages)
+            _write_turn(entry, messages, profile)
     return messages
 
 
-def _group(items: Iterable[tuple[str, InputItem]]) -> list[_Plain | _Turn]:
-    entries: list[_Plain | _Turn] = []
-    turn: _Turn | None = None
-    waiting: dict[str, tuple[_Turn, int]] = {}
-    answered: dict[str, tuple[_Turn, int]] = {}
-    for where, item in items:
-        kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
-        if kind == "message" and item.role != "assistant":
-            entries.append(_plain(where, item))
-            turn = None
-            continue
-        if kind == "function_call_output":
-            call_id = _required(where, "call_id", item.call_id)
-            content, images = output_content(where, item.output)
-            if call_id in waiting:
-                owner, number = answered[call_id] = waiting.pop(call_id)
-                owner.outputs[number] = content
-            elif call_id in answered:
-                owner, number = answered[call_id]
-                owner.outputs[number] += rb"\n" + content
-            else:
-                raise InvalidRequest(
-                    f"No tool call found for function call output with call_id {call_id}.",
-                    param=where,
-                    code="invalid_value",
-                )
-            owner.images.extend(images)
-            continue
-        if turn is None or turn.outputs:
-            turn = _Turn()
-            entries.append(turn)
-        if kind == "message":
-            turn = _assistant_message(where, item, turn, entries)
-        elif kind == "function_call":
-            call_id = _required(where, "call_id", item.call_id)
-            if call_id in waiting:
-                raise InvalidRequest(
-                    f"Two function calls share the call_id {call_id}, and the first has no output.",
-                    param=where,
-                    code="invalid_value",
-                )
-            waiting[call_id] = (turn, len(turn.calls))
-            turn.calls.append((call_id, _required(where, "name", item.name), _arguments(where, item.arguments)))
-        elif kind == "reasoning":
-            if turn.text or turn.calls:
-                turn = _Turn()
-                entries.append(turn)
-            turn.reasoning.append(joined_text(where, item.content) or joined_text(where, item.summary))
+class _Grouping:
+    """Items on their way into turns."""
+
+    def __init__(self, rules: ContentRules, sources: ItemSources) -> None:
+        self._rules = rules
+        self._sources = sources
+        self._entries: list[_Plain | _Turn] = []
+        self._turn: _Turn | None = None
+        self._waiting: dict[str, tuple[_Turn, int]] = {}
+        self._answered: dict[str, tuple[_Turn, int]] = {}
+
+    def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | _Turn]:
+        for number, (where, item) in enumerate(items):
+            kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
+            if kind == "message":
+                self._message(where, item)
+            elif kind == "reasoning":
+                self._reasoning(where, item)
+            elif kind in OUTPUTS:
+                self._output(where, item)
+            elif kind in CALLS:
+                self._call(where, item)
+            elif kind in HOSTED:
+                self._hosted(item, number)
+            elif kind in _COMPACTIONS:
+                self._compaction(where, item)
+            elif kind != "additional_tools":
+                # Tools that an item brings were read already.
+                raise _unknown(where, kind)
+        for call_id in self._waiting:
+            raise InvalidRequest(
+                f"No tool output found for function call {call_id}.", param="input", code="invalid_value"
+            )
+        return self._entries
+
+    def _open_turn(self, *, fresh: bool) -> _Turn:
+        """The turn that assistant items go into now; with `fresh`, one that has not spoken yet."""
+        turn = self._turn
+        if turn is None or turn.outputs or (fresh and (turn.text or turn.calls)):
+            turn = self._turn = _Turn()
+            self._entries.append(turn)
+        return turn
+
+    def _message(self, where: str, item: InputItem) -> None:
+        if item.role == "assistant":
+            text = bytes(message_content(where, "assistant", item.content, self._rules))[1:-1]
+            self._open_turn(fresh=True).text.append(text)
+            return
+        if item.role not in _ROLES:
+            raise InvalidRequest(
+                f"Invalid value for '{where}.role': {str(item.role)[:64]!r}. "
+                f"Supported values are: {', '.join(_ROLES)}.",
+                param=f"{where}.role",
+                code="invalid_value",
+            )
+        self._entries.append(_Plain(item.role, message_content(where, item.role, item.content, self._rules)))
+        self._turn = None
+
+    def _reasoning(self, where: str, item: InputItem) -> None:
+        turn = self._open_turn(fresh=True)
+        text = joined_text(where, item.content) or joined_text(where, item.summary)
+        if item.encrypted_content:
+            sealed = self._unsealed(where, item.encrypted_content)
+            turn.details += sealed.details
+            text = bytes(_text_inside(sealed))[1:-1] or text
+        turn.reasoning.append(text)
+
+    def _unsealed(self, where: str, text: str) -> _Sealed:
+        return msgspec.json.decode(self._sources.unseal(text, f"{where}.encrypted_content"), type=_Sealed)
+
+    def _compaction(self, where: str, item: InputItem) -> None:
+        """What an earlier part of the conversation was shortened to."""
+        summary = self._unsealed(where, required(where, "encrypted_content", item.encrypted_content))
+        before = fragment_of("Summary of the conversation so far:\n")
+        self._entries.append(_Plain("user", quoted(before + bytes(_text_inside(summary))[1:-1])))
+        self._turn = None
+
+    def _call(self, where: str, item: InputItem) -> None:
+        call_id, name, arguments = call_of(where, item)
+        if call_id in self._waiting:
+            raise InvalidRequest(
+                f"Two function calls share the call_id {call_id}, and the first has no output.",
+                param=where,
+                code="invalid_value",
+            )
+        turn = self._open_turn(fresh=False)
+        self._waiting[call_id] = (turn, len(turn.calls))
+        turn.calls.append((call_id, name, arguments))
+
+    def _hosted(self, item: InputItem, number: int) -> None:
+        """A call that was answered by whoever made it."""
+        call_id, name, arguments, result = hosted_call(bytes(item.source), number)
+        turn = self._open_turn(fresh=False)
+        self._answered[call_id] = (turn, len(turn.calls))
+        turn.outputs[len(turn.calls)] = result
+        turn.calls.append((call_id, name, quoted(arguments)))
+
+    def _output(self, where: str, item: InputItem) -> None:
+        call_id = item.call_id or item.approval_request_id or item.id
+        if item.type in ("function_call_output", "custom_tool_call_output"):
+            call_id = item.call_id
+        call_id = required(where, "call_id", call_id)
+        content, images = native_output(where, item), list[Raw]()
+        if content is None:
+            content, images = output_content(where, item.output, self._rules)
+        if call_id in self._waiting:
+            owner, number = self._answered[call_id] = self._waiting.pop(call_id)
+            owner.outputs[number] = content
+        elif call_id in self._answered:
+            owner, number = self._answered[call_id]
+            owner.outputs[number] += rb"\n" + content
         else:
-            raise _unknown(where, kind)
-    for call_id in waiting:
-        raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input", code="invalid_value")
-    return entries
+            raise InvalidRequest(
+                f"No tool call found for function call output with call_id {call_id}.",
+                param=where,
+                code="invalid_value",
+            )
+        owner.images.extend(images)
 
 
-def _plain(where: str, item: InputItem) -> _Plain:
-    if item.role not in _ROLES:
-        raise InvalidRequest(
-            f"Invalid value for '{where}.role': {str(item.role)[:64]!r}. Supported values are: {', '.join(_ROLES)}.",
-            param=f"{where}.role",
-            code="invalid_value",
-        )
-    return _Plain(item.role, message_content(where, item.role, item.content))
+def _text_inside(sealed: _Sealed) -> Raw:
+    """The text inside, as a JSON string."""
+    return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 
 
-def _assistant_message(where: str, item: InputItem, turn: _Turn, entries: list[_Plain | _Turn]) -> _Turn:
-    """Add an assistant message: to its turn when it opens one, else as a message of its own."""
-    text = bytes(message_content(where, "assistant", item.content))[1:-1]
-    if turn.text or turn.calls:
-        turn = _Turn()
-        entries.append(turn)
-    turn.text.append(text)
-    return turn
-
-
-def _write_turn(turn: _Turn, messages: list[ChatMessage]) -> None:
+def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
     if not turn.text and not turn.calls:
         # Reasoning that led to nothing: there is no chat message that could carry it.
         return
     reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
-    messages.append(
-        ChatMessage(
-            role="assistant",
-            content=quoted(b"".join(turn.text)) if turn.text else NULL,
-            reasoning_content=quoted(reasoning) if reasoning else UNSET,
-            tool_calls=[
-                ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
-                for call_id, name, arguments in turn.calls
-            ]
-            or UNSET,
-        )
+    message = ChatMessage(
+        role="assistant",
+        content=quoted(b"".join(turn.text)) if turn.text else NULL,
+        tool_calls=[
+            ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
+            for call_id, name, arguments in turn.calls
+        ]
+        or UNSET,
     )
+    if reasoning and profile.replay_reasoning != "off":
+        setattr(message, profile.replay_reasoning, quoted(reasoning))
+    if turn.details and profile.replay_details:
+        message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
+    messages.append(message)
     for number, (call_id, _, _) in enumerate(turn.calls):
         messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
     if turn.images:
@@ -174,32 +265,16 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage]) -> None:
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))
 
 
-def _required(where: str, name: str, value: str | None) -> str:
-    if not value:
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.{name}'.",
-            param=f"{where}.{name}",
-            code="missing_required_parameter",
-        )
-    return value
-
-
-def _arguments(where: str, value: Raw) -> Raw:
-    if not given(value) or bytes(value) == b'""':
-        return _NO_ARGUMENTS
-    if first(value) != b'"':
-        raise InvalidRequest(
-            f"Invalid type for '{where}.arguments': expected a string that holds JSON.",
-            param=f"{where}.arguments",
-            code="invalid_type",
-        )
-    return value
-
-
 def _unknown(where: str, kind: str | None) -> InvalidRequest:
     if kind is None:
         return InvalidRequest(
             f"Missing required parameter: '{where}.type'.", param=f"{where}.type", code="missing_required_parameter"
+        )
+    if kind == "compaction_trigger":
+        return InvalidRequest(
+            "Compaction is not available yet; leave the 'compaction_trigger' item out.",
+            param=f"{where}.type",
+            code="unsupported_parameter",
         )
     return InvalidRequest(
         f"Invalid value for '{where}.type': items of type {kind[:64]!r} are not supported.",

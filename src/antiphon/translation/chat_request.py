@@ -1,7 +1,7 @@
 """A create-response request becomes a Chat Completions request.
 
-Lives here: the fields beside the messages. Not here: reading and checking them (`read_request.py`), the messages
-(`chat_messages.py`).
+Lives here: the fields beside messages and tools, by profile. Not here: reading and checking them (`read_request.py`),
+the messages (`chat_messages.py`), tools (`chat_tools.py`).
 
 Invariant: what a strict chat server would refuse is never sent: an empty `tools`, a `tool_choice` without tools,
 `stream_options` without a stream.
@@ -9,51 +9,122 @@ Invariant: what a strict chat server would refuse is never sent: an empty `tools
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.translation.chat_messages import translate_items
+from antiphon.errors import InvalidRequest
+from antiphon.translation.chat_messages import ItemSources, instruct, translate_items
+from antiphon.translation.chat_tools import make_chat_tools
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.types.chat import ChatRequest
+from antiphon.translation.tool_map import ToolMap
+from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode, given
-from antiphon.types.request import CreateResponse, FunctionTool, TextOptions
+from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
 
-__all__ = ["translate_request"]
+__all__ = ["ChatTranslation", "translate_request"]
 
 _USAGE = Raw(b'{"include_usage":true}')
-_NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
+_JSON_OBJECT = Raw(b'{"type":"json_object"}')
+
+
+class ChatTranslation(Struct):
+    """The chat request's body, what calls in its answer mean, and what of the request the upstream cannot do."""
+
+    body: bytes
+    tools: ToolMap
+    ignored: tuple[str, ...] = ()
 
 
 def translate_request(
-    request: CreateResponse, items: Iterable[tuple[str, InputItem]], profile: UpstreamProfile
-) -> bytes:
-    """The body of the chat request. Raises `InvalidRequest`."""
-    tools, choice = _tools(request)
+    request: CreateResponse,
+    items: Sequence[tuple[str, InputItem]],
+    profile: UpstreamProfile,
+    *,
+    model: str | None = None,
+    sources: ItemSources | None = None,
+    most_tools: int = 1024,
+) -> ChatTranslation:
+    """Translate a whole request. Raises `InvalidRequest`.
+
+    `items` is the history and the input; `model` the upstream's name of the model, when it differs.
+    """
+    made = make_chat_tools(
+        request.tools, request.tool_choice, items, profile, parallel=request.parallel_tool_calls, most=most_tools
+    )
+    ignored: list[str] = []
+    if request.logprobs and not profile.logprobs:
+        raise InvalidRequest(
+            "This model's server gives no log probabilities; leave 'top_logprobs' and "
+            "'message.output_text.logprobs' out.",
+            param="top_logprobs" if request.top_logprobs else "include",
+            code="unsupported_parameter",
+        )
+    reasoning, text = request.reasoning, request.text
+    messages = translate_items(request.instructions, items, profile, sources or ItemSources())
+    response_format = _response_format(text, profile, messages)
     chat = ChatRequest(
-        model=request.model,
-        messages=translate_items(request.instructions, items, profile),
+        model=model or request.model,
+        messages=messages,
         stream=True if request.stream else UNSET,
         stream_options=_USAGE if request.stream and profile.stream_usage else UNSET,
-        tools=[_tool(tool) for tool in tools] or UNSET,
-        tool_choice=choice if tools else UNSET,
-        parallel_tool_calls=_or_unset(request.parallel_tool_calls) if tools and profile.parallel_tool_calls else UNSET,
-        response_format=_response_format(request.text),
+        tools=made.declarations or UNSET,
+        tool_choice=made.choice,
+        parallel_tool_calls=_or_unset(request.parallel_tool_calls)
+        if made.declarations and profile.parallel_tool_calls
+        else UNSET,
+        response_format=response_format,
         temperature=_or_unset(request.temperature),
         top_p=_or_unset(request.top_p),
-        presence_penalty=_or_unset(request.presence_penalty),
-        frequency_penalty=_or_unset(request.frequency_penalty),
-        reasoning_effort=_or_unset(request.reasoning.effort)
-        if request.reasoning is not None and profile.reasoning_effort
-        else UNSET,
-        verbosity=_or_unset(request.text.verbosity) if request.text is not None and profile.verbosity else UNSET,
+        reasoning_effort=_effort(reasoning, profile, ignored),
+        logprobs=True if request.logprobs else UNSET,
+        top_logprobs=_or_unset(request.top_logprobs) if request.logprobs else UNSET,
     )
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name) is not None:
+            _set(chat, name, getattr(request, name), profile.penalties, ignored)
+    if text is not None and text.verbosity is not None:
+        _set(chat, "verbosity", text.verbosity, profile.verbosity, ignored, called="text.verbosity")
+    for name in _PASSED:
+        value = getattr(request, name)
+        if value is not None and not (name == "service_tier" and value in _DEFAULT_TIERS):
+            _set(chat, name, value, name in profile.passed_fields, ignored)
     if request.max_output_tokens is not None:
         setattr(chat, profile.token_limit_field, request.max_output_tokens)
-    return encode(chat)
+    return ChatTranslation(encode(chat), made.map, tuple(ignored))
+
+
+_PASSED = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
+_DEFAULT_TIERS = ("auto", "default")
+
+
+def _set(
+    chat: ChatRequest, name: str, value: object, sent: bool, ignored: list[str], *, called: str | None = None
+) -> None:
+    """Send a field where the upstream takes it; name it as ignored where not."""
+    if sent:
+        setattr(chat, name, value)
+    else:
+        ignored.append(called or name)
+
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
+    """The effort in the server's words: the nearest one it knows."""
+    if reasoning is None or reasoning.effort is None:
+        return UNSET
+    if not profile.reasoning_effort:
+        ignored.append("reasoning.effort")
+        return UNSET
+    known = profile.effort_values
+    if known is None or reasoning.effort in known:
+        return reasoning.effort
+    place = _EFFORTS.index(reasoning.effort)
+    return min(known, key=lambda value: abs(_EFFORTS.index(value) - place))
 
 
 _T = TypeVar("_T")
@@ -63,41 +134,28 @@ def _or_unset(value: _T | None) -> _T | UnsetType:
     return UNSET if value is None else value
 
 
-def _tools(request: CreateResponse) -> tuple[list[FunctionTool], Raw | UnsetType]:
-    """The tools the model sees and the chat form of `tool_choice`.
+def _response_format(
+    text: TextOptions | None, profile: UpstreamProfile, messages: list[ChatMessage]
+) -> Raw | UnsetType:
+    """The chat form of `text.format`.
 
-    `allowed_tools` becomes its subset: what the model does not see it cannot call.
+    A server that knows weaker forms only gets the strongest it knows, and the schema as an instruction.
     """
-    tools = list(request.tools)
-    if request.tool_choice is None:
-        return tools, UNSET
-    choice = msgspec.json.decode(request.tool_choice)
-    if isinstance(choice, str):
-        return tools, request.tool_choice
-    if choice["type"] == "function":
-        return tools, Raw(encode({"type": "function", "function": {"name": choice["name"]}}))
-    allowed = {tool["name"] for tool in choice["tools"]}
-    return [tool for tool in tools if tool.name in allowed], Raw(encode(choice["mode"]))
-
-
-def _tool(tool: FunctionTool) -> Raw:
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
-    function["parameters"] = tool.parameters if given(tool.parameters) else _NO_PARAMETERS
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return Raw(encode({"type": "function", "function": function}))
-
-
-def _response_format(text: TextOptions | None) -> Raw | UnsetType:
     if text is None or text.format is None or text.format.type == "text":
         return UNSET
+    kind = profile.structured_output
     if text.format.type == "json_object":
-        return Raw(b'{"type":"json_object"}')
-    schema: dict[str, Any] = {"name": text.format.name, "schema": text.format.schema}
+        if kind == "off":
+            instruct(messages, "Answer with one JSON object and nothing else.")
+            return UNSET
+        return _JSON_OBJECT
+    if kind != "json_schema":
+        schema = bytes(text.format.schema).decode()
+        instruct(messages, f"Answer with JSON that matches this JSON schema, and nothing else:\n{schema}")
+        return _JSON_OBJECT if kind == "json_object" else UNSET
+    schema_format: dict[str, Any] = {"name": text.format.name, "schema": text.format.schema}
     if text.format.description is not None:
-        schema["description"] = text.format.description
+        schema_format["description"] = text.format.description
     if text.format.strict is not None:
-        schema["strict"] = text.format.strict
-    return Raw(encode({"type": "json_schema", "json_schema": schema}))
+        schema_format["strict"] = text.format.strict
+    return Raw(encode({"type": "json_schema", "json_schema": schema_format}))

@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from msgspec import Raw
 
 from antiphon.errors import ApiError
+from antiphon.translation.annotations import Annotations
 from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
+from antiphon.translation.logprobs import read_logprobs
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
+from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
+from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
 from antiphon.translation.usage import read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
@@ -61,12 +66,25 @@ class ChatStream:
     """One upstream answer. Feed it, then ask `end`; `ended` says that nothing more is needed."""
 
     def __init__(
-        self, builder: ResponseBuilder, profile: UpstreamProfile, *, event_limit: int, most_calls: int
+        self,
+        builder: ResponseBuilder,
+        profile: UpstreamProfile,
+        *,
+        tools: ToolMap | None = None,
+        logprobs: bool = False,
+        event_limit: int,
+        most_calls: int,
     ) -> None:
+        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them."""
         self._builder = builder
         self._profile = profile
         self._sse = SseDecoder(event_limit)
-        self._calls = ToolCalls(builder, most_calls)
+        self._calls = ToolCalls(builder, tools or ToolMap(), most_calls)
+        self._think = None if profile.think == "off" else ThinkTags(opened=profile.think == "opened")
+        self._wants_logprobs = logprobs
+        self._logprobs: list[Raw] = []
+        self._annotations: Annotations | None = None
+        self._details: ReasoningDetails | None = None
         self._finish: str | None = None
         self._failure: Ending | None = None
         self._usage: UsageObject | None = None
@@ -110,6 +128,8 @@ class ChatStream:
                 pass
         ending = self._failure or (cut if not self._is_complete() else None) or self._judge()
         try:
+            self._end_thinking()
+            self._end_details()
             self._calls.flush()
         except OutputTooLarge:
             ending = _failed("The model's output is too large.", "upstream_too_large")
@@ -117,11 +137,20 @@ class ChatStream:
             ending = _failed("The upstream sent a tool call without a name.", "upstream_invalid")
         if ending.status == "completed" and self._calls.broken:
             ending = _failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+        if ending.status == "completed" and self._calls.forbidden and not self._builder.has_output:
+            ending = _failed(
+                f"The model called the tool '{self._calls.forbidden[:64]}', which tool_choice does not allow, and "
+                "answered nothing else. Try again, or allow the tool.",
+                "model_error",
+            )
         if ending.status == "completed" and not self._builder.has_output:
             self._builder.empty_message()
             if self._blanks:
                 self._builder.text(self._blanks)
+        self._annotate()
         self._builder.close("completed" if ending.status == "completed" else "incomplete")
+        if ending.status == "completed" and self._builder.cut_calls:
+            ending = _failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
         if self._usage is not None:
             self._builder.set_usage(self._usage)
         if self._service_tier:
@@ -177,6 +206,8 @@ class ChatStream:
                 delta = choice.message if whole else choice.delta
                 if delta is None and whole:
                     delta = choice.delta
+                if self._wants_logprobs and given(choice.logprobs):
+                    self._logprobs += read_logprobs(choice.logprobs)
                 if delta is not None:
                     self._delta(delta)
                 elif first(choice.text):
@@ -207,13 +238,23 @@ class ChatStream:
 
     def _delta(self, delta: Delta) -> None:
         reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
-        if not reasoning and given(delta.reasoning_details):
-            reasoning = _details_text(bytes(delta.reasoning_details))
+        if given(delta.reasoning_details):
+            if self._details is None:
+                self._details = ReasoningDetails()
+            text = self._details.receive(delta.reasoning_details)
+            reasoning = reasoning or text
         if reasoning:
-            self._in_text = False
-            self._settle_calls()
-            self._builder.reasoning(reasoning)
-        self._text(fragment(delta.content))
+            self._reason(reasoning)
+        content = fragment(delta.content)
+        if content:
+            if self._think is not None:
+                self._content(self._think, content)
+            else:
+                self._text(content)
+        elif given(delta.audio):
+            self._text(_transcript(bytes(delta.audio)))
+        if given(delta.annotations):
+            self._note_annotations().receive(delta.annotations)
         refusal = fragment(delta.refusal)
         if refusal:
             self._in_text = False
@@ -221,6 +262,8 @@ class ChatStream:
             self._builder.refusal(refusal)
         if delta.tool_calls:
             self._in_text = False
+            if self._details is not None:
+                self._end_details()
         for call in delta.tool_calls or ():
             self._calls.receive(call)
         if delta.function_call is not None:
@@ -237,7 +280,51 @@ class ChatStream:
             text, self._blanks = self._blanks + text, b""
             self._in_text = True
         self._settle_calls()
-        self._builder.text(text)
+        if self._details is not None:
+            self._end_details()
+        if self._logprobs:
+            logprobs, self._logprobs = self._logprobs, []
+            self._builder.text(text, logprobs)
+        else:
+            self._builder.text(text)
+
+    def _reason(self, reasoning: bytes) -> None:
+        self._in_text = False
+        self._settle_calls()
+        self._builder.reasoning(reasoning)
+
+    def _content(self, tags: ThinkTags, content: bytes) -> None:
+        """Content of an answer that may still hold reasoning."""
+        reasoning, text = tags.feed(content)
+        if tags.done:
+            self._think = None
+        if reasoning:
+            self._reason(reasoning)
+        self._text(text)
+
+    def _end_thinking(self) -> None:
+        """What was held back because it might have been a tag."""
+        tags, self._think = self._think, None
+        if tags is not None:
+            reasoning, text = tags.end()
+            if reasoning:
+                self._reason(reasoning)
+            self._text(text)
+
+    def _end_details(self) -> None:
+        """What belongs to the reasoning before, now that it is over."""
+        details, self._details = self._details, None
+        if details is not None and (kept := details.take()):
+            self._builder.reasoning_details(kept)
+
+    def _note_annotations(self) -> Annotations:
+        if self._annotations is None:
+            self._annotations = Annotations()
+        return self._annotations
+
+    def _annotate(self) -> None:
+        if self._annotations:
+            self._builder.annotate(self._annotations.place)
 
     def _settle_calls(self) -> None:
         if self._calls:
@@ -260,16 +347,11 @@ def _groq_usage(data: bytes) -> UsageObject | None:
     return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
 
 
-def _details_text(data: bytes) -> bytes:
-    """The text in `reasoning_details`, for servers that send nothing else."""
+def _transcript(data: bytes) -> bytes:
+    """What an answer in sound says: Responses has no part for the sound itself."""
     try:
-        details = decode_any(data)
+        audio = decode_any(data)
     except ValueError:
         return b""
-    parts = []
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict):
-            text = detail.get("text") or detail.get("summary")
-            if isinstance(text, str):
-                parts.append(text)
-    return fragment_of("".join(parts))
+    transcript = audio.get("transcript") if isinstance(audio, dict) else None
+    return fragment_of(transcript) if isinstance(transcript, str) else b""

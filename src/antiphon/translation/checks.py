@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["NAME", "check_choice", "read_string", "wrong_type"]
+__all__ = ["NAME", "check_choice", "read_string", "required", "wrong_type"]
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
@@ -49,3 +49,14 @@ def read_string(name: str, value: Raw) -> str:
         raise InvalidRequest(
             f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
         ) from None
+
+
+def required(where: str, name: str, value: str | None) -> str:
+    """The value. Raises `InvalidRequest` when it is absent or empty."""
+    if not value:
+        raise InvalidRequest(
+            f"Missing required parameter: '{where}.{name}'.",
+            param=f"{where}.{name}",
+            code="missing_required_parameter",
+        )
+    return value

@@ -13,8 +13,9 @@ from typing import Any
 from msgspec import Raw
 
 from antiphon.types.json import encode, given
-from antiphon.types.request import CreateResponse, FunctionTool, TextOptions
+from antiphon.types.request import CreateResponse, TextOptions
 from antiphon.types.response import Response
+from antiphon.types.tools import Tool
 
 __all__ = ["start_response"]
 
@@ -33,7 +34,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         model=request.model,
         status="in_progress",
         tools=[_tool(tool) for tool in request.tools],
-        tool_choice=request.tool_choice or _AUTO,
+        tool_choice=request.tool_choice.echo if request.tool_choice is not None else _AUTO,
         text=_text(request.text),
         reasoning=_reasoning(request),
         metadata=request.metadata or _NO_METADATA,
@@ -49,6 +50,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         prompt_cache_retention=request.prompt_cache_retention,
         safety_identifier=request.safety_identifier,
         store=request.store,
+        top_logprobs=request.top_logprobs or 0,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         truncation=request.truncation,
@@ -56,7 +58,10 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
     )
 
 
-def _tool(tool: FunctionTool) -> Raw:
+def _tool(tool: Tool) -> Raw:
+    """A function with all five keys, whatever else as it was declared (nothing secret is in those)."""
+    if tool.type != "function":
+        return tool.source
     return Raw(
         encode(
             {
@@ -93,7 +98,7 @@ def _reasoning(request: CreateResponse) -> Raw:
         encode(
             {
                 "effort": effort if effort in _ECHOED_EFFORTS else None,
-                "summary": request.reasoning.summary,
+                "summary": request.reasoning.summary or request.reasoning.generate_summary,
             }
         )
     )

@@ -22,6 +22,7 @@ DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keep-alive\n\n"
 """A comment line that keeps idle connections open."""
 
+_EVENT_END = b"}\n\n"
 _NUMBER = 987654321123456789
 _DELTA = Raw(b'"\\u0000delta"')
 
@@ -50,3 +51,8 @@ class DeltaTemplate:
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
         """The framed event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
+
+    def render_padded(self, sequence_number: int, fragment: bytes, padding: bytes) -> bytes:
+        """The same with `obfuscation`: letters that hide the fragment's length from who watches the wire."""
+        event = self.render(sequence_number, fragment)
+        return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)

@@ -16,10 +16,12 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.checks import NAME, check_choice, read_string, wrong_type
-from antiphon.translation.read_tools import read_tool_choice, read_tools
+from antiphon.translation.read_tools import decode_tools, read_tools
+from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, given
-from antiphon.types.request import CreateResponse, FunctionTool, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.request import CreateResponse, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.tools import Tool
 
 __all__ = ["read_request"]
 
@@ -47,10 +49,11 @@ _OPTIONAL: dict[str, Any] = {
     "top_logprobs": int | None,
     "service_tier": str | None,
     "metadata": dict[str, str] | None,
-    "tools": list[FunctionTool] | None,
 }
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
+_SOURCES = msgspec.json.Decoder(list[Raw])
+_PLAIN_ITEMS = frozenset({None, "message", "function_call", "function_call_output", "reasoning", "item_reference"})
 _TOP = msgspec.json.Decoder(dict[str, Raw])
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -116,15 +119,17 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         )
     include: list[str] = values.get("include") or []
     options: StreamOptions | None = values.get("stream_options")
-    tools, left_out = read_tools(values.get("tools") or [], most_tools)
-    ignored += left_out
+    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), most_tools)
+    items = _read_input(fields.get("input", ABSENT), most_items)
+    brought, others = _brought_tools(items, most_tools)
+    ignored += sorted({*left_out, *others})
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
-        input=_read_input(fields.get("input", ABSENT), most_items),
+        input=items,
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
         tools=tuple(tools),
-        tool_choice=read_tool_choice(fields.get("tool_choice", ABSENT), tools, left_out),
+        tool_choice=read_tool_choice(fields.get("tool_choice", ABSENT), [*tools, *brought], left_out),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
         top_p=values.get("top_p"),
@@ -158,7 +163,20 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     return request
 
 
-_READ_APART = frozenset({"model", "input", "instructions", "tool_choice", *_NOT_YET})
+_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", *_NOT_YET})
+
+
+def _brought_tools(items: list[InputItem], most: int) -> tuple[list[Tool], list[str]]:
+    """The tools that items of the input bring (Codex, tool searches), and what of them is left out."""
+    tools: list[Tool] = []
+    left_out: list[str] = []
+    for number, item in enumerate(items):
+        if item.type in ("additional_tools", "tool_search_output"):
+            where = f"input[{number}].tools"
+            kept, others = read_tools(where, decode_tools(where, item.tools), most)
+            tools += kept
+            left_out += others
+    return tools, left_out
 
 
 def _read_object(body: bytes) -> dict[str, Raw]:
@@ -267,10 +285,7 @@ def _check_metadata(metadata: dict[str, str]) -> None:
 
 def _ignored_values(values: dict[str, Any]) -> list[str]:
     """Known fields whose value has no effect here."""
-    names = ("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")
-    ignored = [name for name in names if values.get(name) not in (None, "auto", "default")]
-    if values.get("truncation") == "auto":
-        ignored.append("truncation")
+    ignored = ["truncation"] if values.get("truncation") == "auto" else []
     # The others speak of hosted tools, of which there are none yet.
     ignored += [f"include:{include}" for include in values.get("include") or () if include in _IGNORABLE_INCLUDES]
     return ignored
@@ -309,6 +324,10 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
         raise wrong_type("input", error) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
+    if any(item.type not in _PLAIN_ITEMS for item in items):
+        # What is shown or stored as it came needs its bytes; the usual items do not.
+        for item, source in zip(items, _SOURCES.decode(data), strict=True):
+            item.source = source
     if len(items) > most:
         raise InvalidRequest(
             f"'input' has {len(items)} items; at most {most} are allowed.",

@@ -1,9 +1,13 @@
-"""Tools and the choice among them, read from a create-response body.
+"""Tools read from a create-response body, and from items that bring tools.
 
-Lives here: which tools can be called, which are left out and named, which are refused, and every form of `tool_choice`.
-Not here: the other fields (`read_request.py`), the chat form of tools (`chat_request.py`).
+Lives here: which tools can be called, which are left out and named, which are refused. Not here: the choice among them
+(`tool_choice.py`), their chat form (`chat_tools.py`).
 
-Invariant: a choice that is kept names only tools that are kept.
+A tool can be called when the client runs it: functions, custom tools, namespaces of both, the shells, apply_patch and a
+tool search of the client's. A hosted tool that nobody here can run never fails a request by being offered, except those
+without which the answer would be wrong.
+
+Invariant: what is kept has a valid name and, within one list, is kept once.
 """
 
 from __future__ import annotations
@@ -12,126 +16,129 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import NAME, check_choice, read_string, wrong_type
-from antiphon.types.json import encode, first, given
-from antiphon.types.request import FunctionTool
+from antiphon.translation.checks import NAME, wrong_type
+from antiphon.types.json import first, given
+from antiphon.types.tools import Tool
 
-__all__ = ["read_tool_choice", "read_tools"]
+__all__ = ["NAMED", "UNNAMED", "decode_tools", "read_tools"]
 
-# Hosted tools that cannot run here: left out and named, except those without which the answer would be wrong.
-_REFUSED_TOOLS = ("code_interpreter", "mcp")
+NAMED = ("function", "custom", "namespace")
+"""Types of tools that have a name of their own."""
+
+UNNAMED = ("local_shell", "shell", "apply_patch", "tool_search")
+"""Types of tools that the client runs and that have their type for a name."""
+
+_REFUSED = ("code_interpreter", "mcp")
+_RAW_LIST = msgspec.json.Decoder(list[Raw])
+_TOOL = msgspec.json.Decoder(Tool)
 
 
-def read_tools(tools: list[FunctionTool], most: int) -> tuple[list[FunctionTool], list[str]]:
+def decode_tools(where: str, value: Raw) -> list[Tool]:
+    """The declarations in an array, each with its source. Raises `InvalidRequest`."""
+    if not given(value):
+        return []
+    try:
+        sources = _RAW_LIST.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest(
+            f"Invalid type for '{where}': expected an array of tools.", param=where, code="invalid_type"
+        ) from None
+    tools = []
+    for number, source in enumerate(sources):
+        try:
+            tool = _TOOL.decode(source)
+        except msgspec.ValidationError as error:
+            raise wrong_type(f"{where}[{number}]", error) from None
+        tool.source = source
+        tools.append(tool)
+    return tools
+
+
+def read_tools(where: str, tools: list[Tool], most: int) -> tuple[list[Tool], list[str]]:
+    """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`."""
     if len(tools) > most:
         raise InvalidRequest(
-            f"'tools' has {len(tools)} entries; at most {most} are allowed.",
-            param="tools",
+            f"'{where}' has {len(tools)} entries; at most {most} are allowed.",
+            param=where,
             code="array_above_max_length",
         )
-    kept: list[FunctionTool] = []
+    kept: list[Tool] = []
     left_out: list[str] = []
     names: set[str] = set()
     for number, tool in enumerate(tools):
-        where = f"tools[{number}]"
-        if tool.type in _REFUSED_TOOLS:
+        place = f"{where}[{number}]"
+        if tool.type in _REFUSED:
             raise InvalidRequest(
-                f"The hosted tool '{tool.type}' cannot run here; remove it from 'tools'.",
-                param=f"{where}.type",
+                f"The hosted tool '{tool.type}' cannot run here; remove it from '{where}'.",
+                param=f"{place}.type",
                 code="unsupported_tool",
             )
-        if tool.type != "function":
+        if not _is_callable(tool):
             left_out.append(f"tools.{tool.type}")
             continue
-        if tool.name is None:
+        name = _check(place, tool)
+        if name in names:
             raise InvalidRequest(
-                f"Missing required parameter: '{where}.name'.",
-                param=f"{where}.name",
-                code="missing_required_parameter",
+                f"Two tools are called {name!r}; names must be unique.", param=f"{place}.name", code="invalid_value"
             )
-        if not NAME.fullmatch(tool.name):
-            raise InvalidRequest(
-                f"Invalid '{where}.name': use 1 to 64 letters, digits, underscores or dashes.",
-                param=f"{where}.name",
-                code="invalid_value",
-            )
-        if tool.name in names:
-            raise InvalidRequest(
-                f"Two tools are called {tool.name!r}; names must be unique.",
-                param=f"{where}.name",
-                code="invalid_value",
-            )
-        if given(tool.parameters) and first(tool.parameters) != b"{":
-            raise InvalidRequest(
-                f"Invalid type for '{where}.parameters': expected an object.",
-                param=f"{where}.parameters",
-                code="invalid_type",
-            )
-        names.add(tool.name)
+        names.add(name)
         kept.append(tool)
     return kept, left_out
 
 
-class _NamedTool(msgspec.Struct):
-    type: str | None = None
-    name: str | None = None
+def _is_callable(tool: Tool) -> bool:
+    if tool.type == "tool_search":
+        # Searching on the server means that the tools are there already: they are all shown.
+        return tool.execution == "client"
+    if tool.type == "shell":
+        # A shell in a container of the server's is a hosted tool.
+        return b'"container' not in bytes(tool.environment)
+    return tool.type in NAMED or tool.type in UNNAMED
 
 
-class _ToolChoice(msgspec.Struct):
-    type: str
-    name: str | None = None
-    mode: str | None = None
-    tools: list[_NamedTool] | None = None
-
-
-def read_tool_choice(value: Raw, tools: list[FunctionTool], left_out: list[str]) -> Raw | None:
-    """The choice as it is echoed: a string, a function, or allowed tools with their mode."""
-    if not given(value):
-        return None
-    if bytes(value)[:1] == b'"':
-        choice = read_string("tool_choice", value)
-        check_choice("tool_choice", choice, ("auto", "none", "required"))
-        if choice == "required" and not tools:
+def _check(where: str, tool: Tool) -> str:
+    """The tool's name, once it is known to be a proper tool."""
+    if tool.type in UNNAMED:
+        return tool.type
+    if tool.name is None:
+        raise InvalidRequest(
+            f"Missing required parameter: '{where}.name'.",
+            param=f"{where}.name",
+            code="missing_required_parameter",
+        )
+    if tool.type == "namespace":
+        if not tool.name or len(tool.name) > 256:
             raise InvalidRequest(
-                "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
-                if left_out
-                else "tool_choice 'required' needs 'tools'.",
-                param="tool_choice",
-                code="invalid_value",
+                f"Invalid '{where}.name': use 1 to 256 characters.", param=f"{where}.name", code="invalid_value"
             )
-        return value
-    try:
-        choice_object = msgspec.json.decode(value, type=_ToolChoice)
-    except msgspec.ValidationError as error:
-        raise wrong_type("tool_choice", error) from None
-    names = {tool.name for tool in tools}
-    if choice_object.type == "function":
-        if choice_object.name not in names:
-            raise InvalidRequest(
-                f"tool_choice names the function {choice_object.name!r}, which is not in 'tools'.",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        return Raw(encode({"type": "function", "name": choice_object.name}))
-    if choice_object.type == "allowed_tools":
-        mode = choice_object.mode or "auto"
-        check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
-        chosen = choice_object.tools or []
-        for number, tool in enumerate(chosen):
-            if tool.type == "function" and tool.name not in names:
+        names: set[str] = set()
+        for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
+            place = f"{where}.tools[{number}]"
+            if inner.type not in ("function", "custom"):
                 raise InvalidRequest(
-                    f"tool_choice allows the function {tool.name!r}, which is not in 'tools'.",
-                    param=f"tool_choice.tools[{number}]",
+                    f"Invalid value for '{place}.type': a namespace holds functions and custom tools.",
+                    param=f"{place}.type",
                     code="invalid_value",
                 )
-        if not any(tool.type == "function" for tool in chosen):
-            raise InvalidRequest(
-                "tool_choice allows no tool that can be called here.", param="tool_choice.tools", code="invalid_value"
-            )
-        listed = [{"type": tool.type, "name": tool.name} for tool in chosen if tool.type == "function"]
-        return Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
-    raise InvalidRequest(
-        f"tool_choice asks for {choice_object.type[:64]!r}, which cannot run here.",
-        param="tool_choice",
-        code="unsupported_parameter",
-    )
+            name = _check(place, inner)
+            if name in names:
+                raise InvalidRequest(
+                    f"Two tools of the namespace {tool.name!r} are called {name!r}; names must be unique.",
+                    param=f"{place}.name",
+                    code="invalid_value",
+                )
+            names.add(name)
+        return f"{tool.name} (namespace)"
+    if not NAME.fullmatch(tool.name):
+        raise InvalidRequest(
+            f"Invalid '{where}.name': use 1 to 64 letters, digits, underscores or dashes.",
+            param=f"{where}.name",
+            code="invalid_value",
+        )
+    if given(tool.parameters) and first(tool.parameters) != b"{":
+        raise InvalidRequest(
+            f"Invalid type for '{where}.parameters': expected an object.",
+            param=f"{where}.parameters",
+            code="invalid_type",
+        )
+    return tool.name

@@ -1,11 +1,12 @@
 """Tool calls put together from deltas, one after the other.
 
-Lives here: which delta belongs to which call, and when a call may be opened. Chat servers interleave calls, omit the
-index, repeat it with a new id, send names late; Responses clients get one open item at a time. Not here: the events
-(`builder.py`).
+Lives here: which delta belongs to which call, when a call may be opened, and which calls the request does not allow.
+Chat servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one open
+item at a time. Not here: the events (`builder.py`), which tool a name means (`tool_map.py`).
 
 Invariants: calls are opened in the order in which they first appeared; a call is opened only once its name is known;
-the arguments put out are the concatenation of the fragments received for that call.
+the arguments put out are the concatenation of the fragments received for that call; a call that `tool_choice` or
+`parallel_tool_calls` forbids is never put out.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import msgspec
 
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import fragment
+from antiphon.translation.tool_map import CallKind, CallTarget, ToolMap
 from antiphon.types.chat import ToolCallDelta
 from antiphon.types.json import text_of
 
 __all__ = ["TooManyToolCalls", "ToolCalls"]
+
+_LONGEST_ID = 64
 
 
 class TooManyToolCalls(Exception):
@@ -34,13 +38,16 @@ class _Call:
     waiting: list[bytes] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
     done: bool = False
+    suppressed: bool = False
+    bare: bool = False
 
 
 class ToolCalls:
     """Feeds a builder with calls; `flush` when no more deltas can come."""
 
-    def __init__(self, builder: ResponseBuilder, most: int) -> None:
+    def __init__(self, builder: ResponseBuilder, tools: ToolMap, most: int) -> None:
         self._builder = builder
+        self._tools = tools
         self._most = most
         self._calls: list[_Call] = []
         self._first = 0
@@ -48,6 +55,9 @@ class ToolCalls:
         self._ids: set[str] = set()
         self.broken = False
         """Whether arguments came for a call that was closed already, so that what was put out is wrong."""
+        self.forbidden = ""
+        """The name of a tool the model called although the request does not allow it."""
+        self._put = 0
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -59,8 +69,13 @@ class ToolCalls:
 
     def receive(self, delta: ToolCallDelta) -> None:
         """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
-        name = (delta.function.name if delta.function is not None else None) or ""
-        part = fragment(delta.function.arguments) if delta.function is not None else b""
+        function, custom = delta.function, delta.custom
+        if function is not None:
+            name, part = function.name or "", fragment(function.arguments)
+        elif custom is not None:
+            name, part = custom.name or "", fragment(custom.input)
+        else:
+            name, part = "", b""
         call = self._find(delta, name)
         if call is None:
             if not (delta.id or name or part):
@@ -72,6 +87,7 @@ class ToolCalls:
         # First value wins: later ones are repetitions, or null or "" instead of absent.
         call.id = call.id or delta.id or ""
         call.name = call.name or name
+        call.bare = call.bare or (custom is not None and function is None)
         if part and not self._is_repetition(call, part):
             if call.done:
                 self.broken = True
@@ -123,12 +139,25 @@ class ToolCalls:
             self._first += 1
 
     def _put_out(self, call: _Call) -> None:
+        if call.suppressed:
+            call.sent += call.waiting
+            call.waiting = []
+            return
         if self._open is not call:
-            if call.id in self._ids:
-                # Two calls of one answer with the same id: the outputs could not be told apart.
+            if not self._may_put(call):
+                call.suppressed = True
+                self._put_out(call)
+                return
+            if call.id in self._ids or not _is_usable(call.id):
+                # Two calls with one id could not be told apart, and clients refuse ids that are too long.
                 call.id = ""
             self._ids.add(call.id)
-            self._builder.open_call(call.id, call.name)
+            self._put += 1
+            target = self._tools.target(call.name)
+            if call.bare:
+                # A custom tool of the server's own kind: its input is no JSON.
+                target = CallTarget(CallKind.CUSTOM, target.name, target.namespace)
+            self._builder.open_call(call.id, target, bare=call.bare)
             self._open = call
         if call.waiting:
             for part in call.waiting:
@@ -136,9 +165,22 @@ class ToolCalls:
             call.sent += call.waiting
             call.waiting = []
 
+    def _may_put(self, call: _Call) -> bool:
+        if not self._tools.may_call(call.name):
+            self.forbidden = call.name
+            return False
+        return not (self._tools.single and self._put)
+
+
+def _is_usable(call_id: str) -> bool:
+    """Whether clients and chat servers take the id back: 64 characters at most, none that needs escaping."""
+    return len(call_id) <= _LONGEST_ID and call_id.isascii() and call_id.isprintable() and '"' not in call_id
+
 
 def _is_whole(call: _Call) -> bool:
     """Whether the arguments are complete JSON, so that no more of them can come."""
+    if call.bare:
+        return False
     try:
         msgspec.json.decode(text_of(b"".join(call.sent)))
     except (msgspec.DecodeError, RecursionError):

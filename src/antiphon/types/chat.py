@@ -19,6 +19,7 @@ __all__ = [
     "ChatToolCallFunction",
     "Choice",
     "Chunk",
+    "CustomDelta",
     "Delta",
     "FunctionDelta",
     "ToolCallDelta",
@@ -42,6 +43,8 @@ class ChatMessage(Struct, omit_defaults=True):
     role: str
     content: Raw | UnsetType = UNSET
     reasoning_content: Raw | UnsetType = UNSET
+    reasoning: Raw | UnsetType = UNSET
+    reasoning_details: Raw | UnsetType = UNSET
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
 
@@ -65,6 +68,13 @@ class ChatRequest(Struct, omit_defaults=True):
     max_completion_tokens: int | UnsetType = UNSET
     reasoning_effort: str | UnsetType = UNSET
     verbosity: str | UnsetType = UNSET
+    logprobs: bool | UnsetType = UNSET
+    top_logprobs: int | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
+    safety_identifier: str | UnsetType = UNSET
+    prompt_cache_key: str | UnsetType = UNSET
+    prompt_cache_retention: str | UnsetType = UNSET
+    user: str | UnsetType = UNSET
 
 
 class FunctionDelta(Struct):
@@ -72,10 +82,18 @@ class FunctionDelta(Struct):
     arguments: Raw = ABSENT
 
 
+class CustomDelta(Struct):
+    name: str | None = None
+    input: Raw = ABSENT
+
+
 class ToolCallDelta(Struct):
+    """One entry of `tool_calls`; `custom` is there instead of `function` for the server's own custom tools."""
+
     index: int | None = None
     id: str | None = None
     function: FunctionDelta | None = None
+    custom: CustomDelta | None = None
 
 
 class Delta(Struct):
@@ -89,6 +107,7 @@ class Delta(Struct):
     tool_calls: list[ToolCallDelta] | None = None
     function_call: FunctionDelta | None = None
     annotations: Raw = ABSENT
+    audio: Raw = ABSENT
 
 
 class Choice(Struct):
@@ -97,6 +116,7 @@ class Choice(Struct):
     message: Delta | None = None
     finish_reason: str | None = None
     text: Raw = ABSENT
+    logprobs: Raw = ABSENT
     error: Raw = ABSENT
 
 
@@ -107,5 +127,6 @@ class Chunk(Struct):
     usage: Raw = ABSENT
     x_groq: Raw = ABSENT
     error: Raw = ABSENT
+    citations: Raw = ABSENT
     service_tier: str | None = None
     object: str | None = None

@@ -17,6 +17,8 @@ __all__ = [
     "TERMINAL",
     "ContentPartAdded",
     "ContentPartDone",
+    "CustomToolCallInputDelta",
+    "CustomToolCallInputDone",
     "ErrorDetail",
     "ErrorEvent",
     "Event",
@@ -24,6 +26,7 @@ __all__ = [
     "FunctionCallArgumentsDone",
     "OutputItemAdded",
     "OutputItemDone",
+    "OutputTextAnnotationAdded",
     "OutputTextDelta",
     "OutputTextDone",
     "ReasoningDelta",
@@ -123,6 +126,11 @@ class OutputTextDone(_Part, tag="response.output_text.done"):
     logprobs: list[Raw]
 
 
+class OutputTextAnnotationAdded(_Part, tag="response.output_text.annotation.added"):
+    annotation_index: int
+    annotation: Raw
+
+
 class RefusalDelta(_Part, tag="response.refusal.delta"):
     delta: Raw
 
@@ -185,3 +193,11 @@ class FunctionCallArgumentsDelta(_Call, tag="response.function_call_arguments.de
 class FunctionCallArgumentsDone(_Call, tag="response.function_call_arguments.done"):
     arguments: Raw
     name: str
+
+
+class CustomToolCallInputDelta(_Call, tag="response.custom_tool_call_input.delta"):
+    delta: Raw
+
+
+class CustomToolCallInputDone(_Call, tag="response.custom_tool_call_input.done"):
+    input: Raw

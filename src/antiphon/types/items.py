@@ -15,23 +15,31 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.types.json import ABSENT
 
 __all__ = [
+    "ApplyPatchCall",
+    "CustomToolCall",
     "FunctionCall",
     "InputItem",
     "InputPart",
+    "LocalShellCall",
     "Message",
+    "NativeCall",
     "OutputItem",
     "OutputText",
     "Reasoning",
     "ReasoningText",
     "Refusal",
+    "ShellCall",
     "SummaryText",
+    "ToolSearchCall",
 ]
 
 
 class InputItem(Struct):
     """Any input item, with the keys that mean something here; other keys are tolerated and dropped.
 
-    `content`, `output` and `summary` stay raw: a string or an array of parts.
+    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
+    `action`, `operation` and `environment` belong to shells and patches, `tools` to items that bring tools.
+    `source` is the whole item where it is shown or stored as it came (hosted tools of earlier turns).
     """
 
     type: str | None = None
@@ -46,6 +54,16 @@ class InputItem(Struct):
     summary: Raw = ABSENT
     encrypted_content: str | None = None
     phase: str | None = None
+    namespace: str | None = None
+    input: Raw = ABSENT
+    tools: Raw = ABSENT
+    action: Raw = ABSENT
+    operation: Raw = ABSENT
+    environment: Raw = ABSENT
+    execution: str | None = None
+    approval_request_id: str | None = None
+    approve: bool | None = None
+    source: Raw = ABSENT
 
 
 class InputPart(Struct):
@@ -60,6 +78,7 @@ class InputPart(Struct):
     filename: str | None = None
     file_data: Raw = ABSENT
     file_url: str | None = None
+    input_audio: Raw = ABSENT
 
 
 class OutputText(Struct, tag_field="type", tag="output_text"):
@@ -91,16 +110,19 @@ class Message(Struct, kw_only=True):
 
 
 class Reasoning(Struct, kw_only=True):
-    """A reasoning item. It has no `status` (observed 197 of 197); `content` is absent when the text is a summary."""
+    """A reasoning item. It has no `status` (observed 197 of 197); `content` is absent when the text is a summary,
+    `encrypted_content` when it was not asked for."""
 
     id: str
     type: str = "reasoning"
     summary: list[SummaryText]
     content: list[ReasoningText] | UnsetType = UNSET
+    encrypted_content: str | UnsetType = UNSET
 
 
 class FunctionCall(Struct, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON string that itself holds JSON."""
+    """A call of a function tool. `arguments` is a JSON string that itself holds JSON; `namespace` is there when the
+    tool was declared in one."""
 
     id: str
     type: str = "function_call"
@@ -108,6 +130,64 @@ class FunctionCall(Struct, kw_only=True):
     arguments: Raw
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
 
 
-OutputItem = Message | Reasoning | FunctionCall
+class CustomToolCall(Struct, kw_only=True):
+    """A call of a custom tool; `input` is free text."""
+
+    id: str
+    type: str = "custom_tool_call"
+    status: str
+    call_id: str
+    name: str
+    input: Raw
+    namespace: str | UnsetType = UNSET
+
+
+class LocalShellCall(Struct, kw_only=True):
+    """A command for the client's machine; `action` is `{type: exec, command, env, …}`."""
+
+    id: str
+    type: str = "local_shell_call"
+    status: str
+    call_id: str
+    action: Raw
+
+
+class ShellCall(Struct, kw_only=True):
+    """Command lines for a shell; `action` is `{commands, timeout_ms, max_output_length}`."""
+
+    id: str
+    type: str = "shell_call"
+    status: str
+    call_id: str
+    action: Raw
+    environment: Raw
+
+
+class ApplyPatchCall(Struct, kw_only=True):
+    """A change of one file; `operation` is `{type, path, diff}`."""
+
+    id: str
+    type: str = "apply_patch_call"
+    status: str
+    call_id: str
+    operation: Raw
+
+
+class ToolSearchCall(Struct, kw_only=True):
+    """A search for tools that the client performs; `arguments` is an object."""
+
+    id: str
+    type: str = "tool_search_call"
+    status: str
+    call_id: str
+    execution: str = "client"
+    arguments: Raw
+
+
+NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
+"""Calls that are put out whole: nothing comes between their added and done events."""
+
+OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall

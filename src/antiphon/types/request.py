@@ -14,18 +14,9 @@ from msgspec import Raw, Struct
 
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
+from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = ["CreateResponse", "FunctionTool", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
-
-
-class FunctionTool(Struct):
-    """Any tool declaration; only `function` tools use more than `type`."""
-
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: Raw = ABSENT
-    strict: bool | None = None
+__all__ = ["CreateResponse", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
 
 
 class TextFormat(Struct):
@@ -61,8 +52,8 @@ class CreateResponse(Struct):
     input: list[InputItem]
     instructions: Raw | None = None
     previous_response_id: str | None = None
-    tools: tuple[FunctionTool, ...] = ()
-    tool_choice: Raw | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -17,7 +17,7 @@ def _chat(profile: str = "generic", **fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
     request = read_request(body, most_items=100, most_tools=100)
     items = [(f"input[{number}]", item) for number, item in enumerate(request.input)]
-    found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile]))
+    found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile]).body)
     return found
 
 
@@ -109,14 +109,14 @@ def test_two_outputs_of_one_call_are_one_message() -> None:
         ([_USER, _call("a"), _call("a"), _output("a")], "share the call_id"),
         ([{"type": "function_call", "name": "f", "arguments": "{}"}], r"input\[0\].call_id"),
         ([{"type": "function_call", "call_id": "a", "arguments": "{}"}], r"input\[0\].name"),
-        ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": {}}], r"input\[0\].arguments"),
+        ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": 5}], r"input\[0\].arguments"),
         ([{"type": "unheard_of"}], "unheard_of"),
         ([{"content": "x"}], r"input\[0\].type"),
         ([{"role": "tool", "content": "x"}], r"input\[0\].role"),
         ([{"role": "user"}], r"input\[0\].content"),
         ([{"role": "user", "content": 3}], r"input\[0\].content"),
         ([{"role": "user", "content": [{"type": "input_text"}]}], r"input\[0\].content\[0\]"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "input_audio"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "takes no audio"),
         ([{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}], "image_url"),
         ([{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}], "text only"),
     ],
@@ -150,8 +150,13 @@ def test_images_in_an_output_follow_all_tool_messages() -> None:
 
 
 def test_an_object_as_output_is_its_json() -> None:
-    messages = _messages([_USER, _call("a"), _output("a", {"text": "x"})])
-    assert json.loads(messages[-1]["content"]) == {"text": "x"}
+    messages = _messages([_USER, _call("a"), _output("a", {"found": "x"})])
+    assert json.loads(messages[-1]["content"]) == {"found": "x"}
+
+
+def test_an_object_that_is_one_part_is_its_text() -> None:
+    for part in ({"text": "x"}, {"type": "input_text", "text": "x"}):
+        assert _messages([_USER, _call("a"), _output("a", part)])[-1]["content"] == "x"
 
 
 def test_reasoning_goes_with_its_turn() -> None:
@@ -246,7 +251,7 @@ def test_the_rest_of_the_fields() -> None:
 
 def test_profiles_are_chosen_by_host() -> None:
     assert choose_profile("auto", "api.openai.com").name == "openai"
-    assert choose_profile("auto", "x.openai.azure.com").name == "openai"
+    assert choose_profile("auto", "x.openai.azure.com").name == "azure"
     assert choose_profile("auto", "localhost").name == "generic"
     with pytest.raises(KeyError):
         choose_profile("nobody", "localhost")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.translation.file_urls import file_urls, names_files, stored_file_urls
+from antiphon.errors import InvalidRequest
+from antiphon.translation.file_urls import file_urls, forgive_history, stored_file_urls
+from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 
 
@@ -50,10 +52,17 @@ def test_what_is_no_file_part_names_nothing(content: Any) -> None:
     assert file_urls(items({"role": "user", "content": content})) == []
 
 
+def test_only_what_the_request_names_must_be_there() -> None:
+    there, gone = FetchedFile("a", "text/plain", b"a"), InvalidRequest("gone")
+    files = forgive_history({"https://old": gone, "https://new": gone, "https://both": there}, ["https://new"])
+    assert files["https://new"] is gone and files["https://both"] is there
+    note = files["https://old"]
+    assert isinstance(note, FetchedFile) and b"could not be fetched" in note.data and note.media_type == "text/plain"
+
+
 def test_stored_items_name_files_as_well() -> None:
     body = json.dumps({"id": "msg_1", "type": "message", "role": "user", "content": [part("https://a")]}).encode()
     assert stored_file_urls([body, b'{"id":"x"}']) == ["https://a"]
-    assert names_files(body) and not names_files(b'{"input":"x"}')
 
 
 @given(

@@ -45,7 +45,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"max_output_tokens": 15}, "max_output_tokens", "integer_below_min_value"),
         ({"max_output_tokens": 1.5}, "max_output_tokens", "invalid_type"),
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
-        ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
+        ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"metadata": {"a": 1}}, "metadata[...]", "invalid_type"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "object_above_max_properties"),
@@ -114,22 +114,18 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 def test_what_has_no_effect_is_named() -> None:
     request = _read(
         client_metadata={"a": 1},
-        service_tier="flex",
-        user="me",
         truncation="auto",
-        include=["reasoning.encrypted_content"],
+        include=["reasoning.encrypted_content", "file_search_call.results"],
         tools=[{"type": "web_search"}, _TOOL],
         stream_options={"include_obfuscation": True},
     )
     assert set(request.ignored) == {
         "client_metadata",
-        "service_tier",
-        "user",
         "truncation",
-        "include:reasoning.encrypted_content",
+        "include:file_search_call.results",
         "tools.web_search",
-        "stream_options.include_obfuscation",
     }
+    assert request.encrypted_reasoning and request.obfuscation and not request.logprobs
     assert [tool.name for tool in request.tools] == ["f"]
 
 

@@ -26,7 +26,7 @@ class UpstreamProfile:
     instruction); `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call
     is required); `passed_fields` are request fields sent on under their own name; `images`, `files` and `audio_input`
     say which content it takes (`text`: files that are text become text, others are refused); `replay_reasoning` is the
-    key under which earlier reasoning goes back.
+    key under which earlier reasoning goes back, `replay_details` whether `reasoning_details` go back too.
 
     Answer: `end_without_finish` is what a stream means that ended without a `finish_reason` after useful output;
     `think` says where reasoning hides in the content: nowhere, in an answer that begins with `<think>`, or in
@@ -52,6 +52,7 @@ class UpstreamProfile:
     files: Literal["part", "text"] = "part"
     audio_input: bool = False
     replay_reasoning: Literal["reasoning_content", "reasoning", "off"] = "reasoning_content"
+    replay_details: bool = False
     passed_fields: frozenset[str] = frozenset()
     think: Literal["off", "tagged", "opened"] = "tagged"
     opened_models: tuple[str, ...] = ()

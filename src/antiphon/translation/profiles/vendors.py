@@ -13,7 +13,7 @@ __all__ = ["HOSTS", "PROFILES"]
 
 # Fields that only OpenAI's own chat endpoint has; elsewhere they are unknown keys, and strict servers refuse those.
 _OPENAI_FIELDS = frozenset({"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"})
-# Their templates open the reasoning, so that only its end is in the answer (recording req_llm-azure-mai-ds-r1-multi-tool).
+# Their templates open the reasoning: only its end is in the answer (recording req_llm-azure-mai-ds-r1-multi-tool).
 _TEMPLATE_OPENED = ("*mai-ds-r1*",)
 
 PROFILES = {
@@ -47,6 +47,8 @@ PROFILES = {
             audio_input=True,
             passed_fields=frozenset({"user"}),
             replay_reasoning="reasoning",
+            # Encrypted and signed reasoning must come back as it was: openrouter/rig-openrouter-streaming-tools-….
+            replay_details=True,
         ),
         # Refuses unknown keys in messages, `logprobs` and forced reasoning efforts beyond these.
         UpstreamProfile(

@@ -1,0 +1,93 @@
+"""Annotations of a text: where what it says comes from.
+
+Lives here: reading the shapes chat servers use (OpenAI's nested and flat `url_citation`, Perplexity's list of
+`citations`). Not here: the events (`builder.py`).
+
+Invariant: every annotation that is put out is a `url_citation` with all its keys, and its offsets lie in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Raw
+
+from antiphon.types.json import decode_any, encode
+
+__all__ = ["Annotations"]
+
+_MOST = 1000
+
+
+class Annotations:
+    """What one answer was annotated with; placed in the text when that is whole."""
+
+    def __init__(self) -> None:
+        self._found: list[dict[str, Any]] = []
+        self._sources: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found or self._sources)
+
+    def receive(self, data: Raw) -> None:
+        """The `annotations` of a delta or message: new ones, or all so far."""
+        for entry in _objects(data):
+            inner = entry.get("url_citation")
+            citation = inner if isinstance(inner, dict) else entry
+            url = citation.get("url")
+            # Files that a server read (`type: file`) have no place in a text.
+            if entry.get("type") == "url_citation" and isinstance(url, str) and len(self._found) < _MOST:
+                found = {key: citation.get(key) for key in ("url", "title", "start_index", "end_index")}
+                if found not in self._found:
+                    self._found.append(found)
+
+    def receive_sources(self, data: Raw) -> None:
+        """A list of URLs to which `[1]`, `[2]`, … in the text refer; each chunk repeats all of it."""
+        try:
+            value = decode_any(bytes(data))
+        except ValueError:
+            return
+        if isinstance(value, list):
+            self._sources = [source for source in value[:_MOST] if isinstance(source, str)]
+
+    def place(self, text: str) -> list[Raw]:
+        """All annotations of this text, in Responses' form."""
+        made = [self._citation(found, len(text)) for found in self._found]
+        made += self._marked(text)
+        return [Raw(encode(citation)) for citation in made]
+
+    def _marked(self, text: str) -> Iterator[dict[str, Any]]:
+        for marker in re.finditer(r"\[(\d{1,3})\]", text):
+            number = int(marker[1])
+            if 1 <= number <= len(self._sources):
+                found = {"url": self._sources[number - 1], "start_index": marker.start(), "end_index": marker.end()}
+                yield self._citation(found, len(text))
+
+    @staticmethod
+    def _citation(found: dict[str, Any], length: int) -> dict[str, Any]:
+        title = found.get("title")
+        start, end = (_offset(found.get(key), length) for key in ("start_index", "end_index"))
+        if end == 0 and start == 0:
+            # Said of the whole text, not of a place in it.
+            end = length
+        return {
+            "type": "url_citation",
+            "url": found["url"],
+            "title": title if isinstance(title, str) else "",
+            "start_index": min(start, end),
+            "end_index": end,
+        }
+
+
+def _offset(value: Any, length: int) -> int:
+    return min(max(value, 0), length) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _objects(data: Raw) -> list[dict[str, Any]]:
+    try:
+        value = decode_any(bytes(data))
+    except ValueError:
+        return []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,0 +1,135 @@
+"""Calls of client-run tools and their outputs, as chat tool calls and tool messages.
+
+Lives here: what each kind of call and output becomes. Not here: their order (`chat_messages.py`), names
+(`tool_map.py`).
+
+Invariant: arguments that are sent are the JSON of an object, whatever a client or a model made of them: chat servers
+parse them and fail on anything else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.checks import required
+from antiphon.translation.native_calls import native_arguments
+from antiphon.translation.tool_map import flat_name
+from antiphon.types.items import InputItem
+from antiphon.types.json import decode_any, encode, first, fragment_of, given
+
+__all__ = ["CALLS", "OUTPUTS", "call_of", "native_output"]
+
+CALLS = frozenset(
+    {
+        "function_call",
+        "custom_tool_call",
+        "local_shell_call",
+        "shell_call",
+        "apply_patch_call",
+        "tool_search_call",
+    }
+)
+OUTPUTS = frozenset(
+    {
+        "function_call_output",
+        "custom_tool_call_output",
+        "local_shell_call_output",
+        "shell_call_output",
+        "apply_patch_call_output",
+        "tool_search_output",
+        "computer_call_output",
+        "mcp_approval_response",
+    }
+)
+
+_NO_ARGUMENTS = Raw(b'"{}"')
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_STRING = msgspec.json.Decoder(str)
+
+
+def call_of(where: str, item: InputItem) -> tuple[str, str, Raw]:
+    """Call id, chat name and arguments (a JSON string) of a call item. Raises `InvalidRequest`."""
+    kind = item.type or ""
+    if kind == "function_call":
+        name = flat_name(required(where, "name", item.name), item.namespace)
+        return required(where, "call_id", item.call_id), name, _arguments(where, item.arguments)
+    if kind == "custom_tool_call":
+        name = flat_name(required(where, "name", item.name), item.namespace)
+        if first(item.input) not in (b'"', b""):
+            raise InvalidRequest(
+                f"Invalid type for '{where}.input': expected a string.", param=f"{where}.input", code="invalid_type"
+            )
+        text = _STRING.decode(item.input) if given(item.input) else ""
+        return required(where, "call_id", item.call_id), name, Raw(encode(encode({"input": text}).decode()))
+    # The client runs these by their type; a search may come without a call id.
+    call_id = item.call_id or item.id
+    arguments = native_arguments(kind, item.action, item.operation, item.arguments)
+    return required(where, "call_id", call_id), kind.removesuffix("_call"), arguments
+
+
+def native_output(where: str, item: InputItem) -> bytes | None:
+    """The text of an output that is no string or list of parts, as a fragment; None for the usual kinds."""
+    kind = item.type
+    if kind == "tool_search_output":
+        found = []
+        for tool in decode_any(bytes(item.tools)) if first(item.tools) == b"[" else ():
+            if isinstance(tool, dict):
+                inner = tool.get("tools") if isinstance(tool.get("tools"), list) else [tool]
+                space = tool.get("name") if tool.get("type") == "namespace" else None
+                found += [
+                    f"{flat_name(str(one.get('name')), space)}: {one.get('description') or ''}".rstrip(": ")
+                    for one in inner or ()
+                    if isinstance(one, dict)
+                ]
+        text = "Tools that can be called now:\n" + "\n".join(found) if found else "No tools were found."
+        return fragment_of(text)
+    if kind == "mcp_approval_response":
+        return fragment_of("The user approved it." if item.approve else "The user refused it.")
+    if kind == "apply_patch_call_output":
+        words = {"completed": "The patch was applied.", "failed": "The patch could not be applied."}
+        text = words.get(item.status or "", "")
+        if first(item.output) == b'"':
+            text = f"{text}\n{_STRING.decode(item.output)}".strip()
+        return fragment_of(text or "Done.")
+    if kind == "shell_call_output" and first(item.output) == b"[":
+        return fragment_of(_shell_text(decode_any(bytes(item.output))))
+    return None
+
+
+def _shell_text(outputs: object) -> str:
+    parts = []
+    for output in outputs if isinstance(outputs, list) else ():
+        if not isinstance(output, dict):
+            continue
+        outcome = output.get("outcome")
+        lines = [str(output.get(name)) for name in ("stdout", "stderr") if output.get(name)]
+        if isinstance(outcome, dict):
+            if outcome.get("type") == "timeout":
+                lines.append("(timed out)")
+            elif "exit_code" in outcome:
+                lines.append(f"(exit code {outcome['exit_code']})")
+        parts.append("\n".join(lines))
+    return "\n".join(parts) or "(no output)"
+
+
+def _arguments(where: str, value: Raw) -> Raw:
+    if not given(value) or bytes(value) == b'""':
+        return _NO_ARGUMENTS
+    if first(value) == b"{":
+        # An object instead of a string that holds one.
+        return Raw(encode(bytes(value).decode()))
+    if first(value) != b'"':
+        raise InvalidRequest(
+            f"Invalid type for '{where}.arguments': expected a string that holds JSON.",
+            param=f"{where}.arguments",
+            code="invalid_type",
+        )
+    text = _STRING.decode(value)
+    try:
+        _OBJECT.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        # What a model broke off, or never was an object: the words are kept, the form is made sound.
+        return _NO_ARGUMENTS if not text.strip() else Raw(encode(encode({"invalid_arguments": text}).decode()))
+    return value

@@ -1,0 +1,225 @@
+"""Tools become chat functions.
+
+Lives here: the declaration of every kind of tool, and the chat form of the choice among them. Not here: names
+(`tool_map.py`), reading (`read_tools.py`), the way back (`native_calls.py`, `builder.py`).
+
+Kinds that chat servers do not know are shown as functions whose schema says what the client's tool takes; a custom
+tool's text is the one string argument `input`, and its grammar stands in the description (nothing here enforces it).
+
+Invariant: no schema is rewritten, except that a function without one takes no arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.read_tools import decode_tools, read_tools
+from antiphon.translation.tool_map import CallKind, CallTarget, ToolMap
+from antiphon.types.items import InputItem
+from antiphon.types.json import encode, given
+from antiphon.types.tools import Tool, ToolChoice
+
+__all__ = ["ChatTools", "make_chat_tools"]
+
+_NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
+_CUSTOM_PARAMETERS = Raw(
+    b'{"type":"object","properties":{"input":{"type":"string","description":"The whole input, unchanged."}},'
+    b'"required":["input"],"additionalProperties":false}'
+)
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_NATIVE: dict[str, tuple[CallKind, str, Raw]] = {
+    "local_shell": (
+        CallKind.LOCAL_SHELL,
+        "Run a command on the user's machine and get its output.",
+        Raw(
+            encode(
+                {
+                    "type": "object",
+                    "properties": {
+                        "command": {**_STRINGS, "description": 'Program and arguments, e.g. ["ls", "-l"].'},
+                        "working_directory": {"type": "string"},
+                        "timeout_ms": {"type": "integer"},
+                        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+                    },
+                    "required": ["command"],
+                }
+            )
+        ),
+    ),
+    "shell": (
+        CallKind.SHELL,
+        "Run shell commands on the user's machine and get their output.",
+        Raw(
+            encode(
+                {
+                    "type": "object",
+                    "properties": {
+                        "commands": {**_STRINGS, "description": "Command lines, run in this order."},
+                        "timeout_ms": {"type": "integer"},
+                        "max_output_length": {"type": "integer"},
+                    },
+                    "required": ["commands"],
+                }
+            )
+        ),
+    ),
+    "apply_patch": (
+        CallKind.APPLY_PATCH,
+        "Create, change or delete one file on the user's machine. `diff` is in V4A form: lines begin with `+`, `-` or "
+        "a space, hunks with `@@`; a file is created with `+` lines alone.",
+        Raw(
+            encode(
+                {
+                    "type": "object",
+                    "properties": {
+                        "type": {"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
+                        "path": {"type": "string"},
+                        "diff": {"type": "string", "description": "Needed unless the file is deleted."},
+                    },
+                    "required": ["type", "path"],
+                }
+            )
+        ),
+    ),
+    "tool_search": (
+        CallKind.TOOL_SEARCH,
+        "Search for further tools; those that are found can be called afterwards.",
+        Raw(b'{"type":"object","properties":{"query":{"type":"string"}},"required":["query"]}'),
+    ),
+}
+
+
+class ChatTools(Struct):
+    """The tools of one request in chat form, and what their calls mean."""
+
+    map: ToolMap
+    declarations: list[Raw]
+    choice: Raw | UnsetType = UNSET
+
+
+def make_chat_tools(
+    tools: Iterable[Tool],
+    choice: ToolChoice | None,
+    items: Iterable[tuple[str, InputItem]],
+    profile: UpstreamProfile,
+    *,
+    parallel: bool | None,
+    most: int,
+) -> ChatTools:
+    """Everything about tools that the model is told. Raises `InvalidRequest`.
+
+    `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
+    """
+    maker = _Maker(profile)
+    tools = list(tools)
+    searching = any(tool.type == "tool_search" for tool in tools)
+    for number, tool in enumerate(tools):
+        maker.add(f"tools[{number}]", tool, hide_deferred=searching)
+    for where, item in items:
+        if item.type in ("additional_tools", "tool_search_output"):
+            brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), most)
+            for number, tool in enumerate(brought):
+                maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
+    made = ChatTools(maker.map, maker.declarations())
+    made.map.single = parallel is False
+    if choice is not None:
+        _choose(made, choice, maker, profile)
+    return made
+
+
+def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: UpstreamProfile) -> None:
+    """The chat form of the choice. What the model may not call it is not shown either."""
+    if choice.mode == "none":
+        made.map.callable = frozenset()
+    elif choice.tools is not None:
+        made.map.callable = frozenset(
+            name
+            for name, target in maker.targets.items()
+            if (target.name, target.namespace) in choice.tools or (None, target.namespace) in choice.tools
+        )
+        if not choice.single or profile.named_tool_choice == "required":
+            made.declarations = maker.declarations(made.map.callable)
+    if not made.declarations:
+        return
+    if choice.single and profile.named_tool_choice == "native" and made.map.callable:
+        (name,) = made.map.callable
+        made.choice = Raw(encode({"type": "function", "function": {"name": name}}))
+    else:
+        made.choice = Raw(encode(choice.mode))
+
+
+class _Maker:
+    def __init__(self, profile: UpstreamProfile) -> None:
+        self._profile = profile
+        self.map = ToolMap()
+        self.targets: dict[str, CallTarget] = {}
+        self._made: dict[str, Raw] = {}
+
+    def declarations(self, names: frozenset[str] | None = None) -> list[Raw]:
+        return [made for name, made in self._made.items() if names is None or name in names]
+
+    def add(self, where: str, tool: Tool, *, hide_deferred: bool, namespace: Tool | None = None) -> None:
+        if tool.type == "namespace":
+            for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
+                inner.defer_loading = inner.defer_loading or tool.defer_loading
+                self.add(f"{where}.tools[{number}]", inner, hide_deferred=hide_deferred, namespace=tool)
+            return
+        if hide_deferred and tool.defer_loading:
+            # The model finds it by searching; the search's output brings the declaration.
+            return
+        space = namespace.name if namespace is not None else None
+        if tool.type in _NATIVE:
+            kind, description, parameters = _NATIVE[tool.type]
+            target = CallTarget(kind, tool.type)
+            description = tool.description or description
+            parameters = tool.parameters if given(tool.parameters) else parameters
+        elif tool.type == "custom":
+            target = CallTarget(CallKind.CUSTOM, tool.name or "", space)
+            description, parameters = _custom_description(tool), _CUSTOM_PARAMETERS
+        else:
+            target = CallTarget(CallKind.FUNCTION, tool.name or "", space)
+            description = tool.description or ""
+            parameters = tool.parameters if given(tool.parameters) else _NO_PARAMETERS
+        name = self.map.add(target, f"{where}.name")
+        self.targets[name] = target
+        if namespace is not None and namespace.description and not self._has(space):
+            # Once is enough: the names tell which tools belong together.
+            description = f"{description}\n\n(The tools {space}__… : {namespace.description})".strip()
+        function: dict[str, Any] = {"name": name}
+        if description:
+            function["description"] = description
+        elif tool.description is not None:
+            function["description"] = ""
+        function["parameters"] = parameters
+        if tool.strict is not None and tool.type == "function" and self._profile.strict_tools:
+            function["strict"] = tool.strict
+        self._made[name] = Raw(encode({"type": "function", "function": function}))
+
+    def _has(self, namespace: str | None) -> bool:
+        return any(target.namespace == namespace for name, target in self.targets.items() if name in self._made)
+
+
+class _Format(Struct):
+    type: str | None = None
+    syntax: str | None = None
+    definition: str | None = None
+
+
+def _custom_description(tool: Tool) -> str:
+    parts = [tool.description] if tool.description else []
+    form = _Format()
+    if given(tool.format):
+        try:
+            form = msgspec.json.decode(tool.format, type=_Format)
+        except msgspec.ValidationError:
+            form = _Format()
+    if form.type == "grammar" and form.definition:
+        parts.append(f"The `input` must match this {form.syntax or 'lark'} grammar exactly:\n{form.definition}")
+    else:
+        parts.append("The `input` is free text.")
+    return "\n\n".join(parts)

@@ -1,0 +1,112 @@
+r"""The text inside `{"input": "…"}`, taken out while it streams.
+
+Lives here: finding one JSON string inside the JSON of a call's arguments, cut anywhere. Not here: which calls are of
+custom tools (`tool_map.py`), events (`builder.py`).
+
+A fragment of arguments is whole at its outer level (each chunk is JSON of its own), so a line end of the input arrives
+as `\\n` and is `\n` once decoded; that inner level is cut wherever the server cut it.
+
+Invariants: the pieces given out join to the input; `complete` is true only when the arguments were wholly
+`{"input": string}`, or no JSON object at all: then the model wrote the bare input, and that is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum, auto
+
+from antiphon.types.json import fragment_of, text_of
+
+__all__ = ["CustomInput"]
+
+_OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+_INSIDE = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
+_HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}$")
+_CLOSING = re.compile(r"\s*\}\s*")
+# What an opening may look like while it is not whole: longer beginnings are something else.
+_LONGEST_OPENING = 64
+
+
+class _State(Enum):
+    OPENING = auto()
+    INSIDE = auto()
+    CLOSING = auto()
+    # Not of the usual form: judged when it is whole.
+    WHOLE = auto()
+    BARE = auto()
+
+
+class CustomInput:
+    """One call's arguments. Feed fragments; `end` when no more come. `bare`: they are the input itself."""
+
+    def __init__(self, *, bare: bool = False) -> None:
+        self._state = _State.BARE if bare else _State.OPENING
+        self._text = ""
+        self.complete = False
+
+    def feed(self, fragment: bytes) -> bytes:
+        """The piece of the input that these arguments add, as a fragment."""
+        text = text_of(fragment)
+        self._text += text
+        if self._state is _State.OPENING:
+            self._state = self._opened()
+        if self._state is _State.BARE:
+            text, self._text = self._text, ""
+            return fragment_of(text)
+        return self._inside() if self._state is _State.INSIDE else b""
+
+    def end(self) -> bytes:
+        """What is left to give out; sets `complete`."""
+        if self._state is _State.CLOSING:
+            self.complete = _CLOSING.fullmatch(self._text) is not None or _is_object('{"input":""' + self._text)
+        elif self._state is _State.BARE:
+            self.complete = True
+        elif self._state in (_State.OPENING, _State.WHOLE):
+            return self._judge_whole()
+        return b""
+
+    def _opened(self) -> _State:
+        """What the beginning turns out to be."""
+        start = self._text.lstrip()
+        if not start:
+            return _State.OPENING
+        if start[0] != "{":
+            return _State.BARE
+        if found := _OPENING.match(self._text):
+            self._text = self._text[found.end() :]
+            return _State.INSIDE
+        return _State.WHOLE if len(start) > _LONGEST_OPENING else _State.OPENING
+
+    def _inside(self) -> bytes:
+        text = self._text
+        found = _INSIDE.match(text)
+        assert found is not None
+        end = found.end()
+        if text[end : end + 1] == '"':
+            self._state, self._text = _State.CLOSING, text[end + 1 :]
+        else:
+            # A surrogate waits for its other half, an escape for its end.
+            if half := _HIGH_SURROGATE.search(text, max(0, end - 6), end):
+                end = half.start()
+            self._text = text[end:]
+        return fragment_of(json.loads(f'"{text[:end]}"', strict=False)) if end else b""
+
+    def _judge_whole(self) -> bytes:
+        """Another key first, other quotes around it, no value: what a parser makes of it."""
+        try:
+            value = json.loads(self._text, strict=False)
+        except (ValueError, RecursionError):
+            return b""
+        if not isinstance(value, dict) or "input" not in value:
+            return b""
+        self.complete = True
+        given = value["input"]
+        return fragment_of(given if isinstance(given, str) else json.dumps(given, ensure_ascii=False))
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text, strict=False), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,81 @@
+"""Items of hosted tools from earlier turns, as the model sees them.
+
+Lives here: which items these are, and the call and result that stand for each in a chat. Not here: running such tools.
+
+A chat server knows only calls and their results, so a search that was made for the model is shown as a call with its
+result; models read that better than prose, and strict servers accept it.
+
+Invariant: nothing an item says is lost but what no model can read (images in base64, encrypted parts).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.types.json import decode_any, encode, fragment_of
+
+__all__ = ["HOSTED", "hosted_call"]
+
+HOSTED = frozenset(
+    {
+        "web_search_call",
+        "file_search_call",
+        "code_interpreter_call",
+        "image_generation_call",
+        "computer_call",
+        "mcp_call",
+        "mcp_list_tools",
+        "mcp_approval_request",
+        "program",
+    }
+)
+"""Types of items that are shown as a call and its result."""
+
+_RESULTS = ("results", "output", "outputs", "error", "tools", "revised_prompt")
+_NOT_SHOWN = frozenset({"type", "id", "status", "result", "fingerprint", "approval_request_id", "container_id"})
+_LONGEST_RESULT = 1 << 20
+
+
+def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
+    """Call id, chat function name, arguments and result (both as fragments) of one item."""
+    item = decode_any(source)
+    kind = str(item.get("type"))
+    name = str(item.get("name") or "") if kind == "mcp_call" else ""
+    arguments = {key: value for key, value in item.items() if key not in _NOT_SHOWN and key not in _RESULTS}
+    if kind == "mcp_call":
+        given = item.get("arguments")
+        text = given if isinstance(given, str) and _is_object(given) else encode(given or {}).decode()
+    else:
+        text = encode(arguments).decode()
+    call_id = item.get("id")
+    return (
+        call_id if isinstance(call_id, str) and call_id else f"{kind}_{number}",
+        _fit(name) or kind.removesuffix("_call"),
+        fragment_of(text),
+        fragment_of(_result(item, kind)),
+    )
+
+
+def _result(item: dict[str, Any], kind: str) -> str:
+    parts = []
+    for key in _RESULTS:
+        value = item.get(key)
+        if value in (None, [], ""):
+            continue
+        parts.append(value if isinstance(value, str) else encode(value).decode())
+    if not parts:
+        if kind == "mcp_approval_request":
+            return "The user was asked for approval."
+        return "Done; what was found is in the answer." if kind == "web_search_call" else "Done."
+    return "\n".join(parts)[:_LONGEST_RESULT]
+
+
+def _fit(name: str) -> str:
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "_" for letter in name)[:64]
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(decode_any(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,123 @@
+"""Calls of shells, patches and tool searches: a chat function's arguments become the client's own form.
+
+Lives here: reading those arguments into items, and writing earlier items back as arguments. Not here: which functions
+stand for them (`chat_tools.py`).
+
+Invariant: what does not have the form is no such item (the caller puts out a function call instead), so no client runs
+half a command.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msgspec import Raw
+
+from antiphon.translation.tool_map import CallKind
+from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall, ToolSearchCall
+from antiphon.types.json import decode_any, encode, first
+
+__all__ = ["NATIVE_PREFIXES", "native_arguments", "native_call"]
+
+NATIVE_PREFIXES = {
+    CallKind.LOCAL_SHELL: "lsh",
+    CallKind.SHELL: "sh",
+    CallKind.APPLY_PATCH: "apc",
+    CallKind.TOOL_SEARCH: "tsc",
+}
+"""Id prefixes by kind."""
+
+_PATCHES = ("create_file", "update_file", "delete_file")
+_LOCAL = Raw(b'{"type":"local"}')
+
+
+def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
+    """The finished item for these arguments, None when they do not have its form."""
+    try:
+        given = json.loads(arguments or "{}", strict=False)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(given, dict):
+        return None
+    if kind is CallKind.LOCAL_SHELL:
+        action = _exec_action(given)
+        if action is None:
+            return None
+        return LocalShellCall(id=item_id, status="completed", call_id=call_id, action=action)
+    if kind is CallKind.SHELL:
+        commands = _strings(given.get("commands", given.get("command")))
+        if not commands:
+            return None
+        action = Raw(
+            encode(
+                {
+                    "commands": commands,
+                    "timeout_ms": _whole(given.get("timeout_ms")),
+                    "max_output_length": _whole(given.get("max_output_length")),
+                }
+            )
+        )
+        return ShellCall(id=item_id, status="completed", call_id=call_id, action=action, environment=_LOCAL)
+    if kind is CallKind.APPLY_PATCH:
+        operation = _operation(given)
+        if operation is None:
+            return None
+        return ApplyPatchCall(id=item_id, status="completed", call_id=call_id, operation=operation)
+    return ToolSearchCall(id=item_id, status="completed", call_id=call_id, arguments=Raw(encode(given)))
+
+
+def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
+    """The arguments with which the model made an earlier call, as a JSON string."""
+    source = {"apply_patch_call": operation, "tool_search_call": arguments}.get(kind, action)
+    if first(source) != b"{":
+        return Raw(b'"{}"')
+    if kind == "local_shell_call":
+        value = decode_any(bytes(source))
+        value.pop("type", None)
+        return _as_string({key: field for key, field in value.items() if field is not None})
+    return Raw(encode(bytes(source).decode()))
+
+
+def _exec_action(given: dict[str, Any]) -> Raw | None:
+    command = _strings(given.get("command"))
+    if not command:
+        return None
+    env = given.get("env")
+    action: dict[str, Any] = {
+        "type": "exec",
+        "command": command,
+        "env": {str(key): str(value) for key, value in env.items()} if isinstance(env, dict) else {},
+    }
+    if (timeout := _whole(given.get("timeout_ms"))) is not None:
+        action["timeout_ms"] = timeout
+    for name in ("user", "working_directory"):
+        if isinstance(given.get(name), str):
+            action[name] = given[name]
+    return Raw(encode(action))
+
+
+def _operation(given: dict[str, Any]) -> Raw | None:
+    kind, path, diff = given.get("type"), given.get("path"), given.get("diff")
+    if kind not in _PATCHES or not isinstance(path, str) or not path:
+        return None
+    if kind == "delete_file":
+        return Raw(encode({"type": kind, "path": path}))
+    return Raw(encode({"type": kind, "path": path, "diff": diff})) if isinstance(diff, str) else None
+
+
+def _strings(value: Any) -> list[str]:
+    """A list of strings; a single one is a list of one."""
+    if isinstance(value, str):
+        return [value] if value else []
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    return []
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _as_string(value: Any) -> Raw:
+    return Raw(encode(encode(value).decode()))

@@ -1,0 +1,97 @@
+"""Reasoning inside the content, between `<think>` and `</think>`.
+
+Lives here: telling the two apart while the content streams. Not here: which servers do that (`profiles/`).
+
+Two kinds: *tagged*, an answer that begins with `<think>` (blanks before it are allowed), and *opened*, where the chat
+template wrote the opening tag, so that everything up to `</think>` is reasoning. A tag anywhere else is text.
+
+Invariant: what was fed comes out, once and in order, as reasoning or as text, except the tags, the blanks around them;
+only what could be the beginning of a tag is held back.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+__all__ = ["ThinkTags"]
+
+_OPEN, _CLOSE = b"<think>", b"</think>"
+_BLANKS = re.compile(rb"(?: |\\n|\\r|\\t)*")
+# Some servers escape the brackets; an escaped backslash before them is no escape.
+_ESCAPED = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
+
+
+class _State(Enum):
+    START = auto()
+    THINKING = auto()
+    TEXT = auto()
+
+
+class ThinkTags:
+    """One answer's content. `done` says that from now on everything is text."""
+
+    def __init__(self, *, opened: bool) -> None:
+        self._state = _State.THINKING if opened else _State.START
+        self._held = b""
+        self._fresh = True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing can be reasoning any more, and nothing is held."""
+        return self._state is _State.TEXT and not self._fresh
+
+    def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
+        """Reasoning and text that this content adds, as fragments."""
+        if self._state is not _State.TEXT and b"\\u003" in fragment:
+            fragment = _ESCAPED.sub(lambda m: m[1] + (b"<" if m[2] in b"cC" else b">"), fragment)
+        data, self._held = self._held + fragment, b""
+        if self._state is _State.START:
+            start = _after_blanks(data)
+            if len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
+                self._held = data
+                return b"", b""
+            if not data.startswith(_OPEN, start):
+                self._state, self._fresh = _State.TEXT, False
+                return b"", data
+            self._state, data = _State.THINKING, data[start + len(_OPEN) :]
+        if self._state is _State.THINKING:
+            return self._think(data)
+        return b"", self._text(data)
+
+    def end(self) -> tuple[bytes, bytes]:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, b""
+        if self._state is _State.THINKING:
+            return held, b""
+        return b"", held
+
+    def _think(self, data: bytes) -> tuple[bytes, bytes]:
+        if self._fresh:
+            data = data[_after_blanks(data) :]
+            if not data:
+                return b"", b""
+            self._fresh = False
+        end = data.find(_CLOSE)
+        if end >= 0:
+            self._state, self._fresh = _State.TEXT, True
+            return data[:end], self._text(data[end + len(_CLOSE) :])
+        for size in range(min(len(_CLOSE) - 1, len(data)), 0, -1):
+            if _CLOSE.startswith(data[-size:]):
+                self._held = data[-size:]
+                return data[:-size], b""
+        return data, b""
+
+    def _text(self, data: bytes) -> bytes:
+        """Text after the closing tag; the blanks between them are no part of it."""
+        if self._fresh:
+            data = data[_after_blanks(data) :]
+            if data:
+                self._fresh = False
+        return data
+
+
+def _after_blanks(data: bytes) -> int:
+    found = _BLANKS.match(data)
+    assert found is not None
+    return found.end()

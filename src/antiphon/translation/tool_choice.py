@@ -1,0 +1,123 @@
+"""The choice among tools: its forms, what they allow, and how they are echoed.
+
+Lives here: reading `tool_choice`. Not here: its chat form (`chat_tools.py`), keeping the model to it (`tool_calls.py`).
+
+Invariant: a choice that is kept names only tools that can be called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.checks import check_choice, read_string, wrong_type
+from antiphon.translation.read_tools import UNNAMED, decode_tools
+from antiphon.types.json import encode, given
+from antiphon.types.tools import Tool, ToolChoice
+
+__all__ = ["read_tool_choice"]
+
+
+class _Named(Struct):
+    type: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+
+
+class _Choice(Struct):
+    type: str
+    name: str | None = None
+    namespace: str | None = None
+    mode: str | None = None
+    tools: list[_Named] | None = None
+
+
+def read_tool_choice(value: Raw, tools: list[Tool], left_out: list[str]) -> ToolChoice | None:
+    """The choice, None when there is none. Raises `InvalidRequest`."""
+    if not given(value):
+        return None
+    if bytes(value)[:1] == b'"':
+        mode = read_string("tool_choice", value)
+        check_choice("tool_choice", mode, ("auto", "none", "required"))
+        if mode == "required" and not tools:
+            raise InvalidRequest(
+                "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
+                if left_out
+                else "tool_choice 'required' needs 'tools'.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        return ToolChoice(mode, value)
+    try:
+        choice = msgspec.json.decode(value, type=_Choice)
+    except (msgspec.ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise InvalidRequest("Invalid 'tool_choice'.", param="tool_choice", code="invalid_type") from None
+        raise wrong_type("tool_choice", error) from None
+    known = _known(tools)
+    if choice.type == "allowed_tools":
+        return _allowed(choice, known)
+    name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
+    if choice.type not in ("function", "custom", *UNNAMED):
+        raise InvalidRequest(
+            f"tool_choice asks for {choice.type[:64]!r}, which cannot run here.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+    if name not in known:
+        raise InvalidRequest(
+            f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
+            param="tool_choice",
+            code="invalid_value",
+        )
+    return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
+
+
+def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]]) -> ToolChoice:
+    mode = choice.mode or "auto"
+    check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
+    allowed: set[tuple[str | None, str | None]] = set()
+    listed = []
+    for number, tool in enumerate(choice.tools or ()):
+        if tool.type in ("function", "custom"):
+            name: tuple[str | None, str | None] = (tool.name, tool.namespace)
+        elif tool.type == "namespace":
+            name = (None, tool.name)
+        elif tool.type in UNNAMED:
+            name = (tool.type, None)
+        else:
+            # A hosted tool that cannot run here: it is left out like its declaration.
+            continue
+        if name not in known:
+            raise InvalidRequest(
+                f"tool_choice allows the {tool.type} {tool.name or tool.type!r}, which is not in 'tools'.",
+                param=f"tool_choice.tools[{number}]",
+                code="invalid_value",
+            )
+        allowed.add(name)
+        listed.append(_echo(tool))
+    if not allowed:
+        raise InvalidRequest(
+            "tool_choice allows no tool that can be called here.", param="tool_choice.tools", code="invalid_value"
+        )
+    echo = Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
+    return ToolChoice(mode, echo, frozenset(allowed))
+
+
+def _known(tools: list[Tool]) -> set[tuple[str | None, str | None]]:
+    known: set[tuple[str | None, str | None]] = set()
+    for tool in tools:
+        if tool.type == "namespace":
+            known.add((None, tool.name))
+            known |= {(inner.name, tool.name) for inner in decode_tools("tools", tool.tools)}
+        else:
+            known.add((tool.name or tool.type, None) if tool.type not in UNNAMED else (tool.type, None))
+    return known
+
+
+def _echo(named: _Named | _Choice) -> dict[str, Any]:
+    shown = {"type": named.type, "name": named.name, "namespace": named.namespace}
+    return {key: value for key, value in shown.items() if value is not None}

@@ -1,0 +1,93 @@
+"""Which chat function stands for which Responses tool, for one request.
+
+Lives here: the names chat servers see, and the way back from a call to the tool it means. Not here: declarations
+(`chat_tools.py`), the items of calls (`builder.py`).
+
+Chat servers know one kind of tool, a function with a flat name of at most 64 characters; Responses has kinds and
+namespaces. A name that does not fit is shortened, with a hash of the whole, so that the same tool has the same name in
+every turn.
+
+Invariant: within one request a chat name means one tool, and every tool has one chat name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from antiphon.errors import InvalidRequest
+
+__all__ = ["CallKind", "CallTarget", "ToolMap", "flat_name"]
+
+_LONGEST = 64
+_HASH = 8
+_UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+class CallKind(StrEnum):
+    """What kind of item a call becomes; the values are the item types."""
+
+    FUNCTION = "function_call"
+    CUSTOM = "custom_tool_call"
+    LOCAL_SHELL = "local_shell_call"
+    SHELL = "shell_call"
+    APPLY_PATCH = "apply_patch_call"
+    TOOL_SEARCH = "tool_search_call"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTarget:
+    """A tool as the client knows it."""
+
+    kind: CallKind
+    name: str
+    namespace: str | None = None
+
+
+def flat_name(name: str, namespace: str | None = None) -> str:
+    """The chat name of a tool: letters, digits, `_` and `-`, at most 64 characters."""
+    whole = name if namespace is None else f"{namespace}__{name}"
+    fit = _UNFIT.sub("_", whole)
+    if fit == whole and len(whole) <= _LONGEST:
+        return whole
+    digest = hashlib.sha256(f"{namespace or ''}\0{name}".encode()).hexdigest()[:_HASH]
+    return f"{fit[: _LONGEST - _HASH - 1]}_{digest}"
+
+
+class ToolMap:
+    """The tools of one request, and which of them the model may call now.
+
+    `callable` holds the chat names that may be called (None: whatever the model calls); `single` says that one answer
+    may hold one call at most.
+    """
+
+    def __init__(self) -> None:
+        self._targets: dict[str, CallTarget] = {}
+        self.callable: frozenset[str] | None = None
+        self.single = False
+
+    def add(self, target: CallTarget, where: str) -> str:
+        """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""
+        chat_name = flat_name(target.name, target.namespace)
+        known = self._targets.setdefault(chat_name, target)
+        if known != target:
+            raise InvalidRequest(
+                f"Two tools would have the same name {chat_name!r} for the model; rename one of them.",
+                param=where,
+                code="invalid_value",
+            )
+        return chat_name
+
+    def knows(self, chat_name: str) -> bool:
+        """Whether a tool of this request has the name."""
+        return chat_name in self._targets
+
+    def target(self, chat_name: str) -> CallTarget:
+        """The tool a call means. A name nobody declared is a function of that name: the client may know it."""
+        return self._targets.get(chat_name) or CallTarget(CallKind.FUNCTION, chat_name)
+
+    def may_call(self, chat_name: str) -> bool:
+        """Whether the request's tool_choice lets the model call this tool."""
+        return self.callable is None or chat_name in self.callable

@@ -1,0 +1,42 @@
+"""Tools as clients declare them, and the choice among them.
+
+Lives here: the one tolerant shape of all tool types, and what every form of `tool_choice` comes down to. Not here:
+which types can be called (`translation/read_tools.py`) and what they become (`translation/chat_tools.py`).
+
+Invariant: schemas and grammars stay raw slices of the request.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+from antiphon.types.json import ABSENT
+
+__all__ = ["Tool", "ToolChoice"]
+
+
+class Tool(Struct):
+    """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo)."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: Raw = ABSENT
+    strict: bool | None = None
+    format: Raw = ABSENT
+    tools: Raw = ABSENT
+    execution: str | None = None
+    environment: Raw = ABSENT
+    defer_loading: bool | None = None
+    source: Raw = ABSENT
+
+
+class ToolChoice(Struct, frozen=True):
+    """`mode` is auto, none or required. `tools` are the (name, namespace) pairs that may be called, None for all;
+    a whole namespace is (None, namespace). `single` says that exactly one tool was named. `echo` is what the response
+    repeats."""
+
+    mode: str
+    echo: Raw
+    tools: frozenset[tuple[str | None, str | None]] | None = None
+    single: bool = False
