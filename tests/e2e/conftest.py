@@ -26,6 +26,9 @@ _ARGUMENTS = {
     "http": ("--door", "http"),
 }
 
+# Files by URL come from servers of the tests, on loopback.
+_ENVIRON = {"ANTIPHON_FETCH__ALLOW_PRIVATE": "127.0.0.1"}
+
 
 @dataclass
 class Setup:
@@ -46,7 +49,7 @@ class _Setups:
             server = ChatServer()
             await server.start()
             data = self._folder.mktemp(door)
-            gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[door])
+            gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[door], environ=_ENVIRON)
             self._made[door] = Setup(door, gateway, server)
         return self._made[door]
 
