@@ -21,7 +21,6 @@ from antiphon.types.json import ABSENT, first
 
 __all__ = ["FileNotFetched", "file_urls", "forgive_history", "stored_file_urls"]
 
-_MARK = b'"file_url"'
 _GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file could not be fetched again.]")
 
 
@@ -58,10 +57,9 @@ def stored_file_urls(bodies: Iterable[bytes]) -> list[str]:
     """The same for items as they are stored."""
     found: list[str] = []
     for body in bodies:
-        if _MARK in body:
-            item = _STORED.decode(body)
-            found += _urls(item.content)
-            found += _urls(item.output)
+        item = _STORED.decode(body)
+        found += _urls(item.content)
+        found += _urls(item.output)
     return found
 
 
@@ -77,7 +75,7 @@ def forgive_history(
 
 
 def _urls(raw: Raw) -> list[str]:
-    if first(raw) != b"[" or _MARK not in bytes(raw):
+    if first(raw) != b"[":
         return []
     try:
         parts = _PARTS.decode(raw)

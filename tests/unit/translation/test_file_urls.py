@@ -52,6 +52,11 @@ def test_what_is_no_file_part_names_nothing(content: Any) -> None:
     assert file_urls(items({"role": "user", "content": content})) == []
 
 
+def test_any_spelling_of_the_key_counts() -> None:
+    raw = rb'[{"role":"user","content":[{"type":"input_file","file\u005furl":"https://a"}]}]'
+    assert file_urls(msgspec.json.decode(raw, type=list[InputItem])) == ["https://a"]
+
+
 def test_only_what_the_request_names_must_be_there() -> None:
     there, gone = FetchedFile("a", "text/plain", b"a"), InvalidRequest("gone")
     files = forgive_history({"https://old": gone, "https://new": gone, "https://both": there}, ["https://new"])

@@ -477,3 +477,22 @@ def test_quirk_43_a_finish_that_is_an_error_is_a_failure(stream: bool) -> None:
     else:
         body = b'{"choices":[{"message":{"content":"a"},"finish_reason":"error"}]}'
         assert run({"model": "m", "input": "x"}, [body], headers=JSON).head.status == 502  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b'data: {"error":{"message":"overheated","code":500}}\n\n',
+        b'event: error\ndata: {"message":"overheated"}\n\n',
+        b'error: {"error":{"message":"overheated"}}\n\n',
+        b'data: {"choices":[{"delta":{},"finish_reason":null}],"error":{"message":"overheated"}}\n\ndata: [DONE]\n\n',
+    ],
+)
+def test_pitfall_68_an_error_inside_a_stream_fails_the_response(last: bytes) -> None:
+    body = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' + last
+    outcome = run({"model": "m", "input": "x", "stream": True}, [body])
+    assert outcome.finish is not None and outcome.finish.outcome == "failed"
+    events = [json.loads(line[6:]) for line in outcome.body.splitlines() if line.startswith(b"data: {")]
+    assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
+    assert events[-1]["response"]["error"] == {"code": "server_error", "message": "overheated"}
+    assert b"response.completed" not in outcome.body
