@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Setup
-from tests.support.chat_server import ChatServer, answer
+from tests.support.chat_server import ChatServer, answer, never
 from tests.support.gateway import post
 from tests.support.judge import check_stream, parse_sse
 
@@ -72,4 +73,15 @@ async def test_what_must_not_be_fetched_is_a_400_that_names_it(setup: Setup, url
     error = json.loads(answered.body)["error"]
     assert (answered.status, error["type"], error["code"]) == (400, "invalid_request_error", code)
     assert error["param"] == "input[0].content[1].file_url"
+    assert not setup.server.requests
+
+
+async def test_a_client_that_leaves_ends_the_fetch(setup: Setup) -> None:
+    async with ChatServer(base_path="") as files:
+        files.script(never())
+        asking = asyncio.create_task(post(setup.gateway.base_url + "/responses", _ask(files.url("/slow"))))
+        request = await files.received()
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await request.gone.wait()
     assert not setup.server.requests

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import zstandard
 
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
-from antiphon.types.transport import Headers
+from antiphon.types.transport import Headers, header_value
 
 __all__ = ["content_codings", "decode_body", "decode_now", "too_large"]
 
@@ -43,6 +43,8 @@ def too_large(most: int, *, decoded: bool = False) -> RequestTooLarge:
 
 def content_codings(headers: Headers) -> tuple[str, ...]:
     """The codings to undo, in the order in which they were applied. Raises a 415 before the body need be read."""
+    if header_value(headers, "content-encoding") is None:
+        return ()
     named = (part.strip().lower() for name, value in headers if name == "content-encoding" for part in value.split(","))
     codings = tuple(name for name in named if name not in ("", "identity"))
     for coding in codings:
