@@ -160,7 +160,7 @@ def test_the_decoded_size_is_limited_to_the_byte(name: str) -> None:
     assert caught.value.code == "request_too_large" and "decompressed" in caught.value.message
 
 
-BOMB = 200 << 20
+BOMB = 100 << 20
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from antiphon.engine.actions import RequestHead
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import (
     as_event_failure,
@@ -18,7 +19,7 @@ from antiphon.translation.upstream_errors import (
     passed_headers,
     read_stream_error,
 )
-from tests.support.exchanges import JSON, run
+from tests.support.exchanges import JSON, Outcome, make_exchange, pump, run
 from tests.support.recordings import Recording, all_recordings
 
 INVALID = "invalid_request_error"
@@ -496,3 +497,22 @@ def test_pitfall_68_an_error_inside_a_stream_fails_the_response(last: bytes) -> 
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
     assert events[-1]["response"]["error"] == {"code": "server_error", "message": "overheated"}
     assert b"response.completed" not in outcome.body
+
+
+def test_a_refusal_that_comes_after_the_stream_was_opened_is_an_event_with_its_waiting_time() -> None:
+    exchange, outcome = make_exchange(), Outcome()
+    body = json.dumps({"model": "m", "input": "x", "stream": True}).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    pump(exchange, outcome)
+    exchange.open_stream()
+    exchange.receive_upstream_head(429, (*JSON, ("retry-after", "7")))
+    exchange.receive_upstream_data(b'{"error":{"message":"Too fast, sk-abcdefghijkl.","type":"requests"}}')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status == 200
+    failed = json.loads(outcome.body.split(b"\n\n")[-3].partition(b"data: ")[2])
+    assert failed["type"] == "response.failed"
+    assert failed["response"]["error"] == {
+        "code": "rate_limit_exceeded",
+        "message": "Too fast, [redacted]. Please try again in 7s.",
+    }
