@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -237,6 +238,19 @@ def test_no_socket_is_made_for_another_address() -> None:
     with pytest.raises(OSError, match="not checked"):
         make((10, 1, 6, "", ("::ffff:8.8.8.8", 443, 0, 0)))
     make((2, 1, 6, "", ("8.8.8.8", 443))).close()
+
+
+async def test_names_are_resolved_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow name server of a client's must not keep the loop's threads, which resolve the upstream's name."""
+    asked: list[tuple[str, str]] = []
+
+    def slow(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append((host, threading.current_thread().name))
+        return [(2, 1, 6, "", ("10.0.0.1", port)), (10, 1, 6, "", ("fe80::1", port, 0, 0))]
+
+    monkeypatch.setattr("antiphon.upstream.fetch.socket.getaddrinfo", slow)
+    error_of(await fetch("https://files.test/x", AddressRule()), "invalid_file_url")
+    assert [host for host, _ in asked] == ["files.test"] and asked[0][1].startswith("fetch-names")
 
 
 # Redirects

@@ -18,8 +18,10 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from ipaddress import ip_address
 from mimetypes import MimeTypes
 from urllib.parse import unquote
@@ -33,7 +35,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 
-__all__ = ["FetchLimits", "GuardedFetcher", "Resolve", "resolve_all"]
+__all__ = ["FetchLimits", "GuardedFetcher", "Resolve"]
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +45,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 _MOST_URL = 8_192
 _MOST_NAME = 128
 _AT_ONCE = 4
+_RESOLVERS = 4
 _HEADER_BYTES = 16 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?")
@@ -88,7 +91,7 @@ class GuardedFetcher:
         self._limits = limits
         self._rule = rule
         self._tls = tls
-        self._resolve = resolve or resolve_all
+        self._resolve = resolve or _Names()
         self._places = asyncio.Semaphore(limits.concurrent)
 
     async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
@@ -310,10 +313,20 @@ def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     return make
 
 
-async def resolve_all(host: str, port: int) -> Sequence[str]:
-    """Every address that the system's resolver knows for a host."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+class _Names:
+    """Every address that the system's resolver knows for a host.
+
+    In threads of its own: a name server that a client controls may take its time, and the loop's own threads resolve
+    the upstream's name.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="fetch-names")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _refused(message: str) -> InvalidRequest:
