@@ -322,7 +322,8 @@ class ResponseBuilder:
 
     def _padding(self, fragment: bytes) -> bytes:
         """So many letters that fragment and padding together have a length that tells little."""
-        return self._new_id("pad").encode()[-_PADDED_TO:][: -len(fragment) % _PADDED_TO]
+        letters = self._new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
+        return letters[: -len(fragment) % _PADDED_TO]
 
     def close(self, status: str) -> None:
         """Close the open item, if there is one, as `completed` or `incomplete`."""

@@ -228,6 +228,8 @@ class ChatStream:
             self._usage = usage
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
+        if first(chunk.citations):
+            self._note_annotations().receive_sources(chunk.citations)
         if given(error) and bytes(error) not in (b'""', b"{}", b"false"):
             self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))
 
