@@ -19,6 +19,11 @@ _OPENAI_ONLY = {
     "response.reasoning_text.done",
     "response.custom_tool_call_input.delta",
     "response.custom_tool_call_input.done",
+    "response.apply_patch_call_operation_diff.delta",
+    "response.apply_patch_call_operation_diff.done",
+    "response.shell_call_command.added",
+    "response.shell_call_command.delta",
+    "response.shell_call_command.done",
 }
 # Likewise OpenAI's kinds of items and tools.
 _OPENAI_ITEMS = {
@@ -132,8 +137,8 @@ def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             output.append(item)
             assert _text_of(item) == text, (item, text)
             open_item = None
-        elif "item_id" in event:
-            assert open_item is not None and event["item_id"] == open_item["id"]
+        elif "item_id" in event or "command_index" in event:
+            assert open_item is not None and event.get("item_id", open_item["id"]) == open_item["id"]
             assert event["output_index"] == len(output)
             if kind.endswith(".delta"):
                 text += event["delta"]
@@ -149,6 +154,10 @@ def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _text_of(item: dict[str, Any]) -> str:
     if item["type"] in ("function_call", "custom_tool_call"):
         return str(item.get("arguments", item.get("input")))
+    if item["type"] == "apply_patch_call":
+        return str(item["operation"].get("diff", ""))
+    if item["type"] == "shell_call":
+        return "".join(item["action"]["commands"])
     if item["type"] in _OPENAI_ITEMS:
         return ""
     parts = [*item.get("content", []), *item.get("summary", [])]

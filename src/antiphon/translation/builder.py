@@ -20,6 +20,7 @@ from antiphon.ids import IdFactory
 from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.encode import DeltaTemplate, frame
 from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
+from antiphon.translation.native_events import native_events
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.types import events as ev
@@ -378,12 +379,9 @@ class ResponseBuilder:
             self._delta(arguments)
             return
         self._fragments = []
-        index = len(self._output)
-        made.status = "in_progress"
-        self._emit(ev.OutputItemAdded(self._next(), index, made))
-        made.status = "completed"
+        for event in native_events(made, len(self._output), self._next):
+            self._emit(event)
         self._output.append(made)
-        self._emit(ev.OutputItemDone(self._next(), index, made))
 
     def _close_message(self, item: Message, index: int, text: Raw, status: str) -> None:
         part = item.content[0]

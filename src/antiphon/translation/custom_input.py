@@ -21,8 +21,11 @@ from antiphon.types.json import fragment_of, text_of
 __all__ = ["CustomInput"]
 
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-_INSIDE = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
-_HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}$")
+# Whole characters and escapes. The first half of a surrogate pair counts only once what follows it is known.
+_INSIDE = re.compile(
+    r'(?:[^"\\]+|\\["\\/bfnrt]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
+)
 _CLOSING = re.compile(r"\s*\}\s*")
 # What an opening may look like while it is not whole: longer beginnings are something else.
 _LONGEST_OPENING = 64
@@ -86,9 +89,7 @@ class CustomInput:
         if text[end : end + 1] == '"':
             self._state, self._text = _State.CLOSING, text[end + 1 :]
         else:
-            # A surrogate waits for its other half, an escape for its end.
-            if half := _HIGH_SURROGATE.search(text, max(0, end - 6), end):
-                end = half.start()
+            # An escape waits for its end.
             self._text = text[end:]
         return fragment_of(json.loads(f'"{text[:end]}"', strict=False)) if end else b""
 

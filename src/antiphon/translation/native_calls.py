@@ -9,9 +9,9 @@ half a command.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from antiphon.translation.tool_map import CallKind
@@ -35,11 +35,14 @@ _LOCAL = Raw(b'{"type":"local"}')
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
     """The finished item for these arguments, None when they do not have its form."""
     try:
-        given = json.loads(arguments or "{}", strict=False)
-    except (ValueError, RecursionError):
+        given = decode_any(arguments or "{}")
+        return _native_call(kind, item_id, call_id, given) if isinstance(given, dict) else None
+    except (ValueError, OverflowError):
+        # No JSON, or numbers that none can hold.
         return None
-    if not isinstance(given, dict):
-        return None
+
+
+def _native_call(kind: CallKind, item_id: str, call_id: str, given: dict[str, Any]) -> NativeCall | None:
     if kind is CallKind.LOCAL_SHELL:
         action = _exec_action(given)
         if action is None:
@@ -73,9 +76,8 @@ def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> 
     if first(source) != b"{":
         return Raw(b'"{}"')
     if kind == "local_shell_call":
-        value = decode_any(bytes(source))
-        value.pop("type", None)
-        return _as_string({key: field for key, field in value.items() if field is not None})
+        fields = msgspec.json.decode(source, type=dict[str, Raw])
+        return _as_string({key: value for key, value in fields.items() if key != "type" and first(value) != b"n"})
     return Raw(encode(bytes(source).decode()))
 
 

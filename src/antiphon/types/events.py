@@ -15,6 +15,8 @@ from antiphon.types.response import Response
 
 __all__ = [
     "TERMINAL",
+    "ApplyPatchDiffDelta",
+    "ApplyPatchDiffDone",
     "ContentPartAdded",
     "ContentPartDone",
     "CustomToolCallInputDelta",
@@ -44,6 +46,9 @@ __all__ = [
     "ResponseFailed",
     "ResponseInProgress",
     "ResponseIncomplete",
+    "ShellCommandAdded",
+    "ShellCommandDelta",
+    "ShellCommandDone",
 ]
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -201,3 +206,30 @@ class CustomToolCallInputDelta(_Call, tag="response.custom_tool_call_input.delta
 
 class CustomToolCallInputDone(_Call, tag="response.custom_tool_call_input.done"):
     input: Raw
+
+
+class ApplyPatchDiffDelta(_Call, tag="response.apply_patch_call_operation_diff.delta"):
+    delta: str
+
+
+class ApplyPatchDiffDone(_Call, tag="response.apply_patch_call_operation_diff.done"):
+    diff: str
+
+
+class _ShellCommand(Event):
+    """Observed: no `item_id`; the output index says which call it is."""
+
+    output_index: int
+    command_index: int
+
+
+class ShellCommandAdded(_ShellCommand, tag="response.shell_call_command.added"):
+    command: str
+
+
+class ShellCommandDelta(_ShellCommand, tag="response.shell_call_command.delta"):
+    delta: str
+
+
+class ShellCommandDone(_ShellCommand, tag="response.shell_call_command.done"):
+    command: str

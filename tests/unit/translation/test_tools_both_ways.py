@@ -430,3 +430,63 @@ def test_codex_gets_its_calls_back_as_it_declared_them(
     assert name in _declared(outcome)
     (item,) = _items(outcome)
     assert (item["type"], item["name"], item.get("namespace")) == expected
+
+
+# The events of calls in their own form (grammar: observed from OpenAI's service)
+
+
+def _kinds(outcome: Outcome) -> list[str]:
+    kinds = [event["type"].removeprefix("response.") for event in parse_sse(outcome.body)]
+    return kinds[kinds.index("output_item.added") : kinds.index("output_item.done") + 1]
+
+
+def test_a_shell_call_tells_its_commands_one_by_one() -> None:
+    outcome = _run([{"type": "shell"}], *_called("shell", '{"commands": ["ls", "pwd"], "timeout_ms": 9}'))
+    one = ["shell_call_command.added", "shell_call_command.delta", "shell_call_command.done"]
+    assert _kinds(outcome) == ["output_item.added", *one, *one, "output_item.done"]
+    events = [event for event in parse_sse(outcome.body) if "command_index" in event]
+    assert all(set(event) & {"item_id"} == set() and event["output_index"] == 0 for event in events)
+    assert [event["command_index"] for event in events] == [0, 0, 0, 1, 1, 1]
+    added = next(event["item"] for event in parse_sse(outcome.body) if "item" in event)
+    assert added["action"] == {"commands": [], "timeout_ms": None, "max_output_length": None}
+    assert added["environment"] == {"type": "local"}
+
+
+def test_a_patch_tells_its_diff() -> None:
+    arguments = json.dumps({"type": "create_file", "path": "a", "diff": "+x\n"})
+    outcome = _run([{"type": "apply_patch"}], *_called("apply_patch", arguments))
+    diff = ["apply_patch_call_operation_diff.delta", "apply_patch_call_operation_diff.done"]
+    assert _kinds(outcome) == ["output_item.added", *diff, "output_item.done"]
+    items = [event["item"] for event in parse_sse(outcome.body) if "item" in event]
+    assert items[0]["operation"] == {"type": "create_file", "diff": "", "path": "a"}
+    assert items[1]["operation"] == {"type": "create_file", "diff": "+x\n", "path": "a"}
+
+
+@pytest.mark.parametrize("kind", ["local_shell", "tool_search"])
+def test_other_calls_tell_nothing_in_between(kind: str) -> None:
+    tool = {"type": kind, **({"execution": "client"} if kind == "tool_search" else {})}
+    outcome = _run([tool], *_called(kind, NATIVE[kind][0]))
+    assert _kinds(outcome) == ["output_item.added", "output_item.done"]
+    added = next(event["item"] for event in parse_sse(outcome.body) if "item" in event)
+    assert added["status"] == "in_progress"
+    assert added["arguments"] == {} if kind == "tool_search" else added["action"]["command"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"command": ["\\ud83d"]}', '{"command": ["ls"], "timeout_ms": 1e999}', '{"command": ["ls"], "timeout_ms": 9e99}'],
+)
+def test_strange_commands_do_not_break_the_stream(arguments: str) -> None:
+    outcome = _run([{"type": "local_shell"}], *_called("local_shell", arguments))
+    assert check_stream(parse_sse(outcome.body))["status"] == "completed"
+
+
+@pytest.mark.parametrize("text", ["a\\ud83d", "\\\\\\ud83d\\n", "\U0001f600\\\U0001f600", "\\", '"', "\\u"])
+def test_an_input_with_backslashes_is_the_same_at_every_cut(text: str) -> None:
+    whole = json.dumps({"input": text})
+    for first in range(len(whole) + 1):
+        for second in range(first, len(whole) + 1):
+            decoder = CustomInput()
+            pieces = (whole[:first], whole[first:second], whole[second:])
+            out = b"".join(decoder.feed(fragment_of(piece)) for piece in pieces) + decoder.end()
+            assert (text_of(out), decoder.complete) == (text, True)
