@@ -67,7 +67,7 @@ def _check_assistant(message: dict[str, Any]) -> list[str]:
         assert set(call["function"]) == {"name", "arguments"}
         assert _NAME.fullmatch(call["function"]["name"]), call["function"]["name"]
         assert isinstance(json.loads(call["function"]["arguments"]), dict)
-        assert call["id"] and call["id"] not in ids
+        assert 0 < len(call["id"]) <= 40 and call["id"] not in ids
         ids.append(call["id"])
     return ids
 
@@ -98,6 +98,7 @@ def _check_tools(chat: dict[str, Any]) -> None:
         assert set(function) <= {"name", "description", "parameters", "strict"}
         assert _NAME.fullmatch(function["name"]), function["name"]
         assert isinstance(function["parameters"], dict)
+        assert {"properties", "$ref", "anyOf", "oneOf", "allOf"} & set(function["parameters"]), "an object of nothing"
         names.append(function["name"])
     assert len(set(names)) == len(names), "two tools of one name"
     choice = chat.get("tool_choice", "auto")

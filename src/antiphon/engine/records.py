@@ -37,6 +37,10 @@ _PREFIXES = {
     "apply_patch_call": "apc",
     "tool_search_call": "tsc",
     "tool_search_output": "tso",
+    "local_shell_call_output": "lsho",
+    "shell_call_output": "sho",
+    "apply_patch_call_output": "apco",
+    "additional_tools": "at",
 }
 _ITEM = msgspec.json.Decoder(InputItem)
 

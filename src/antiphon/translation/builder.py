@@ -341,6 +341,9 @@ class ResponseBuilder:
                 self.cut_calls = self.cut_calls or status == "completed"
                 status = "incomplete"
             self._custom = None
+        elif not self._fragments and status == "completed" and isinstance(item, FunctionCall):
+            # No arguments at all (seen: databricks): clients parse them as JSON, and OpenAI sends an empty object.
+            self._delta(b"{}")
         text = quoted(b"".join(self._fragments))
         self._fragments = []
         self._template = None

@@ -23,6 +23,7 @@ from antiphon.translation.chat_content import ContentRules, joined_text, message
 from antiphon.translation.checks import required
 from antiphon.translation.hosted_items import HOSTED, hosted_call
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.tool_map import fitting_call_id
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
@@ -124,6 +125,8 @@ class _Grouping:
         self._turn: _Turn | None = None
         self._waiting: dict[str, tuple[_Turn, int]] = {}
         self._answered: dict[str, tuple[_Turn, int]] = {}
+        self._search: str | None = None
+        self._by_item: dict[str, str] = {}
 
     def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | _Turn]:
         for number, (where, item) in enumerate(items):
@@ -202,6 +205,10 @@ class _Grouping:
         turn = self._open_turn(fresh=False)
         self._waiting[call_id] = (turn, len(turn.calls))
         turn.calls.append((call_id, name, arguments))
+        if item.type == "tool_search_call":
+            self._search = call_id
+        if item.id and item.id != call_id:
+            self._by_item[item.id] = call_id
 
     def _hosted(self, item: InputItem, number: int) -> None:
         """A call that was answered by whoever made it."""
@@ -212,10 +219,7 @@ class _Grouping:
         turn.calls.append((call_id, name, quoted(arguments)))
 
     def _output(self, where: str, item: InputItem) -> None:
-        call_id = item.call_id or item.approval_request_id or item.id
-        if item.type in ("function_call_output", "custom_tool_call_output"):
-            call_id = item.call_id
-        call_id = required(where, "call_id", call_id)
+        call_id = required(where, "call_id", self._answered_call(item))
         content, images = native_output(where, item), list[Raw]()
         if content is None:
             content, images = output_content(where, item.output, self._rules)
@@ -233,6 +237,17 @@ class _Grouping:
             )
         owner.images.extend(images)
 
+    def _answered_call(self, item: InputItem) -> str | None:
+        """The id of the call that an output answers."""
+        if item.call_id or item.type in ("function_call_output", "custom_tool_call_output"):
+            return item.call_id
+        if item.type == "tool_search_output" and self._search is not None:
+            # Searches that OpenAI ran itself have no call id; the output follows its call.
+            return self._search
+        # A shell's output may name its call by the item.
+        call_id = item.approval_request_id or item.id
+        return self._by_item.get(call_id, call_id) if call_id else None
+
 
 def _text_inside(sealed: _Sealed) -> Raw:
     """The text inside, as a JSON string."""
@@ -248,7 +263,7 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
         role="assistant",
         content=quoted(b"".join(turn.text)) if turn.text else NULL,
         tool_calls=[
-            ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
+            ChatToolCall(id=fitting_call_id(call_id), function=ChatToolCallFunction(name=name, arguments=arguments))
             for call_id, name, arguments in turn.calls
         ]
         or UNSET,
@@ -259,7 +274,8 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
         message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
     messages.append(message)
     for number, (call_id, _, _) in enumerate(turn.calls):
-        messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
+        content = quoted(turn.outputs[number])
+        messages.append(ChatMessage(role="tool", tool_call_id=fitting_call_id(call_id), content=content))
     if turn.images:
         # The tool role takes text only: images follow in a user message, after all tool messages.
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))

@@ -206,6 +206,10 @@ class ChatStream:
                 delta = choice.message if whole else choice.delta
                 if delta is None and whole:
                     delta = choice.delta
+                if whole and delta is not None:
+                    # Each entry of a whole answer is a call of its own, whatever ids and indices it has.
+                    for number, call in enumerate(delta.tool_calls or ()):
+                        call.index = number
                 if self._wants_logprobs and given(choice.logprobs):
                     self._logprobs += read_logprobs(choice.logprobs)
                 if delta is not None:

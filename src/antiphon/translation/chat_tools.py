@@ -6,7 +6,7 @@ Lives here: the declaration of every kind of tool, and the chat form of the choi
 Kinds that chat servers do not know are shown as functions whose schema says what the client's tool takes; a custom
 tool's text is the one string argument `input`, and its grammar stands in the description (nothing here enforces it).
 
-Invariant: no schema is rewritten, except that a function without one takes no arguments.
+Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from antiphon.errors import InvalidRequest
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, ToolMap
@@ -31,6 +32,10 @@ _CUSTOM_PARAMETERS = Raw(
     b'{"type":"object","properties":{"input":{"type":"string","description":"The whole input, unchanged."}},'
     b'"required":["input"],"additionalProperties":false}'
 )
+_SCHEMA = msgspec.json.Decoder(dict[str, Raw])
+_OBJECT = b'"object"'
+_NAMED_CALLS = ("function_call", "custom_tool_call")
+_SHAPES = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 _NATIVE: dict[str, tuple[CallKind, str, Raw]] = {
     "local_shell": (
@@ -115,16 +120,23 @@ def make_chat_tools(
 
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
     """
-    maker = _Maker(profile)
+    wanted = choice.tools if choice is not None and choice.tools is not None else frozenset()
+    maker = _Maker(profile, wanted)
     tools = list(tools)
     searching = any(tool.type == "tool_search" for tool in tools)
     for number, tool in enumerate(tools):
         maker.add(f"tools[{number}]", tool, hide_deferred=searching)
+    earlier = []
     for where, item in items:
         if item.type in ("additional_tools", "tool_search_output"):
             brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), most)
             for number, tool in enumerate(brought):
                 maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
+        elif item.name is not None and item.type in _NAMED_CALLS:
+            earlier.append(CallTarget(CallKind(item.type), item.name, item.namespace))
+    for target in earlier:
+        # The model may call again what it called before; the client gets that in the same form.
+        maker.map.remember(target)
     made = ChatTools(maker.map, maker.declarations())
     made.map.single = parallel is False
     if choice is not None:
@@ -137,14 +149,22 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
     if choice.mode == "none":
         made.map.callable = frozenset()
     elif choice.tools is not None:
-        made.map.callable = frozenset(
-            name
-            for name, target in maker.targets.items()
-            if (target.name, target.namespace) in choice.tools or (None, target.namespace) in choice.tools
-        )
+        made.map.callable = frozenset(name for name, target in maker.targets.items() if _is_meant(target, choice.tools))
+        if not made.map.callable:
+            raise InvalidRequest(
+                "tool_choice names a tool that neither 'tools' nor an item of the input declares.",
+                param="tool_choice",
+                code="invalid_value",
+            )
         if not choice.single or profile.named_tool_choice == "required":
             made.declarations = maker.declarations(made.map.callable)
     if not made.declarations:
+        if choice.mode == "required":
+            raise InvalidRequest(
+                "tool_choice 'required' needs a tool that can be called; there is none.",
+                param="tool_choice",
+                code="invalid_value",
+            )
         return
     if choice.single and profile.named_tool_choice == "native" and made.map.callable:
         (name,) = made.map.callable
@@ -153,9 +173,19 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
         made.choice = Raw(encode(choice.mode))
 
 
+def _is_meant(target: CallTarget, names: frozenset[tuple[str | None, str | None]]) -> bool:
+    """Whether a choice names this tool, or its whole namespace."""
+    if (target.name, target.namespace) in names:
+        return True
+    return target.namespace is not None and (None, target.namespace) in names
+
+
 class _Maker:
-    def __init__(self, profile: UpstreamProfile) -> None:
+    """Declarations under their chat names. `wanted` are the tools a choice names: those are shown in any case."""
+
+    def __init__(self, profile: UpstreamProfile, wanted: frozenset[tuple[str | None, str | None]]) -> None:
         self._profile = profile
+        self._wanted = wanted
         self.map = ToolMap()
         self.targets: dict[str, CallTarget] = {}
         self._made: dict[str, Raw] = {}
@@ -169,23 +199,23 @@ class _Maker:
                 inner.defer_loading = inner.defer_loading or tool.defer_loading
                 self.add(f"{where}.tools[{number}]", inner, hide_deferred=hide_deferred, namespace=tool)
             return
-        if hide_deferred and tool.defer_loading:
-            # The model finds it by searching; the search's output brings the declaration.
-            return
         space = namespace.name if namespace is not None else None
         if tool.type in _NATIVE:
             kind, description, parameters = _NATIVE[tool.type]
             target = CallTarget(kind, tool.type)
             description = tool.description or description
-            parameters = tool.parameters if given(tool.parameters) else parameters
+            parameters = _sound_schema(tool.parameters) if given(tool.parameters) else parameters
         elif tool.type == "custom":
             target = CallTarget(CallKind.CUSTOM, tool.name or "", space)
             description, parameters = _custom_description(tool), _CUSTOM_PARAMETERS
         else:
             target = CallTarget(CallKind.FUNCTION, tool.name or "", space)
             description = tool.description or ""
-            parameters = tool.parameters if given(tool.parameters) else _NO_PARAMETERS
+            parameters = _sound_schema(tool.parameters)
         name = self.map.add(target, f"{where}.name")
+        if hide_deferred and tool.defer_loading and not _is_meant(target, self._wanted):
+            # The model finds it by searching; the search's output brings the declaration.
+            return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
             # Once is enough: the names tell which tools belong together.
@@ -202,6 +232,18 @@ class _Maker:
 
     def _has(self, namespace: str | None) -> bool:
         return any(target.namespace == namespace for name, target in self.targets.items() if name in self._made)
+
+
+def _sound_schema(parameters: Raw) -> Raw:
+    """The schema as it is; where it says nothing of what an object holds, that it holds nothing."""
+    if not given(parameters):
+        return _NO_PARAMETERS
+    schema = _SCHEMA.decode(parameters)
+    if not schema:
+        return _NO_PARAMETERS
+    if _SHAPES.isdisjoint(schema) and bytes(schema.get("type", _OBJECT)) == _OBJECT:
+        return Raw(encode({"type": Raw(_OBJECT), **schema, "properties": {}}))
+    return parameters
 
 
 class _Format(Struct):

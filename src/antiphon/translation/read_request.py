@@ -129,7 +129,12 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
         tools=tuple(tools),
-        tool_choice=read_tool_choice(fields.get("tool_choice", ABSENT), [*tools, *brought], left_out),
+        tool_choice=read_tool_choice(
+            fields.get("tool_choice", ABSENT),
+            [*tools, *brought],
+            left_out,
+            continued=bool(values.get("previous_response_id")),
+        ),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
         top_p=values.get("top_p"),

@@ -12,11 +12,13 @@ Invariant: what is kept has a valid name and, within one list, is kept once.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import NAME, wrong_type
+from antiphon.translation.checks import wrong_type
 from antiphon.types.json import first, given
 from antiphon.types.tools import Tool
 
@@ -29,8 +31,17 @@ UNNAMED = ("local_shell", "shell", "apply_patch", "tool_search")
 """Types of tools that the client runs and that have their type for a name."""
 
 _REFUSED = ("code_interpreter", "mcp")
+_NAME = re.compile(r"[a-zA-Z0-9_-]+")
+_LONGEST_NAME = 128
 _RAW_LIST = msgspec.json.Decoder(list[Raw])
 _TOOL = msgspec.json.Decoder(Tool)
+
+
+class _Environment(Struct):
+    type: str | None = None
+
+
+_ENVIRONMENT = msgspec.json.Decoder(_Environment)
 
 
 def decode_tools(where: str, value: Raw) -> list[Tool]:
@@ -92,12 +103,20 @@ def _is_callable(tool: Tool) -> bool:
         return tool.execution == "client"
     if tool.type == "shell":
         # A shell in a container of the server's is a hosted tool.
-        return b'"container' not in bytes(tool.environment)
+        return _environment(tool.environment) in (None, "local")
     return tool.type in NAMED or tool.type in UNNAMED
 
 
-def _check(where: str, tool: Tool) -> str:
-    """The tool's name, once it is known to be a proper tool."""
+def _environment(value: Raw) -> str | None:
+    """The type of a shell's environment; a shell without one is the client's."""
+    try:
+        return _ENVIRONMENT.decode(value).type if given(value) else None
+    except (msgspec.DecodeError, RecursionError):
+        return "unknown"
+
+
+def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
+    """The tool's name, once it is known to be a proper tool; `spaced`: inside a namespace."""
     if tool.type in UNNAMED:
         return tool.type
     if tool.name is None:
@@ -120,7 +139,7 @@ def _check(where: str, tool: Tool) -> str:
                     param=f"{place}.type",
                     code="invalid_value",
                 )
-            name = _check(place, inner)
+            name = _check(place, inner, spaced=True)
             if name in names:
                 raise InvalidRequest(
                     f"Two tools of the namespace {tool.name!r} are called {name!r}; names must be unique.",
@@ -129,9 +148,10 @@ def _check(where: str, tool: Tool) -> str:
                 )
             names.add(name)
         return f"{tool.name} (namespace)"
-    if not NAME.fullmatch(tool.name):
+    # Names of MCP tools (in namespaces) may hold anything: the model is shown a name that fits (`tool_map.py`).
+    if not (0 < len(tool.name) <= _LONGEST_NAME and (spaced or _NAME.fullmatch(tool.name))):
         raise InvalidRequest(
-            f"Invalid '{where}.name': use 1 to 64 letters, digits, underscores or dashes.",
+            f"Invalid '{where}.name': use 1 to {_LONGEST_NAME} letters, digits, underscores or dashes.",
             param=f"{where}.name",
             code="invalid_value",
         )

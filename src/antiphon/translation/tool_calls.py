@@ -11,6 +11,7 @@ the arguments put out are the concatenation of the fragments received for that c
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import msgspec
@@ -148,8 +149,11 @@ class ToolCalls:
                 call.suppressed = True
                 self._put_out(call)
                 return
-            if call.id in self._ids or not _is_usable(call.id):
-                # Two calls with one id could not be told apart, and clients refuse ids that are too long.
+            if not _is_usable(call.id):
+                # Clients refuse ids that are too long, or hold what they cannot.
+                call.id = f"call_{hashlib.sha256(call.id.encode('utf-8', 'replace')).hexdigest()[:32]}"
+            if call.id in self._ids:
+                # Two calls with one id could not be told apart.
                 call.id = ""
             self._ids.add(call.id)
             self._put += 1

@@ -2,7 +2,7 @@
 
 Lives here: reading `tool_choice`. Not here: its chat form (`chat_tools.py`), keeping the model to it (`tool_calls.py`).
 
-Invariant: a choice that is kept names only tools that can be called.
+Invariant: a choice that is kept names only tools that can be called, or that the history may know.
 """
 
 from __future__ import annotations
@@ -35,14 +35,20 @@ class _Choice(Struct):
     tools: list[_Named] | None = None
 
 
-def read_tool_choice(value: Raw, tools: list[Tool], left_out: list[str]) -> ToolChoice | None:
-    """The choice, None when there is none. Raises `InvalidRequest`."""
+def read_tool_choice(
+    value: Raw, tools: list[Tool], left_out: list[str], *, continued: bool = False
+) -> ToolChoice | None:
+    """The choice, None when there is none. Raises `InvalidRequest`.
+
+    `continued`: earlier turns may have brought tools, so that a name that is not here may yet be known
+    (`chat_tools.py` looks again, with the history).
+    """
     if not given(value):
         return None
     if bytes(value)[:1] == b'"':
         mode = read_string("tool_choice", value)
         check_choice("tool_choice", mode, ("auto", "none", "required"))
-        if mode == "required" and not tools:
+        if mode == "required" and not tools and not continued:
             raise InvalidRequest(
                 "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
                 if left_out
@@ -57,9 +63,15 @@ def read_tool_choice(value: Raw, tools: list[Tool], left_out: list[str]) -> Tool
         if isinstance(error, RecursionError):
             raise InvalidRequest("Invalid 'tool_choice'.", param="tool_choice", code="invalid_type") from None
         raise wrong_type("tool_choice", error) from None
-    known = _known(tools)
+    known = None if continued else _known(tools)
     if choice.type == "allowed_tools":
         return _allowed(choice, known)
+    if choice.type in ("function", "custom") and choice.name is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'tool_choice.name'.",
+            param="tool_choice.name",
+            code="missing_required_parameter",
+        )
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom", *UNNAMED):
         raise InvalidRequest(
@@ -67,7 +79,7 @@ def read_tool_choice(value: Raw, tools: list[Tool], left_out: list[str]) -> Tool
             param="tool_choice",
             code="unsupported_parameter",
         )
-    if name not in known:
+    if known is not None and name not in known:
         raise InvalidRequest(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
             param="tool_choice",
@@ -76,7 +88,7 @@ def read_tool_choice(value: Raw, tools: list[Tool], left_out: list[str]) -> Tool
     return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
 
 
-def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]]) -> ToolChoice:
+def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]] | None) -> ToolChoice:
     mode = choice.mode or "auto"
     check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
     allowed: set[tuple[str | None, str | None]] = set()
@@ -91,7 +103,7 @@ def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]]) -> Tool
         else:
             # A hosted tool that cannot run here: it is left out like its declaration.
             continue
-        if name not in known:
+        if known is not None and name not in known:
             raise InvalidRequest(
                 f"tool_choice allows the {tool.type} {tool.name or tool.type!r}, which is not in 'tools'.",
                 param=f"tool_choice.tools[{number}]",

@@ -19,10 +19,11 @@ from enum import StrEnum
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["CallKind", "CallTarget", "ToolMap", "flat_name"]
+__all__ = ["CallKind", "CallTarget", "ToolMap", "fitting_call_id", "flat_name"]
 
 _LONGEST = 64
 _HASH = 8
+_LONGEST_CALL_ID = 40
 _UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -56,6 +57,16 @@ def flat_name(name: str, namespace: str | None = None) -> str:
     return f"{fit[: _LONGEST - _HASH - 1]}_{digest}"
 
 
+def fitting_call_id(call_id: str) -> str:
+    """The id as it is, or one in its place that every chat server takes; the same for the call and its output.
+
+    OpenAI's chat API takes 40 characters at most; longer ids come from other gateways, and from ourselves.
+    """
+    if len(call_id) <= _LONGEST_CALL_ID:
+        return call_id
+    return f"call_{hashlib.sha256(call_id.encode('utf-8', 'replace')).hexdigest()[:32]}"
+
+
 class ToolMap:
     """The tools of one request, and which of them the model may call now.
 
@@ -79,6 +90,10 @@ class ToolMap:
                 code="invalid_value",
             )
         return chat_name
+
+    def remember(self, target: CallTarget) -> None:
+        """A tool that was called earlier and need not be declared any more; one that is declared goes before it."""
+        self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def knows(self, chat_name: str) -> bool:
         """Whether a tool of this request has the name."""

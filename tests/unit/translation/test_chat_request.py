@@ -188,7 +188,7 @@ def test_tools_are_nested_and_their_choice_too() -> None:
             "type": "function",
             "name": "f",
             "description": "d",
-            "parameters": {"type": "object", "$defs": {}},
+            "parameters": {"type": "object", "$defs": {}, "properties": {}},
             "strict": True,
         },
         {"type": "function", "name": "g", "parameters": None},
@@ -200,7 +200,7 @@ def test_tools_are_nested_and_their_choice_too() -> None:
             "function": {
                 "name": "f",
                 "description": "d",
-                "parameters": {"type": "object", "$defs": {}},
+                "parameters": {"type": "object", "$defs": {}, "properties": {}},
                 "strict": True,
             },
         },

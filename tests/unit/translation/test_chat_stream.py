@@ -102,7 +102,7 @@ def _made(final: dict[str, Any]) -> list[tuple[str, str, str]]:
             [("a", "f", '{"x":1}')],
         ),
         # No arguments at all.
-        ([_calls(_part(None, "f", index=0, id="a"))], [("a", "f", "")]),
+        ([_calls(_part(None, "f", index=0, id="a"))], [("a", "f", "{}")]),
         # Arguments as an object.
         ([_calls({"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}})], [("a", "f", '{"x":1}')]),
         # The legacy form.
