@@ -16,11 +16,12 @@ from typing import Literal
 
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
-from antiphon.config import AuthMode, Settings, parse_address
+from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.ports import ResponseStore
+from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import ConfigError, Unavailable
 from antiphon.ids import new_id, now
@@ -28,12 +29,13 @@ from antiphon.local_keys import local_key
 from antiphon.observability.metrics import Metrics
 from antiphon.sealing import Sealer
 from antiphon.stores import open_store
-from antiphon.translation.profiles import PROFILES, choose_profile
+from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
+from antiphon.upstream.pool import ModelDoor, UpstreamPool
 
 __all__ = ["App", "build"]
 
@@ -44,7 +46,7 @@ class App:
 
     context: DoorContext
     store: ResponseStore
-    upstream: HttpUpstream
+    upstream: ModelDoor | UpstreamPool
     runner: Runner
 
     async def aclose(self) -> None:
@@ -64,14 +66,22 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     store = await open_store(settings.data, chain_items=settings.limits.chain_items)
     metrics = Metrics()
     times, limits = settings.timeouts, settings.limits
-    target = _model_door(settings) if door == "envoy" else _direct(settings)
-    upstream = HttpUpstream(
-        target,
-        connect_seconds=times.connect,
-        head_seconds=times.head,
-        idle_seconds=times.idle,
-        body_limit=limits.upstream_body_bytes,
-    )
+
+    def connect(target: UpstreamTarget) -> HttpUpstream:
+        return HttpUpstream(
+            target,
+            connect_seconds=times.connect,
+            head_seconds=times.head,
+            idle_seconds=times.idle,
+            body_limit=limits.upstream_body_bytes,
+        )
+
+    upstream: ModelDoor | UpstreamPool
+    if door == "envoy":
+        upstream = ModelDoor(connect(_model_door(settings)))
+    else:
+        upstream = UpstreamPool({name: connect(_direct(one)) for name, one in settings.every_upstream.items()})
+    routes = make_routes(settings)
     runner = Runner(
         store,
         upstream,
@@ -86,15 +96,16 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             raise Unavailable("The server is shutting down.", code="shutting_down")
         await store.ping()
 
-    passthrough = settings.upstream.auth_mode is AuthMode.PASSTHROUGH
     models = ModelCatalog(
         upstream,
         allowed=settings.upstream.models,
-        passthrough=passthrough,
+        passthrough=settings.upstream.auth_mode is AuthMode.PASSTHROUGH,
         headers=settings.upstream.header_allow,
+        others={name: (one.auth_mode is AuthMode.PASSTHROUGH, one.models) for name, one in settings.upstreams.items()},
+        routes=routes,
     )
     context = DoorContext(
-        new_exchange=_exchanges(settings, passthrough),
+        new_exchange=_exchanges(settings, routes),
         runner=runner,
         router=Router(store=store, models=models, ready=ready, metrics=metrics),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
@@ -109,18 +120,43 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     return App(context, store, upstream, runner)
 
 
-def _exchanges(settings: Settings, passthrough: bool) -> Callable[[], ResponseExchange]:
-    limits = settings.limits
+def make_routes(settings: Settings) -> Routes:
+    """Where each model goes. Raises `ConfigError` for an unknown profile."""
+
+    def route(name: str, rule: ModelSettings | None) -> ModelRoute:
+        upstream = settings.every_upstream[name]
+        where = "upstream" if name == DEFAULT_UPSTREAM else f"upstreams.{name}"
+        profile = _profile(upstream.profile, upstream.address[0], f"{where}.profile")
+        if rule is not None and rule.profile is not None:
+            profile = _profile(rule.profile, "", f"models ({rule.match}): profile")
+        return ModelRoute(
+            profile,
+            upstream=name,
+            mode=rule.mode if rule is not None else "translate",
+            model=rule.model if rule is not None else None,
+            passthrough=upstream.auth_mode is AuthMode.PASSTHROUGH,
+            headers=frozenset(upstream.header_allow),
+            context_tokens=rule.context_tokens if rule is not None else None,
+        )
+
+    rules = tuple(ModelRule(rule.match, route(rule.upstream, rule)) for rule in settings.models)
+    return Routes(route(DEFAULT_UPSTREAM, None), rules)
+
+
+def _profile(name: str, host: str, where: str) -> UpstreamProfile:
     try:
-        profile = choose_profile(settings.upstream.profile, settings.upstream.address[0])
+        return choose_profile(name, host)
     except KeyError:
         known = ", ".join(("auto", *PROFILES))
-        raise ConfigError(f"upstream.profile: {settings.upstream.profile!r} is unknown; choose of {known}") from None
+        raise ConfigError(f"{where}: {name!r} is unknown; choose of {known}") from None
+
+
+def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExchange]:
+    limits = settings.limits
     options = ExchangeOptions(
-        profile=profile,
+        profile=routes.default.profile,
+        routes=routes,
         models=frozenset(settings.upstream.models),
-        upstream_headers=frozenset(settings.upstream.header_allow),
-        passthrough=passthrough,
         open_responses_names=settings.dialect == "openresponses",
         reasoning_as=settings.reasoning_as,
         most_input_items=limits.input_items,
@@ -143,8 +179,7 @@ def _model_door(settings: Settings) -> UpstreamTarget:
     return UpstreamTarget(f"http://{address}/v1", headers=headers)
 
 
-def _direct(settings: Settings) -> UpstreamTarget:
-    upstream = settings.upstream
+def _direct(upstream: UpstreamSettings) -> UpstreamTarget:
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))

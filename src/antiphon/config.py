@@ -24,6 +24,7 @@ __all__ = [
     "FetchSettings",
     "LimitSettings",
     "LogSettings",
+    "ModelSettings",
     "OwnerSettings",
     "SealingSettings",
     "Settings",
@@ -123,6 +124,30 @@ class UpstreamSettings(_Section):
         if self.host:
             return self.host
         return urlsplit(self.url).netloc
+
+
+class ModelSettings(_Section):
+    match: str
+    """Which models: a name, or a pattern with `*`, `?`, `[…]` (case matters). The first entry that fits decides."""
+    upstream: str = "default"
+    """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`."""
+    mode: Literal["translate", "native", "disabled"] = "translate"
+    """`translate` to Chat Completions, `native` for an upstream that speaks Responses itself (bytes pass untouched,
+    nothing is stored here), `disabled` for models that are not to exist."""
+    model: str | None = None
+    """The model's name at the upstream; unset: the same. An alias, when `match` is a name of your own."""
+    profile: str | None = None
+    """The upstream profile for these models; unset: the upstream's."""
+    context_tokens: int | None = Field(None, ge=256)
+    """How many tokens of input the model takes; with it `truncation: auto` can drop the oldest turns."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if not self.match:
+            raise ValueError("match is empty")
+        if self.mode == "native" and self.model is not None:
+            raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
+        return self
 
 
 class OwnerSettings(_Section):
@@ -302,6 +327,10 @@ class Settings(_Section):
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     upstream: UpstreamSettings = UpstreamSettings()
+    upstreams: dict[str, UpstreamSettings] = {}
+    """Further upstreams by name, each with the settings of `upstream`; `models` says what goes to them."""
+    models: tuple[ModelSettings, ...] = ()
+    """Where models go, first match first; models that no entry fits go to `upstream`."""
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
@@ -326,6 +355,24 @@ class Settings(_Section):
             if parse_address(address)[0] != "unix" and self.sidecar.secret is None:
                 raise ValueError(f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH")
         return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Settings:
+        for name, upstream in self.upstreams.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name) or name == "default":
+                raise ValueError(f"upstreams: {name!r} is no name: use 1 to 32 of a-z, 0-9, '-', and not 'default'")
+            if upstream.auth is AuthMode.INJECT and upstream.api_key is None:
+                raise ValueError(f"upstreams.{name}.auth is inject, but its api_key is not set")
+        for number, model in enumerate(self.models):
+            if model.upstream not in self.every_upstream:
+                known = ", ".join(self.every_upstream)
+                raise ValueError(f"models[{number}].upstream: {model.upstream!r} is unknown; choose of {known}")
+        return self
+
+    @property
+    def every_upstream(self) -> dict[str, UpstreamSettings]:
+        """All upstreams by name, `default` first."""
+        return {"default": self.upstream, **self.upstreams}
 
     def place(self, address: str) -> str:
         """An address with `{data}` filled in."""

@@ -27,6 +27,7 @@ CONFIG_VARIABLE = "ANTIPHON_CONFIG"
 """Names the settings file when no flag does."""
 # No settings: where settings are, and what carries secrets to Envoy's process.
 _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
+_KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,12 +87,13 @@ def _advice(name: str, known: Iterable[str]) -> str:
 def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict[str, Any]:
     """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
 
-    Lists are separated by commas. Raises `ConfigError` for a variable that is no setting.
+    Lists are separated by commas; what holds settings of its own (`models`, `upstreams`) is YAML. Raises `ConfigError`
+    for a variable that is no setting.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, Any] = {}
     for name, text in environ.items():
-        if not name.startswith(_PREFIX) or name in _OTHERS:
+        if not name.startswith(_PREFIX) or name in _OTHERS or name.startswith(_KEYS_PREFIX):
             continue
         if name not in known:
             raise ConfigError(f"{name} is not a setting{_advice(name, known)}")
@@ -99,9 +101,23 @@ def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict
         section = values
         for part in path[:-1]:
             section = section.setdefault(part, {})
-        is_list = typing.get_origin(kind) is tuple
-        section[path[-1]] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        section[path[-1]] = _value(name, text, kind)
     return values
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """The text of a variable as a value of this type."""
+    nested = typing.get_origin(kind) is dict or any(
+        isinstance(part, type) and issubclass(part, BaseModel) for part in typing.get_args(kind)
+    )
+    if nested:
+        try:
+            return yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name} is not valid YAML: {error}") from None
+    if typing.get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
 
 
 def field_paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

@@ -65,7 +65,7 @@ async def test_the_request_is_rewritten(tmp_path: Path) -> None:
             ("content-length", str(len(forwarded.body))),
             ("content-type", "application/json"),
             ("traceparent", "00-1-2-01"),
-            ("x-antiphon-backend", "upstream"),
+            ("x-antiphon-backend", "default"),
             ("x-forwarded-proto", "http"),
             ("x-request-id", "envoy-made-id"),
             ("x-team", "one"),

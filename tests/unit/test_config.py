@@ -36,7 +36,9 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
     value: Any = Settings().model_dump(mode="json")
     for part in path:
         value = value[part]
-    if value is None or value == []:
+    if path == ("models",):
+        value = "[{match: a, mode: disabled}]"
+    elif value is None or value == []:
         # Settings without a default: any value of the right kind.
         value = {"auth": "none", "keys": "0123456789abcdef"}.get(path[-1], "1")
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,7 +1,7 @@
-"""Models: the upstream's list, in OpenAI's shape.
+"""Models: the upstreams' lists, in OpenAI's shape.
 
-Lives here: asking the upstream, reading the many shapes of its answer, the operator's allow-list, a short memory.
-Not here: whether a request's model may be used (the exchange asks the same allow-list).
+Lives here: asking the upstreams, reading the many shapes of their answers, the operator's allow-list, aliases, a short
+memory. Not here: whether a request's model may be used (the exchange asks the same routes and allow-list).
 
 Invariant: what one credential may see is never shown to another: with passed-through credentials the memory is kept
 per credential, under a keyed digest.
@@ -9,18 +9,20 @@ per credential, under a keyed digest.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response
 from antiphon.engine.actions import UpstreamRequest
 from antiphon.engine.ports import Upstream, UpstreamCallFailed
-from antiphon.errors import NotFound, UpstreamFailed
+from antiphon.engine.routes import DEFAULT_UPSTREAM, Routes
+from antiphon.errors import ApiError, NotFound, UpstreamFailed
 from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers
@@ -51,7 +53,9 @@ class ModelCatalog:
     """Which models there are.
 
     `allowed`, when not empty, are the only models shown, whether the upstream lists them or not. `passthrough` says
-    that the client's Authorization goes to the upstream; `headers` names further client headers that do.
+    that the client's Authorization goes to the upstream; `headers` names further client headers that do. `others` are
+    further upstreams: whether they get the client's Authorization, and the only models they are to show. With `routes`
+    a model is shown only where a request for it would go, and names that are rules of their own are shown too.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class ModelCatalog:
         allowed: Iterable[str] = (),
         passthrough: bool = False,
         headers: Iterable[str] = (),
+        others: Mapping[str, tuple[bool, tuple[str, ...]]] | None = None,
+        routes: Routes | None = None,
         seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,6 +74,8 @@ class ModelCatalog:
         self._allowed = tuple(allowed)
         self._passthrough = passthrough
         self._passed = _PASSED | frozenset(headers)
+        self._others = dict(others or {})
+        self._routes = routes
         self._seconds = seconds
         self._clock = clock
         self._key = secrets.token_bytes(32)
@@ -95,20 +103,53 @@ class ModelCatalog:
         now = self._clock()
         if known is not None and now < known[0]:
             return known[1]
-        models = self._permit(await self._ask(headers))
+        models = await self._gather(headers)
         self._known[key] = (now + self._seconds, models)
         self._known.move_to_end(key)
         while len(self._known) > _CREDENTIALS:
             self._known.popitem(last=False)
         return models
 
-    def _permit(self, listed: tuple[Model, ...]) -> tuple[Model, ...]:
-        if not self._allowed:
-            return listed
-        by_id = {model.id: model for model in listed}
-        return tuple(by_id.get(name) or Model(name) for name in self._allowed)
+    async def _gather(self, headers: Headers) -> tuple[Model, ...]:
+        """All upstreams' models; of several upstreams one that fails hides only its own."""
+        if not self._others and self._routes is None:
+            return _permit(await self._ask(headers), self._allowed)
+        sources = {DEFAULT_UPSTREAM: (self._passthrough, self._allowed), **self._others}
+        answers = await asyncio.gather(
+            *(
+                self._ask(headers if passthrough else _without_credentials(headers), name, allowed)
+                for name, (passthrough, allowed) in sources.items()
+            ),
+            return_exceptions=True,
+        )
+        found: dict[str, Model] = {}
+        failures = []
+        for (name, (_, allowed)), answer in zip(sources.items(), answers, strict=True):
+            if isinstance(answer, ApiError):
+                failures.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                for model in _permit(answer, allowed):
+                    if self._goes_to(model.id, name):
+                        found.setdefault(model.id, model)
+        for rule in self._routes.rules if self._routes is not None else ():
+            if rule.exact and rule.route.mode != "disabled":
+                found.setdefault(rule.pattern, Model(rule.pattern))
+        if failures and not found:
+            raise failures[0]
+        return tuple(found.values())
 
-    async def _ask(self, headers: Headers) -> tuple[Model, ...]:
+    def _goes_to(self, model: str, upstream: str) -> bool:
+        if self._routes is None:
+            return True
+        route = self._routes.choose(model)
+        return route.upstream == upstream and route.mode != "disabled"
+
+    async def _ask(
+        self, headers: Headers, upstream: str = DEFAULT_UPSTREAM, allowed: tuple[str, ...] | None = None
+    ) -> tuple[Model, ...]:
+        allowed = self._allowed if allowed is None else allowed
         call = UpstreamRequest(
             method="GET",
             path="/models",
@@ -116,6 +157,7 @@ class ModelCatalog:
             body=b"",
             model="",
             stream=False,
+            upstream=upstream,
         )
         try:
             async with self._upstream.call(call) as answer:
@@ -128,7 +170,7 @@ class ModelCatalog:
         except UpstreamCallFailed as failure:
             raise map_transport_error(failure.error) from None
         if answer.status in _NO_LIST:
-            if self._allowed:
+            if allowed:
                 return ()
             raise UpstreamFailed("The upstream does not list its models.", code="models_not_listed")
         if failed:
@@ -139,8 +181,13 @@ class ModelCatalog:
         return tuple(
             (name, value)
             for name, value in headers
-            if name in self._passed or (self._passthrough and name == "authorization")
+            if name in self._passed or (name == "authorization" and self._credentials)
         )
+
+    @property
+    def _credentials(self) -> bool:
+        """Whether any upstream gets the client's Authorization, so that its list may depend on it."""
+        return self._passthrough or any(passthrough for passthrough, _ in self._others.values())
 
     def _digest(self, headers: Headers) -> bytes:
         """One key per set of headers that can change the answer: everything passed on that is no trace."""
@@ -149,6 +196,17 @@ class ModelCatalog:
             if name not in _PASSED:
                 hashed.update(f"{len(name)}:{name}{len(value)}:{value}".encode("utf-8", "surrogateescape"))
         return hashed.digest()
+
+
+def _permit(listed: tuple[Model, ...], allowed: tuple[str, ...]) -> tuple[Model, ...]:
+    if not allowed:
+        return listed
+    by_id = {model.id: model for model in listed}
+    return tuple(by_id.get(name) or Model(name) for name in allowed)
+
+
+def _without_credentials(headers: Headers) -> Headers:
+    return tuple((name, value) for name, value in headers if name != "authorization")
 
 
 def read_models(body: bytes) -> tuple[Model, ...]:

@@ -32,7 +32,7 @@ from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.config import Settings, parse_address
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
-from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE
+from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
 
@@ -300,6 +300,9 @@ def _without_secrets(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json")
     for section, name in _SECRETS:
         values[section].pop(name)
+    # As a whole in the environment: keys are in it.
+    values.pop("upstreams")
+    values["sealing"].pop("keys")
     return values
 
 
@@ -314,11 +317,24 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
         secret = getattr(getattr(settings, section), name)
         if secret is not None:
             environ[f"ANTIPHON_{section}__{name}".upper()] = secret.get_secret_value()
+    if settings.sealing.keys:
+        environ["ANTIPHON_SEALING__KEYS"] = ",".join(key.get_secret_value() for key in settings.sealing.keys)
+    if settings.upstreams:
+        environ["ANTIPHON_UPSTREAMS"] = json.dumps(
+            {
+                name: {
+                    **upstream.model_dump(mode="json", exclude={"api_key"}),
+                    "api_key": upstream.api_key.get_secret_value() if upstream.api_key is not None else None,
+                }
+                for name, upstream in settings.upstreams.items()
+            }
+        )
     return environ
 
 
 def _envoy_environment(settings: Settings) -> dict[str, str]:
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
+    secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
     given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
     return {**_plain_environment(), **given}
 

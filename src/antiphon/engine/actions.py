@@ -128,6 +128,7 @@ class UpstreamRequest:
     """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
 
     `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
+    `upstream` is the name of the upstream to call.
     """
 
     method: str
@@ -136,6 +137,7 @@ class UpstreamRequest:
     body: bytes
     model: str
     stream: bool
+    upstream: str = "default"
 
 
 class CancelReason(Enum):
@@ -182,11 +184,13 @@ class SaveResponse:
 
 @dataclass(frozen=True, slots=True)
 class SendHead:
-    """The client's response head. `streamed` says that body parts follow over time (SSE)."""
+    """The client's response head. `streamed` says that body parts follow over time (SSE); `raw` that they are somebody
+    else's bytes, into which nothing may be put."""
 
     status: int
     headers: Headers
     streamed: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

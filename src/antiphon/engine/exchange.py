@@ -35,6 +35,7 @@ from antiphon.engine.actions import (
     Usage,
 )
 from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references
+from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import (
     ApiError,
@@ -55,7 +56,7 @@ from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
 from antiphon.translation.file_urls import FileNotFetched, file_urls, forgive_history, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_request import read_request
+from antiphon.translation.read_request import read_model, read_request
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import (
     as_event_failure,
@@ -73,9 +74,14 @@ __all__ = ["ExchangeOptions", "ResponseExchange"]
 
 @dataclass(frozen=True, slots=True)
 class ExchangeOptions:
-    """What settings say about every exchange; made once per process."""
+    """What settings say about every exchange; made once per process.
+
+    `routes` says where each model goes; without it, everything to one upstream with `profile`, `upstream_headers` and
+    `passthrough`. `models`, when not empty, are all there are.
+    """
 
     profile: UpstreamProfile
+    routes: Routes | None = None
     models: frozenset[str] = frozenset()
     upstream_headers: frozenset[str] = frozenset()
     passthrough: bool = True
@@ -93,6 +99,11 @@ class ExchangeOptions:
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _JSON = ("content-type", "application/json")
 _ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
+# What else a Responses service reads.
+_NATIVE_HEADERS = frozenset({"openai-beta", "openai-organization", "openai-project", "idempotency-key"})
+_WIRE_HEADERS = frozenset(
+    {"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding", "upgrade", "date", "server"}
+)
 _CANCELLED = {
     CancelReason.CLIENT_GONE: "The client left before the response was complete.",
     CancelReason.UPSTREAM_GONE: "The upstream broke off its answer.",
@@ -120,6 +131,8 @@ class ResponseExchange:
         self._input: list[InputItem] = []
         self._history: tuple[StoredItem, ...] | None = None
         self._files: dict[str, FetchedFile | ApiError] = {}
+        self._route = ModelRoute(options.profile, passthrough=options.passthrough, headers=options.upstream_headers)
+        self._native_model = ""
         self._profile = options.profile
         self._tools = ToolMap()
         self._ignored: tuple[str, ...] = ()
@@ -151,7 +164,7 @@ class ResponseExchange:
     @property
     def model(self) -> str:
         """The model asked for, once the request was read."""
-        return self._request.model if self._request is not None else ""
+        return self._request.model if self._request is not None else self._native_model
 
     @property
     def response_id(self) -> str:
@@ -192,8 +205,19 @@ class ResponseExchange:
         self._head = head
         options = self._options
         try:
+            if options.routes is not None and options.routes.has_native:
+                model = read_model(body)
+                if model is not None and options.routes.choose(model).mode == "native":
+                    self._pass_on(model, options.routes.choose(model), body)
+                    return
             request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
-            if options.models and request.model not in options.models:
+            if options.routes is not None:
+                self._route = options.routes.choose(request.model)
+            self._profile = self._route.profile.for_model(self._route.model or request.model)
+            refused = (
+                options.models and self._route.upstream == DEFAULT_UPSTREAM and request.model not in options.models
+            )
+            if refused or self._route.mode == "disabled":
                 raise NotFound(
                     f"The model '{request.model}' does not exist or you do not have access to it.",
                     param="model",
@@ -250,7 +274,7 @@ class ResponseExchange:
         if self.state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        if self.state in (State.NEW, State.CONTEXT):
+        if self.state in (State.NEW, State.CONTEXT) or self._native_model:
             self._finish("cancelled")
             return
         self._close(Ending("failed", code="server_error", message=_CANCELLED[reason]))
@@ -260,6 +284,9 @@ class ResponseExchange:
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
         """The upstream's status and headers."""
         self._allow(Input.HEAD)
+        if self._native_model:
+            self._pass_back(status, headers)
+            return
         assert self._builder is not None
         self._status = status
         self._upstream_headers = headers
@@ -297,7 +324,9 @@ class ResponseExchange:
                 self._close(None)
             return
         self._allow(Input.DATA)
-        if state is State.COLLECTING or state is State.REFUSED:
+        if state is State.PASSING:
+            self._actions.append(SendBody(data))
+        elif state is State.COLLECTING or state is State.REFUSED:
             self._collect(data)
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
@@ -305,7 +334,9 @@ class ResponseExchange:
         self._allow(Input.END)
         self._upstream_open = False
         state = self.state
-        if state is State.CALLING:
+        if state is State.PASSING:
+            self._passed(error)
+        elif state is State.CALLING:
             self._fail_call(map_transport_error(error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")))
         elif state is State.REFUSED:
             self._fail_call(map_upstream_answer(self._status, self._upstream_headers, b"".join(self._collected)))
@@ -378,12 +409,12 @@ class ResponseExchange:
     def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
         assert self._request is not None and self._head is not None
         request = self._request
-        self._profile = self._options.profile.for_model(request.model)
         try:
             translated = translate_request(
                 request,
                 _named_items(history, request.input),
                 self._profile,
+                model=self._route.model,
                 sources=ItemSources(self._unseal, self._files),
                 most_tools=self._options.most_tools,
             )
@@ -395,27 +426,50 @@ class ResponseExchange:
         self._tools = translated.tools
         self._ignored = (*request.ignored, *translated.ignored)
         self._input = prepare_input(request.input, self._new_id)
+        self._call("/chat/completions", translated.body, request.model, stream=request.stream)
+
+    def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
+        assert self._head is not None
         self.state = State.CALLING
         self._upstream_open = True
+        headers = self._allowed_headers(self._head.headers, stream)
         self._actions.append(
-            CallUpstream(
-                UpstreamRequest(
-                    method="POST",
-                    path="/chat/completions",
-                    headers=self._allowed_headers(self._head.headers, request.stream),
-                    body=translated.body,
-                    model=request.model,
-                    stream=request.stream,
-                )
-            )
+            CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
         )
 
+    # An upstream that speaks Responses itself
+
+    def _pass_on(self, model: str, route: ModelRoute, body: bytes) -> None:
+        """The request goes on as it came; nothing of it is kept here."""
+        self._native_model = model
+        self._route = route
+        self._call("/responses", body, model, stream=True)
+
+    def _pass_back(self, status: int, headers: Headers) -> None:
+        kept = tuple((name, value) for name, value in headers if name[:1] != ":" and name not in _WIRE_HEADERS)
+        streamed = "text/event-stream" in (header_value(headers, "content-type") or "")
+        self._head_sent = True
+        self.state = State.PASSING
+        self._status = status
+        self._actions.append(SendHead(status, kept, streamed=streamed, raw=True))
+
+    def _passed(self, error: UpstreamError | None) -> None:
+        if error is None:
+            self._finish("completed" if self._status < 400 else "error")
+            return
+        # The bytes so far are the client's; that they are not all can only be told by breaking off.
+        self._actions.append(AbortUpstream())
+        self._finish("cut")
+
     def _allowed_headers(self, headers: Headers, stream: bool) -> Headers:
-        allowed = self._options.upstream_headers | _ALWAYS_PASSED
+        route = self._route
+        allowed = route.headers | _ALWAYS_PASSED
+        if self._native_model:
+            allowed |= _NATIVE_HEADERS
         kept = tuple(
             (name, value)
             for name, value in headers
-            if name in allowed or (name == "authorization" and self._options.passthrough)
+            if name in allowed or (name == "authorization" and route.passthrough)
         )
         return (_JSON, ("accept", "text/event-stream" if stream else "application/json"), *kept)
 

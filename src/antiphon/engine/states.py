@@ -21,6 +21,7 @@ class State(Enum):
     STREAMING = "streaming"
     COLLECTING = "collecting"
     REFUSED = "refused"
+    PASSING = "passing"
     SAVING = "saving"
     DONE = "done"
 
@@ -48,7 +49,7 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CALLING: {
-        Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED}),
+        Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING}),
         Input.END: frozenset({State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.SAVING, State.DONE}),
     },
@@ -66,6 +67,12 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
         Input.DATA: frozenset({State.REFUSED}),
         Input.END: frozenset({State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.SAVING, State.DONE}),
+    },
+    # An upstream that speaks Responses itself: its bytes are the client's.
+    State.PASSING: {
+        Input.DATA: frozenset({State.PASSING}),
+        Input.END: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
     },
     # The upstream may still send what follows its [DONE].
     State.SAVING: {

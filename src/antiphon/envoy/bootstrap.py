@@ -21,13 +21,14 @@ from typing import Any
 
 import yaml
 
-from antiphon.config import Settings, parse_address
+from antiphon.config import Settings, UpstreamSettings, parse_address
 from antiphon.envoy.messages import Config, address, cluster, error_body, http_filter, listener, typed
 from antiphon.envoy.routes import (
     EXTPROC,
     SECRET_HEADER,
     SECRET_PLACEHOLDER,
     SECRET_VARIABLE,
+    model_cluster,
     model_door_routes,
     public_routes,
 )
@@ -310,7 +311,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
     http = [address(place) for _, place in places]
     dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
     return [
-        _model_cluster(settings),
+        *(_model_cluster(name, upstream, settings) for name, upstream in settings.every_upstream.items()),
         cluster(
             "sidecar_grpc",
             grpc,
@@ -335,8 +336,7 @@ def _is_ip(where: Config) -> bool:
     return True
 
 
-def _model_cluster(settings: Settings) -> Config:
-    upstream = settings.upstream
+def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) -> Config:
     host, port = upstream.address
     where = {"socket_address": {"address": host, "port_value": port}}
     fields: Config = {
@@ -362,7 +362,7 @@ def _model_cluster(settings: Settings) -> Config:
                 },
             ),
         }
-    return cluster("model", [where], **fields)
+    return cluster(model_cluster(called), [where], **fields)
 
 
 def _authorities(given: Path | None) -> str:

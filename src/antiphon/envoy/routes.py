@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.config import AuthMode, Settings, parse_address
+from antiphon.config import AuthMode, Settings, UpstreamSettings, parse_address
 from antiphon.envoy.messages import Config, direct_response, error_body, typed
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "SECRET_HEADER",
     "SECRET_PLACEHOLDER",
     "SECRET_VARIABLE",
+    "key_variable",
+    "model_cluster",
     "model_door_routes",
     "public_routes",
 ]
@@ -43,10 +45,20 @@ _NOT_FOUND = error_body(
 )
 
 
+def key_variable(upstream: str) -> str:
+    """The variable of Envoy's process that holds the key of an upstream."""
+    return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
+
+
+def model_cluster(upstream: str) -> str:
+    """The name of an upstream's cluster."""
+    return "model" if upstream == "default" else f"model_{upstream}"
+
+
 def public_routes(settings: Settings) -> list[Config]:
     """The public listener's routes, most specific first."""
     return [
-        _translated(settings),
+        *_chosen(settings),
         {
             "name": "websocket",
             "match": {
@@ -95,10 +107,15 @@ def model_door_routes(settings: Settings) -> list[Config]:
     needed: list[Config] = []
     if parse_address(settings.sidecar.model_door)[0] != "unix":
         needed = [{"name": SECRET_HEADER, "string_match": {"exact": SECRET_PLACEHOLDER}}]
-    routes = [
-        _to_model(settings, f"model{path}", path, headers=needed)
-        for path in (*_MODEL_PATHS, *settings.upstream.path_allow)
-    ]
+    routes = []
+    native = {model.upstream for model in settings.models if model.mode == "native"}
+    for name in settings.upstreams:
+        chosen = [*needed, {"name": BACKEND_HEADER, "string_match": {"exact": name}}]
+        paths = ("/chat/completions", "/responses") if name in native else ("/chat/completions",)
+        routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
+        routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
+    paths = (*_MODEL_PATHS, *settings.upstream.path_allow, *(("/responses",) if "default" in native else ()))
+    routes += [_to_model(settings, f"model{path}", path, headers=needed) for path in paths]
     listing = _to_model(settings, "models", "/models", method="GET", headers=needed)
     refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
     return [*routes, listing, direct_response("nothing", {"prefix": "/"}, 404, refused)]
@@ -108,24 +125,43 @@ def _method(name: str) -> Config:
     return {"name": ":method", "string_match": {"exact": name}}
 
 
-def _translated(settings: Settings) -> Config:
-    """The way out of the dead end: only the sidecar sets the header, a client's copy is stripped on arrival."""
-    route = _to_model(settings, "translated", "/chat/completions")
-    route["match"]["headers"].append({"name": BACKEND_HEADER, "present_match": True})
-    return route
+def _chosen(settings: Settings) -> list[Config]:
+    """The ways out of the dead end: only the sidecar sets the header, a client's copy is stripped on arrival.
+
+    Its value names the upstream; one that speaks Responses itself is called on the path the client used.
+    """
+    native = {model.upstream for model in settings.models if model.mode == "native"}
+    routes = []
+    for name in reversed(settings.every_upstream):
+        match = {"string_match": {"exact": name}} if name != "default" else {"present_match": True}
+        suffix = "" if name == "default" else f"/{name}"
+        if name in native:
+            named = {"string_match": {"exact": name}}
+            routes.append(_to_model(settings, f"native{suffix}", "/responses", upstream=name))
+            routes[-1]["match"]["headers"].append({"name": BACKEND_HEADER, **named})
+        route = _to_model(settings, f"translated{suffix}", "/chat/completions", upstream=name)
+        route["match"]["headers"].append({"name": BACKEND_HEADER, **match})
+        routes.append(route)
+    return routes
 
 
 def _to_model(
-    settings: Settings, name: str, path: str, *, method: str = "POST", headers: list[Config] | None = None
+    settings: Settings,
+    name: str,
+    path: str,
+    *,
+    method: str = "POST",
+    headers: list[Config] | None = None,
+    upstream: str = "default",
 ) -> Config:
-    upstream = settings.upstream
+    where: UpstreamSettings = settings.every_upstream[upstream]
     action: dict[str, Any] = {
-        "cluster": "model",
+        "cluster": model_cluster(upstream),
         "timeout": "0s",
-        "host_rewrite_literal": upstream.authority,
+        "host_rewrite_literal": where.authority,
     }
-    if upstream.base_path != "/v1":
-        action["prefix_rewrite"] = upstream.base_path + path
+    if where.base_path != "/v1":
+        action["prefix_rewrite"] = where.base_path + path
     if settings.envoy.retries:
         action["retry_policy"] = {
             "retry_on": "connect-failure,refused-stream,reset-before-request",
@@ -139,14 +175,14 @@ def _to_model(
         "request_body_buffer_limit": _BODY_LIMIT,
         "request_headers_to_remove": [BACKEND_HEADER, SECRET_HEADER, settings.owner.header],
     }
-    if upstream.auth_mode is AuthMode.INJECT:
+    if where.auth_mode is AuthMode.INJECT:
         route["request_headers_to_add"] = [
             {
-                "header": {"key": "authorization", "value": f"Bearer %ENVIRONMENT({KEY_VARIABLE})%"},
+                "header": {"key": "authorization", "value": f"Bearer %ENVIRONMENT({key_variable(upstream)})%"},
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         ]
-    elif upstream.auth_mode is AuthMode.NONE:
+    elif where.auth_mode is AuthMode.NONE:
         route["request_headers_to_remove"].append("authorization")
     return route
 

@@ -23,7 +23,7 @@ from antiphon.types.json import ABSENT, given
 from antiphon.types.request import CreateResponse, ReasoningOptions, StreamOptions, TextOptions
 from antiphon.types.tools import Tool
 
-__all__ = ["read_request"]
+__all__ = ["read_model", "read_request"]
 
 _OPTIONAL: dict[str, Any] = {
     "previous_response_id": str | None,
@@ -96,6 +96,21 @@ _IGNORABLE_INCLUDES = frozenset(
         "code_interpreter_call.outputs",
     }
 )
+
+
+class _OnlyModel(msgspec.Struct):
+    model: str | None = None
+
+
+_ONLY_MODEL = msgspec.json.Decoder(_OnlyModel)
+
+
+def read_model(body: bytes) -> str | None:
+    """The model a body names, without looking at anything else; None when it names none."""
+    try:
+        return _ONLY_MODEL.decode(body).model
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
 
 
 def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResponse:

@@ -21,8 +21,10 @@ from antiphon.engine.actions import (
     StoredItem,
 )
 from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.routes import ModelRoute, ModelRule, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import ExchangeStateError, StoreError
+from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
 from tests.support.judge import check_stream, parse_sse
@@ -38,7 +40,11 @@ def _in_state(state: State) -> ResponseExchange:
     exchange = make_exchange()
     if state is State.NEW:
         return exchange
-    if state is State.CONTEXT:
+    if state is State.PASSING:
+        exchange = make_exchange(routes=_NATIVE)
+        exchange.receive_request(_HEAD, _STREAM)
+        exchange.receive_upstream_head(200, SSE)
+    elif state is State.CONTEXT:
         body = json.dumps({"model": "m", "input": "hi", "previous_response_id": "resp_x"}).encode()
         exchange.receive_request(_HEAD, body)
     else:
@@ -56,6 +62,11 @@ def _in_state(state: State) -> ResponseExchange:
     assert exchange.state is state
     exchange.actions()
     return exchange
+
+
+_NATIVE = Routes(
+    ModelRoute(PROFILES["generic"]), (ModelRule("*", ModelRoute(PROFILES["generic"], upstream="other", mode="native")),)
+)
 
 
 def _happen(exchange: ResponseExchange, happening: Input) -> None:

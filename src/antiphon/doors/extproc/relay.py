@@ -158,7 +158,7 @@ class Relay:
             (":path", "/v1" + call.path),
             *call.headers,
             ("content-length", str(len(call.body))),
-            (BACKEND_HEADER, "upstream"),
+            (BACKEND_HEADER, call.upstream),
         )
         kept = {name for name, _ in headers}
         kept |= _ENVOYS_OWN
@@ -314,7 +314,8 @@ class Relay:
         return self._timeouts.idle if self._headed else self._timeouts.head
 
     def _keeps_alive(self) -> bool:
-        return self._head_answered and not self._closing and self._head is not None and self._head.streamed
+        head = self._head
+        return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
 
     async def _on_silence(self) -> None:
         if self._finished:

@@ -87,6 +87,11 @@ class ExchangeAnswer:
                         await self._open_stream(action)
                 else:
                     self.outcome = action.outcome
+        if self.outcome == "cut":
+            # Not all of somebody else's bytes came, and nothing can be put behind them.
+            if self._stream is not None and self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the upstream broke off its answer")
         if self._stream is not None:
             await self._stream.write_eof()
 

@@ -1,0 +1,50 @@
+"""Several upstreams behind one port.
+
+Lives here: finding the one a call names, directly or through the model door. Not here: the call itself (`client.py`),
+the choice (`engine/routes.py`).
+
+Invariant: a call goes to the upstream it names or nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.ports import UpstreamAnswer
+from antiphon.upstream.client import HttpUpstream
+
+__all__ = ["ModelDoor", "UpstreamPool"]
+
+_BACKEND_HEADER = "x-antiphon-backend"
+
+
+class UpstreamPool:
+    """`Upstream` for a process that calls each upstream itself."""
+
+    def __init__(self, upstreams: Mapping[str, HttpUpstream]) -> None:
+        self._upstreams = dict(upstreams)
+
+    def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        return self._upstreams[request.upstream].call(request)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(upstream.aclose() for upstream in self._upstreams.values()))
+
+
+class ModelDoor:
+    """`Upstream` for a process whose calls go through Envoy, which knows the upstreams by name."""
+
+    def __init__(self, door: HttpUpstream) -> None:
+        self._door = door
+
+    def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        if request.upstream != "default":
+            request = replace(request, headers=(*request.headers, (_BACKEND_HEADER, request.upstream)))
+        return self._door.call(request)
+
+    async def aclose(self) -> None:
+        await self._door.aclose()
