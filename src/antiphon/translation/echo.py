@@ -59,20 +59,22 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
 
 
 def _tool(tool: Tool) -> Raw:
-    """A function with all five keys, whatever else as it was declared (nothing secret is in those)."""
-    if tool.type != "function":
+    """A function with all five keys, a tool search with its own, whatever else as it was declared (nothing secret is in
+    those)."""
+    if tool.type not in ("function", "tool_search"):
         return tool.source
-    return Raw(
-        encode(
-            {
-                "type": "function",
-                "description": tool.description,
-                "name": tool.name,
-                "parameters": tool.parameters if given(tool.parameters) else None,
-                "strict": tool.strict,
-            }
-        )
-    )
+    shown: dict[str, Any] = {
+        "type": tool.type,
+        "description": tool.description,
+        "parameters": tool.parameters if given(tool.parameters) else None,
+    }
+    if tool.type == "tool_search":
+        return Raw(encode({**shown, "execution": tool.execution}))
+    shown |= {"name": tool.name, "strict": tool.strict}
+    if tool.defer_loading:
+        # Observed: there only when it was asked for.
+        shown["defer_loading"] = True
+    return Raw(encode(shown))
 
 
 def _text(text: TextOptions | None) -> Raw:

@@ -416,3 +416,28 @@ def test_codex_gets_every_call_back_as_it_declared_it(case: str) -> None:
         assert streamed.body == run({**request, "stream": True}, [data]).body
         final = check_stream(parse_sse(streamed.body))
         assert final["output"] == output
+
+
+# The echo
+
+
+def test_tools_are_echoed_as_openai_does() -> None:
+    custom = {"type": "custom", "name": "sum", "format": {"type": "text"}}
+    space = {"type": "namespace", "name": "s", "description": "d", "tools": [FUNCTION, custom]}
+    search = {"type": "tool_search", "execution": "client"}
+    tools = [FUNCTION, {"type": "function", "name": "g", "defer_loading": True}, custom, space, search]
+    echo = _answer({"input": "hi", "tools": tools}, _completion(content="x")).json["tools"]
+    assert echo == [
+        {**FUNCTION, "description": None, "strict": None},
+        {
+            "type": "function",
+            "name": "g",
+            "description": None,
+            "parameters": None,
+            "strict": None,
+            "defer_loading": True,
+        },
+        custom,
+        space,
+        {**search, "description": None, "parameters": None},
+    ]
