@@ -415,6 +415,7 @@ class ResponseExchange:
                 _named_items(history, request.input),
                 self._profile,
                 model=self._route.model,
+                context_tokens=self._route.context_tokens,
                 sources=ItemSources(self._unseal, self._files),
                 most_tools=self._options.most_tools,
             )

@@ -19,6 +19,7 @@ from antiphon.translation.chat_messages import ItemSources, instruct, translate_
 from antiphon.translation.chat_tools import make_chat_tools
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.truncation import keep_latest
 from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode
@@ -46,15 +47,23 @@ def translate_request(
     model: str | None = None,
     sources: ItemSources | None = None,
     most_tools: int = 1024,
+    context_tokens: int | None = None,
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    `items` is the history and the input; `model` the upstream's name of the model, when it differs.
+    `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens` what
+    the model takes, where that is known.
     """
     made = make_chat_tools(
         request.tools, request.tool_choice, items, profile, parallel=request.parallel_tool_calls, most=most_tools
     )
     ignored: list[str] = []
+    if request.truncation == "auto":
+        if context_tokens is None:
+            ignored.append("truncation")
+        else:
+            tools = sum(len(bytes(tool)) for tool in made.declarations) // 4
+            items = keep_latest(items, context_tokens - tools - (request.max_output_tokens or 0))
     if request.logprobs and not profile.logprobs:
         raise InvalidRequest(
             "This model's server gives no log probabilities; leave 'top_logprobs' and "

@@ -305,7 +305,7 @@ def _check_metadata(metadata: dict[str, str]) -> None:
 
 def _ignored_values(values: dict[str, Any]) -> list[str]:
     """Known fields whose value has no effect here."""
-    ignored = ["truncation"] if values.get("truncation") == "auto" else []
+    ignored: list[str] = []
     # The others speak of hosted tools, of which there are none yet.
     ignored += [f"include:{include}" for include in values.get("include") or () if include in _IGNORABLE_INCLUDES]
     return ignored

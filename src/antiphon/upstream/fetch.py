@@ -237,7 +237,7 @@ def _read_url(text: str, *, relative: bool = False) -> URL:
         raise _refused(f"The URL is longer than {_MOST_URL} characters.")
     try:
         url = URL(text.strip())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, IndexError):  # yarl indexes into an empty host
         raise _refused("The URL is not valid.") from None
     if not relative and not url.absolute:
         raise _refused("The URL is not a complete https URL.")

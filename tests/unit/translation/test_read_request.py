@@ -114,14 +114,12 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 def test_what_has_no_effect_is_named() -> None:
     request = _read(
         client_metadata={"a": 1},
-        truncation="auto",
         include=["reasoning.encrypted_content", "file_search_call.results"],
         tools=[{"type": "web_search"}, _TOOL],
         stream_options={"include_obfuscation": True},
     )
     assert set(request.ignored) == {
         "client_metadata",
-        "truncation",
         "include:file_search_call.results",
         "tools.web_search",
     }

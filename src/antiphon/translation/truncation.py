@@ -1,0 +1,67 @@
+"""`truncation: auto`: the oldest turns go when a conversation is too long for its model.
+
+Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting of its route);
+without it nothing is dropped, and the field is named as ignored.
+
+A turn is a user message and everything up to the next one, so calls go together with their outputs. Instructions,
+system and developer messages, items that bring tools, and the latest turn always stay.
+
+The estimate is four bytes a token, as is usual for English; data in base64 counts as one picture. It is made to err on
+the long side for code and JSON, and can err on the short side for other scripts: set `context_tokens` with some room.
+
+Invariant: what stays is in its order, and is a conversation that a chat server accepts when the whole one was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from antiphon.types.items import InputItem
+
+__all__ = ["estimate_tokens", "keep_latest"]
+
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_MESSAGE = 4
+_DATA = re.compile(rb'"data:[^"]{256,}"')
+_TOKENS_PER_PICTURE = 1000
+
+Named = tuple[str, InputItem]
+
+
+def estimate_tokens(item: InputItem) -> int:
+    """About how many tokens an item is for the model."""
+    size = pictures = 0
+    for raw in (item.content, item.arguments, item.output, item.input, item.summary, item.action, item.operation):
+        data = bytes(raw)
+        if b'"data:' in data:
+            data, found = _DATA.subn(b"", data)
+            pictures += found
+        size += len(data)
+    return size // _BYTES_PER_TOKEN + pictures * _TOKENS_PER_PICTURE + _TOKENS_PER_MESSAGE
+
+
+def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
+    """The items without the oldest turns, so that about `tokens` remain; the latest turn stays, whatever its size."""
+    sizes = [estimate_tokens(item) for _, item in items]
+    excess = sum(sizes) - tokens
+    starts = [number for number, (_, item) in enumerate(items) if _is_user(item)]
+    if excess <= 0 or len(starts) < 2:
+        return list(items)
+    dropped: set[int] = set()
+    # Assistant items before the first user message belong to no turn of ours: they go first.
+    for start, end in zip([0, *starts[:-1]], starts, strict=True):
+        if excess <= 0:
+            break
+        turn = [number for number in range(start, end) if not _stays(items[number][1])]
+        dropped.update(turn)
+        excess -= sum(sizes[number] for number in turn)
+    return [named for number, named in enumerate(items) if number not in dropped]
+
+
+def _is_user(item: InputItem) -> bool:
+    return item.type in (None, "message") and item.role == "user"
+
+
+def _stays(item: InputItem) -> bool:
+    return item.role in ("system", "developer") or item.type in ("additional_tools", "tool_search_output")

@@ -1,0 +1,78 @@
+"""`truncation: auto` drops the oldest turns whole, and nothing that must stay."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.translation.profiles import PROFILES
+from tests.support.exchanges import Outcome, run
+from tests.support.strict_chat import check_chat_request
+
+_LONG = "word " * 400
+
+
+def _run(items: list[dict[str, Any]], tokens: int | None, truncation: str = "auto") -> Outcome:
+    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=tokens))
+    return run({"model": "m", "input": items, "truncation": truncation}, [b""], routes=routes)
+
+
+def _turn(name: str, *, call: bool = False) -> list[dict[str, Any]]:
+    turn: list[dict[str, Any]] = [{"role": "user", "content": f"{name} {_LONG}"}]
+    if call:
+        turn += [
+            {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": name, "output": _LONG},
+        ]
+    return [*turn, {"role": "assistant", "content": f"{name} answer"}]
+
+
+def _said(outcome: Outcome) -> str:
+    check_chat_request(outcome.chat)
+    return json.dumps(outcome.chat["messages"])
+
+
+def test_pitfall_46_the_oldest_turns_go_and_the_rest_stays() -> None:
+    items = [
+        {"role": "developer", "content": "rules"},
+        *_turn("one", call=True),
+        *_turn("two", call=True),
+        *_turn("three"),
+        {"role": "user", "content": "last"},
+    ]
+    said = _said(_run(items, 1200))
+    assert "rules" in said and "last" in said and "three answer" in said
+    assert "one answer" not in said and '"one"' not in said
+
+
+def test_what_fits_is_not_touched() -> None:
+    items = [*_turn("one", call=True), {"role": "user", "content": "last"}]
+    assert _said(_run(items, 100_000)) == _said(_run(items, 100_000, "disabled"))
+
+
+def test_disabled_drops_nothing() -> None:
+    assert "one answer" in _said(_run([*_turn("one"), *_turn("two")], 300, "disabled"))
+
+
+def test_the_latest_turn_stays_whatever_its_size() -> None:
+    assert "two answer" in _said(_run([*_turn("one"), *_turn("two", call=True)], 256))
+
+
+def test_without_a_known_length_the_field_is_named() -> None:
+    outcome = _run([*_turn("one"), {"role": "user", "content": "x"}], None)
+    assert "one answer" in _said(outcome)
+    body = b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}'
+    served = run(
+        {"model": "m", "input": "x", "truncation": "auto"}, [body], headers=(("content-type", "application/json"),)
+    )
+    assert served.head is not None and dict(served.head.headers)["antiphon-ignored"] == "truncation"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=8), st.integers(256, 3000))
+def test_what_remains_is_always_a_valid_conversation(turns: list[tuple[str, bool]], tokens: int) -> None:
+    items = [item for number, (name, call) in enumerate(turns) for item in _turn(f"{name}{number}", call=call)]
+    _said(_run([*items, {"role": "user", "content": "last"}], tokens))
