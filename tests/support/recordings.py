@@ -25,6 +25,7 @@ class Recording:
     stream: bool
     body: bytes
     request: dict[str, Any]
+    model: str
 
 
 @cache
@@ -41,6 +42,7 @@ def all_recordings() -> tuple[Recording, ...]:
                 stream=bool(data.get("stream")),
                 body=data["body"].encode(),
                 request=data.get("request") or {},
+                model=data.get("model") or "m",
             )
         )
     return tuple(found)

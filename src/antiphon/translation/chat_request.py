@@ -51,8 +51,8 @@ def translate_request(
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens` what
-    the model takes, where that is known.
+    `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens`
+    what the model takes, where that is known.
     """
     made = make_chat_tools(
         request.tools, request.tool_choice, items, profile, parallel=request.parallel_tool_calls, most=most_tools

@@ -1,6 +1,6 @@
 """`truncation: auto`: the oldest turns go when a conversation is too long for its model.
 
-Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting of its route);
+Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting);
 without it nothing is dropped, and the field is named as ignored.
 
 A turn is a user message and everything up to the next one, so calls go together with their outputs. Instructions,

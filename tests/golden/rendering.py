@@ -1,0 +1,93 @@
+"""What a recording leads to, as a text that a reviewer can read and a test can compare.
+
+Lives here: the text. Not here: which recordings there are (`tests/support/recordings.py`).
+
+Deltas that follow one another are one line with their text joined; every other event is a line with its ids and status.
+The last line is a digest of all bytes, so that the comparison is exact although the text is short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.support.exchanges import Outcome, run
+from tests.support.judge import parse_sse
+from tests.support.recordings import Recording
+
+__all__ = ["EXPECTED", "expected_path", "render", "replay"]
+
+EXPECTED = Path(__file__).parent / "expected"
+_SHOWN = ("item_id", "output_index", "status")
+# Everything an answer can hold is asked for.
+_REQUEST = {"input": "hi", "stream": True, "include": ["message.output_text.logprobs"]}
+
+
+def expected_path(recording: Recording) -> Path:
+    """Where the golden of a recording is."""
+    return EXPECTED / f"{recording.name}.txt"
+
+
+def replay(recording: Recording) -> Outcome:
+    """The recording as the upstream's answer to a streaming request."""
+    headers = (("content-type", recording.content_type or "application/json"),)
+    return run({**_REQUEST, "model": recording.model}, [recording.body], status=recording.status, headers=headers)
+
+
+def render(outcome: Outcome) -> str:
+    """The golden text."""
+    assert outcome.head is not None and outcome.finish is not None
+    lines = [f"HTTP {outcome.head.status} {outcome.finish.outcome}"]
+    if outcome.head.streamed:
+        lines += _events(parse_sse(outcome.body))
+    else:
+        lines.append(json.dumps(outcome.json, ensure_ascii=False))
+    lines.append("sha256 " + hashlib.sha256(outcome.body).hexdigest())
+    return "\n".join(lines) + "\n"
+
+
+def _events(events: list[dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    number = 0
+    while number < len(events):
+        event = events[number]
+        kind = event["type"]
+        if kind.endswith(".delta"):
+            end = number
+            while end < len(events) and events[end]["type"] == kind and events[end]["item_id"] == event["item_id"]:
+                end += 1
+            text = "".join(one["delta"] for one in events[number:end])
+            lines.append(f"{kind} x{end - number} {json.dumps(text, ensure_ascii=False)}")
+            number = end
+            continue
+        lines.append(f"{kind} {_details(event)}".rstrip())
+        number += 1
+    return lines
+
+
+def _details(event: dict[str, Any]) -> str:
+    if "item" in event:
+        item = event["item"]
+        shown = {key: item[key] for key in ("id", "type", "status", "name", "call_id") if key in item}
+        return json.dumps(shown, ensure_ascii=False)
+    if "annotation" in event:
+        return json.dumps(event["annotation"], ensure_ascii=False)
+    if "response" in event:
+        response = event["response"]
+        shown = {key: response[key] for key in ("status", "error", "incomplete_details") if response[key] is not None}
+        usage = response["usage"]
+        if usage is not None:
+            shown["usage"] = [
+                usage["input_tokens"],
+                usage["input_tokens_details"]["cached_tokens"],
+                usage["output_tokens"],
+                usage["output_tokens_details"]["reasoning_tokens"],
+                usage["total_tokens"],
+            ]
+        return json.dumps(shown, ensure_ascii=False)
+    if event["type"] == "error":
+        return json.dumps(event["error"], ensure_ascii=False)
+    logprobs = event.get("logprobs")
+    return f"{len(logprobs)} logprobs" if logprobs else ""

@@ -1,0 +1,19 @@
+"""Every recording gives exactly the committed events. `scripts/golden` writes them anew and shows what changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.golden.rendering import EXPECTED, expected_path, render, replay
+from tests.support.recordings import Recording, all_recordings
+
+
+@pytest.mark.parametrize("recording", all_recordings(), ids=lambda recording: recording.name)
+def test_golden(recording: Recording) -> None:
+    assert render(replay(recording)) == expected_path(recording).read_text(), (
+        "run scripts/golden and look at the change"
+    )
+
+
+def test_every_golden_has_its_recording() -> None:
+    assert set(EXPECTED.rglob("*.txt")) == {expected_path(recording) for recording in all_recordings()}
