@@ -1,4 +1,4 @@
-"""The Python clients: `python python_clients.py NAME`. One line of JSON per scenario. Runs in the clients' own environment."""
+"""The Python clients, in an environment of their own: `python python_clients.py NAME` prints a line per scenario."""
 
 import asyncio
 import json
