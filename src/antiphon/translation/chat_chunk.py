@@ -35,7 +35,10 @@ def read_chunk(data: bytes) -> Chunk:
         except (msgspec.DecodeError, RecursionError):
             pass
         else:
-            if all(_plain(choice.delta) and _plain(choice.message) for choice in chunk.choices or ()):
+            for choice in chunk.choices or ():
+                if not _plain(choice.delta) or (choice.message is not None and not _plain(choice.message)):
+                    break
+            else:
                 return chunk
     try:
         value = decode_any(data)
@@ -48,6 +51,8 @@ def read_chunk(data: bytes) -> Chunk:
 
 def fragment(value: Raw) -> bytes:
     """The fragment of a text field; empty when absent, null or the empty string."""
+    if value is ABSENT:
+        return b""
     data = bytes(value)
     return data[1:-1] if data[:1] == b'"' else b""
 
@@ -65,7 +70,8 @@ def _plain(delta: Delta | None) -> bool:
     if delta is None:
         return True
     for value in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
-        if first(value) not in _TEXT_OR_NOTHING:
+        # Most are absent in most chunks, and an absent one is always the same object.
+        if value is not ABSENT and first(value) not in _TEXT_OR_NOTHING:
             return False
     for call in delta.tool_calls or ():
         if call.function is not None and first(call.function.arguments) not in _TEXT_OR_NOTHING:

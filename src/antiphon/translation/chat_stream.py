@@ -28,7 +28,7 @@ from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
 from antiphon.translation.usage import read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
-from antiphon.types.json import decode_any, encode, first, fragment_of, given
+from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, given
 from antiphon.types.response import UsageObject
 
 __all__ = ["ChatStream", "Ending"]
@@ -218,7 +218,7 @@ class ChatStream:
                     self._text(fragment(choice.text))
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
-                if first(choice.error) and not given(error):
+                if choice.error is not ABSENT and not given(error):
                     # OpenRouter: a whole answer with its calls, and inside the choice that they are broken.
                     error = choice.error
         except OutputTooLarge:
@@ -232,7 +232,7 @@ class ChatStream:
             self._usage = usage
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
-        if first(chunk.citations):
+        if chunk.citations is not ABSENT and given(chunk.citations):
             self._note_annotations().receive_sources(chunk.citations)
         if given(error) and bytes(error) not in (b'""', b"{}", b"false"):
             self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))

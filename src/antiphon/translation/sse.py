@@ -42,6 +42,16 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Events completed by these bytes. Raises `EventTooLarge`."""
+        if (
+            data[:6] == b"data: "
+            and data.find(b"\n") == len(data) - 2
+            and data[-1:] == b"\n"
+            and len(data) <= self._limit
+            and self._is_idle()
+            and b"\r" not in data
+        ):
+            # The usual case: one whole event and nothing else.
+            return [ServerSentEvent(b"", data[6:-2])]
         if self._after_cr and data:
             # The CR was taken as a line end when it came; its LF belongs to it.
             self._after_cr = False
@@ -67,6 +77,10 @@ class SseDecoder:
         for line in lines:
             self._line(line, events)
         return events
+
+    def _is_idle(self) -> bool:
+        """Whether nothing was begun that these bytes would continue."""
+        return self._started and not (self._rest or self._data or self._type or self._after_cr)
 
     def close(self) -> list[ServerSentEvent]:
         """The stream has ended: the event that was begun, when it has data, counts as complete."""

@@ -51,7 +51,7 @@ def first(value: msgspec.Raw) -> bytes:
 
 def given(value: msgspec.Raw) -> bool:
     """Whether there is a value, and it is not null."""
-    return first(value) not in (b"", b"n")
+    return value is not ABSENT and first(value) not in (b"", b"n")
 
 
 def text_of(fragment: bytes) -> str:
