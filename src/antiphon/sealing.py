@@ -18,9 +18,11 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from antiphon.errors import InvalidRequest
 
@@ -85,6 +87,8 @@ class Sealer:
         blob = _decoded(text)
         if blob is None:
             return None
+        from cryptography.exceptions import InvalidTag
+
         key_id, nonce, closed = blob[:_KEY_ID], blob[_KEY_ID : _KEY_ID + _NONCE], blob[_KEY_ID + _NONCE :]
         for key in self._keys.get(key_id, ()):
             try:
@@ -96,12 +100,16 @@ class Sealer:
 
 
 class _Key:
-    __slots__ = ("cipher", "id")
-
     def __init__(self, secret: bytes) -> None:
-        key = hashlib.sha256(b"antiphon sealing key\0" + secret).digest()
-        self.id = hashlib.sha256(b"antiphon sealing key id\0" + key).digest()[:_KEY_ID]
-        self.cipher = AESGCM(key)
+        self._key = hashlib.sha256(b"antiphon sealing key\0" + secret).digest()
+        self.id = hashlib.sha256(b"antiphon sealing key id\0" + self._key).digest()[:_KEY_ID]
+
+    @cached_property
+    def cipher(self) -> AESGCM:
+        # Imported when something is sealed for the first time: it weighs 8 MiB, and most processes never do.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        return AESGCM(self._key)
 
 
 def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
