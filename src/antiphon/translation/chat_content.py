@@ -27,6 +27,7 @@ __all__ = ["ContentRules", "joined_text", "message_content", "output_content"]
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
 _EMPTY = Raw(b'""')
+_IMAGES = ("input_image", "image_url", "computer_screenshot")
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -90,6 +91,9 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         if first(part.text) == b'"' and part.type in (*_TEXT, None):
             # One part, not in a list.
             return bytes(part.text)[1:-1], []
+        if part.type in _IMAGES:
+            data = b"[%b]" % data
+    if data[:1] == b"{":
         # An object instead of a string of JSON: the model gets the JSON.
         return encode(data.decode())[1:-1], []
     if data[:1] != b"[":
@@ -99,7 +103,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
             code="invalid_type",
         )
     text, images = [], []
-    for number, part in enumerate(_parts(f"{where}.output", output)):
+    for number, part in enumerate(_parts(f"{where}.output", Raw(data))):
         name = f"{where}.output[{number}]"
         if part.type in _TEXT:
             text.append(_text(name, part))
@@ -152,7 +156,7 @@ def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
     kind = part.type
     if kind in _TEXT:
         return _text_part(_text(where, part))
-    if kind in ("input_image", "image_url", "computer_screenshot"):
+    if kind in _IMAGES:
         return _image(where, part, rules)
     if kind == "input_file":
         return _file(where, part, rules)

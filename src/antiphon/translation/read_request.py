@@ -19,7 +19,7 @@ from antiphon.translation.checks import NAME, check_choice, read_string, wrong_t
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, given
+from antiphon.types.json import ABSENT, first, given
 from antiphon.types.request import CreateResponse, ReasoningOptions, StreamOptions, TextOptions
 from antiphon.types.tools import Tool
 
@@ -125,6 +125,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     values: dict[str, Any] = {name: _read(name, fields[name]) for name in _OPTIONAL if name in fields}
     _check_values(values)
     ignored = sorted(name for name in fields if name not in _OPTIONAL and name not in _READ_APART)
+    ignored += _ignored_inside(fields)
     ignored += _ignored_values(values)
     if values.get("background"):
         raise InvalidRequest(
@@ -183,6 +184,11 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     return request
 
 
+_INSIDE = {
+    "text": frozenset(TextOptions.__struct_fields__),
+    "reasoning": frozenset(ReasoningOptions.__struct_fields__),
+    "stream_options": frozenset(StreamOptions.__struct_fields__),
+}
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", *_NOT_YET})
 
 
@@ -301,6 +307,17 @@ def _check_metadata(metadata: dict[str, str]) -> None:
                 param="metadata",
                 code="string_above_max_length",
             )
+
+
+def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
+    """Unknown keys of the fields that are objects, as dotted names."""
+    return [
+        f"{name}.{key}"
+        for name, known in _INSIDE.items()
+        if name in fields and first(fields[name]) == b"{"
+        for key in sorted(_TOP.decode(fields[name]))
+        if key not in known
+    ]
 
 
 def _ignored_values(values: dict[str, Any]) -> list[str]:
