@@ -29,6 +29,10 @@ _COMMANDS: dict[str, tuple[str, tuple[dict[str, tuple[tuple[str, ...], str]], ..
         "print the Envoy bootstrap, or with --snippet the parts an existing Envoy needs",
         (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
     ),
+    "doctor": (
+        "check this machine, Envoy and the upstreams; say what they can do and what to change",
+        (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
+    ),
     "config": ("print the effective settings, secrets redacted", (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS)),
 }
 
@@ -52,6 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
         if name == "serve":
             command.add_argument("--shared-port", action="store_true", help=argparse.SUPPRESS)
+        if name == "doctor":
+            command.add_argument("--model", help="the model to ask; default: the first that is listed")
+            command.add_argument("--key-env", metavar="NAME", help="variable with a client's key, for passthrough")
+            command.add_argument("--json", action="store_true", help="the findings as JSON")
         if name == "envoy-config":
             command.add_argument("--snippet", action="store_true", help="only the parts an existing Envoy needs")
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
