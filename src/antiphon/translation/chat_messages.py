@@ -259,12 +259,14 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
         # Reasoning that led to nothing: there is no chat message that could carry it.
         return
     reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
+    nine = profile.call_ids == "nine"
+    ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
     message = ChatMessage(
         role="assistant",
         content=quoted(b"".join(turn.text)) if turn.text else NULL,
         tool_calls=[
-            ChatToolCall(id=fitting_call_id(call_id), function=ChatToolCallFunction(name=name, arguments=arguments))
-            for call_id, name, arguments in turn.calls
+            ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
+            for call_id, (_, name, arguments) in zip(ids, turn.calls, strict=True)
         ]
         or UNSET,
     )
@@ -273,9 +275,8 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
     if turn.details and profile.replay_details:
         message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
     messages.append(message)
-    for number, (call_id, _, _) in enumerate(turn.calls):
-        content = quoted(turn.outputs[number])
-        messages.append(ChatMessage(role="tool", tool_call_id=fitting_call_id(call_id), content=content))
+    for number, call_id in enumerate(ids):
+        messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
     if turn.images:
         # The tool role takes text only: images follow in a user message, after all tool messages.
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))

@@ -29,6 +29,7 @@ __all__ = ["ChatTranslation", "translate_request"]
 
 _USAGE = Raw(b'{"include_usage":true}')
 _JSON_OBJECT = Raw(b'{"type":"json_object"}')
+_ANY_OBJECT = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
 
 
 class ChatTranslation(Struct):
@@ -124,6 +125,8 @@ def _set(
 
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+# Some models know no more than to reason or not to.
+_PLACES = {**{name: place for place, name in enumerate(_EFFORTS)}, "default": _EFFORTS.index("medium")}
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
@@ -136,8 +139,12 @@ def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignore
     known = profile.effort_values
     if known is None or reasoning.effort in known:
         return reasoning.effort
-    place = _EFFORTS.index(reasoning.effort)
-    return min(known, key=lambda value: abs(_EFFORTS.index(value) - place))
+    place = _PLACES[reasoning.effort]
+    if place:
+        # To reason a little is not to reason not at all.
+        known = tuple(value for value in known if value != "none") or known
+    # Of two that are as near, the one that thinks longer.
+    return min(known, key=lambda value: (abs(_PLACES[value] - place), -_PLACES[value]))
 
 
 _T = TypeVar("_T")
@@ -158,9 +165,9 @@ def _response_format(
         return UNSET
     kind = profile.structured_output
     if text.format.type == "json_object":
-        if kind == "off":
+        if kind == "off" or not profile.json_object:
             instruct(messages, "Answer with one JSON object and nothing else.")
-            return UNSET
+            return UNSET if kind == "off" else _ANY_OBJECT
         return _JSON_OBJECT
     if kind != "json_schema":
         schema = bytes(text.format.schema).decode()

@@ -24,6 +24,7 @@ __all__ = ["CallKind", "CallTarget", "ToolMap", "fitting_call_id", "flat_name"]
 _LONGEST = 64
 _HASH = 8
 _LONGEST_CALL_ID = 40
+_NINE = re.compile(r"[a-zA-Z0-9]{9}")
 _UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -57,14 +58,16 @@ def flat_name(name: str, namespace: str | None = None) -> str:
     return f"{fit[: _LONGEST - _HASH - 1]}_{digest}"
 
 
-def fitting_call_id(call_id: str) -> str:
-    """The id as it is, or one in its place that every chat server takes; the same for the call and its output.
+def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
+    """The id as it is, or one in its place that the chat server takes; the same for the call and its output.
 
-    OpenAI's chat API takes 40 characters at most; longer ids come from other gateways, and from ourselves.
+    OpenAI's chat API takes 40 characters at most; longer ids come from other gateways, and from ourselves. `nine`: the
+    server takes nine letters and digits, no more and no less.
     """
-    if len(call_id) <= _LONGEST_CALL_ID:
+    if _NINE.fullmatch(call_id) if nine else len(call_id) <= _LONGEST_CALL_ID:
         return call_id
-    return f"call_{hashlib.sha256(call_id.encode('utf-8', 'replace')).hexdigest()[:32]}"
+    digest = hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()
+    return digest[:9] if nine else f"call_{digest[:32]}"
 
 
 class ToolMap:

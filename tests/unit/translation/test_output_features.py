@@ -291,7 +291,7 @@ def test_each_profile_replays_reasoning_under_its_own_key() -> None:
         {"role": "assistant", "content": "Hi"},
         {"role": "user", "content": "on"},
     ]
-    for profile, key in (("generic", "reasoning_content"), ("groq", "reasoning"), ("openai", None)):
+    for profile, key in (("generic", "reasoning_content"), ("ollama", "reasoning"), ("openai", None)):
         turn = _run(_chunk(content="x"), profile=profile, request={"input": items}).chat["messages"][1]
         assert {name for name in turn if name.startswith("reasoning")} == ({key} if key else set())
 
@@ -309,8 +309,8 @@ def test_fields_only_some_servers_have_are_sent_or_named() -> None:
 
 
 def test_an_effort_the_server_does_not_know_becomes_the_nearest() -> None:
-    for asked, sent in (("minimal", "none"), ("xhigh", "high"), ("medium", "medium")):
-        chat = _run(_chunk(content="x"), profile="groq", request={"reasoning": {"effort": asked}}).chat
+    for asked, sent in (("minimal", "low"), ("xhigh", "high"), ("medium", "medium")):
+        chat = _run(_chunk(content="x"), profile="ollama", request={"reasoning": {"effort": asked}}).chat
         assert chat["reasoning_effort"] == sent
 
 

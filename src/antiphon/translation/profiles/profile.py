@@ -1,6 +1,7 @@
 """The profile type: every question a translator may ask about an upstream.
 
-Lives here: the flags, their defaults, and how a model narrows them. Not here: any vendor (`vendors.py`).
+Lives here: the flags, their defaults, and how a model narrows them. Not here: any vendor (a file each, listed in
+`__init__.py`), what holds for a family of models wherever it is served (`families.py`).
 
 Invariant: the defaults survive every server that was ever recorded; a flag is set only where that is not the best.
 """
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+from antiphon.translation.profiles.families import FAMILIES, ModelNote
 
 __all__ = ["UpstreamProfile"]
 
@@ -19,22 +22,31 @@ __all__ = ["UpstreamProfile"]
 class UpstreamProfile:
     """What an upstream accepts and how its answers are to be judged.
 
+    Who: `name` is the profile's name in settings, `title` the vendor's for people, `hosts` are globs of host names for
+    which `auto` chooses it.
+
     Request: `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer
     messages get; `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether
     the field is sent at all; `effort_values` are the efforts the server knows (None: sent as they are, else the
-    nearest); `structured_output` is the strongest form of `text.format` it takes (weaker ones are emulated with an
-    instruction); `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call
-    is required); `passed_fields` are request fields sent on under their own name; `images`, `files` and `audio_input`
-    say which content it takes (`text`: files that are text become text, others are refused); `replay_reasoning` is the
-    key under which earlier reasoning goes back, `replay_details` whether `reasoning_details` go back too.
+    nearest; `default` stands for everything between none and high); `structured_output` is the strongest form of
+    `text.format` it takes (weaker ones are emulated with an instruction), `json_object` whether it takes that form too;
+    `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call is required);
+    `passed_fields` are request fields sent on under their own name; `images`, `files` and `audio_input` say which
+    content it takes (`text`: files that are text become text, others are refused); `call_ids` are the ids of calls it
+    takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which earlier reasoning goes
+    back, `replay_details` whether `reasoning_details` go back too.
 
-    Answer: `end_without_finish` is what a stream means that ended without a `finish_reason` after useful output;
-    `think` says where reasoning hides in the content: nowhere, in an answer that begins with `<think>`, or in
-    everything before `</think>` because the template opened it; `opened_models` are patterns of model names for which
-    it is `opened`; `stream_usage` asks for usage in streams.
+    Answer: `logprobs` says whether it gives log probabilities; `end_without_finish` is what a stream means that ended
+    without a `finish_reason` after useful output; `think` says where reasoning hides in the content: nowhere, in an
+    answer that begins with `<think>`, or in everything before `</think>` because the template opened it; `stream_usage`
+    asks for usage in streams.
+
+    `by_model` says what differs for some of its models.
     """
 
     name: str
+    title: str = ""
+    hosts: tuple[str, ...] = ()
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     developer_role: Literal["system", "developer"] = "system"
     end_without_finish: Literal["failed", "completed"] = "failed"
@@ -48,23 +60,33 @@ class UpstreamProfile:
     strict_tools: bool = True
     named_tool_choice: Literal["native", "required"] = "native"
     structured_output: Literal["json_schema", "json_object", "off"] = "json_schema"
+    json_object: bool = True
     images: bool = True
     files: Literal["part", "text"] = "part"
     audio_input: bool = False
+    call_ids: Literal["any", "nine"] = "any"
     replay_reasoning: Literal["reasoning_content", "reasoning", "off"] = "reasoning_content"
     replay_details: bool = False
     passed_fields: frozenset[str] = frozenset()
     think: Literal["off", "tagged", "opened"] = "tagged"
-    opened_models: tuple[str, ...] = ()
+    by_model: tuple[ModelNote, ...] = ()
+
+    def serves(self, host: str) -> bool:
+        """Whether this host name is the vendor's."""
+        return any(fnmatchcase(host, pattern) for pattern in self.hosts)
 
     def for_model(self, model: str) -> UpstreamProfile:
         """This profile as it holds for one model; the same object when nothing differs."""
-        return _narrowed(self, model) if self.opened_models else self
+        return _narrowed(self, model)
 
 
 @lru_cache(maxsize=1024)
 def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
     name = model.lower()
-    if profile.think != "opened" and any(fnmatchcase(name, pattern) for pattern in profile.opened_models):
-        return replace(profile, think="opened")
-    return profile
+    changes: dict[str, Any] = {}
+    # A vendor knows its own models better than what is said of their family.
+    for note in (*FAMILIES, *profile.by_model):
+        if note.fits(name):
+            changes.update(note.changes)
+    changes = {flag: value for flag, value in changes.items() if getattr(profile, flag) != value}
+    return replace(profile, **changes) if changes else profile

@@ -1,0 +1,26 @@
+"""Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai).
+
+It reads strictly: what it does not know is a 400, "Unknown name …: Cannot find field".
+"""
+
+from __future__ import annotations
+
+from antiphon.translation.profiles.profile import UpstreamProfile
+
+__all__ = ["PROFILE"]
+
+PROFILE = UpstreamProfile(
+    "gemini",
+    title="Gemini (compatible endpoint)",
+    hosts=("generativelanguage.googleapis.com",),
+    # `Unknown name "frequency_penalty"`: github.com/versun/RSSBox/issues/132.
+    penalties=False,
+    # Not among the documented fields.
+    logprobs=False,
+    strict_tools=False,
+    replay_reasoning="off",
+    # Documented: `none` to `high`; `minimal` is refused by some models (the issue above).
+    effort_values=("none", "low", "medium", "high"),
+    # Documented: audio understanding.
+    audio_input=True,
+)

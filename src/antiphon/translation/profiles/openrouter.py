@@ -1,0 +1,21 @@
+"""OpenRouter (openrouter.ai/docs): many backends behind one endpoint, which leaves out what a backend cannot do."""
+
+from __future__ import annotations
+
+from antiphon.translation.profiles.profile import UpstreamProfile
+
+__all__ = ["PROFILE"]
+
+PROFILE = UpstreamProfile(
+    "openrouter",
+    title="OpenRouter",
+    hosts=("openrouter.ai",),
+    verbosity=True,
+    audio_input=True,
+    passed_fields=frozenset({"user"}),
+    # Its own spelling, both ways: openrouter/pydantic-test-openrouter-….
+    replay_reasoning="reasoning",
+    # Encrypted and signed reasoning must come back as it was:
+    # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
+    replay_details=True,
+)
