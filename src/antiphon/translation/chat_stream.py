@@ -33,6 +33,8 @@ from antiphon.types.response import UsageObject
 
 __all__ = ["ChatStream", "Ending"]
 
+# Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
+_TIERS = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
 _BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
 
@@ -230,7 +232,7 @@ class ChatStream:
             usage = _groq_usage(bytes(chunk.x_groq))
         if usage is not None:
             self._usage = usage
-        if chunk.service_tier:
+        if chunk.service_tier in _TIERS:
             self._service_tier = chunk.service_tier
         if chunk.citations is not ABSENT and given(chunk.citations):
             self._note_annotations().receive_sources(chunk.citations)

@@ -1,0 +1,156 @@
+"""The two published schemas, and where a value breaks them.
+
+Lives here: validation of stream events, responses, errors and requests against OpenAI's and Open Responses' schema,
+with each violation named by a stable place. Not here: which violations are known (`tests/schemas/contradictions.py`),
+the grammar of a stream (`judge.py`).
+
+A place is the innermost typed object and the way from it: `response.usage`, `function_call.namespace`,
+`response.output_text.delta.logprobs[]`. In unions the branch is followed whose `type` fits the value, so that a
+violation is never just "not valid under any of the given schemas".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+__all__ = ["OPENAI", "OPEN_RESPONSES", "Violation", "check_error", "event_violations", "response_violations", "valid"]
+
+OPENAI = "openai"
+OPEN_RESPONSES = "open responses"
+_FOLDER = Path(__file__).parent.parent / "schemas"
+_FILES = {OPENAI: "openai-subset.json", OPEN_RESPONSES: "openresponses-openapi.json"}
+_RESPONSE = {OPENAI: "Response", OPEN_RESPONSES: "ResponseResource"}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """`schema` says `rule` (a JSON Schema keyword) is broken at `place`; `message` is for people."""
+
+    schema: str
+    place: str
+    rule: str
+    message: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.schema, self.place, self.rule
+
+
+@cache
+def _components(schema: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((_FOLDER / _FILES[schema]).read_text())["components"]
+    return found
+
+
+@cache
+def _validator(schema: str, name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": _components(schema)})
+
+
+@cache
+def _events(schema: str) -> dict[str, str]:
+    """Names of the event schemas by the event's `type`."""
+    names = {}
+    for name, found in _components(schema)["schemas"].items():
+        kind = found.get("properties", {}).get("type", {}).get("enum", [""])[0]
+        if name.endswith("Event") and (kind.startswith("response.") or kind == "error"):
+            names[kind] = name
+    return names
+
+
+def _type_of(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    kind = value.get("type", value.get("object"))
+    return kind if isinstance(kind, str) else None
+
+
+def _place(root: Any, path: list[str | int], missing: str = "") -> str:
+    place, value, foreign = _type_of(root) or "", root, False
+    for step in path:
+        value = value[step]
+        # The `type` in a JSON Schema is none of ours.
+        foreign = foreign or step in ("schema", "parameters")
+        kind = None if foreign else _type_of(value)
+        if kind is not None:
+            place = kind
+        else:
+            place += "[]" if isinstance(step, int) else f".{step}"
+    return f"{place}.{missing}" if missing else place
+
+
+def _leaves(error: jsonschema.ValidationError) -> Iterator[jsonschema.ValidationError]:
+    """The violations that matter: of a union those of the branch that was meant."""
+    if error.validator not in ("anyOf", "oneOf", "allOf") or not error.context:
+        yield error
+        return
+    branches: dict[Any, list[jsonschema.ValidationError]] = {}
+    for inner in error.context:
+        branches.setdefault(inner.schema_path[0], []).append(inner)
+    if error.validator != "allOf":
+        depth = len(error.absolute_path)
+        # A branch was not meant when the value itself has another JSON type or another `type`.
+        meant = [
+            branch
+            for branch in branches.values()
+            if not any(
+                (inner.validator == "type" and len(inner.absolute_path) == depth)
+                or (inner.validator in ("enum", "const") and len(inner.absolute_path) == depth)
+                or (list(inner.absolute_path)[depth:] in (["type"], ["role"]))
+                for inner in branch
+            )
+        ]
+        if len(meant) != 1:
+            meant = [branch for branch in meant if all(inner.validator != "anyOf" for inner in branch)][:1]
+        if not meant:
+            yield error
+            return
+        branches = dict(enumerate(meant))
+    for branch in branches.values():
+        for inner in branch:
+            yield from _leaves(inner)
+
+
+def _violations(schema: str, name: str, value: Any) -> Iterator[Violation]:
+    for found in _validator(schema, name).iter_errors(value):
+        for error in _leaves(found):
+            missing = ""
+            if error.validator == "required" and isinstance(error.instance, dict):
+                missing = next(key for key in error.validator_value if f"'{key}' is a required" in error.message)
+            place = _place(value, list(error.absolute_path), missing)
+            yield Violation(schema, place, str(error.validator), error.message[:200])
+
+
+def event_violations(event: dict[str, Any]) -> list[Violation]:
+    """What both schemas have against a stream event; that one does not know it is a violation `unknown`."""
+    found = []
+    for schema in _FILES:
+        name = _events(schema).get(event["type"])
+        if name is None:
+            found.append(Violation(schema, event["type"], "unknown", "no such event"))
+        else:
+            found += _violations(schema, name, event)
+    return found
+
+
+def response_violations(response: dict[str, Any]) -> list[Violation]:
+    """What both schemas have against a response object."""
+    return [found for schema, name in _RESPONSE.items() for found in _violations(schema, name, response)]
+
+
+def check_error(body: dict[str, Any]) -> None:
+    """Assert that an error body is OpenAI's."""
+    assert valid(OPENAI, "ErrorResponse", body) == [], body
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def valid(schema: str, name: str, value: Any) -> list[str]:
+    """What one named schema has against a value, as texts; empty when it is valid."""
+    return [f"{found.place}: {found.rule}: {found.message}" for found in _violations(schema, name, value)]
