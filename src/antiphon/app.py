@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from antiphon.api.models import ModelCatalog
+from antiphon.api.capabilities import Capabilities
+from antiphon.api.models import ModelCatalog, ModelSource
+from antiphon.api.native import NativeResponses
 from antiphon.api.router import Router
 from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits
@@ -37,7 +39,7 @@ from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.pool import ModelDoor, UpstreamPool
 
-__all__ = ["App", "build"]
+__all__ = ["App", "build", "direct_target", "make_routes", "prepare_data"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     if door == "envoy":
         upstream = ModelDoor(connect(_model_door(settings)))
     else:
-        upstream = UpstreamPool({name: connect(_direct(one)) for name, one in settings.every_upstream.items()})
+        upstream = UpstreamPool(
+            {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
+        )
     routes = make_routes(settings)
     runner = Runner(
         store,
@@ -98,16 +102,32 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
 
     models = ModelCatalog(
         upstream,
-        allowed=settings.upstream.models,
-        passthrough=settings.upstream.auth_mode is AuthMode.PASSTHROUGH,
-        headers=settings.upstream.header_allow,
-        others={name: (one.auth_mode is AuthMode.PASSTHROUGH, one.models) for name, one in settings.upstreams.items()},
-        routes=routes,
+        sources={
+            name: ModelSource(one.auth_mode is AuthMode.PASSTHROUGH, one.models, frozenset(one.header_allow))
+            for name, one in settings.every_upstream.items()
+        },
+        routes=routes if settings.upstreams or settings.models else None,
     )
+    native = None
+    if settings.native_of_ids is not None:
+        one = settings.every_upstream[settings.native_of_ids]
+        native = NativeResponses(
+            upstream,
+            settings.native_of_ids,
+            passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
+            headers=one.header_allow,
+        )
     context = DoorContext(
         new_exchange=_exchanges(settings, routes),
         runner=runner,
-        router=Router(store=store, models=models, ready=ready, metrics=metrics),
+        router=Router(
+            store=store,
+            models=models,
+            ready=ready,
+            metrics=metrics,
+            native=native,
+            capabilities=_capabilities(settings, routes),
+        ),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
         admission=admission,
         limits=DoorLimits(
@@ -123,10 +143,13 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
 def make_routes(settings: Settings) -> Routes:
     """Where each model goes. Raises `ConfigError` for an unknown profile."""
 
+    nowhere = ModelRoute(PROFILES["generic"], mode="disabled")
+
     def route(name: str, rule: ModelSettings | None) -> ModelRoute:
+        if name not in settings.every_upstream:
+            return nowhere
         upstream = settings.every_upstream[name]
-        where = "upstream" if name == DEFAULT_UPSTREAM else f"upstreams.{name}"
-        profile = _profile(upstream.profile, upstream.address[0], f"{where}.profile")
+        profile = _profile(upstream.profile, upstream.address[0], f"{_section(name)}.profile")
         if rule is not None and rule.profile is not None:
             profile = _profile(rule.profile, "", f"models ({rule.match}): profile")
         return ModelRoute(
@@ -137,10 +160,21 @@ def make_routes(settings: Settings) -> Routes:
             passthrough=upstream.auth_mode is AuthMode.PASSTHROUGH,
             headers=frozenset(upstream.header_allow),
             context_tokens=rule.context_tokens if rule is not None else None,
+            models=frozenset(upstream.models),
         )
 
     rules = tuple(ModelRule(rule.match, route(rule.upstream, rule)) for rule in settings.models)
     return Routes(route(DEFAULT_UPSTREAM, None), rules)
+
+
+def _capabilities(settings: Settings, routes: Routes) -> Capabilities:
+    names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
+    limits = {name: int(getattr(settings.limits, name)) for name in names}
+    return Capabilities(routes, limits, fetches=settings.fetch.enabled)
+
+
+def _section(upstream: str) -> str:
+    return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
 
 
 def _profile(name: str, host: str, where: str) -> UpstreamProfile:
@@ -156,7 +190,6 @@ def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExcha
     options = ExchangeOptions(
         profile=routes.default.profile,
         routes=routes,
-        models=frozenset(settings.upstream.models),
         open_responses_names=settings.dialect == "openresponses",
         reasoning_as=settings.reasoning_as,
         most_input_items=limits.input_items,
@@ -179,11 +212,11 @@ def _model_door(settings: Settings) -> UpstreamTarget:
     return UpstreamTarget(f"http://{address}/v1", headers=headers)
 
 
-def _direct(upstream: UpstreamSettings) -> UpstreamTarget:
+def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
-    context = _trusted("upstream.ca_file", upstream.ca_file) if upstream.tls else None
+    context = _trusted(f"{_section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
     return UpstreamTarget(upstream.url, headers=headers, ssl=context)
 
 

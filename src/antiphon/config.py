@@ -93,7 +93,15 @@ class UpstreamSettings(_Section):
         # The body is another one there: translated, and no longer compressed.
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
             raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
+        if private := sorted(name for name in names if name.startswith("x-antiphon-")):
+            raise ValueError(f"{', '.join(private)} is between Envoy and the sidecar and goes no further")
         return names
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> UpstreamSettings:
+        if "authorization" in self.header_allow and self.auth_mode is not AuthMode.PASSTHROUGH:
+            raise ValueError("header_allow names authorization: whether it goes along is what 'auth' says")
+        return self
 
     @property
     def auth_mode(self) -> AuthMode:
@@ -145,6 +153,8 @@ class ModelSettings(_Section):
     def _check(self) -> ModelSettings:
         if not self.match:
             raise ValueError("match is empty")
+        if re.sub(r"\[!?\]?[^]]*\]", "", self.match).count("["):
+            raise ValueError(f"match {self.match!r} has a '[' without its ']'; a '[' itself is written '[[]'")
         if self.mode == "native" and self.model is not None:
             raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
         return self
@@ -330,7 +340,8 @@ class Settings(_Section):
     upstreams: dict[str, UpstreamSettings] = {}
     """Further upstreams by name, each with the settings of `upstream`; `models` says what goes to them."""
     models: tuple[ModelSettings, ...] = ()
-    """Where models go, first match first; models that no entry fits go to `upstream`."""
+    """Where models go, first match first. Models that no entry fits go to `upstream`; when `upstreams` are given and
+    `upstream` is not, they do not exist."""
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
@@ -363,16 +374,31 @@ class Settings(_Section):
                 raise ValueError(f"upstreams: {name!r} is no name: use 1 to 32 of a-z, 0-9, '-', and not 'default'")
             if upstream.auth is AuthMode.INJECT and upstream.api_key is None:
                 raise ValueError(f"upstreams.{name}.auth is inject, but its api_key is not set")
+        seen: set[str] = set()
         for number, model in enumerate(self.models):
-            if model.upstream not in self.every_upstream:
+            if model.mode != "disabled" and model.upstream not in self.every_upstream:
                 known = ", ".join(self.every_upstream)
                 raise ValueError(f"models[{number}].upstream: {model.upstream!r} is unknown; choose of {known}")
+            if model.match in seen:
+                raise ValueError(f"models[{number}].match: {model.match!r} is there twice; the first would decide")
+            seen.add(model.match)
         return self
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the section `upstream` is one of the upstreams: it was given, or there are no others."""
+        return "upstream" in self.model_fields_set or not self.upstreams
 
     @property
     def every_upstream(self) -> dict[str, UpstreamSettings]:
         """All upstreams by name, `default` first."""
-        return {"default": self.upstream, **self.upstreams}
+        return {"default": self.upstream, **self.upstreams} if self.has_default else dict(self.upstreams)
+
+    @property
+    def native_of_ids(self) -> str | None:
+        """The upstream whose response ids are served here too: the one native upstream, when there is one owner."""
+        native = {model.upstream for model in self.models if model.mode == "native"}
+        return native.pop() if self.owner.source == "single" and len(native) == 1 else None
 
     def place(self, address: str) -> str:
         """An address with `{data}` filled in."""

@@ -12,11 +12,12 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from tests.support.chat_server import ChatServer, answer, completion, text_stream
+from tests.support.chat_server import ChatServer, Close, answer, completion, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
+_TEXT = {"model": "native-1", "input": "hi"}
 JSON = (("content-type", "application/json"),)
 MODES = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
 
@@ -27,6 +28,7 @@ class Place:
     default: ChatServer
     other: ChatServer
     native: ChatServer
+    mode: str
 
 
 @pytest_asyncio.fixture(params=MODES, scope="module", loop_scope="session")
@@ -38,19 +40,23 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             "upstream": {"auth": "passthrough"},
             "upstreams": {
                 "other": {"url": other.base_url.replace("/v1", "/api/v2"), "api_key": "key-of-other"},
-                "native": {"url": native.base_url, "api_key": "key-of-native"},
+                "native": {"url": native.base_url, "api_key": "key-of-native", "models": ["native-1", "native-cut"]},
+                "nobody": {"url": "http://127.0.0.1:9/v1"},
             },
+            "owner": {"source": "single"},
+            "timeouts": {"connect": 2},
             "models": [
                 {"match": "gone-*", "mode": "disabled"},
                 {"match": "fast", "upstream": "other", "model": "very-fast-1", "profile": "openai"},
                 {"match": "other-*", "upstream": "other"},
                 {"match": "native-*", "upstream": "native", "mode": "native"},
+                {"match": "gone-too", "mode": "disabled", "upstream": "nobody"},
             ],
         }
         config = folder / "settings.yaml"
         config.write_text(yaml.safe_dump(settings))
         gateway = await start_gateway(default.base_url, folder / "data", "--config", str(config), *MODES[request.param])
-        yield Place(gateway, default, other, native)
+        yield Place(gateway, default, other, native, request.param)
         assert await gateway.stop() == 0
         assert "key-of-" not in "\n".join(gateway.log)
 
@@ -127,6 +133,91 @@ async def test_native_streams_pass_untouched(place: Place) -> None:
     assert answered.body == b"".join(parts)
 
 
+async def test_the_request_id_of_a_native_upstream_is_the_only_one(place: Place) -> None:
+    place.native._script.clear()
+    theirs = (
+        *JSON,
+        ("x-request-id", "req_theirs"),
+        ("set-cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("x-two", "1"),
+        ("x-two", "2"),
+    )
+    place.native.script(answer(200, theirs, [b"{}"]))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(place.gateway.base_url + "/responses", json=_TEXT) as answered,
+    ):
+        assert answered.headers.getall("x-request-id") == ["req_theirs"]
+        assert ", ".join(answered.headers.getall("x-two")) == "1, 2"
+        # Envoy keeps one cookie of an answer that it does not get from an upstream itself.
+        assert answered.headers.getall("set-cookie") in (["a=1", "b=2"], *([["b=2"]] if place.mode == "drive" else []))
+
+
+async def test_native_requests_keep_what_the_client_accepts(place: Place) -> None:
+    for accept in ("application/json", "text/event-stream"):
+        place.native.requests.clear()
+        place.native._script.clear()
+        place.native.script(answer(200, JSON, [b"{}"]))
+        await post(place.gateway.base_url + "/responses", _TEXT, {"accept": accept, "openai-beta": "x=1"})
+        (seen,) = place.native.requests
+        assert seen.header("accept") == accept and seen.header("openai-beta") == "x=1"
+
+
+async def test_a_native_stream_that_breaks_off_is_cut(place: Place) -> None:
+    place.native._script.clear()
+    place.native.script(answer(200, (("content-type", "text/event-stream"),), [b"data: one\n\n", Close()]))
+    answered = await post(place.gateway.base_url + "/responses", {**_TEXT, "stream": True})
+    # In relay Envoy may drop the first part together with the connection, and tells so by itself.
+    assert answered.cut or (place.mode == "relay" and answered.status == 502), (answered.status, answered.body)
+
+
+async def test_a_native_answer_that_breaks_off_is_an_error(place: Place) -> None:
+    place.native._script.clear()
+    place.native.script(answer(200, JSON, [b'{"id": ', Close()]))
+    answered = await post(place.gateway.base_url + "/responses", _TEXT)
+    if not answered.cut:
+        assert answered.status == 502, answered.body
+        assert json.loads(answered.body)["error"]["code"] == "upstream_cut"
+
+
+async def test_a_model_that_its_upstream_is_not_to_serve_does_not_exist(place: Place) -> None:
+    place.native.requests.clear()
+    answered = await post(place.gateway.base_url + "/responses", {"model": "native-2", "input": "hi"})
+    assert answered.status == 404 and json.loads(answered.body)["error"]["code"] == "model_not_found"
+    assert not place.native.requests
+
+
+async def test_ids_of_the_only_native_upstream_are_its_own(place: Place) -> None:
+    """With a single owner they are read, listed, deleted and cancelled there; ids of our own stay here."""
+    _completion(place.default)
+    made = json.loads((await post(place.gateway.base_url + "/responses", {"model": "any", "input": "hi"})).body)
+    place.native.requests.clear()
+    place.native._script.clear()
+    body = b'{"id":"resp_theirs", "odd": 1}'
+    calls = (
+        ("GET", "/responses/resp_theirs?include=a&include=b"),
+        ("GET", "/responses/resp_theirs/input_items?limit=3"),
+        ("DELETE", "/responses/resp_theirs"),
+        ("POST", "/responses/resp_theirs/cancel"),
+    )
+    async with aiohttp.ClientSession() as session:
+        for method, path in calls:
+            place.native.script(answer(203, (*JSON, ("x-secret", "1")), [body]))
+            async with session.request(method, place.gateway.base_url + path, headers={"authorization": "mine"}) as got:
+                assert (got.status, await got.read()) == (203, body), (method, path)
+                assert "x-secret" not in got.headers
+        assert [(seen.method, seen.path) for seen in place.native.requests] == [
+            (method, "/v1" + path) for method, path in calls
+        ]
+        assert {seen.header("authorization") for seen in place.native.requests} == {"Bearer key-of-native"}
+        async with session.get(f"{place.gateway.base_url}/responses/{made['id']}") as got:
+            assert got.status == 200 and (await got.json())["id"] == made["id"]
+        async with session.get(f"{place.gateway.base_url}/responses/resp_x%20y") as got:
+            assert got.status == 404
+    assert len(place.native.requests) == len(calls)
+
+
 async def test_native_errors_pass_untouched(place: Place) -> None:
     place.native._script.clear()
     body = b'{"error":{"message":"theirs"}}'
@@ -153,4 +244,14 @@ async def test_models_of_all_upstreams_are_one_list(place: Place) -> None:
         server.script(answer(200, JSON, [json.dumps(listed).encode()]))
     async with aiohttp.ClientSession() as session, session.get(place.gateway.base_url + "/models") as response:
         models = {model["id"] for model in (await response.json())["data"]}
-    assert models == {"any", "other-a", "native-1", "fast"}
+    # What `nobody` would list is missing, and nothing else.
+    assert models == {"any", "other-a", "native-1", "native-cut", "fast"}
+    for server in (place.default, place.other, place.native):
+        assert server.requests[-1].header("authorization") in (None, "Bearer key-of-other", "Bearer key-of-native")
+
+
+async def test_pitfall_114_codex_finds_its_own_field_in_the_list_of_models(place: Place) -> None:
+    url = place.gateway.base_url + "/models?client_version=0.150.0"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        listed = await response.json()
+    assert listed["models"] == [] and listed["data"]

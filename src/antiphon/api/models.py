@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from antiphon.api.http import ApiRequest, ApiResponse, json_response
+from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.actions import UpstreamRequest
 from antiphon.engine.ports import Upstream, UpstreamCallFailed
 from antiphon.engine.routes import DEFAULT_UPSTREAM, Routes
@@ -27,7 +27,7 @@ from antiphon.translation.upstream_errors import map_transport_error, map_upstre
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers
 
-__all__ = ["Model", "ModelCatalog", "read_models"]
+__all__ = ["Model", "ModelCatalog", "ModelSource", "read_models"]
 
 _CREDENTIALS = 256
 _ERROR_BYTES = 256 * 1024
@@ -49,13 +49,26 @@ class Model:
         return {"id": self.id, "object": "model", "created": self.created, "owned_by": self.owned_by}
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """One upstream's list: whether the client's Authorization goes along, the only models to show (when not empty),
+    and which further client headers go along."""
+
+    passthrough: bool = False
+    allowed: tuple[str, ...] = ()
+    headers: frozenset[str] = frozenset()
+
+    def sends(self, name: str) -> bool:
+        """Whether this client header goes along."""
+        return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
+
+
 class ModelCatalog:
     """Which models there are.
 
-    `allowed`, when not empty, are the only models shown, whether the upstream lists them or not. `passthrough` says
-    that the client's Authorization goes to the upstream; `headers` names further client headers that do. `others` are
-    further upstreams: whether they get the client's Authorization, and the only models they are to show. With `routes`
-    a model is shown only where a request for it would go, and names that are rules of their own are shown too.
+    `sources` are the upstreams by name; without them there is one, with `allowed`, `passthrough` and `headers` as in
+    `ModelSource`. With `routes` a model is shown only where a request for it would go, and names that are rules of
+    their own are shown too.
     """
 
     def __init__(
@@ -65,25 +78,36 @@ class ModelCatalog:
         allowed: Iterable[str] = (),
         passthrough: bool = False,
         headers: Iterable[str] = (),
-        others: Mapping[str, tuple[bool, tuple[str, ...]]] | None = None,
+        sources: Mapping[str, ModelSource] | None = None,
         routes: Routes | None = None,
         seconds: float = 10.0,
+        patience: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream = upstream
-        self._allowed = tuple(allowed)
-        self._passthrough = passthrough
-        self._passed = _PASSED | frozenset(headers)
-        self._others = dict(others or {})
+        one = ModelSource(passthrough, tuple(allowed), frozenset(headers))
+        self._sources = dict(sources) if sources is not None else {DEFAULT_UPSTREAM: one}
         self._routes = routes
         self._seconds = seconds
+        self._patience = patience
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, tuple[float, tuple[Model, ...]]] = OrderedDict()
 
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/models`."""
-        return json_response({"object": "list", "data": [model.shown() for model in await self._models(request)]})
+        """`GET /v1/models`.
+
+        Codex asks with `client_version` and reads `models`, whose entries describe how its own models are to be
+        prompted; it logs a list without the field as an error. Nothing of that is known of an upstream's models: the
+        field is there and empty, and Codex goes on with what it knows itself.
+        """
+        listed: dict[str, object] = {
+            "object": "list",
+            "data": [model.shown() for model in await self._models(request)],
+        }
+        if query_value(request, "client_version") is not None:
+            listed["models"] = []
+        return json_response(listed)
 
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
         """`GET /v1/models/{model}`; the name may hold slashes."""
@@ -112,29 +136,22 @@ class ModelCatalog:
 
     async def _gather(self, headers: Headers) -> tuple[Model, ...]:
         """All upstreams' models; of several upstreams one that fails hides only its own."""
-        if not self._others and self._routes is None:
-            return _permit(await self._ask(headers), self._allowed)
-        sources = {DEFAULT_UPSTREAM: (self._passthrough, self._allowed), **self._others}
         answers = await asyncio.gather(
-            *(
-                self._ask(headers if passthrough else _without_credentials(headers), name, allowed)
-                for name, (passthrough, allowed) in sources.items()
-            ),
-            return_exceptions=True,
+            *(self._ask(name, source, headers) for name, source in self._sources.items()), return_exceptions=True
         )
         found: dict[str, Model] = {}
         failures = []
-        for (name, (_, allowed)), answer in zip(sources.items(), answers, strict=True):
+        for (name, source), answer in zip(self._sources.items(), answers, strict=True):
             if isinstance(answer, ApiError):
                 failures.append(answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                for model in _permit(answer, allowed):
+                for model in _permit(answer, source.allowed):
                     if self._goes_to(model.id, name):
                         found.setdefault(model.id, model)
         for rule in self._routes.rules if self._routes is not None else ():
-            if rule.exact and rule.route.mode != "disabled":
+            if rule.exact and self._goes_to(rule.pattern, rule.route.upstream):
                 found.setdefault(rule.pattern, Model(rule.pattern))
         if failures and not found:
             raise failures[0]
@@ -144,20 +161,25 @@ class ModelCatalog:
         if self._routes is None:
             return True
         route = self._routes.choose(model)
-        return route.upstream == upstream and route.mode != "disabled"
+        return route.upstream == upstream and route.serves(model)
 
-    async def _ask(
-        self, headers: Headers, upstream: str = DEFAULT_UPSTREAM, allowed: tuple[str, ...] | None = None
-    ) -> tuple[Model, ...]:
-        allowed = self._allowed if allowed is None else allowed
+    async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
+        """One upstream's list. Raises `ApiError`, also when others wait for this one for too long."""
+        try:
+            async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
+                return await self._read(name, source, headers)
+        except TimeoutError:
+            raise UpstreamFailed("The upstream did not list its models in time.", code="models_not_listed") from None
+
+    async def _read(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
         call = UpstreamRequest(
             method="GET",
             path="/models",
-            headers=(("accept", "application/json"), *headers),
+            headers=(("accept", "application/json"), *(pair for pair in headers if source.sends(pair[0]))),
             body=b"",
             model="",
             stream=False,
-            upstream=upstream,
+            upstream=name,
         )
         try:
             async with self._upstream.call(call) as answer:
@@ -170,7 +192,7 @@ class ModelCatalog:
         except UpstreamCallFailed as failure:
             raise map_transport_error(failure.error) from None
         if answer.status in _NO_LIST:
-            if allowed:
+            if source.allowed:
                 return ()
             raise UpstreamFailed("The upstream does not list its models.", code="models_not_listed")
         if failed:
@@ -178,16 +200,10 @@ class ModelCatalog:
         return read_models(bytes(body))
 
     def _upstream_headers(self, headers: Headers) -> Headers:
+        """The headers that any upstream gets, so that the answer may depend on them."""
         return tuple(
-            (name, value)
-            for name, value in headers
-            if name in self._passed or (name == "authorization" and self._credentials)
+            (name, value) for name, value in headers if any(source.sends(name) for source in self._sources.values())
         )
-
-    @property
-    def _credentials(self) -> bool:
-        """Whether any upstream gets the client's Authorization, so that its list may depend on it."""
-        return self._passthrough or any(passthrough for passthrough, _ in self._others.values())
 
     def _digest(self, headers: Headers) -> bytes:
         """One key per set of headers that can change the answer: everything passed on that is no trace."""
@@ -203,10 +219,6 @@ def _permit(listed: tuple[Model, ...], allowed: tuple[str, ...]) -> tuple[Model,
         return listed
     by_id = {model.id: model for model in listed}
     return tuple(by_id.get(name) or Model(name) for name in allowed)
-
-
-def _without_credentials(headers: Headers) -> Headers:
-    return tuple((name, value) for name, value in headers if name != "authorization")
 
 
 def read_models(body: bytes) -> tuple[Model, ...]:

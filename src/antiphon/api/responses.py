@@ -23,7 +23,7 @@ from antiphon.engine.ports import PageQuery, ResponseStore, StoredResponse
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.ids import is_id
 
-__all__ = ["delete_response", "get_response", "list_input_items"]
+__all__ = ["delete_response", "get_response", "list_input_items", "no_such_response"]
 
 _SHOWN_ID = 128
 
@@ -44,14 +44,14 @@ async def get_response(store: ResponseStore, request: ApiRequest, response_id: s
         )
     found = await store.get(request.owner, response_id) if is_id(response_id, "resp") else None
     if found is None:
-        raise _not_found(response_id)
+        raise no_such_response(response_id)
     return raw_response(_whole(found))
 
 
 async def delete_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
     """`DELETE /v1/responses/{id}`."""
     if not (is_id(response_id, "resp") and await store.delete(request.owner, response_id)):
-        raise _not_found(response_id)
+        raise no_such_response(response_id)
     return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -65,7 +65,7 @@ async def list_input_items(store: ResponseStore, request: ApiRequest, response_i
     )
     page = await store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
     if page is None:
-        raise _not_found(response_id)
+        raise no_such_response(response_id)
     items = page.items
     first, last = (items[0].id, items[-1].id) if items else (None, None)
     return raw_response(list_body([item.body for item in items], first, last, page.has_more))
@@ -78,5 +78,6 @@ def _whole(response: StoredResponse) -> bytes:
     return b'%b,"output":[%b]}' % (body[:-1], output)
 
 
-def _not_found(response_id: str) -> NotFound:
+def no_such_response(response_id: str) -> NotFound:
+    """The 404 for an id."""
     return NotFound(f"Response with id '{response_id[:_SHOWN_ID]}' not found.")

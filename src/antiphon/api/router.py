@@ -15,11 +15,13 @@ from urllib.parse import unquote
 
 import structlog
 
+from antiphon.api.capabilities import Capabilities
 from antiphon.api.health import Readiness, health, ready
 from antiphon.api.http import ApiRequest, ApiResponse, error_response
 from antiphon.api.metrics import show_metrics
 from antiphon.api.models import ModelCatalog
-from antiphon.api.responses import delete_response, get_response, list_input_items
+from antiphon.api.native import NativeResponses
+from antiphon.api.responses import delete_response, get_response, list_input_items, no_such_response
 from antiphon.engine.ports import ResponseStore
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
@@ -59,7 +61,18 @@ class _Route:
 class Router:
     """Answers every path of ours but `POST /v1/responses`."""
 
-    def __init__(self, *, store: ResponseStore, models: ModelCatalog, ready: Readiness, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        store: ResponseStore,
+        models: ModelCatalog,
+        ready: Readiness,
+        metrics: Metrics,
+        native: NativeResponses | None = None,
+        capabilities: Capabilities | None = None,
+    ) -> None:
+        """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist."""
+        self._native = native
         self._store = store
         self._models = models
         self._ready = ready
@@ -67,8 +80,14 @@ class Router:
         self._routes = (
             _Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
             _Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
+            *([_Route("/v1/responses/{}/cancel", {"POST": self._cancel_response})] if native is not None else []),
             _Route("/v1/models", {"GET": self._list_models}),
             _Route("/v1/models/{*}", {"GET": self._get_model}),
+            *(
+                [_Route("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
+                if capabilities
+                else []
+            ),
             _Route("/health", {"GET": self._show_health}, open=True),
             _Route("/ready", {"GET": self._show_ready}, open=True),
             _Route("/metrics", {"GET": self._show_metrics}, open=True),
@@ -117,13 +136,35 @@ class Router:
         )
 
     async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await self._measured("get", get_response(self._store, request, response_id))
+        answer = self._measured("get", get_response(self._store, request, response_id))
+        return await self._here_or_there(answer, request, response_id)
 
     async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await self._measured("delete", delete_response(self._store, request, response_id))
+        answer = self._measured("delete", delete_response(self._store, request, response_id))
+        return await self._here_or_there(answer, request, response_id)
 
     async def _list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        return await self._measured("input_items", list_input_items(self._store, request, response_id))
+        answer = self._measured("input_items", list_input_items(self._store, request, response_id))
+        return await self._here_or_there(answer, request, response_id, "/input_items")
+
+    async def _cancel_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        assert self._native is not None
+        answer = await self._native.ask(request, response_id, "/cancel")
+        if answer is None:
+            raise no_such_response(response_id)
+        return answer
+
+    async def _here_or_there(
+        self, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""
+    ) -> ApiResponse:
+        """What is not stored here may be a native upstream's."""
+        try:
+            return await answer
+        except NotFound:
+            found = await self._native.ask(request, response_id, rest) if self._native is not None else None
+            if found is None:
+                raise
+            return found
 
     async def _measured(self, operation: str, answer: Awaitable[ApiResponse]) -> ApiResponse:
         started = time.perf_counter()
@@ -141,6 +182,10 @@ class Router:
 
     async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
         return await self._models.get(request, name)
+
+    @staticmethod
+    def _list_capabilities(capabilities: Capabilities) -> Endpoint:
+        return lambda request, _: capabilities.show(request)
 
     async def _show_health(self, _request: ApiRequest, _: str) -> ApiResponse:
         return health()

@@ -222,7 +222,11 @@ class _Up:
             door = "Envoy" if settings.door == "envoy" else "the HTTP door"
             lines = (
                 f"  clients    http://{where}/v1, answered by {door} and {settings.workers} worker process(es)",
-                f"  upstream   {settings.upstream.url}, credentials: {settings.upstream.auth_mode.value}",
+                *(
+                    f"  upstream   {one.url}, credentials: {one.auth_mode.value}"
+                    + ("" if name == "default" else f", for the models of {name}")
+                    for name, one in settings.every_upstream.items()
+                ),
                 f"  data       {settings.data}",
                 "  Ctrl-C     finishes what is in flight and stops; again stops at once",
             )
@@ -302,6 +306,8 @@ def _without_secrets(settings: Settings) -> dict[str, Any]:
         values[section].pop(name)
     # As a whole in the environment: keys are in it.
     values.pop("upstreams")
+    if not settings.has_default:
+        values.pop("upstream")
     values["sealing"].pop("keys")
     return values
 

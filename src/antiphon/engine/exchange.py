@@ -35,7 +35,7 @@ from antiphon.engine.actions import (
     Usage,
 )
 from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references
-from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, Routes
+from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import (
     ApiError,
@@ -76,8 +76,8 @@ __all__ = ["ExchangeOptions", "ResponseExchange"]
 class ExchangeOptions:
     """What settings say about every exchange; made once per process.
 
-    `routes` says where each model goes; without it, everything to one upstream with `profile`, `upstream_headers` and
-    `passthrough`. `models`, when not empty, are all there are.
+    `routes` says where each model goes; without it, everything to one upstream with `profile`, `upstream_headers`,
+    `passthrough` and `models` (when not empty, all there are).
     """
 
     profile: UpstreamProfile
@@ -101,8 +101,12 @@ _JSON = ("content-type", "application/json")
 _ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
 # What else a Responses service reads.
 _NATIVE_HEADERS = frozenset({"openai-beta", "openai-organization", "openai-project", "idempotency-key"})
+# Of a connection, of the bytes on one, or of who holds it: not the client's.
 _WIRE_HEADERS = frozenset(
-    {"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding", "upgrade", "date", "server"}
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
+        *("upgrade", "content-encoding", "content-length", "alt-svc", "date", "server"),
+    }
 )
 _CANCELLED = {
     CancelReason.CLIENT_GONE: "The client left before the response was complete.",
@@ -131,7 +135,12 @@ class ResponseExchange:
         self._input: list[InputItem] = []
         self._history: tuple[StoredItem, ...] | None = None
         self._files: dict[str, FetchedFile | ApiError] = {}
-        self._route = ModelRoute(options.profile, passthrough=options.passthrough, headers=options.upstream_headers)
+        self._route = ModelRoute(
+            options.profile,
+            passthrough=options.passthrough,
+            headers=options.upstream_headers,
+            models=options.models,
+        )
         self._native_model = ""
         self._profile = options.profile
         self._tools = ToolMap()
@@ -207,22 +216,15 @@ class ResponseExchange:
         try:
             if options.routes is not None and options.routes.has_native:
                 model = read_model(body)
-                if model is not None and options.routes.choose(model).mode == "native":
-                    self._pass_on(model, options.routes.choose(model), body)
+                if model is not None and (route := options.routes.choose(model)).mode == "native":
+                    self._pass_on(model, route, body)
                     return
             request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
             if options.routes is not None:
                 self._route = options.routes.choose(request.model)
             self._profile = self._route.profile.for_model(self._route.model or request.model)
-            refused = (
-                options.models and self._route.upstream == DEFAULT_UPSTREAM and request.model not in options.models
-            )
-            if refused or self._route.mode == "disabled":
-                raise NotFound(
-                    f"The model '{request.model}' does not exist or you do not have access to it.",
-                    param="model",
-                    code="model_not_found",
-                )
+            if not self._route.serves(request.model):
+                raise _no_such_model(request.model)
             self._request = request
             self._builder = self._make_builder(request, head)
             wanted = tuple(item.id for item in request.input if _is_reference(item) and item.id)
@@ -325,7 +327,7 @@ class ResponseExchange:
             return
         self._allow(Input.DATA)
         if state is State.PASSING:
-            self._actions.append(SendBody(data))
+            self._pass_data(data)
         elif state is State.COLLECTING or state is State.REFUSED:
             self._collect(data)
 
@@ -444,35 +446,60 @@ class ResponseExchange:
         """The request goes on as it came; nothing of it is kept here."""
         self._native_model = model
         self._route = route
+        if not route.serves(model):
+            raise _no_such_model(model)
         self._call("/responses", body, model, stream=True)
 
     def _pass_back(self, status: int, headers: Headers) -> None:
-        kept = tuple((name, value) for name, value in headers if name[:1] != ":" and name not in _WIRE_HEADERS)
-        streamed = "text/event-stream" in (header_value(headers, "content-type") or "")
-        self._head_sent = True
         self.state = State.PASSING
         self._status = status
-        self._actions.append(SendHead(status, kept, streamed=streamed, raw=True))
+        self._upstream_headers = _end_to_end(headers)
+        if "text/event-stream" in (header_value(headers, "content-type") or "").lower():
+            self._head_sent = True
+            self._actions.append(SendHead(status, self._upstream_headers, streamed=True, raw=True))
+
+    def _pass_data(self, data: bytes) -> None:
+        """A stream goes on at once. What is no stream waits for its end: until then a failure can be an error."""
+        if self._head_sent:
+            self._actions.append(SendBody(data))
+            return
+        self._collected_size += len(data)
+        if self._collected_size > self._options.most_upstream_bytes:
+            self._refuse(UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large"))
+        else:
+            self._collected.append(data)
 
     def _passed(self, error: UpstreamError | None) -> None:
-        if error is None:
-            self._finish("completed" if self._status < 400 else "error")
+        if error is not None and not self._head_sent:
+            self._refuse(map_transport_error(error))
             return
-        # The bytes so far are the client's; that they are not all can only be told by breaking off.
-        self._actions.append(AbortUpstream())
-        self._finish("cut")
+        if error is not None:
+            # The bytes so far are the client's; that they are not all can only be told by breaking off.
+            self._actions.append(AbortUpstream())
+            self._finish("cut")
+            return
+        if not self._head_sent:
+            self._head_sent = True
+            body = b"".join(self._collected)
+            length = (("content-length", str(len(body))),) if self._status not in (204, 304) else ()
+            self._actions.append(SendHead(self._status, (*self._upstream_headers, *length), raw=True))
+            self._actions.append(SendBody(body))
+        self._finish("completed" if self._status < 400 else "error")
 
     def _allowed_headers(self, headers: Headers, stream: bool) -> Headers:
         route = self._route
         allowed = route.headers | _ALWAYS_PASSED
+        accept = "text/event-stream" if stream else "application/json"
         if self._native_model:
             allowed |= _NATIVE_HEADERS
+            # The body says whether it is to be a stream, and is not read here.
+            accept = header_value(headers, "accept") or "*/*"
         kept = tuple(
             (name, value)
             for name, value in headers
-            if name in allowed or (name == "authorization" and route.passthrough)
+            if (name in allowed and name != "accept") or (name == "authorization" and route.passthrough)
         )
-        return (_JSON, ("accept", "text/event-stream" if stream else "application/json"), *kept)
+        return (_JSON, ("accept", accept), *kept)
 
     def _send_stream_head(self) -> None:
         assert self._builder is not None
@@ -611,6 +638,26 @@ class ResponseExchange:
     def _finish(self, outcome: str) -> None:
         self.state = State.DONE
         self._actions.append(Finish(outcome, self.usage, self.model))
+
+
+def _no_such_model(model: str) -> NotFound:
+    return NotFound(
+        f"The model '{model}' does not exist or you do not have access to it.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _end_to_end(headers: Headers) -> Headers:
+    """An answer's headers without those of one connection, and without what Envoy says of itself."""
+    of_hop = _WIRE_HEADERS
+    if named := header_value(headers, "connection"):
+        of_hop |= {name.strip().lower() for name in named.split(",")}
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if name[:1] != ":" and name not in of_hop and not name.startswith("x-envoy-")
+    )
 
 
 def _is_reference(item: InputItem) -> bool:

@@ -26,7 +26,8 @@ ModelMode = Literal["translate", "native", "disabled"]
 class ModelRoute:
     """How a model is served: `upstream` by name; `model` is its name there, None for the same.
 
-    `passthrough` says that the client's Authorization goes along, `headers` which of its other headers may.
+    `passthrough` says that the client's Authorization goes along, `headers` which of its other headers may. `models`,
+    when not empty, are all that the upstream is to serve (by their names here or there).
     """
 
     profile: UpstreamProfile
@@ -36,6 +37,13 @@ class ModelRoute:
     passthrough: bool = True
     headers: frozenset[str] = frozenset()
     context_tokens: int | None = None
+    models: frozenset[str] = frozenset()
+
+    def serves(self, model: str) -> bool:
+        """Whether a model that goes this way exists for clients."""
+        if self.mode == "disabled":
+            return False
+        return not self.models or model in self.models or self.model in self.models
 
 
 @dataclass(frozen=True, slots=True)

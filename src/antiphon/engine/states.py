@@ -70,7 +70,7 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
     },
     # An upstream that speaks Responses itself: its bytes are the client's.
     State.PASSING: {
-        Input.DATA: frozenset({State.PASSING}),
+        Input.DATA: frozenset({State.PASSING, State.DONE}),
         Input.END: frozenset({State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
     },

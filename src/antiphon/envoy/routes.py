@@ -93,11 +93,12 @@ def public_routes(settings: Settings) -> list[Config]:
             for name, match in (
                 ("responses_resource", {"safe_regex": {"regex": "/v1/responses(/.*)?"}}),
                 ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
+                ("capabilities", {"safe_regex": {"regex": "/v1/antiphon/capabilities"}}),
                 ("health", {"path": "/health"}),
                 ("ready", {"path": "/ready"}),
             )
         ),
-        *(_to_model(settings, f"model{path}", path) for path in (*_MODEL_PATHS, *settings.upstream.path_allow)),
+        *(_to_model(settings, f"model{path}", path) for path in _model_paths(settings)),
         direct_response("nothing", {"prefix": "/"}, 404, _NOT_FOUND),
     ]
 
@@ -114,11 +115,33 @@ def model_door_routes(settings: Settings) -> list[Config]:
         paths = ("/chat/completions", "/responses") if name in native else ("/chat/completions",)
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
-    paths = (*_MODEL_PATHS, *settings.upstream.path_allow, *(("/responses",) if "default" in native else ()))
+        if name == settings.native_of_ids:
+            routes += _by_id(settings, name, chosen)
+    if settings.native_of_ids == "default":
+        routes += _by_id(settings, "default", needed)
+    paths = (*_model_paths(settings), *(("/responses",) if "default" in native else ()))
     routes += [_to_model(settings, f"model{path}", path, headers=needed) for path in paths]
-    listing = _to_model(settings, "models", "/models", method="GET", headers=needed)
+    if settings.has_default:
+        routes.append(_to_model(settings, "models", "/models", method="GET", headers=needed))
     refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
-    return [*routes, listing, direct_response("nothing", {"prefix": "/"}, 404, refused)]
+    return [*routes, direct_response("nothing", {"prefix": "/"}, 404, refused)]
+
+
+def _model_paths(settings: Settings) -> tuple[str, ...]:
+    """What clients and the sidecar may ask of the default upstream."""
+    return (*_MODEL_PATHS, *settings.upstream.path_allow) if settings.has_default else ()
+
+
+def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Config]:
+    """Responses that an upstream keeps itself: read, deleted, cancelled by their id."""
+    routes = []
+    for method in ("GET", "DELETE", "POST"):
+        route = _to_model(
+            settings, f"{upstream}/responses/id", "/responses/", method=method, headers=headers, upstream=upstream
+        )
+        route["match"]["prefix"] = route["match"].pop("path")
+        routes.append(route)
+    return routes
 
 
 def _method(name: str) -> Config:

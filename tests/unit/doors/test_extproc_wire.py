@@ -106,12 +106,12 @@ def test_junk_is_a_value_error(junk: bytes) -> None:
 # Writing
 
 
-def test_headers_are_set_by_raw_value_and_duplicates_stay() -> None:
+def test_headers_are_set_by_raw_value_and_several_of_one_name_become_a_list() -> None:
     answer = pb.ProcessingResponse.FromString(wire.response_head((("a", "1"), ("b", "2"), ("a", "3")), ("gone",)))
     mutation = answer.response_headers.response.header_mutation
     options = [(o.header.key, o.header.raw_value, o.header.value, o.append_action) for o in mutation.set_headers]
-    overwrite, append = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD, pb.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
-    assert options == [("a", b"1", "", overwrite), ("b", b"2", "", overwrite), ("a", b"3", "", append)]
+    overwrite = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+    assert options == [("a", b"1, 3", "", overwrite), ("b", b"2", "", overwrite)]
     assert list(mutation.remove_headers) == ["gone"]
 
 

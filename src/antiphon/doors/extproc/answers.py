@@ -17,13 +17,14 @@ from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.engine.actions import Finish
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.errors import AntiphonError, ApiError
-from antiphon.types.transport import Headers
+from antiphon.types.transport import Headers, header_value
 
 __all__ = [
     "ClientRequest",
     "Peer",
     "PeerLeft",
     "ProtocolError",
+    "StreamCut",
     "final_metadata",
     "head_metadata",
     "in_parts",
@@ -41,6 +42,10 @@ class ProtocolError(AntiphonError):
 
 class PeerLeft(AntiphonError):
     """Envoy ended the stream before it was answered: the client is gone."""
+
+
+class StreamCut(AntiphonError):
+    """What the client was sent cannot be completed, and nothing can be put behind it: its stream must break off."""
 
 
 class Peer:
@@ -90,8 +95,10 @@ class ClientRequest:
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:
-    """A response's headers with the id of its request."""
-    return (*headers, ("x-request-id", request_id)) if request_id else headers
+    """A response's headers with the id of its request, unless an upstream whose bytes pass untouched named its own."""
+    if not request_id or header_value(headers, "x-request-id") is not None:
+        return headers
+    return (*headers, ("x-request-id", request_id))
 
 
 def in_parts(body: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from contextlib import aclosing
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import Peer, final_metadata, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.answers import Peer, StreamCut, final_metadata, head_metadata, in_parts, with_request_id
 from antiphon.engine.actions import Finish, SendBody, SendHead
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
@@ -79,6 +79,10 @@ class Drive:
         assert self._head is not None
         head, body = self._head, b"".join(self._held)
         told = final_metadata(self._exchange, finish)
+        if finish.outcome == "cut":
+            if body:
+                await self._peer.send(wire.local_body(body, end=False))
+            raise StreamCut("the upstream broke off its answer")
         if head.streamed:
             await self._peer.send(wire.local_body(body, end=True, metadata=told))
         else:

@@ -26,9 +26,11 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import (
     ClientRequest,
     Peer,
+    StreamCut,
     final_metadata,
     head_metadata,
     in_parts,
+    refuse,
     with_request_id,
 )
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
@@ -40,6 +42,7 @@ from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
 from antiphon.errors import ApiError
 from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.upstream_errors import map_transport_error
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = ["Relay", "RelayTimeouts", "translate_local_reply"]
@@ -85,7 +88,7 @@ class Relay:
         self._waiting: list[bytes] = []
         self.finish: Finish | None = None
         # What Envoy has told us of the upstream's answer.
-        self._upstream_names: tuple[str, ...] = ()
+        self._upstream_headers: Headers = ()
         self._headed = False
         self._bodiless = False
         self._body_begun = False
@@ -193,7 +196,7 @@ class Relay:
 
     def _take_head(self, received: Received) -> None:
         headers = received.headers
-        self._upstream_names = tuple(dict.fromkeys(name for name, _ in headers if name[:1] != ":"))
+        self._upstream_headers = headers
         self._decoder = decoder_for(header_value(headers, "content-encoding"))
         self._exchange.receive_upstream_head(int(header_value(headers, ":status") or 0), headers)
         if received.end:
@@ -246,6 +249,11 @@ class Relay:
     async def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
         """The answer is complete and no body part came (or will come) from the upstream."""
         self._finished = True
+        if finish.outcome == "cut":
+            # Somebody else's head came and nothing behind it; the client has seen neither.
+            silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
+            await refuse(self._peer, silence, self._request.request_id)
+            return
         body = self._take_waiting()
         told = final_metadata(self._exchange, finish)
         if self._bodiless:
@@ -257,6 +265,11 @@ class Relay:
 
     async def _send_ending(self, head: SendHead, finish: Finish) -> None:
         body = self._take_waiting()
+        if finish.outcome == "cut":
+            self._finished = True
+            if body:
+                await self._peer.send(wire.response_body(body, end=False))
+            raise StreamCut("the upstream fell silent")
         told = final_metadata(self._exchange, finish)
         orderly = head.streamed and finish.outcome in ("completed", "incomplete")
         if self._end is None and orderly:
@@ -290,13 +303,19 @@ class Relay:
         return with_request_id(self._head.headers, self._request.request_id)
 
     def _response_headers(self, head: SendHead) -> Headers:
-        return ((":status", str(head.status)), *self._client_headers())
+        headers = self._client_headers()
+        if head.raw:
+            # What is to stay as it is is not set: set again, of several headers of one name only one would stay.
+            headers = tuple(pair for pair in headers if pair not in self._upstream_headers)
+        return ((":status", str(head.status)), *headers)
 
     def _removed(self, head: SendHead) -> tuple[str, ...]:
         """The upstream's headers that do not pass."""
         ours = {name for name, _ in self._client_headers()}
         return tuple(
-            name for name in self._upstream_names if name not in ours and not name.startswith(_KEPT_RESPONSE_HEADERS)
+            name
+            for name in dict.fromkeys(name for name, _ in self._upstream_headers)
+            if name[:1] != ":" and name not in ours and not name.startswith(_KEPT_RESPONSE_HEADERS)
         )
 
     # Silence

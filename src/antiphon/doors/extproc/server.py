@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc.answers import PeerLeft, ProtocolError
+from antiphon.doors.extproc.answers import PeerLeft, ProtocolError, StreamCut
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.stream import StreamOptions, serve_stream
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, MessageStream, Transport
@@ -130,6 +130,8 @@ class ExtProcDoor:
             await serve_stream(self._context, stream, self._options)
         except PeerLeft as left:
             raise CallFailed(GrpcStatus.CANCELLED, str(left)) from None
+        except StreamCut as cut:
+            raise CallFailed(GrpcStatus.UNAVAILABLE, str(cut)) from None
         except ProtocolError as error:
             _log.error("extproc_misconfigured", error=str(error))
             raise CallFailed(GrpcStatus.FAILED_PRECONDITION, str(error)) from None

@@ -31,6 +31,7 @@ from antiphon.doors.extproc.answers import (
     Peer,
     PeerLeft,
     ProtocolError,
+    StreamCut,
     refuse,
     with_request_id,
 )
@@ -62,7 +63,8 @@ class StreamOptions:
 async def serve_stream(context: DoorContext, stream: MessageStream, options: StreamOptions) -> None:
     """Serve one stream to its end; any exception must abort the gRPC call.
 
-    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first.
+    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, `StreamCut` when
+    the client's stream must break off.
     """
     peer = Peer(stream)
     opening = await peer.receive()
@@ -80,7 +82,7 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Str
         if peer.answered:
             raise
         await refuse(peer, error, request.request_id)
-    except (ProtocolError, PeerLeft):
+    except (ProtocolError, PeerLeft, StreamCut):
         raise
     except Exception as bug:
         if peer.answered:

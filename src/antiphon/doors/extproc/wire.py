@@ -38,7 +38,6 @@ Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
 
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-_APPEND = pb.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
 _NAMESPACE = "antiphon"
 _LONGEST_TEXT = 256
 
@@ -115,13 +114,25 @@ def _raw(value: str) -> bytes:
 
 
 def _set(mutation: pb.HeaderMutation, headers: Headers) -> None:
-    names: set[str] = set()
-    for name, value in headers:
+    for name, value in _each_once(headers):
         option = mutation.set_headers.add()
         option.header.key = name
         option.header.raw_value = _raw(value)
-        option.append_action = _APPEND if name in names else _OVERWRITE
-        names.add(name)
+        option.append_action = _OVERWRITE
+
+
+def _each_once(headers: Headers) -> Headers:
+    """The headers with every name once: of several, Envoy 1.40 takes the last alone, whatever the append action.
+
+    Values of one name are a list, but for cookies: of those the last remains.
+    """
+    names = dict(headers)
+    if len(names) == len(headers):
+        return headers
+    lists: dict[str, list[str]] = {}
+    for name, value in headers:
+        lists.setdefault(name, []).append(value)
+    return tuple((name, values[-1] if name == "set-cookie" else ", ".join(values)) for name, values in lists.items())
 
 
 def _tell(response: pb.ProcessingResponse, metadata: Metadata | None) -> None:
@@ -227,7 +238,7 @@ def local_head(status: int, headers: Headers, metadata: Metadata | None = None) 
     """Begin a streamed local answer; legal only after the request's end of stream."""
     response = pb.ProcessingResponse()
     head = response.streamed_immediate_response.headers_response
-    for name, value in ((":status", str(status)), *headers):
+    for name, value in ((":status", str(status)), *_each_once(headers)):
         header = head.headers.headers.add()
         header.key = name
         header.raw_value = _raw(value)

@@ -70,7 +70,7 @@ class ExchangeAnswer:
             return self._stream
         if self._head is None:
             return make_response(500, self._own_headers, InternalError("There was no answer.").body())
-        return make_response(self._head.status, (*self._head.headers, *self._own_headers), b"".join(self._body))
+        return make_response(self._head.status, self._headers(self._head), b"".join(self._body))
 
     async def _perform(self) -> None:
         # `drive` is a generator; closing it ends the model call at once.
@@ -96,9 +96,14 @@ class ExchangeAnswer:
             await self._stream.write_eof()
 
     async def _open_stream(self, head: SendHead) -> None:
-        stream = web.StreamResponse(status=head.status, headers=CIMultiDict((*head.headers, *self._own_headers)))
+        stream = web.StreamResponse(status=head.status, headers=CIMultiDict(self._headers(head)))
         await stream.prepare(self._request)
         self._stream = stream
+
+    def _headers(self, head: SendHead) -> Headers:
+        """The exchange's headers win: an upstream whose bytes pass untouched names the request's id itself."""
+        given = {name for name, _ in head.headers}
+        return (*head.headers, *((name, value) for name, value in self._own_headers if name not in given))
 
     async def _give_up(self) -> None:
         """After a bug of ours: the row still becomes `failed` if that is possible, and a begun stream is cut."""
