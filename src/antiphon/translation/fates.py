@@ -76,6 +76,8 @@ def _json_schema(profile: UpstreamProfile) -> Fate:
 def _json_object(profile: UpstreamProfile) -> Fate:
     if profile.structured_output == "off":
         return Fate("emulated", "an instruction")
+    if not profile.json_object:
+        return Fate("emulated", "`json_schema` of any object, and an instruction")
     return Fate("translated", "`response_format`")
 
 
@@ -282,7 +284,10 @@ def all_names() -> Iterator[str]:
     return iter(_RULES)
 
 
-def fate(profile: UpstreamProfile, name: str) -> Fate:
-    """What becomes of this with an upstream of this profile. Raises KeyError for a name that is not in the table."""
+def fate(profile: UpstreamProfile, name: str, *, context_tokens: int | None = None) -> Fate:
+    """What becomes of this with an upstream of this profile; `context_tokens` is what the model takes, where that is
+    set. Raises KeyError for a name that is not in the table."""
+    if name == "truncation.auto" and context_tokens is not None:
+        return Fate("emulated", f"the oldest turns beyond about {context_tokens} tokens are left out")
     rule = _RULES[name]
     return rule if isinstance(rule, Fate) else rule(profile)

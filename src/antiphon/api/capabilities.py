@@ -1,0 +1,68 @@
+"""`GET /v1/antiphon/capabilities`: what becomes of everything a request can hold, for one model.
+
+Lives here: the answer's shape, and what settings change in the table. Not here: the table (`translation/fates.py`), the
+choice of an upstream (`engine/routes.py`).
+
+Invariant: nothing is asked of an upstream, and nothing but names is told about it: no address, no key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
+from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.errors import NotFound
+from antiphon.translation.fates import GROUPS, Fate, fate
+from antiphon.translation.profiles import UpstreamProfile
+
+__all__ = ["Capabilities"]
+
+_FETCHED = "content.input_file.file_url"
+_NOT_FETCHED = Fate("unsupported", "fetching files is switched off here")
+_KEYS = dict(zip(GROUPS, ("fields", "include", "tools", "tool_choice", "items", "content"), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
+    whether files are fetched by URL."""
+
+    routes: Routes
+    limits: Mapping[str, int]
+    fetches: bool = True
+
+    async def show(self, request: ApiRequest) -> ApiResponse:
+        """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
+        them, to `{fate, note}`; with a native upstream the groups are empty, since requests pass untouched."""
+        model = query_value(request, "model")
+        route = self.routes.choose(model) if model is not None else self.routes.default
+        if route.mode == "disabled":
+            raise NotFound(
+                f"The model '{(model or '')[:256]}' does not exist or you do not have access to it.",
+                param="model",
+                code="model_not_found",
+            )
+        native = route.mode == "native"
+        profile = route.profile if model is None else route.profile.for_model(route.model or model)
+        return json_response(
+            {
+                "object": "antiphon.capabilities",
+                "model": model,
+                "upstream": route.upstream,
+                "mode": route.mode,
+                "profile": None if native else profile.name,
+                **{
+                    key: {} if native else {name: self._shown(name, route, profile) for name in GROUPS[group]}
+                    for group, key in _KEYS.items()
+                },
+                "limits": {**self.limits, "context_tokens": route.context_tokens},
+            }
+        )
+
+    def _shown(self, name: str, route: ModelRoute, profile: UpstreamProfile) -> dict[str, str | None]:
+        found = fate(profile, name, context_tokens=route.context_tokens)
+        if name == _FETCHED and not self.fetches:
+            found = _NOT_FETCHED
+        return {"fate": found.kind, "note": found.note or None}

@@ -1,0 +1,97 @@
+"""What becomes of a request's parts, asked through the HTTP door of a whole process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.app import build
+from antiphon.config import load_settings
+from antiphon.doors.http.server import HttpDoor
+from antiphon.translation.fates import all_names
+from tests.support.http_door import RawAnswer, RawClient, post_bytes
+
+GROUPS = ("fields", "include", "tools", "tool_choice", "items", "content")
+SETTINGS: dict[str, Any] = {
+    "upstream": {"url": "http://127.0.0.1:9/v1", "api_key": "key-of-default"},
+    "upstreams": {
+        "groq": {"url": "https://api.groq.com/openai/v1", "api_key": "key-of-groq"},
+        "native": {"url": "http://127.0.0.1:9/native", "api_key": "key-of-native"},
+    },
+    "models": [
+        {"match": "gone", "mode": "disabled"},
+        {"match": "fast", "upstream": "groq", "model": "very-fast-1", "context_tokens": 4096},
+        {"match": "strict", "profile": "deepseek"},
+        {"match": "gpt-*", "upstream": "native", "mode": "native"},
+    ],
+    "limits": {"input_items": 77},
+    "fetch": {"enabled": False},
+}
+
+
+@pytest.fixture
+async def address(tmp_path: Path) -> AsyncIterator[str]:
+    app = await build(load_settings({**SETTINGS, "data": str(tmp_path)}, {}), door="http")
+    door = HttpDoor(app.context)
+    try:
+        yield await door.start("127.0.0.1:0")
+    finally:
+        await door.aclose()
+        await app.aclose()
+
+
+async def ask(address: str, query: str = "", method: str = "GET") -> RawAnswer:
+    async with RawClient(address) as client:
+        await client.send(post_bytes(method=method, path=f"/v1/antiphon/capabilities{query}"))
+        return await client.read()
+
+
+async def test_it_names_everything_once_with_its_fate(address: str) -> None:
+    shown = (await ask(address)).json
+    assert (shown["object"], shown["model"], shown["upstream"]) == ("antiphon.capabilities", None, "default")
+    assert (shown["mode"], shown["profile"]) == ("translate", "generic")
+    assert [name for group in GROUPS for name in shown[group]] == list(all_names())
+    assert shown["fields"]["user"] == {"fate": "ignorable", "note": None}
+    assert shown["limits"]["input_items"] == 77 and shown["limits"]["context_tokens"] is None
+
+
+async def test_it_follows_the_model(address: str) -> None:
+    fast, strict = (await ask(address, "?model=fast")).json, (await ask(address, "?model=strict")).json
+    assert (fast["model"], fast["upstream"], fast["profile"]) == ("fast", "groq", "groq")
+    assert fast["fields"]["user"]["fate"] == "translated"
+    assert fast["fields"]["truncation.auto"]["fate"] == "emulated" and fast["limits"]["context_tokens"] == 4096
+    assert (strict["upstream"], strict["profile"]) == ("default", "deepseek")
+    assert strict["content"]["content.input_image.image_url"]["fate"] == "unsupported"
+
+
+async def test_settings_count(address: str) -> None:
+    shown = (await ask(address)).json
+    assert shown["content"]["content.input_file.file_url"] == {
+        "fate": "unsupported",
+        "note": "fetching files is switched off here",
+    }
+
+
+async def test_a_native_model_has_no_table(address: str) -> None:
+    shown = (await ask(address, "?model=gpt-9")).json
+    assert (shown["mode"], shown["profile"], shown["upstream"]) == ("native", None, "native")
+    assert all(shown[group] == {} for group in GROUPS)
+
+
+async def test_a_disabled_model_does_not_exist(address: str) -> None:
+    got = await ask(address, "?model=gone")
+    assert got.status == 404 and got.error["code"] == "model_not_found"
+
+
+async def test_nothing_secret_is_said(address: str) -> None:
+    for query in ("", "?model=fast", "?model=gpt-9"):
+        body = (await ask(address, query)).body
+        assert b"key-of-" not in body and b"127.0.0.1" not in body and b"groq.com" not in body
+
+
+async def test_it_can_only_be_read(address: str) -> None:
+    got = await ask(address, method="DELETE")
+    assert got.status == 405 and got.header("allow") == "GET, HEAD, OPTIONS"
