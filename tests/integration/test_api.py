@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.api.models import ModelCatalog, read_models
+from antiphon.api.models import ModelCatalog, ModelSource, read_models
 from antiphon.api.router import Router
 from antiphon.engine.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports import ResponseStore, StoredResponse
+from antiphon.engine.routes import ModelRoute, ModelRule, Routes
 from antiphon.errors import StoreError, Unavailable, UpstreamFailed
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import open_store
+from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
+from antiphon.upstream.pool import UpstreamPool
 from tests.support.chat_server import CHAT_MODELS, ChatServer, Close, WaitGone, answer, json_answer
 from tests.support.memory_store import MemoryResponseStore
 
@@ -301,6 +304,58 @@ async def test_one_credential_never_sees_anothers_list(server: ChatServer) -> No
         assert json.loads(got.body)["data"][0]["id"] == f"for {name}"
     assert len(server.requests) == 2
     await setup.upstream.aclose()
+
+
+async def test_every_upstream_gets_its_own_headers_alone(server: ChatServer) -> None:
+    """What one upstream may see of the client, credentials above all, does not reach the others."""
+    sources = {
+        "default": ModelSource(passthrough=True, headers=frozenset({"x-team"})),
+        "other": ModelSource(headers=frozenset({"x-tag"})),
+    }
+    pool = UpstreamPool(
+        {name: HttpUpstream(UpstreamTarget(server.base_url, headers=(("x-who", name),))) for name in sources}
+    )
+    catalog = ModelCatalog(pool, sources=sources)
+    headers = (("authorization", "Bearer me"), ("x-team", "t"), ("x-tag", "g"))
+    await catalog.list(ApiRequest("GET", "/v1/models", (), headers))
+    seen = {call.header("x-who"): call for call in server.requests}
+    names = ("authorization", "x-team", "x-tag")
+    assert [seen["default"].header(name) for name in names] == ["Bearer me", "t", None]
+    assert [seen["other"].header(name) for name in names] == [None, None, "g"]
+    await pool.aclose()
+
+
+async def test_an_upstream_that_hangs_does_not_hide_the_others(server: ChatServer) -> None:
+    async with ChatServer() as silent:
+        silent.default = lambda _: answer(parts=[WaitGone()])
+        pool = UpstreamPool(
+            {
+                "default": HttpUpstream(UpstreamTarget(silent.base_url)),
+                "other": HttpUpstream(UpstreamTarget(server.base_url)),
+            }
+        )
+        catalog = ModelCatalog(pool, sources={"default": ModelSource(), "other": ModelSource()}, patience=0.05)
+        got = await catalog.list(ApiRequest("GET", "/v1/models"))
+        assert [model["id"] for model in json.loads(got.body)["data"]] == list(CHAT_MODELS)
+        await pool.aclose()
+
+
+async def test_names_of_rules_are_shown_where_a_request_would_be_served(server: ChatServer) -> None:
+    here, nowhere = ModelRoute(PROFILES["generic"]), ModelRoute(PROFILES["generic"], mode="disabled")
+    elsewhere = ModelRoute(PROFILES["generic"], upstream="other", models=frozenset({"real"}), model="real")
+    unlisted = ModelRoute(PROFILES["generic"], upstream="other", models=frozenset({"real"}))
+    rules = (
+        ModelRule("x-*", nowhere),
+        ModelRule("x-1", here),
+        ModelRule("alias", elsewhere),
+        ModelRule("unlisted", unlisted),
+    )
+    pool = UpstreamPool({name: HttpUpstream(UpstreamTarget(server.base_url)) for name in ("default", "other")})
+    sources = {"default": ModelSource(), "other": ModelSource(allowed=("real",))}
+    catalog = ModelCatalog(pool, sources=sources, routes=Routes(here, rules))
+    got = json.loads((await catalog.list(ApiRequest("GET", "/v1/models"))).body)["data"]
+    assert {model["id"] for model in got} == {*CHAT_MODELS, "alias"}
+    await pool.aclose()
 
 
 async def test_allow_list(server: ChatServer) -> None:

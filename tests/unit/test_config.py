@@ -167,3 +167,69 @@ def test_merging_changes_neither_side() -> None:
     above = {"a": {"b": 9}, "d": {"e": 1}}
     assert merge(below, above) == {"a": {"b": 9, "c": 2}, "d": {"e": 1}}
     assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+# Several upstreams
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"models": [{"match": "a", "upstream": "nope"}]},
+            r"models\[0\]\.upstream: 'nope' is unknown; choose of default",
+        ),
+        ({"upstreams": {"default": {}}}, "'default' is no name"),
+        ({"upstreams": {"a_b": {}}}, "'a_b' is no name"),
+        ({"upstreams": {"a": {"auth": "inject"}}}, r"upstreams\.a\.auth is inject"),
+        ({"upstreams": {"a": {"url": "ftp://x"}}}, r"upstreams\.a\.url: must be an http"),
+        ({"upstreams": {"a": {"speed": 1}}}, r"upstreams\.a\.speed"),
+        ({"upstreams": {"a": {"auth": "none", "header_allow": ["Authorization"]}}}, "names authorization"),
+        ({"upstream": {"header_allow": ["x-antiphon-backend"]}}, "between Envoy and the sidecar"),
+        ({"models": [{"match": "a[b"}]}, "'\\[' without its '\\]'"),
+        ({"models": [{"match": ""}]}, "match is empty"),
+        ({"models": [{"match": "a"}, {"match": "a"}]}, r"models\[1\]\.match: 'a' is there twice"),
+        ({"models": [{"match": "a", "mode": "native", "model": "b"}]}, "keeps its name"),
+        ({"upstreams": {"a": {}}, "models": [{"match": "b"}]}, "'default' is unknown; choose of a"),
+    ],
+)
+def test_what_is_wrong_about_upstreams_and_models_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(values)
+
+
+@pytest.mark.parametrize("pattern", ["a*", "[ab]*", "[!a]?", "[]]x", "[[]x", "x]"])
+def test_patterns_that_are_right(pattern: str) -> None:
+    assert load_settings({"models": [{"match": pattern}]}).models[0].match == pattern
+
+
+def test_upstreams_and_models_from_the_environment() -> None:
+    environ = {
+        "ANTIPHON_UPSTREAMS": "{fast: {url: 'http://fast/v1', api_key: secret-key}}",
+        "ANTIPHON_MODELS": "[{match: 'f-*', upstream: fast, context_tokens: 4096}]",
+        "ANTIPHON_UPSTREAM_KEY_FAST": "of Envoy's process, no setting",
+    }
+    settings = load_settings({}, environ)
+    assert settings.upstreams["fast"].auth_mode is AuthMode.INJECT
+    assert settings.models[0].context_tokens == 4096
+    assert "secret-key" not in str(settings.redacted()) + repr(settings)
+
+
+def test_the_section_upstream_counts_when_it_is_given_or_alone() -> None:
+    others = {"upstreams": {"a": {}}}
+    assert list(load_settings().every_upstream) == ["default"]
+    assert list(load_settings(others).every_upstream) == ["a"]
+    assert list(load_settings({**others, "upstream": {"profile": "auto"}}).every_upstream) == ["default", "a"]
+    assert list(load_settings(others, {"ANTIPHON_UPSTREAM__HOST": "x"}).every_upstream) == ["default", "a"]
+
+
+def test_ids_go_to_the_only_native_upstream_of_a_single_owner() -> None:
+    values: dict[str, Any] = {
+        "upstreams": {"a": {}, "b": {}},
+        "models": [{"match": "a*", "upstream": "a", "mode": "native"}],
+    }
+    single = {"owner": {"source": "single"}}
+    assert load_settings(values).native_of_ids is None
+    assert load_settings({**values, **single}).native_of_ids == "a"
+    values["models"].append({"match": "b*", "upstream": "b", "mode": "native"})
+    assert load_settings({**values, **single}).native_of_ids is None

@@ -31,6 +31,24 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tcp": {"sidecar": _TCP, "envoy": {"access_log": True, "retries": 0}},
     "owner": {"owner": {"source": "header", "header": "X-User"}},
+    "upstreams": {
+        "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},
+        "upstreams": {
+            "other": {"url": "https://other.example.com", "api_key": "sk-very-secret-too"},
+            "the-native": {"url": "http://127.0.0.1:8000/x/v1", "auth": "none"},
+        },
+        "models": [
+            {"match": "a*", "upstream": "other"},
+            {"match": "b*", "upstream": "the-native", "mode": "native"},
+        ],
+        "owner": {"source": "single"},
+        "sidecar": _TCP,
+    },
+    "upstreams only": {
+        "upstreams": {"one": {"url": "http://one.example.com/v1"}},
+        "models": [{"match": "*", "upstream": "one"}],
+    },
+    "native default": {"models": [{"match": "*", "mode": "native"}], "owner": {"source": "single"}},
 }
 
 
@@ -45,7 +63,12 @@ def _validate(config: Any, folder: Path) -> None:
         [find_envoy(None), "--mode", "validate", "-c", path, "--log-level", "error"],
         capture_output=True,
         text=True,
-        env={"ANTIPHON_UPSTREAM_KEY": "k", "ANTIPHON_SIDECAR_SECRET": "s", "PATH": os.environ["PATH"]},
+        env={
+            "ANTIPHON_UPSTREAM_KEY": "k",
+            "ANTIPHON_UPSTREAM_KEY_OTHER": "k",
+            "ANTIPHON_SIDECAR_SECRET": "s",
+            "PATH": os.environ["PATH"],
+        },
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,7 +80,7 @@ def test_envoy_accepts_it(name: str, tmp_path: Path) -> None:
     _validate(bootstrap(settings, sidecars=endpoints(settings)), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["plain", "tcp"])
+@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only"])
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
     sidecars = endpoints(settings)
@@ -71,6 +94,9 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
     settings = _settings(case, tmp_path)
     text = to_yaml(bootstrap(settings, sidecars=endpoints(settings))) + snippet(settings, endpoints(settings))
     assert "very-secret" not in text and "owner-secret" not in text
+    several = _settings(CASES["upstreams"], tmp_path)
+    printed = to_yaml(bootstrap(several, sidecars=endpoints(several))) + snippet(several, endpoints(several))
+    assert "very-secret" not in printed and "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY_OTHER)%" in printed
     tcp = _settings(CASES["tcp"], tmp_path)
     printed = to_yaml(bootstrap(tcp, sidecars=endpoints(tcp)))
     assert "s3cret-value" not in printed and "s3cret-value" in fill_in_secret(printed, tcp)
@@ -92,6 +118,41 @@ def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> N
         if "route" in route and route["route"]["cluster"] == "model":
             assert "x-antiphon-backend" in route["request_headers_to_remove"]
             assert route["route"]["timeout"] == "0s"
+
+
+def test_every_way_to_an_upstream_has_its_own_credentials_and_no_others(tmp_path: Path) -> None:
+    """Whatever route leads to a cluster: injected is overwritten, `none` is removed, trust stays behind."""
+    settings = _settings(CASES["upstreams"], tmp_path)
+    config = bootstrap(settings, sidecars=endpoints(settings))
+    found: dict[str, set[str]] = {}
+    for listener in config["static_resources"]["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            cluster = route.get("route", {}).get("cluster", "")
+            if not cluster.startswith("model"):
+                continue
+            assert {"x-antiphon-backend", "x-antiphon-secret"} <= set(route["request_headers_to_remove"])
+            if "request_headers_to_add" in route:
+                (added,) = route["request_headers_to_add"]
+                assert added["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+                how = added["header"]["value"]
+            else:
+                assert "authorization" in route["request_headers_to_remove"]
+                how = "none"
+            found.setdefault(cluster, set()).add(how)
+    assert found == {
+        "model": {"Bearer %ENVIRONMENT(ANTIPHON_UPSTREAM_KEY)%"},
+        "model_other": {"Bearer %ENVIRONMENT(ANTIPHON_UPSTREAM_KEY_OTHER)%"},
+        "model_the-native": {"none"},
+    }
+
+
+def test_without_a_default_upstream_nothing_leads_to_one(tmp_path: Path) -> None:
+    settings = _settings(CASES["upstreams only"], tmp_path)
+    config = bootstrap(settings, sidecars=endpoints(settings))
+    assert "model" not in {cluster["name"] for cluster in config["static_resources"]["clusters"]}
+    ways = {route["route"]["cluster"] for route in _routes(settings) if "route" in route}
+    assert ways == {"model_one", "sidecar_http"}
 
 
 def test_the_compose_file_fits(tmp_path: Path) -> None:
