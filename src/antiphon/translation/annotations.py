@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from antiphon.types.json import decode_any, encode
+from antiphon.types.json import ABSENT, decode_any, encode
 
 __all__ = ["Annotations"]
 
@@ -26,10 +26,11 @@ class Annotations:
 
     def __init__(self) -> None:
         self._found: list[dict[str, Any]] = []
-        self._sources: list[str] = []
+        self._placed = 0
+        self._sources = self._titles = ABSENT
 
     def __bool__(self) -> bool:
-        return bool(self._found or self._sources)
+        return bool(self._found) or self._sources is not ABSENT
 
     def receive(self, data: Raw) -> None:
         """The `annotations` of a delta or message: new ones, or all so far."""
@@ -43,27 +44,31 @@ class Annotations:
                 if found not in self._found:
                     self._found.append(found)
 
-    def receive_sources(self, data: Raw) -> None:
-        """A list of URLs to which `[1]`, `[2]`, … in the text refer; each chunk repeats all of it."""
-        try:
-            value = decode_any(bytes(data))
-        except ValueError:
-            return
-        if isinstance(value, list):
-            self._sources = [source for source in value[:_MOST] if isinstance(source, str)]
+    def receive_sources(self, urls: Raw, results: Raw) -> None:
+        """A list of URLs to which `[1]`, `[2]`, … in the text refer, and what was found there (it has the titles).
+
+        Each chunk repeats all of it, so it is read when the text is whole.
+        """
+        self._sources, self._titles = urls, results
 
     def place(self, text: str) -> list[Raw]:
-        """All annotations of this text, in Responses' form."""
-        made = [self._citation(found, len(text)) for found in self._found]
-        made += self._marked(text)
+        """The annotations of this text, in Responses' form: all that no earlier text of the answer got."""
+        found, self._placed = self._found[self._placed :], len(self._found)
+        made = [self._citation(one, len(text)) for one in found]
+        if not self._found:
+            # A server that sends both says the same twice.
+            made += self._marked(text)
         return [Raw(encode(citation)) for citation in made]
 
     def _marked(self, text: str) -> Iterator[dict[str, Any]]:
+        sources = [source for source in _list(self._sources) if isinstance(source, str)]
+        titles = {str(result.get("url")): result.get("title") for result in _objects(self._titles)}
         for marker in re.finditer(r"\[(\d{1,3})\]", text):
             number = int(marker[1])
-            if 1 <= number <= len(self._sources):
-                found = {"url": self._sources[number - 1], "start_index": marker.start(), "end_index": marker.end()}
-                yield self._citation(found, len(text))
+            if 1 <= number <= len(sources):
+                url = sources[number - 1]
+                place = {"start_index": marker.start(), "end_index": marker.end()}
+                yield self._citation({"url": url, "title": titles.get(url), **place}, len(text))
 
     @staticmethod
     def _citation(found: dict[str, Any], length: int) -> dict[str, Any]:
@@ -86,8 +91,12 @@ def _offset(value: Any, length: int) -> int:
 
 
 def _objects(data: Raw) -> list[dict[str, Any]]:
+    return [item for item in _list(data) if isinstance(item, dict)]
+
+
+def _list(data: Raw) -> list[Any]:
     try:
-        value = decode_any(bytes(data))
+        value = decode_any(bytes(data)) if data is not ABSENT else None
     except ValueError:
         return []
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return value[:_MOST] if isinstance(value, list) else []

@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct
 
 from antiphon.ids import IdFactory
 from antiphon.translation.custom_input import CustomInput
-from antiphon.translation.encode import DeltaTemplate, frame
+from antiphon.translation.encode import DeltaTemplate, frame, padded
 from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
 from antiphon.translation.native_events import native_events
 from antiphon.translation.tool_map import CallKind, CallTarget
@@ -315,7 +315,11 @@ class ResponseBuilder:
         self._logprobs.extend(logprobs)
         item = self._item
         assert item is not None
-        self._emit(ev.OutputTextDelta(self._next(), item.id, len(self._output), 0, quoted(fragment), list(logprobs)))
+        event = ev.OutputTextDelta(self._next(), item.id, len(self._output), 0, quoted(fragment), list(logprobs))
+        if self._options.events and self._options.obfuscate:
+            self._out.append(padded(frame(event), self._padding(fragment)))
+        else:
+            self._emit(event)
 
     def _is_refusal(self) -> bool:
         item = self._item

@@ -91,6 +91,7 @@ def _chunk(value: dict[str, Any]) -> Chunk:
         x_groq=_raw(value.get("x_groq")),
         error=_raw(value.get("error")),
         citations=_raw(value.get("citations")),
+        search_results=_raw(value.get("search_results")),
         service_tier=_str(value.get("service_tier")),
         object=_str(value.get("object")),
     )
@@ -103,7 +104,9 @@ def _choice(value: dict[str, Any]) -> Choice:
         delta=_delta(delta) if isinstance(delta, dict) else None,
         message=_delta(message) if isinstance(message, dict) else None,
         finish_reason=_str(value.get("finish_reason")),
+        finish_details=_raw(value.get("finish_details")),
         text=_text(value.get("text")),
+        logprobs=_raw(value.get("logprobs")),
         error=_raw(value.get("error")),
     )
 

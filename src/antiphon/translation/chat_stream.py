@@ -18,7 +18,7 @@ from antiphon.errors import ApiError
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
-from antiphon.translation.logprobs import read_logprobs
+from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
@@ -28,13 +28,21 @@ from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
 from antiphon.translation.usage import read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
-from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, given
+from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, given, text_of
 from antiphon.types.response import UsageObject
 
 __all__ = ["ChatStream", "Ending"]
 
 # Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
 _TIERS = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
+# What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
+_FINISHES = {
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+}
 _BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
 
@@ -85,6 +93,7 @@ class ChatStream:
         self._think = None if profile.think == "off" else ThinkTags(opened=profile.think == "opened")
         self._wants_logprobs = logprobs
         self._logprobs: list[Raw] = []
+        self._logprobs_mixed = False
         self._annotations: Annotations | None = None
         self._details: ReasoningDetails | None = None
         self._finish: str | None = None
@@ -220,6 +229,8 @@ class ChatStream:
                     self._text(fragment(choice.text))
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
+                elif choice.finish_details is not ABSENT:
+                    self._note_finish(_finish_of(choice.finish_details))
                 if choice.error is not ABSENT and not given(error):
                     # OpenRouter: a whole answer with its calls, and inside the choice that they are broken.
                     error = choice.error
@@ -235,14 +246,14 @@ class ChatStream:
         if chunk.service_tier in _TIERS:
             self._service_tier = chunk.service_tier
         if chunk.citations is not ABSENT and given(chunk.citations):
-            self._note_annotations().receive_sources(chunk.citations)
+            self._note_annotations().receive_sources(chunk.citations, chunk.search_results)
         if given(error) and bytes(error) not in (b'""', b"{}", b"false"):
             self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))
 
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.
-        if self._finish not in ("length", "content_filter"):
-            self._finish = reason
+        if reason and self._finish not in ("length", "content_filter"):
+            self._finish = _FINISHES.get(reason.lower(), reason)
 
     def _delta(self, delta: Delta) -> None:
         reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
@@ -265,11 +276,11 @@ class ChatStream:
             self._note_annotations().receive(delta.annotations)
         refusal = fragment(delta.refusal)
         if refusal:
-            self._in_text = False
+            self._leave_text()
             self._settle_calls()
             self._builder.refusal(refusal)
         if delta.tool_calls:
-            self._in_text = False
+            self._leave_text()
             if self._details is not None:
                 self._end_details()
         for call in delta.tool_calls or ():
@@ -292,12 +303,22 @@ class ChatStream:
             self._end_details()
         if self._logprobs:
             logprobs, self._logprobs = self._logprobs, []
+            if self._logprobs_mixed:
+                self._logprobs_mixed = False
+                logprobs = last_logprobs(logprobs, text_of(text))
             self._builder.text(text, logprobs)
         else:
             self._builder.text(text)
 
+    def _leave_text(self) -> None:
+        """Something else begins: the text that is open is whole."""
+        if self._in_text:
+            self._in_text = False
+            self._annotate()
+
     def _reason(self, reasoning: bytes) -> None:
-        self._in_text = False
+        self._leave_text()
+        self._logprobs_mixed = self._wants_logprobs
         self._settle_calls()
         self._builder.reasoning(reasoning)
 
@@ -317,6 +338,9 @@ class ChatStream:
             reasoning, text = tags.end()
             if reasoning:
                 self._reason(reasoning)
+            if tags.unclosed and self._finish in ("stop", "eos") and not self._calls:
+                # The model answered without thinking: nothing ended what the template was said to open.
+                text = tags.unclosed
             self._text(text)
 
     def _end_details(self) -> None:
@@ -342,6 +366,16 @@ class ChatStream:
         if self._failure is None:
             self._failure = ending
         self.ended = True
+
+
+def _finish_of(details: Raw) -> str:
+    """The finish of an answer that says it in `finish_details` (old vision models)."""
+    try:
+        value = decode_any(bytes(details))
+    except ValueError:
+        return ""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _groq_usage(data: bytes) -> UsageObject | None:

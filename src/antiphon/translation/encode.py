@@ -14,7 +14,7 @@ from msgspec import Raw
 from antiphon.types.events import Event
 from antiphon.types.json import encode
 
-__all__ = ["DONE", "KEEPALIVE", "DeltaTemplate", "frame"]
+__all__ = ["DONE", "KEEPALIVE", "DeltaTemplate", "frame", "padded"]
 
 DONE = b"data: [DONE]\n\n"
 """The sentinel that ends an event stream."""
@@ -30,6 +30,11 @@ _DELTA = Raw(b'"\\u0000delta"')
 def frame(event: Event) -> bytes:
     """One event as a server-sent event."""
     return b"event: %b\ndata: %b\n\n" % (type(event).__struct_config__.tag.encode(), encode(event))  # type: ignore[union-attr]
+
+
+def padded(event: bytes, padding: bytes) -> bytes:
+    """A framed delta event with `obfuscation`: letters that hide its text's length from who watches the wire."""
+    return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)
 
 
 class DeltaTemplate:
@@ -53,6 +58,5 @@ class DeltaTemplate:
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
     def render_padded(self, sequence_number: int, fragment: bytes, padding: bytes) -> bytes:
-        """The same with `obfuscation`: letters that hide the fragment's length from who watches the wire."""
-        event = self.render(sequence_number, fragment)
-        return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)
+        """The same with `obfuscation`."""
+        return padded(self.render(sequence_number, fragment), padding)

@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode
 
-__all__ = ["read_logprobs"]
+__all__ = ["last_logprobs", "read_logprobs"]
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
@@ -26,6 +26,16 @@ def read_logprobs(data: Raw) -> list[Raw]:
         return []
     entries = value.get("content") if isinstance(value, dict) else None
     return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]
+
+
+def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
+    """Those entries at the end that make up the text: servers list the tokens of hidden reasoning before them."""
+    left = len(text.encode("utf-8", "replace"))
+    number = len(entries)
+    while number and left > 0:
+        number -= 1
+        left -= len(decode_any(bytes(entries[number]))["bytes"])
+    return entries[number:] if left >= 0 else entries[number + 1 :]
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ _OPEN, _CLOSE = b"<think>", b"</think>"
 _BLANKS = re.compile(rb"(?: |\\n|\\r|\\t)*")
 # Some servers escape the brackets; an escaped backslash before them is no escape.
 _ESCAPED = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
+_MAY_START = (b"<", b" ", b"\\", b"")
 
 
 class _State(Enum):
@@ -35,6 +36,7 @@ class ThinkTags:
         self._state = _State.THINKING if opened else _State.START
         self._held = b""
         self._fresh = True
+        self._unclosed: list[bytes] | None = [] if opened else None
 
     @property
     def done(self) -> bool:
@@ -43,7 +45,11 @@ class ThinkTags:
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
         """Reasoning and text that this content adds, as fragments."""
-        if self._state is not _State.TEXT and b"\\u003" in fragment:
+        if self._state is _State.START and not self._held and fragment[:1] not in _MAY_START:
+            # The usual answer: no tags at all.
+            self._state, self._fresh = _State.TEXT, False
+            return b"", fragment
+        if b"\\u003" in fragment:
             fragment = _ESCAPED.sub(lambda m: m[1] + (b"<" if m[2] in b"cC" else b">"), fragment)
         data, self._held = self._held + fragment, b""
         if self._state is _State.START:
@@ -63,30 +69,50 @@ class ThinkTags:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, b""
         if self._state is _State.THINKING:
+            if held and self._unclosed is not None:
+                self._unclosed.append(held)
             return held, b""
         return b"", held
+
+    @property
+    def unclosed(self) -> bytes:
+        """All that was given out as reasoning only because the template was said to open it; no end of it came."""
+        return b"".join(self._unclosed or ()) if self._state is _State.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:
         if self._fresh:
             data = data[_after_blanks(data) :]
-            if not data:
+            if self._unclosed is not None and data.startswith(_OPEN):
+                # The template was said to open it, and the model did so as well.
+                data = data[len(_OPEN) :]
+                data = data[_after_blanks(data) :]
+            if len(data) < len(_OPEN) and _OPEN.startswith(data):
+                self._held = data
                 return b"", b""
             self._fresh = False
         end = data.find(_CLOSE)
         if end >= 0:
-            self._state, self._fresh = _State.TEXT, True
+            self._state, self._fresh, self._unclosed = _State.TEXT, True, None
             return data[:end], self._text(data[end + len(_CLOSE) :])
         for size in range(min(len(_CLOSE) - 1, len(data)), 0, -1):
             if _CLOSE.startswith(data[-size:]):
                 self._held = data[-size:]
-                return data[:-size], b""
+                data = data[:-size]
+                break
+        if self._unclosed is not None:
+            self._unclosed.append(data)
         return data, b""
 
     def _text(self, data: bytes) -> bytes:
-        """Text after the closing tag; the blanks between them are no part of it."""
-        if self._fresh:
+        """Text after the closing tag; blanks between them, and the tag again (seen: MAI-DS-R1), are no part of it."""
+        while self._fresh:
             data = data[_after_blanks(data) :]
-            if data:
+            if data.startswith(_CLOSE):
+                data = data[len(_CLOSE) :]
+            elif len(data) < len(_CLOSE) and _CLOSE.startswith(data):
+                self._held = data
+                return b""
+            else:
                 self._fresh = False
         return data
 

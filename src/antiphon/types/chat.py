@@ -115,6 +115,7 @@ class Choice(Struct):
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None
+    finish_details: Raw = ABSENT
     text: Raw = ABSENT
     logprobs: Raw = ABSENT
     error: Raw = ABSENT
@@ -128,5 +129,6 @@ class Chunk(Struct):
     x_groq: Raw = ABSENT
     error: Raw = ABSENT
     citations: Raw = ABSENT
+    search_results: Raw = ABSENT
     service_tier: str | None = None
     object: str | None = None
