@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
+from antiphon.api.capabilities import Capabilities
+from antiphon.api.http import ApiRequest
 from antiphon.app import build
 from antiphon.config import load_settings
 from antiphon.doors.http.server import HttpDoor
+from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.errors import InvalidRequest
 from antiphon.translation.fates import all_names
+from antiphon.translation.profiles import PROFILES
 from tests.support.http_door import RawAnswer, RawClient, post_bytes
 
 GROUPS = ("fields", "include", "tools", "tool_choice", "items", "content")
@@ -19,12 +24,14 @@ SETTINGS: dict[str, Any] = {
     "upstream": {"url": "http://127.0.0.1:9/v1", "api_key": "key-of-default"},
     "upstreams": {
         "groq": {"url": "https://api.groq.com/openai/v1", "api_key": "key-of-groq"},
+        "few": {"url": "http://127.0.0.1:9/few", "models": ["other-1"]},
         "native": {"url": "http://127.0.0.1:9/native", "api_key": "key-of-native"},
     },
     "models": [
         {"match": "gone", "mode": "disabled"},
         {"match": "fast", "upstream": "groq", "model": "very-fast-1", "context_tokens": 4096},
         {"match": "strict", "profile": "deepseek"},
+        {"match": "other-*", "upstream": "few"},
         {"match": "gpt-*", "upstream": "native", "mode": "native"},
     ],
     "limits": {"input_items": 77},
@@ -81,9 +88,16 @@ async def test_a_native_model_has_no_table(address: str) -> None:
     assert all(shown[group] == {} for group in GROUPS)
 
 
-async def test_a_disabled_model_does_not_exist(address: str) -> None:
-    got = await ask(address, "?model=gone")
+@pytest.mark.parametrize("model", ["gone", "other-2"])
+async def test_a_model_that_is_not_served_does_not_exist(address: str, model: str) -> None:
+    got = await ask(address, f"?model={model}")
     assert got.status == 404 and got.error["code"] == "model_not_found"
+
+
+async def test_without_a_default_upstream_a_model_must_be_named() -> None:
+    capabilities = Capabilities(Routes(ModelRoute(PROFILES["generic"], mode="disabled")), {})
+    with pytest.raises(InvalidRequest, match="model="):
+        await capabilities.show(ApiRequest("GET", "/v1/antiphon/capabilities"))
 
 
 async def test_nothing_secret_is_said(address: str) -> None:

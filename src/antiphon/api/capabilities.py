@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.routes import ModelRoute, Routes
-from antiphon.errors import NotFound
+from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.fates import GROUPS, Fate, fate
 from antiphon.translation.profiles import UpstreamProfile
 
@@ -38,9 +38,15 @@ class Capabilities:
         them, to `{fate, note}`; with a native upstream the groups are empty, since requests pass untouched."""
         model = query_value(request, "model")
         route = self.routes.choose(model) if model is not None else self.routes.default
-        if route.mode == "disabled":
+        if model is None and route.mode == "disabled":
+            raise InvalidRequest(
+                "There is no upstream for models that no rule names; ask for one with '?model='.",
+                param="model",
+                code="missing_required_parameter",
+            )
+        if model is not None and not route.serves(model):
             raise NotFound(
-                f"The model '{(model or '')[:256]}' does not exist or you do not have access to it.",
+                f"The model '{model[:256]}' does not exist or you do not have access to it.",
                 param="model",
                 code="model_not_found",
             )
