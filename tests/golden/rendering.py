@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import Outcome, run
 from tests.support.judge import parse_sse
 from tests.support.recordings import Recording
@@ -21,8 +22,6 @@ __all__ = ["EXPECTED", "expected_path", "render", "replay"]
 
 EXPECTED = Path(__file__).parent / "expected"
 _SHOWN = ("item_id", "output_index", "status")
-# Everything an answer can hold is asked for.
-_REQUEST = {"input": "hi", "stream": True, "include": ["message.output_text.logprobs"]}
 
 
 def expected_path(recording: Recording) -> Path:
@@ -30,14 +29,28 @@ def expected_path(recording: Recording) -> Path:
     return EXPECTED / f"{recording.name}.txt"
 
 
-def replay(recording: Recording) -> Outcome:
+def replay(recording: Recording, profile: str = "generic") -> Outcome:
     """The recording as the upstream's answer to a streaming request."""
     headers = (("content-type", recording.content_type or "application/json"),)
-    return run({**_REQUEST, "model": recording.model}, [recording.body], status=recording.status, headers=headers)
+    request: dict[str, Any] = {"input": "hi", "stream": True, "model": recording.model}
+    if PROFILES[profile].for_model(recording.model).logprobs:
+        # Everything an answer can hold is asked for.
+        request["include"] = ["message.output_text.logprobs"]
+    return run(request, [recording.body], status=recording.status, headers=headers, profile=profile)
 
 
-def render(outcome: Outcome) -> str:
-    """The golden text."""
+def render(recording: Recording) -> str:
+    """The golden text: what the generic profile makes of it, and the vendor's profile where that is something else."""
+    generic = replay(recording)
+    text = _render(generic)
+    if recording.provider in PROFILES:
+        vendor = replay(recording, recording.provider)
+        if (vendor.head, vendor.body) != (generic.head, generic.body):
+            text += f"\nwith the profile {recording.provider}:\n{_render(vendor)}"
+    return text
+
+
+def _render(outcome: Outcome) -> str:
     assert outcome.head is not None and outcome.finish is not None
     lines = [f"HTTP {outcome.head.status} {outcome.finish.outcome}"]
     if outcome.head.streamed:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden.rendering import EXPECTED, expected_path, render, replay
+from tests.golden.rendering import EXPECTED, expected_path, render
 from tests.support.recordings import Recording, all_recordings
 
 
 @pytest.mark.parametrize("recording", all_recordings(), ids=lambda recording: recording.name)
 def test_golden(recording: Recording) -> None:
-    assert render(replay(recording)) == expected_path(recording).read_text(), (
-        "run scripts/golden and look at the change"
-    )
+    assert render(recording) == expected_path(recording).read_text(), "run scripts/golden and look at the change"
 
 
 def test_every_golden_has_its_recording() -> None:

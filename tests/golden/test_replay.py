@@ -21,7 +21,7 @@ _RECORDINGS = all_recordings()
 def _replay(recording: Recording, how: str, *, stream: bool, **request: Any) -> Outcome:
     return run(
         {"model": "m", "input": "hi", "stream": stream, **request},
-        cut(recording.body, how),
+        cut(recording.body, how, recording.reads),
         status=recording.status,
         headers=(("content-type", recording.content_type or "application/json"),),
     )
@@ -30,7 +30,7 @@ def _replay(recording: Recording, how: str, *, stream: bool, **request: Any) -> 
 @pytest.mark.parametrize("recording", _RECORDINGS, ids=lambda recording: recording.name)
 def test_replay(recording: Recording) -> None:
     """A streaming client gets the same bytes whatever the cut, and they are a valid stream or an HTTP error."""
-    cuts = CUTS if len(recording.body) < 40_000 else ("whole", "recut-1", "recut-2")
+    cuts = CUTS if len(recording.body) < 40_000 else ("whole", "network", "recut-1", "recut-2")
     outcomes = [_replay(recording, how, stream=True) for how in cuts]
     first = outcomes[0]
     assert first.head is not None and first.finish is not None

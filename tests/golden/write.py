@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.golden.rendering import expected_path, render, replay
+from tests.golden.rendering import expected_path, render
 from tests.support.recordings import all_recordings
 
 _ODD = {
@@ -17,7 +17,7 @@ _ODD = {
 def main() -> int:
     changed = odd = 0
     for recording in all_recordings():
-        text, path = render(replay(recording)), expected_path(recording)
+        text, path = render(recording), expected_path(recording)
         before = path.read_text() if path.exists() else ""
         if text != before:
             changed += 1

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parent.parent / "recordings"
 
 @dataclass(frozen=True)
 class Recording:
-    """One recorded HTTP exchange; `name` is its path without `.json`."""
+    """One recorded HTTP exchange; `name` is its path without `.json`, `reads` the lengths of the real network reads."""
 
     name: str
     status: int
@@ -26,6 +26,8 @@ class Recording:
     body: bytes
     request: dict[str, Any]
     model: str
+    provider: str
+    reads: tuple[int, ...] = ()
 
 
 @cache
@@ -43,15 +45,24 @@ def all_recordings() -> tuple[Recording, ...]:
                 body=data["body"].encode(),
                 request=data.get("request") or {},
                 model=data.get("model") or "m",
+                provider=data["provider"],
+                reads=tuple(data.get("net_chunks") or ()),
             )
         )
     return tuple(found)
 
 
-def cut(body: bytes, how: str) -> Iterator[bytes]:
-    """The body in pieces: `whole`, `bytes` (one by one), or re-cut at random places from a fixed seed."""
+def cut(body: bytes, how: str, reads: tuple[int, ...] = ()) -> Iterator[bytes]:
+    """The body in pieces: `whole`, `bytes` (one by one), `network` (as it was read), or re-cut at random places from a
+    fixed seed."""
     if how == "whole":
         yield body
+    elif how == "network":
+        position = 0
+        for size in reads:
+            yield body[position : position + size]
+            position += size
+        yield body[position:]
     elif how == "bytes":
         for position in range(len(body)):
             yield body[position : position + 1]
@@ -64,4 +75,4 @@ def cut(body: bytes, how: str) -> Iterator[bytes]:
             position += size
 
 
-CUTS = ("whole", "bytes", "recut-1", "recut-2")
+CUTS = ("whole", "bytes", "network", "recut-1", "recut-2")
