@@ -6,14 +6,15 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 import yaml
 
-from tests.support.chat_server import ChatServer, Close, answer, completion, text_stream
-from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.chat_server import ChatServer, Close, WaitGone, answer, completion, json_answer, text_stream
+from tests.support.gateway import Answered, Gateway, post, start_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -255,3 +256,40 @@ async def test_pitfall_114_codex_finds_its_own_field_in_the_list_of_models(place
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         listed = await response.json()
     assert listed["models"] == [] and listed["data"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_upstreams_without_a_default(mode: str, tmp_path: Path) -> None:
+    """What no rule names does not exist then; native upstreams that are not there, or silent, are errors of ours."""
+    async with ChatServer() as server:
+        settings = {
+            "upstreams": {"one": {"url": server.base_url}, "absent": {"url": "http://127.0.0.1:9/v1"}},
+            "models": [
+                {"match": "one-native", "upstream": "one", "mode": "native"},
+                {"match": "one*", "upstream": "one"},
+                {"match": "absent", "upstream": "absent", "mode": "native"},
+            ],
+            "timeouts": {"connect": 2, "idle": 0.3},
+        }
+        config = tmp_path / "settings.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        gateway = await start_gateway(None, tmp_path / "data", "--config", str(config), *MODES[mode])
+        url = gateway.base_url + "/responses"
+
+        def refused(answered: Answered) -> tuple[int, str]:
+            return answered.status, json.loads(answered.body)["error"]["code"]
+
+        server.script(json_answer(completion()))
+        assert (await post(url, {"model": "one", "input": "hi"})).status == 200
+        assert refused(await post(url, {"model": "any", "input": "hi"})) == (404, "model_not_found")
+        assert (await post(gateway.base_url + "/chat/completions", {"model": "one"})).status == 404
+        assert refused(await post(url, {"model": "absent", "input": "hi"})) == (502, "upstream_unreachable")
+        server.script(answer(200, JSON, [b"{", WaitGone()]))
+        assert refused(await post(url, {"model": "one-native", "input": "hi"})) == (504, "upstream_timeout")
+        server.script(answer(200, (("content-type", "text/event-stream"),), [b"data: one\n\n", WaitGone()]))
+        silent = await post(url, {"model": "one-native", "input": "hi", "stream": True})
+        assert (silent.status, silent.body, silent.cut) == (200, b"data: one\n\n", True)
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/resp_theirs") as got:
+            assert got.status == 404, "owners are told apart, so ids of native upstreams are nobody's"
+        assert not [line for line in gateway.log if "Traceback" in line or '"level":"error"' in line]
+        assert await gateway.stop() == 0

@@ -55,11 +55,21 @@ class Gateway:
                 await asyncio.sleep(0.01)
 
 
-async def start_gateway(upstream: str, data: Path, *arguments: str, environ: dict[str, str] | None = None) -> Gateway:
-    """Start `antiphon up` in front of this upstream and wait for its ready line."""
+async def start_gateway(
+    upstream: str | None, data: Path, *arguments: str, environ: dict[str, str] | None = None
+) -> Gateway:
+    """Start `antiphon up` in front of this upstream (or of those in a settings file) and wait for its ready line."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "antiphon", "up", "--upstream", upstream, "--listen", "127.0.0.1:0"),
+        *(
+            sys.executable,
+            "-m",
+            "antiphon",
+            "up",
+            *(("--upstream", upstream) if upstream else ()),
+            "--listen",
+            "127.0.0.1:0",
+        ),
         *("--data", str(data), "--log-format", "json", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -141,6 +141,8 @@ def model_door(settings: Settings) -> Config:
         stream_idle_timeout="3600s",
         normalize_path=True,
         merge_slashes=True,
+        # What a native upstream answers passes untouched: Envoy's own words in its place must be error objects too.
+        local_reply_config=local_replies(),
         http_filters=[_router()],
         route_config={
             "name": "model_door",
