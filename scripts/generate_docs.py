@@ -86,6 +86,8 @@ _DIFFERENCES = """
 - `service_tier` is echoed as `auto`, then what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
 - Unknown fields of the request are served and named; OpenAI answers 400.
+- Inside items, content parts and tools only what has an effect is looked at: `output_schema` and `allowed_callers` of
+  tools, `prompt_cache_breakpoint`, a file's `detail` and unknown keys are tolerated and not named.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """
 

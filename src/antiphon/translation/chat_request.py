@@ -59,7 +59,7 @@ def translate_request(
         request.tools, request.tool_choice, items, profile, parallel=request.parallel_tool_calls, most=most_tools
     )
     ignored: list[str] = []
-    if not profile.strict_tools and any(tool.type == "function" and tool.strict is not None for tool in request.tools):
+    if made.strict_left_out:
         ignored.append("tools.function.strict")
     if profile.replay_reasoning == "off" and any(item.type == "reasoning" for item in request.input):
         ignored.append("input.reasoning")

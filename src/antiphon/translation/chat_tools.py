@@ -100,11 +100,12 @@ _NATIVE: dict[str, tuple[CallKind, str, Raw]] = {
 
 
 class ChatTools(Struct):
-    """The tools of one request in chat form, and what their calls mean."""
+    """The tools of one request in chat form, what their calls mean, and whether a `strict` was left out."""
 
     map: ToolMap
     declarations: list[Raw]
     choice: Raw | UnsetType = UNSET
+    strict_left_out: bool = False
 
 
 def make_chat_tools(
@@ -137,7 +138,7 @@ def make_chat_tools(
     for target in earlier:
         # The model may call again what it called before; the client gets that in the same form.
         maker.map.remember(target)
-    made = ChatTools(maker.map, maker.declarations())
+    made = ChatTools(maker.map, maker.declarations(), strict_left_out=maker.strict_left_out)
     made.map.single = parallel is False
     if choice is not None:
         _choose(made, choice, maker, profile)
@@ -189,6 +190,7 @@ class _Maker:
         self.map = ToolMap()
         self.targets: dict[str, CallTarget] = {}
         self._made: dict[str, Raw] = {}
+        self.strict_left_out = False
 
     def declarations(self, names: frozenset[str] | None = None) -> list[Raw]:
         return [made for name, made in self._made.items() if names is None or name in names]
@@ -226,8 +228,11 @@ class _Maker:
         elif tool.description is not None:
             function["description"] = ""
         function["parameters"] = parameters
-        if tool.strict is not None and tool.type == "function" and self._profile.strict_tools:
-            function["strict"] = tool.strict
+        if tool.strict is not None and tool.type == "function":
+            if self._profile.strict_tools:
+                function["strict"] = tool.strict
+            else:
+                self.strict_left_out = True
         self._made[name] = Raw(encode({"type": "function", "function": function}))
 
     def _has(self, namespace: str | None) -> bool:

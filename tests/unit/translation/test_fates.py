@@ -398,6 +398,20 @@ def test_everything_openai_knows_inside_fields_has_a_fate() -> None:
     assert _types(schemas, "InputContent") - parts == set()
 
 
+def test_a_strict_that_is_left_out_is_named_wherever_the_function_was_declared() -> None:
+    profile = next(name for name, profile in PROFILES.items() if not profile.strict_tools)
+    strict = {**FUNCTION, "strict": True}
+    user = {"role": "user", "content": "Hi"}
+    for request in (
+        {"input": "Hi", "tools": [{"type": "namespace", "name": "space", "tools": [strict]}]},
+        {"input": [user, {"type": "additional_tools", "role": "developer", "tools": [strict]}]},
+    ):
+        outcome = run({"model": "m", **request}, [COMPLETION], headers=JSON, profile=profile)
+        assert outcome.head is not None
+        assert dict(outcome.head.headers)["antiphon-ignored"] == "tools.function.strict"
+        assert "strict" not in outcome.calls[0].request.body.decode()
+
+
 def test_a_screenshot_is_an_image() -> None:
     outcome = run(
         {
