@@ -85,6 +85,7 @@ class ResponseBuilder:
         self._logprobs: list[Raw] = []
         self._annotations: list[Raw] = []
         self._details: list[Raw] = []
+        self._signature: Raw | None = None
         self._custom: CustomInput | None = None
         self._native: tuple[CallTarget, str] | None = None
         self._size = 0
@@ -200,6 +201,18 @@ class ResponseBuilder:
         if self._size > self._options.most_bytes:
             raise OutputTooLarge
         self._details.extend(details)
+
+    @property
+    def seals(self) -> bool:
+        """Whether reasoning is sealed, so that the client brings back what the upstream wants to see again."""
+        return self._options.seal is not None
+
+    def sign_next_call(self, signature: Raw) -> None:
+        """What the upstream wants to see again with the call that follows. Carried like `reasoning_details`."""
+        if self._item.__class__ is not Reasoning:
+            self._open_reasoning()
+        self._count(bytes(signature))
+        self._signature = signature
 
     def _open_message(self, part: OutputText | Refusal) -> None:
         self.close("completed")
@@ -409,7 +422,10 @@ class ResponseBuilder:
     def _close_reasoning(self, item: Reasoning, index: int, text: Raw) -> None:
         if self._options.seal is not None:
             details, self._details = self._details, []
-            item.encrypted_content = self._options.seal(encode({"text": text, "details": details}))
+            payload: dict[str, object] = {"text": text, "details": details}
+            if self._signature is not None:
+                payload["call"], self._signature = self._signature, None
+            item.encrypted_content = self._options.seal(encode(payload))
         if self._options.reasoning_as_summary:
             part = SummaryText(text)
             item.summary.append(part)

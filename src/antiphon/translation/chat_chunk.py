@@ -162,6 +162,7 @@ def _call(value: dict[str, Any]) -> ToolCallDelta:
         custom=CustomDelta(name=_str(custom.get("name")), input=_text(custom.get("input")))
         if isinstance(custom, dict)
         else None,
+        extra_content=_raw(value.get("extra_content")),
     )
 
 

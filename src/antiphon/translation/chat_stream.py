@@ -284,6 +284,8 @@ class ChatStream:
             if self._details is not None:
                 self._end_details()
         for call in delta.tool_calls or ():
+            if call.extra_content is not ABSENT:
+                self._sign(call)
             self._calls.receive(call)
         if delta.function_call is not None:
             self._calls.receive(ToolCallDelta(index=0, function=delta.function_call))
@@ -348,6 +350,13 @@ class ChatStream:
         details, self._details = self._details, None
         if details is not None and (kept := details.take()):
             self._builder.reasoning_details(kept)
+
+    def _sign(self, call: ToolCallDelta) -> None:
+        """What the upstream wants to see again with this call goes before it, into the reasoning that led to it."""
+        if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
+            # Such servers send whole calls: the one before is over.
+            self._settle_calls()
+            self._builder.sign_next_call(call.extra_content)
 
     def _note_annotations(self) -> Annotations:
         if self._annotations is None:

@@ -35,6 +35,7 @@ class ChatToolCall(Struct):
     id: str
     function: ChatToolCallFunction
     type: str = "function"
+    extra_content: Raw | UnsetType = UNSET
 
 
 class ChatMessage(Struct, omit_defaults=True):
@@ -88,12 +89,14 @@ class CustomDelta(Struct):
 
 
 class ToolCallDelta(Struct):
-    """One entry of `tool_calls`; `custom` is there instead of `function` for the server's own custom tools."""
+    """One entry of `tool_calls`; `custom` is there instead of `function` for the server's own custom tools, and
+    `extra_content` is what Google wants to see again with the call (its thought signature)."""
 
     index: int | None = None
     id: str | None = None
     function: FunctionDelta | None = None
     custom: CustomDelta | None = None
+    extra_content: Raw = ABSENT
 
 
 class Delta(Struct):

@@ -21,6 +21,8 @@ PROFILE = UpstreamProfile(
     replay_reasoning="off",
     # Documented: `none` to `high`; `minimal` is refused by some models (the issue above).
     effort_values=("none", "low", "medium", "high"),
+    # Gemini 3 refuses a call of its own that comes back without its thought signature (…/docs/thought-signatures).
+    replay_signatures=True,
     # Documented: audio understanding.
     audio_input=True,
 )

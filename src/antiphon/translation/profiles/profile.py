@@ -34,7 +34,8 @@ class UpstreamProfile:
     `passed_fields` are request fields sent on under their own name; `images`, `files` and `audio_input` say which
     content it takes (`text`: files that are text become text, others are refused); `call_ids` are the ids of calls it
     takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which earlier reasoning goes
-    back, `replay_details` whether `reasoning_details` go back too.
+    back, `replay_details` whether `reasoning_details` go back too, and `replay_signatures` whether a call's
+    `extra_content` does.
 
     Answer: `logprobs` says whether it gives log probabilities; `end_without_finish` is what a stream means that ended
     without a `finish_reason` after useful output; `think` says where reasoning hides in the content: nowhere, in an
@@ -67,6 +68,7 @@ class UpstreamProfile:
     call_ids: Literal["any", "nine"] = "any"
     replay_reasoning: Literal["reasoning_content", "reasoning", "off"] = "reasoning_content"
     replay_details: bool = False
+    replay_signatures: bool = False
     passed_fields: frozenset[str] = frozenset()
     think: Literal["off", "tagged", "opened"] = "tagged"
     by_model: tuple[ModelNote, ...] = ()
