@@ -59,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "doctor":
             command.add_argument("--model", help="the model to ask; default: the first that is listed")
             command.add_argument("--key-env", metavar="NAME", help="variable with a client's key, for passthrough")
+            command.add_argument("--images", action="store_true", help="also ask whether images are taken")
             command.add_argument("--json", action="store_true", help="the findings as JSON")
         if name == "envoy-config":
             command.add_argument("--snippet", action="store_true", help="only the parts an existing Envoy needs")

@@ -4,151 +4,371 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from antiphon.cli import main
+from antiphon.commands.upstream_probes import Support
+from antiphon.commands.upstream_report import fitting_profile
+from antiphon.translation.profiles import PROFILES
+from tests.support.chat_server import (
+    Answer,
+    ChatServer,
+    Received,
+    answer,
+    chunk,
+    completion,
+    event,
+    json_answer,
+    never,
+    text_stream,
+)
 
-Handler = Callable[[dict[str, Any]], tuple[int, Any]]
-OK = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
-
-
-@asynccontextmanager
-async def _server(handler: Handler, **extra: Any) -> AsyncIterator[str]:
-    async def chat(request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        status, answer = handler(body)
-        if status == 200 and body.get("stream"):
-            text = (
-                'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\ndata: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
-            )
-            return web.Response(text=text, content_type="text/event-stream")
-        return web.json_response(answer, status=status)
-
-    async def models(request: web.Request) -> web.Response:
-        if extra.get("key") and request.headers.get("authorization") != f"Bearer {extra['key']}":
-            return web.json_response({"error": {"message": "bad key sk-abcdefghijklmnopqrstuvwx"}}, status=401)
-        return web.json_response({"data": [{"id": "m1", "owned_by": extra.get("owner", "me")}]})
-
-    async def version(_: web.Request) -> web.Response:
-        return web.json_response(extra["version"])
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    app.router.add_get("/v1/models", models)
-    if "version" in extra:
-        app.router.add_get("/api/version", version)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
+CALL = {"id": "c1", "index": 0, "type": "function", "function": {"name": "get_weather", "arguments": '{"place": "P"}'}}
+Refuse = Callable[[dict[str, Any]], str | None]
 
 
-async def _doctor(url: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, str]]:
-    """Exit status, and by what it says its verdict and advice."""
-    config = folder / "settings.yaml"
-    config.write_text("door: http\n")
-    arguments = ["doctor", "--json", "--config", str(config), "--upstream", url, "--data", str(folder / "data"), *more]
-    status = await asyncio.to_thread(main, arguments)
-    found = json.loads(capsys.readouterr().out)
-    return status, {
-        entry["what"].rpartition("): ")[2]
-        if "model " not in entry["what"]
-        else entry["what"].partition("model m1: ")[2]: f"{entry['verdict']} {entry['advice']}"
-        for entry in found
-    }
+def chat_server(
+    refuse: Refuse = lambda body: None,
+    *,
+    models: tuple[str, ...] = ("embed-1", "m1"),
+    owner: str = "me",
+    beside: dict[str, Any] | None = None,
+    key: str | None = None,
+    message: dict[str, Any] | None = None,
+) -> Callable[[Received], Answer]:
+    """A chat server that can everything but what `refuse` gives a reason against; `beside` are its own paths."""
+
+    def respond(request: Received) -> Answer:
+        if request.path in (beside or {}):
+            return json_answer((beside or {})[request.path])
+        if key is not None and request.header("authorization") != f"Bearer {key}":
+            return json_answer({"error": {"message": "bad key sk-abcdefghijklmnopqrstuvwx"}}, 401)
+        if request.path == "/v1/models":
+            return json_answer({"data": [{"id": name, "owned_by": owner} for name in models]})
+        if request.path != "/v1/chat/completions":
+            return json_answer({"error": "no such path"}, 404)
+        body = request.json
+        if body["model"] not in models:
+            return json_answer({"error": {"message": f"no model {body['model']}"}}, 404)
+        if (reason := refuse(body)) is not None:
+            return json_answer({"error": {"message": reason}}, 400)
+        made: dict[str, Any] = dict(message or {})
+        if "tools" in body:
+            made["tool_calls"] = [CALL]
+        if body.get("stream"):
+            parts = [event(chunk({"tool_calls": [CALL]}))] if "tools" in body else []
+            return answer(parts=[*parts, *text_stream("Hello", usage="stream_options" in body)])
+        made_of = completion(made.pop("content", '{"ok": true}' if "response_format" in body else "Hello"), **made)
+        if body.get("logprobs"):
+            made_of["choices"][0]["logprobs"] = {"content": [{"token": "x"}]}
+        return json_answer(made_of)
+
+    return respond
 
 
-def _all_good(body: dict[str, Any]) -> tuple[int, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
-    if "response_format" in body:
-        message["content"] = '{"ok": true}'
-    if "tools" in body:
-        message["tool_calls"] = [{"id": "c", "function": {"name": "get_weather", "arguments": "{}"}}]
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    if body.get("logprobs"):
-        choice["logprobs"] = {"content": [{"token": "x"}]}
-    return 200, {"choices": [choice]}
+class Report:
+    """What the doctor said."""
+
+    def __init__(self, status: int, findings: list[dict[str, str]]) -> None:
+        self.status = status
+        self.findings = findings
+
+    def line(self, start: str) -> str:
+        """The one finding about an upstream that begins so: verdict, what, advice."""
+        found = [one for one in self.findings if one["where"].startswith("upstream") and one["what"].startswith(start)]
+        assert len(found) == 1, (start, self.findings)
+        return " | ".join((found[0]["verdict"], found[0]["what"], found[0]["advice"]))
 
 
-async def test_a_server_that_can_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with _server(_all_good) as url:
-        status, found = await _doctor(url, tmp_path, capsys)
-    assert status == 0
+Doctor = Callable[..., Any]
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """Runs the doctor against a URL: settings as YAML, and further arguments."""
+
+    async def run(url: str, *more: str, settings: str = "") -> Report:
+        config = tmp_path / "settings.yaml"
+        config.write_text(f"door: http\n{settings}")
+        arguments = ["doctor", "--json", "--config", str(config), "--data", str(tmp_path / "data")]
+        status = await asyncio.to_thread(main, [*arguments, *(("--upstream", url) if url else ()), *more])
+        return Report(status, json.loads(capsys.readouterr().out))
+
+    return run
+
+
+async def test_a_server_that_can_everything(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(message={"reasoning_content": "hm"})
+        report = await doctor(server.base_url, "--images")
+        asked = [request.json for request in server.requests if request.method == "POST"]
+    assert report.status == 0
+    assert report.line("can be reached") == "ok | can be reached and lists 2 models | "
+    # The first of the list is no chat model.
+    assert report.line("model m1 answers").startswith("ok")
     for name in (
-        "streaming: yes (with usage)",
-        "tools: yes (the tool was called)",
-        "json_schema: yes (the answer is JSON)",
+        *("streaming", "usage in streams", "finish_reason in streams", "tools", "tool calls in streams"),
+        *("tool_choice required", "a named tool_choice", "parallel_tool_calls", "json_schema", "json_object"),
+        *("logprobs", "reasoning_effort", "developer role", "images"),
     ):
-        assert found[name].startswith("ok")
-    assert "thinking aloud: yes (reasoning_content)" in found and "logprobs: yes (present)" in found
+        assert report.line(f"{name}: yes").startswith("ok"), name
+    assert "(reasoning_content)" in report.line("reasoning that is shown")
+    assert report.line("profile generic fits").startswith("ok")
+    assert len(asked) <= 16 and all(body["max_tokens"] <= 256 for body in asked)
 
 
-async def test_a_server_that_refuses_the_token_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def handler(body: dict[str, Any]) -> tuple[int, Any]:
-        if "max_tokens" in body:
-            return 400, {"error": {"message": "Use 'max_completion_tokens' instead."}}
-        return _all_good(body)
+async def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        config = tmp_path / "settings.yaml"
+        config.write_text("door: http\n")
+        arguments = ["doctor", "--config", str(config), "--upstream", server.base_url, "--data", str(tmp_path / "d")]
+        assert await asyncio.to_thread(main, arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "doctor: all good\n"
+    lines = shown.out.splitlines()
+    assert lines[0] == "this machine" and f"upstream default ({server.base_url})" in lines
+    assert any(re.match(r"  ok       streaming: yes", line) for line in lines)
 
-    async with _server(handler) as url:
-        status, found = await _doctor(url, tmp_path, capsys)
-    assert status == 1
-    assert any(
-        "openai" in text for what, text in found.items() if "refuses max_tokens" in what or text.startswith("problem")
+
+async def test_a_refused_token_limit_is_a_problem_with_its_cure(doctor: Doctor) -> None:
+    def refuse(body: dict[str, Any]) -> str | None:
+        return "Use 'max_completion_tokens' instead." if "max_tokens" in body else None
+
+    async with ChatServer() as server:
+        server.default = chat_server(refuse)
+        report = await doctor(server.base_url)
+        assert report.status == 1
+        assert report.line("max_tokens: no").startswith("problem")
+        advice = report.line("profile generic sends what this server refuses: max_tokens")
+        suggested = advice.partition("set upstream.profile: ")[2].partition(" ")[0]
+        assert PROFILES[suggested].token_limit_field == "max_completion_tokens"
+        report = await doctor(server.base_url, settings=f"upstream: {{profile: {suggested}}}\n")
+        assert report.status == 0
+        assert report.line("max_tokens: no").startswith("ok")
+
+
+async def test_a_server_without_tools_and_formats(doctor: Doctor) -> None:
+    def refuse(body: dict[str, Any]) -> str | None:
+        return "unknown field" if set(body) & {"tools", "response_format", "logprobs"} else None
+
+    async with ChatServer() as server:
+        server.default = chat_server(refuse, message={"content": "<think>hm</think>Hello"})
+        report = await doctor(server.base_url)
+    assert report.status == 0
+    assert "--enable-auto-tool-choice" in report.line("tools: no (HTTP 400: unknown field)")
+    assert "json_schema, json_object, logprobs" in report.line("profile generic sends what this server refuses")
+    assert "(<think> in the content)" in report.line("reasoning that is shown")
+
+
+async def test_usage_that_may_not_be_asked_for(doctor: Doctor) -> None:
+    def refuse(body: dict[str, Any]) -> str | None:
+        return "stream_options is unknown" if "stream_options" in body else None
+
+    async with ChatServer() as server:
+        server.default = chat_server(refuse)
+        report = await doctor(server.base_url)
+    assert report.status == 1
+    assert report.line("streaming: yes") and report.line("usage in streams: no").startswith("problem")
+    assert report.line("profile generic sends").endswith(
+        "upstream.profile: databricks (whoever it is named after: it leaves these out)"
     )
 
 
-async def test_a_server_that_can_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def handler(body: dict[str, Any]) -> tuple[int, Any]:
-        if set(body) & {"tools", "response_format", "logprobs"}:
-            return 400, {"error": "unknown field"}
-        return 200, {"choices": [{"message": {"content": "<think>hm</think>Hello"}}]}
+async def test_a_stream_that_just_ends(doctor: Doctor) -> None:
+    def respond(request: Received) -> Answer:
+        if request.method == "POST" and request.json.get("stream"):
+            return answer(parts=[event("Hel"), event("lo")])
+        return chat_server()(request)
 
-    async with _server(handler) as url:
-        status, found = await _doctor(url, tmp_path, capsys)
-    assert status == 0
-    assert (
-        found["tools: no (HTTP 400: unknown field)"].startswith("note ")
-        and "vLLM" in found["tools: no (HTTP 400: unknown field)"]
-    )
-    assert "thinking aloud: yes (<think> in the content)" in found
+    async with ChatServer() as server:
+        server.default = respond
+        report = await doctor(server.base_url)
+    assert "snowflake" in report.line("finish_reason in streams: no")
 
 
-async def test_what_the_server_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with _server(_all_good, version={"version": "0.9"}) as url:
-        _, found = await _doctor(url, tmp_path, capsys)
-    assert any("upstream.profile: ollama" in text for text in found.values())
-    async with _server(_all_good, owner="vllm") as url:
-        _, found = await _doctor(url, tmp_path, capsys)
-    assert any("upstream.profile: vllm" in text for text in found.values())
+async def test_lm_studio_is_known_by_its_own_paths_and_its_profile_fits(doctor: Doctor) -> None:
+    def refuse(body: dict[str, Any]) -> str | None:
+        if isinstance(body.get("tool_choice"), dict):
+            return "Invalid tool_choice type: 'object'. Supported string values: none, auto, required"
+        if body.get("response_format", {}).get("type") == "json_object":
+            return "'response_format.type' must be 'json_schema' or 'text'"
+        return None
+
+    async with ChatServer() as server:
+        server.default = chat_server(refuse, beside={"/api/v0/models": {"data": []}})
+        report = await doctor(server.base_url)
+        assert "looks like LM Studio" in report.line("profile generic sends")
+        assert report.line("profile generic sends").endswith("set upstream.profile: lmstudio")
+        report = await doctor(server.base_url, settings="upstream: {profile: lmstudio}\n")
+    assert report.line("profile lmstudio fits").startswith("ok")
+    assert "the profile lmstudio knows" in report.line("json_object: no")
 
 
-async def test_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    async with _server(_all_good, key="right") as url:
-        status, found = await _doctor(url, tmp_path, capsys)
-        assert status == 1 and any("--key-env" in text for text in found.values())
-        assert "sk-abcdef" not in json.dumps(found)
+@pytest.mark.parametrize(
+    ("profile", "signs"),
+    [
+        ("ollama", {"owner": "library"}),
+        ("ollama", {"beside": {"/api/version": {"version": "0.12.3"}}}),
+        ("vllm", {"owner": "vllm"}),
+        ("vllm", {"beside": {"/version": {"version": "0.11.0"}}}),
+        ("sglang", {"beside": {"/server_info": {"model_path": "x", "version": "0.5", "dtype": "auto"}}}),
+        ("llamacpp", {"beside": {"/props": {"default_generation_settings": {}, "total_slots": 1}}}),
+        ("tgi", {"beside": {"/info": {"model_id": "x", "max_total_tokens": 4096}}}),
+    ],
+)
+async def test_what_the_server_is(doctor: Doctor, profile: str, signs: dict[str, Any]) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(**signs)
+        report = await doctor(server.base_url)
+    assert report.line("profile generic is not made for it").endswith(f"set upstream.profile: {profile}")
+    assert report.status == 0
+
+
+async def test_the_signs_are_looked_for_without_the_key(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(key="the-right-key")
+        report = await doctor(server.base_url, settings="upstream: {api_key: the-right-key}\n")
+        assert report.status == 0
+        for request in server.requests:
+            assert (request.header("authorization") is not None) == request.path.startswith("/v1/")
+
+
+async def test_credentials_are_asked_for_and_never_shown(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(key="right")
+        report = await doctor(server.base_url)
+        assert report.status == 1 and "--key-env NAME" in report.line("refuses the credentials: HTTP 401: bad key")
+        assert "sk-abcdef" not in json.dumps(report.findings)
+        report = await doctor(server.base_url, settings="upstream: {api_key: wrong-key-of-mine}\n")
+        assert "upstream.api_key is wrong" in report.line("refuses the credentials")
+        assert "wrong-key-of-mine" not in json.dumps(report.findings)
         monkeypatch.setenv("MY_KEY", "right")
-        status, found = await _doctor(url, tmp_path, capsys, "--key-env", "MY_KEY")
-        assert status == 0
+        assert (await doctor(server.base_url, "--key-env", "MY_KEY")).status == 0
 
 
-async def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with _server(_all_good) as url:
-        pass
-    status, found = await _doctor(url, tmp_path, capsys)
-    assert status == 1 and any("with its /v1" in text for text in found.values())
+async def test_nobody_there(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        url = server.base_url
+    report = await doctor(url)
+    assert report.status == 1 and "with its /v1" in report.line("cannot be reached")
 
 
-async def test_an_upstream_that_answers_nonsense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with _server(lambda body: (200, ["what"])) as url:
-        status, _ = await _doctor(url, tmp_path, capsys)
-    assert status == 1
+async def test_a_host_that_does_not_exist(doctor: Doctor) -> None:
+    report = await doctor("http://nowhere.invalid/v1")
+    assert report.status == 1 and "check the host name" in report.line("cannot be reached")
+
+
+async def test_https_to_a_server_that_speaks_http(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        # This one waits for more; others hang up.
+        url = server.base_url.replace("http:", "https:")
+        report = await doctor(url, settings="timeouts: {connect: 0.1}\n")
+    assert report.status == 1 and "another scheme" in report.line("cannot be reached")
+
+
+async def test_a_forgotten_v1(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        report = await doctor(server.url(""), "--model", "m1")
+    assert report.status == 1 and report.line("model m1 does not answer").endswith("/v1")
+
+
+async def test_a_model_that_is_not_there(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        report = await doctor(server.base_url, "--model", "m2")
+    assert report.status == 1 and "listed: embed-1, m1" in report.line("model m2 does not answer")
+
+
+async def test_no_model_at_all(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(models=())
+        report = await doctor(server.base_url)
+    assert report.status == 1 and "--model" in report.line("no model to ask")
+
+
+async def test_an_upstream_that_answers_nonsense(doctor: Doctor) -> None:
+    def respond(request: Received) -> Answer:
+        return json_answer(["what"]) if request.method == "POST" else chat_server()(request)
+
+    async with ChatServer() as server:
+        server.default = respond
+        report = await doctor(server.base_url)
+    assert report.status == 1 and "HTTP 200, but no completion" in report.line("model m1 does not answer")
+
+
+async def test_a_rate_limit_is_no_refusal(doctor: Doctor) -> None:
+    def respond(request: Received) -> Answer:
+        if request.method == "POST" and "response_format" in request.json:
+            return json_answer({"error": {"message": "slow down"}}, 429)
+        return chat_server()(request)
+
+    async with ChatServer() as server:
+        server.default = respond
+        report = await doctor(server.base_url)
+    assert report.line("json_schema: no (HTTP 429: slow down)").startswith("note")
+    assert report.line("profile generic fits").startswith("ok")
+
+
+async def test_the_upstream_of_a_model_and_its_name_there(doctor: Doctor) -> None:
+    async with ChatServer() as one, ChatServer() as other:
+        one.default = other.default = chat_server()
+        settings = (
+            f"upstreams: {{other: {{url: '{other.base_url}', profile: vllm}}}}\n"
+            "models: [{match: mine, upstream: other, model: m1}, {match: gone, mode: disabled}]\n"
+        )
+        report = await doctor(one.base_url, "--model", "mine", settings=settings)
+        assert not one.requests and {request.json["model"] for request in other.requests if request.body} == {"m1"}
+        assert report.status == 0 and report.line("profile vllm fits")
+        report = await doctor(one.base_url, "--model", "gone", settings=settings)
+        assert report.status == 1 and not one.requests
+        report = await doctor(one.base_url, settings=settings)
+        assert one.requests and report.status == 0
+
+
+async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        report = await doctor(server.base_url, "--model", "m1", settings="models: [{match: m1, mode: native}]\n")
+        assert [request.method for request in server.requests] == ["GET"]
+    assert report.status == 0 and report.line("speaks Responses itself")
+
+
+async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon.commands.upstream_probes._SECONDS", 0.05)
+    async with ChatServer() as server:
+        server.default = lambda request: never()
+        report = await doctor(server.base_url)
+    assert report.status == 1 and "no answer within" in report.line("cannot be reached")
+
+
+# Whose profile fits
+
+
+def _refused(*names: str) -> list[Support]:
+    return [Support(name, False, "", refused=True) for name in names]
+
+
+def test_the_current_profile_stays_while_nothing_is_refused() -> None:
+    current = PROFILES["vllm"]
+    assert fitting_profile([Support("logprobs", False, "taken, but there are none")], current) is current
+
+
+def test_the_profile_that_leaves_out_all_that_is_refused_fits() -> None:
+    for names in (("logprobs",), ("a named tool_choice",), ("json_schema",), ("parallel_tool_calls", "max_tokens")):
+        fitting = fitting_profile(_refused(*names), PROFILES["generic"])
+        assert fitting is not PROFILES["generic"]
+        assert fitting_profile(_refused(*names), fitting) is fitting
+
+
+def test_the_server_that_says_what_it_is_goes_first_unless_it_is_worse() -> None:
+    assert fitting_profile([], PROFILES["generic"], "ollama") is PROFILES["ollama"]
+    assert fitting_profile(_refused("logprobs"), PROFILES["groq"], "vllm") is PROFILES["groq"]

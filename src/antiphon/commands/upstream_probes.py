@@ -1,9 +1,9 @@
-"""What a chat server really supports, found out by asking it: a few small requests.
+"""What a chat server really supports, found out by asking it: about a dozen small requests.
 
-Lives here: the probes and what their answers mean. Not here: printing (`doctor.py`), and using what was found (an
-operator does, by settings).
+Lives here: the probes and what their answers mean. Not here: printing and judging (`doctor.py`), what the server is
+(`upstream_identity.py`), using what was found (an operator does, by settings).
 
-Invariant: a probe never raises and costs at most `_TOKENS` tokens; what it reports holds no credential.
+Invariant: a probe never raises and asks for at most `_TOKENS` tokens; what it reports holds no credential.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from antiphon.engine.ports import UpstreamCallFailed
 from antiphon.redaction import redacted
 from antiphon.types.json import decode_any
 from antiphon.upstream.client import HttpUpstream
-from antiphon.upstream.http import UpstreamTarget
 
-__all__ = ["Answer", "ChatProbes", "Support", "identify"]
+__all__ = ["Answer", "ChatProbes", "Support"]
 
 _TOKENS = 256
+_FEW = 16
+"""Tokens where only it matters whether the server takes the request."""
 _SECONDS = 60.0
 _KINDS = "application/json, text/event-stream"
-_SIGNS = (("/api/version", "version", "ollama"), ("/props", "default_generation_settings", "llamacpp"))
+# Answers that say: not like this. Others (a rate limit, a broken server) say nothing about the request.
+_REFUSALS = frozenset({400, 404, 405, 415, 422, 501})
 _TOOL = {
     "type": "function",
     "function": {
@@ -34,12 +36,17 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
     },
 }
+_NAMED = {"type": "function", "function": {"name": "get_weather"}}
 _SCHEMA = {
     "type": "object",
     "properties": {"ok": {"type": "boolean"}},
     "required": ["ok"],
     "additionalProperties": False,
 }
+_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
 
 
 @dataclass
@@ -54,11 +61,17 @@ class Answer:
 
     @property
     def json(self) -> dict[str, Any]:
+        """The answer's object; empty when it is none."""
         try:
             value = decode_any(self.body)
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server said no to the request itself."""
+        return self.status in _REFUSALS
 
     @property
     def problem(self) -> str:
@@ -73,11 +86,12 @@ class Answer:
 
 @dataclass
 class Support:
-    """One thing the server can or cannot do; `detail` says how it was seen."""
+    """One thing the server can or cannot do. `refused` says that asking for it fails; `detail` how it was seen."""
 
     name: str
     works: bool
     detail: str
+    refused: bool = False
 
 
 class ChatProbes:
@@ -86,61 +100,93 @@ class ChatProbes:
     def __init__(self, upstream: HttpUpstream, headers: tuple[tuple[str, str], ...]) -> None:
         self._upstream = upstream
         self._headers = headers
-        self.limit_field = "max_tokens"
-        self.thinking = ""
+        self._limit_field = "max_tokens"
+        self._thinking = ""
 
     async def get(self, path: str) -> Answer:
+        """`GET` a path below the base URL."""
         return await self._call("GET", path, b"")
 
-    async def chat(self, model: str, said: str, **fields: Any) -> Answer:
-        body = {"model": model, "messages": [{"role": "user", "content": said}], self.limit_field: _TOKENS, **fields}
-        return await self._call("POST", "/chat/completions", json.dumps(body).encode())
-
-    async def run(self, model: str) -> list[Support]:
-        """All probes; the first tells whether the others make sense."""
-        plain = await self.chat(model, "Say hello.")
-        if plain.status == 400 and "max_completion_tokens" in plain.body.decode("utf-8", "replace"):
-            self.limit_field = "max_completion_tokens"
-            plain = await self.chat(model, "Say hello.")
-        found = [
-            Support("answers", _message(plain) is not None, plain.problem if plain.status != 200 else self.limit_field)
-        ]
-        if not found[0].works:
-            return found
-        self._note_thinking(plain)
+    async def run(self, model: str, *, images: bool = False) -> list[Support]:
+        """All probes; the first, `answers`, tells whether the others make sense."""
+        plain = await self._chat(model, "Say hello.")
+        limit = Support("max_tokens", True, "taken")
+        if plain.status == 400 and b"max_completion_tokens" in plain.body:
+            limit = Support("max_tokens", False, plain.problem, refused=True)
+            self._limit_field = "max_completion_tokens"
+            plain = await self._chat(model, "Say hello.")
+        message = _message(plain)
+        if message is None:
+            detail = plain.problem if plain.status != 200 else "HTTP 200, but no completion"
+            return [Support("answers", False, detail, refused=plain.refused)]
+        said = "text" if message.get("content") else f"no text within {_TOKENS} tokens"
+        found = [Support("answers", True, said), limit]
+        self._note_thinking(message)
+        found += await self._stream(model)
+        found += await self._tools(model)
+        found += await self._formats(model)
         found += [
-            await self._stream(model),
-            *await self._tools(model),
-            *await self._formats(model),
-            await self._flag(model, "logprobs", logprobs=True, top_logprobs=1),
-            await self._flag(model, "reasoning_effort", reasoning_effort="low"),
+            await self._logprobs(model),
+            await self._taken("reasoning_effort", model, reasoning_effort="low"),
+            await self._role(model),
         ]
-        found.append(Support("thinking aloud", bool(self.thinking), self.thinking or "none was seen"))
+        if images:
+            found.append(await self._image(model))
+        found.append(Support("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen"))
         return found
 
-    async def _stream(self, model: str) -> Support:
-        answer = await self.chat(model, "Say hello.", stream=True, stream_options={"include_usage": True})
+    # One probe each
+
+    async def _stream(self, model: str) -> list[Support]:
+        asked = await self._chat(model, "Say hello.", stream=True, stream_options={"include_usage": True})
+        answer = asked if asked.status == 200 else await self._chat(model, "Say hello.", stream=True)
         if answer.status != 200:
-            return Support("streaming", False, answer.problem)
+            return [Support("streaming", False, answer.problem, refused=answer.refused)]
         if "text/event-stream" not in answer.content_type:
-            return Support("streaming", False, f"the answer is {answer.content_type or 'of no type'}")
-        usage = b'"prompt_tokens"' in answer.body
-        return Support("streaming", True, "with usage" if usage else "without usage (token counts will be missing)")
+            return [Support("streaming", False, f"the answer is {answer.content_type or 'of no type'}")]
+        chunks = _chunks(answer.body)
+        ended = any(choice.get("finish_reason") for chunk in chunks for choice in _objects(chunk.get("choices")))
+        counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
+        if asked.status != 200:
+            usage = Support("usage in streams", False, asked.problem, refused=asked.refused)
+        else:
+            usage = Support("usage in streams", counted, "counted" if counted else "taken, but there is none")
+        return [
+            Support("streaming", True, f"{len(chunks)} chunks"),
+            usage,
+            Support("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
+        ]
 
     async def _tools(self, model: str) -> list[Support]:
         said = "What is the weather in Paris? Use the tool."
-        offered = await self.chat(model, said, tools=[_TOOL])
-        named = await self.chat(
-            model, said, tools=[_TOOL], tool_choice={"type": "function", "function": {"name": "get_weather"}}
+        offered = await self._chat(model, said, tools=[_TOOL])
+        found = [self._called("tools", offered)]
+        if offered.refused:
+            return found
+        streamed = await self._chat(model, said, tools=[_TOOL], stream=True)
+        whole = _streamed_arguments(streamed)
+        found.append(
+            Support(
+                "tool calls in streams",
+                _is_json(whole),
+                "the arguments are JSON" if _is_json(whole) else ("no call was made" if not whole else "broken JSON"),
+                refused=streamed.refused,
+            )
         )
-        self._note_thinking(offered)
-        return [self._called("tools", offered), self._called("a named tool_choice", named)]
+        found.append(
+            self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
+        )
+        found.append(
+            self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
+        )
+        found.append(await self._taken("parallel_tool_calls", model, tools=[_TOOL], parallel_tool_calls=False))
+        return found
 
-    @staticmethod
-    def _called(name: str, answer: Answer) -> Support:
+    def _called(self, name: str, answer: Answer) -> Support:
         message = _message(answer)
         if message is None:
-            return Support(name, False, answer.problem)
+            return Support(name, False, answer.problem, refused=answer.refused)
+        self._note_thinking(message)
         calls = message.get("tool_calls")
         return Support(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
 
@@ -149,44 +195,61 @@ class ChatProbes:
         schema = {"type": "json_schema", "json_schema": {"name": "probe", "schema": _SCHEMA, "strict": True}}
         found = []
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
-            answer = await self.chat(model, said, response_format=response_format)
+            answer = await self._chat(model, said, response_format=response_format)
             message = _message(answer)
             if message is None:
-                found.append(Support(name, False, answer.problem))
+                found.append(Support(name, False, answer.problem, refused=answer.refused))
                 continue
             fits = _is_json(message.get("content"))
             found.append(Support(name, fits, "the answer is JSON" if fits else "taken, but the answer is no JSON"))
         return found
 
-    async def _flag(self, model: str, name: str, **fields: Any) -> Support:
-        answer = await self.chat(model, "Say hello.", **fields)
-        self._note_thinking(answer)
+    async def _logprobs(self, model: str) -> Support:
+        answer = await self._chat(model, "Say hello.", most=_FEW, logprobs=True, top_logprobs=1)
         if answer.status != 200:
-            return Support(name, False, answer.problem)
-        if name == "logprobs":
-            choices = answer.json.get("choices") or [{}]
-            present = isinstance(choices[0], dict) and bool(choices[0].get("logprobs"))
-            return Support(name, present, "present" if present else "taken, but there are none")
+            return Support("logprobs", False, answer.problem, refused=answer.refused)
+        present = any(choice.get("logprobs") for choice in _objects(answer.json.get("choices")))
+        return Support("logprobs", present, "present" if present else "taken, but there are none")
+
+    async def _role(self, model: str) -> Support:
+        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
+        answer = await self._chat(model, "", most=_FEW, messages=messages)
+        taken = answer.status == 200
+        return Support("developer role", taken, "taken" if taken else answer.problem, refused=answer.refused)
+
+    async def _image(self, model: str) -> Support:
+        parts = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": _PIXEL}}]
+        answer = await self._chat(model, "", most=_FEW, messages=[{"role": "user", "content": parts}])
+        taken = answer.status == 200
+        return Support("images", taken, "taken" if taken else answer.problem, refused=answer.refused)
+
+    async def _taken(self, name: str, model: str, **fields: Any) -> Support:
+        answer = await self._chat(model, "Say hello.", most=_FEW, **fields)
+        message = _message(answer)
+        if message is None:
+            return Support(name, False, answer.problem, refused=answer.refused)
+        self._note_thinking(message)
         return Support(name, True, "taken")
 
-    def _note_thinking(self, answer: Answer) -> None:
-        message = _message(answer) or {}
+    def _note_thinking(self, message: dict[str, Any]) -> None:
         content = message.get("content")
         for name in ("reasoning_content", "reasoning"):
             if message.get(name):
-                self.thinking = name
-        if isinstance(content, str) and not self.thinking:
+                self._thinking = name
+        if isinstance(content, str) and not self._thinking:
             if content.lstrip().startswith("<think>"):
-                self.thinking = "<think> in the content"
+                self._thinking = "<think> in the content"
             elif "</think>" in content:
-                self.thinking = "</think> alone in the content"
+                self._thinking = "</think> alone in the content"
+
+    # The calls
+
+    async def _chat(self, model: str, said: str, *, most: int = _TOKENS, **fields: Any) -> Answer:
+        body = {"model": model, "messages": [{"role": "user", "content": said}], self._limit_field: most, **fields}
+        return await self._call("POST", "/chat/completions", json.dumps(body).encode())
 
     async def _call(self, method: str, path: str, body: bytes) -> Answer:
-        headers = (
-            ("content-type", "application/json"),
-            ("accept", _KINDS),
-            *self._headers,
-        )
+        headers = (("content-type", "application/json"), ("accept", _KINDS), *self._headers)
         request = UpstreamRequest(method, path, headers, body, "", stream=False)
         try:
             async with asyncio.timeout(_SECONDS), self._upstream.call(request) as answer:
@@ -199,39 +262,43 @@ class ChatProbes:
             return Answer(0, failure=f"no answer within {_SECONDS:g} seconds")
 
 
-async def identify(target: UpstreamTarget, root: str, listed: Answer) -> str:
-    """Which profile the server itself suggests; empty when it does not say what it is."""
-    owners = json.dumps(listed.json).lower()
-    server = listed.headers.get("server", "").lower()
-    for sign, profile in (("vllm", "vllm"), ("sglang", "sglang"), ("llamacpp", "llamacpp"), ("llama.cpp", "llamacpp")):
-        if sign in server or f'"owned_by": "{sign}"' in owners:
-            return profile
-    probe = HttpUpstream(
-        UpstreamTarget(root, target.unix_path, target.headers, target.ssl), connect_seconds=3.0, head_seconds=5.0
-    )
-    try:
-        asks = ChatProbes(probe, ())
-        for path, key, profile in _SIGNS:
-            if key in (await asks.get(path)).json:
-                return profile
-        if "vllm" in (await asks.get("/version")).body.decode("utf-8", "replace").lower():
-            return "vllm"
-    finally:
-        await probe.aclose()
-    return ""
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _message(answer: Answer) -> dict[str, Any] | None:
-    if answer.status != 200:
-        return None
-    choices = answer.json.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    message = choices[0].get("message")
+    choices = _objects(answer.json.get("choices")) if answer.status == 200 else []
+    message = choices[0].get("message") if choices else None
     return message if isinstance(message, dict) else None
 
 
+def _chunks(body: bytes) -> list[dict[str, Any]]:
+    """The chunks of an event stream, as far as they are JSON objects."""
+    found = []
+    for line in body.splitlines():
+        if line.startswith(b"data:"):
+            try:
+                found.append(decode_any(line[5:]))
+            except ValueError:
+                continue
+    return _objects(found)
+
+
+def _streamed_arguments(answer: Answer) -> str:
+    """The arguments of the first call in a stream, put together."""
+    pieces = []
+    for chunk in _chunks(answer.body) if answer.status == 200 else ():
+        for choice in _objects(chunk.get("choices")):
+            delta = choice.get("delta")
+            for call in _objects(delta.get("tool_calls")) if isinstance(delta, dict) else ():
+                function = call.get("function")
+                if call.get("index", 0) == 0 and isinstance(function, dict):
+                    pieces.append(function.get("arguments") or "")
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
 def _is_json(content: object) -> bool:
+    """Whether this is a JSON object; some servers give it parsed."""
     if isinstance(content, dict):
         return True
     try:

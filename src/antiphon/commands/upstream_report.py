@@ -1,0 +1,250 @@
+"""What the upstreams can do, held against the profiles in force: findings, and what to change.
+
+Lives here: which models to ask, what a failure means for the operator, whose profile fits. Not here: asking
+(`upstream_probes.py`, `upstream_identity.py`), printing (`doctor.py`).
+
+Invariant: a verdict of `problem` is something that keeps ordinary requests from being served; what only some requests
+need is a `note` with its advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from antiphon.app import direct_target, make_routes
+from antiphon.commands.upstream_identity import identify, usual_server
+from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
+from antiphon.config import AuthMode, Settings, UpstreamSettings
+from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute
+from antiphon.errors import AntiphonError
+from antiphon.translation.profiles import PROFILES, UpstreamProfile
+from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
+
+__all__ = ["Finding", "examine", "fitting_profile"]
+
+Verdict = Literal["ok", "note", "problem"]
+
+
+@dataclass
+class Finding:
+    """One line of the report; `advice` says what to do."""
+
+    where: str
+    verdict: Verdict
+    what: str
+    advice: str = ""
+
+
+_SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
+    "max_tokens": lambda profile: profile.token_limit_field == "max_tokens",
+    "usage in streams": lambda profile: profile.stream_usage,
+    "a named tool_choice": lambda profile: profile.named_tool_choice == "native",
+    "parallel_tool_calls": lambda profile: profile.parallel_tool_calls,
+    "json_schema": lambda profile: profile.structured_output == "json_schema",
+    "json_object": lambda profile: profile.structured_output != "off" and profile.json_object,
+    "logprobs": lambda profile: profile.logprobs,
+    "reasoning_effort": lambda profile: profile.reasoning_effort,
+    "developer role": lambda profile: profile.developer_role == "developer",
+    "images": lambda profile: profile.images,
+}
+"""Whether a profile makes use of what a probe asked for."""
+
+_NEEDED = {
+    "streaming": "clients that stream get nothing from this server",
+    "max_tokens": "requests with max_output_tokens fail",
+    "usage in streams": "every streamed request fails",
+}
+"""What goes wrong for everybody when the server refuses what the profile sends."""
+
+_ADVICE = {
+    "tools": "start the server with tool calling, for vLLM --enable-auto-tool-choice --tool-call-parser NAME",
+    "tool calls in streams": "the server's parser of tool calls may not fit the model",
+    "usage in streams": "token counts will be missing",
+    "finish_reason in streams": "such a stream counts as broken; the profile snowflake takes it as complete",
+    "logprobs": "requests for log probabilities get none",
+}
+_ALIKE = " (whoever it is named after: it leaves these out)"
+_NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
+
+
+async def examine(settings: Settings, model: str | None, key: str, *, images: bool) -> list[Finding]:
+    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own."""
+    try:
+        routes = make_routes(settings)
+    except AntiphonError as error:
+        return [Finding("settings", "problem", str(error))]
+    route = routes.choose(model) if model else None
+    findings: list[Finding] = []
+    if route is not None and not route.serves(model or ""):
+        return [Finding("settings", "problem", f"the settings do not serve the model {model}", "see models:")]
+    for name, upstream in settings.every_upstream.items():
+        if route is not None and route.upstream != name:
+            continue
+        chosen = route or next((rule.route for rule in routes.rules if rule.route.upstream == name), routes.default)
+        if name == DEFAULT_UPSTREAM and route is None:
+            chosen = routes.default
+        findings += await _Upstream(settings, name, upstream, chosen).examine(model, key, images=images)
+    return findings
+
+
+class _Upstream:
+    """One upstream under examination."""
+
+    def __init__(self, settings: Settings, name: str, upstream: UpstreamSettings, route: ModelRoute) -> None:
+        self._settings = settings
+        self._name = name
+        self._upstream = upstream
+        self._route = route
+        self._where = f"upstream {name} ({upstream.url})"
+
+    def _find(self, verdict: Verdict, what: str, advice: str = "") -> Finding:
+        return Finding(self._where, verdict, what, advice)
+
+    async def examine(self, model: str | None, key: str, *, images: bool) -> list[Finding]:
+        try:
+            target = direct_target(self._name, self._upstream)
+        except AntiphonError as error:
+            return [self._find("problem", str(error))]
+        client = HttpUpstream(target, connect_seconds=self._settings.timeouts.connect, head_seconds=60.0)
+        passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
+        probes = ChatProbes(client, (("authorization", f"Bearer {key}"),) if passed else ())
+        try:
+            return await self._examine(target, probes, model, images=images)
+        finally:
+            await client.aclose()
+
+    async def _examine(
+        self, target: UpstreamTarget, probes: ChatProbes, model: str | None, *, images: bool
+    ) -> list[Finding]:
+        listed = await probes.get("/models")
+        if listed.failure:
+            return [self._find("problem", f"cannot be reached: {listed.failure}", self._reach(listed.failure))]
+        if listed.status in (401, 403):
+            return [self._find("problem", f"refuses the credentials: {listed.problem}", self._credentials())]
+        names = [one for one in _ids(listed) if one]
+        if listed.status == 200:
+            findings = [self._find("ok", f"can be reached and lists {len(names)} models")]
+        else:
+            findings = [self._find("note", f"can be reached, but lists no models: {listed.problem}")]
+        if self._route.mode == "native":
+            return [*findings, self._find("note", "speaks Responses itself: requests pass as they are")]
+        chosen = self._route.model or model if model else self._choose(names)
+        if not chosen:
+            return [*findings, self._find("problem", "no model to ask", "name one with --model")]
+        found = await probes.run(chosen, images=images)
+        profile = self._route.profile.for_model(chosen)
+        if not found[0].works:
+            what = f"model {chosen} does not answer: {found[0].detail}"
+            return [*findings, self._find("problem", what, await self._why_not(found[0], probes, names))]
+        findings.append(self._find("ok", f"model {chosen} answers ({found[0].detail})"))
+        findings += [self._judge(support, profile) for support in found[1:]]
+        known = "" if self._host_known() else await identify(target, self._upstream.url, listed)
+        return [*findings, *self._fit(found, profile, known)]
+
+    def _host_known(self) -> bool:
+        return any(profile.serves(self._upstream.address[0].lower()) for profile in PROFILES.values())
+
+    def _choose(self, names: list[str]) -> str:
+        """The model to ask when none was named."""
+        if self._upstream.models:
+            return self._upstream.models[0]
+        chat = [name for name in names if not any(word in name.lower() for word in _NOT_FOR_CHAT)]
+        return next(iter((*chat, *names)), "")
+
+    def _judge(self, support: Support, profile: UpstreamProfile) -> Finding:
+        """One probe's outcome, for this profile."""
+        what = f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})"
+        if support.works:
+            return self._find("ok", what)
+        sends = support.name not in _SENDS or _SENDS[support.name](profile)
+        if support.refused and sends and support.name in _NEEDED:
+            return self._find("problem", what, _NEEDED[support.name])
+        if not sends:
+            return self._find("ok", what + f"; the profile {profile.name} knows")
+        return self._find("note", what, _ADVICE.get(support.name, ""))
+
+    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str) -> list[Finding]:
+        """Whether the profile in force is the best one."""
+        refused = [one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile)]
+        best = fitting_profile(found, profile, known)
+        setting = "upstream.profile" if self._name == DEFAULT_UPSTREAM else f"upstreams.{self._name}.profile"
+        looks = f"; the server looks like {PROFILES[known].title}" if known else ""
+        if best is not profile:
+            reason = f"sends what this server refuses: {', '.join(refused)}" if refused else "is not made for it"
+            return [
+                self._find(
+                    "note",
+                    f"profile {profile.name} {reason}{looks}",
+                    f"set {setting}: {best.name}{_ALIKE if not known else ''}",
+                )
+            ]
+        if refused:
+            advice = "no profile knows all of this; leave these out of requests"
+            return [
+                self._find(
+                    "note", f"profile {profile.name} sends what this server refuses: {', '.join(refused)}", advice
+                )
+            ]
+        return [self._find("ok", f"profile {profile.name} fits{looks}")]
+
+    # What to do about it
+
+    def _reach(self, failure: str) -> str:
+        if "resolved" in failure:
+            return "check the host name in upstream.url"
+        if "certificate" in failure:
+            return "name its authorities with upstream.ca_file, or its real host name with upstream.host"
+        if "before the head" in failure or "SSL" in failure:
+            return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of upstream.url"
+        if "timed out" in failure or "no connection within" in failure:
+            return "a firewall, a wrong address, or a port that speaks another scheme than upstream.url says"
+        usual = usual_server(self._upstream.url)
+        running = f"is {usual} running there (its usual port)" if usual else "is the server running there"
+        return f"{running}, and is upstream.url right (with its /v1)?"
+
+    def _credentials(self) -> str:
+        if self._upstream.auth_mode is AuthMode.INJECT:
+            return "upstream.api_key is wrong, or not allowed to list models"
+        return "set upstream.api_key, or name a variable with a client's key: --key-env NAME"
+
+    async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str]) -> str:
+        if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
+            return self._credentials()
+        if "HTTP 404" in answer.detail and not self._upstream.url.endswith("/v1"):
+            below = await probes.get("/v1/models")
+            if below.status == 200:
+                return f"the API is below /v1: upstream.url: {self._upstream.url}/v1"
+        if names:
+            return f"name a chat model with --model; listed: {', '.join(names[:5])}"
+        return "try the same request with curl, and see the server's log"
+
+
+def fitting_profile(found: Iterable[Support], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
+    """The profile under which the server refuses least; the current one unless another is better.
+
+    `known` is the profile of the server that says what it is. It goes before others that are as good.
+    """
+    supports = [support for support in found if support.name in _SENDS]
+
+    def trouble(profile: UpstreamProfile) -> int:
+        return sum(support.refused and _SENDS[support.name](profile) for support in supports)
+
+    def unused(profile: UpstreamProfile) -> int:
+        return sum(support.works and not _SENDS[support.name](profile) for support in supports)
+
+    if known and known != current.name and trouble(PROFILES[known]) <= trouble(current):
+        return PROFILES[known]
+    best = min(PROFILES.values(), key=lambda profile: (trouble(profile), unused(profile), bool(profile.hosts)))
+    return best if trouble(best) < trouble(current) else current
+
+
+def _ids(listed: Answer) -> list[str]:
+    entries = listed.json.get("data")
+    return [
+        entry["id"]
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    ]
