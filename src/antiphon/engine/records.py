@@ -17,12 +17,13 @@ from msgspec import UNSET, Raw
 from antiphon.engine.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
+from antiphon.translation.call_items import OUTPUTS
 from antiphon.translation.chat_stream import Ending
 from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.response import Response, ResponseError
 
-__all__ = ["make_record", "prepare_input", "read_history", "resolve_references"]
+__all__ = ["make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
 
 _PREFIXES = {
     "message": "msg",
@@ -41,7 +42,22 @@ _PREFIXES = {
     "shell_call_output": "sho",
     "apply_patch_call_output": "apco",
     "additional_tools": "at",
+    "compaction_summary": "cmp",
+    "web_search_call": "ws",
+    "file_search_call": "fs",
+    "code_interpreter_call": "ci",
+    "image_generation_call": "ig",
+    "computer_call": "cu",
+    "computer_call_output": "cuo",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
+    "program": "cm",
+    "program_output": "cmo",
 }
+# Nothing refers to these by their item.
+_PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_output"})
 _ITEM = msgspec.json.Decoder(InputItem)
 
 
@@ -62,11 +78,26 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> 
 
 
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
-    """The items as they are stored: each with a type and an id of ours (a client's id is kept only in its body)."""
+    """The items as they are stored: each with a type and an id of ours.
+
+    A client's ids are not kept (they are another owner's as easily), so what names an item by its id names the new one.
+    """
     prepared = []
+    calls: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for item in items:
         kind = item.type or "message"
-        prepared.append(msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item"))))
+        made = msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item")))
+        if item.id and kind not in _PLAIN:
+            if kind not in OUTPUTS:
+                renamed[item.id] = made.id or ""
+                calls[item.id] = item.call_id or made.id or ""
+            elif not item.call_id and not item.approval_request_id and kind != "tool_search_output":
+                # A local shell's output names its call by its own id.
+                made.call_id = item.id if item.id in calls.values() else calls.get(item.id, item.id)
+        if item.approval_request_id:
+            made.approval_request_id = renamed.get(item.approval_request_id, item.approval_request_id)
+        prepared.append(made)
     return prepared
 
 
@@ -109,10 +140,15 @@ def make_record(
         created_at=response.created_at,
         completed_at=at if ending.status == "completed" else None,
         body=encode(stored),
-        input_items=tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items),
+        input_items=stored_input(items),
         output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
         usage=usage,
     )
+
+
+def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
+    """Prepared items as rows."""
+    return tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items)
 
 
 def _stored_form(item: InputItem) -> bytes:
@@ -146,5 +182,8 @@ def _stored_form(item: InputItem) -> bytes:
             form["encrypted_content"] = item.encrypted_content
     elif first(item.source) == b"{":
         # Everything else as it came, under its id here.
+        for name in ("call_id", "approval_request_id"):
+            if (value := getattr(item, name)) is not None:
+                form[name] = value
         form = {**msgspec.json.decode(item.source, type=dict[str, Raw]), **form}
     return encode(form)

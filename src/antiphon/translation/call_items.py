@@ -41,6 +41,7 @@ OUTPUTS = frozenset(
         "tool_search_output",
         "computer_call_output",
         "mcp_approval_response",
+        "program_output",
     }
 )
 
@@ -87,6 +88,9 @@ def native_output(where: str, item: InputItem) -> bytes | None:
         return fragment_of(text)
     if kind == "mcp_approval_response":
         return fragment_of("The user approved it." if item.approve else "The user refused it.")
+    if kind == "program_output":
+        result = decode_any(bytes(item.source)).get("result")
+        return fragment_of(result if isinstance(result, str) and result else "Done.")
     if kind == "apply_patch_call_output":
         words = {"completed": "The patch was applied.", "failed": "The patch could not be applied."}
         text = words.get(item.status or "", "")

@@ -1,9 +1,9 @@
 """Items become chat messages.
 
 Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
-directly after it, wherever the client put it; leading system and developer messages are one system message. Not
-here: content parts (`chat_content.py`), calls and outputs (`call_items.py`), hosted tools (`hosted_items.py`), the rest
-of the chat request (`chat_request.py`).
+directly after it, wherever the client put it; system and developer messages are one system message at the beginning,
+later ones too unless the server takes them anywhere. Not here: content parts (`chat_content.py`), calls and outputs
+(`call_items.py`), hosted tools (`hosted_items.py`), the rest of the chat request (`chat_request.py`).
 
 Invariant: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
 stands between a call and its answers (chat servers refuse anything else).
@@ -53,6 +53,7 @@ class _Sealed(Struct):
 
     text: Raw = ABSENT
     details: list[Raw] = []
+    call: Raw = ABSENT
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class _Turn:
     reasoning: list[bytes] = field(default_factory=list)
     details: list[Raw] = field(default_factory=list)
     calls: list[tuple[str, str, Raw]] = field(default_factory=list)
+    signatures: dict[int, Raw] = field(default_factory=dict)
     outputs: dict[int, bytes] = field(default_factory=dict)
     images: list[Raw] = field(default_factory=list)
 
@@ -96,22 +98,21 @@ def translate_items(
     """
     entries = _Grouping(ContentRules(profile, sources.files), sources).group(items)
     messages: list[ChatMessage] = []
-    leading: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
-    start = 0
-    while start < len(entries):
-        entry = entries[start]
-        if not isinstance(entry, _Plain) or entry.role == "user" or first(entry.content) != b'"':
-            break
-        leading.append(bytes(entry.content)[1:-1])
-        start += 1
-    if leading:
-        messages.append(ChatMessage(role="system", content=quoted(rb"\n\n".join(leading))))
-    for entry in entries[start:]:
-        if isinstance(entry, _Plain):
+    system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
+    leading = True
+    for entry in entries:
+        if isinstance(entry, _Turn):
+            leading = False
+            _write_turn(entry, messages, profile)
+        elif entry.role != "user" and (leading or not profile.system_anywhere):
+            # Many templates fail on a system message that is not the first: its words keep their rank, not their place.
+            system.append(bytes(entry.content)[1:-1])
+        else:
+            leading = False
             role = profile.developer_role if entry.role == "developer" else entry.role
             messages.append(ChatMessage(role=role, content=entry.content))
-        else:
-            _write_turn(entry, messages, profile)
+    if system:
+        messages.insert(0, ChatMessage(role="system", content=quoted(rb"\n\n".join(system))))
     return messages
 
 
@@ -127,38 +128,60 @@ class _Grouping:
         self._answered: dict[str, tuple[_Turn, int]] = {}
         self._search: str | None = None
         self._by_item: dict[str, str] = {}
+        # Reasoning belongs to what it led to, which comes after it.
+        self._thoughts: list[bytes] = []
+        self._details: list[Raw] = []
+        self._signature = ABSENT
 
     def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | _Turn]:
         for number, (where, item) in enumerate(items):
-            kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
-            if kind == "message":
-                self._message(where, item)
-            elif kind == "reasoning":
-                self._reasoning(where, item)
-            elif kind in OUTPUTS:
-                self._output(where, item)
-            elif kind in CALLS:
-                self._call(where, item)
-            elif kind in HOSTED:
-                self._hosted(item, number)
-            elif kind in _COMPACTIONS:
-                self._compaction(where, item)
-            elif kind != "additional_tools":
-                # Tools that an item brings were read already.
-                raise _unknown(where, kind)
+            try:
+                self._add(where, item, number)
+            except (ValueError, RecursionError, msgspec.MsgspecError):
+                # What was kept raw until now turns out to be unreadable, or nested too deeply.
+                raise InvalidRequest(
+                    f"Invalid '{where}': its content cannot be read.", param=where, code="invalid_value"
+                ) from None
         for call_id in self._waiting:
             raise InvalidRequest(
                 f"No tool output found for function call {call_id}.", param="input", code="invalid_value"
             )
         return self._entries
 
+    def _add(self, where: str, item: InputItem, number: int) -> None:
+        kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
+        if kind == "message":
+            self._message(where, item)
+        elif kind == "reasoning":
+            self._reasoning(where, item)
+        elif kind in OUTPUTS:
+            self._output(where, item)
+        elif kind in CALLS:
+            self._call(where, item)
+        elif kind in HOSTED:
+            self._hosted(item, number)
+        elif kind in _COMPACTIONS:
+            self._compaction(where, item)
+        elif kind != "additional_tools":
+            # Tools that an item brings were read already.
+            raise _unknown(where, kind)
+
     def _open_turn(self, *, fresh: bool) -> _Turn:
-        """The turn that assistant items go into now; with `fresh`, one that has not spoken yet."""
+        """The turn that assistant items go into now, with the reasoning before them; with `fresh`, one that has not
+        spoken yet."""
         turn = self._turn
         if turn is None or turn.outputs or (fresh and (turn.text or turn.calls)):
             turn = self._turn = _Turn()
             self._entries.append(turn)
+        turn.reasoning += self._thoughts
+        turn.details += self._details
+        self._thoughts, self._details = [], []
         return turn
+
+    def _close_turn(self) -> None:
+        """Somebody else speaks: reasoning that led to nothing has no chat message that could carry it."""
+        self._turn = None
+        self._thoughts, self._details, self._signature = [], [], ABSENT
 
     def _message(self, where: str, item: InputItem) -> None:
         if item.role == "assistant":
@@ -173,16 +196,16 @@ class _Grouping:
                 code="invalid_value",
             )
         self._entries.append(_Plain(item.role, message_content(where, item.role, item.content, self._rules)))
-        self._turn = None
+        self._close_turn()
 
     def _reasoning(self, where: str, item: InputItem) -> None:
-        turn = self._open_turn(fresh=True)
         text = joined_text(where, item.content) or joined_text(where, item.summary)
         if item.encrypted_content:
             sealed = self._unsealed(where, item.encrypted_content)
-            turn.details += sealed.details
+            self._details += sealed.details
+            self._signature = sealed.call
             text = bytes(_text_inside(sealed))[1:-1] or text
-        turn.reasoning.append(text)
+        self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str) -> _Sealed:
         return msgspec.json.decode(self._sources.unseal(text, f"{where}.encrypted_content"), type=_Sealed)
@@ -192,7 +215,7 @@ class _Grouping:
         summary = self._unsealed(where, required(where, "encrypted_content", item.encrypted_content))
         before = fragment_of("Summary of the conversation so far:\n")
         self._entries.append(_Plain("user", quoted(before + bytes(_text_inside(summary))[1:-1])))
-        self._turn = None
+        self._close_turn()
 
     def _call(self, where: str, item: InputItem) -> None:
         call_id, name, arguments = call_of(where, item)
@@ -204,6 +227,8 @@ class _Grouping:
             )
         turn = self._open_turn(fresh=False)
         self._waiting[call_id] = (turn, len(turn.calls))
+        if self._signature is not ABSENT:
+            turn.signatures[len(turn.calls)], self._signature = self._signature, ABSENT
         turn.calls.append((call_id, name, arguments))
         if item.type == "tool_search_call":
             self._search = call_id
@@ -212,9 +237,13 @@ class _Grouping:
 
     def _hosted(self, item: InputItem, number: int) -> None:
         """A call that was answered by whoever made it."""
-        call_id, name, arguments, result = hosted_call(bytes(item.source), number)
+        named, name, arguments, result = hosted_call(bytes(item.source), number)
         turn = self._open_turn(fresh=False)
+        # A client's call that is still open may have the same id.
+        call_id = f"{named}_{number}" if named in self._waiting else named
         self._answered[call_id] = (turn, len(turn.calls))
+        if item.id and item.id != call_id:
+            self._by_item[item.id] = call_id
         turn.outputs[len(turn.calls)] = result
         turn.calls.append((call_id, name, quoted(arguments)))
 
@@ -240,13 +269,17 @@ class _Grouping:
     def _answered_call(self, item: InputItem) -> str | None:
         """The id of the call that an output answers."""
         if item.call_id or item.type in ("function_call_output", "custom_tool_call_output"):
-            return item.call_id
+            return item.call_id and self._named_by(item.call_id)
         if item.type == "tool_search_output" and self._search is not None:
             # Searches that OpenAI ran itself have no call id; the output follows its call.
             return self._search
         # A shell's output may name its call by the item.
         call_id = item.approval_request_id or item.id
-        return self._by_item.get(call_id, call_id) if call_id else None
+        return call_id and self._named_by(call_id)
+
+    def _named_by(self, name: str) -> str:
+        """The call that has this id, or whose item has it."""
+        return name if name in self._waiting or name in self._answered else self._by_item.get(name, name)
 
 
 def _text_inside(sealed: _Sealed) -> Raw:
@@ -255,9 +288,6 @@ def _text_inside(sealed: _Sealed) -> Raw:
 
 
 def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
-    if not turn.text and not turn.calls:
-        # Reasoning that led to nothing: there is no chat message that could carry it.
-        return
     reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
     nine = profile.call_ids == "nine"
     ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
@@ -272,6 +302,9 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
     )
     if reasoning and profile.replay_reasoning != "off":
         setattr(message, profile.replay_reasoning, quoted(reasoning))
+    if turn.signatures and profile.replay_signatures and message.tool_calls:
+        for number, signature in turn.signatures.items():
+            message.tool_calls[number].extra_content = signature
     if turn.details and profile.replay_details:
         message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
     messages.append(message)

@@ -125,7 +125,10 @@ def _audio(profile: UpstreamProfile) -> Fate:
     return _SENT if profile.audio_input else Fate("unsupported", "this server takes no audio")
 
 
-_SYSTEM = Fate("translated", "leading ones become one system message")
+def _message(profile: UpstreamProfile) -> Fate:
+    which = "leading system and developer messages" if profile.system_anywhere else "system and developer messages"
+    return Fate("translated", f"{which} become one system message")
+
 
 _TABLE: dict[str, dict[str, _Rule]] = {
     "Fields": {
@@ -229,7 +232,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tool_choice.programmatic_tool_calling": _NOT_HERE,
     },
     "Items of `input`": {
-        "input.message": _SYSTEM,
+        "input.message": _message,
         "input.item_reference": Fate("emulated", "replaced by the stored item"),
         "input.reasoning": _reasoning_item,
         "input.function_call": _SENT,
@@ -257,7 +260,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.mcp_approval_request": _SHOWN,
         "input.mcp_approval_response": Fate("emulated", "added to the result of its request"),
         "input.program": _SHOWN,
-        "input.program_output": Fate("unsupported", "code `invalid_value`"),
+        "input.program_output": Fate("emulated", "added to the result of its program"),
         "input.compaction_trigger": Fate("unsupported", "compaction is not available yet"),
     },
     "Content parts": {

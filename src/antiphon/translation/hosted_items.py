@@ -32,22 +32,29 @@ HOSTED = frozenset(
 """Types of items that are shown as a call and its result."""
 
 _RESULTS = ("results", "output", "outputs", "error", "tools", "revised_prompt")
-_NOT_SHOWN = frozenset({"type", "id", "status", "result", "fingerprint", "approval_request_id", "container_id"})
+_NOT_SHOWN = frozenset(
+    {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
+)
 _LONGEST_RESULT = 1 << 20
 
 
 def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
-    """Call id, chat function name, arguments and result (both as fragments) of one item."""
+    """Call id, chat function name, arguments and result (both as fragments) of one item.
+
+    Raises ValueError for one that is nested too deeply.
+    """
     item = decode_any(source)
     kind = str(item.get("type"))
     name = str(item.get("name") or "") if kind == "mcp_call" else ""
     arguments = {key: value for key, value in item.items() if key not in _NOT_SHOWN and key not in _RESULTS}
     if kind == "mcp_call":
         given = item.get("arguments")
-        text = given if isinstance(given, str) and _is_object(given) else encode(given or {}).decode()
+        if not isinstance(given, str):
+            given = encode(given or {}).decode()
+        text = given if _is_object(given) else encode({"invalid_arguments": given} if given.strip() else {}).decode()
     else:
         text = encode(arguments).decode()
-    call_id = item.get("id")
+    call_id = item.get("call_id") or item.get("id")
     return (
         call_id if isinstance(call_id, str) and call_id else f"{kind}_{number}",
         _fit(name) or kind.removesuffix("_call"),

@@ -41,15 +41,14 @@ def test_a_string_is_one_user_message() -> None:
     assert _chat() == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_leading_system_messages_become_one() -> None:
+def test_pitfall_19_there_is_one_system_message_and_it_is_the_first() -> None:
     items = [
         {"role": "system", "content": "b"},
         {"role": "developer", "content": [{"type": "input_text", "text": "c"}]},
     ]
     assert _messages([*items, _USER, {"role": "developer", "content": "late"}], instructions="a") == [
-        {"role": "system", "content": "a\n\nb\n\nc"},
+        {"role": "system", "content": "a\n\nb\n\nc\n\nlate"},
         {"role": "user", "content": "u"},
-        {"role": "system", "content": "late"},
     ]
 
 
@@ -164,6 +163,32 @@ def test_reasoning_goes_with_its_turn() -> None:
     messages = _messages([_USER, thought, _call("a"), _output("a"), _USER])
     assert messages[1]["reasoning_content"] == "hm" and messages[1]["tool_calls"]
     assert [message["role"] for message in _messages([_USER, thought, _USER])] == ["user", "user"]
+
+
+def _thought(text: str) -> dict[str, Any]:
+    return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+
+
+def test_pitfall_39_reasoning_before_each_of_several_calls_is_one_turn() -> None:
+    messages = _messages(
+        [_USER, _thought("one"), _call("a"), _thought("two"), _call("b"), _output("a"), _output("b"), _USER]
+    )
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "user"]
+    assert messages[1]["reasoning_content"] == "one\n\ntwo"
+    assert [call["id"] for call in messages[1]["tool_calls"]] == ["a", "b"]
+
+
+def test_pitfall_40_reasoning_between_text_and_call_makes_no_second_message() -> None:
+    said = {"type": "message", "role": "assistant", "content": "let me see"}
+    messages = _messages([_USER, _thought("one"), said, _thought("two"), _call("a"), _output("a")])
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert messages[1]["content"] == "let me see" and messages[1]["reasoning_content"] == "one\n\ntwo"
+
+
+def test_reasoning_goes_with_the_message_after_it_not_with_the_one_before() -> None:
+    said = [{"type": "message", "role": "assistant", "content": text} for text in ("a", "b")]
+    messages = _messages([_USER, said[0], _thought("two"), said[1], _USER])
+    assert [message.get("reasoning_content") for message in messages] == [None, None, "two", None]
 
 
 def test_extra_keys_of_echoed_items_are_tolerated() -> None:

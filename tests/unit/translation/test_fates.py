@@ -262,7 +262,11 @@ SAMPLES: dict[str, Sample] = {
         {"type": "mcp_approval_response", "approval_request_id": "h1", "approve": True},
         seen="The user approved it.",
     ),
-    "input.program_output": item({"type": "program_output"}, param="input[1].type", code="invalid_value"),
+    "input.program_output": item(
+        {"type": "program", "id": "h1", "call_id": "h1", "code": "1"},
+        {"type": "program_output", "call_id": "h1", "result": "seenresult"},
+        seen="seenresult",
+    ),
     "input.compaction_trigger": item({"type": "compaction_trigger"}, param="input[1].type"),
     "content.input_text": part({"type": "input_text", "text": "seentext"}, "seentext"),
     "content.output_text": part({"type": "output_text", "text": "seentext"}, "seentext", "assistant"),

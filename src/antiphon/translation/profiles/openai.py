@@ -14,6 +14,7 @@ PROFILE = UpstreamProfile(
     token_limit_field="max_completion_tokens",
     # Its reasoning models know this role; older ones take it as `system`.
     developer_role="developer",
+    system_anywhere=True,
     verbosity=True,
     # Fields of its chat endpoint; elsewhere they are unknown keys, and strict servers refuse those.
     passed_fields=frozenset(

@@ -26,16 +26,17 @@ class UpstreamProfile:
     which `auto` chooses it.
 
     Request: `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer
-    messages get; `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether
-    the field is sent at all; `effort_values` are the efforts the server knows (None: sent as they are, else the
-    nearest; `default` stands for everything between none and high); `structured_output` is the strongest form of
-    `text.format` it takes (weaker ones are emulated with an instruction), `json_object` whether it takes that form too;
-    `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call is required);
-    `passed_fields` are request fields sent on under their own name; `images`, `files` and `audio_input` say which
-    content it takes (`text`: files that are text become text, others are refused); `call_ids` are the ids of calls it
-    takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which earlier reasoning goes
-    back, `replay_details` whether `reasoning_details` go back too, and `replay_signatures` whether a call's
-    `extra_content` does.
+    messages get; `system_anywhere` says whether such messages may stand after others (else their text goes into the one
+    at the beginning: many templates fail); `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and
+    `strict_tools` say whether the field is sent at all; `effort_values` are the efforts the server knows (None: sent as
+    they are, else the nearest; `default` stands for everything between none and high); `structured_output` is the
+    strongest form of `text.format` it takes (weaker ones are emulated with an instruction), `json_object` whether it
+    takes that form too; `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a
+    call is required); `passed_fields` are request fields sent on under their own name; `images`, `files` and
+    `audio_input` say which content it takes (`text`: files that are text become text, others are refused); `call_ids`
+    are the ids of calls it takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which
+    earlier reasoning goes back, `replay_details` whether `reasoning_details` go back too, and `replay_signatures`
+    whether a call's `extra_content` does.
 
     Answer: `logprobs` says whether it gives log probabilities; `end_without_finish` is what a stream means that ended
     without a `finish_reason` after useful output; `think` says where reasoning hides in the content: nowhere, in an
@@ -50,6 +51,7 @@ class UpstreamProfile:
     hosts: tuple[str, ...] = ()
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     developer_role: Literal["system", "developer"] = "system"
+    system_anywhere: bool = False
     end_without_finish: Literal["failed", "completed"] = "failed"
     stream_usage: bool = True
     parallel_tool_calls: bool = True
