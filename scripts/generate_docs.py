@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -135,12 +135,15 @@ def rows(model: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             found += rows(kind, f"{above}{name}.")
         else:
-            default = field.default
+            default = None if field.is_required() else field.default
             if isinstance(default, tuple):
                 default = ", ".join(map(str, default)) or None
             if name == "socket_mode":
                 default = f"0o{default:o}"
             found.append((above + name, default, field.description or ""))
+            for part in get_args(kind) if get_origin(kind) is tuple else ():
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    found += rows(part, f"{above}{name}[].")
     return found
 
 

@@ -338,7 +338,8 @@ class Settings(_Section):
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = {}
-    """Further upstreams by name, each with the settings of `upstream`; `models` says what goes to them."""
+    """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
+    them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
     """Where models go, first match first. Models that no entry fits go to `upstream`; when `upstreams` are given and
     `upstream` is not, they do not exist."""
@@ -374,6 +375,8 @@ class Settings(_Section):
                 raise ValueError(f"upstreams: {name!r} is no name: use 1 to 32 of a-z, 0-9, '-', and not 'default'")
             if upstream.auth is AuthMode.INJECT and upstream.api_key is None:
                 raise ValueError(f"upstreams.{name}.auth is inject, but its api_key is not set")
+            if upstream.path_allow:
+                raise ValueError(f"upstreams.{name}.path_allow: paths beside the API are those of 'upstream' alone")
         seen: set[str] = set()
         for number, model in enumerate(self.models):
             if model.mode != "disabled" and model.upstream not in self.every_upstream:

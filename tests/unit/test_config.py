@@ -183,6 +183,7 @@ def test_merging_changes_neither_side() -> None:
         ({"upstreams": {"a_b": {}}}, "'a_b' is no name"),
         ({"upstreams": {"a": {"auth": "inject"}}}, r"upstreams\.a\.auth is inject"),
         ({"upstreams": {"a": {"url": "ftp://x"}}}, r"upstreams\.a\.url: must be an http"),
+        ({"upstreams": {"a": {"path_allow": ["/x"]}}}, r"upstreams\.a\.path_allow: paths beside"),
         ({"upstreams": {"a": {"speed": 1}}}, r"upstreams\.a\.speed"),
         ({"upstreams": {"a": {"auth": "none", "header_allow": ["Authorization"]}}}, "names authorization"),
         ({"upstream": {"header_allow": ["x-antiphon-backend"]}}, "between Envoy and the sidecar"),

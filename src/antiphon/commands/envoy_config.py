@@ -14,9 +14,9 @@ __all__ = ["endpoints", "run"]
 
 _HEADER = """\
 # Envoy bootstrap for Antiphon, printed by `antiphon envoy-config`. Made for Envoy 1.40.
-# It holds no secrets: an upstream key is read from ANTIPHON_UPSTREAM_KEY in Envoy's environment, a sidecar secret from
-# ANTIPHON_SIDECAR_SECRET. Where ${ANTIPHON_SIDECAR_SECRET} is written out (the model door on TCP), put it in before you
-# start Envoy, with envsubst for example.
+# It holds no secrets: an upstream key is read from ANTIPHON_UPSTREAM_KEY in Envoy's environment (that of the upstream
+# a-b from ANTIPHON_UPSTREAM_KEY_A_B), a sidecar secret from ANTIPHON_SIDECAR_SECRET. Where ${ANTIPHON_SIDECAR_SECRET}
+# is written out (the model door on TCP), put it in before you start Envoy, with envsubst for example.
 """
 
 

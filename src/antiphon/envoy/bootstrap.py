@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -348,7 +349,7 @@ def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) 
     if not _is_ip(where):
         fields["dns_lookup_family"] = "V4_PREFERRED"
     if upstream.tls:
-        name = upstream.authority.rpartition(":")[0] or upstream.authority
+        name = urlsplit(f"//{upstream.authority}").hostname or host
         is_ip = _is_ip({"socket_address": {"address": name}})
         kind = "IP_ADDRESS" if is_ip else "DNS"
         fields["transport_socket"] = {

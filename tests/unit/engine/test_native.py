@@ -1,0 +1,168 @@
+"""Where models go, and exchanges with an upstream that speaks Responses itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.engine.actions import AbortUpstream, CallUpstream, CancelReason, Finish, RequestHead, SendBody, SendHead
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.translation.profiles import PROFILES
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.exchanges import JSON, SSE, make_exchange
+
+_GENERIC = PROFILES["generic"]
+_CUT = UpstreamError(UpstreamFault.CUT, "gone")
+
+
+def _native(**route: Any) -> Routes:
+    rule = ModelRule("n*", ModelRoute(_GENERIC, upstream="other", mode="native", **route))
+    return Routes(ModelRoute(_GENERIC), (rule,))
+
+
+def _asked(body: bytes, headers: Headers = (), **options: Any) -> ResponseExchange:
+    exchange = make_exchange(**{"routes": _native(), **options})
+    exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)
+    return exchange
+
+
+def _error(exchange: ResponseExchange) -> tuple[int, str]:
+    actions = exchange.actions()
+    head = next(action for action in actions if isinstance(action, SendHead))
+    body = next(action for action in actions if isinstance(action, SendBody))
+    assert isinstance(actions[-1], Finish) and actions[-1].outcome == "error"
+    return head.status, json.loads(body.data)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("model", "upstream"), [("gpt-4", "a"), ("gpt-5", "b"), ("GPT-5", "default"), ("xgpt-5", "default"), ("b/x:1", "c")]
+)
+def test_the_first_pattern_that_fits_the_whole_name_decides(model: str, upstream: str) -> None:
+    patterns = (("gpt-4", "a"), ("gpt-*", "b"), ("gpt-5", "never"), ("?/[x-z]:*", "c"))
+    rules = tuple(ModelRule(pattern, ModelRoute(_GENERIC, upstream=name)) for pattern, name in patterns)
+    assert Routes(ModelRoute(_GENERIC), rules).choose(model).upstream == upstream
+
+
+def test_an_alias_is_called_by_its_name_there_and_answered_by_its_name_here() -> None:
+    rule = ModelRule("fast", ModelRoute(_GENERIC, upstream="other", model="very-fast-1"))
+    exchange = _asked(b'{"model":"fast","input":"hi"}', routes=Routes(ModelRoute(_GENERIC), (rule,)))
+    (call,) = exchange.actions()
+    assert isinstance(call, CallUpstream) and call.request.upstream == "other"
+    assert json.loads(call.request.body)["model"] == "very-fast-1" and exchange.model == "fast"
+    exchange.receive_upstream_head(200, JSON)
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    exchange.receive_upstream_data(json.dumps({"model": "very-fast-1-0725", "choices": [choice]}).encode())
+    exchange.receive_upstream_end()
+    exchange.actions()
+    exchange.receive_saved()
+    body = b"".join(action.data for action in exchange.actions() if isinstance(action, SendBody))
+    assert json.loads(body)["model"] == "fast"
+
+
+@pytest.mark.parametrize(
+    ("listed", "model", "served"),
+    [((), "real", True), (("real",), "real", True), (("real",), "other", False), (("real",), "fast", True)],
+)
+def test_an_upstreams_list_of_models_holds_for_its_names_here_and_there(
+    listed: tuple[str, ...], model: str, served: bool
+) -> None:
+    rules = (ModelRule("fast", ModelRoute(_GENERIC, model="real", models=frozenset(listed))),)
+    routes = Routes(ModelRoute(_GENERIC, models=frozenset(listed)), rules)
+    assert routes.choose(model).serves(model) is served
+    exchange = _asked(json.dumps({"model": model, "input": "x"}).encode(), routes=routes)
+    if not served:
+        assert _error(exchange) == (404, "model_not_found")
+
+
+def test_a_native_model_that_is_not_listed_does_not_exist() -> None:
+    exchange = _asked(b'{"model":"n2"}', routes=_native(models=frozenset({"n1"})))
+    assert _error(exchange) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model":"n", "input":5, "new":[1,  2]}', b' {"stream":true,"background":true,"model":"n\\u0031","x":1e9999}\n'],
+)
+def test_a_native_request_goes_on_byte_for_byte(body: bytes) -> None:
+    (call,) = _asked(body).actions()
+    assert isinstance(call, CallUpstream)
+    assert (call.request.path, call.request.body, call.request.upstream) == ("/responses", body, "other")
+
+
+def test_a_native_request_takes_along_what_is_allowed() -> None:
+    given = (
+        ("authorization", "Bearer me"),
+        ("accept", "application/json"),
+        ("openai-beta", "b"),
+        ("cookie", "c"),
+        ("x-team", "t"),
+    )
+    for passthrough, seen in ((True, ["Bearer me"]), (False, [])):
+        routes = _native(passthrough=passthrough, headers=frozenset({"x-team"}))
+        (call,) = _asked(b'{"model":"n"}', given, routes=routes).actions()
+        assert isinstance(call, CallUpstream)
+        headers = call.request.headers
+        assert [value for name, value in headers if name == "authorization"] == seen
+        assert {"accept", "openai-beta", "x-team", "content-type"} == {name for name, _ in headers} - {"authorization"}
+        assert dict(headers)["accept"] == "application/json"
+
+
+def test_a_native_stream_passes_as_it_comes() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    theirs = (*SSE, ("connection", "close, x-hop"), ("x-hop", "1"), ("openai-version", "1"), ("x-envoy-a", "1"))
+    exchange.receive_upstream_head(200, theirs)
+    (head,) = exchange.actions()
+    assert head == SendHead(200, (*SSE, ("openai-version", "1")), streamed=True, raw=True)
+    for part in (b"data: \xff", b"\n", b"\n"):
+        exchange.receive_upstream_data(part)
+        assert exchange.actions() == [SendBody(part)]
+    exchange.receive_upstream_end()
+    assert exchange.actions() == [Finish("completed", None, "n")]
+
+
+def test_what_is_no_stream_is_sent_whole() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    exchange.receive_upstream_head(429, (*JSON, ("content-length", "99"), ("retry-after", "7")))
+    exchange.receive_upstream_data(b"{")
+    assert exchange.actions() == []
+    exchange.receive_upstream_data(b"}")
+    exchange.receive_upstream_end()
+    headers = (*JSON, ("retry-after", "7"), ("content-length", "2"))
+    assert exchange.actions() == [SendHead(429, headers, raw=True), SendBody(b"{}"), Finish("error", None, "n")]
+
+
+def test_a_native_answer_that_fails_before_it_is_whole_is_an_error_of_ours() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "x"))
+    assert _error(exchange) == (502, "upstream_unreachable")
+    exchange = _asked(b'{"model":"n"}', most_upstream_bytes=3)
+    exchange.actions()
+    exchange.receive_upstream_head(200, JSON)
+    exchange.receive_upstream_data(b"1234")
+    assert _error(exchange) == (502, "upstream_too_large")
+    exchange.receive_upstream_end()
+    assert exchange.actions() == []
+
+
+def test_a_native_stream_that_fails_is_cut_and_nothing_is_put_behind_it() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b"data: 1")
+    exchange.receive_upstream_end(_CUT)
+    assert exchange.actions()[2:] == [AbortUpstream(), Finish("cut", None, "n")]
+
+
+def test_a_client_that_leaves_a_native_stream_ends_the_call() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.actions()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    assert exchange.actions() == [AbortUpstream(), Finish("cancelled", None, "n")]
