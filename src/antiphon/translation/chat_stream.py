@@ -182,7 +182,8 @@ class ChatStream:
         if self._finish is not None:
             return Ending("completed")
         if self._builder.has_output or self._calls:
-            if self._profile.end_without_finish == "completed":
+            if self._profile.end_without_finish == "completed" and self.ended:
+                # The sentinel came: it was not cut.
                 return Ending("completed")
             return _failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
         if self._garbage and not self._saw_chunk:
@@ -238,8 +239,8 @@ class ChatStream:
             self._fail(_failed("The model's output is too large.", "upstream_too_large"))
         except TooManyToolCalls:
             self._fail(_failed("The model made too many tool calls.", "upstream_too_large"))
-        usage = read_usage(chunk.usage) if given(chunk.usage) else None
-        if usage is None and given(chunk.x_groq):
+        usage = read_usage(chunk.usage) if chunk.usage is not ABSENT and given(chunk.usage) else None
+        if usage is None and chunk.x_groq is not ABSENT and given(chunk.x_groq):
             usage = _groq_usage(bytes(chunk.x_groq))
         if usage is not None:
             self._usage = usage
@@ -247,7 +248,7 @@ class ChatStream:
             self._service_tier = chunk.service_tier
         if chunk.citations is not ABSENT and given(chunk.citations):
             self._note_annotations().receive_sources(chunk.citations, chunk.search_results)
-        if given(error) and bytes(error) not in (b'""', b"{}", b"false"):
+        if error is not ABSENT and given(error) and bytes(error) not in (b'""', b"{}", b"false"):
             self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))
 
     def _note_finish(self, reason: str) -> None:
@@ -256,8 +257,11 @@ class ChatStream:
             self._finish = _FINISHES.get(reason.lower(), reason)
 
     def _delta(self, delta: Delta) -> None:
-        reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
-        if given(delta.reasoning_details):
+        # Most fields are absent in most chunks; asking so costs nothing, a call for each would.
+        reasoning = b""
+        if delta.reasoning_content is not ABSENT or delta.reasoning is not ABSENT:
+            reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
+        if delta.reasoning_details is not ABSENT and given(delta.reasoning_details):
             if self._details is None:
                 self._details = ReasoningDetails()
             text = self._details.receive(delta.reasoning_details)
@@ -270,12 +274,11 @@ class ChatStream:
                 self._content(self._think, content)
             else:
                 self._text(content)
-        elif given(delta.audio):
+        elif delta.audio is not ABSENT and given(delta.audio):
             self._text(_transcript(bytes(delta.audio)))
-        if given(delta.annotations):
+        if delta.annotations is not ABSENT and given(delta.annotations):
             self._note_annotations().receive(delta.annotations)
-        refusal = fragment(delta.refusal)
-        if refusal:
+        if delta.refusal is not ABSENT and (refusal := fragment(delta.refusal)):
             self._leave_text()
             self._settle_calls()
             self._builder.refusal(refusal)

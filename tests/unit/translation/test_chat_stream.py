@@ -182,6 +182,8 @@ def test_an_end_without_a_finish_is_judged_by_the_profile() -> None:
     assert _final(_delta(content="c"), finish=None)["error"]["code"] == "upstream_cut"
     assert _final(_delta(content="c"), finish=None, profile="snowflake")["status"] == "completed"
     assert _final(finish=None, profile="snowflake")["error"]["code"] == "upstream_empty"
+    cut = _final(_delta(content="c"), finish=None, done=False, profile="snowflake")
+    assert cut["error"]["code"] == "upstream_cut"
 
 
 @pytest.mark.parametrize(
