@@ -116,15 +116,21 @@ def read_model(body: bytes) -> str | None:
 def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResponse:
     """Read a create-response body. Raises `InvalidRequest`."""
     fields = _read_object(body)
-    for name, hint in _CHAT_FIELDS.items():
-        if name in fields:
-            raise InvalidRequest(hint, param=name, code="unsupported_parameter")
-    for name, hint in _NOT_YET.items():
-        if given(fields.get(name, ABSENT)):
-            raise InvalidRequest(hint, param=name, code="unsupported_parameter")
-    values: dict[str, Any] = {name: _read(name, fields[name]) for name in _OPTIONAL if name in fields}
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    # A request has few of the many fields there are: only those are looked at.
+    for name, value in fields.items():
+        if name in _DECODERS:
+            values[name] = _read(name, value)
+        elif name in _CHAT_FIELDS:
+            raise InvalidRequest(_CHAT_FIELDS[name], param=name, code="unsupported_parameter")
+        elif name in _NOT_YET:
+            if given(value):
+                raise InvalidRequest(_NOT_YET[name], param=name, code="unsupported_parameter")
+        elif name not in _READ_APART:
+            ignored.append(name)
+    ignored.sort()
     _check_values(values)
-    ignored = sorted(name for name in fields if name not in _OPTIONAL and name not in _READ_APART)
     ignored += _ignored_inside(fields)
     ignored += _ignored_values(values)
     if values.get("background"):
@@ -231,9 +237,12 @@ def _read(name: str, value: Raw) -> Any:
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    for name, (low, high) in _RANGES.items():
-        value = values.get(name)
-        if value is not None and not low <= value <= high:
+    for name, value in values.items():
+        if value is None:
+            continue
+        limits = _RANGES.get(name)
+        if limits is not None and not limits[0] <= value <= limits[1]:
+            low, high = limits
             below = value < low
             kind = "integer" if isinstance(value, int) else "decimal"
             raise InvalidRequest(
@@ -242,10 +251,10 @@ def _check_values(values: dict[str, Any]) -> None:
                 param=name,
                 code=f"{kind}_{'below_min' if below else 'above_max'}_value",
             )
-    for name, allowed in _CHOICES.items():
-        check_choice(name, values.get(name), allowed)
-    for name, most in _LENGTHS.items():
-        if len(values.get(name) or "") > most:
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        most = _LENGTHS.get(name)
+        if most is not None and len(value) > most:
             raise InvalidRequest(
                 f"Invalid '{name}': it may have at most {most} characters.",
                 param=name,

@@ -38,7 +38,7 @@ class ChatToolCall(Struct):
     extra_content: Raw | UnsetType = UNSET
 
 
-class ChatMessage(Struct, omit_defaults=True):
+class ChatMessage(Struct, omit_defaults=True, gc=False):
     """One message of a chat request; `content` is raw JSON (a string, an array of parts, or null)."""
 
     role: str

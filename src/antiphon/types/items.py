@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-class InputItem(Struct):
+class InputItem(Struct, gc=False):
     """Any input item, with the keys that mean something here; other keys are tolerated and dropped.
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
@@ -66,7 +66,7 @@ class InputItem(Struct):
     source: Raw = ABSENT
 
 
-class InputPart(Struct):
+class InputPart(Struct, gc=False):
     """Any content part of an input message or tool output."""
 
     type: str | None = None
