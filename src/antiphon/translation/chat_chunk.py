@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
-from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, quoted
+from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
 
 __all__ = ["NotAChunk", "fragment", "read_chunk"]
 
 _decode = msgspec.json.Decoder(Chunk).decode
 
-_TEXT_OR_NOTHING = (b'"', b"n", b"")
+_TEXT_OR_NULL = tuple(b'"n')
 
 
 class NotAChunk(ValueError):
@@ -69,14 +69,16 @@ def _plain(delta: Delta | None) -> bool:
     """Whether every text field is a string or null, as the fast path needs it."""
     if delta is None:
         return True
+    # Most are absent in most chunks, and an absent one is always the same object.
     for value in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
-        # Most are absent in most chunks, and an absent one is always the same object.
-        if value is not ABSENT and first(value) not in _TEXT_OR_NOTHING:
+        if value is not ABSENT and memoryview(value)[0] not in _TEXT_OR_NULL:
             return False
     for call in delta.tool_calls or ():
-        if call.function is not None and first(call.function.arguments) not in _TEXT_OR_NOTHING:
+        value = call.function.arguments if call.function is not None else ABSENT
+        if value is not ABSENT and memoryview(value)[0] not in _TEXT_OR_NULL:
             return False
-        if call.custom is not None and first(call.custom.input) not in _TEXT_OR_NOTHING:
+        value = call.custom.input if call.custom is not None else ABSENT
+        if value is not ABSENT and memoryview(value)[0] not in _TEXT_OR_NULL:
             return False
     return True
 

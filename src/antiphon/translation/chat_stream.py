@@ -164,8 +164,8 @@ class ChatStream:
             ending = _failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
         if self._usage is not None:
             self._builder.set_usage(self._usage)
-        if self._service_tier:
-            self._builder.response.service_tier = self._service_tier
+        if ending.status != "failed":
+            self._builder.response.service_tier = self._service_tier or "default"
         return ending
 
     def _is_complete(self) -> bool:
@@ -282,7 +282,7 @@ class ChatStream:
             self._leave_text()
             self._settle_calls()
             self._builder.refusal(refusal)
-        if delta.tool_calls:
+        if delta.tool_calls or delta.function_call is not None:
             self._leave_text()
             if self._details is not None:
                 self._end_details()

@@ -43,11 +43,12 @@ class SseDecoder:
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Events completed by these bytes. Raises `EventTooLarge`."""
         if (
-            data[:6] == b"data: "
+            data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
             and data.find(b"\n") == len(data) - 2
-            and data[-1:] == b"\n"
             and len(data) <= self._limit
-            and self._is_idle()
+            and self._started
+            and not (self._rest or self._data or self._type or self._after_cr)
             and b"\r" not in data
         ):
             # The usual case: one whole event and nothing else.
@@ -77,10 +78,6 @@ class SseDecoder:
         for line in lines:
             self._line(line, events)
         return events
-
-    def _is_idle(self) -> bool:
-        """Whether nothing was begun that these bytes would continue."""
-        return self._started and not (self._rest or self._data or self._type or self._after_cr)
 
     def close(self) -> list[ServerSentEvent]:
         """The stream has ended: the event that was begun, when it has data, counts as complete."""

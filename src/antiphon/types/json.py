@@ -23,6 +23,8 @@ NULL = msgspec.Raw(b"null")
 ABSENT = msgspec.Raw()
 """The default of raw fields (a union of raw JSON and None cannot be decoded into)."""
 
+_NOTHING = msgspec.Raw(b"")
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,7 +53,7 @@ def first(value: msgspec.Raw) -> bytes:
 
 def given(value: msgspec.Raw) -> bool:
     """Whether there is a value, and it is not null."""
-    return value is not ABSENT and first(value) not in (b"", b"n")
+    return value is not ABSENT and value != NULL and value != _NOTHING
 
 
 def text_of(fragment: bytes) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.sealing import Sealer
 from antiphon.translation.think_tags import ThinkTags
 from tests.golden.rendering import replay
 from tests.support.exchanges import Outcome, run
@@ -214,3 +215,52 @@ def test_broken_sources_harm_nothing(broken: Any) -> None:
     for more in ({"citations": broken}, {"citations": ["https://a.test"], "search_results": broken}):
         final = _final(_run({**_chunk(content="So[1]."), **more}))
         assert final["status"] == "completed"
+
+
+# 23: what a provider wants to see again
+
+_KEYS = Sealer([b"a key for the tests"], random_bytes=lambda size: b"\x07" * size)
+_STATELESS = {
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "tools": [{"type": "function", "name": "f"}],
+}
+
+
+def _signed(number: int) -> dict[str, Any]:
+    call = {"index": number, "id": f"c{number}", "function": {"name": "f", "arguments": f'{{"n":{number}}}'}}
+    return {**call, "extra_content": {"google": {"thought_signature": f"s{number}"}}}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_quirk_23_thought_signatures_come_back_with_their_calls(stream: bool) -> None:
+    bare = {"index": 1, "id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    calls = [_signed(0), bare, _signed(2)]
+    request = {"model": "m", "input": "hi", **_STATELESS}
+    if stream:
+        body = b"".join(b"data: %b\n\n" % json.dumps(_chunk(tool_calls=[call])).encode() for call in calls)
+        outcome = run(
+            {**request, "stream": True}, [body + b'data: {"choices":[{"finish_reason":"stop"}]}\n\n'], sealer=_KEYS
+        )
+        output = _final(outcome)["output"]
+    else:
+        answer = {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "stop"}]}
+        output = run(request, [json.dumps(answer).encode()], headers=_JSON, sealer=_KEYS).json["output"]
+    kinds = [item["type"] for item in output]
+    assert kinds == ["reasoning", "function_call", "function_call", "reasoning", "function_call"]
+    assert "thought_signature" not in json.dumps(output)
+    outputs = [{"type": "function_call_output", "call_id": f"c{number}", "output": "x"} for number in range(3)]
+    again = {**request, "input": [{"role": "user", "content": "hi"}, *output, *outputs]}
+    sent = run(again, sealer=_KEYS, profile="gemini").chat["messages"][1]["tool_calls"]
+    assert [call.get("extra_content", {}).get("google") for call in sent] == [
+        {"thought_signature": "s0"},
+        None,
+        {"thought_signature": "s2"},
+    ]
+    # Other servers would not know the key.
+    assert "extra_content" not in json.dumps(run(again, sealer=_KEYS).chat)
+
+
+def test_quirk_23_signatures_nobody_can_carry_change_nothing() -> None:
+    final = _final(_run(_chunk(tool_calls=[_signed(0)]), _chunk(tool_calls=[_signed(1)]), tools=_STATELESS["tools"]))
+    assert [item["type"] for item in final["output"]] == ["function_call", "function_call"]
