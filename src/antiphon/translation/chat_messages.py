@@ -56,21 +56,19 @@ class _Sealed(Struct):
     call: Raw = ABSENT
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     """What one assistant turn put out, until it is written as one message and its tool messages."""
 
-    text: list[bytes] = field(default_factory=list)
-    reasoning: list[bytes] = field(default_factory=list)
-    details: list[Raw] = field(default_factory=list)
-    calls: list[tuple[str, str, Raw]] = field(default_factory=list)
-    signatures: dict[int, Raw] = field(default_factory=dict)
-    outputs: dict[int, bytes] = field(default_factory=dict)
-    images: list[Raw] = field(default_factory=list)
+    text: list[bytes] = []
+    reasoning: list[bytes] = []
+    details: list[Raw] = []
+    calls: list[tuple[str, str, Raw]] = []
+    signatures: dict[int, Raw] = {}
+    outputs: dict[int, bytes] = {}
+    images: list[Raw] = []
 
 
-@dataclass(slots=True)
-class _Plain:
+class _Plain(Struct):
     """A system, developer or user message."""
 
     role: str
@@ -173,15 +171,17 @@ class _Grouping:
         if turn is None or turn.outputs or (fresh and (turn.text or turn.calls)):
             turn = self._turn = _Turn()
             self._entries.append(turn)
-        turn.reasoning += self._thoughts
-        turn.details += self._details
-        self._thoughts, self._details = [], []
+        if self._thoughts or self._details:
+            turn.reasoning += self._thoughts
+            turn.details += self._details
+            self._thoughts, self._details = [], []
         return turn
 
     def _close_turn(self) -> None:
         """Somebody else speaks: reasoning that led to nothing has no chat message that could carry it."""
         self._turn = None
-        self._thoughts, self._details, self._signature = [], [], ABSENT
+        if self._thoughts or self._details or self._signature is not ABSENT:
+            self._thoughts, self._details, self._signature = [], [], ABSENT
 
     def _message(self, where: str, item: InputItem) -> None:
         if item.role == "assistant":
