@@ -14,6 +14,7 @@ from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.read_request import read_request
+from antiphon.translation.truncation import keep_latest
 from antiphon.types.items import InputItem
 from tests.support.fixed import SequentialIds
 from tests.support.strict_chat import check_chat_request
@@ -192,6 +193,18 @@ def test_stored_items_say_to_the_model_what_they_said_when_they_came(items: list
     stored = stored_input(prepare_input(read, SequentialIds()))
     again = _translate([("history", item) for item in read_history(stored)], body, "generic")
     assert _without_ids(again) == _without_ids(said)
+
+
+@given(_CONVERSATIONS, st.integers(0, 400))
+def test_what_truncation_leaves_is_valid_when_the_whole_was(items: list[dict[str, Any]], tokens: int) -> None:
+    body, named = _body(items), _named(_read(items))
+    try:
+        _translate(named, body, "generic")
+    except InvalidRequest:
+        return
+    chat = _translate(keep_latest(named, tokens), body, "generic")
+    if chat["messages"]:
+        check_chat_request(chat)
 
 
 def _without_ids(chat: dict[str, Any]) -> list[dict[str, Any]]:

@@ -67,8 +67,8 @@ def translate_request(
         if context_tokens is None:
             ignored.append("truncation")
         else:
-            tools = sum(len(bytes(tool)) for tool in made.declarations) // 4
-            items = keep_latest(items, context_tokens - tools - (request.max_output_tokens or 0))
+            fixed = sum(len(bytes(tool)) for tool in made.declarations) + len(bytes(request.instructions or b""))
+            items = keep_latest(items, context_tokens - fixed // 4 - (request.max_output_tokens or 0))
     if request.logprobs and not profile.logprobs:
         raise InvalidRequest(
             "This model's server gives no log probabilities; leave 'top_logprobs' and "

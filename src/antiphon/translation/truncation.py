@@ -3,8 +3,9 @@
 Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting);
 without it nothing is dropped, and the field is named as ignored.
 
-A turn is a user message and everything up to the next one, so calls go together with their outputs. Instructions,
-system and developer messages, items that bring tools, and the latest turn always stay.
+A turn is a user message and everything up to the next one; turns that a call and its output span go together.
+Instructions, system and developer messages, compactions (they stand for what was dropped before), searches that brought
+tools, and the latest turn always stay.
 
 The estimate is four bytes a token, as is usual for English; data in base64 counts as one picture. It is made to err on
 the long side for code and JSON, and can err on the short side for other scripts: set `context_tokens` with some room.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from antiphon.translation.call_items import OUTPUTS
 from antiphon.types.items import InputItem
 
 __all__ = ["estimate_tokens", "keep_latest"]
@@ -25,6 +27,13 @@ _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 _DATA = re.compile(rb'"data:[^"]{256,}"')
 _TOKENS_PER_PICTURE = 1000
+_STAYING = frozenset(
+    {
+        *("additional_tools", "tool_search_call", "tool_search_output"),
+        *("compaction", "compaction_summary", "context_compaction"),
+    }
+)
+_UNCALLED = frozenset({None, "message", "reasoning", "item_reference", "additional_tools"})
 
 Named = tuple[str, InputItem]
 
@@ -45,8 +54,10 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
     """The items without the oldest turns, so that about `tokens` remain; the latest turn stays, whatever its size."""
     sizes = [estimate_tokens(item) for _, item in items]
     excess = sum(sizes) - tokens
-    starts = [number for number, (_, item) in enumerate(items) if _is_user(item)]
-    if excess <= 0 or len(starts) < 2:
+    if excess <= 0:
+        return list(items)
+    starts = _starts(items)
+    if len(starts) < 2:
         return list(items)
     dropped: set[int] = set()
     # Assistant items before the first user message belong to no turn of ours: they go first.
@@ -59,9 +70,29 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
     return [named for number, named in enumerate(items) if number not in dropped]
 
 
+def _starts(items: Sequence[Named]) -> list[int]:
+    """Where turns begin: at user messages that do not stand between a call and its output."""
+    made: dict[str, int] = {}
+    answered: dict[int, int] = {}
+    for number, (_, item) in enumerate(items):
+        if item.type in OUTPUTS:
+            call = made.get(item.call_id or item.approval_request_id or item.id or "")
+            if call is not None:
+                answered[call] = number
+        elif item.type not in _UNCALLED:
+            made.update((name, number) for name in (item.id, item.call_id) if name)
+    starts = []
+    until = 0
+    for number, (_, item) in enumerate(items):
+        if _is_user(item) and number >= until:
+            starts.append(number)
+        until = max(until, answered.get(number, 0))
+    return starts
+
+
 def _is_user(item: InputItem) -> bool:
     return item.type in (None, "message") and item.role == "user"
 
 
 def _stays(item: InputItem) -> bool:
-    return item.role in ("system", "developer") or item.type in ("additional_tools", "tool_search_output")
+    return item.role in ("system", "developer") or item.type in _STAYING

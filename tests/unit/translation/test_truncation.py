@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import Outcome, run
 from tests.support.strict_chat import check_chat_request
@@ -47,6 +48,48 @@ def test_pitfall_46_the_oldest_turns_go_and_the_rest_stays() -> None:
     said = _said(_run(items, 1200))
     assert "rules" in said and "last" in said and "three answer" in said
     assert "one answer" not in said and '"one"' not in said
+
+
+def test_a_turn_whose_call_is_answered_later_goes_with_the_answer_or_not_at_all() -> None:
+    items = [
+        {"role": "user", "content": f"one {_LONG}"},
+        {"type": "function_call", "call_id": "late", "name": "f", "arguments": "{}"},
+        {"role": "user", "content": f"two {_LONG}"},
+        {"type": "function_call_output", "call_id": "late", "output": "done"},
+        *_turn("three"),
+    ]
+    said = _said(_run([*items, {"role": "user", "content": "last"}], 700))
+    assert "late" not in said and "two" not in said and "three answer" in said
+    assert "one word" in _said(_run(items[:4], 300))
+
+
+def test_a_search_that_brought_tools_stays_with_what_it_found() -> None:
+    tool = {"type": "function", "name": "found", "parameters": {"type": "object", "properties": {}}}
+    search = [
+        {"role": "user", "content": f"one {_LONG}"},
+        {"type": "tool_search_call", "call_id": "s", "execution": "client", "arguments": {"query": "x"}},
+        {"type": "tool_search_output", "call_id": "s", "execution": "client", "tools": [tool]},
+    ]
+    outcome = _run([*search, *_turn("two"), {"role": "user", "content": "last"}], 700)
+    assert "one word" not in _said(outcome) and "found" in _said(outcome)
+    assert [one["function"]["name"] for one in outcome.chat["tools"]] == ["found"]
+
+
+def test_a_compaction_stays_it_stands_for_what_was_dropped_before() -> None:
+    sealer = Sealer([b"key"])
+    sealed = sealer.seal("owner", "reasoning", b'{"text":"so far"}')
+    items = [{"type": "compaction", "encrypted_content": sealed}, *_turn("one"), {"role": "user", "content": "last"}]
+    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=300))
+    said = _said(run({"model": "m", "input": items, "truncation": "auto"}, [b""], routes=routes, sealer=sealer))
+    assert "so far" in said and "one answer" not in said
+
+
+def test_instructions_count() -> None:
+    items = [*_turn("one"), {"role": "user", "content": "last"}]
+    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=700))
+    request = {"model": "m", "input": items, "truncation": "auto"}
+    assert "one answer" in _said(run(request, [b""], routes=routes))
+    assert "one answer" not in _said(run({**request, "instructions": _LONG}, [b""], routes=routes))
 
 
 def test_what_fits_is_not_touched() -> None:
