@@ -177,9 +177,15 @@ def test_lm_studio_gets_any_object_as_a_schema() -> None:
     assert "JSON object" in sent["messages"][0]["content"]
 
 
-def test_snowflake_ends_its_thinking_with_the_sentinel_alone() -> None:
-    name = "snowflake/pydantic-test-snowflake-test-snowflake-thinking-streaming"
-    assert _replay(name, "snowflake").body.count(b'"response.completed"') >= 1
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        ("snowflake", "snowflake/pydantic-test-snowflake-test-snowflake-thinking-streaming"),
+        ("openrouter", "openrouter/llm-test-tools-streaming-test-tools-streaming-variant-a"),
+    ],
+)
+def test_some_end_their_streams_with_the_sentinel_alone(profile: str, name: str) -> None:
+    assert _replay(name, profile).body.count(b'"response.completed"') >= 1
     assert _replay(name, "generic").body.count(b'"response.completed"') == 0
 
 
