@@ -41,7 +41,11 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             "upstream": {"auth": "passthrough"},
             "upstreams": {
                 "other": {"url": other.base_url.replace("/v1", "/api/v2"), "api_key": "key-of-other"},
-                "native": {"url": native.base_url, "api_key": "key-of-native", "models": ["native-1", "native-cut"]},
+                "native": {
+                    "url": native.base_url.replace("/v1", "/deep/v9"),
+                    "api_key": "key-of-native",
+                    "models": ["native-1", "native-cut"],
+                },
                 "nobody": {"url": "http://127.0.0.1:9/v1"},
             },
             "owner": {"source": "single"},
@@ -121,7 +125,7 @@ async def test_native_json_passes_untouched(place: Place) -> None:
             assert response.status == 200 and response.headers["content-type"] == "application/json"
             assert await response.read() == body
     seen = place.native.requests[-1]
-    assert seen.path == "/v1/responses" and seen.body == sent
+    assert seen.path == "/deep/v9/responses" and seen.body == sent
     assert seen.header("authorization") == "Bearer key-of-native"
 
 
@@ -209,7 +213,7 @@ async def test_ids_of_the_only_native_upstream_are_its_own(place: Place) -> None
                 assert (got.status, await got.read()) == (203, body), (method, path)
                 assert "x-secret" not in got.headers
         assert [(seen.method, seen.path) for seen in place.native.requests] == [
-            (method, "/v1" + path) for method, path in calls
+            (method, "/deep/v9" + path) for method, path in calls
         ]
         assert {seen.header("authorization") for seen in place.native.requests} == {"Bearer key-of-native"}
         async with session.get(f"{place.gateway.base_url}/responses/{made['id']}") as got:

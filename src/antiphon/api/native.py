@@ -22,7 +22,9 @@ from antiphon.types.transport import Headers
 __all__ = ["NativeResponses"]
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
-_SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta", "openai-organization", "openai-project"})
+_SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta"})
+# The business of whoever's credentials the call carries.
+_OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
 _KEPT = ("content-type", "retry-after")
 _KEPT_PREFIXES = ("openai-", "x-ratelimit-")
 
@@ -33,7 +35,7 @@ class NativeResponses:
     def __init__(self, upstream: Upstream, name: str, *, passthrough: bool, headers: Iterable[str] = ()) -> None:
         self._upstream = upstream
         self._name = name
-        self._sent = _SENT | frozenset(headers) | ({"authorization"} if passthrough else frozenset())
+        self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
 
     async def ask(self, request: ApiRequest, response_id: str, rest: str = "") -> ApiResponse | None:
         """The upstream's answer as it is, or None when this can be no id of its. Raises `ApiError`.

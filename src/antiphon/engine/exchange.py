@@ -99,8 +99,9 @@ class ExchangeOptions:
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _JSON = ("content-type", "application/json")
 _ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
-# What else a Responses service reads.
-_NATIVE_HEADERS = frozenset({"openai-beta", "openai-organization", "openai-project", "idempotency-key"})
+# What else a Responses service reads; and what is the business of whoever's credentials the call carries.
+_NATIVE_HEADERS = frozenset({"openai-beta"})
+_ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project", "idempotency-key"})
 # Of a connection, of the bytes on one, or of who holds it: not the client's.
 _WIRE_HEADERS = frozenset(
     {
@@ -460,11 +461,14 @@ class ResponseExchange:
 
     def _pass_data(self, data: bytes) -> None:
         """A stream goes on at once. What is no stream waits for its end: until then a failure can be an error."""
-        if self._head_sent:
-            self._actions.append(SendBody(data))
-            return
         self._collected_size += len(data)
-        if self._collected_size > self._options.most_upstream_bytes:
+        too_large = self._collected_size > self._options.most_upstream_bytes
+        if self._head_sent:
+            if too_large:
+                self._passed(UpstreamError(UpstreamFault.TOO_LARGE, "the stream has no end"))
+            else:
+                self._actions.append(SendBody(data))
+        elif too_large:
             self._refuse(UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large"))
         else:
             self._collected.append(data)
@@ -475,6 +479,7 @@ class ResponseExchange:
             return
         if error is not None:
             # The bytes so far are the client's; that they are not all can only be told by breaking off.
+            self._upstream_open = False
             self._actions.append(AbortUpstream())
             self._finish("cut")
             return
@@ -491,7 +496,7 @@ class ResponseExchange:
         allowed = route.headers | _ALWAYS_PASSED
         accept = "text/event-stream" if stream else "application/json"
         if self._native_model:
-            allowed |= _NATIVE_HEADERS
+            allowed |= _NATIVE_HEADERS | _ACCOUNT_HEADERS if route.passthrough else _NATIVE_HEADERS
             # The body says whether it is to be a stream, and is not read here.
             accept = header_value(headers, "accept") or "*/*"
         kept = tuple(

@@ -44,10 +44,11 @@ An entry of http_filters. Order: after your authentication filters (jwt_authn, e
 that act on the client, before envoy.filters.http.router. It is disabled; only the route `responses` turns it on.""",
     "routes": """\
 Routes of your virtual host, in this order, before your own. Leave out the pass-through routes (model...) that clients
-shall not use, and `nothing` unless everything else is to be a 404. The route `translated` leads to your model cluster:
-adapt its action (cluster, retries, rate limits) as you like.""",
+shall not use, and `nothing` unless everything else is to be a 404. The routes `translated...` and `native...` lead to
+your model clusters: adapt their actions (cluster, retries, rate limits) as you like.""",
     "clusters": """\
-Clusters. `model` is your upstream: if you have a cluster for it, name it in the routes instead.""",
+Clusters. `model` is your upstream, `model_NAME` a further one: if you have a cluster for it, name it in the routes
+instead.""",
     "listener": """\
 One more listener: the model door, through which the sidecar makes model calls of its own. It must not be reachable by
 anybody else.""",

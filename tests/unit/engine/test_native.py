@@ -98,15 +98,19 @@ def test_a_native_request_takes_along_what_is_allowed() -> None:
         ("accept", "application/json"),
         ("openai-beta", "b"),
         ("cookie", "c"),
+        ("openai-organization", "o"),
+        ("idempotency-key", "i"),
         ("x-team", "t"),
     )
-    for passthrough, seen in ((True, ["Bearer me"]), (False, [])):
+    of_the_account = {"authorization", "openai-organization", "idempotency-key"}
+    for passthrough in (True, False):
         routes = _native(passthrough=passthrough, headers=frozenset({"x-team"}))
         (call,) = _asked(b'{"model":"n"}', given, routes=routes).actions()
         assert isinstance(call, CallUpstream)
         headers = call.request.headers
-        assert [value for name, value in headers if name == "authorization"] == seen
-        assert {"accept", "openai-beta", "x-team", "content-type"} == {name for name, _ in headers} - {"authorization"}
+        names = {name for name, _ in headers}
+        assert names & of_the_account == (of_the_account if passthrough else set())
+        assert names - of_the_account == {"accept", "openai-beta", "x-team", "content-type"}
         assert dict(headers)["accept"] == "application/json"
 
 
@@ -157,6 +161,16 @@ def test_a_native_stream_that_fails_is_cut_and_nothing_is_put_behind_it() -> Non
     exchange.receive_upstream_data(b"data: 1")
     exchange.receive_upstream_end(_CUT)
     assert exchange.actions()[2:] == [AbortUpstream(), Finish("cut", None, "n")]
+
+
+def test_a_native_stream_is_as_long_as_a_response_may_be() -> None:
+    """In drive Envoy takes all it is sent, however slow the client."""
+    exchange = _asked(b'{"model":"n"}', most_upstream_bytes=5)
+    exchange.actions()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b"12345")
+    exchange.receive_upstream_data(b"6")
+    assert exchange.actions()[1:] == [SendBody(b"12345"), AbortUpstream(), Finish("cut", None, "n")]
 
 
 def test_a_client_that_leaves_a_native_stream_ends_the_call() -> None:
