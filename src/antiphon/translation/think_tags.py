@@ -82,8 +82,8 @@ class ThinkTags:
     def _think(self, data: bytes) -> tuple[bytes, bytes]:
         if self._fresh:
             data = data[_after_blanks(data) :]
-            if self._unclosed is not None and data.startswith(_OPEN):
-                # The template was said to open it, and the model did so as well.
+            while data.startswith(_OPEN):
+                # The template opened it, and the model did so as well.
                 data = data[len(_OPEN) :]
                 data = data[_after_blanks(data) :]
             if len(data) < len(_OPEN) and _OPEN.startswith(data):
