@@ -84,7 +84,7 @@ _DIFFERENCES = """
 - `encrypted_content` of reasoning is sealed with this installation's keys: that of OpenAI's or another installation is
   a 400 `invalid_encrypted_content`.
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
-- `service_tier` is echoed as `auto`, then what the server says, or `default`.
+- `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
 - Unknown fields of the request are served and named; OpenAI answers 400.
 - Inside items, content parts and tools only what has an effect is looked at: `output_schema` and `allowed_callers` of

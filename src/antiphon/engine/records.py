@@ -123,8 +123,6 @@ def make_record(
 ) -> ResponseRecord:
     """What the store keeps of a response that ended like this."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
-    if stored.service_tier == "auto":
-        stored.service_tier = "default"
     if ending.status == "completed":
         stored.completed_at = int(at)
     elif ending.status == "incomplete":

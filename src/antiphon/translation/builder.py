@@ -144,8 +144,6 @@ class ResponseBuilder:
     def _settle(self, status: str) -> None:
         assert self._item is None, "an item is still open"
         self.response.status = status
-        if self.response.service_tier == "auto":
-            self.response.service_tier = "default"
 
     def set_usage(self, usage: UsageObject) -> None:
         """What the response cost; goes into the terminal snapshot."""

@@ -3,7 +3,7 @@
 Lives here: the echo rules. Not here: what changes while the response runs (`builder.py`).
 
 Source: OpenAI's observed echo rules; two listed differences: a function's omitted `strict` is echoed as null (no
-schema is rewritten), and `service_tier` is `auto`, then `default`.
+schema is rewritten), and `service_tier` at the end is what the upstream says, or `default`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         prompt_cache_key=request.prompt_cache_key,
         prompt_cache_retention=request.prompt_cache_retention,
         safety_identifier=request.safety_identifier,
+        service_tier=request.service_tier or "auto",
         store=request.store,
         top_logprobs=request.top_logprobs or 0,
         temperature=1.0 if request.temperature is None else request.temperature,
