@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.file_urls import FileNotFetched
@@ -31,6 +31,24 @@ _IMAGES = ("input_image", "image_url", "computer_screenshot")
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
+class _ChatImage(Struct):
+    url: Raw = ABSENT
+    detail: str | None = None
+
+
+_CHAT_IMAGE = msgspec.json.Decoder(_ChatImage)
+_BYTES = "application/octet-stream"
+_ENDINGS = {
+    ".pdf": "application/pdf",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+}
 _DETAILS = ("low", "high", "auto")
 _TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
 _TEXT_ENDINGS = (
@@ -72,7 +90,11 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         )
     if not parts:
         return _EMPTY
-    return Raw(b"[%b]" % b",".join(bytes(_part(f"{where}.content[{n}]", part, rules)) for n, part in enumerate(parts)))
+    made = [bytes(_part(f"{where}.content[{n}]", part, rules)) for n, part in enumerate(parts)]
+    if not rules.profile.images and all(part.startswith(_TEXT_PART) for part in made):
+        # Servers of models that read text only often take a string only.
+        return quoted(rb"\n".join(_inside(part) for part in made))
+    return Raw(b"[%b]" % b",".join(made))
 
 
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
@@ -110,10 +132,11 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         else:
             made = _part(name, part, rules)
             if bytes(made).startswith(_TEXT_PART):
-                text.append(bytes(made)[len(_TEXT_PART) : -2])
+                text.append(_inside(bytes(made)))
             else:
                 images.append(made)
-    return rb"\n".join(text), images
+    # An empty output is an error for some servers, and tells the model nothing.
+    return rb"\n".join(text) or (_SHOWN_BELOW if images else b""), images
 
 
 def joined_text(where: str, content: Raw) -> bytes:
@@ -149,6 +172,7 @@ def _text(where: str, part: InputPart) -> bytes:
 
 
 _TEXT_PART = b'{"type":"text","text":"'
+_SHOWN_BELOW = b"(The output is in the next message.)"
 
 
 def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
@@ -177,10 +201,19 @@ def _text_part(fragment: bytes) -> Raw:
     return Raw(b'%b%b"}' % (_TEXT_PART, fragment))
 
 
+def _inside(part: bytes) -> bytes:
+    """The fragment of a text part."""
+    return part[len(_TEXT_PART) : -2]
+
+
 def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
     if not rules.profile.images:
         raise _unsupported(where, "This model's server takes no images; send text.")
-    if first(part.image_url) == b'"':
+    if first(part.image_url) == b"{":
+        # As Chat Completions has it.
+        url = _CHAT_IMAGE.decode(part.image_url)
+        return _image(where, InputPart(image_url=url.url, detail=url.detail or part.detail), rules)
+    if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
         detail = part.detail if part.detail in _DETAILS else "high" if part.detail == "original" else "auto"
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
@@ -202,27 +235,35 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
         if _is_text(name, media_type):
             return _as_text(name, fetched.data)
         data = b"data:%b;base64,%b" % (media_type.encode(), base64.b64encode(fetched.data))
-        return _file_part(where, name, b'"%b"' % data, rules)
+        return _file_part(where, name, media_type, b'"%b"' % data, part, rules)
     if first(part.file_data) == b'"':
         name = part.filename or "file"
-        header = bytes(memoryview(part.file_data)[1:128]).partition(b",")[0]
+        header = bytes(memoryview(part.file_data)[1:128]).partition(b",")[0].replace(rb"\/", b"/")
         media_type = header[5:].split(b";")[0].decode("ascii", "replace") if header.startswith(b"data:") else ""
         if _is_text(name, media_type):
             return _as_text(name, _decoded(where, bytes(part.file_data)[1:-1]))
-        return _file_part(where, name, bytes(part.file_data), rules)
+        data = bytes(part.file_data)
+        if not media_type:
+            # Chat servers want a data URL; here it may be base64 alone.
+            media_type = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), _BYTES)
+            data = b'"data:%b;base64,%b' % (media_type.encode(), data[1:])
+        return _file_part(where, name, media_type, data, part, rules)
     if part.file_id is not None:
         raise _unsupported(where, "Files by id are not available yet; send 'file_data'.")
     raise _missing(where, "file_data")
 
 
-def _file_part(where: str, name: str, data: bytes, rules: ContentRules) -> Raw:
+def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
+    """A data URL as what it holds: a picture, or another file."""
+    if media_type.startswith("image/") and rules.profile.images:
+        return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
         raise _unsupported(where, f"This model's server takes no files of this kind ({name[:64]}); send its text.")
     return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
 
 
 def _is_text(name: str, media_type: str) -> bool:
-    if media_type and media_type != "application/octet-stream":
+    if media_type and media_type != _BYTES:
         return media_type.startswith(_TEXT_TYPES)
     return name.lower().endswith(_TEXT_ENDINGS)
 
@@ -234,6 +275,7 @@ def _as_text(name: str, data: bytes) -> Raw:
 
 def _decoded(where: str, data: bytes) -> bytes:
     try:
+        data = data.replace(rb"\/", b"/")
         return base64.b64decode(data.partition(b",")[2] if data.startswith(b"data:") else data, validate=True)
     except binascii.Error:
         raise InvalidRequest(

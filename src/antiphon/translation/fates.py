@@ -175,6 +175,11 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "response_format": _IN_CHAT,
         "max_tokens": _IN_CHAT,
         "max_completion_tokens": _IN_CHAT,
+        "functions": _IN_CHAT,
+        "function_call": _IN_CHAT,
+        "reasoning_effort": _IN_CHAT,
+        "verbosity": _IN_CHAT,
+        "logprobs": _IN_CHAT,
     },
     "Values of `include`": {
         "include:reasoning.encrypted_content": Fate("emulated", "sealed by the gateway with its own key"),

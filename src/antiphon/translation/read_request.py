@@ -84,6 +84,12 @@ _CHAT_FIELDS = {
     "max_tokens": "'max_tokens' belongs to Chat Completions; the Responses API takes 'max_output_tokens'.",
     "max_completion_tokens": "'max_completion_tokens' belongs to Chat Completions; "
     "the Responses API takes 'max_output_tokens'.",
+    "functions": "'functions' belongs to Chat Completions; the Responses API takes 'tools'.",
+    "function_call": "'function_call' belongs to Chat Completions; the Responses API takes 'tool_choice'.",
+    "reasoning_effort": "'reasoning_effort' belongs to Chat Completions; the Responses API takes 'reasoning.effort'.",
+    "verbosity": "'verbosity' belongs to Chat Completions; the Responses API takes 'text.verbosity'.",
+    "logprobs": "'logprobs' belongs to Chat Completions; the Responses API takes 'include' with "
+    "'message.output_text.logprobs', and 'top_logprobs'.",
 }
 _LOGPROBS, _ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 _IGNORABLE_INCLUDES = frozenset(
@@ -122,7 +128,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     for name, value in fields.items():
         if name in _DECODERS:
             values[name] = _read(name, value)
-        elif name in _CHAT_FIELDS:
+        elif name in _CHAT_FIELDS and given(value):
             raise InvalidRequest(_CHAT_FIELDS[name], param=name, code="unsupported_parameter")
         elif name in _NOT_YET:
             if given(value):
@@ -267,6 +273,7 @@ def _check_values(values: dict[str, Any]) -> None:
     if reasoning is not None:
         check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
         check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
+        check_choice("reasoning.generate_summary", reasoning.generate_summary, _SUMMARIES)
     _check_metadata(values.get("metadata") or {})
     for number, include in enumerate(values.get("include") or ()):
         if include not in _IGNORABLE_INCLUDES and include not in (_LOGPROBS, _ENCRYPTED):
@@ -301,6 +308,12 @@ def _check_text(text: TextOptions) -> None:
                 "Missing required parameter: 'text.format.schema'.",
                 param="text.format.schema",
                 code="missing_required_parameter",
+            )
+        if first(text.format.schema) != b"{":
+            raise InvalidRequest(
+                "Invalid type for 'text.format.schema': expected an object, the JSON schema of the answer.",
+                param="text.format.schema",
+                code="invalid_type",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -146,6 +147,58 @@ def test_images_in_an_output_follow_all_tool_messages() -> None:
     messages = _messages([_USER, _call("a"), _call("b"), _output("a", picture), _output("b")])
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "user"]
     assert messages[2]["content"] == "seen" and messages[4]["content"][0]["type"] == "image_url"
+
+
+def test_an_output_that_is_a_picture_alone_says_where_it_is() -> None:
+    messages = _messages([_USER, _call("a"), _output("a", [{"type": "input_image", "image_url": "data:x"}])])
+    assert messages[2]["content"] == "(The output is in the next message.)"
+
+
+def _user_parts(*parts: dict[str, Any], profile: str = "generic") -> Any:
+    return _chat(profile, input=[{"role": "user", "content": list(parts)}])["messages"][0]["content"]
+
+
+def test_an_image_in_the_form_of_chat_is_understood() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}
+    assert _user_parts(part) == [part]
+    with pytest.raises(InvalidRequest, match="image_url"):
+        _user_parts({"type": "input_image", "image_url": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "url"),
+    [
+        ("a.pdf", "JVBERi0=", "data:application/pdf;base64,JVBERi0="),
+        ("a.PDF", "data:application/pdf;base64,JVBERi0=", "data:application/pdf;base64,JVBERi0="),
+        ("a.bin", "AA==", "data:application/octet-stream;base64,AA=="),
+    ],
+)
+def test_a_file_is_a_data_url_however_it_came(name: str, data: str, url: str) -> None:
+    (part,) = _user_parts({"type": "input_file", "filename": name, "file_data": data})
+    assert part == {"type": "file", "file": {"filename": name, "file_data": url}}
+
+
+def test_a_file_that_is_a_picture_is_an_image() -> None:
+    (part,) = _user_parts({"type": "input_file", "filename": "a.png", "file_data": "AA=="})
+    assert part["image_url"] == {"url": "data:image/png;base64,AA==", "detail": "auto"}
+
+
+def test_pitfall_44_a_text_file_is_its_text_also_with_slashes_escaped() -> None:
+    # "<???>" in base64 has a slash, and some JSON writers escape slashes.
+    data = base64.b64encode(b"<???>").decode()
+    assert "/" in data
+    for url in (data, f"data:text/plain;base64,{data}"):
+        part = {"type": "input_file", "filename": "a.txt", "file_data": url}
+        body = json.dumps({"model": "m", "input": [{"role": "user", "content": [part]}]}).replace("/", r"\/").encode()
+        request = read_request(body, most_items=9, most_tools=9)
+        chat = json.loads(translate_request(request, [("input[0]", request.input[0])], PROFILES["generic"]).body)
+        assert chat["messages"][0]["content"][0]["text"] == "File a.txt:\n<???>"
+
+
+def test_several_texts_are_one_string_where_only_text_is_taken() -> None:
+    parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    assert _user_parts(*parts, profile="deepseek") == "a\nb"
+    assert len(_user_parts(*parts)) == 2
 
 
 def test_an_object_as_output_is_its_json() -> None:

@@ -164,6 +164,11 @@ SAMPLES: dict[str, Sample] = {
     "response_format": Sample({"response_format": {}}),
     "max_tokens": Sample({"max_tokens": 5}),
     "max_completion_tokens": Sample({"max_completion_tokens": 5}),
+    "functions": Sample({"functions": [{"name": "f"}]}),
+    "function_call": Sample({"function_call": "auto"}),
+    "reasoning_effort": Sample({"reasoning_effort": "low"}),
+    "verbosity": Sample({"verbosity": "low"}),
+    "logprobs": Sample({"logprobs": True}),
     "include:reasoning.encrypted_content": Sample(
         {"include": ["reasoning.encrypted_content"], "store": False}, seen='"encrypted_content":"', answered=True
     ),

@@ -76,6 +76,17 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"messages": []}, "messages", "unsupported_parameter"),
         ({"response_format": {}}, "response_format", "unsupported_parameter"),
         ({"max_tokens": 5}, "max_tokens", "unsupported_parameter"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+        ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"verbosity": "low"}, "verbosity", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"reasoning": {"generate_summary": "some"}}, "reasoning.generate_summary", "invalid_value"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": []}}},
+            "text.format.schema",
+            "invalid_type",
+        ),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "invalid_value"),
         ({"tools": [_TOOL, _TOOL]}, "tools[1].name", "invalid_value"),
@@ -109,6 +120,19 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_request(body, most_items=10, most_tools=10)
     assert caught.value.code in ("invalid_json", "invalid_type")
+
+
+def test_pitfall_4_the_chat_name_of_a_field_is_answered_with_the_one_to_use() -> None:
+    error = _refused(response_format={"type": "json_object"})
+    assert "'text.format'" in error.message
+    # Null is the same as not sending it.
+    assert _read(response_format=None, max_tokens=None).ignored == ("max_tokens", "response_format")
+
+
+def test_pitfall_114_a_probe_with_no_input_and_one_token_gets_the_answer_openai_gives() -> None:
+    error = _refused(input=[], max_output_tokens=1)
+    assert error.status == 400 and error.param == "max_output_tokens" and "16" in error.message
+    assert _refused(input=[], max_output_tokens=16).param == "input"
 
 
 def test_what_has_no_effect_is_named() -> None:
