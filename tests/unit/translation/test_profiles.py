@@ -59,6 +59,23 @@ def _replay(name: str, profile: str) -> Outcome:
         ("acme.snowflakecomputing.com", "snowflake"),
         ("us-south.ml.cloud.ibm.com", "watsonx"),
         ("generativelanguage.googleapis.com", "gemini"),
+        ("api.cerebras.ai", "cerebras"),
+        ("api.cloudflare.com", "cloudflare"),
+        ("api.deepseek.com", "deepseek"),
+        ("api.fireworks.ai", "fireworks"),
+        ("api.githubcopilot.com", "github-copilot"),
+        ("api.groq.com", "groq"),
+        ("router.huggingface.co", "huggingface"),
+        ("api.mistral.ai", "mistral"),
+        ("integrate.api.nvidia.com", "nvidia-nim"),
+        ("ollama.com", "ollama"),
+        ("openrouter.ai", "openrouter"),
+        ("api.perplexity.ai", "perplexity"),
+        ("api.together.ai", "together"),
+        ("api.venice.ai", "venice"),
+        ("ai-gateway.vercel.sh", "vercel-gateway"),
+        ("api.x.ai", "xai"),
+        ("api.z.ai", "zai"),
         ("127.0.0.1", "generic"),
         ("notapi.openai.com.example.org", "generic"),
         ("vllm.models.svc.cluster.local", "generic"),
@@ -162,12 +179,6 @@ def test_deepseek_takes_text_alone_and_wants_its_reasoning_back() -> None:
     recorded = RECORDINGS["deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1"].request
     assert any("reasoning_content" in message for message in recorded["messages"])
     assert _ask("deepseek", input=TURNS, tools=[LOOK]).chat["messages"][1]["reasoning_content"] == "hm"
-
-
-def test_deepseek_gets_a_schema_as_an_instruction() -> None:
-    form = {"type": "json_schema", "name": "n", "schema": {"type": "object", "properties": {"magic": {}}}}
-    sent = _ask("deepseek", text={"format": form}).chat
-    assert sent["response_format"] == {"type": "json_object"} and "magic" in sent["messages"][0]["content"]
 
 
 def test_lm_studio_gets_any_object_as_a_schema() -> None:
@@ -305,6 +316,61 @@ def test_parallel_tool_calls_stays_here_where_it_is_refused(profile: str) -> Non
     assert _ask("generic", tools=[LOOK], parallel_tool_calls=False).chat["parallel_tool_calls"] is False
 
 
+@pytest.mark.parametrize("profile", ["openai", "azure", "groq", "cerebras"])
+def test_the_newer_limit_goes_to_servers_whose_documentation_has_it(profile: str) -> None:
+    assert _ask(profile, max_output_tokens=99).chat["max_completion_tokens"] == 99
+
+
+def test_verbosity_goes_to_openai_and_who_serves_its_models() -> None:
+    taking = {name for name in PROFILES if "verbosity" in _ask(name, text={"verbosity": "low"}).chat}
+    assert taking == {"openai", "azure", "openrouter"}
+
+
+def test_fields_of_openai_alone_go_only_where_they_are_known() -> None:
+    fields = {"service_tier": "flex", "safety_identifier": "s", "prompt_cache_key": "k", "user": "u"}
+    sent = {name: set(fields) & set(_ask(name, **fields).chat) for name in PROFILES}
+    assert {name: some for name, some in sent.items() if some} == {
+        "openai": set(fields),
+        "groq": {"user", "service_tier"},
+        **{name: {"user"} for name in ("azure", "fireworks", "openrouter", "xai")},
+    }
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        *("cerebras", "dashscope", "databricks", "deepseek", "groq", "llamacpp", "lmstudio", "mistral", "ollama"),
+        *("perplexity", "sglang", "snowflake", "tgi", "vllm", "xai", "zai"),
+    ],
+)
+def test_a_pdf_is_refused_and_a_text_shown_where_there_is_no_file_part(profile: str) -> None:
+    def file(name: str, data: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "input_file", "filename": name, "file_data": data}]}
+
+    refused = _ask(profile, input=[file("a.pdf", "data:application/pdf;base64,JVBERg==")])
+    assert refused.json["error"]["code"] == "unsupported_parameter" and not refused.calls
+    assert "seenfile" in json.dumps(_ask(profile, input=[file("a.txt", "data:text/plain;base64,c2VlbmZpbGU=")]).chat)
+    assert _ask("openai", input=[file("a.pdf", "data:application/pdf;base64,JVBERg==")]).calls
+
+
+@pytest.mark.parametrize("profile", ["deepseek", "cerebras"])
+def test_images_are_refused_by_servers_of_text_models(profile: str) -> None:
+    image = {"type": "input_image", "image_url": "https://example.org/a.png"}
+    assert not _ask(profile, input=[{"role": "user", "content": [image]}]).calls
+
+
+@pytest.mark.parametrize("profile", ["deepseek", "dashscope", "zai"])
+def test_a_schema_is_an_instruction_where_only_json_object_is_documented(profile: str) -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object", "properties": {"magic": {}}}}
+    sent = _ask(profile, text={"format": form}).chat
+    assert sent["response_format"] == {"type": "json_object"} and "magic" in sent["messages"][0]["content"]
+
+
+def test_gemini_reads_strictly() -> None:
+    sent = _ask("gemini", tools=[{**LOOK, "strict": True}], input=TURNS).chat
+    assert "strict" not in sent["tools"][0]["function"] and "reasoning_content" not in sent["messages"][1]
+
+
 def test_databricks_is_not_asked_for_usage() -> None:
     assert "stream_options" not in _ask("databricks", stream=True).chat
     assert _ask("generic", stream=True).chat["stream_options"] == {"include_usage": True}
@@ -312,6 +378,8 @@ def test_databricks_is_not_asked_for_usage() -> None:
 
 def test_audio_goes_to_servers_that_were_seen_to_take_it() -> None:
     audio = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    for name in ("gemini", "openrouter", "vllm", "llamacpp"):
+        assert _ask(name, input=[{"role": "user", "content": [audio]}]).calls, name
     for folder in ("openai", "bedrock"):
         assert any(
             '"input_audio"' in json.dumps(recording.request)
