@@ -322,6 +322,7 @@ class ResponseBuilder:
 
     def _delta_with_logprobs(self, fragment: bytes, logprobs: Sequence[Raw]) -> None:
         self._count(fragment)
+        self._size += sum(len(bytes(entry)) for entry in logprobs)
         self._fragments.append(fragment)
         self._logprobs.extend(logprobs)
         item = self._item

@@ -261,7 +261,11 @@ class ChatStream:
         reasoning = b""
         if delta.reasoning_content is not ABSENT or delta.reasoning is not ABSENT:
             reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
-        if delta.reasoning_details is not ABSENT and given(delta.reasoning_details):
+        if (
+            delta.reasoning_details is not ABSENT
+            and (not reasoning or self._builder.seals)
+            and given(delta.reasoning_details)
+        ):
             if self._details is None:
                 self._details = ReasoningDetails()
             text = self._details.receive(delta.reasoning_details)
@@ -284,6 +288,7 @@ class ChatStream:
             self._builder.refusal(refusal)
         if delta.tool_calls or delta.function_call is not None:
             self._leave_text()
+            self._logprobs = []
             if self._details is not None:
                 self._end_details()
         for call in delta.tool_calls or ():

@@ -142,6 +142,31 @@ def test_quirk_39_tokens_of_reasoning_are_not_the_texts() -> None:
     assert [entry["token"] for entry in whole["output"][1]["content"][0]["logprobs"]] == ["Yes", "!"]
 
 
+def test_quirk_39_a_token_that_is_half_reasoning_is_left_out() -> None:
+    message = {"reasoning_content": "hm", "content": "es!"}
+    whole = _whole(message, _tokens("hm", "Yes", "!"), **_ASKED)
+    assert [entry["token"] for entry in whole["output"][1]["content"][0]["logprobs"]] == ["!"]
+
+
+def test_quirk_39_tokens_of_a_call_are_no_texts() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    outcome = _run(
+        _chunk(tool_calls=[call], choice=_tokens("f", "{}")),
+        _chunk(content="Hi", choice=_tokens("Hi")),
+        tools=[{"type": "function", "name": "f"}],
+        **_ASKED,
+    )
+    assert _probable(outcome) == ["Hi"]
+
+
+def test_log_probabilities_count_as_output() -> None:
+    chunks = [_chunk(content="a", choice=_tokens("a")) for _ in range(50)]
+    body = b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+    request = {"model": "m", "input": "hi", "stream": True}
+    assert _final(run(request, [body], most_upstream_bytes=1000))["error"]["code"] == "upstream_cut"
+    assert _final(run({**request, **_ASKED}, [body], most_upstream_bytes=1000))["error"]["code"] == "upstream_too_large"
+
+
 def test_quirk_39_what_was_held_back_keeps_its_tokens() -> None:
     outcome = _run(_chunk(content="<", choice=_tokens("<")), _chunk(content="a", choice=_tokens("a")), **_ASKED)
     assert _probable(outcome) == ["<", "a"]
@@ -217,7 +242,7 @@ def test_broken_sources_harm_nothing(broken: Any) -> None:
         assert final["status"] == "completed"
 
 
-# 23: what a provider wants to see again
+# 22 and 23: what a provider wants to see again
 
 _KEYS = Sealer([b"a key for the tests"], random_bytes=lambda size: b"\x07" * size)
 _STATELESS = {
@@ -264,3 +289,12 @@ def test_quirk_23_thought_signatures_come_back_with_their_calls(stream: bool) ->
 def test_quirk_23_signatures_nobody_can_carry_change_nothing() -> None:
     final = _final(_run(_chunk(tool_calls=[_signed(0)]), _chunk(tool_calls=[_signed(1)]), tools=_STATELESS["tools"]))
     assert [item["type"] for item in final["output"]] == ["function_call", "function_call"]
+
+
+@pytest.mark.parametrize("sealer", [None, _KEYS])
+def test_quirk_22_of_two_forms_of_the_same_reasoning_one_is_taken(sealer: Sealer | None) -> None:
+    both = _chunk(reasoning="hm", reasoning_details=[{"type": "reasoning.text", "text": "hm", "index": 0}])
+    alone = _chunk(reasoning_details=[{"type": "reasoning.text", "text": ", so", "index": 0}])
+    body = b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in (both, alone, _chunk("stop", content="Yes")))
+    outcome = run({"model": "m", "input": "hi", "stream": True, **_STATELESS}, [body], sealer=sealer)
+    assert _said(_final(outcome)) == [("reasoning", "hm, so"), ("message", "Yes")]
