@@ -56,16 +56,17 @@ class Gateway:
 
 
 async def start_gateway(
-    upstream: str | None, data: Path, *arguments: str, environ: dict[str, str] | None = None
+    upstream: str | None, data: Path, *arguments: str, environ: dict[str, str] | None = None, command: str = "up"
 ) -> Gateway:
-    """Start `antiphon up` in front of this upstream (or of those in a settings file) and wait for its ready line."""
+    """Start `antiphon up` (or `serve`) in front of this upstream (or of those in a settings file) and wait for its
+    ready line."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
     process = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
             "-m",
             "antiphon",
-            "up",
+            command,
             *(("--upstream", upstream) if upstream else ()),
             "--listen",
             "127.0.0.1:0",
@@ -89,7 +90,7 @@ async def start_gateway(
         line = (await process.stdout.readline()).decode()
     if not line.startswith("ready: "):
         status = await gateway.stop()
-        raise AssertionError(f"antiphon up ended with {status}:\n" + "\n".join(gateway.log[-30:]))
+        raise AssertionError(f"antiphon {command} ended with {status}:\n" + "\n".join(gateway.log[-30:]))
     gateway.base_url = line.removeprefix("ready: ").strip()
     return gateway
 

@@ -1,0 +1,232 @@
+"""What an answer must be, one function for each thing.
+
+Lives here: `Answer`, what came back of one request, and the checks a scenario names. Not here: which scenario makes
+which check (`scenarios.py`).
+
+A check returns nothing when the answer is right, and says what is wrong otherwise; it never raises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.judge import fold
+from tests.support.schemas import OPEN_RESPONSES, Violation, event_violations, valid
+
+__all__ = [
+    "Answer",
+    "Check",
+    "beyond",
+    "compacted",
+    "compaction_schema",
+    "completed",
+    "event_schema",
+    "framing",
+    "has_item",
+    "has_output",
+    "one_message",
+    "order",
+    "phases",
+    "response_schema",
+    "status",
+    "strict_is_null",
+]
+
+Check = Callable[["Answer"], str | None]
+_TERMINAL = ("response.completed", "response.failed", "response.incomplete")
+
+
+@dataclass
+class Answer:
+    """One HTTP answer. `value` is its JSON body, or the response of the last terminal event of a stream."""
+
+    status: int
+    content_type: str
+    body: bytes
+    events: list[dict[str, Any]] = field(default_factory=list)
+    value: Any = None
+
+    @staticmethod
+    def read(status: int, content_type: str, body: bytes) -> Answer:
+        """Read a body: as an event stream when it is one, else as JSON. What cannot be read stays None."""
+        answer = Answer(status, content_type, body)
+        if body.lstrip().startswith((b"event:", b"data:", b":")):
+            for line in body.decode("utf-8", "replace").split("\n"):
+                if line.startswith("data:") and line[5:].strip() != "[DONE]":
+                    answer.events.append(_json(line[5:]) or {"type": f"not JSON: {line[:80]}"})
+            last = [event for event in answer.events if event.get("type") in _TERMINAL]
+            answer.value = last[-1].get("response") if last else None
+        else:
+            answer.value = _json(body.decode("utf-8", "replace"))
+        return answer
+
+    @property
+    def output(self) -> list[dict[str, Any]]:
+        """The output items, as far as there are any."""
+        output = self.value.get("output") if isinstance(self.value, dict) else None
+        return [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def beyond(check: Check) -> Check:
+    """Marks a check that the official suite does not make."""
+    check.beyond = True  # type: ignore[attr-defined]
+    return check
+
+
+def _first(violations: list[str]) -> str | None:
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    return violations[0][:240] + more if violations else None
+
+
+# What the official suite checks
+
+
+def status(*allowed: int) -> Check:
+    """The HTTP status is one of these."""
+
+    def check(answer: Answer) -> str | None:
+        if answer.status in allowed:
+            return None
+        said = answer.body[:200].decode("utf-8", "replace")
+        return f"HTTP {answer.status}, not {' or '.join(map(str, allowed))}: {said}"
+
+    return check
+
+
+def response_schema(answer: Answer) -> str | None:
+    """The response is a `ResponseResource`."""
+    if not isinstance(answer.value, dict):
+        return "there is no response object"
+    return _first(valid(OPEN_RESPONSES, "ResponseResource", answer.value))
+
+
+def compaction_schema(answer: Answer) -> str | None:
+    """The answer is a `CompactResource`."""
+    if not isinstance(answer.value, dict):
+        return "there is no compaction object"
+    return _first(valid(OPEN_RESPONSES, "CompactResource", answer.value))
+
+
+def event_schema(answer: Answer) -> str | None:
+    """There are events, and each is one of the 24 of the specification."""
+    if not answer.events:
+        return "there are no events"
+    found: list[Violation] = []
+    for event in answer.events:
+        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+            return f"an event without a type: {json.dumps(event)[:120]}"
+        found += [violation for violation in event_violations(event) if violation.schema == OPEN_RESPONSES]
+    return _first([f"{violation.place}: {violation.message}" for violation in found])
+
+
+def has_output(answer: Answer) -> str | None:
+    """The output is not empty."""
+    return None if answer.output else "the output is empty"
+
+
+def completed(answer: Answer) -> str | None:
+    """The status is `completed`."""
+    found = answer.value.get("status") if isinstance(answer.value, dict) else None
+    return None if found == "completed" else f"the status is {found!r}, not 'completed'"
+
+
+def has_item(kind: str) -> Check:
+    """Some output item is of this type."""
+
+    def check(answer: Answer) -> str | None:
+        kinds = [str(item.get("type")) for item in answer.output]
+        return None if kind in kinds else f"no {kind} in the output ({', '.join(kinds) or 'empty'})"
+
+    return check
+
+
+def phases(_: Answer) -> str | None:
+    """The schema that everything is judged by takes a message with a phase, and refuses a phase of null."""
+
+    def problems(phase: Any) -> list[str]:
+        part = {"type": "output_text", "text": "Done.", "annotations": [], "logprobs": []}
+        message = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [part]}
+        return valid(OPEN_RESPONSES, "Message", {**message, "phase": phase})
+
+    for phase in ("commentary", "final_answer"):
+        if found := problems(phase):
+            return f"{phase}: {found[0]}"
+    return None if problems(None) else "a phase of null is taken"
+
+
+# What the specification says beyond that
+
+
+@beyond
+def one_message(answer: Answer) -> str | None:
+    """The answer is JSON, and its output has one assistant message with text."""
+    if not answer.content_type.startswith("application/json"):
+        return f"the content type is {answer.content_type!r}, not application/json"
+    messages = [item for item in answer.output if item.get("type") == "message"]
+    if len(messages) != 1 or messages[0].get("role") != "assistant":
+        return f"{len(messages)} messages, not one of the assistant's"
+    text = "".join(part.get("text", "") for part in messages[0].get("content", ()))
+    return None if text else "the message is empty"
+
+
+@beyond
+def strict_is_null(answer: Answer) -> str | None:
+    """A tool's `strict` that was left out is echoed as null, with all the other keys of a tool."""
+    tools = answer.value.get("tools") if isinstance(answer.value, dict) else None
+    if not isinstance(tools, list) or len(tools) != 1:
+        return "the tool is not echoed"
+    return None if tools[0].get("strict", "absent") is None else f"'strict' is {tools[0].get('strict', 'absent')!r}"
+
+
+@beyond
+def framing(answer: Answer) -> str | None:
+    """`text/event-stream`; `event:` is the type; no `id:`; lines end in LF alone; `[DONE]` comes once, at the end."""
+    if not answer.content_type.startswith("text/event-stream"):
+        return f"the content type is {answer.content_type!r}, not text/event-stream"
+    text = answer.body.decode("utf-8", "replace")
+    if "\r" in text:
+        return "lines end in CRLF, which the official parser does not read"
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    if not text.endswith("\n\n") or not blocks or blocks[-1] != "data: [DONE]":
+        return "the stream does not end with 'data: [DONE]'"
+    for block in blocks[:-1]:
+        lines = block.split("\n")
+        data = _json(lines[-1].removeprefix("data:"))
+        if len(lines) != 2 or not isinstance(data, dict) or lines[0] != f"event: {data.get('type')}":
+            return f"an event that is not 'event: TYPE' and one line of data: {block[:120]!r}"
+    return None
+
+
+@beyond
+def order(answer: Answer) -> str | None:
+    """Numbers from 0 without gaps; created, in_progress, one item after the other, one terminal event, which says the
+    same as the events before it."""
+    kinds = [str(event.get("type")) for event in answer.events]
+    if [event.get("sequence_number") for event in answer.events] != list(range(len(kinds))):
+        return "the sequence numbers are not 0, 1, 2, …"
+    if kinds[:2] != ["response.created", "response.in_progress"]:
+        return f"the stream begins with {kinds[:2]}"
+    if [kind for kind in kinds if kind in _TERMINAL] != kinds[-1:]:
+        return "there is not exactly one terminal event, at the end"
+    try:
+        folded = fold(answer.events)
+    except (AssertionError, KeyError, TypeError) as error:
+        return f"the items do not open, grow and close in order: {str(error)[:120]}"
+    return None if folded == answer.output else "the terminal event's output is not what was streamed"
+
+
+@beyond
+def compacted(answer: Answer) -> str | None:
+    """A compaction item carries something."""
+    carried = [item.get("encrypted_content") for item in answer.output if item.get("type") == "compaction"]
+    return None if carried and all(carried) else "the compaction item has no encrypted_content"

@@ -1,0 +1,125 @@
+"""`scripts/conformance`: the scenarios of Open Responses' compliance suite against every door, or any server.
+
+Lives here: starting the doors in front of the demo chat server, flags, the table, the exit status. Not here: the
+scenarios (`scenarios.py`).
+
+Invariant: the exit status is 0 only when nothing failed; what is not there yet is shown as that, never as passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from aiohttp import web
+
+from antiphon.demo_upstream import make_app
+from tests.conformance.client import Result, Server, run_all
+from tests.support.gateway import start_gateway
+
+__all__ = ["DOORS", "main", "table"]
+
+DOORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "relay": ("up", ("--mode", "relay")),
+    "drive": ("up", ("--mode", "drive")),
+    "http": ("serve", ()),
+}
+"""Our doors: the command that opens each, and its flags. `relay` and `drive` stand behind a real Envoy."""
+
+_MARKS = {"pass": "pass", "fail": "FAIL", "not yet": "not yet"}
+
+
+@asynccontextmanager
+async def _demo() -> AsyncIterator[str]:
+    """The demo chat server; its base URL."""
+    runner = web.AppRunner(make_app(pause=0.0), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _doors(names: Sequence[str]) -> AsyncIterator[dict[str, Server]]:
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(_demo())
+        servers = {}
+        for name in names:
+            command, flags = DOORS[name]
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-conformance-"))
+            gateway = await start_gateway(upstream, Path(folder), *flags, command=command)
+            stack.push_async_callback(gateway.stop)
+            servers[name] = Server(gateway.base_url, "demo", headers=(("authorization", "Bearer conformance"),))
+        yield servers
+
+
+def table(results: dict[str, list[Result]]) -> str:
+    """Scenarios down, doors across; below it the reasons, each once."""
+    names = list(results)
+    rows = [["scenario", *names]]
+    reasons: dict[str, list[str]] = {}
+    for row in zip(*results.values(), strict=True):
+        rows.append([row[0].scenario, *(_MARKS[result.verdict] for result in row)])
+        for name, result in zip(names, row, strict=True):
+            if result.reason:
+                reasons.setdefault(f"{result.scenario}: {_MARKS[result.verdict]}: {result.reason}", []).append(name)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append("")
+    lines += [f"{reason} [{', '.join(where)}]" for reason, where in reasons.items()]
+    lines.append("")
+    for name, found in results.items():
+        count = {verdict: sum(result.verdict == verdict for result in found) for verdict in _MARKS}
+        lines.append(
+            f"{name}: {count['pass']} of {len(found)} pass, {count['fail']} fail, {count['not yet']} not yet there"
+        )
+    return "\n".join(lines)
+
+
+async def _run(arguments: argparse.Namespace) -> dict[str, list[Result]]:
+    if arguments.url is not None:
+        headers = [("authorization", f"Bearer {arguments.key}")]
+        for header in arguments.header:
+            name, _, value = header.partition(":")
+            headers.append((name.strip(), value.strip()))
+        server = Server(arguments.url.rstrip("/"), arguments.model, False, tuple(headers))
+        return {"server": await run_all(server, official=arguments.official)}
+    async with _doors(arguments.door or list(DOORS)) as servers:
+        return {name: await run_all(server, official=arguments.official) for name, server in servers.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and print; the exit status is 1 when a scenario failed."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/conformance",
+        description="The 17 scenarios of Open Responses' compliance suite, against our doors or any server.",
+    )
+    parser.add_argument("--url", help="base URL of a running server, with /v1 (default: start our own doors)")
+    parser.add_argument("--model", default="demo", help="the model to ask for (with --url)")
+    parser.add_argument("--key", default="anything", help="bearer token (with --url)")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="a further header (with --url)"
+    )
+    parser.add_argument("--door", action="append", choices=DOORS, help="only this door of ours (may be repeated)")
+    parser.add_argument("--official", action="store_true", help="only what the official suite checks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    given = parser.parse_args(arguments)
+    results = asyncio.run(_run(given))
+    print(table(results))
+    if given.json is not None:
+        given.json.write_text(json.dumps({name: [asdict(one) for one in found] for name, found in results.items()}))
+    return int(any(result.verdict == "fail" for found in results.values() for result in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

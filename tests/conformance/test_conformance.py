@@ -1,0 +1,244 @@
+"""The scenarios through the HTTP door here and through a real Envoy; and that the checks see what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from antiphon.demo_upstream import chunks, completion, reply
+from tests.conformance import checks, run
+from tests.conformance.checks import Answer, Check
+from tests.conformance.client import Result, Server, run_all, run_scenario
+from tests.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
+from tests.support import chat_server
+from tests.support.chat_server import DONE_EVENT, Received, event, json_answer
+from tests.support.http_door import OpenHttpDoor, open_http_door
+
+# Names and order as in the official suite (specification 2026-04-24).
+OFFICIAL = [
+    "basic-response",
+    "assistant-phase",
+    "response-output-phase-schema",
+    "streaming-response",
+    "websocket-response",
+    "websocket-sequential-responses",
+    "websocket-continuation",
+    "websocket-reconnect-store-false-recovery",
+    "websocket-previous-response-not-found",
+    "websocket-failed-continuation-evicts-cache",
+    "websocket-compact-new-chain",
+    "system-prompt",
+    "tool-calling",
+    "image-input",
+    "multi-turn",
+    "compact-response",
+    "compact-missing-model",
+]
+
+
+def _demo(request: Received) -> chat_server.Answer:
+    answer = reply(request.json)
+    if not request.json.get("stream"):
+        return json_answer(completion(answer))
+    return chat_server.answer(parts=[*(event(chunk) for chunk in chunks(answer, usage=True)), DONE_EVENT])
+
+
+def _server(door: OpenHttpDoor) -> Server:
+    door.chat.default = _demo
+    return Server(door.base_url, "demo")
+
+
+def _is_as_listed(result: Result) -> bool:
+    return result.verdict == ("not yet" if result.scenario in NOT_YET else "pass")
+
+
+def test_the_scenarios_are_the_17_official_ones() -> None:
+    assert [scenario.name for scenario in SCENARIOS] == OFFICIAL
+    assert set(NOT_YET) <= set(OFFICIAL)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+async def test_http_door(scenario: Scenario) -> None:
+    async with open_http_door() as door, aiohttp.ClientSession() as session:
+        result = await run_scenario(session, _server(door), scenario)
+    assert _is_as_listed(result), result
+
+
+async def test_websocket_is_listed_as_missing_as_long_as_the_door_refuses_it() -> None:
+    async with open_http_door() as door, aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(door.base_url + "/responses")
+    assert refused.value.status == 426
+    assert all(scenario.name in NOT_YET for scenario in SCENARIOS if scenario.transport == "websocket")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("door", ["relay", "drive"])
+async def test_envoy(door: str) -> None:
+    async with run._doors([door]) as servers:
+        results = await run_all(servers[door])
+    assert [result.scenario for result in results] == OFFICIAL
+    assert all(_is_as_listed(result) for result in results), results
+
+
+# The checks see what is wrong
+
+
+def _response() -> dict[str, Any]:
+    part = {"type": "output_text", "text": "Hi", "annotations": [], "logprobs": []}
+    message = {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": [part]}
+    tool = {"type": "function", "name": "f", "description": None, "parameters": None, "strict": None}
+    return {
+        "id": "r",
+        "object": "response",
+        "created_at": 1,
+        "completed_at": 2,
+        "status": "completed",
+        "model": "m",
+        "output": [message],
+        "tools": [tool],
+        "tool_choice": "auto",
+        "truncation": "disabled",
+        "usage": None,
+        "parallel_tool_calls": True,
+        "text": {"format": {"type": "text"}},
+        "top_p": 1.0,
+        "temperature": 1.0,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "top_logprobs": 0,
+        "store": True,
+        "background": False,
+        "service_tier": "default",
+        "metadata": {},
+        "incomplete_details": None,
+        "previous_response_id": None,
+        "instructions": None,
+        "error": None,
+        "reasoning": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "safety_identifier": None,
+        "prompt_cache_key": None,
+    }
+
+
+def _json_of(change: Callable[[dict[str, Any]], Any]) -> Answer:
+    value = _response()
+    change(value)
+    return Answer.read(200, "application/json", json.dumps(value).encode())
+
+
+def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(value: Any) -> None:
+        for step in path[:-1]:
+            value = value[step]
+        value[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        (checks.response_schema, _set("usage", to={})),
+        (checks.response_schema, lambda value: value.pop("safety_identifier")),
+        (checks.response_schema, _set("created_at", to=1.5)),
+        (checks.response_schema, _set("temperature", to=None)),
+        (checks.response_schema, _set("output", 0, "content", 0, "annotations", to=None)),
+        (checks.response_schema, _set("output", 0, "phase", to=None)),
+        (checks.response_schema, lambda value: value["tools"][0].pop("strict")),
+        (checks.has_output, _set("output", to=[])),
+        (checks.completed, _set("status", to="incomplete")),
+        (checks.has_item("function_call"), _set("model", to="other")),
+        (checks.one_message, _set("output", 0, "role", to="user")),
+        (checks.one_message, _set("output", 0, "content", to=[])),
+        (checks.strict_is_null, _set("tools", 0, "strict", to=True)),
+        (checks.compaction_schema, _set("model", to="other")),
+        (checks.compacted, _set("output", to=[{"type": "compaction", "encrypted_content": ""}])),
+        (checks.status(400, 422), _set("model", to="other")),
+    ],
+)
+def test_a_wrong_answer_is_seen(check: Check, change: Callable[[dict[str, Any]], Any]) -> None:
+    assert check(_json_of(change)) is not None
+
+
+def test_a_right_answer_passes() -> None:
+    right = _json_of(lambda value: None)
+    for check in (checks.response_schema, checks.has_output, checks.completed, checks.one_message):
+        assert check(right) is None
+
+
+async def _streamed() -> bytes:
+    async with open_http_door() as door, aiohttp.ClientSession() as session:
+        server = _server(door)
+        async with session.post(
+            server.base_url + "/responses", json={"model": "demo", "input": "count to 3", "stream": True}
+        ) as answer:
+            return await answer.read()
+
+
+@pytest.mark.parametrize(
+    ("check", "old", "new"),
+    [
+        (checks.framing, b"data: [DONE]\n\n", b""),
+        (checks.framing, b"\n", b"\r\n"),
+        (checks.framing, b"event: response.created\n", b""),
+        (checks.framing, b"event: response.created\n", b"event: event\n"),
+        (checks.framing, b"event: response.created\n", b"id: 1\nevent: response.created\n"),
+        (checks.order, b'"sequence_number":3', b'"sequence_number":4'),
+        (checks.order, b'"type":"response.in_progress"', b'"type":"response.queued"'),
+        (checks.order, b'"delta":" 2"', b'"delta":" 3"'),
+        (checks.event_schema, b'"type":"response.output_text.delta"', b'"type":"response.reasoning_text.delta"'),
+        (checks.event_schema, b'"content_index":0,', b""),
+        (checks.completed, b'"type":"response.completed"', b'"type":"response.finished"'),
+    ],
+)
+async def test_a_wrong_stream_is_seen(check: Check, old: bytes, new: bytes) -> None:
+    right = await _streamed()
+    assert old in right
+    assert check(Answer.read(200, "text/event-stream", right)) is None
+    assert check(Answer.read(200, "text/event-stream", right.replace(old, new))) is not None
+
+
+def test_a_content_type_that_is_none_is_seen() -> None:
+    assert checks.framing(Answer.read(200, "text/plain", b"data: [DONE]\n\n")) is not None
+    assert checks.one_message(Answer.read(200, "text/html", b"{}")) is not None
+
+
+async def test_what_passes_although_it_is_listed_as_missing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NOT_YET, "basic-response", "not yet")
+    async with open_http_door() as door, aiohttp.ClientSession() as session:
+        result = await run_scenario(session, _server(door), SCENARIOS[0])
+    assert result.verdict == "fail" and "take it out" in result.reason
+
+
+async def test_for_another_server_a_missing_feature_is_a_failure() -> None:
+    async with open_http_door() as door:
+        server = _server(door)
+        results = await run_all(Server(server.base_url, "demo", ours=False))
+    verdicts = {result.scenario: result.verdict for result in results}
+    assert verdicts["compact-response"] == "fail" and verdicts["websocket-response"] == "not yet"
+
+
+async def test_no_server_fails_every_scenario_that_needs_one() -> None:
+    results = await run_all(Server("http://127.0.0.1:9/v1", "demo"))
+    failed = {result.scenario for result in results if result.verdict == "fail"}
+    assert failed == {one.name for one in SCENARIOS if one.transport == "http" and one.name not in NOT_YET}
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("not yet", 0), ("fail", 1)])
+def test_the_exit_status_is_1_when_something_failed(
+    verdict: Any, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ran(arguments: Any) -> dict[str, list[Result]]:
+        return {"relay": [Result("basic-response", "pass"), Result("multi-turn", verdict, "because")]}
+
+    monkeypatch.setattr(run, "_run", ran)
+    assert run.main([]) == status
+    shown = capsys.readouterr().out
+    assert "basic-response  pass" in shown and "because [relay]" in shown
