@@ -22,7 +22,6 @@ from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings,
 from antiphon.doors.context import Admission, DoorContext, DoorLimits
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.owners import OwnerResolver
-from antiphon.engine.ports import ResponseStore
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import ConfigError, Unavailable
@@ -30,7 +29,7 @@ from antiphon.ids import new_id, now
 from antiphon.local_keys import local_key
 from antiphon.observability.metrics import Metrics
 from antiphon.sealing import Sealer
-from antiphon.stores import open_store
+from antiphon.stores import Stores, open_stores
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
@@ -47,7 +46,7 @@ class App:
     """What one process serves with."""
 
     context: DoorContext
-    store: ResponseStore
+    stores: Stores
     upstream: ModelDoor | UpstreamPool
     runner: Runner
 
@@ -55,7 +54,7 @@ class App:
         """Finish the saves, then close the connections and the store."""
         await self.runner.aclose()
         await self.upstream.aclose()
-        await self.store.aclose()
+        await self.stores.aclose()
 
 
 async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
@@ -65,7 +64,8 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     HTTP door calls the upstream itself.
     """
     prepare_data(settings.data)
-    store = await open_store(settings.data, chain_items=settings.limits.chain_items)
+    stores = await open_stores(settings.data, chain_items=settings.limits.chain_items)
+    store = stores.responses
     metrics = Metrics()
     times, limits = settings.timeouts, settings.limits
 
@@ -137,7 +137,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         metrics=metrics,
         secret=settings.sidecar_secret(),
     )
-    return App(context, store, upstream, runner)
+    return App(context, stores, upstream, runner)
 
 
 def make_routes(settings: Settings) -> Routes:

@@ -9,8 +9,11 @@ OpenAI error object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
 
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.json import encode
@@ -27,7 +30,10 @@ __all__ = [
     "query_number",
     "query_value",
     "raw_response",
+    "read_body",
 ]
+
+_Body = TypeVar("_Body")
 
 JSON_TYPE = ("content-type", "application/json")
 
@@ -51,11 +57,12 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """One answer."""
+    """One answer: `body`, or the parts of `stream` as they come (the door closes it when the client leaves)."""
 
     status: int
     headers: Headers
     body: bytes
+    stream: AsyncIterator[bytes] | None = None
 
 
 def json_response(value: object, status: int = 200, headers: Headers = ()) -> ApiResponse:
@@ -71,6 +78,22 @@ def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiRe
 def error_response(error: ApiError) -> ApiResponse:
     """The answer for an error."""
     return raw_response(error.body(), error.status, error.headers)
+
+
+def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
+    """The request's JSON object as a struct; an absent body is an empty object.
+
+    Raises `InvalidRequest` naming the field that does not fit.
+    """
+    try:
+        return msgspec.json.decode(request.body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        param = where.rstrip("`").lstrip(".") or None
+        message = f"Invalid '{param}': {what}." if param else f"Invalid request body: {what}."
+        raise InvalidRequest(message, param=param, code="invalid_type") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
 
 
 def list_body(data: Sequence[bytes], first_id: str | None, last_id: str | None, has_more: bool) -> bytes:

@@ -9,9 +9,8 @@ Invariant: `handle` never raises (but for cancellation), and every error it answ
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from urllib.parse import unquote
+from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 
 import structlog
 
@@ -22,6 +21,7 @@ from antiphon.api.metrics import show_metrics
 from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
 from antiphon.api.responses import delete_response, get_response, list_input_items, no_such_response
+from antiphon.api.route import Endpoint, Route
 from antiphon.engine.ports import ResponseStore
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
@@ -32,30 +32,7 @@ EXCHANGE_PATH = "/v1/responses"
 
 _log = structlog.get_logger(__name__)
 
-Endpoint = Callable[[ApiRequest, str], Awaitable[ApiResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """One path: `pattern` holds at most one `{}` (a segment) or ends in `{*}` (the rest, slashes included)."""
-
-    pattern: str
-    methods: dict[str, Endpoint]
-    open: bool = False
-    """Answered without an identity."""
-
-    def match(self, path: str) -> str | None:
-        """The variable part (empty without one), or None."""
-        if self.pattern.endswith("{*}"):
-            start = self.pattern[:-3]
-            return unquote(path[len(start) :]) or None if path.startswith(start) else None
-        before, variable, after = self.pattern.partition("{}")
-        if not variable:
-            return "" if path == self.pattern else None
-        if not (path.startswith(before) and path.endswith(after)):
-            return None
-        value = path[len(before) : len(path) - len(after)]
-        return unquote(value) if value and "/" not in value else None
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Router:
@@ -70,27 +47,32 @@ class Router:
         metrics: Metrics,
         native: NativeResponses | None = None,
         capabilities: Capabilities | None = None,
+        areas: Iterable[Route] = (),
     ) -> None:
-        """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist."""
+        """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist.
+
+        `areas`: the rows of everything else there is (conversations, prompts, …).
+        """
         self._native = native
         self._store = store
         self._models = models
         self._ready = ready
         self._metrics = metrics
-        self._routes = (
-            _Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
-            _Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
-            *([_Route("/v1/responses/{}/cancel", {"POST": self._cancel_response})] if native is not None else []),
-            _Route("/v1/models", {"GET": self._list_models}),
-            _Route("/v1/models/{*}", {"GET": self._get_model}),
+        self.routes: tuple[Route, ...] = (
+            *areas,
+            Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
+            Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
+            *([Route("/v1/responses/{}/cancel", {"POST": self._cancel_response})] if native is not None else []),
+            Route("/v1/models", {"GET": self._list_models}),
+            Route("/v1/models/{*}", {"GET": self._get_model}),
             *(
-                [_Route("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
+                [Route("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
                 if capabilities
                 else []
             ),
-            _Route("/health", {"GET": self._show_health}, open=True),
-            _Route("/ready", {"GET": self._show_ready}, open=True),
-            _Route("/metrics", {"GET": self._show_metrics}, open=True),
+            Route("/health", {"GET": self._show_health}, open=True),
+            Route("/ready", {"GET": self._show_ready}, open=True),
+            Route("/metrics", {"GET": self._show_metrics}, open=True),
         )
 
     @staticmethod
@@ -98,9 +80,15 @@ class Router:
         """Whether this is a request for a new response, which a door runs as an exchange."""
         return method == "POST" and path == EXCHANGE_PATH
 
+    def reads_body(self, method: str, path: str) -> bool:
+        """Whether the answer depends on the request's body; otherwise it is not read."""
+        return method in _WITH_BODY and any(
+            method in route.methods for route in self.routes if route.match(path) is not None
+        )
+
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
-        return any(route.open and route.match(path) is not None for route in self._routes)
+        return any(route.open and route.match(path) is not None for route in self.routes)
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The answer to any request; never raises."""
@@ -120,13 +108,13 @@ class Router:
         return replace(response, body=b"") if request.method == "HEAD" else response
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
-        for route in self._routes:
-            variable = route.match(request.path)
-            if variable is None:
+        for route in self.routes:
+            variables = route.match(request.path)
+            if variables is None:
                 continue
             endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
             if endpoint is not None:
-                return await endpoint(request, variable)
+                return await endpoint(request, *variables)
             return _other_method(request, tuple(route.methods))
         if request.path == EXCHANGE_PATH:
             return _other_method(request, ("POST",))
@@ -177,7 +165,7 @@ class Router:
         finally:
             self._metrics.storage_operation(operation, result, time.perf_counter() - started)
 
-    async def _list_models(self, request: ApiRequest, _: str) -> ApiResponse:
+    async def _list_models(self, request: ApiRequest) -> ApiResponse:
         return await self._models.list(request)
 
     async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
@@ -185,15 +173,15 @@ class Router:
 
     @staticmethod
     def _list_capabilities(capabilities: Capabilities) -> Endpoint:
-        return lambda request, _: capabilities.show(request)
+        return lambda request: capabilities.show(request)
 
-    async def _show_health(self, _request: ApiRequest, _: str) -> ApiResponse:
+    async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return health()
 
-    async def _show_ready(self, _request: ApiRequest, _: str) -> ApiResponse:
+    async def _show_ready(self, _request: ApiRequest) -> ApiResponse:
         return await ready(self._ready)
 
-    async def _show_metrics(self, _request: ApiRequest, _: str) -> ApiResponse:
+    async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
         return show_metrics(self._metrics)
 
 

@@ -162,6 +162,11 @@ class ResponseExchange:
         return self._request is not None and self._request.stream
 
     @property
+    def needs_drive(self) -> bool:
+        """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
+        return False
+
+    @property
     def done(self) -> bool:
         """Whether nothing more will be asked for."""
         return self.state is State.DONE

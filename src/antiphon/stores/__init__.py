@@ -12,6 +12,7 @@ Invariant: an opened store has the schema of this build, and any number of proce
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 from antiphon.stores.migrate import migrate, packaged_migrations
@@ -19,13 +20,29 @@ from antiphon.stores.responses import SqliteResponseStore
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import SqliteWriter
 
-__all__ = ["SESSIONS_FILE", "open_store"]
+__all__ = ["SESSIONS_FILE", "Stores", "open_store", "open_stores"]
 
 SESSIONS_FILE = "sessions.db"
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything that is kept in one database: one writer and its readers, shared by all stores."""
+
+    responses: SqliteResponseStore
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, then close the database."""
+        await self.responses.aclose()
+
+
 async def open_store(data: Path, *, chain_items: int) -> SqliteResponseStore:
-    """Open the responses in the folder `data`, creating folder (0700), file (0600) and schema where needed.
+    """The responses alone; see `open_stores`."""
+    return (await open_stores(data, chain_items=chain_items)).responses
+
+
+async def open_stores(data: Path, *, chain_items: int) -> Stores:
+    """Open the stores in the folder `data`, creating folder (0700), file (0600) and schema where needed.
 
     `chain_items`: the most items of history one `previous_response_id` may bring. Raises `StoreError`.
     """
@@ -38,7 +55,7 @@ async def open_store(data: Path, *, chain_items: int) -> SqliteResponseStore:
     except BaseException:
         await writer.aclose()
         raise
-    return SqliteResponseStore(writer, readers, chain_items=chain_items)
+    return Stores(SqliteResponseStore(writer, readers, chain_items=chain_items))
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -14,7 +14,9 @@ Rules kept here, verified against Envoy 1.40.0:
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any, cast
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import Peer, StreamCut, final_metadata, head_metadata, in_parts, with_request_id
@@ -23,7 +25,7 @@ from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
 from antiphon.types.transport import Headers
 
-__all__ = ["Drive", "answer_whole"]
+__all__ = ["Drive", "answer_streamed", "answer_whole"]
 
 
 async def answer_whole(
@@ -38,6 +40,15 @@ async def answer_whole(
     await peer.send(wire.local_head(status, headers, head_told))
     for part, last in in_parts(body):
         await peer.send(wire.local_body(part, last, end_told if last else None))
+
+
+async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:
+    """An answer whose parts come over time, after the request's end; `parts` is closed at once when Envoy leaves."""
+    async with aclosing(cast(Any, parts)):
+        await peer.send(wire.local_head(status, headers, None))
+        async for part in parts:
+            await peer.send(wire.local_body(part, end=False))
+    await peer.send(wire.local_body(b"", end=True))
 
 
 class Drive:

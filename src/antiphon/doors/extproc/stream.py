@@ -35,7 +35,7 @@ from antiphon.doors.extproc.answers import (
     refuse,
     with_request_id,
 )
-from antiphon.doors.extproc.local import Drive, answer_whole
+from antiphon.doors.extproc.local import Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.relay import Relay, RelayTimeouts, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.extproc.wire import Kind
@@ -131,7 +131,11 @@ async def _serve(
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
     api_request = ApiRequest(request.method, path, pairs, request.headers, request.body, owner, request.request_id)
     answer = await context.router.handle(api_request)
-    await answer_whole(peer, answer.status, with_request_id(answer.headers, request.request_id), answer.body)
+    headers = with_request_id(answer.headers, request.request_id)
+    if answer.stream is not None:
+        await answer_streamed(peer, answer.status, headers, answer.stream)
+    else:
+        await answer_whole(peer, answer.status, headers, answer.body)
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -> bool:
@@ -178,16 +182,16 @@ async def _serve_exchange(
     context: DoorContext, peer: Peer, request: ClientRequest, owner: str, options: StreamOptions, started: float
 ) -> None:
     exchange = context.new_exchange()
-    answer: Drive | Relay
-    if options.always_drive:
-        answer = Drive(context.runner, peer, exchange, request.request_id)
-    else:
-        answer = Relay(context.runner, peer, exchange, request, options.timeouts)
+    answer: Drive | Relay | None = None
     try:
         exchange.receive_request(
             RequestHead(request.method, request.path, request.headers, owner, request.request_id), request.body
         )
         request.body = b""
+        if options.always_drive or exchange.needs_drive:
+            answer = Drive(context.runner, peer, exchange, request.request_id)
+        else:
+            answer = Relay(context.runner, peer, exchange, request, options.timeouts)
         await answer.run()
     finally:
         try:
@@ -197,14 +201,15 @@ async def _serve_exchange(
                 reason = CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE
                 await _to_the_end(context.runner.abandon(exchange, reason))
         finally:
-            outcome = answer.finish.outcome if answer.finish is not None else "cancelled"
+            outcome = answer.finish.outcome if answer is not None and answer.finish is not None else "cancelled"
             seconds = time.perf_counter() - started
-            context.metrics.response_finished(outcome, answer.door, seconds)
+            door = answer.door if answer is not None else "relay"
+            context.metrics.response_finished(outcome, door, seconds)
             _log.info(
                 "response",
                 request_id=request.request_id,
                 response_id=exchange.response_id or None,
-                door=answer.door,
+                door=door,
                 model=exchange.model or None,
                 outcome=outcome,
                 milliseconds=round(seconds * 1000, 1),

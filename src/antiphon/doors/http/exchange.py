@@ -11,7 +11,7 @@ as if it were whole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from antiphon.engine.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.types.transport import Headers
 
-__all__ = ["ExchangeAnswer", "make_response"]
+__all__ = ["ExchangeAnswer", "make_response", "send_stream"]
 
 _log = structlog.get_logger(__name__)
 
@@ -122,4 +122,17 @@ def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
     response = web.Response(status=status, headers=kept, body=body or None)
     if any(name == "connection" and value == "close" for name, value in headers):
         response.force_close()
+    return response
+
+
+async def send_stream(
+    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    """An answer whose parts come over time; `parts` is closed at once when the client leaves."""
+    response = web.StreamResponse(status=status, headers=CIMultiDict(headers))
+    async with aclosing(cast(Any, parts)):
+        await response.prepare(request)
+        async for part in parts:
+            await response.write(part)
+    await response.write_eof()
     return response

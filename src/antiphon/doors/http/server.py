@@ -25,7 +25,7 @@ from aiohttp.web_exceptions import HTTPException
 from antiphon.api.http import ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, Router
 from antiphon.doors.context import DoorContext
-from antiphon.doors.http.exchange import ExchangeAnswer, make_response
+from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener, make_server
 from antiphon.doors.http.path import split_target
 from antiphon.doors.request_body import content_codings, decode_body, too_large
@@ -155,9 +155,15 @@ class HttpDoor:
             owner = "" if is_open else self._context.owners.resolve(call.headers)
             if Router.is_exchange(call.method, call.path):
                 return await self._serve_exchange(request, call, owner)
+            body = b""
+            if router.reads_body(call.method, call.path):
+                body = await self._read_body(request, call.headers)
             answer = await router.handle(
-                ApiRequest(call.method, call.path, query, _without_private(call.headers), b"", owner, call.id)
+                ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id)
             )
+            if answer.stream is not None:
+                headers = (*answer.headers, ("x-request-id", call.id))
+                return await send_stream(request, answer.status, headers, answer.stream)
         return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), answer.body)
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:

@@ -1,0 +1,50 @@
+"""One row of the path table.
+
+Lives here: what a row is and how a path matches it. Not here: the rows (`router.py` and each area's `routes`).
+
+Invariant: a variable is one segment, decoded, never empty and without a slash, unless its pattern says it is the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from antiphon.api.http import ApiResponse
+
+__all__ = ["Endpoint", "Route"]
+
+Endpoint = Callable[..., Awaitable[ApiResponse]]
+"""Called with the request and the pattern's variables, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path: each `{}` of `pattern` is a segment; one that ends in `{*}` takes the rest, slashes included."""
+
+    pattern: str
+    methods: dict[str, Endpoint]
+    open: bool = False
+    """Answered without an identity."""
+
+    def match(self, path: str) -> tuple[str, ...] | None:
+        """The variables, or None when this is another path."""
+        if self.pattern.endswith("{*}"):
+            start = self.pattern[:-3]
+            rest = unquote(path[len(start) :]) if path.startswith(start) else ""
+            return (rest,) if rest else None
+        if "{" not in self.pattern:
+            return () if path == self.pattern else None
+        segments, given = self.pattern.split("/"), path.split("/")
+        if len(segments) != len(given):
+            return None
+        variables = []
+        for segment, value in zip(segments, given, strict=True):
+            if segment == "{}":
+                if not value:
+                    return None
+                variables.append(unquote(value))
+            elif segment != value:
+                return None
+        return tuple(variables)

@@ -1,0 +1,77 @@
+-- Conversations, prompts, background work, and what is needed to list and expire.
+-- Times are unix milliseconds. Bodies are JSON bytes exactly as the core made them.
+
+-- A response that runs in the background has its row from the start; all others get it when they end.
+ALTER TABLE responses ADD COLUMN conversation_id TEXT;
+ALTER TABLE responses ADD COLUMN background INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX responses_list ON responses (owner, created_at, id);
+
+-- Work that is not finished: one row for each background response that is queued or running.
+-- `request` is all a worker needs to run it. A worker holds a job until `lease_until` and renews that while it lives.
+CREATE TABLE jobs (
+  response_id TEXT NOT NULL PRIMARY KEY REFERENCES responses (id) ON DELETE CASCADE,
+  owner TEXT NOT NULL,
+  request BLOB NOT NULL,
+  created_at BIGINT NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  worker TEXT,
+  lease_until BIGINT NOT NULL DEFAULT 0,
+  cancel_requested INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX jobs_claim ON jobs (lease_until, created_at);
+CREATE INDEX jobs_owner ON jobs (owner);
+
+-- The stream of a background response, in pieces of whole events; `last_seq` is the last event's sequence_number.
+CREATE TABLE response_events (
+  response_id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+  last_seq BIGINT NOT NULL,
+  data BLOB NOT NULL,
+  PRIMARY KEY (response_id, last_seq)
+);
+
+-- `locked_by` is the response that runs on the conversation; the lock is over at `locked_until`, unless renewed.
+CREATE TABLE conversations (
+  id TEXT NOT NULL PRIMARY KEY,
+  owner TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL,
+  expires_at BIGINT,
+  next_pos BIGINT NOT NULL DEFAULT 0,
+  metadata BLOB NOT NULL,
+  locked_by TEXT,
+  locked_until BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX conversations_list ON conversations (owner, created_at, id);
+CREATE INDEX conversations_expiry ON conversations (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Items inherit their owner from their conversation. `response_id` is the response that brought or made the item.
+CREATE TABLE conversation_items (
+  conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+  pos BIGINT NOT NULL,
+  item_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  response_id TEXT,
+  body BLOB NOT NULL,
+  PRIMARY KEY (conversation_id, pos),
+  UNIQUE (conversation_id, item_id)
+);
+CREATE INDEX conversation_items_by_id ON conversation_items (item_id);
+
+CREATE TABLE prompts (
+  id TEXT NOT NULL PRIMARY KEY,
+  owner TEXT NOT NULL,
+  name TEXT,
+  default_version INTEGER NOT NULL,
+  last_version INTEGER NOT NULL,
+  created_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL,
+  metadata BLOB NOT NULL
+);
+CREATE INDEX prompts_list ON prompts (owner, created_at, id);
+CREATE TABLE prompt_versions (
+  prompt_id TEXT NOT NULL REFERENCES prompts (id) ON DELETE CASCADE,
+  version INTEGER NOT NULL,
+  created_at BIGINT NOT NULL,
+  body BLOB NOT NULL,
+  PRIMARY KEY (prompt_id, version)
+);
