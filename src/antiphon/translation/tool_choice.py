@@ -21,6 +21,10 @@ from antiphon.types.tools import Tool, ToolChoice
 __all__ = ["read_tool_choice"]
 
 
+_KnownTool = tuple[str | None, str | None, str | None]
+"""Kind, name, namespace: a function and a custom tool of one name are two tools."""
+
+
 class _Named(Struct):
     type: str | None = None
     name: str | None = None
@@ -79,7 +83,7 @@ def read_tool_choice(
             param="tool_choice",
             code="unsupported_parameter",
         )
-    if known is not None and name not in known:
+    if known is not None and (choice.type, *name) not in known:
         raise InvalidRequest(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
             param="tool_choice",
@@ -88,7 +92,7 @@ def read_tool_choice(
     return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
 
 
-def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]] | None) -> ToolChoice:
+def _allowed(choice: _Choice, known: set[_KnownTool] | None) -> ToolChoice:
     mode = choice.mode or "auto"
     check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
     allowed: set[tuple[str | None, str | None]] = set()
@@ -103,7 +107,7 @@ def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]] | None) 
         else:
             # A hosted tool that cannot run here: it is left out like its declaration.
             continue
-        if known is not None and name not in known:
+        if known is not None and (tool.type, *name) not in known:
             raise InvalidRequest(
                 f"tool_choice allows the {tool.type} {tool.name or tool.type!r}, which is not in 'tools'.",
                 param=f"tool_choice.tools[{number}]",
@@ -119,14 +123,14 @@ def _allowed(choice: _Choice, known: set[tuple[str | None, str | None]] | None) 
     return ToolChoice(mode, echo, frozenset(allowed))
 
 
-def _known(tools: list[Tool]) -> set[tuple[str | None, str | None]]:
-    known: set[tuple[str | None, str | None]] = set()
+def _known(tools: list[Tool]) -> set[_KnownTool]:
+    known: set[_KnownTool] = set()
     for tool in tools:
         if tool.type == "namespace":
-            known.add((None, tool.name))
-            known |= {(inner.name, tool.name) for inner in decode_tools("tools", tool.tools)}
+            known.add((tool.type, None, tool.name))
+            known |= {(inner.type, inner.name, tool.name) for inner in decode_tools("tools", tool.tools)}
         else:
-            known.add((tool.name or tool.type, None) if tool.type not in UNNAMED else (tool.type, None))
+            known.add((tool.type, tool.type if tool.type in UNNAMED else tool.name, None))
     return known
 
 
