@@ -165,10 +165,10 @@ class _Grouping:
             raise _unknown(where, kind)
 
     def _open_turn(self, *, fresh: bool) -> _Turn:
-        """The turn that assistant items go into now, with the reasoning before them; with `fresh`, one that has not
-        spoken yet."""
+        """The turn that assistant items go into now, with the reasoning before them; with `fresh`, another one if this
+        one has spoken. Text behind a call without an answer is still the call's turn: the model said both at once."""
         turn = self._turn
-        if turn is None or turn.outputs or (fresh and (turn.text or turn.calls)):
+        if turn is None or turn.outputs or (fresh and turn.text and not turn.calls):
             turn = self._turn = _Turn()
             self._entries.append(turn)
         if self._thoughts or self._details:

@@ -76,6 +76,24 @@ def test_all_calls_of_a_turn_are_one_message_with_its_text() -> None:
     ]
 
 
+def test_text_behind_a_call_is_still_its_turn() -> None:
+    """As Codex keeps what a model said after its call: before the output, and before the thoughts of the next step."""
+    said = [{"type": "message", "role": "assistant", "content": text} for text in ("now a", "now b")]
+    steps = [_thought("one"), _call("a"), said[0], _output("a"), _thought("two"), _call("b"), said[1], _output("b")]
+    messages = _messages([_USER, *steps])
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "tool"]
+    turns = [messages[1], messages[3]]
+    assert [turn["content"] for turn in turns] == ["now a", "now b"]
+    assert [turn["reasoning_content"] for turn in turns] == ["one", "two"]
+    assert [turn["tool_calls"][0]["id"] for turn in turns] == ["a", "b"]
+
+
+def test_text_behind_an_answered_call_is_the_next_turn() -> None:
+    said = {"type": "message", "role": "assistant", "content": "done"}
+    messages = _messages([_USER, _call("a"), _output("a"), said])
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
+
+
 def test_outputs_follow_their_call_wherever_they_stand() -> None:
     messages = _messages(
         [_USER, _call("a"), _call("b"), _output("a"), {"role": "user", "content": "wait"}, _output("b")]
