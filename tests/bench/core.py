@@ -30,7 +30,7 @@ from antiphon.engine.actions import RequestHead
 from antiphon.errors import ExchangeStateError
 from tests.support.exchanges import SSE, Outcome, make_exchange, pump
 
-__all__ = ["main"]
+__all__ = ["large_requests", "main"]
 
 _ROOT = Path(__file__).parents[2]
 _CHUNKS = 400
@@ -106,18 +106,28 @@ def _requests() -> dict[str, bytes]:
         },
     }
     base = {"model": "m", "instructions": "Be brief.", "stream": True, "tools": [tool]}
+    bodies = {
+        "1 KB": {**base, "input": "Hello! " * 60},
+        "100 KB": {**base, "input": _turns(100_000)},
+    }
+    return {name: json.dumps(body).encode() for name, body in bodies.items()} | large_requests()
+
+
+def large_requests() -> dict[str, bytes]:
+    """Request bodies of 5 MB by name: a long conversation, a picture, one text."""
     picture = "data:image/png;base64," + base64.b64encode(bytes(3 * 1024 * 1250)).decode()
     seen = [
         {"type": "input_text", "text": "What is it?"},
         {"type": "input_image", "image_url": picture, "detail": "low"},
     ]
-    bodies = {
-        "1 KB": {**base, "input": "Hello! " * 60},
-        "100 KB": {**base, "input": _turns(100_000)},
-        "5 MB of turns": {**base, "input": _turns(5_000_000)},
-        "5 MB image": {**base, "input": [{"role": "user", "content": seen}]},
+    inputs: dict[str, Any] = {
+        "5 MB of turns": _turns(5_000_000),
+        "5 MB image": [{"role": "user", "content": seen}],
+        "5 MB text": "Größe is a word. " * 290_000,
     }
-    return {name: json.dumps(body).encode() for name, body in bodies.items()}
+    return {
+        name: json.dumps({"model": "m", "input": value}, ensure_ascii=False).encode() for name, value in inputs.items()
+    }
 
 
 def _ready(request: dict[str, Any]) -> Any:

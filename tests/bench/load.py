@@ -205,7 +205,7 @@ class _Client(asyncio.Protocol):
 
 
 def _quantiles(samples: list[int]) -> dict[str, float]:
-    """Median, 99th and 99.9th percentile in microseconds, and of how many."""
+    """Median, 99th and 99.9th percentile and the largest in microseconds, and of how many."""
     if not samples:
         return {"n": 0}
     samples.sort()
@@ -215,6 +215,7 @@ def _quantiles(samples: list[int]) -> dict[str, float]:
         "p50": samples[round(last * 0.5)] / 1000,
         "p99": samples[round(last * 0.99)] / 1000,
         "p999": samples[round(last * 0.999)] / 1000,
+        "max": samples[-1] / 1000,
     }
 
 

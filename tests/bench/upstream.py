@@ -97,7 +97,8 @@ _JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._data = b""
+        self._parts: list[bytes] = []
+        self._missing = 0
         self._left = 0
         self._pace = 0.0
         self._burst = self._after = b""
@@ -122,17 +123,26 @@ class _Connection(asyncio.Protocol):
             self._step()
 
     def data_received(self, data: bytes) -> None:
-        self._data += data
-        head, separator, body = self._data.partition(b"\r\n\r\n")
+        self._parts.append(data)
+        if self._missing > len(data):
+            # A large body is looked at once, when it is whole.
+            self._missing -= len(data)
+            return
+        whole = b"".join(self._parts)
+        head, separator, body = whole.partition(b"\r\n\r\n")
         if not separator:
+            self._parts = [whole]
             return
         length = _LENGTH.search(head)
         if length is not None:
-            if len(body) < int(length[1]):
+            self._missing = int(length[1]) - len(body)
+            if self._missing > 0:
+                self._parts = [whole]
                 return
         elif not body.endswith(b"0\r\n\r\n"):
+            self._parts = [whole]
             return
-        self._data = b""
+        self._parts, self._missing = [], 0
         self._answer(body)
 
     def _answer(self, body: bytes) -> None:

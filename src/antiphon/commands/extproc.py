@@ -11,7 +11,7 @@ import structlog
 from antiphon.app import build
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import StopSignals, run_loop
+from antiphon.commands.process import StopSignals, keep_what_there_is, run_loop
 from antiphon.config import Settings
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.server import ExtProcDoor
@@ -40,6 +40,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode)
+        keep_what_there_is()
         _log.info("serving", grpc=grpc_at, http=http_at)
         print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
 

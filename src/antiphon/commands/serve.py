@@ -6,7 +6,7 @@ import argparse
 
 from antiphon.app import build
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import StopSignals, run_loop
+from antiphon.commands.process import StopSignals, keep_what_there_is, run_loop
 from antiphon.config import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
@@ -26,6 +26,7 @@ async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool)
     door = HttpDoor(app.context, private=False)
     try:
         bound = await door.start(settings.listen, shared_port=shared_port)
+        keep_what_there_is()
         print(f"ready: http://{bound}/v1", flush=True)
 
         async def drain() -> bool:

@@ -23,7 +23,7 @@ from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.response import Response, ResponseError
 
-__all__ = ["make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
+__all__ = ["item_body", "make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
 
 _PREFIXES = {
     "message": "msg",
@@ -116,7 +116,7 @@ def make_record(
     response: Response,
     ending: Ending,
     owner: str,
-    items: Sequence[InputItem],
+    items: tuple[StoredItem, ...],
     output: Sequence[OutputItem],
     at: float,
     usage: Usage | None,
@@ -138,7 +138,7 @@ def make_record(
         created_at=response.created_at,
         completed_at=at if ending.status == "completed" else None,
         body=encode(stored),
-        input_items=stored_input(items),
+        input_items=items,
         output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
         usage=usage,
     )
@@ -147,6 +147,13 @@ def make_record(
 def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
     """Prepared items as rows."""
     return tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items)
+
+
+def item_body(item: InputItem) -> bytes:
+    """An item's whole JSON object: as it came, where that was kept."""
+    if first(item.source) == b"{":
+        return bytes(item.source)
+    return _stored_form(item if item.type else msgspec.structs.replace(item, type="message"))
 
 
 def _stored_form(item: InputItem) -> bytes:

@@ -25,12 +25,15 @@ from antiphon.engine.actions import (
     Context,
     LoadContext,
     SaveResponse,
+    ReleaseConversation,
+    RequestHead,
     SendBody,
     SendHead,
 )
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
+from antiphon.engine.threads import LARGE, apart
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.types.files import FetchedFile
@@ -71,6 +74,24 @@ class Runner:
         self._saves: set[asyncio.Task[None]] = set()
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | CallUpstream, None]:
+    def over(self, store: ResponseStore) -> Runner:
+        """The same runner with another store for what it loads and saves (a connection's memory over the real one)."""
+        view = copy.copy(self)
+        view._store = store
+        return view
+
+    @property
+    def store(self) -> ResponseStore:
+        """What responses are loaded from and saved to."""
+        return self._store
+
+    async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
+        """Give the exchange its request; a large one without holding up other requests."""
+        if len(body) < LARGE:
+            exchange.receive_request(head, body)
+        else:
+            await apart(lambda: exchange.receive_request(head, body))
+
         """Perform what is pending until nothing is; yields client-facing actions and a `CallUpstream`.
 
         For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
@@ -85,7 +106,11 @@ class Runner:
     async def perform(self, exchange: ResponseExchange, action: LoadContext | SaveResponse | AbortUpstream) -> None:
         """Perform one action that is nobody else's, and tell the exchange what came of it."""
         if isinstance(action, LoadContext):
-            exchange.receive_context(await self._load(action))
+            context = await self._load(action)
+            if exchange.request_bytes + _size(context) < LARGE:
+                exchange.receive_context(context)
+            else:
+                await apart(lambda: exchange.receive_context(context))
         elif isinstance(action, SaveResponse):
             exchange.receive_saved(await self._save(action))
 
@@ -271,3 +296,11 @@ def _observe(task: asyncio.Future[None]) -> None:
     """Take the outcome of a save nobody waits for any more, so that it is not reported as never retrieved."""
     if not task.cancelled():
         task.exception()
+def _size(context: Context | ApiError) -> int:
+    """Bytes that are to be read and translated."""
+    if isinstance(context, ApiError):
+        return 0
+    size = sum(len(item.body) for item in context.chain.items) if context.chain is not None else 0
+    return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))
+
+

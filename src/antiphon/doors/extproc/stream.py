@@ -184,10 +184,9 @@ async def _serve_exchange(
     exchange = context.new_exchange()
     answer: Drive | Relay | None = None
     try:
-        exchange.receive_request(
-            RequestHead(request.method, request.path, request.headers, owner, request.request_id), request.body
-        )
-        request.body = b""
+        head = RequestHead(request.method, request.path, request.headers, owner, request.request_id)
+        body, request.body = request.body, b""
+        await context.runner.receive(exchange, head, body)
         if options.always_drive or exchange.needs_drive:
             answer = Drive(context.runner, peer, exchange, request.request_id)
         else:

@@ -189,7 +189,7 @@ class HttpDoor:
             body = await self._read_body(request, call.headers)
             exchange = self._context.new_exchange()
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-            exchange.receive_request(head, body)
+            await self._context.runner.receive(exchange, head, body)
             call.model, call.response_id = exchange.model, exchange.response_id
             answer = ExchangeAnswer(request, exchange, self._context.runner, (("x-request-id", call.id),))
             try:
