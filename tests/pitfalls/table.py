@@ -1,0 +1,131 @@
+"""The list of what goes wrong in servers between Responses and Chat Completions, by number.
+
+Lives here: one line for each pitfall that is the translation's, and why some have no test. Not here: the tests, each
+named after its number (`test_pitfall_12_…`), and the pitfalls of state (95 to 109) and of Envoy (116 to 124).
+
+Each was seen in a public thread about another server or in a peer's code; the numbers are stable.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NOT_OURS", "PITFALLS"]
+
+PITFALLS: dict[int, str] = {
+    # A. Requests
+    1: "text.format is accepted and dropped",
+    2: "text.format's flat form does not become Chat's nested one",
+    3: "a schema is not enforced while the model reasons",
+    4: "Chat's response_format on /responses is ignored",
+    5: "prose instead of JSON, and nobody says that the schema could not be enforced",
+    6: "additionalProperties: false is put into every schema",
+    7: "strict is changed",
+    8: "schemas with $ref or $defs are dropped or refused",
+    9: "tools without parameters, calls without arguments, array arguments",
+    10: "a tool output that is a list of parts is refused",
+    11: "a tool output with images is refused",
+    12: "images in a tool output do not move behind all tool messages",
+    13: "a bare string as input is refused",
+    14: "a string is taken apart into characters",
+    15: "replayed items are refused for their status",
+    16: "a replayed web search of an unknown action is refused",
+    17: "items are refused for what they lack",
+    18: "the developer role reaches a server that does not know it, or becomes the user's",
+    19: "several system messages, or one that is not the first",
+    20: "what a template refuses comes back as a 500",
+    21: "system messages in the input are refused",
+    22: "instructions of earlier turns come back",
+    23: "tools of unknown types make the upstream refuse",
+    24: "namespaces make the upstream fail",
+    25: "flattened names are too long, or collide",
+    26: "custom tools are dropped, or called as functions",
+    27: "half of a custom input looks whole",
+    28: "a grammar is lost, or a patch's delimiters are damaged",
+    29: "a custom output is matched by its own id",
+    30: "a tool_choice turns into auto, or required into none",
+    31: "a tool_choice object of mode auto forces a call",
+    32: "file_search has another name for the model",
+    33: "MCP tools are lost",
+    34: "parallel calls are several assistant messages",
+    35: "something stands between calls and their outputs",
+    36: "outputs without calls, calls without outputs, outputs whose call is in the stored turn",
+    37: "a reasoning item with a summary only is refused",
+    38: "reasoning does not go back to a server that demands it",
+    39: "reasoning before several calls is not joined to their turn",
+    40: "a summary is replayed as text, or as an empty message",
+    41: "encrypted reasoning or a reference cannot come back",
+    42: "the token limit has the wrong name",
+    43: "an effort is lost, or unknown to the server",
+    44: "the text of a file is dropped",
+    45: "a message is removed because it is like the one before",
+    46: "truncation: auto is refused",
+    # B. Identifiers
+    47: "ids that are too long",
+    48: "ids with unusual characters, or the wrong prefix",
+    49: "ids of the gateway are sent to the upstream",
+    50: "one response has several ids",
+    51: "the upstream's id is null",
+    52: "an item's id changes, or is its call id",
+    53: "argument deltas do not have the id that was announced",
+    54: "an upstream's call id is replaced",
+    55: "call ids that come again mix conversations",
+    # C. Chunks
+    56: "calls without an index",
+    57: "calls that all have index 0",
+    58: "a call's id comes once, or never",
+    59: "a name comes late, or again and again",
+    60: "each piece of arguments is a new call",
+    61: "the first piece of arguments is put out twice",
+    62: "choices without an index",
+    63: "usage in a chunk without choices is lost",
+    64: "usage after the finish, or none at all",
+    65: "null among the numbers of usage",
+    66: "characters and lines are cut; lines are long",
+    67: "a stream that was cut is completed",
+    68: "an error inside a stream of status 200 is lost, or passed on raw",
+    69: "tags of reasoning leak into the text",
+    70: "an answer of reasoning alone looks like a failure",
+    71: "arguments in one burst look like a hang",
+    72: "DeepSeek's streams are not understood",
+    73: "reasoning does not reach clients",
+    74: "stream: false is ignored",
+    # D. Events
+    75: "sequence numbers are missing, or have gaps",
+    76: "logprobs are missing",
+    77: "output_index is shared, or begins at 1",
+    78: "content_index is wrong",
+    79: "events come out of order",
+    80: "a call is announced without its name",
+    81: "a message is announced although there are calls only",
+    82: "a call's done events are missing, or all at the end",
+    83: "calls are missing in streams or in JSON",
+    84: "the last event's output is empty",
+    85: "a cut answer is completed, or has another reason",
+    86: "a failure is completed, or has status 200",
+    87: "the event: line is missing or wrong",
+    88: "[DONE] is missing, or comes twice",
+    89: "events that OpenAI does not have",
+    90: "indices and usage begin again in every round of tools",
+    91: "a stream is buffered and then chopped",
+    92: "previous_response_id comes back as null",
+    93: "events that were left out leave gaps",
+    94: "silences are cut by proxies",
+    # F. Codex and compaction
+    110: "large requests to /responses/compact fail",
+    111: "a compaction_trigger is dropped",
+    112: "a compaction goes to another upstream",
+    113: "Codex cannot use a chat server",
+    114: "Codex's probes of models and of an empty input fail",
+    115: "a WebSocket's prewarm is answered by the model",
+}
+
+_HOSTED = "it takes several model calls for one response, which come with hosted tools"
+_STATE = "it comes with compaction and WebSocket, in the state work, and is tested there"
+NOT_OURS: dict[int, str] = {
+    3: "the model server enforces schemas; the schema is sent as it is (pitfalls 1 and 2)",
+    90: _HOSTED,
+    110: _STATE,
+    111: _STATE,
+    112: _STATE,
+    115: _STATE,
+}
+"""Why a number has no test here."""
