@@ -34,14 +34,7 @@ from antiphon.engine.actions import (
     UpstreamRequest,
     Usage,
 )
-from antiphon.engine.records import (
-    item_body,
-    make_record,
-    prepare_input,
-    read_history,
-    resolve_references,
-    stored_input,
-)
+from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references, stored_input
 from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import (
@@ -159,6 +152,8 @@ class ResponseExchange:
         self._cancelled = False
         self._unsaved = False
         self._ended_at = 0.0
+        self.request_bytes = 0
+        """The size of the request's body."""
         self.state = State.NEW
 
     # What doors and the runner read
@@ -191,12 +186,6 @@ class ResponseExchange:
     @property
     def response_id(self) -> str:
         """The response's id, once the request was read."""
-        self.generate = True
-        """False: everything but the model call (a WebSocket's prewarm): the answer is complete and empty at once."""
-        self.error_events = True
-        """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
-        self.request_bytes = 0
-        """The size of the request's body."""
         return self._builder.response.id if self._builder is not None else ""
 
     @property
@@ -231,6 +220,7 @@ class ResponseExchange:
         """The whole request."""
         self._allow(Input.REQUEST)
         self._head = head
+        self.request_bytes = len(body)
         options = self._options
         try:
             if options.routes is not None and options.routes.has_native:
@@ -270,9 +260,6 @@ class ResponseExchange:
                     param="previous_response_id",
                     code="previous_response_not_found",
                 )
-        path = head.path.partition("?")[0]
-        self._purpose = path if path in (COMPACT_PATH, COUNT_PATH) else ""
-        self.request_bytes = len(body)
             if self._history is not None:
                 self._files = forgive_history(context.files, file_urls(self._request.input))
                 self._call_upstream(self._history)
@@ -450,7 +437,9 @@ class ResponseExchange:
             return
         self._tools = translated.tools
         self._ignored = (*request.ignored, *translated.ignored)
-        self._input = prepare_input(request.input, self._new_id)
+        if request.store:
+            # Now, not when the response ends: a large request is read where it holds nobody up.
+            self._stored_input = stored_input(prepare_input(request.input, self._new_id))
         self._call("/chat/completions", translated.body, request.model, stream=request.stream)
 
     def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
@@ -508,127 +497,6 @@ class ResponseExchange:
             self._head_sent = True
             body = b"".join(self._collected)
             length = (("content-length", str(len(body))),) if self._status not in (204, 304) else ()
-    def _translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation:
-        return translate_request(
-            request,
-            items,
-            self._profile,
-            model=self._route.model,
-            context_tokens=self._route.context_tokens,
-            sources=ItemSources(self._unseal, self._files),
-            most_tools=self._options.most_tools,
-        )
-
-    def _prepare_stored(self) -> None:
-        assert self._request is not None
-        if self._request.store and self._stored_input is None:
-            # Now, not when the response ends: a large request is read where it holds nobody up.
-            self._stored_input = stored_input(prepare_input(self._request.input, self._new_id))
-
-    # Compaction: a turn of its own, before the answer or instead of it
-
-    def _is_too_long(self, items: list[Named]) -> bool:
-        request, context = self._request, self._route.context_tokens
-        assert request is not None
-        threshold = request.compact_threshold
-        if threshold == 0 and context is not None:
-            threshold = context * 8 // 10
-        if not threshold:
-            return False
-        fixed = len(bytes(request.instructions or b"")) // 4
-        return fixed + sum(estimate_tokens(item) for _, item in items) >= threshold
-
-    def _sum_up(self, items: list[Named]) -> bool:
-        """Have the model sum up what can be summed up; False when there is nothing."""
-        assert self._request is not None and self._builder is not None
-        request = self._request
-        halves = split(items, latest=not request.compact)
-        if not request.compact and all(item.role in ("system", "developer") for _, item in halves.summed):
-            return False
-        if self._options.sealer is None:
-            raise InvalidRequest(
-                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
-            )
-        asked = msgspec.structs.replace(
-            request,
-            tools=(),
-            tool_choice=None,
-            parallel_tool_calls=None,
-            text=None,
-            max_output_tokens=None,
-            logprobs=False,
-            top_logprobs=None,
-            # Better a summary of the latest part than none.
-            truncation="auto",
-        )
-        translated = self._translate(asked, [*halves.summed, ask_for_summary()])
-        self._tools = ToolMap()
-        self._ignored = request.ignored
-        self._prepare_stored()
-        response = msgspec.structs.replace(self._builder.response)
-        quiet = ResponseBuilder(
-            response, BuilderOptions(events=False, most_bytes=self._options.most_upstream_bytes), self._new_id
-        )
-        self._summary = _Summary(items, [item_body(item) for item in halves.kept], quiet)
-        self._call("/chat/completions", translated.body, request.model, stream=request.stream)
-        return True
-
-    def _end_summary(self, summary: _Summary, ending: Ending) -> Ending | None:
-        """The model's summary is there, or failed: how the response ends, or None when it goes on."""
-        assert self._request is not None and self._builder is not None
-        self._summary, self._chat = None, None
-        self._spent = summary.builder.response.usage
-        text = b"".join(_text_of(item) for item in summary.builder.items if isinstance(item, Message))
-        if ending.status == "failed" or self._cancelled:
-            return ending
-        if not text:
-            return Ending("failed", code="model_error", message="The model gave no summary of the conversation.")
-        covers = not self._request.compact
-        sealed = self._seal(compaction_payload(text, summary.kept, covers=covers))
-        self._builder.compaction(sealed)
-        if not covers:
-            self._builder.response.service_tier = summary.builder.response.service_tier
-            return Ending("completed")
-        if self._head_sent:
-            self._actions.append(SendBody(self._builder.take()))
-        if self._upstream_open:
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
-        compaction = InputItem(type="compaction", encrypted_content=sealed)
-        try:
-            self._compacted = expand_compactions([*summary.items, ("input", compaction)], self._unseal)
-            self._call_upstream(self._history or ())
-        except ApiError as error:
-            self._fail_call(error)
-        return None
-
-    def _answer_compaction(self) -> None:
-        """The compacted conversation, for whoever begins a new chain with it."""
-        assert self._builder is not None
-        response = self._builder.response
-        users = stored_input(prepare_input(latest_users(self._summed), self._new_id))
-        output = [*(Raw(item.body) for item in users), *self._builder.items]
-        usage = response.usage or usage_object(0, 0, 0, 0, 0, 0)
-        self._answer(
-            encode(
-                {
-                    "id": response.id,
-                    "object": "response.compaction",
-                    "created_at": response.created_at,
-                    "output": output,
-                    "usage": usage,
-                }
-            )
-        )
-
-    def _answer(self, body: bytes, headers: Headers = ()) -> None:
-        """A whole JSON answer that is no response object."""
-        self._head_sent = True
-        length = ("content-length", str(len(body)))
-        self._actions.append(SendHead(200, (_JSON, length, *headers, *self._ignored_header())))
-        self._actions.append(SendBody(body))
-        self._finish("completed")
-
             self._actions.append(SendHead(self._status, (*self._upstream_headers, *length), raw=True))
             self._actions.append(SendBody(body))
         self._finish("completed" if self._status < 400 else "error")
@@ -720,21 +588,21 @@ class ResponseExchange:
             self._send_ending(ending)
             return
         self.state = State.SAVING
-        self._actions.append(SaveResponse(self._record(ending)))
-
-    def _record(self, ending: Ending) -> ResponseRecord:
-        assert self._builder is not None and self._head is not None and self._request is not None
         items = self._stored_input
         if items is None:
             items = stored_input(prepare_input(self._request.input, self._new_id))
-        return make_record(
-            self._builder.response,
-            ending,
-            self._head.owner,
-            items,
-            self._builder.items,
-            self._ended_at,
-            self.usage,
+        self._actions.append(
+            SaveResponse(
+                make_record(
+                    self._builder.response,
+                    ending,
+                    self._head.owner,
+                    items,
+                    self._builder.items,
+                    self._ended_at,
+                    self.usage,
+                )
+            )
         )
 
     def _send_ending(self, ending: Ending) -> None:

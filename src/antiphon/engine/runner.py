@@ -24,16 +24,15 @@ from antiphon.engine.actions import (
     ClientAction,
     Context,
     LoadContext,
-    SaveResponse,
-    ReleaseConversation,
     RequestHead,
+    SaveResponse,
     SendBody,
     SendHead,
 )
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
 from antiphon.engine.threads import LARGE, apart
+from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.types.files import FetchedFile
@@ -73,18 +72,6 @@ class Runner:
         self._metrics = metrics
         self._saves: set[asyncio.Task[None]] = set()
 
-    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | CallUpstream, None]:
-    def over(self, store: ResponseStore) -> Runner:
-        """The same runner with another store for what it loads and saves (a connection's memory over the real one)."""
-        view = copy.copy(self)
-        view._store = store
-        return view
-
-    @property
-    def store(self) -> ResponseStore:
-        """What responses are loaded from and saved to."""
-        return self._store
-
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
         """Give the exchange its request; a large one without holding up other requests."""
         if len(body) < LARGE:
@@ -92,6 +79,7 @@ class Runner:
         else:
             await apart(lambda: exchange.receive_request(head, body))
 
+    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | CallUpstream, None]:
         """Perform what is pending until nothing is; yields client-facing actions and a `CallUpstream`.
 
         For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
@@ -292,10 +280,6 @@ def _head(answer: UpstreamAnswer) -> SendHead:
     return SendHead(answer.status, answer.headers)
 
 
-def _observe(task: asyncio.Future[None]) -> None:
-    """Take the outcome of a save nobody waits for any more, so that it is not reported as never retrieved."""
-    if not task.cancelled():
-        task.exception()
 def _size(context: Context | ApiError) -> int:
     """Bytes that are to be read and translated."""
     if isinstance(context, ApiError):
@@ -304,3 +288,7 @@ def _size(context: Context | ApiError) -> int:
     return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))
 
 
+def _observe(task: asyncio.Future[None]) -> None:
+    """Take the outcome of a save nobody waits for any more, so that it is not reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()
