@@ -10,10 +10,12 @@ message ever holds a secret or an upstream credential.
     AntiphonError
     ├── ApiError                 anything a client sees
     │   ├── InvalidRequest       400
-    │   │   └── ChainTooLong     the history behind a previous_response_id is over the limit
+    │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
+    │   │   └── ConversationTooLong
     │   ├── Unauthorized         401
     │   ├── NotFound             404
     │   ├── MethodNotAllowed     405
+    │   ├── ConversationLocked   409
     │   ├── RequestTooLarge      413
     │   ├── InternalError        500
     │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
@@ -33,6 +35,8 @@ __all__ = [
     "ApiError",
     "ChainTooLong",
     "ConfigError",
+    "ConversationLocked",
+    "ConversationTooLong",
     "ExchangeStateError",
     "InternalError",
     "InvalidRequest",
@@ -105,6 +109,31 @@ class ChainTooLong(InvalidRequest):
             param="previous_response_id",
             code="context_too_long",
         )
+
+
+class ConversationTooLong(InvalidRequest):
+    """A conversation holds more than `most` items; a response cannot take them all."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"The conversation holds more than {most} items, the most this server continues. "
+            "Delete some of its items, or start a new conversation.",
+            param="conversation",
+            code="context_too_long",
+        )
+
+
+class ConversationLocked(ApiError):
+    """A response runs on the conversation; OpenAI's SDKs try again by themselves after a 409."""
+
+    status = 409
+    type = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str = "Another process is currently operating on this conversation. Please retry in a few seconds.",
+    ) -> None:
+        super().__init__(message, param="conversation", code="conversation_locked")
 
 
 class Unauthorized(ApiError):

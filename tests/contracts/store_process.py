@@ -14,16 +14,16 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
-from antiphon.stores import open_store
-from antiphon.stores.responses import SqliteResponseStore
+from antiphon.stores import Stores, open_stores
 
-__all__ = ["ProcessStore", "StoreProcess", "child_environment"]
+__all__ = ["ProcessPart", "ProcessStore", "StoreProcess", "child_environment"]
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -105,8 +105,29 @@ class ProcessStore:
         await self.process.call("aclose")
 
 
+class ProcessPart:
+    """Another store of the same process, by its name in `Stores`: `ProcessPart(process, "conversations").get(…)`."""
+
+    def __init__(self, process: StoreProcess, name: str) -> None:
+        self._process = process
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return lambda *given, **named: self._process.call(f"{self._name}.{method}", *given, {_NAMED: named})
+
+
+_NAMED = "keyword arguments"
+"""The key of the dictionary that stands behind a call's other arguments."""
+
+
+def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
+    if given and isinstance(given[-1], dict) and _NAMED in given[-1]:
+        return method(*given[:-1], **given[-1][_NAMED])
+    return method(*given)
+
+
 async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
-    store: SqliteResponseStore | None = None
+    stores: Stores | None = None
     while True:
         try:
             batch: list[Call] = await asyncio.to_thread(pickle.load, calls)
@@ -114,10 +135,12 @@ async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
             break
         if batch[0][0] == "open":
             data, chain_items = batch[0][1]
-            store = await open_store(Path(data), chain_items=chain_items)
+            stores = await open_stores(Path(data), chain_items=chain_items)
             results: list[Any] = [None]
         else:
-            running = [getattr(store, name)(*arguments) for name, arguments in batch]
+            # `save` is the responses', `conversations.get` another store's.
+            names = [name if "." in name else f"responses.{name}" for name, _ in batch]
+            running = [_call(attrgetter(name)(stores), given) for name, (_, given) in zip(names, batch, strict=True)]
             results = await asyncio.gather(*running, return_exceptions=True)
         pickle.dump(results, answers)
         answers.flush()

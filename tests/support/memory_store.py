@@ -11,6 +11,7 @@ from __future__ import annotations
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
+from tests.support.memory_conversations import MemoryConversationStore
 
 __all__ = ["MemoryResponseStore"]
 
@@ -18,7 +19,9 @@ __all__ = ["MemoryResponseStore"]
 class MemoryResponseStore:
     """Keeps records in a dict; `records` may be read by tests."""
 
-    def __init__(self, *, chain_items: int = 50_000) -> None:
+    def __init__(self, *, chain_items: int = 50_000, conversations: MemoryConversationStore | None = None) -> None:
+        self._conversations = conversations
+        self._starts: dict[str, int] = {}
         self.records: dict[str, ResponseRecord] = {}
         self._history: dict[str, int] = {}
         self._chain_items = chain_items
@@ -34,6 +37,9 @@ class MemoryResponseStore:
             before = self._history[previous.id]
         if record.id in self.records:
             raise StoreError("A response with this id is stored already.")
+        if record.conversation_id is not None:
+            assert self._conversations is not None
+            self._starts[record.id] = self._conversations.join(record)
         self.records[record.id] = record
         self._history[record.id] = before + max(1, len(record.input_items) + len(record.output_items))
 
@@ -50,7 +56,15 @@ class MemoryResponseStore:
             if turn is None:
                 return None
             turns.append(turn)
-        return Chain(tuple(item for turn in reversed(turns) for item in (*turn.input_items, *turn.output_items)))
+        before: tuple[StoredItem, ...] | None = ()
+        if turn.conversation_id is not None and self._conversations is not None:
+            before = self._conversations.before(owner, turn.conversation_id, self._starts[turn.id])
+        if before is None:
+            return None
+        items = (*before, *(item for turn in reversed(turns) for item in (*turn.input_items, *turn.output_items)))
+        if len(items) > self._chain_items:
+            raise ChainTooLong(self._chain_items)
+        return Chain(items)
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         self._check_open()

@@ -28,6 +28,7 @@ __all__ = [
     "Finish",
     "Headers",
     "LoadContext",
+    "ReleaseConversation",
     "RequestHead",
     "ResponseRecord",
     "SaveResponse",
@@ -81,11 +82,13 @@ class Context:
     """The answer to `LoadContext`.
 
     `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
-    forbidden look alike). `items` holds the referenced items that were found, by id. `files` holds for every URL asked
-    for the file, or why there is none (an error without `param`: the place is known to whoever asked).
+    forbidden look alike), `conversation` likewise. `items` holds the referenced items that were found, by id. `files`
+    holds for every URL asked for the file, or why there is none (an error without `param`: the place is known to
+    whoever asked).
     """
 
     chain: Chain | None = None
+    conversation: tuple[StoredItem, ...] | None = None
     items: dict[str, StoredItem] = field(default_factory=dict)
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
 
@@ -121,6 +124,12 @@ class ResponseRecord:
     input_items: tuple[StoredItem, ...]
     output_items: tuple[StoredItem, ...]
     usage: Usage | None = None
+    conversation_id: str | None = None
+
+    @property
+    def joins_conversation(self) -> bool:
+        """Whether its items become part of its conversation: those of a response that failed do not."""
+        return self.conversation_id is not None and self.status in ("completed", "incomplete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +162,16 @@ class CancelReason(Enum):
 class LoadContext:
     """Load what the request refers to, for this owner; answered by `receive_context`.
 
-    Asked for twice when a request has files to fetch: history and referenced items may name some as well.
+    Asked for twice when a request has files to fetch: history and referenced items may name some as well. `lock_for` is
+    the id of the response that the conversation is to be locked for; empty when it is only read.
     """
 
     owner: str
     previous_response_id: str | None
     item_ids: tuple[str, ...] = ()
     file_urls: tuple[str, ...] = ()
+    conversation: str | None = None
+    lock_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +185,14 @@ class CallUpstream:
 @dataclass(frozen=True, slots=True)
 class AbortUpstream:
     """Drop the upstream call now, if one is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseConversation:
+    """Give the lock of this response back, if it has one; nothing is answered. Performed before the client hears the
+    end, so that it can come back at once."""
+
+    response_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +230,4 @@ class Finish:
 
 
 ClientAction = SendHead | SendBody | Finish
-Action = LoadContext | CallUpstream | AbortUpstream | SaveResponse | ClientAction
+Action = LoadContext | CallUpstream | AbortUpstream | SaveResponse | ReleaseConversation | ClientAction

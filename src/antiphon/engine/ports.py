@@ -8,7 +8,7 @@ Invariant: every read and write names the owner, and "missing" and "belongs to s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,10 +18,14 @@ from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.files import FetchedFile
 
 __all__ = [
+    "ConversationPage",
+    "ConversationStore",
     "FileFetcher",
     "ItemPage",
+    "Leased",
     "PageQuery",
     "ResponseStore",
+    "StoredConversation",
     "StoredResponse",
     "Upstream",
     "UpstreamAnswer",
@@ -101,6 +105,89 @@ class ResponseStore(Protocol):
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConversation:
+    """A conversation without its items: `created_at` in seconds, `metadata` as its JSON object."""
+
+    id: str
+    created_at: float
+    metadata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationPage:
+    """One page of conversations in the asked order."""
+
+    conversations: tuple[StoredConversation, ...]
+    has_more: bool
+
+
+class Leased(Protocol):
+    """Something that is held for a time and must be renewed (`engine/leases.py`)."""
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold what these holders hold for so many seconds from now; returns who still held something.
+
+        Raises `StoreError`.
+        """
+
+
+class ConversationStore(Leased, Protocol):
+    """Conversations, their items in order, and the lock of the response that runs on one.
+
+    Every method raises `StoreError` when the database cannot do it. What changes items, or deletes the conversation,
+    raises `ConversationLocked` while a response runs on it.
+    """
+
+    async def create(
+        self, owner: str, conversation_id: str, metadata: bytes, items: Sequence[StoredItem] = ()
+    ) -> StoredConversation:
+        """Make a conversation with these items, all or nothing."""
+
+    async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
+        """The conversation, or None."""
+
+    async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
+        """Replace the metadata; None when there is no such conversation."""
+
+    async def delete(self, owner: str, conversation_id: str) -> bool:
+        """Delete the conversation with its items; False when there is none. Responses made in it stay."""
+
+    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
+        """A page of the owner's conversations, by their time of creation; cursors are ids of conversations."""
+
+    async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
+        """Append the items, all or none; False when there is no such conversation."""
+
+    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
+        """A page of the items, or None when there is no such conversation.
+
+        A cursor that is not in the conversation is an `InvalidRequest`.
+        """
+
+    async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
+        """One item of the conversation, or None."""
+
+    async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
+        """Take one item out; False when it is not there."""
+
+    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        """The owner's items with these ids, in whatever conversation; absent ones are left out."""
+
+    async def load(
+        self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
+    ) -> tuple[StoredItem, ...] | None:
+        """All items, oldest first; None when there is no such conversation (with `create` it is made).
+
+        With a `holder` (a response's id) the conversation is locked for it first, for so many seconds; while another
+        has it this raises `ConversationLocked`. The same holder may come again. Saving that response
+        (`ResponseStore.save`) or `release` gives the lock back. Raises `ConversationTooLong`.
+        """
+
+    async def release(self, holder: str) -> None:
+        """Give the lock back, if `holder` has one."""
 
 
 class FileFetcher(Protocol):

@@ -24,6 +24,7 @@ from antiphon.engine.actions import (
     ClientAction,
     Context,
     LoadContext,
+    ReleaseConversation,
     RequestHead,
     SaveResponse,
     SendBody,
@@ -86,12 +87,14 @@ class Runner:
         """
         # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
         while (action := exchange.next_action()) is not None:
-            if isinstance(action, LoadContext | SaveResponse | AbortUpstream):
+            if isinstance(action, LoadContext | SaveResponse | AbortUpstream | ReleaseConversation):
                 await self.perform(exchange, action)
             else:
                 yield action
 
-    async def perform(self, exchange: ResponseExchange, action: LoadContext | SaveResponse | AbortUpstream) -> None:
+    async def perform(
+        self, exchange: ResponseExchange, action: LoadContext | SaveResponse | AbortUpstream | ReleaseConversation
+    ) -> None:
         """Perform one action that is nobody else's, and tell the exchange what came of it."""
         if isinstance(action, LoadContext):
             context = await self._load(action)

@@ -15,6 +15,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from antiphon.stores.conversations import SqliteConversationStore
 from antiphon.stores.migrate import migrate, packaged_migrations
 from antiphon.stores.responses import SqliteResponseStore
 from antiphon.stores.sqlite_readers import SqliteReaders
@@ -30,6 +31,7 @@ class Stores:
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
     responses: SqliteResponseStore
+    conversations: SqliteConversationStore
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
@@ -44,7 +46,7 @@ async def open_store(data: Path, *, chain_items: int) -> SqliteResponseStore:
 async def open_stores(data: Path, *, chain_items: int) -> Stores:
     """Open the stores in the folder `data`, creating folder (0700), file (0600) and schema where needed.
 
-    `chain_items`: the most items of history one `previous_response_id` may bring. Raises `StoreError`.
+    `chain_items`: the most items of history one `previous_response_id` or conversation may bring. Raises `StoreError`.
     """
     path = data / SESSIONS_FILE
     writer = SqliteWriter(path, _prepare)
@@ -55,7 +57,10 @@ async def open_stores(data: Path, *, chain_items: int) -> Stores:
     except BaseException:
         await writer.aclose()
         raise
-    return Stores(SqliteResponseStore(writer, readers, chain_items=chain_items))
+    return Stores(
+        SqliteResponseStore(writer, readers, chain_items=chain_items),
+        SqliteConversationStore(writer, readers, most_items=chain_items),
+    )
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

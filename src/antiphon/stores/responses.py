@@ -28,17 +28,18 @@ INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, 
 
 _COLUMNS = """
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, status, model, created_at, completed_at,
-                       input_tokens, output_tokens, body)
+                       input_tokens, output_tokens, body, conversation_id, conversation_pos)
 """
 INSERT_FIRST_RESPONSE = f"""{_COLUMNS}
 VALUES (:id, :owner, :id, NULL, :weight, :status, :model, :created_at, :completed_at,
-        :input_tokens, :output_tokens, :body)
+        :input_tokens, :output_tokens, :body, :conversation_id,
+        (SELECT next_pos - :joining FROM conversations WHERE owner = :owner AND id = :conversation_id))
 """
 
 # Inserts nothing when the predecessor is gone or belongs to somebody else; the statement demands one row.
 INSERT_NEXT_RESPONSE = f"""{_COLUMNS}
 SELECT :id, :owner, prev.chain_id, prev.id, prev.history_items + :weight, :status, :model, :created_at, :completed_at,
-       :input_tokens, :output_tokens, :body
+       :input_tokens, :output_tokens, :body, NULL, NULL
 FROM responses prev WHERE prev.id = :prev_id AND prev.owner = :owner
 """
 
@@ -48,20 +49,42 @@ UPDATE chains SET updated_at = max(updated_at, :at) WHERE id = (SELECT chain_id 
 
 INSERT_ITEM = "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES (?, ?, ?, ?, ?, ?)"
 
+# Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
+JOIN_CONVERSATION = """
+UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
+                         locked_by = NULL, locked_until = 0
+WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
+"""
+# A response that failed adds nothing: a second try must not find its question asked already.
+LEAVE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
+INSERT_CONVERSATION_ITEMS = """
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body)
+SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
+       i.item_id, i.type, r.id, i.body
+FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
+"""
+
+# What was in the conversation before the response at the beginning of a chain.
+LOAD_BEFORE = """
+SELECT i.item_id, i.type, i.body FROM conversations c
+LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
+WHERE c.owner = :owner AND c.id = :conversation_id ORDER BY i.pos LIMIT :most
+"""
+
 # Newest turn first in `turn`. The owner is checked in the seed only: any further condition on `responses` in the
 # recursive step makes SQLite build a Bloom filter over the whole table on every call, once ANALYZE has run.
 # A chain over the limit stops at the seed and brings no item; its size is in `history_items`. `depth < :most` can
 # only matter for a damaged database, in which a chain might run in a circle.
 LOAD_CHAIN = """
-WITH RECURSIVE turn (id, prev_id, depth, history_items) AS (
-  SELECT id, CASE WHEN history_items <= :most THEN prev_id END, 0, history_items
+WITH RECURSIVE turn (id, prev_id, depth, history_items, conversation_id, conversation_pos) AS (
+  SELECT id, CASE WHEN history_items <= :most THEN prev_id END, 0, history_items, conversation_id, conversation_pos
   FROM responses WHERE id = :id AND owner = :owner
   UNION ALL
-  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items
+  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.conversation_id, r.conversation_pos
   FROM turn CROSS JOIN responses r ON r.id = turn.prev_id
   WHERE turn.depth < :most
 )
-SELECT turn.prev_id, turn.history_items, i.item_id, i.type, i.body
+SELECT turn.prev_id, turn.history_items, i.item_id, i.type, i.body, turn.conversation_id, turn.conversation_pos
 FROM turn LEFT JOIN response_items i ON i.response_id = turn.id AND turn.history_items <= :most
 ORDER BY turn.depth DESC, i.dir, i.seq
 """
@@ -134,6 +157,8 @@ class SqliteResponseStore:
         try:
             await self._writer.run(_save_statements(record))
         except RowsMissing:
+            if record.conversation_id is not None:
+                raise StoreError("The conversation is gone, or another response has taken it over.") from None
             raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
         except StoreError as error:
             if _is_duplicate(error):
@@ -150,7 +175,26 @@ class SqliteResponseStore:
             raise ChainTooLong(self._chain_items)
         if oldest_prev_id is not None:
             return None  # an ancestor was deleted
-        return Chain(tuple([_item(row, 2) for row in rows if row[2] is not None]))
+        items = [_item(row, 2) for row in rows if row[2] is not None]
+        conversation_id, position = rows[0][5], rows[0][6]
+        if conversation_id is not None:
+            before = await self._before(owner, conversation_id, position, len(items))
+            if before is None:
+                return None
+            items[:0] = before
+        return Chain(tuple(items))
+
+    async def _before(
+        self, owner: str, conversation_id: str, position: int | None, others: int
+    ) -> list[StoredItem] | None:
+        """What a chain's first response found in its conversation; None when that conversation was deleted."""
+        most = max(0, self._chain_items - others)
+        named = {"owner": owner, "conversation_id": conversation_id, "pos": position or 0, "most": most + 1}
+        rows = await self._readers.fetch(LOAD_BEFORE, named)
+        items = [_item(row, 0) for row in rows if row[0] is not None]
+        if len(items) > most:
+            raise ChainTooLong(self._chain_items)
+        return items if rows else None
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         """The owner's items with these ids; see `ResponseStore.load_items`."""
@@ -236,12 +280,20 @@ def _save_statements(record: ResponseRecord) -> list[Statement]:
         "output_tokens": record.usage.output_tokens if record.usage else None,
         "body": record.body,
         "at": _milliseconds(record.completed_at or record.created_at),
+        "conversation_id": record.conversation_id,
+        "joining": len(items) if record.joins_conversation else 0,
     }
     if record.previous_response_id is None:
         rows = [Statement(INSERT_CHAIN, named), Statement(INSERT_FIRST_RESPONSE, named)]
     else:
         rows = [Statement(INSERT_NEXT_RESPONSE, named, rows=1), Statement(TOUCH_CHAIN, named, rows=1)]
-    return [*rows, Statement(INSERT_ITEM, items, many=True)]
+    rows.append(Statement(INSERT_ITEM, items, many=True))
+    if record.joins_conversation:
+        # First, so that the response's row learns where its items begin.
+        return [Statement(JOIN_CONVERSATION, named, rows=1), *rows, Statement(INSERT_CONVERSATION_ITEMS, named)]
+    if record.conversation_id is not None:
+        rows.append(Statement(LEAVE_CONVERSATION, named))
+    return rows
 
 
 def _milliseconds(seconds: float) -> int:

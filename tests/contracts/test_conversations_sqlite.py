@@ -1,0 +1,89 @@
+"""The conversation contract on SQLite: one store, two on one file, and a second one in another process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.ports import ConversationStore, ResponseStore
+from antiphon.errors import ConversationLocked
+from antiphon.stores import Stores, open_stores
+from tests.contracts.conversation_contract import LONG, NO_METADATA, ConversationStoreContract, in_conversation
+from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
+from tests.contracts.store_process import ProcessPart, StoreProcess
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[StoreProcess]:
+    process = StoreProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    yield opened
+    await opened.aclose()
+
+
+class _OnSqlite(ConversationStoreContract):
+    @pytest.fixture
+    def store(self, stores: Stores) -> ConversationStore:
+        return stores.conversations
+
+    @pytest.fixture
+    def responses(self, stores: Stores) -> ResponseStore:
+        return stores.responses
+
+
+class TestSqliteConversations(_OnSqlite):
+    @pytest.fixture
+    def peer(self, store: ConversationStore) -> ConversationStore:
+        return store
+
+
+class TestTwoSqliteStoresOfConversations(_OnSqlite):
+    @pytest.fixture
+    async def peer(self, stores: Stores, tmp_path: Path) -> AsyncIterator[ConversationStore]:
+        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+        yield opened.conversations
+        await opened.aclose()
+
+
+class TestSqliteConversationsInTwoProcesses(_OnSqlite):
+    @pytest.fixture
+    async def peer(self, stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[ProcessPart]:
+        await process.call("open", str(tmp_path), CHAIN_ITEMS)
+        yield ProcessPart(process, "conversations")
+        await process.call("aclose")
+
+    async def test_turns_of_both_processes_never_mix(
+        self, store: ConversationStore, responses: ResponseStore, peer: ProcessPart, process: StoreProcess
+    ) -> None:
+        """Each takes the lock, saves, and finds what the other saved before it; a refused try is repeated."""
+        await store.create(ALICE, "conv_a", NO_METADATA)
+
+        async def take_turns(where: str, here: bool) -> None:
+            for n in range(40):
+                saved = in_conversation(f"{where}{n}")
+                while True:
+                    try:
+                        found = await (store if here else peer).load(ALICE, "conv_a", holder=saved.id, seconds=LONG)
+                    except ConversationLocked:
+                        continue
+                    break
+                assert len(found) % 3 == 0
+                if here:
+                    await responses.save(saved)
+                else:
+                    await process.call("save", saved)
+
+        await asyncio.gather(take_turns("here", True), take_turns("there", False))
+        loaded = await store.load(ALICE, "conv_a")
+        assert loaded is not None and len(loaded) == 240
+        for n in range(0, 240, 3):
+            assert len({each.id.rpartition("_")[0] for each in loaded[n : n + 3]}) == 1
