@@ -19,7 +19,7 @@ from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
 from antiphon.api.router import Router
 from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
-from antiphon.doors.context import Admission, DoorContext, DoorLimits
+from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
@@ -136,6 +136,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         ),
         metrics=metrics,
         secret=settings.sidecar_secret(),
+        websocket=_websocket(settings),
     )
     return App(context, stores, upstream, runner)
 
@@ -165,6 +166,19 @@ def make_routes(settings: Settings) -> Routes:
 
     rules = tuple(ModelRule(rule.match, route(rule.upstream, rule)) for rule in settings.models)
     return Routes(route(DEFAULT_UPSTREAM, None), rules)
+
+
+def _websocket(settings: Settings) -> WebSocketLimits:
+    given = settings.websocket
+    return WebSocketLimits(
+        enabled=given.enabled,
+        origins=given.origins,
+        connections=given.connections,
+        seconds=given.seconds,
+        ping_seconds=given.ping,
+        memory_bytes=given.memory_bytes,
+        compress=given.compression,
+    )
 
 
 def _capabilities(settings: Settings, routes: Routes) -> Capabilities:

@@ -31,6 +31,7 @@ __all__ = [
     "SidecarSettings",
     "TimeoutSettings",
     "UpstreamSettings",
+    "WebSocketSettings",
     "load_settings",
     "parse_address",
 ]
@@ -256,6 +257,26 @@ class FetchSettings(_Section):
     """PEM file with the authorities trusted for these servers; unset: the system's."""
 
 
+class WebSocketSettings(_Section):
+    """WebSocket connections on `/v1/responses`."""
+
+    enabled: bool = True
+    """Take WebSocket connections; off: an upgrade is a 426, after which clients use HTTP."""
+    origins: tuple[str, ...] = ()
+    """Web pages that may connect, by origin (`https://app.example`; `*`: all), beside clients that are no browsers and
+    pages of this host itself."""
+    connections: int = Field(1_000, ge=1)
+    """Most connections per process; above it an upgrade is a 503."""
+    seconds: float = Field(3_600.0, gt=0)
+    """How long one connection may live; what runs then is finished."""
+    ping: float = Field(30.0, gt=0)
+    """Seconds between pings; a client that does not answer one within half of that is gone."""
+    memory_bytes: int = Field(16 * _MIB, ge=0)
+    """How much a connection remembers of responses with `store: false`, so that they can be continued on it."""
+    compression: bool = True
+    """Compress frames (permessage-deflate) where the client offers it."""
+
+
 class TimeoutSettings(_Section):
     connect: float = Field(5.0, gt=0)
     """Seconds to connect to the upstream."""
@@ -347,6 +368,7 @@ class Settings(_Section):
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
     fetch: FetchSettings = FetchSettings()
+    websocket: WebSocketSettings = WebSocketSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     sidecar: SidecarSettings = SidecarSettings()

@@ -91,20 +91,23 @@ def run(
     profile: str = "generic",
     **options: Any,
 ) -> Outcome:
-    """One request, one upstream answer, to the end."""
+    """One request to the end; each model call gets the same upstream answer."""
     exchange = make_exchange(profile, **options)
     outcome = Outcome()
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", client_headers, "owner"), body)
     pump(exchange, outcome, context)
-    if exchange.done:
-        return outcome
-    exchange.receive_upstream_head(status, headers)
-    pump(exchange, outcome)
-    for piece in pieces:
-        exchange.receive_upstream_data(piece)
+    pieces = list(pieces)
+    for call in outcome.calls:
+        # A later turn's call is added while this one is answered.
+        exchange.receive_upstream_head(status, headers)
         pump(exchange, outcome)
-    exchange.receive_upstream_end(error)
-    pump(exchange, outcome)
+        for piece in pieces:
+            if outcome.calls[-1] is call:
+                exchange.receive_upstream_data(piece)
+                pump(exchange, outcome)
+        if outcome.calls[-1] is call:
+            exchange.receive_upstream_end(error)
+            pump(exchange, outcome)
     assert exchange.done
     return outcome

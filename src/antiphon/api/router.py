@@ -22,6 +22,7 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
 from antiphon.api.responses import delete_response, get_response, list_input_items, no_such_response
 from antiphon.api.route import Endpoint, Route
+from antiphon.engine.exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports import ResponseStore
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
@@ -29,6 +30,7 @@ from antiphon.observability.metrics import Metrics
 __all__ = ["EXCHANGE_PATH", "Router"]
 
 EXCHANGE_PATH = "/v1/responses"
+_EXCHANGES = frozenset({EXCHANGE_PATH, COMPACT_PATH, COUNT_PATH})
 
 _log = structlog.get_logger(__name__)
 
@@ -77,8 +79,8 @@ class Router:
 
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
-        """Whether this is a request for a new response, which a door runs as an exchange."""
-        return method == "POST" and path == EXCHANGE_PATH
+        """Whether a door runs this as an exchange: a new response, a compaction, a count of tokens."""
+        return method == "POST" and path in _EXCHANGES
 
     def reads_body(self, method: str, path: str) -> bool:
         """Whether the answer depends on the request's body; otherwise it is not read."""

@@ -20,7 +20,7 @@ from antiphon.engine.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.observability.metrics import Metrics
 
-__all__ = ["Admission", "DoorContext", "DoorLimits"]
+__all__ = ["Admission", "DoorContext", "DoorLimits", "WebSocketLimits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Admission:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.on_close: set[Callable[[], None]] = set()
+        """Called once, when no more requests are admitted: what is open without a request in it can go."""
 
     @property
     def closed(self) -> bool:
@@ -78,6 +80,8 @@ class Admission:
     def close(self) -> None:
         """Admit no more requests."""
         self._closed = True
+        for told in tuple(self.on_close):
+            told()
 
     async def drained(self, seconds: float) -> bool:
         """Wait until nothing is in flight; False when `seconds` passed first."""
@@ -87,6 +91,24 @@ class Admission:
         except TimeoutError:
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketLimits:
+    """`enabled`: whether upgrades are taken at all. `origins`: pages that may connect (`*`: any), beside clients that
+    are no browsers and pages of this host itself.
+
+    `connections` are the most at once; one lives `seconds`, gets a ping every `ping_seconds`, and remembers
+    `memory_bytes` of responses that are not stored. `compress`: permessage-deflate, where the client offers it.
+    """
+
+    enabled: bool = True
+    origins: tuple[str, ...] = ()
+    connections: int = 1_000
+    seconds: float = 3_600.0
+    ping_seconds: float = 30.0
+    memory_bytes: int = 16 << 20
+    compress: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +127,4 @@ class DoorContext:
     limits: DoorLimits
     metrics: Metrics
     secret: str | None = None
+    websocket: WebSocketLimits = WebSocketLimits()

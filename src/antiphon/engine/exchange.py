@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+from msgspec import Raw
+
 from antiphon.engine.actions import (
     AbortUpstream,
     Action,
@@ -27,6 +30,7 @@ from antiphon.engine.actions import (
     Finish,
     LoadContext,
     RequestHead,
+    ResponseRecord,
     SaveResponse,
     SendBody,
     SendHead,
@@ -34,7 +38,14 @@ from antiphon.engine.actions import (
     UpstreamRequest,
     Usage,
 )
-from antiphon.engine.records import make_record, prepare_input, read_history, resolve_references, stored_input
+from antiphon.engine.records import (
+    item_body,
+    make_record,
+    prepare_input,
+    read_history,
+    resolve_references,
+    stored_input,
+)
 from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import (
@@ -48,28 +59,41 @@ from antiphon.errors import (
 )
 from antiphon.ids import Clock, IdFactory
 from antiphon.sealing import Sealer
-from antiphon.translation.builder import BuilderOptions, ResponseBuilder
+from antiphon.translation.builder import BuilderOptions, ResponseBuilder, add_usage, usage_object
 from antiphon.translation.chat_messages import ItemSources
-from antiphon.translation.chat_request import translate_request
+from antiphon.translation.chat_request import ChatTranslation, translate_request
 from antiphon.translation.chat_stream import ChatStream, Ending
+from antiphon.translation.compaction import (
+    Named,
+    ask_for_summary,
+    compaction_payload,
+    expand_compactions,
+    latest_users,
+    split,
+)
 from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
 from antiphon.translation.file_urls import FileNotFetched, file_urls, forgive_history, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_request import read_model, read_request
 from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.truncation import estimate_body, estimate_tokens
 from antiphon.translation.upstream_errors import (
     as_event_failure,
     map_transport_error,
     map_upstream_answer,
     passed_headers,
 )
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, Message, OutputText
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
+from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-__all__ = ["ExchangeOptions", "ResponseExchange"]
+__all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
+
+COMPACT_PATH = "/v1/responses/compact"
+COUNT_PATH = "/v1/responses/input_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +141,16 @@ _CANCELLED = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """A turn in which the model sums the conversation up: what was before it, what stays beside it, and who takes the
+    model's words meanwhile."""
+
+    items: list[Named]
+    kept: list[bytes]
+    builder: ResponseBuilder
+
+
 class ResponseExchange:
     """One client request. Doors call `receive_*` and perform what `actions` returns, in order."""
 
@@ -146,12 +180,21 @@ class ResponseExchange:
         self._profile = options.profile
         self._tools = ToolMap()
         self._ignored: tuple[str, ...] = ()
+        self._purpose = ""
+        self._summary: _Summary | None = None
+        self._compacted: list[Named] | None = None
+        self._summed: list[Named] = []
+        self._spent: UsageObject | None = None
         self._ending: Ending | None = None
         self._head_sent = False
         self._upstream_open = False
         self._cancelled = False
         self._unsaved = False
         self._ended_at = 0.0
+        self.generate = True
+        """False: everything but the model call (a WebSocket's prewarm): the answer is complete and empty at once."""
+        self.error_events = True
+        """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
         self.request_bytes = 0
         """The size of the request's body."""
         self.state = State.NEW
@@ -166,7 +209,8 @@ class ResponseExchange:
     @property
     def needs_drive(self) -> bool:
         """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
-        return False
+        request = self._request
+        return bool(self._purpose) or (request is not None and request.compact_threshold is not None)
 
     @property
     def done(self) -> bool:
@@ -187,6 +231,12 @@ class ResponseExchange:
     def response_id(self) -> str:
         """The response's id, once the request was read."""
         return self._builder.response.id if self._builder is not None else ""
+
+    def unstored_record(self) -> ResponseRecord | None:
+        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
+        if self._request is None or self._builder is None or self._request.store or self._ending is None:
+            return None
+        return self._record(self._ending)
 
     @property
     def usage(self) -> Usage | None:
@@ -220,6 +270,8 @@ class ResponseExchange:
         """The whole request."""
         self._allow(Input.REQUEST)
         self._head = head
+        path = head.path.partition("?")[0]
+        self._purpose = path if path in (COMPACT_PATH, COUNT_PATH) else ""
         self.request_bytes = len(body)
         options = self._options
         try:
@@ -229,6 +281,9 @@ class ResponseExchange:
                     self._pass_on(model, route, body)
                     return
             request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
+            if self._purpose:
+                request.stream = request.store = False
+                request.compact = self._purpose == COMPACT_PATH
             if options.routes is not None:
                 self._route = options.routes.choose(request.model)
             self._profile = self._route.profile.for_model(self._route.model or request.model)
@@ -304,11 +359,12 @@ class ResponseExchange:
         if not 200 <= status < 300:
             self.state = State.REFUSED
             return
+        summary = self._summary
         self._chat = ChatStream(
-            self._builder,
+            self._builder if summary is None else summary.builder,
             self._profile,
             tools=self._tools,
-            logprobs=self._request is not None and self._request.logprobs,
+            logprobs=summary is None and self._request is not None and self._request.logprobs,
             event_limit=self._options.most_event_bytes,
             most_calls=self._options.most_tool_calls,
         )
@@ -400,6 +456,7 @@ class ResponseExchange:
             start_response(request, self._new_id("resp"), self._clock()),
             BuilderOptions(
                 events=request.stream,
+                error_events=self.error_events,
                 reasoning_as_summary=as_summary,
                 open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
                 obfuscate=request.obfuscation,
@@ -420,32 +477,163 @@ class ResponseExchange:
     def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
         assert self._request is not None and self._head is not None
         request = self._request
+        ignored = request.ignored
         try:
-            translated = translate_request(
-                request,
-                _named_items(history, request.input),
-                self._profile,
-                model=self._route.model,
-                context_tokens=self._route.context_tokens,
-                sources=ItemSources(self._unseal, self._files),
-                most_tools=self._options.most_tools,
-            )
+            if self._compacted is not None:
+                items = self._compacted
+            else:
+                items = expand_compactions(_named_items(history, request.input), self._unseal)
+                if request.compact or self._is_too_long(items):
+                    if self._sum_up(items):
+                        return
+                elif request.compact_threshold == 0 and self._route.context_tokens is None:
+                    ignored = (*ignored, "context_management")
+            translated = self._translate(request, items)
         except FileNotFetched:
             if self._history is not None:
                 raise
             self._load_files(history)
             return
         self._tools = translated.tools
-        self._ignored = (*request.ignored, *translated.ignored)
-        if request.store:
-            # Now, not when the response ends: a large request is read where it holds nobody up.
-            self._stored_input = stored_input(prepare_input(request.input, self._new_id))
+        self._ignored = (*ignored, *translated.ignored)
+        if self._purpose == COUNT_PATH:
+            self._answer(
+                encode({"object": "response.input_tokens", "input_tokens": estimate_body(translated.body)}),
+                (("antiphon-estimated", "input_tokens"),),
+            )
+            return
+        self._prepare_stored()
+        if not self.generate:
+            self._complete_empty()
+            return
         self._call("/chat/completions", translated.body, request.model, stream=request.stream)
+
+    def _translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation:
+        return translate_request(
+            request,
+            items,
+            self._profile,
+            model=self._route.model,
+            context_tokens=self._route.context_tokens,
+            sources=ItemSources(self._unseal, self._files),
+            most_tools=self._options.most_tools,
+        )
+
+    def _prepare_stored(self) -> None:
+        assert self._request is not None
+        if self._request.store and self._stored_input is None:
+            # Now, not when the response ends: a large request is read where it holds nobody up.
+            self._stored_input = stored_input(prepare_input(self._request.input, self._new_id))
+
+    # Compaction: a turn of its own, before the answer or instead of it
+
+    def _is_too_long(self, items: list[Named]) -> bool:
+        request, context = self._request, self._route.context_tokens
+        assert request is not None
+        threshold = request.compact_threshold
+        if threshold == 0 and context is not None:
+            threshold = context * 8 // 10
+        if not threshold:
+            return False
+        fixed = len(bytes(request.instructions or b"")) // 4
+        return fixed + sum(estimate_tokens(item) for _, item in items) >= threshold
+
+    def _sum_up(self, items: list[Named]) -> bool:
+        """Have the model sum up what can be summed up; False when there is nothing."""
+        assert self._request is not None and self._builder is not None
+        request = self._request
+        halves = split(items, latest=not request.compact)
+        if not request.compact and all(item.role in ("system", "developer") for _, item in halves.summed):
+            return False
+        if self._options.sealer is None:
+            raise InvalidRequest(
+                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
+            )
+        asked = msgspec.structs.replace(
+            request,
+            tools=(),
+            tool_choice=None,
+            parallel_tool_calls=None,
+            text=None,
+            max_output_tokens=None,
+            logprobs=False,
+            top_logprobs=None,
+            # Better a summary of the latest part than none.
+            truncation="auto",
+        )
+        translated = self._translate(asked, [*halves.summed, ask_for_summary()])
+        self._tools = ToolMap()
+        self._ignored = request.ignored
+        self._prepare_stored()
+        response = msgspec.structs.replace(self._builder.response)
+        quiet = ResponseBuilder(
+            response, BuilderOptions(events=False, most_bytes=self._options.most_upstream_bytes), self._new_id
+        )
+        self._summary = _Summary(items, [item_body(item) for item in halves.kept], quiet)
+        self._call("/chat/completions", translated.body, request.model, stream=request.stream)
+        return True
+
+    def _end_summary(self, summary: _Summary, ending: Ending) -> Ending | None:
+        """The model's summary is there, or failed: how the response ends, or None when it goes on."""
+        assert self._request is not None and self._builder is not None
+        self._summary, self._chat = None, None
+        self._spent = summary.builder.response.usage
+        text = b"".join(_text_of(item) for item in summary.builder.items if isinstance(item, Message))
+        if ending.status == "failed" or self._cancelled:
+            return ending
+        if not text:
+            return Ending("failed", code="model_error", message="The model gave no summary of the conversation.")
+        covers = not self._request.compact
+        sealed = self._seal(compaction_payload(text, summary.kept, covers=covers))
+        self._builder.compaction(sealed)
+        if not covers:
+            self._builder.response.service_tier = summary.builder.response.service_tier
+            return Ending("completed")
+        if self._head_sent:
+            self._actions.append(SendBody(self._builder.take()))
+        if self._upstream_open:
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+        compaction = InputItem(type="compaction", encrypted_content=sealed)
+        try:
+            self._compacted = expand_compactions([*summary.items, ("input", compaction)], self._unseal)
+            self._call_upstream(self._history or ())
+        except ApiError as error:
+            self._fail_call(error)
+        return None
+
+    def _answer_compaction(self) -> None:
+        """The compacted conversation, for whoever begins a new chain with it."""
+        assert self._builder is not None
+        response = self._builder.response
+        users = stored_input(prepare_input(latest_users(self._summed), self._new_id))
+        output = [*(Raw(item.body) for item in users), *self._builder.items]
+        usage = response.usage or usage_object(0, 0, 0, 0, 0, 0)
+        self._answer(
+            encode(
+                {
+                    "id": response.id,
+                    "object": "response.compaction",
+                    "created_at": response.created_at,
+                    "output": output,
+                    "usage": usage,
+                }
+            )
+        )
+
+    def _answer(self, body: bytes, headers: Headers = ()) -> None:
+        """A whole JSON answer that is no response object."""
+        self._head_sent = True
+        length = ("content-length", str(len(body)))
+        self._actions.append(SendHead(200, (_JSON, length, *headers, *self._ignored_header())))
+        self._actions.append(SendBody(body))
+        self._finish("completed")
 
     def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
         assert self._head is not None
         self.state = State.CALLING
         self._upstream_open = True
+        self._collected, self._collected_size = [], 0
         headers = self._allowed_headers(self._head.headers, stream)
         self._actions.append(
             CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
@@ -459,7 +647,7 @@ class ResponseExchange:
         self._route = route
         if not route.serves(model):
             raise _no_such_model(model)
-        self._call("/responses", body, model, stream=True)
+        self._call(self._purpose.removeprefix("/v1") or "/responses", body, model, stream=True)
 
     def _pass_back(self, status: int, headers: Headers) -> None:
         self.state = State.PASSING
@@ -574,7 +762,18 @@ class ResponseExchange:
             self._ending = cut or Ending("failed", code="server_error", message="There was no answer.")
         if self._cancelled and cut is not None:
             self._ending = cut
+        if self._summary is not None:
+            self._summed = self._summary.items
+            goes_on = self._end_summary(self._summary, self._ending)
+            if goes_on is None:
+                return
+            self._ending = goes_on
         ending = self._ending
+        if self._spent is not None:
+            self._builder.set_usage(add_usage(self._spent, self._builder.response.usage))
+        if self._purpose == COMPACT_PATH and ending.status == "completed":
+            self._answer_compaction()
+            return
         if self._request.stream and not self._cancelled and (self._head_sent or ending.status != "failed"):
             self._send_stream_head()
             out = self._builder.take()
@@ -588,22 +787,36 @@ class ResponseExchange:
             self._send_ending(ending)
             return
         self.state = State.SAVING
+        self._actions.append(SaveResponse(self._record(ending)))
+
+    def _record(self, ending: Ending) -> ResponseRecord:
+        assert self._builder is not None and self._head is not None and self._request is not None
         items = self._stored_input
         if items is None:
             items = stored_input(prepare_input(self._request.input, self._new_id))
-        self._actions.append(
-            SaveResponse(
-                make_record(
-                    self._builder.response,
-                    ending,
-                    self._head.owner,
-                    items,
-                    self._builder.items,
-                    self._ended_at,
-                    self.usage,
-                )
-            )
+        return make_record(
+            self._builder.response,
+            ending,
+            self._head.owner,
+            items,
+            self._builder.items,
+            self._ended_at,
+            self.usage,
         )
+
+    def _complete_empty(self) -> None:
+        """No model is asked: an answer without output, which later requests can continue."""
+        assert self._builder is not None and self._request is not None
+        self._ended_at = self._clock()
+        self._ending = Ending("completed")
+        self._builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
+        if self._request.stream:
+            self._send_stream_head()
+        if not self._request.store:
+            self._send_ending(self._ending)
+            return
+        self.state = State.SAVING
+        self._actions.append(SaveResponse(self._record(self._ending)))
 
     def _send_ending(self, ending: Ending) -> None:
         """The terminal event, the JSON answer, or the error; then the end."""
@@ -691,3 +904,8 @@ def _named_items(history: tuple[StoredItem, ...], items: list[InputItem]) -> lis
 def _token(name: str) -> str:
     """A name as it may stand in a header: everything but plain characters is escaped."""
     return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])
+
+
+def _text_of(item: Message) -> bytes:
+    """A message's text, as a fragment."""
+    return b"".join(bytes(part.text)[1:-1] for part in item.content if isinstance(part, OutputText))

@@ -10,6 +10,7 @@ request's task is cancelled; an upstream call never outlives its exchange, excep
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -73,6 +74,17 @@ class Runner:
         self._metrics = metrics
         self._saves: set[asyncio.Task[None]] = set()
 
+    def over(self, store: ResponseStore) -> Runner:
+        """The same runner with another store for what it loads and saves (a connection's memory over the real one)."""
+        view = copy.copy(self)
+        view._store = store
+        return view
+
+    @property
+    def store(self) -> ResponseStore:
+        """What responses are loaded from and saved to."""
+        return self._store
+
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
         """Give the exchange its request; a large one without holding up other requests."""
         if len(body) < LARGE:
@@ -110,14 +122,21 @@ class Runner:
 
         Cancel the task (or close the generator) to stop; then call `abandon`.
         """
+        call: CallUpstream | None = None
         async for action in self.settle(exchange):
             if isinstance(action, CallUpstream):
-                # Closed with this generator, not whenever it is collected: the model call ends with it.
-                async with aclosing(self._call(exchange, action)) as answers:
-                    async for sent in answers:
-                        yield sent
+                call = action
             else:
                 yield action
+        while call is not None:
+            turn, call = call, None
+            # Closed with this generator, not whenever it is collected: the model call ends with it.
+            async with aclosing(self._call(exchange, turn)) as answers:
+                async for sent in answers:
+                    if isinstance(sent, CallUpstream):
+                        call = sent
+                        break
+                    yield sent
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout."""
@@ -185,8 +204,10 @@ class Runner:
         self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
         return failure
 
-    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction, None]:
-        """One model call: head, body, end; with the timers of a driven stream."""
+    async def _call(
+        self, exchange: ResponseExchange, call: CallUpstream
+    ) -> AsyncGenerator[ClientAction | CallUpstream, None]:
+        """One model call: head, body, end; with the timers of a driven stream. The next call, if any, comes last."""
         pump = _Pump(self._upstream, call)
         try:
             pump.start()
@@ -200,8 +221,7 @@ class Runner:
                     opened = False
                     async for action in self.settle(exchange):
                         opened = True
-                        if not isinstance(action, CallUpstream):
-                            yield action
+                        yield action
                     if not opened and exchange.streaming:
                         yield SendBody(KEEPALIVE)
                     wait = self.timeouts.keepalive
@@ -214,8 +234,7 @@ class Runner:
                 else:
                     exchange.receive_upstream_end(event)
                 async for action in self.settle(exchange):
-                    if not isinstance(action, CallUpstream):
-                        yield action
+                    yield action
         finally:
             await pump.stop(whole=exchange.done)
 

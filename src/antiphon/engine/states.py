@@ -38,14 +38,18 @@ class Input(Enum):
     CANCEL = "cancel"
 
 
+_NEXT_TURN = (State.CALLING, State.CONTEXT)
+"""The conversation was compacted: another model call follows, for which files may have to be fetched."""
+
 TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
     State.NEW: {
-        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
+        # Straight to SAVING when no model is to be asked.
+        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CONTEXT: {
         # A second time for files, which history may name too.
-        Input.CONTEXT: frozenset({State.CONTEXT, State.CALLING, State.DONE}),
+        Input.CONTEXT: frozenset({State.CONTEXT, State.CALLING, State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CALLING: {
@@ -54,13 +58,13 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
         Input.CANCEL: frozenset({State.SAVING, State.DONE}),
     },
     State.STREAMING: {
-        Input.DATA: frozenset({State.STREAMING, State.SAVING, State.DONE}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.DATA: frozenset({State.STREAMING, State.SAVING, State.DONE, *_NEXT_TURN}),
+        Input.END: frozenset({State.SAVING, State.DONE, *_NEXT_TURN}),
         Input.CANCEL: frozenset({State.SAVING, State.DONE}),
     },
     State.COLLECTING: {
-        Input.DATA: frozenset({State.COLLECTING, State.SAVING, State.DONE}),
-        Input.END: frozenset({State.SAVING, State.DONE}),
+        Input.DATA: frozenset({State.COLLECTING, State.SAVING, State.DONE, *_NEXT_TURN}),
+        Input.END: frozenset({State.SAVING, State.DONE, *_NEXT_TURN}),
         Input.CANCEL: frozenset({State.SAVING, State.DONE}),
     },
     State.REFUSED: {

@@ -45,6 +45,9 @@ _NOT_FOUND = error_body(
 )
 
 
+_NATIVE_PATHS = ("/responses", "/responses/compact", "/responses/input_tokens")
+
+
 def key_variable(upstream: str) -> str:
     """The variable of Envoy's process that holds the key of an upstream."""
     return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
@@ -114,14 +117,14 @@ def model_door_routes(settings: Settings) -> list[Config]:
     native = {model.upstream for model in settings.models if model.mode == "native"}
     for name in settings.upstreams:
         chosen = [*needed, {"name": BACKEND_HEADER, "string_match": {"exact": name}}]
-        paths = ("/chat/completions", "/responses") if name in native else ("/chat/completions",)
+        paths = ("/chat/completions", *(_NATIVE_PATHS if name in native else ()))
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
         if name == settings.native_of_ids:
             routes += _by_id(settings, name, chosen)
     if settings.native_of_ids == "default":
         routes += _by_id(settings, "default", needed)
-    paths = (*_model_paths(settings), *(("/responses",) if "default" in native else ()))
+    paths = (*_model_paths(settings), *(_NATIVE_PATHS if "default" in native else ()))
     routes += [_to_model(settings, f"model{path}", path, headers=needed) for path in paths]
     if settings.has_default:
         routes.append(_to_model(settings, "models", "/models", method="GET", headers=needed))

@@ -15,6 +15,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from antiphon.stores.background import SqliteJobStore
 from antiphon.stores.conversations import SqliteConversationStore
 from antiphon.stores.migrate import migrate, packaged_migrations
 from antiphon.stores.responses import SqliteResponseStore
@@ -32,6 +33,7 @@ class Stores:
 
     responses: SqliteResponseStore
     conversations: SqliteConversationStore
+    background: SqliteJobStore
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
@@ -60,6 +62,7 @@ async def open_stores(data: Path, *, chain_items: int) -> Stores:
     return Stores(
         SqliteResponseStore(writer, readers, chain_items=chain_items),
         SqliteConversationStore(writer, readers, most_items=chain_items),
+        SqliteJobStore(writer, readers),
     )
 
 

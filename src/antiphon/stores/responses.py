@@ -16,12 +16,13 @@ import sqlite3
 from typing import Any
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.job_bodies import is_over, unfinished_response
 from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 
-__all__ = ["SqliteResponseStore"]
+__all__ = ["SqliteResponseStore", "save_statements"]
 
 # A new tree is named after its first response: ids are unique already.
 INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)"
@@ -76,15 +77,17 @@ WHERE c.owner = :owner AND c.id = :conversation_id ORDER BY i.pos LIMIT :most
 # A chain over the limit stops at the seed and brings no item; its size is in `history_items`. `depth < :most` can
 # only matter for a damaged database, in which a chain might run in a circle.
 LOAD_CHAIN = """
-WITH RECURSIVE turn (id, prev_id, depth, history_items, conversation_id, conversation_pos) AS (
-  SELECT id, CASE WHEN history_items <= :most THEN prev_id END, 0, history_items, conversation_id, conversation_pos
+WITH RECURSIVE turn (id, prev_id, depth, history_items, conversation_id, conversation_pos, status) AS (
+  SELECT id, CASE WHEN history_items <= :most THEN prev_id END, 0, history_items, conversation_id, conversation_pos,
+         status
   FROM responses WHERE id = :id AND owner = :owner
   UNION ALL
-  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.conversation_id, r.conversation_pos
+  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.conversation_id, r.conversation_pos, r.status
   FROM turn CROSS JOIN responses r ON r.id = turn.prev_id
   WHERE turn.depth < :most
 )
-SELECT turn.prev_id, turn.history_items, i.item_id, i.type, i.body, turn.conversation_id, turn.conversation_pos
+SELECT turn.prev_id, turn.history_items, i.item_id, i.type, i.body, turn.conversation_id, turn.conversation_pos,
+       turn.status
 FROM turn LEFT JOIN response_items i ON i.response_id = turn.id AND turn.history_items <= :most
 ORDER BY turn.depth DESC, i.dir, i.seq
 """
@@ -155,7 +158,7 @@ class SqliteResponseStore:
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
         try:
-            await self._writer.run(_save_statements(record))
+            await self._writer.run(save_statements(record))
         except RowsMissing:
             if record.conversation_id is not None:
                 raise StoreError("The conversation is gone, or another response has taken it over.") from None
@@ -173,6 +176,8 @@ class SqliteResponseStore:
         oldest_prev_id, history_items = rows[0][0], rows[0][1]
         if history_items > self._chain_items:
             raise ChainTooLong(self._chain_items)
+        if not is_over(rows[-1][7]):
+            raise unfinished_response(response_id)
         if oldest_prev_id is not None:
             return None  # an ancestor was deleted
         items = [_item(row, 2) for row in rows if row[2] is not None]
@@ -261,7 +266,7 @@ class SqliteResponseStore:
         await self._readers.fetch(PROBE_READ, {})
 
 
-def _save_statements(record: ResponseRecord) -> list[Statement]:
+def save_statements(record: ResponseRecord) -> list[Statement]:
     items = [
         (record.id, direction, seq, item.id, item.type, item.body)
         for direction, given in enumerate((record.input_items, record.output_items))

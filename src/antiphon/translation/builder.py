@@ -25,6 +25,7 @@ from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.types import events as ev
 from antiphon.types.items import (
+    Compaction,
     CustomToolCall,
     FunctionCall,
     Message,
@@ -45,7 +46,7 @@ from antiphon.types.response import (
     UsageObject,
 )
 
-__all__ = ["BuilderOptions", "OutputTooLarge", "ResponseBuilder", "usage_object"]
+__all__ = ["BuilderOptions", "OutputTooLarge", "ResponseBuilder", "add_usage", "usage_object"]
 
 _EMPTY = Raw(b'""')
 _PADDED_TO = 16
@@ -56,11 +57,12 @@ class OutputTooLarge(Exception):
 
 
 class BuilderOptions(Struct, frozen=True):
-    """`events`: whether events are wanted at all (a JSON client wants none); `reasoning_as_summary` and
+    """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one; `reasoning_as_summary` and
     `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide their length; `seal` makes a
     reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of the response."""
 
     events: bool
+    error_events: bool = True
     reasoning_as_summary: bool = False
     open_responses_names: bool = False
     obfuscate: bool = False
@@ -75,7 +77,7 @@ class ResponseBuilder:
         self.response = response
         self._options = options
         self._new_id = new_id
-        self._number = 0
+        self._number = options.first_number
         self._started = False
         self._out: list[bytes] = []
         self._output: list[OutputItem] = []
@@ -113,12 +115,20 @@ class ResponseBuilder:
 
     # Lifecycle
 
+    def queue(self) -> None:
+        """`response.created`, `response.queued`: what a background stream begins with, before it is run."""
+        self.response.status = "queued"
+        self._emit(ev.ResponseCreated(self._next(), self.response))
+        self._emit(ev.ResponseQueued(self._next(), self.response))
+
     def start(self) -> None:
-        """`response.created`, `response.in_progress`; the second call does nothing."""
+        """`response.created`, `response.in_progress`; the second call does nothing. A stream that goes on (it was
+        queued) was created already."""
         if self._started:
             return
         self._started = True
-        self._emit(ev.ResponseCreated(self._next(), self.response))
+        if not self._options.first_number:
+            self._emit(ev.ResponseCreated(self._next(), self.response))
         self._emit(ev.ResponseInProgress(self._next(), self.response))
 
     def complete(self, completed_at: float) -> None:
@@ -134,11 +144,12 @@ class ResponseBuilder:
         self._emit(ev.ResponseIncomplete(self._next(), self.response))
 
     def fail(self, code: str, message: str) -> None:
-        """The `error` event and the terminal event `response.failed`."""
+        """The `error` event (where it is wanted) and the terminal event `response.failed`."""
         self._settle("failed")
         self.response.error = ResponseError(code=code, message=message)
-        detail = ev.ErrorDetail(type=event_error_type(code), code=code, message=message, param=None)
-        self._emit(ev.ErrorEvent(self._next(), code=code, message=message, param=None, error=detail))
+        if self._options.error_events:
+            detail = ev.ErrorDetail(type=event_error_type(code), code=code, message=message, param=None)
+            self._emit(ev.ErrorEvent(self._next(), code=code, message=message, param=None, error=detail))
         self._emit(ev.ResponseFailed(self._next(), self.response))
 
     def _settle(self, status: str) -> None:
@@ -242,6 +253,15 @@ class ResponseBuilder:
             self._emit(ev.ContentPartAdded(self._next(), item.id, index, 0, ReasoningText(_EMPTY)))
             delta = ev.ReasoningDelta if self._options.open_responses_names else ev.ReasoningTextDelta
             self._template = DeltaTemplate(delta(0, item.id, index, 0, _EMPTY))
+
+    def compaction(self, encrypted_content: str) -> None:
+        """What stands for the conversation so far (observed: nothing comes between its added and done events)."""
+        self.close("completed")
+        item = Compaction(id=self._new_id("cmp"), encrypted_content=encrypted_content)
+        index = len(self._output)
+        self._emit(ev.OutputItemAdded(self._next(), index, item))
+        self._output.append(item)
+        self._emit(ev.OutputItemDone(self._next(), index, item))
 
     # Calls
 
@@ -459,4 +479,18 @@ def usage_object(
         output_tokens=output_tokens,
         output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
         total_tokens=total_tokens,
+    )
+
+
+def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
+    """What two model calls of one response cost together."""
+    if other is None:
+        return one
+    return usage_object(
+        one.input_tokens + other.input_tokens,
+        one.output_tokens + other.output_tokens,
+        one.total_tokens + other.total_tokens,
+        one.input_tokens_details.cached_tokens + other.input_tokens_details.cached_tokens,
+        one.input_tokens_details.cache_write_tokens + other.input_tokens_details.cache_write_tokens,
+        one.output_tokens_details.reasoning_tokens + other.output_tokens_details.reasoning_tokens,
     )

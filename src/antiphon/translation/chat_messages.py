@@ -21,6 +21,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
 from antiphon.translation.checks import required
+from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.hosted_items import HOSTED, hosted_call
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.tool_map import fitting_call_id
@@ -32,7 +33,6 @@ from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
 __all__ = ["ItemSources", "instruct", "translate_items"]
 
 _ROLES = ("user", "assistant", "system", "developer")
-_COMPACTIONS = ("compaction", "compaction_summary", "context_compaction")
 
 
 def _no_keys(text: str, param: str) -> bytes:
@@ -158,7 +158,7 @@ class _Grouping:
             self._call(where, item)
         elif kind in HOSTED:
             self._hosted(item, number)
-        elif kind in _COMPACTIONS:
+        elif kind in COMPACTIONS:
             self._compaction(where, item)
         elif kind != "additional_tools":
             # Tools that an item brings were read already.
@@ -319,12 +319,6 @@ def _unknown(where: str, kind: str | None) -> InvalidRequest:
     if kind is None:
         return InvalidRequest(
             f"Missing required parameter: '{where}.type'.", param=f"{where}.type", code="missing_required_parameter"
-        )
-    if kind == "compaction_trigger":
-        return InvalidRequest(
-            "Compaction is not available yet; leave the 'compaction_trigger' item out.",
-            param=f"{where}.type",
-            code="unsupported_parameter",
         )
     return InvalidRequest(
         f"Invalid value for '{where}.type': items of type {kind[:64]!r} are not supported.",

@@ -38,6 +38,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         text=_text(request.text),
         reasoning=_reasoning(request),
         metadata=request.metadata or _NO_METADATA,
+        background=request.background,
         frequency_penalty=request.frequency_penalty or 0.0,
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,

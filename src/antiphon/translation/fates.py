@@ -165,7 +165,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "prompt_cache_retention": _passed("prompt_cache_retention"),
         "prompt_cache_options": _NAMED,
         "user": _passed("user"),
-        "context_management": _NAMED,
+        "context_management": Fate(
+            "emulated", "a summary by the same model, before the answer; without a number, `context_tokens` decides"
+        ),
         "moderation": _NAMED,
         "background": Fate("unsupported", "`true` is not available yet"),
         "conversation": Fate("unsupported", "not available yet; use `previous_response_id`"),
@@ -266,7 +268,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.mcp_approval_response": Fate("emulated", "added to the result of its request"),
         "input.program": _SHOWN,
         "input.program_output": Fate("emulated", "added to the result of its program"),
-        "input.compaction_trigger": Fate("unsupported", "compaction is not available yet"),
+        "input.compaction_trigger": Fate("emulated", "as the last item: the answer is a compaction, made by the model"),
     },
     "Content parts": {
         "content.input_text": _SENT,

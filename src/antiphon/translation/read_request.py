@@ -16,11 +16,12 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.checks import NAME, check_choice, read_string, wrong_type
+from antiphon.translation.compaction import take_trigger
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first, given
-from antiphon.types.request import CreateResponse, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.request import ContextManagement, CreateResponse, ReasoningOptions, StreamOptions, TextOptions
 from antiphon.types.tools import Tool
 
 __all__ = ["read_model", "read_request"]
@@ -49,6 +50,7 @@ _OPTIONAL: dict[str, Any] = {
     "top_logprobs": int | None,
     "service_tier": str | None,
     "metadata": dict[str, str] | None,
+    "context_management": list[ContextManagement] | None,
 }
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
@@ -139,16 +141,17 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
     _check_values(values)
     ignored += _ignored_inside(fields)
     ignored += _ignored_values(values)
-    if values.get("background"):
+    if values.get("background") and values.get("store") is False:
         raise InvalidRequest(
-            "Background responses are not available yet; leave 'background' out.",
+            "'background' needs 'store': a response that runs in the background is kept until it is fetched.",
             param="background",
-            code="unsupported_parameter",
+            code="invalid_value",
         )
     include: list[str] = values.get("include") or []
     options: StreamOptions | None = values.get("stream_options")
     tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), most_tools)
     items = _read_input(fields.get("input", ABSENT), most_items)
+    compact = take_trigger(items)
     brought, others = _brought_tools(items, most_tools)
     ignored += sorted({*left_out, *others})
     request = CreateResponse(
@@ -173,6 +176,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         metadata=fields.get("metadata") if values.get("metadata") is not None else None,
         store=values.get("store") is not False,
         stream=bool(values.get("stream")),
+        background=bool(values.get("background")),
         text=values.get("text"),
         reasoning=values.get("reasoning"),
         truncation=values.get("truncation") or "disabled",
@@ -185,6 +189,8 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         logprobs=_LOGPROBS in include or bool(values.get("top_logprobs")),
         encrypted_reasoning=_ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
+        compact=compact,
+        compact_threshold=_read_threshold(values.get("context_management") or []),
         ignored=tuple(ignored),
     )
     if not request.input and request.previous_response_id is None:
@@ -283,6 +289,21 @@ def _check_values(values: dict[str, Any]) -> None:
                 param="include",
                 code="invalid_value",
             )
+
+
+def _read_threshold(entries: list[ContextManagement]) -> int | None:
+    threshold = None
+    for number, entry in enumerate(entries):
+        where = f"context_management[{number}]"
+        check_choice(f"{where}.type", entry.type, ("compaction",))
+        if entry.compact_threshold is not None and entry.compact_threshold < 1000:
+            raise InvalidRequest(
+                f"Invalid '{where}.compact_threshold': {entry.compact_threshold} is below the minimum of 1000.",
+                param=f"{where}.compact_threshold",
+                code="integer_below_min_value",
+            )
+        threshold = entry.compact_threshold or 0
+    return threshold
 
 
 def _check_text(text: TextOptions) -> None:

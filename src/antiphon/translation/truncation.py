@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from antiphon.translation.call_items import OUTPUTS
 from antiphon.types.items import InputItem
 
-__all__ = ["estimate_tokens", "keep_latest"]
+__all__ = ["estimate_body", "estimate_tokens", "keep_latest"]
 
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
@@ -48,6 +48,14 @@ def estimate_tokens(item: InputItem) -> int:
             pictures += found
         size += len(data)
     return size // _BYTES_PER_TOKEN + pictures * _TOKENS_PER_PICTURE + _TOKENS_PER_MESSAGE
+
+
+def estimate_body(body: bytes) -> int:
+    """About how many tokens a chat request is for the model, its tools and instructions included."""
+    pictures = 0
+    if b'"data:' in body:
+        body, pictures = _DATA.subn(b"", body)
+    return len(body) // _BYTES_PER_TOKEN + pictures * _TOKENS_PER_PICTURE
 
 
 def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:

@@ -68,6 +68,9 @@ class _Lifecycle(Event):
 class ResponseCreated(_Lifecycle, tag="response.created"): ...
 
 
+class ResponseQueued(_Lifecycle, tag="response.queued"): ...
+
+
 class ResponseInProgress(_Lifecycle, tag="response.in_progress"): ...
 
 

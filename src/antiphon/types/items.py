@@ -16,6 +16,7 @@ from antiphon.types.json import ABSENT
 
 __all__ = [
     "ApplyPatchCall",
+    "Compaction",
     "CustomToolCall",
     "FunctionCall",
     "InputItem",
@@ -190,4 +191,14 @@ class ToolSearchCall(Struct, kw_only=True):
 NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 """Calls that are put out whole: nothing comes between their added and done events."""
 
-OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall
+
+
+class Compaction(Struct, kw_only=True):
+    """What stands for an earlier part of the conversation; it has no `status`."""
+
+    id: str
+    type: str = "compaction"
+    encrypted_content: str
+
+
+OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction

@@ -16,7 +16,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
 from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = ["CreateResponse", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
+__all__ = ["ContextManagement", "CreateResponse", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
 
 
 class TextFormat(Struct):
@@ -38,6 +38,11 @@ class ReasoningOptions(Struct):
     generate_summary: str | None = None
 
 
+class ContextManagement(Struct):
+    type: str
+    compact_threshold: int | None = None
+
+
 class StreamOptions(Struct):
     include_obfuscation: bool | None = None
 
@@ -45,7 +50,9 @@ class StreamOptions(Struct):
 class CreateResponse(Struct):
     """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
 
-    What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`.
+    What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`:
+    the conversation is to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens
+    (0: when the model's context is nearly full).
     """
 
     model: str
@@ -64,6 +71,7 @@ class CreateResponse(Struct):
     metadata: Raw | None = None
     store: bool = True
     stream: bool = False
+    background: bool = False
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: str = "disabled"
@@ -76,4 +84,6 @@ class CreateResponse(Struct):
     logprobs: bool = False
     encrypted_reasoning: bool = False
     obfuscation: bool = False
+    compact: bool = False
+    compact_threshold: int | None = None
     ignored: tuple[str, ...] = ()

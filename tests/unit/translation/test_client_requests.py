@@ -25,7 +25,6 @@ REFUSED = {
     "hosted tool 'mcp'": "hosted tools cannot run yet",
     "Conversations are not available": "conversations are not there yet",
     "'item_reference' are not supported": "references are resolved by the exchange, from the store",
-    "Compaction is not available": "compaction is not there yet",
 }
 
 

@@ -28,6 +28,7 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener, make_server
 from antiphon.doors.http.path import split_target
+from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
 from antiphon.doors.request_body import content_codings, decode_body, too_large
 from antiphon.engine.actions import CancelReason, RequestHead
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
@@ -75,6 +76,7 @@ class HttpDoor:
         self._listener: Listener | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
+        self._sockets = 0
 
     async def start(self, address: str, mode: int = 0o600, *, shared_port: bool = False) -> str:
         """Listen at `unix:PATH` (with this file mode) or `HOST:PORT`; the address that was bound. Raises `ConfigError`.
@@ -140,14 +142,8 @@ class HttpDoor:
         call.path = request.raw_path.partition("?")[0]
         call.path, query = split_target(request.raw_path)
         self._check_peer(request, call)
-        if call.path == EXCHANGE_PATH and request.headers.get("upgrade", "").lower() == "websocket":
-            raise ApiError(
-                "WebSocket connections are not supported here. Use POST with an event stream.",
-                status=426,
-                type="invalid_request_error",
-                code="upgrade_not_supported",
-                headers=(("upgrade", "HTTP/1.1"), ("connection", "close")),
-            )
+        if call.path == EXCHANGE_PATH and is_upgrade(request):
+            return await self._serve_socket(request, call)
         router = self._context.router
         is_open = router.is_open(call.path)
         # Health and metrics are answered while draining, and when the server is full.
@@ -183,7 +179,7 @@ class HttpDoor:
         call.headers = headers
 
     async def _serve_exchange(self, request: web.BaseRequest, call: _Call, owner: str) -> web.StreamResponse:
-        if not self._drive_exchanges:
+        if not self._drive_exchanges and call.path == EXCHANGE_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         with self._counted(call):
             body = await self._read_body(request, call.headers)
@@ -197,6 +193,21 @@ class HttpDoor:
             finally:
                 call.outcome = answer.outcome
                 call.response_id = exchange.response_id
+
+    async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
+        """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
+        check_handshake(request, self._context.websocket, self._sockets)
+        with self._context.admission.admit():
+            owner = self._context.owners.resolve(call.headers)
+        head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
+        self._sockets += 1
+        # However it ends: the upgrade is what was answered.
+        call.status = 101
+        try:
+            connection = WebSocketConnection(self._context, head, self._leaving)
+            return await connection.run(request)
+        finally:
+            self._sockets -= 1
 
     @contextmanager
     def _counted(self, call: _Call) -> Iterator[None]:

@@ -1,0 +1,234 @@
+"""What travels on a WebSocket of `/v1/responses`: client frames become request bodies, events become frames.
+
+Lives here: the meaning of a frame's own fields (`type`, `generate`, `stream_id`, `background`), the framing of events
+and errors. Not here: sockets and turns (`doors/http/websocket.py`), and what a request's other fields mean (the
+exchange).
+
+Sources: Open Responses' WebSocket part (one response at a time, the error envelope, no `[DONE]`), Codex's recorded
+frames (`stream: true` is always there, `generate: false` first), OpenAI's `stream_id`.
+
+Invariant: one frame out is one event or one error, a whole JSON object; whatever bytes came in, the outcome is a
+`ClientFrame` or an `ApiError`.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.errors import ApiError, InternalError, InvalidRequest, UpstreamFailed
+from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
+from antiphon.types.json import encode, given
+from antiphon.types.transport import Headers
+
+__all__ = ["ClientFrame", "EventFrames", "NativeFrames", "answered_error", "error_frame", "read_client_frame"]
+
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_STREAM_ID_LENGTH = 256
+_TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
+# Sent by clients that tell when they are done with a response; asks for nothing.
+_ACKNOWLEDGEMENTS = frozenset({"response.processed"})
+# What an error envelope repeats of an HTTP answer: what says when to try again, and whose limits they are.
+_TOLD = frozenset({"retry-after", "retry-after-ms", "x-should-retry", "x-request-id"})
+_TOLD_PREFIX = "x-ratelimit-"
+
+
+class _Kind(Struct):
+    type: str
+
+
+_KIND = msgspec.json.Decoder(_Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFrame:
+    """A `response.create`: `body` is what `POST /v1/responses` would get, a stream asked for.
+
+    `generate` False asks for no model call (a prewarm). `lane` is the `stream_id` as JSON, empty without one.
+    """
+
+    body: bytes
+    previous_response_id: str | None
+    generate: bool = True
+    lane: bytes = b""
+
+
+def read_client_frame(data: bytes) -> ClientFrame | None:
+    """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`."""
+    try:
+        fields = _FIELDS.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest(
+            'The frame is not a JSON object. Send {"type": "response.create", …} as one text frame.',
+            code="invalid_json",
+        ) from None
+    kind = _text(fields.pop("type", None), "type")
+    if kind in _ACKNOWLEDGEMENTS:
+        return None
+    if kind != "response.create":
+        shown = f"'{kind[:64]}'" if kind is not None else "none"
+        raise InvalidRequest(
+            f"Invalid event type: {shown}. Supported is 'response.create'.", param="type", code="invalid_value"
+        )
+    lane = fields.pop("stream_id", None)
+    if (name := _text(lane, "stream_id")) is not None and len(name) > _STREAM_ID_LENGTH:
+        raise InvalidRequest(
+            f"Invalid 'stream_id': it is longer than {_STREAM_ID_LENGTH} characters.",
+            param="stream_id",
+            code="string_above_max_length",
+        )
+    if _flag(fields.pop("background", None), "background", default=False):
+        raise InvalidRequest(
+            "Background responses cannot be created on a WebSocket; use POST /v1/responses.",
+            param="background",
+            code="unsupported_parameter",
+        )
+    generate = _flag(fields.pop("generate", None), "generate", default=True)
+    previous = fields.get("previous_response_id")
+    try:
+        previous_id = msgspec.json.decode(previous, type=str | None) if previous is not None else None
+    except msgspec.DecodeError:
+        # The exchange says what is wrong with it.
+        previous_id = None
+    # Codex says so, others leave it out: on a socket there is nothing but a stream.
+    fields["stream"] = Raw(b"true")
+    return ClientFrame(
+        encode(fields), previous_id, generate, bytes(lane) if lane is not None and name is not None else b""
+    )
+
+
+def _text(value: Raw | None, name: str) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=str | None) if value is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
+        ) from None
+
+
+def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
+    if value is None or not given(value):
+        return default
+    try:
+        return msgspec.json.decode(value, type=bool)
+    except msgspec.DecodeError:
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a boolean.", param=name, code="invalid_type"
+        ) from None
+
+
+class EventFrames:
+    """Our builder's events as frames; whole events at a time.
+
+    `told`: headers of the answer that the first event carries as `headers`, since a socket has no head of a response.
+    """
+
+    def __init__(self, lane: bytes = b"", told: Headers = ()) -> None:
+        self._tail = b',"stream_id":%b}' % lane if lane else b""
+        self._told = b',"headers":%b}' % encode(dict(told)) if told else b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames in these bytes; comments and the sentinel are none."""
+        return [
+            self.framed(event)
+            for event in (part.partition(b"data: ")[2] for part in data.split(b"\n\n"))
+            if event[:1] == b"{"
+        ]
+
+    def framed(self, event: bytes) -> bytes:
+        if self._told:
+            event, self._told = event[:-1] + self._told, b""
+        return event[:-1] + self._tail if self._tail else event
+
+    def error(self, error: ApiError) -> bytes:
+        """The frame for an error of this turn."""
+        return error_frame(error, self._tail)
+
+    def missing(self) -> ApiError | None:
+        """What is to be said at the end because the stream did not: our own streams always do."""
+        return None
+
+
+class NativeFrames(EventFrames):
+    """The same for somebody else's stream, in any split and any spelling.
+
+    An `error` event is held back: on a socket it ends a turn, and in a stream a terminal event follows it.
+    """
+
+    def __init__(self, lane: bytes, limit: int) -> None:
+        super().__init__(lane)
+        self._decoder = SseDecoder(limit)
+        self._error: bytes | None = None
+        self._ended = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames in these bytes. Raises `UpstreamFailed` for an event beyond the limit."""
+        try:
+            return self._frames(self._decoder.feed(data))
+        except EventTooLarge:
+            raise UpstreamFailed("The upstream sent an event that is too large.", code="upstream_too_large") from None
+
+    def _frames(self, events: list[ServerSentEvent]) -> list[bytes]:
+        found = []
+        for event in events:
+            try:
+                kind = _KIND.decode(event.data).type
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                # The sentinel; and what is no event says nothing to anybody.
+                continue
+            if self._ended:
+                continue
+            if kind == "error":
+                self._error = event.data
+                continue
+            self._ended = kind in _TERMINAL
+            found.append(self.framed(event.data))
+        return found
+
+    def missing(self) -> ApiError | None:
+        """The error that was held back, or that the stream has no end."""
+        if self._ended:
+            return None
+        if self._error is None:
+            return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
+        # Either spelling: the fields in an `error` object, or beside the type.
+        found = msgspec.json.decode(self._error, type=dict[str, object])
+        nested = found.get("error")
+        return answered_error(502, (), encode({"error": nested if isinstance(nested, dict) else found}))
+
+
+def error_frame(error: ApiError, tail: bytes = b"") -> bytes:
+    """`{type: "error", status, error: {message, type, param, code}}`, with `headers` when they say something."""
+    told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
+    frame = {"type": "error", "status": error.status, "error": error.fields()}
+    whole = encode({**frame, "headers": told} if told else frame)
+    return whole[:-1] + tail if tail else whole
+
+
+def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
+    """The error that an HTTP answer carries instead of a stream."""
+    found: object = None
+    if status >= 400:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            found = msgspec.json.decode(body, type=dict[str, object]).get("error")
+    if isinstance(found, dict):
+        parts = {
+            name: value if isinstance(value := found.get(name), str) else None for name in ("type", "param", "code")
+        }
+        message = found.get("message")
+        return ApiError(
+            message if isinstance(message, str) else "The upstream refused the request.",
+            status=status,
+            type=parts["type"] or ("invalid_request_error" if status < 500 else "server_error"),
+            param=parts["param"],
+            code=parts["code"],
+            headers=headers,
+        )
+    if status >= 400:
+        return ApiError("The upstream refused the request.", status=status, code="upstream_error", headers=headers)
+    if status == 200:
+        return UpstreamFailed("The upstream did not answer with a stream.", code="upstream_invalid")
+    return InternalError("There was no answer.")

@@ -1,0 +1,333 @@
+"""The WebSocket of `/v1/responses`: one connection, its requests one after another.
+
+Lives here: the handshake's conditions, reading frames ahead of the turn that runs, a turn from its frame to its last
+event, and all the ways in which a connection ends. Not here: what frames mean (`api/frames.py`), translation and model
+calls (the runner performs those), what is remembered (`engine/connection_memory.py`).
+
+Invariants: one response at a time, in the order asked for, whatever `stream_id` says; an error is a frame and leaves
+the connection open; no turn begins after the connection's time is up or while the process drains, and one that runs is
+finished first; an exchange that did not finish is abandoned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.web_exceptions import HTTPException
+
+from antiphon.api.frames import ClientFrame, EventFrames, NativeFrames, answered_error, error_frame, read_client_frame
+from antiphon.doors.context import DoorContext, WebSocketLimits
+from antiphon.doors.request_body import too_large
+from antiphon.engine.actions import CancelReason, RequestHead, SendBody, SendHead
+from antiphon.engine.connection_memory import ConnectionMemory
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.errors import ApiError, InternalError, InvalidRequest, Unavailable
+from antiphon.ids import new_id
+from antiphon.types.transport import Headers
+
+__all__ = ["WebSocketConnection", "check_handshake", "is_upgrade"]
+
+_FRAMES_AHEAD = 16
+_CLOSE_SECONDS = 1.0
+# Of the handshake alone: they say nothing about a single request, or would be the same for each.
+_OF_THE_HANDSHAKE = frozenset({"openai-beta", "idempotency-key", "connection", "upgrade"})
+_HANDSHAKE_PREFIX = "sec-websocket-"
+
+_log = structlog.get_logger(__name__)
+
+
+def is_upgrade(request: web.BaseRequest) -> bool:
+    """Whether the client asks for a WebSocket."""
+    return request.method == "GET" and request.headers.get("upgrade", "").strip().lower() == "websocket"
+
+
+def check_handshake(request: web.BaseRequest, limits: WebSocketLimits, active: int) -> None:
+    """Whether this client may have a WebSocket; raises the `ApiError` that it gets instead.
+
+    A browser lets any page connect to any host and adds no credentials that would tell us apart, so a page must be of
+    this host itself or be named in the settings.
+    """
+    if not limits.enabled:
+        raise ApiError(
+            "WebSocket connections are switched off here. Use POST with an event stream.",
+            status=426,
+            type="invalid_request_error",
+            code="upgrade_not_supported",
+            headers=(("upgrade", "HTTP/1.1"), ("connection", "close")),
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and not _is_allowed(origin, request.headers.get("host", ""), limits.origins):
+        raise ApiError(
+            "Pages of this origin may not connect here.",
+            status=403,
+            type="invalid_request_error",
+            code="origin_not_allowed",
+        )
+    if active >= limits.connections:
+        raise Unavailable(
+            "Too many WebSocket connections are open. Try again shortly, or use POST.",
+            code="overloaded",
+            headers=(("retry-after", "1"),),
+        )
+
+
+def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
+    if "*" in allowed or origin in allowed:
+        return True
+    try:
+        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
+
+
+class WebSocketConnection:
+    """One connection from its handshake to its end. `head` is the upgrade request; its owner is everybody's here."""
+
+    def __init__(self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason]) -> None:
+        self._context = context
+        self._limits = context.websocket
+        headers = tuple(
+            (name, value)
+            for name, value in head.headers
+            if name not in _OF_THE_HANDSHAKE and not name.startswith(_HANDSHAKE_PREFIX)
+        )
+        self._head = replace(head, method="POST", headers=headers)
+        self._leaving = leaving
+        self._memory = ConnectionMemory(context.runner.store, most_bytes=self._limits.memory_bytes)
+        self._runner = context.runner.over(self._memory)
+        self._most_bytes = context.limits.request_body_bytes
+        self._socket = web.WebSocketResponse(
+            timeout=_CLOSE_SECONDS,
+            heartbeat=self._limits.ping_seconds,
+            # A frame a little over the limit is still read, so that its sender gets to know why it is refused.
+            max_msg_size=self._most_bytes + (1 << 16),
+            compress=self._limits.compress,
+            decode_text=False,
+        )
+        self._waiting: deque[bytes | ApiError] = deque()
+        self._waiting_bytes = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._over = False
+        self._expired = False
+        self.turns = 0
+
+    async def run(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Shake hands and serve until the end. Raises `InvalidRequest` when it is no proper handshake."""
+        self._socket.headers["x-request-id"] = self._head.request_id
+        try:
+            await self._socket.prepare(request)
+        except HTTPException as refusal:
+            raise InvalidRequest(
+                f"The WebSocket handshake is not valid: {refusal.text}.", code="invalid_handshake"
+            ) from None
+        reader = asyncio.create_task(self._read())
+        timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._expire)
+        self._context.admission.on_close.add(self._news.set)
+        try:
+            while (frame := await self._next()) is not None:
+                await self._turn(frame)
+        finally:
+            self._context.admission.on_close.discard(self._news.set)
+            timer.cancel()
+            reader.cancel()
+            await asyncio.wait({reader})
+            await self._memory.aclose()
+        return self._socket
+
+    # Frames in
+
+    async def _read(self) -> None:
+        """Take frames as they come, a bounded number ahead of the turn; pings are answered on the way."""
+        try:
+            while True:
+                message = await self._socket.receive()
+                if message.type is WSMsgType.TEXT:
+                    self._put(message.data if len(message.data) <= self._most_bytes else too_large(self._most_bytes))
+                elif message.type is WSMsgType.BINARY:
+                    self._put(InvalidRequest("Send JSON in text frames, not in binary ones.", code="invalid_frame"))
+                else:
+                    # Closed, or no WebSocket any more: aiohttp has answered that itself.
+                    return
+                while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._most_bytes:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._over = True
+            self._news.set()
+
+    def _put(self, frame: bytes | ApiError) -> None:
+        self._waiting.append(frame)
+        self._waiting_bytes += len(frame) if isinstance(frame, bytes) else 0
+        self._news.set()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._news.set()
+
+    async def _next(self) -> bytes | ApiError | None:
+        """The next frame, or None when the connection is at its end."""
+        while True:
+            if self._over:
+                return None
+            if self._context.admission.closed:
+                await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server is shutting down.")
+                return None
+            if self._expired:
+                minutes = self._limits.seconds / 60
+                await self._send(
+                    error_frame(
+                        InvalidRequest(
+                            f"Responses websocket connection limit reached ({minutes:g} minutes). Create a new "
+                            "websocket connection to continue.",
+                            code="websocket_connection_limit_reached",
+                        )
+                    )
+                )
+                await self._socket.close(message=b"The connection's time is up.")
+                return None
+            if self._waiting:
+                frame = self._waiting.popleft()
+                self._waiting_bytes -= len(frame) if isinstance(frame, bytes) else 0
+                self._room.set()
+                return frame
+            self._news.clear()
+            await self._news.wait()
+
+    # A turn
+
+    async def _turn(self, data: bytes | ApiError) -> None:
+        try:
+            if isinstance(data, ApiError):
+                raise data
+            frame = read_client_frame(data)
+            if frame is None:
+                return
+        except ApiError as error:
+            await self._send(error_frame(error))
+            return
+        self.turns += 1
+        turn = _Turn(
+            frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._most_bytes
+        )
+        metrics, started = self._context.metrics, time.perf_counter()
+        metrics.in_flight.inc()
+        try:
+            with self._context.admission.admit():
+                await self._perform(turn)
+        except ApiError as error:
+            turn.outcome = "error"
+            await self._runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
+            await self._send(turn.frames.error(error))
+        except (asyncio.CancelledError, ConnectionError):
+            turn.outcome = "cancelled"
+            await self._runner.abandon(turn.exchange, self._leaving())
+            raise
+        except Exception:
+            _log.error("turn_failed", response_id=turn.exchange.response_id, exc_info=True)
+            turn.outcome = "error"
+            await self._runner.abandon(turn.exchange, CancelReason.SHUTTING_DOWN)
+            await self._send(turn.frames.error(InternalError("The server had an error.")))
+        finally:
+            self._remember(turn)
+            seconds = time.perf_counter() - started
+            metrics.in_flight.dec()
+            metrics.response_finished(turn.outcome, "websocket", seconds)
+            _log.info(
+                "response",
+                request_id=turn.head.request_id,
+                response_id=turn.exchange.response_id or None,
+                door="websocket",
+                model=turn.exchange.model or None,
+                outcome=turn.outcome,
+                milliseconds=round(seconds * 1000, 1),
+            )
+
+    async def _perform(self, turn: _Turn) -> None:
+        exchange, previous = turn.exchange, turn.frame.previous_response_id
+        exchange.generate = turn.frame.generate
+        exchange.error_events = False
+        await self._runner.receive(exchange, turn.head, turn.frame.body)
+        if exchange.stored and previous in self._memory:
+            # Its history is not to be at rest anywhere, so nothing that is stored can rest on it.
+            exchange.actions()
+            raise InvalidRequest(
+                f"Previous response with id '{previous}' not found among stored responses: it was made with "
+                "'store': false. Continue it with 'store': false, or send the whole input.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        # `drive` is a generator; closing it ends the model call at once.
+        async with aclosing(cast(Any, self._runner.drive(exchange))) as actions:
+            async for action in actions:
+                if isinstance(action, SendBody):
+                    for event in turn.receive(action.data):
+                        await self._send(event)
+                elif isinstance(action, SendHead):
+                    turn.open(action)
+                else:
+                    turn.outcome = action.outcome
+        if (error := turn.error()) is not None:
+            raise error
+
+    def _remember(self, turn: _Turn) -> None:
+        """A failed turn takes what it continued with it; a good one that is not stored can be continued here."""
+        if turn.outcome in ("completed", "incomplete"):
+            if (record := turn.exchange.unstored_record()) is not None:
+                self._memory.keep(record)
+        else:
+            self._memory.forget(turn.frame.previous_response_id)
+
+    async def _send(self, frame: bytes) -> None:
+        """One text frame; a slow client holds the upstream back."""
+        await self._socket.send_frame(frame, WSMsgType.TEXT)
+
+
+class _Turn:
+    """What becomes of one request: its events, or the error that an HTTP client would get."""
+
+    def __init__(self, frame: ClientFrame, exchange: ResponseExchange, head: RequestHead, limit: int) -> None:
+        """`limit`: bytes of an event in somebody else's stream."""
+        self.frame = frame
+        self._limit = limit
+        self.exchange = exchange
+        self.head = head
+        self.frames = EventFrames(frame.lane)
+        self.outcome = "cancelled"
+        self._head: SendHead | None = None
+        self._body: list[bytes] = []
+
+    def open(self, head: SendHead) -> None:
+        self._head = head
+        if head.streamed:
+            lane = self.frame.lane
+            self.frames = NativeFrames(lane, self._limit) if head.raw else EventFrames(lane, _told(head.headers))
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The frames to send now."""
+        if self._head is not None and self._head.streamed:
+            return self.frames.feed(data)
+        self._body.append(data)
+        return []
+
+    def error(self) -> ApiError | None:
+        """What is to be said when there was no stream, or not all of it."""
+        if self._head is None:
+            return InternalError("There was no answer.")
+        if not self._head.streamed:
+            return answered_error(self._head.status, self._head.headers, b"".join(self._body))
+        return self.frames.missing()
+
+
+def _told(headers: Headers) -> Headers:
+    """What an HTTP client would read in the head and nobody sees otherwise."""
+    return tuple((name, value) for name, value in headers if name == "antiphon-ignored")

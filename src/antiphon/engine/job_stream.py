@@ -1,0 +1,125 @@
+"""What a worker writes of a response's stream while it runs it: batches of whole events, numbered.
+
+Lives here: one job's batches, and when they are written. Not here: what is in the events, SQL, who reads them.
+
+Invariant: batches are written one after the other, in their order; at most one is under way. When the worker does not
+hold the job any more, `on_lost` is called and nothing is written after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from antiphon.engine.jobs import EventPiece, Job, JobStore, count_events
+from antiphon.errors import StoreError
+from antiphon.translation.encode import DONE, KEEPALIVE
+
+__all__ = ["JobStream"]
+
+_log = structlog.get_logger(__name__)
+
+_AHEAD = 1 << 20
+_RETRY = 0.2
+
+
+class JobStream:
+    """The stream of one attempt. `written` is called after every batch."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        worker: str,
+        job: Job,
+        *,
+        batch: float,
+        written: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._worker = worker
+        self._job = job
+        self._batch = batch
+        self._written = written
+        self._on_lost = on_lost
+        self._number = job.last_event
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._unwritten: EventPiece | None = None
+        self.restart = job.attempts > 1
+        """Whether nothing of this attempt was written yet, and an earlier one may have left events."""
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, data: bytes) -> None:
+        """These events come next; comments and `[DONE]` are not kept. Waits while too much is unwritten."""
+        if data == KEEPALIVE:
+            return
+        data = data.removesuffix(DONE)
+        if not data:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._write())
+        if self._size > _AHEAD:
+            self._room.clear()
+            await self._room.wait()
+
+    async def close(self) -> EventPiece | None:
+        """Write no more; what is not written yet, for whoever ends the response."""
+        self._closing.set()
+        self._changed.set()
+        if self._task is not None:
+            await self._task
+        return self._take()
+
+    def abort(self) -> None:
+        """Stop at once."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _take(self) -> EventPiece | None:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        self._room.set()
+        if data:
+            before = self._unwritten.data if self._unwritten is not None else b""
+            self._number += count_events(data)
+            self._unwritten = EventPiece(self._number, before + data)
+        return self._unwritten
+
+    async def _write(self) -> None:
+        while True:
+            await self._changed.wait()
+            if self._closing.is_set():
+                return
+            self._changed.clear()
+            piece = self._take()
+            pause = self._batch
+            if piece is not None:
+                try:
+                    held = await self._jobs.append(self._worker, self._job.response_id, piece, restart=self.restart)
+                except StoreError as error:
+                    _log.warning("events_not_written", response_id=self._job.response_id, error=str(error))
+                    pause = _RETRY
+                    self._changed.set()
+                else:
+                    self._unwritten = None
+                    if not held:
+                        self._on_lost()
+                        return
+                    self.restart = False
+                    self._written()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass

@@ -1,0 +1,279 @@
+"""Compaction: asked for by a trigger, by a threshold, or over its own path; and what can be continued from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from antiphon.engine.actions import Chain, Context, RequestHead, StoredItem
+from antiphon.engine.exchange import COMPACT_PATH, COUNT_PATH, ResponseExchange
+from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.sealing import Sealer
+from antiphon.translation.profiles import PROFILES
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
+from tests.support.judge import check_response, check_stream, parse_sse
+from tests.support.strict_chat import check_chat_request
+
+SEALER = Sealer([b"a key of the tests, for compaction"])
+SUMMARY = 'The user plants "tomatoes".'
+USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+
+
+def _answer(text: str, *, stream: bool, finish: str = "stop") -> tuple[tuple[tuple[str, str], ...], bytes]:
+    if not stream:
+        whole = {
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+            "usage": USAGE,
+        }
+        return JSON, json.dumps(whole).encode()
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"content": text}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
+        {"choices": [], "usage": USAGE},
+    ]
+    return SSE, b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+def _run(
+    request: dict[str, Any],
+    *answers: str,
+    path: str = "/v1/responses",
+    context: Context | None = None,
+    owner: str = "owner",
+    finish: str = "stop",
+    **options: Any,
+) -> tuple[Outcome, ResponseExchange]:
+    options = {"sealer": SEALER, **options}
+    exchange, outcome = make_exchange(**options), Outcome()
+    exchange.receive_request(RequestHead("POST", path, (), owner), json.dumps({"model": "m", **request}).encode())
+    pump(exchange, outcome, context)
+    waiting: Iterator[str] = iter(answers)
+    while not exchange.done:
+        call = outcome.calls[-1]
+        check_chat_request(json.loads(call.request.body))
+        headers, body = _answer(next(waiting), stream=call.request.stream, finish=finish)
+        exchange.receive_upstream_head(200, headers)
+        pump(exchange, outcome)
+        exchange.receive_upstream_data(body)
+        pump(exchange, outcome)
+        if not exchange.done and outcome.calls[-1] is call:
+            exchange.receive_upstream_end()
+            pump(exchange, outcome)
+    return outcome, exchange
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _messages(outcome: Outcome, call: int = -1) -> list[Any]:
+    return list(json.loads(outcome.calls[call].request.body)["messages"])
+
+
+def _final(outcome: Outcome) -> Any:
+    events = parse_sse(outcome.body)
+    check_stream(events)
+    return events[-1]["response"]
+
+
+TALK = [_user("I plant tomatoes."), {"role": "assistant", "content": "Fine."}, _user("What next?")]
+CALL = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "call_1", "output": "rain"}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_trigger_gives_exactly_one_compaction_and_nothing_else(stream: bool) -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}], "stream": stream}, SUMMARY)
+    final = _final(outcome) if stream else outcome.json
+    check_response(final)
+    assert [item["type"] for item in final["output"]] == ["compaction"]
+    assert final["status"] == "completed" and final["usage"]["total_tokens"] == 120
+    assert len(outcome.calls) == 1
+    assert _messages(outcome)[0]["content"] == "I plant tomatoes."
+    assert "summary" in _messages(outcome)[-1]["content"] and _messages(outcome)[-1]["role"] == "user"
+    (record,) = outcome.records
+    assert [item.type for item in record.output_items] == ["compaction"]
+    assert all(item.type != "compaction_trigger" for item in record.input_items)
+    assert "tomatoes" not in final["output"][0]["encrypted_content"]
+
+
+def test_what_was_compacted_goes_on_without_what_it_stands_for() -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, SUMMARY)
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, _user("And then?")]}, "Water them.")
+    told = _messages(outcome)
+    assert SUMMARY in told[0]["content"] and told[-1]["content"] == "And then?"
+    assert outcome.json["output"][0]["content"][0]["text"] == "Water them."
+
+
+def test_a_call_that_is_still_open_survives_and_takes_its_output_later() -> None:
+    outcome, _ = _run({"input": [*TALK, CALL, {"type": "compaction_trigger"}]}, SUMMARY)
+    assert "tool_calls" not in json.dumps(_messages(outcome))
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, OUTPUT]}, "It rains.")
+    roles = [message["role"] for message in _messages(outcome)]
+    assert roles == ["user", "assistant", "tool"]
+    assert _messages(outcome)[1]["tool_calls"][0]["function"]["name"] == "look"
+
+
+def test_calls_that_were_answered_are_summed_up() -> None:
+    outcome, _ = _run({"input": [*TALK, CALL, OUTPUT, {"type": "compaction_trigger"}]}, SUMMARY)
+    assert [message["role"] for message in _messages(outcome)][-3:] == ["assistant", "tool", "user"]
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, _user("Well?")]}, "Yes.")
+    assert [message["role"] for message in _messages(outcome)] == ["user", "user"]
+
+
+def test_tools_that_an_item_brought_can_be_called_afterwards_and_are_not_declared_twice() -> None:
+    tool = {"type": "function", "name": "dig", "parameters": {"type": "object", "properties": {}}}
+    brought = {"type": "additional_tools", "role": "developer", "tools": [tool]}
+    outcome, _ = _run({"input": [brought, *TALK, {"type": "compaction_trigger"}]}, SUMMARY)
+    assert "tools" not in json.loads(outcome.calls[0].request.body)
+    (compaction,) = outcome.json["output"]
+    for items in ([compaction, _user("Dig.")], [brought, compaction, _user("Dig.")]):
+        outcome, _ = _run({"input": items}, "Done.")
+        tools = json.loads(outcome.calls[0].request.body)["tools"]
+        assert [one["function"]["name"] for one in tools] == ["dig"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_over_the_threshold_the_conversation_is_compacted_first_then_answered(stream: bool) -> None:
+    long = [_user("I plant tomatoes. " + "word " * 2000), {"role": "assistant", "content": "Fine."}, _user("Next?")]
+    request = {
+        "input": long,
+        "stream": stream,
+        "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    }
+    outcome, exchange = _run(request, SUMMARY, "Water them.")
+    assert exchange.needs_drive
+    final = _final(outcome) if stream else outcome.json
+    check_response(final)
+    assert [item["type"] for item in final["output"]] == ["compaction", "message"]
+    assert final["usage"]["total_tokens"] == 240
+    second = _messages(outcome)
+    assert len(outcome.calls) == 2 and [message["role"] for message in second] == ["user", "user"]
+    assert SUMMARY in second[0]["content"] and second[1]["content"] == "Next?"
+    # Who continues this response gets the summary, not what it covers.
+    record = outcome.records[0]
+    chain = Chain((*record.input_items, *record.output_items))
+    outcome, _ = _run({"input": "More?", "previous_response_id": "resp_1"}, "No.", context=Context(chain=chain))
+    told = json.dumps(_messages(outcome))
+    assert "word word" not in told and "tomatoes" in told and "Next?" in told and "Water them." in told
+
+
+def test_under_the_threshold_nothing_is_compacted() -> None:
+    request = {"input": TALK, "context_management": [{"type": "compaction", "compact_threshold": 1000}]}
+    outcome, _ = _run(request, "Water them.")
+    assert [item["type"] for item in outcome.json["output"]] == ["message"] and len(outcome.calls) == 1
+
+
+def test_in_a_tool_loop_the_latest_outputs_stay_with_their_calls() -> None:
+    old = {**CALL, "call_id": "call_0"}, {**OUTPUT, "call_id": "call_0", "output": "x" * 8000}
+    request = {
+        "input": [_user("Look."), *old, CALL, OUTPUT],
+        "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    }
+    outcome, _ = _run(request, SUMMARY, "It rains.")
+    second = _messages(outcome)
+    assert [message["role"] for message in second] == ["user", "user", "assistant", "tool"]
+    assert second[1]["content"] == "Look." and second[2]["tool_calls"][0]["id"] == "call_1"
+
+
+def test_without_a_number_the_models_context_decides() -> None:
+    long = [_user("word " * 2000), {"role": "assistant", "content": "Fine."}, _user("Next?")]
+    request = {"input": long, "context_management": [{"type": "compaction"}]}
+    outcome, _ = _run(request, "Fine.")
+    assert outcome.head is not None and ("antiphon-ignored", "context_management") in outcome.head.headers
+    known = Routes(ModelRoute(PROFILES["generic"], context_tokens=2000))
+    outcome, _ = _run(request, SUMMARY, "Fine.", routes=known)
+    assert [item["type"] for item in outcome.json["output"]] == ["compaction", "message"]
+
+
+def test_the_path_of_its_own_answers_with_the_users_words_and_the_compaction() -> None:
+    outcome, exchange = _run({"input": TALK, "instructions": "Be kind.", "stream": True}, SUMMARY, path=COMPACT_PATH)
+    body = outcome.json
+    assert exchange.needs_drive and body["object"] == "response.compaction"
+    assert [item["type"] for item in body["output"]] == ["message", "message", "compaction"]
+    assert [part["text"] for item in body["output"][:2] for part in item["content"]] == [
+        "I plant tomatoes.",
+        "What next?",
+    ]
+    assert body["usage"]["total_tokens"] == 120 and not outcome.records
+    outcome, _ = _run({"input": [*body["output"], _user("Go on.")]}, "Water them.")
+    told = [message["content"] for message in _messages(outcome)]
+    assert told[0] == "I plant tomatoes." and SUMMARY in told[2] and told[-1] == "Go on."
+
+
+def test_the_model_is_required() -> None:
+    exchange, outcome = make_exchange(sealer=SEALER), Outcome()
+    exchange.receive_request(RequestHead("POST", COMPACT_PATH, (), "owner"), b'{"input":"hi"}')
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status == 400 and outcome.json["error"]["param"] == "model"
+
+
+def test_a_compaction_of_somebody_else_is_refused() -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, SUMMARY)
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, _user("Go on.")]}, owner="stranger")
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["code"] == "invalid_encrypted_content"
+
+
+def test_a_trigger_elsewhere_than_at_the_end_is_refused() -> None:
+    outcome, _ = _run({"input": [{"type": "compaction_trigger"}, _user("Hi.")]})
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["param"] == "input[0]"
+
+
+@pytest.mark.parametrize("threshold", [999, 0, -1])
+def test_a_threshold_has_a_least_value(threshold: int) -> None:
+    request = {"input": TALK, "context_management": [{"type": "compaction", "compact_threshold": threshold}]}
+    outcome, _ = _run(request)
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["code"] == "integer_below_min_value"
+
+
+@pytest.mark.parametrize(("text", "finish"), [("", "stop"), ("", "length")])
+def test_no_summary_is_a_failure_and_loses_nothing(text: str, finish: str) -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}], "stream": True}, text, finish=finish)
+    final = _final(outcome)
+    assert final["status"] == "failed" and final["output"] == []
+
+
+def test_a_summary_that_was_cut_is_better_than_none() -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, SUMMARY, finish="length")
+    assert [item["type"] for item in outcome.json["output"]] == ["compaction"]
+
+
+def test_an_upstream_that_refuses_the_summary_refuses_the_request() -> None:
+    exchange, outcome = make_exchange(sealer=SEALER), Outcome()
+    body = json.dumps({"model": "m", "input": [*TALK, {"type": "compaction_trigger"}]}).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(429, JSON)
+    exchange.receive_upstream_data(b'{"error":{"message":"slow down"}}')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status == 429
+
+
+def test_without_a_key_there_is_no_compaction() -> None:
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, sealer=None)
+    assert outcome.head is not None and outcome.head.status == 400
+
+
+def test_tokens_of_the_input_are_estimated_and_said_to_be() -> None:
+    outcome, _ = _run({"input": "word " * 400, "instructions": "Be kind."}, path=COUNT_PATH)
+    assert outcome.json["object"] == "response.input_tokens" and 400 <= outcome.json["input_tokens"] <= 700
+    assert outcome.head is not None and ("antiphon-estimated", "input_tokens") in outcome.head.headers
+    assert not outcome.calls and not outcome.records
+
+
+def test_tokens_of_a_chain_count_its_history() -> None:
+    item = StoredItem("msg_1", "message", json.dumps({"type": "message", **_user("word " * 400)}).encode())
+    context = Context(chain=Chain((item,)))
+    outcome, _ = _run({"input": "x", "previous_response_id": "resp_1"}, path=COUNT_PATH, context=context)
+    assert outcome.json["input_tokens"] >= 400
