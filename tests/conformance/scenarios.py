@@ -167,10 +167,7 @@ SCENARIOS = (
 )
 
 _NO_WEBSOCKET = "it goes over WebSocket, which neither Antiphon nor this script speaks yet"
-_NO_COMPACTION = "compaction is not there yet"
 NOT_YET: dict[str, str] = {
     **{scenario.name: _NO_WEBSOCKET for scenario in SCENARIOS if scenario.transport == "websocket"},
-    "compact-response": _NO_COMPACTION,
-    "compact-missing-model": _NO_COMPACTION,
 }
 """What Antiphon does not do yet, and why its scenario cannot pass. Counts for our own doors only."""
