@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
-from antiphon.doors.context import Admission, DoorContext, DoorLimits
+from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.owners import OwnerResolver
@@ -48,6 +48,7 @@ class HttpSetup:
     head_wait: float = 60.0
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
+    websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
 
 
 @dataclass
@@ -119,6 +120,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             limits=DoorLimits(setup.request_body_bytes, setup.request_seconds),
             metrics=metrics,
             secret=setup.secret,
+            websocket=setup.websocket,
         )
         door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges)
         address = await door.start(setup.address)

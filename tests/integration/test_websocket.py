@@ -1,0 +1,607 @@
+"""The WebSocket of `/v1/responses`, with a real client over a real door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType
+
+from antiphon.doors.context import WebSocketLimits
+from antiphon.engine.actions import ResponseRecord
+from antiphon.engine.owners import OwnerResolver
+from tests.support.chat_server import (
+    Answer,
+    Reset,
+    Wait,
+    WaitGone,
+    answer,
+    chunk,
+    event,
+    json_answer,
+    text_stream,
+)
+from tests.support.http_door import HttpSetup, OpenHttpDoor, open_http_door, post_bytes
+from tests.support.judge import check_stream
+from tests.support.waiting import until
+
+Event = dict[str, Any]
+TERMINAL = ("response.completed", "response.failed", "response.incomplete", "error")
+UNSTORED: dict[str, Any] = {"model": "demo-model", "store": False}
+
+
+class Socket:
+    """A client's side of a connection."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.raw = socket
+
+    async def send(self, **fields: Any) -> None:
+        await self.raw.send_str(json.dumps({"type": "response.create", **fields}))
+
+    async def receive(self) -> Event:
+        async with asyncio.timeout(10):
+            message = await self.raw.receive()
+        assert message.type is WSMsgType.TEXT, message
+        found: Event = json.loads(message.data)
+        return found
+
+    async def turn(self) -> list[Event]:
+        """Everything up to the turn's end."""
+        events = [await self.receive()]
+        while events[-1]["type"] not in TERMINAL:
+            events.append(await self.receive())
+        return events
+
+    async def ask(self, **fields: Any) -> list[Event]:
+        await self.send(**fields)
+        return await self.turn()
+
+    async def response(self, **fields: Any) -> Event:
+        """A turn that is completed; its response."""
+        events = await self.ask(**fields)
+        assert events[-1]["type"] == "response.completed", events[-1]
+        found: Event = events[-1]["response"]
+        return found
+
+    async def error(self, **fields: Any) -> Event:
+        """A turn that is refused; the envelope."""
+        events = await self.ask(**fields)
+        assert len(events) == 1 and events[0]["type"] == "error", events
+        assert set(events[0]["error"]) == {"message", "type", "param", "code"}
+        return events[0]
+
+    async def closed(self) -> int | None:
+        """Wait for the server to close; the code it gave."""
+        async with asyncio.timeout(10):
+            message = await self.raw.receive()
+        assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING), message
+        return self.raw.close_code
+
+
+@asynccontextmanager
+async def connected(opened: OpenHttpDoor, **options: Any) -> AsyncIterator[Socket]:
+    options.setdefault("headers", {"authorization": "Bearer k"})
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"http://{opened.address}/v1/responses", **options) as socket,
+    ):
+        yield Socket(socket)
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[OpenHttpDoor]:
+    async with open_http_door() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def socket(door: OpenHttpDoor) -> AsyncIterator[Socket]:
+    async with connected(door) as made:
+        yield made
+
+
+def sent_to_model(opened: OpenHttpDoor, number: int = -1) -> list[tuple[str, Any]]:
+    """The messages of a model call, as (role, content)."""
+    return [(one["role"], one.get("content")) for one in opened.chat.requests[number].json["messages"]]
+
+
+def call_stream(name: str = "f") -> list[bytes]:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+    return [event(chunk({"tool_calls": [call]})), event(chunk(finish_reason="tool_calls")), b"data: [DONE]\n\n"]
+
+
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+# One turn
+
+
+async def test_a_turn_is_the_event_stream_in_frames(door: OpenHttpDoor, socket: Socket) -> None:
+    events = await socket.ask(model="demo-model", input="hi")
+    check_stream(events)
+    over_http = (await door.ask(post_bytes({"model": "demo-model", "input": "hi", "stream": True}))).events
+    assert [one["type"] for one in events] == [one["type"] for one in over_http]
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
+    assert door.metric("responses_total", outcome="completed", door="websocket") == 1
+    assert door.metric("responses_in_flight") == 0
+
+
+async def test_no_sentinel_and_turns_go_on(door: OpenHttpDoor, socket: Socket) -> None:
+    """The frame after a turn's end is the next turn's first."""
+    for number in range(3):
+        events = await socket.ask(**UNSTORED, input=f"say {number}")
+        assert events[0]["type"] == "response.created" and events[-1]["type"] == "response.completed"
+    assert len(door.chat.requests) == 3
+
+
+async def test_stream_may_be_said_and_says_nothing(door: OpenHttpDoor, socket: Socket) -> None:
+    for stream in (True, False, None):
+        assert (await socket.response(**UNSTORED, input="hi", stream=stream))["status"] == "completed"
+    assert all(request.json["stream"] for request in door.chat.requests)
+
+
+async def test_a_stored_response_is_stored(door: OpenHttpDoor, socket: Socket) -> None:
+    made = await socket.response(model="demo-model", input="hi")
+    got = await door.ask(
+        post_bytes(method="GET", path=f"/v1/responses/{made['id']}", headers={"authorization": "Bearer k"})
+    )
+    assert got.status == 200 and got.json["output"] == made["output"]
+    again = await socket.response(model="demo-model", input="more", previous_response_id=made["id"])
+    assert again["previous_response_id"] == made["id"]
+    assert sent_to_model(door) == [("user", "hi"), ("assistant", "Hello"), ("user", "more")]
+
+
+async def test_what_is_ignored_stands_in_the_first_event(socket: Socket) -> None:
+    events = await socket.ask(**UNSTORED, input="hi", unknown_field=1)
+    assert events[0]["headers"] == {"antiphon-ignored": "unknown_field"}
+    assert not any("headers" in one for one in events[1:])
+    check_stream(events)
+
+
+async def test_several_requests_are_answered_in_order(door: OpenHttpDoor, socket: Socket) -> None:
+    """Sent at once, answered one after another: never two at a time."""
+    gate = asyncio.Event()
+    door.chat.script(answer(parts=[event("one"), Wait(gate), *text_stream("!")]))
+    await socket.send(**UNSTORED, input="first")
+    await socket.send(**UNSTORED, input="second")
+    await door.chat.received()
+    await socket.receive()
+    assert len(door.chat.requests) == 1
+    gate.set()
+    first = await socket.turn()
+    assert first[-1]["response"]["output"][0]["content"][0]["text"] == "one!"
+    second = await socket.turn()
+    assert second[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
+    assert second[0]["sequence_number"] == 0
+
+
+async def test_lanes_are_echoed(socket: Socket) -> None:
+    """OpenAI's `stream_id`: named in every event of its turn, errors included."""
+    events = await socket.ask(**UNSTORED, input="hi", stream_id='a"b', unknown_field=1)
+    assert {one["stream_id"] for one in events} == {'a"b'} and "headers" in events[0]
+    refused = await socket.error(model="demo-model", input=[], stream_id="lane-2")
+    assert refused["stream_id"] == "lane-2"
+    assert "stream_id" not in (await socket.ask(**UNSTORED, input="hi"))[0]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "param"),
+    [
+        ("{", "invalid_json", None),
+        ("[]", "invalid_json", None),
+        ("null", "invalid_json", None),
+        ('{"a":' * 5000, "invalid_json", None),
+        ('{"model":"m","input":"hi"}', "invalid_value", "type"),
+        ('{"type":"session.update"}', "invalid_value", "type"),
+        ('{"type":7}', "invalid_type", "type"),
+        ('{"type":"response.create"}', "missing_required_parameter", "model"),
+        ('{"type":"response.create","model":"m","input":"x","background":true}', "unsupported_parameter", "background"),
+        ('{"type":"response.create","model":"m","input":"x","generate":"no"}', "invalid_type", "generate"),
+        ('{"type":"response.create","model":"m","input":"x","stream_id":1}', "invalid_type", "stream_id"),
+        (
+            json.dumps({"type": "response.create", "model": "m", "input": "x", "stream_id": "x" * 257}),
+            "string_above_max_length",
+            "stream_id",
+        ),
+        (
+            '{"type":"response.create","model":"m","input":"x","temperature":9}',
+            "decimal_above_max_value",
+            "temperature",
+        ),
+        (
+            '{"type":"response.create","model":"m","input":"x","previous_response_id":5}',
+            "invalid_type",
+            "previous_response_id",
+        ),
+    ],
+)
+async def test_what_is_refused(door: OpenHttpDoor, socket: Socket, frame: str, code: str, param: str | None) -> None:
+    """An envelope, and the connection stays."""
+    await socket.raw.send_str(frame)
+    got = await socket.receive()
+    assert (got["type"], got["status"]) == ("error", 400)
+    assert (got["error"]["code"], got["error"]["param"]) == (code, param)
+    assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
+    assert len(door.chat.requests) == 1
+
+
+async def test_acknowledgements_are_not_answered(socket: Socket) -> None:
+    await socket.raw.send_str('{"type":"response.processed","response_id":"resp_1"}')
+    assert (await socket.ask(**UNSTORED, input="hi"))[0]["type"] == "response.created"
+
+
+async def test_binary_frames_are_refused(socket: Socket) -> None:
+    await socket.raw.send_bytes(b'{"type":"response.create"}')
+    assert (await socket.receive())["error"]["code"] == "invalid_frame"
+    assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "code"),
+    [
+        (json_answer({"error": {"message": "slow", "type": "t", "code": "c"}}, 429, [("retry-after", "3")]), 429, "c"),
+        (json_answer({"error": {"message": "no such model"}}, 404), 404, "model_not_found"),
+        (json_answer({"error": {"message": "no"}}, 500), 500, "upstream_error"),
+        (answer(200, (("content-type", "text/html"),), [b"<h1>hello</h1>"]), 502, "upstream_invalid"),
+    ],
+)
+async def test_upstream_errors_before_the_first_event(
+    door: OpenHttpDoor, socket: Socket, script: Answer, status: int, code: str
+) -> None:
+    door.chat.script(script)
+    got = await socket.error(model="demo-model", input="hi")
+    assert (got["status"], got["error"]["code"]) == (status, code)
+    assert got.get("headers", {}).get("retry-after") == ("3" if status == 429 else None)
+    assert (await socket.response(model="demo-model", input="hi"))["status"] == "completed"
+
+
+async def test_a_failure_in_the_stream_is_one_terminal_event(door: OpenHttpDoor, socket: Socket) -> None:
+    """Clients take an `error` frame for a turn's end, so the event of that name does not come before the last one."""
+    door.chat.script(answer(parts=[event("a"), Reset()]))
+    events = await socket.ask(model="demo-model", input="hi")
+    assert [one["type"] for one in events[-2:]] == ["response.output_item.done", "response.failed"]
+    assert [one["sequence_number"] for one in events] == list(range(len(events)))
+    assert (await socket.ask(model="demo-model", input="hi"))[0]["type"] == "response.created"
+
+
+async def test_a_bug_of_ours_is_a_500_and_the_connection_stays(
+    door: OpenHttpDoor, socket: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("antiphon.api.frames.EventFrames.feed", lambda *_: 1 / 0)
+        got = await socket.error(**UNSTORED, input="hi")
+    assert (got["status"], got["error"]["type"]) == (500, "server_error")
+    assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
+
+
+# What a connection remembers
+
+
+async def test_a_chain_that_is_not_stored_goes_on(door: OpenHttpDoor, socket: Socket) -> None:
+    first = await socket.response(**UNSTORED, input="cobalt")
+    second = await socket.response(**UNSTORED, input="which?", previous_response_id=first["id"])
+    await socket.response(**UNSTORED, input="sure?", previous_response_id=second["id"])
+    assert sent_to_model(door) == [
+        *(("user", "cobalt"), ("assistant", "Hello")),
+        *(("user", "which?"), ("assistant", "Hello")),
+        ("user", "sure?"),
+    ]
+    assert door.store.records == {}
+
+
+async def test_tool_outputs_alone_go_on(door: OpenHttpDoor, socket: Socket) -> None:
+    """What Codex does after each tool call: `store: false`, the id, and the output."""
+    door.chat.script(answer(parts=call_stream()))
+    made = await socket.response(**UNSTORED, input="use it", tools=[TOOL])
+    output = {"type": "function_call_output", "call_id": made["output"][0]["call_id"], "output": "42"}
+    await socket.response(**UNSTORED, input=[output], tools=[TOOL], previous_response_id=made["id"])
+    assert [role for role, _ in sent_to_model(door)] == ["user", "assistant", "tool"]
+
+
+async def test_a_turn_can_be_continued_twice(door: OpenHttpDoor, socket: Socket) -> None:
+    first = await socket.response(**UNSTORED, input="a")
+    await socket.response(**UNSTORED, input="b", previous_response_id=first["id"])
+    await socket.response(**UNSTORED, input="c", previous_response_id=first["id"])
+    assert sent_to_model(door) == [("user", "a"), ("assistant", "Hello"), ("user", "c")]
+
+
+async def test_an_unstored_turn_continues_a_stored_one(door: OpenHttpDoor, socket: Socket) -> None:
+    stored = await socket.response(model="demo-model", input="a")
+    second = await socket.response(**UNSTORED, input="b", previous_response_id=stored["id"])
+    third = await socket.response(**UNSTORED, input="c", previous_response_id=second["id"])
+    assert len(sent_to_model(door)) == 5
+    # What the chain rests on was deleted: it ends, as a stored chain would.
+    await door.store.delete(next(iter(door.store.records.values())).owner, stored["id"])
+    got = await socket.error(**UNSTORED, input="d", previous_response_id=third["id"])
+    assert got["error"]["code"] == "previous_response_not_found"
+
+
+async def test_nothing_stored_rests_on_what_is_not(door: OpenHttpDoor, socket: Socket) -> None:
+    first = await socket.response(**UNSTORED, input="a")
+    got = await socket.error(model="demo-model", input="b", previous_response_id=first["id"])
+    assert (got["status"], got["error"]["code"]) == (400, "previous_response_not_found")
+    assert got["error"]["param"] == "previous_response_id" and door.store.records == {}
+
+
+async def test_another_connection_knows_nothing_of_it(door: OpenHttpDoor, socket: Socket) -> None:
+    made = await socket.response(**UNSTORED, input="a")
+    async with connected(door) as other:
+        got = await other.error(**UNSTORED, input="b", previous_response_id=made["id"])
+        assert got["error"]["code"] == "previous_response_not_found"
+        assert (await other.response(**UNSTORED, input="b"))["status"] == "completed"
+    over_http = await door.ask(
+        post_bytes(
+            {**UNSTORED, "input": "b", "previous_response_id": made["id"]}, headers={"authorization": "Bearer k"}
+        )
+    )
+    assert over_http.error["code"] == "previous_response_not_found"
+
+
+async def test_unknown_ids(socket: Socket) -> None:
+    got = await socket.error(**UNSTORED, input="b", previous_response_id="resp_missing_1")
+    assert (got["status"], got["error"]["code"]) == (400, "previous_response_not_found")
+
+
+async def test_a_failed_continuation_forgets(door: OpenHttpDoor, socket: Socket) -> None:
+    """An output without its call fails, and takes the id it continued with it."""
+    first = await socket.response(**UNSTORED, input="a")
+    output = {"type": "function_call_output", "call_id": "call_missing", "output": "x"}
+    assert (await socket.error(**UNSTORED, input=[output], previous_response_id=first["id"]))["status"] == 400
+    got = await socket.error(**UNSTORED, input="b", previous_response_id=first["id"])
+    assert got["error"]["code"] == "previous_response_not_found"
+    assert len(door.chat.requests) == 1
+
+
+@pytest.mark.parametrize("script", [json_answer({}, 500), answer(parts=[event("a"), Reset()])])
+async def test_an_upstream_failure_forgets_too(door: OpenHttpDoor, socket: Socket, script: Answer) -> None:
+    first = await socket.response(**UNSTORED, input="a")
+    door.chat.script(script)
+    failed = await socket.ask(**UNSTORED, input="b", previous_response_id=first["id"])
+    assert failed[-1]["type"] in ("error", "response.failed")
+    got = await socket.error(**UNSTORED, input="b", previous_response_id=first["id"])
+    assert got["error"]["code"] == "previous_response_not_found"
+
+
+async def test_items_of_the_connection_can_be_referenced(door: OpenHttpDoor, socket: Socket) -> None:
+    made = await socket.response(**UNSTORED, input="a")
+    reference = {"type": "item_reference", "id": made["output"][0]["id"]}
+    await socket.response(**UNSTORED, input=[reference, {"role": "user", "content": "b"}])
+    assert sent_to_model(door) == [("assistant", "Hello"), ("user", "b")]
+
+
+async def test_memory_has_a_limit() -> None:
+    async with open_http_door(websocket=WebSocketLimits(memory_bytes=2_000)) as opened, connected(opened) as socket:
+        small = await socket.response(**UNSTORED, input="a")
+        assert (await socket.response(**UNSTORED, input="b", previous_response_id=small["id"]))["status"] == "completed"
+        large = await socket.response(**UNSTORED, input="x" * 3_000)
+        got = await socket.error(**UNSTORED, input="b", previous_response_id=large["id"])
+        assert got["error"]["code"] == "previous_response_not_found"
+
+
+# Prewarm
+
+
+async def test_a_prewarm_asks_no_model(door: OpenHttpDoor, socket: Socket) -> None:
+    developer = {"role": "developer", "content": "be brief"}
+    events = await socket.ask(**UNSTORED, input=[developer], tools=[TOOL], generate=False)
+    check_stream(events)
+    assert [one["type"] for one in events] == ["response.created", "response.in_progress", "response.completed"]
+    made = events[-1]["response"]
+    assert made["output"] == [] and made["usage"]["total_tokens"] == 0 and door.chat.requests == []
+    # Both of what Codex may do next: the input again, or only what is new.
+    await socket.response(**UNSTORED, input=[developer, {"role": "user", "content": "hi"}])
+    await socket.response(**UNSTORED, input="hi", previous_response_id=made["id"])
+    assert sent_to_model(door, 0) == sent_to_model(door, 1) == [("system", "be brief"), ("user", "hi")]
+
+
+async def test_a_prewarm_is_checked_like_any_request(door: OpenHttpDoor, socket: Socket) -> None:
+    got = await socket.error(
+        **UNSTORED, input=[{"type": "function_call_output", "call_id": "x", "output": "y"}], generate=False
+    )
+    assert got["status"] == 400
+    got = await socket.error(**UNSTORED, input="x", generate=False, previous_response_id="resp_none")
+    assert got["error"]["code"] == "previous_response_not_found" and door.chat.requests == []
+
+
+async def test_a_stored_prewarm_is_stored(door: OpenHttpDoor, socket: Socket) -> None:
+    made = await socket.response(model="demo-model", input="a", generate=False)
+    record: ResponseRecord = door.store.records[made["id"]]
+    assert record.status == "completed" and record.output_items == ()
+    await socket.response(model="demo-model", input="b", previous_response_id=made["id"])
+    assert sent_to_model(door) == [("user", "a"), ("user", "b")]
+
+
+# The handshake
+
+
+async def refused(opened: OpenHttpDoor, **options: Any) -> tuple[int, str]:
+    """Status and error code of a handshake that fails."""
+    options.setdefault("headers", {"authorization": "Bearer k"})
+    headers = {
+        "connection": "Upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        **options["headers"],
+    }
+    got = await opened.ask(post_bytes(method="GET", headers=headers))
+    return got.status, got.error["code"]
+
+
+async def test_switched_off_is_a_426() -> None:
+    """Codex falls back to HTTP at once."""
+    async with open_http_door(websocket=WebSocketLimits(enabled=False)) as opened:
+        assert await refused(opened) == (426, "upgrade_not_supported")
+        assert await refused(opened, headers={"upgrade": "WebSocket"}) == (426, "upgrade_not_supported")
+
+
+async def test_pages_of_other_origins_are_refused(door: OpenHttpDoor) -> None:
+    assert await refused(door, headers={"origin": "https://evil.example"}) == (403, "origin_not_allowed")
+    assert await refused(door, headers={"origin": "null"}) == (403, "origin_not_allowed")
+    async with connected(door, headers={"origin": f"http://{door.address}"}) as same:
+        assert (await same.response(**UNSTORED, input="hi"))["status"] == "completed"
+    allowed = WebSocketLimits(origins=("https://app.example",))
+    async with open_http_door(websocket=allowed) as opened:
+        assert (await refused(opened, headers={"origin": "https://evil.example"}))[0] == 403
+        async with connected(opened, headers={"origin": "https://app.example"}) as page:
+            assert (await page.response(**UNSTORED, input="hi"))["status"] == "completed"
+
+
+async def test_no_more_connections_than_allowed() -> None:
+    async with open_http_door(websocket=WebSocketLimits(connections=1)) as opened:
+        async with connected(opened):
+            assert await refused(opened) == (503, "overloaded")
+        await until(lambda: opened.door._sockets == 0)
+        async with connected(opened) as socket:
+            assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
+
+
+async def test_an_identity_is_wanted_before_the_upgrade() -> None:
+    owners = OwnerResolver("header", "x-antiphon-owner")
+    async with open_http_door(owners=owners, private=True, secret="s") as opened:
+        secret = {"x-antiphon-secret": "s"}
+        assert await refused(opened, headers=secret) == (401, "missing_identity")
+        assert await refused(opened, headers={"x-antiphon-owner": "me"}) == (401, "missing_secret")
+        async with connected(opened, headers={**secret, "x-antiphon-owner": "me"}) as socket:
+            await socket.response(model="demo-model", input="hi")
+        assert {record.owner for record in opened.store.records.values()} == {"h:me"}
+
+
+@pytest.mark.parametrize("header", ["sec-websocket-key", "sec-websocket-version"])
+async def test_a_broken_handshake(door: OpenHttpDoor, header: str) -> None:
+    assert await refused(door, headers={header: "x"}) == (400, "invalid_handshake")
+
+
+async def test_other_paths_and_methods_take_no_upgrade(door: OpenHttpDoor) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    assert (await door.ask(post_bytes(method="GET", path="/v1/models", headers=headers))).status == 200
+    assert (await door.ask(post_bytes({"model": "demo-model", "input": "hi"}, headers=headers))).status == 200
+
+
+# Ends
+
+
+async def test_the_model_call_ends_with_the_connection(door: OpenHttpDoor) -> None:
+    door.chat.script(answer(parts=[event("a"), WaitGone()]))
+    async with connected(door) as socket:
+        await socket.send(model="demo-model", input="hi")
+        call = await door.chat.received()
+        await socket.receive()
+    async with asyncio.timeout(10):
+        await call.gone.wait()
+    await door.stored("failed")
+    await until(lambda: door.metric("responses_total", outcome="cancelled", door="websocket") == 1)
+    await until(lambda: door.context.admission.active == 0)
+
+
+async def test_a_connection_that_breaks(door: OpenHttpDoor) -> None:
+    door.chat.script(answer(parts=[event("a"), WaitGone()]))
+    async with connected(door) as socket:
+        await socket.send(model="demo-model", input="hi")
+        call = await door.chat.received()
+        await socket.receive()
+        transport = socket.raw._response.connection.transport  # type: ignore[union-attr]
+        assert transport is not None
+        transport.abort()  # type: ignore[attr-defined]
+        async with asyncio.timeout(10):
+            await call.gone.wait()
+        await door.stored("failed")
+
+
+async def test_an_hour_is_the_limit() -> None:
+    """A turn that runs is finished; then the connection says why it ends."""
+    gate = asyncio.Event()
+    async with open_http_door(websocket=WebSocketLimits(seconds=0.2)) as opened, connected(opened) as socket:
+        opened.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+        await socket.send(**UNSTORED, input="hi")
+        await socket.send(**UNSTORED, input="too late")
+        await opened.chat.received()
+        asyncio.get_running_loop().call_later(0.3, gate.set)
+        assert (await socket.turn())[-1]["type"] == "response.completed"
+        got = await socket.receive()
+        assert (got["status"], got["error"]["code"]) == (400, "websocket_connection_limit_reached")
+        assert await socket.closed() == 1000
+        assert len(opened.chat.requests) == 1
+
+
+async def test_draining_ends_idle_connections_and_waits_for_turns(door: OpenHttpDoor) -> None:
+    gate = asyncio.Event()
+    door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    async with connected(door) as idle, connected(door) as busy:
+        await busy.send(**UNSTORED, input="hi")
+        await door.chat.received()
+        drained = asyncio.create_task(door.door.drain(10))
+        assert await idle.closed() == 1001
+        assert not drained.done()
+        gate.set()
+        assert (await busy.turn())[-1]["type"] == "response.completed"
+        assert await busy.closed() == 1001
+        assert await drained
+        assert await refused(door) == (503, "shutting_down")
+
+
+async def test_closing_the_door_ends_everything() -> None:
+    async with open_http_door() as opened, connected(opened) as idle, connected(opened) as busy:
+        opened.chat.script(answer(parts=[event("a"), WaitGone()]))
+        await busy.send(model="demo-model", input="hi")
+        await opened.chat.received()
+        await busy.receive()
+        await opened.door.aclose()
+        await idle.closed()
+        await opened.stored("failed")
+
+
+async def test_frames_over_the_limit() -> None:
+    """A little over it: told why. Far over it: the protocol's own close code."""
+    async with open_http_door(HttpSetup(request_body_bytes=2_000)) as opened, connected(opened) as socket:
+        await socket.send(**UNSTORED, input="x" * 2_000)
+        got = await socket.receive()
+        assert (got["status"], got["error"]["code"]) == (413, "request_too_large")
+        assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
+        await socket.send(**UNSTORED, input="x" * 100_000)
+        assert await socket.closed() == 1009
+
+
+async def test_a_large_frame_and_compression(door: OpenHttpDoor) -> None:
+    async with connected(door, compress=15, headers={"authorization": "Bearer k"}) as socket:
+        assert socket.raw.compress
+        text = "x" * 900_000
+        await socket.response(**UNSTORED, input=text)
+        assert sent_to_model(door) == [("user", text)]
+
+
+async def test_a_flood_of_frames_is_held_back(door: OpenHttpDoor) -> None:
+    """Frames beyond a few wait in the network, and are all answered in the end."""
+    gate = asyncio.Event()
+    door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    async with connected(door) as socket:
+        for number in range(60):
+            await socket.send(**UNSTORED, input=str(number), generate=number == 0)
+        await door.chat.received()
+        gate.set()
+        for _ in range(60):
+            assert (await socket.turn())[-1]["type"] == "response.completed"
+
+
+async def test_headers_of_the_handshake_reach_no_model_call(door: OpenHttpDoor) -> None:
+    headers = {
+        "authorization": "Bearer k",
+        "openai-beta": "responses_websockets=2026-02-06",
+        "traceparent": "00-1-1-01",
+        "idempotency-key": "one",
+    }
+    async with connected(door, headers=headers) as socket:
+        await socket.response(**UNSTORED, input="hi")
+    got = door.chat.requests[0]
+    assert got.header("traceparent") == "00-1-1-01" and got.header("authorization") == "Bearer k"
+    names = {name for name, _ in got.headers}
+    assert not names & {"openai-beta", "idempotency-key", "upgrade", "sec-websocket-key"}
