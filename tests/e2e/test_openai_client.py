@@ -221,15 +221,3 @@ async def test_models(client: openai.AsyncOpenAI) -> None:
     assert (await client.models.retrieve("demo-model")).id == "demo-model"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("nope")
-
-
-async def test_an_upgrade_is_refused_with_426(setup: Setup) -> None:
-    reader, writer = await asyncio.open_connection(*setup.gateway.origin.removeprefix("http://").split(":"))
-    writer.write(
-        b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    async with asyncio.timeout(5):
-        assert (await reader.readline()).startswith(b"HTTP/1.1 426 ")
-    writer.close()
-    await writer.wait_closed()
