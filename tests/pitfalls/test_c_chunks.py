@@ -67,6 +67,10 @@ def test_pitfall_59_a_name_may_come_after_the_arguments() -> None:
 def test_pitfall_59_a_name_in_every_chunk_is_one_name() -> None:
     made = _calls(*(call(part, "weather", index=0, id="a") for part in ("", '{"x"', ":1}")))
     assert made == [("weather", '{"x":1}')]
+    # Also while the call waits for the one before it.
+    first = [call('{"a"', "f", index=0, id="a"), call(":1}", index=0)]
+    second = [call(part, "weather", index=1, id="b") for part in ('{"x"', ":1}")]
+    assert _calls(first[0], *second, first[1]) == [("f", '{"a":1}'), ("weather", '{"x":1}')]
 
 
 def test_pitfall_60_every_piece_of_arguments_belongs_to_the_same_call() -> None:

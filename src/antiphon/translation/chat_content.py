@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.errors import ApiError, InvalidRequest
+from antiphon.translation.checks import check_choice, required
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.types.files import FetchedFile
@@ -190,8 +191,9 @@ def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
         if first(part.input_audio) != b"{":
             raise _missing(where, "input_audio")
         return Raw(b'{"type":"input_audio","input_audio":%b}' % bytes(part.input_audio))
+    kind = required(where, "type", kind)
     raise InvalidRequest(
-        f"Invalid value for '{where}.type': {str(kind)[:64]!r} is not supported in a message.",
+        f"Invalid value for '{where}.type': {kind[:64]!r} is not supported in a message.",
         param=f"{where}.type",
         code="invalid_value",
     )
@@ -214,7 +216,8 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
         url = _CHAT_IMAGE.decode(part.image_url)
         return _image(where, InputPart(image_url=url.url, detail=url.detail or part.detail), rules)
     if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
-        detail = part.detail if part.detail in _DETAILS else "high" if part.detail == "original" else "auto"
+        check_choice(f"{where}.detail", part.detail, (*_DETAILS, "original"))
+        detail = "high" if part.detail == "original" else part.detail or "auto"
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
         )

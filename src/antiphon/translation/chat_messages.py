@@ -20,10 +20,11 @@ from msgspec import UNSET, Raw, Struct
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.checks import required
+from antiphon.translation.checks import check_choice, required
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.hosted_items import HOSTED, hosted_call
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.think_tags import only_thought
 from antiphon.translation.tool_map import fitting_call_id
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.files import FetchedFile
@@ -109,8 +110,9 @@ def translate_items(
             leading = False
             role = profile.developer_role if entry.role == "developer" else entry.role
             messages.append(ChatMessage(role=role, content=entry.content))
-    if system:
-        messages.insert(0, ChatMessage(role="system", content=quoted(rb"\n\n".join(system))))
+    # Empty instructions say nothing, and some servers refuse a message without text.
+    if said := rb"\n\n".join(text for text in system if text):
+        messages.insert(0, ChatMessage(role="system", content=quoted(said)))
     return messages
 
 
@@ -162,7 +164,7 @@ class _Grouping:
             self._compaction(where, item)
         elif kind != "additional_tools":
             # Tools that an item brings were read already.
-            raise _unknown(where, kind)
+            raise _unknown(where, kind, item)
 
     def _open_turn(self, *, fresh: bool) -> _Turn:
         """The turn that assistant items go into now, with the reasoning before them; with `fresh`, another one if this
@@ -186,16 +188,15 @@ class _Grouping:
     def _message(self, where: str, item: InputItem) -> None:
         if item.role == "assistant":
             text = bytes(message_content(where, "assistant", item.content, self._rules))[1:-1]
+            if self._rules.profile.replay_reasoning != "off" and (thought := only_thought(text)) is not None:
+                # Clients that do not know the model send what it thought as text.
+                self._thoughts.append(thought)
+                return
             self._open_turn(fresh=True).text.append(text)
             return
-        if item.role not in _ROLES:
-            raise InvalidRequest(
-                f"Invalid value for '{where}.role': {str(item.role)[:64]!r}. "
-                f"Supported values are: {', '.join(_ROLES)}.",
-                param=f"{where}.role",
-                code="invalid_value",
-            )
-        self._entries.append(_Plain(item.role, message_content(where, item.role, item.content, self._rules)))
+        role = required(where, "role", item.role)
+        check_choice(f"{where}.role", role, _ROLES)
+        self._entries.append(_Plain(role, message_content(where, role, item.content, self._rules)))
         self._close_turn()
 
     def _reasoning(self, where: str, item: InputItem) -> None:
@@ -315,11 +316,10 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))
 
 
-def _unknown(where: str, kind: str | None) -> InvalidRequest:
-    if kind is None:
-        return InvalidRequest(
-            f"Missing required parameter: '{where}.type'.", param=f"{where}.type", code="missing_required_parameter"
-        )
+def _unknown(where: str, kind: str | None, item: InputItem) -> InvalidRequest:
+    if kind is None or (kind == "item_reference" and not item.id):
+        name = f"{where}.{'type' if kind is None else 'id'}"
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     return InvalidRequest(
         f"Invalid value for '{where}.type': items of type {kind[:64]!r} are not supported.",
         param=f"{where}.type",

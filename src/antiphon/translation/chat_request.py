@@ -78,6 +78,11 @@ def translate_request(
         )
     reasoning, text = request.reasoning, request.text
     messages = translate_items(request.instructions, items, profile, sources or ItemSources())
+    if not messages:
+        # Reasoning that led to nothing, tools that an item brings: no chat server answers an empty list.
+        raise InvalidRequest(
+            "'input' has no message or call that a model could answer.", param="input", code="invalid_value"
+        )
     response_format = _response_format(text, profile, messages)
     chat = ChatRequest(
         model=model or request.model,

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import wrong_type
+from antiphon.translation.checks import check_choice, required, wrong_type
 from antiphon.types.json import first, given
 from antiphon.types.tools import Tool
 
@@ -41,7 +41,16 @@ class _Environment(Struct):
     type: str | None = None
 
 
+class _Format(Struct):
+    type: str
+    syntax: str | None = None
+    definition: str | None = None
+
+
 _ENVIRONMENT = msgspec.json.Decoder(_Environment)
+_FORMAT = msgspec.json.Decoder(_Format)
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_NESTED = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
 
 
 def decode_tools(where: str, value: Raw) -> list[Tool]:
@@ -121,7 +130,7 @@ def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
         return tool.type
     if tool.name is None:
         raise InvalidRequest(
-            f"Missing required parameter: '{where}.name'.",
+            f"Missing required parameter: '{where}.name'.{_NESTED if _is_nested(tool.source) else ''}",
             param=f"{where}.name",
             code="missing_required_parameter",
         )
@@ -161,4 +170,23 @@ def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
             param=f"{where}.parameters",
             code="invalid_type",
         )
+    if tool.type == "custom" and given(tool.format):
+        _check_format(f"{where}.format", tool.format)
     return tool.name
+
+
+def _is_nested(source: Raw) -> bool:
+    """Whether a function was declared as Chat Completions has it."""
+    return first(source) == b"{" and "function" in _OBJECT.decode(source)
+
+
+def _check_format(where: str, value: Raw) -> None:
+    """A custom tool's format: text, or a grammar with its definition."""
+    try:
+        form = _FORMAT.decode(value)
+    except msgspec.ValidationError as error:
+        raise wrong_type(where, error) from None
+    check_choice(f"{where}.type", form.type, ("text", "grammar"))
+    if form.type == "grammar":
+        required(where, "definition", form.definition)
+        check_choice(f"{where}.syntax", form.syntax, ("lark", "regex"))

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from antiphon.errors import InvalidRequest
 from antiphon.translation.checks import check_choice, read_string, wrong_type
 from antiphon.translation.read_tools import UNNAMED, decode_tools
-from antiphon.types.json import encode, given
+from antiphon.types.json import ABSENT, encode, given
 from antiphon.types.tools import Tool, ToolChoice
 
 __all__ = ["read_tool_choice"]
@@ -37,6 +37,7 @@ class _Choice(Struct):
     namespace: str | None = None
     mode: str | None = None
     tools: list[_Named] | None = None
+    function: Raw = ABSENT
 
 
 def read_tool_choice(
@@ -71,8 +72,11 @@ def read_tool_choice(
     if choice.type == "allowed_tools":
         return _allowed(choice, known)
     if choice.type in ("function", "custom") and choice.name is None:
+        nested = (
+            " In the Responses API it stands beside 'type', not under 'function'." if given(choice.function) else ""
+        )
         raise InvalidRequest(
-            "Missing required parameter: 'tool_choice.name'.",
+            f"Missing required parameter: 'tool_choice.name'.{nested}",
             param="tool_choice.name",
             code="missing_required_parameter",
         )
