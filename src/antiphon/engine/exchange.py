@@ -39,6 +39,7 @@ from antiphon.engine.actions import (
     Usage,
 )
 from antiphon.engine.records import (
+    is_hollow,
     item_body,
     make_record,
     prepare_input,
@@ -291,7 +292,7 @@ class ResponseExchange:
                 raise _no_such_model(request.model)
             self._request = request
             self._builder = self._make_builder(request, head)
-            wanted = tuple(item.id for item in request.input if _is_reference(item) and item.id)
+            wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
             if request.previous_response_id is None and not wanted:
                 self._call_upstream(())
                 return

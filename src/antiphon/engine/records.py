@@ -23,7 +23,7 @@ from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.response import Response, ResponseError
 
-__all__ = ["item_body", "make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
+__all__ = ["is_hollow", "item_body", "make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
 
 _PREFIXES = {
     "message": "msg",
@@ -61,10 +61,25 @@ _PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_outp
 _ITEM = msgspec.json.Decoder(InputItem)
 
 
+def is_hollow(item: InputItem) -> bool:
+    """Whether it is reasoning that says nothing but its id: what LangChain keeps of a stream without a summary."""
+    return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
+
+
+def _is_empty(parts: Raw) -> bool:
+    return bytes(parts) in (b"", b"[]", b"null", b'""')
+
+
 def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> list[InputItem]:
-    """The items with every `item_reference` replaced. Raises `InvalidRequest` for one that does not exist."""
+    """The items with every `item_reference`, and hollow reasoning that is known, replaced by what is stored.
+
+    Raises `InvalidRequest` for a reference that does not exist.
+    """
     resolved = []
     for number, item in enumerate(items):
+        if item.id in found and is_hollow(item):
+            resolved.append(_read(found[item.id].body))
+            continue
         if item.type != "item_reference" and not (item.type is None and item.role is None and item.id):
             resolved.append(item)
             continue

@@ -129,6 +129,8 @@ def make_chat_tools(
         maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []
     for where, item in items:
+        if item.call_id is not None:
+            maker.map.call_ids.add(item.call_id)
         if item.type in ("additional_tools", "tool_search_output"):
             brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), most)
             for number, tool in enumerate(brought):

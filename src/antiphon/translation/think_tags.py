@@ -14,13 +14,22 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-__all__ = ["ThinkTags"]
+__all__ = ["ThinkTags", "only_thought"]
 
 _OPEN, _CLOSE = b"<think>", b"</think>"
 _BLANKS = re.compile(rb"(?: |\\n|\\r|\\t)*")
 # Some servers escape the brackets; an escaped backslash before them is no escape.
 _ESCAPED = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
 _MAY_START = (b"<", b" ", b"\\", b"")
+
+
+_ONLY = re.compile(rb"(?: |\\n|\\r|\\t)*<think>(?:\\n|\\r)*(.*?)(?:\\n|\\r)*</think>(?: |\\n|\\r|\\t)*", re.DOTALL)
+
+
+def only_thought(text: bytes) -> bytes | None:
+    """What stands between the tags when the whole text is one thought, as some clients send reasoning back."""
+    found = _ONLY.fullmatch(text)
+    return None if found is None or _CLOSE in found[1] else found[1]
 
 
 class _State(Enum):

@@ -53,7 +53,7 @@ class ToolCalls:
         self._calls: list[_Call] = []
         self._first = 0
         self._open: _Call | None = None
-        self._ids: set[str] = set()
+        self._ids = set(tools.call_ids)
         self.broken = False
         """Whether arguments came for a call that was closed already, so that what was put out is wrong."""
         self.forbidden = ""
@@ -153,7 +153,7 @@ class ToolCalls:
                 # Clients refuse ids that are too long, or hold what they cannot.
                 call.id = f"call_{hashlib.sha256(call.id.encode('utf-8', 'replace')).hexdigest()[:32]}"
             if call.id in self._ids:
-                # Two calls with one id could not be told apart.
+                # Two calls with one id could not be told apart; some servers count from 0 in every answer.
                 call.id = ""
             self._ids.add(call.id)
             self._put += 1

@@ -74,13 +74,14 @@ class ToolMap:
     """The tools of one request, and which of them the model may call now.
 
     `callable` holds the chat names that may be called (None: whatever the model calls); `single` says that one answer
-    may hold one call at most.
+    may hold one call at most; `call_ids` are those of the calls in the history.
     """
 
     def __init__(self) -> None:
         self._targets: dict[str, CallTarget] = {}
         self.callable: frozenset[str] | None = None
         self.single = False
+        self.call_ids: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
         """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""

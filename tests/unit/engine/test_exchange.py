@@ -261,6 +261,33 @@ def test_item_reference_is_resolved_or_refused() -> None:
     assert missing.json["error"]["param"] == "input[0].id"
 
 
+def test_reasoning_that_only_names_itself_is_read_from_the_store() -> None:
+    """LangChain keeps the id of streamed reasoning, and nothing it said."""
+    body = b'{"id":"rs_9","type":"reasoning","summary":[],"content":[{"type":"reasoning_text","text":"hm"}]}'
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "ok"}
+    hollow = {"type": "reasoning", "id": "rs_9", "summary": [], "content": []}
+    request = {"model": "m", "input": [{"role": "user", "content": "u"}, hollow, call, output]}
+    known = run(request, [_CHUNK, _END], context=Context(items={"rs_9": StoredItem("rs_9", "reasoning", body)}))
+    assert known.chat["messages"][1]["reasoning_content"] == "hm"
+    # Somebody else's id is no error: it is left out as before.
+    unknown = run(request, [_CHUNK, _END], context=Context())
+    assert "reasoning_content" not in unknown.chat["messages"][1]
+
+
+def test_an_id_of_an_earlier_call_is_not_used_again() -> None:
+    """Some servers count calls from 0 in every answer; clients tell calls apart by their ids."""
+    call = {"type": "function_call", "call_id": "0", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "0", "output": "ok"}
+    delta = b'{"tool_calls":[{"index":0,"id":"0","function":{"name":"f","arguments":"{}"}}]}'
+    chunk = b'data: {"choices":[{"index":0,"delta":%b,"finish_reason":"tool_calls"}]}\n\n' % delta
+    made = run({"model": "m", "input": [{"role": "user", "content": "u"}, call, output]}, [chunk, _END])
+    [again] = made.json["output"]
+    assert again["call_id"].startswith("call_")
+    fresh = run({"model": "m", "input": "u"}, [chunk, _END])
+    assert fresh.json["output"][0]["call_id"] == "0"
+
+
 def test_headers_reach_the_upstream_by_an_allow_list() -> None:
     sent = (
         ("authorization", "Bearer k"),

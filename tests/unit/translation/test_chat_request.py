@@ -262,6 +262,27 @@ def test_reasoning_goes_with_the_message_after_it_not_with_the_one_before() -> N
     assert [message.get("reasoning_content") for message in messages] == [None, None, "two", None]
 
 
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def test_a_thought_sent_back_as_text_is_reasoning_again() -> None:
+    """As pydantic-ai does for models it does not know."""
+    messages = _messages([_USER, _said("<think>\nI add\ntwo.\n</think>"), _call("a"), _output("a"), _USER])
+    assert messages[1]["reasoning_content"] == "I add\ntwo." and messages[1]["content"] is None
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "user"]
+
+
+@pytest.mark.parametrize("text", ["<think>a</think> b", "<think>a</think><think>b</think>", "a <think>b</think>"])
+def test_a_thought_within_other_text_stays_text(text: str) -> None:
+    assert _messages([_USER, _said(text)])[1] == {"role": "assistant", "content": text}
+
+
+def test_a_thought_as_text_stays_where_reasoning_has_no_place() -> None:
+    said = _said("<think>a</think>")
+    assert _chat("openai", input=[_USER, said])["messages"][1]["content"] == "<think>a</think>"
+
+
 def test_extra_keys_of_echoed_items_are_tolerated() -> None:
     items = [
         {"type": "message", "role": "user", "content": "u", "id": "msg_1", "status": "completed"},
