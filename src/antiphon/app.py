@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from antiphon.api.capabilities import Capabilities
+from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
 from antiphon.api.router import Router
@@ -127,6 +128,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             metrics=metrics,
             native=native,
             capabilities=_capabilities(settings, routes),
+            areas=Conversations(stores.conversations, store).routes(),
         ),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
         admission=admission,

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "IdFactory", "is_id", "new_id", "now"]
+__all__ = ["Clock", "IdFactory", "is_id", "is_name", "new_id", "now"]
 
 IdFactory = Callable[[str], str]
 """`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
@@ -32,6 +32,11 @@ def new_id(prefix: str) -> str:
 def is_id(text: str, prefix: str) -> bool:
     """Whether `text` could be an id of ours: a cheap test before the store is asked."""
     return text.startswith(prefix + "_") and len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` could name something that clients may name themselves."""
+    return 0 < len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text.replace("-", "_"))
 
 
 now: Clock = time.time

@@ -23,7 +23,16 @@ from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.response import Response, ResponseError
 
-__all__ = ["is_hollow", "item_body", "make_record", "prepare_input", "read_history", "resolve_references", "stored_input"]
+__all__ = [
+    "is_hollow",
+    "is_reference",
+    "item_body",
+    "make_record",
+    "prepare_input",
+    "read_history",
+    "resolve_references",
+    "stored_input",
+]
 
 _PREFIXES = {
     "message": "msg",
@@ -61,6 +70,11 @@ _PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_outp
 _ITEM = msgspec.json.Decoder(InputItem)
 
 
+def is_reference(item: InputItem) -> bool:
+    """Whether the item only names another one by its id."""
+    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
+
+
 def is_hollow(item: InputItem) -> bool:
     """Whether it is reasoning that says nothing but its id: what LangChain keeps of a stream without a summary."""
     return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
@@ -70,7 +84,7 @@ def _is_empty(parts: Raw) -> bool:
     return bytes(parts) in (b"", b"[]", b"null", b'""')
 
 
-def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> list[InputItem]:
+def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
     """The items with every `item_reference`, and hollow reasoning that is known, replaced by what is stored.
 
     Raises `InvalidRequest` for a reference that does not exist.
@@ -80,13 +94,13 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem]) -> 
         if item.id in found and is_hollow(item):
             resolved.append(_read(found[item.id].body))
             continue
-        if item.type != "item_reference" and not (item.type is None and item.role is None and item.id):
+        if not is_reference(item):
             resolved.append(item)
             continue
         stored = found.get(item.id or "")
         if stored is None:
             raise InvalidRequest(
-                f"Item with id '{item.id}' not found.", param=f"input[{number}].id", code="item_not_found"
+                f"Item with id '{item.id}' not found.", param=f"{where}[{number}].id", code="item_not_found"
             )
         resolved.append(_read(stored.body))
     return resolved

@@ -6,13 +6,14 @@ Invariant: every error names the field it is about.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["NAME", "check_choice", "read_string", "required", "wrong_type"]
+__all__ = ["NAME", "check_choice", "check_include", "check_metadata", "read_string", "required", "wrong_type"]
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
@@ -60,3 +61,44 @@ def required(where: str, name: str, value: str | None) -> str:
             code="missing_required_parameter",
         )
     return value
+
+
+ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
+IGNORABLE_INCLUDES = frozenset(
+    {
+        "file_search_call.results",
+        "web_search_call.results",
+        "web_search_call.action.sources",
+        "message.input_image.image_url",
+        "computer_call_output.output.image_url",
+        "code_interpreter_call.outputs",
+    }
+)
+"""Values of `include` that speak of hosted tools, of which there are none yet."""
+
+
+def check_include(values: Iterable[str]) -> None:
+    """Raise for a value of `include` that OpenAI does not have."""
+    for number, include in enumerate(values):
+        if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
+            raise InvalidRequest(
+                f"Invalid value for 'include[{number}]': {include[:64]!r}. "
+                f"Supported: {', '.join(sorted((LOGPROBS, ENCRYPTED, *IGNORABLE_INCLUDES)))}.",
+                param="include",
+                code="invalid_value",
+            )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise unless there are at most 16 pairs, of at most 64 and 512 characters."""
+    if len(metadata) > 16:
+        raise InvalidRequest(
+            "Invalid 'metadata': it may have at most 16 pairs.", param="metadata", code="object_above_max_properties"
+        )
+    for key, value in metadata.items():
+        if len(key) > 64 or len(value) > 512:
+            raise InvalidRequest(
+                "Invalid 'metadata': keys may have at most 64 characters and values at most 512.",
+                param="metadata",
+                code="string_above_max_length",
+            )

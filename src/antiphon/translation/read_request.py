@@ -15,7 +15,17 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import NAME, check_choice, read_string, wrong_type
+from antiphon.translation.checks import (
+    ENCRYPTED,
+    IGNORABLE_INCLUDES,
+    LOGPROBS,
+    NAME,
+    check_choice,
+    check_include,
+    check_metadata,
+    read_string,
+    wrong_type,
+)
 from antiphon.translation.compaction import take_trigger
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
@@ -93,17 +103,6 @@ _CHAT_FIELDS = {
     "logprobs": "'logprobs' belongs to Chat Completions; the Responses API takes 'include' with "
     "'message.output_text.logprobs', and 'top_logprobs'.",
 }
-_LOGPROBS, _ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
-_IGNORABLE_INCLUDES = frozenset(
-    {
-        "file_search_call.results",
-        "web_search_call.results",
-        "web_search_call.action.sources",
-        "message.input_image.image_url",
-        "computer_call_output.output.image_url",
-        "code_interpreter_call.outputs",
-    }
-)
 
 
 class _OnlyModel(msgspec.Struct):
@@ -186,8 +185,8 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         user=values.get("user"),
         service_tier=values.get("service_tier"),
         top_logprobs=values.get("top_logprobs"),
-        logprobs=_LOGPROBS in include or bool(values.get("top_logprobs")),
-        encrypted_reasoning=_ENCRYPTED in include,
+        logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
+        encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
         compact=compact,
         compact_threshold=_read_threshold(values.get("context_management") or []),
@@ -280,15 +279,8 @@ def _check_values(values: dict[str, Any]) -> None:
         check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
         check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
         check_choice("reasoning.generate_summary", reasoning.generate_summary, _SUMMARIES)
-    _check_metadata(values.get("metadata") or {})
-    for number, include in enumerate(values.get("include") or ()):
-        if include not in _IGNORABLE_INCLUDES and include not in (_LOGPROBS, _ENCRYPTED):
-            raise InvalidRequest(
-                f"Invalid value for 'include[{number}]': {include[:64]!r}. "
-                f"Supported: {', '.join(sorted((_LOGPROBS, _ENCRYPTED, *_IGNORABLE_INCLUDES)))}.",
-                param="include",
-                code="invalid_value",
-            )
+    check_metadata(values.get("metadata") or {})
+    check_include(values.get("include") or ())
 
 
 def _read_threshold(entries: list[ContextManagement]) -> int | None:
@@ -338,20 +330,6 @@ def _check_text(text: TextOptions) -> None:
             )
 
 
-def _check_metadata(metadata: dict[str, str]) -> None:
-    if len(metadata) > 16:
-        raise InvalidRequest(
-            "Invalid 'metadata': it may have at most 16 pairs.", param="metadata", code="object_above_max_properties"
-        )
-    for key, value in metadata.items():
-        if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest(
-                "Invalid 'metadata': keys may have at most 64 characters and values at most 512.",
-                param="metadata",
-                code="string_above_max_length",
-            )
-
-
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     """Unknown keys of the fields that are objects, as dotted names."""
     return [
@@ -367,7 +345,7 @@ def _ignored_values(values: dict[str, Any]) -> list[str]:
     """Known fields whose value has no effect here."""
     ignored: list[str] = []
     # The others speak of hosted tools, of which there are none yet.
-    ignored += [f"include:{include}" for include in values.get("include") or () if include in _IGNORABLE_INCLUDES]
+    ignored += [f"include:{include}" for include in values.get("include") or () if include in IGNORABLE_INCLUDES]
     return ignored
 
 

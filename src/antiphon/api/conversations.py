@@ -1,0 +1,212 @@
+"""Conversations and their items.
+
+Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
+what a response adds to a conversation, and the lock it holds meanwhile (the exchange, the store).
+
+A conversation and an item that do not exist, and those of somebody else, give the same answer, byte for byte apart from
+the id. Deleting a conversation deletes its items; responses that were made in it stay.
+
+Invariant: an item gets an id of ours, whatever the client called it.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_number,
+    query_value,
+    raw_response,
+    read_body,
+)
+from antiphon.api.route import Route
+from antiphon.engine.actions import StoredItem
+from antiphon.engine.ports import ConversationStore, PageQuery, ResponseStore, StoredConversation
+from antiphon.engine.records import is_reference, prepare_input, resolve_references, stored_input
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import IdFactory, is_name, new_id
+from antiphon.translation.checks import check_include, check_metadata
+from antiphon.translation.read_items import check_item, read_items
+from antiphon.types.json import ABSENT, encode, given
+
+__all__ = ["MOST_ITEMS", "Conversations", "no_such_conversation"]
+
+MOST_ITEMS = 20
+"""Items that one request may add."""
+
+_SHOWN_ID = 128
+
+
+class _Create(Struct):
+    metadata: dict[str, str] | None = None
+    items: Raw = ABSENT
+
+
+class _Update(Struct):
+    metadata: dict[str, str] | UnsetType | None = UNSET
+
+
+class _Add(Struct):
+    items: Raw = ABSENT
+
+
+class Conversations:
+    """The endpoints. `responses` is asked for items that a client refers to by their id."""
+
+    def __init__(self, conversations: ConversationStore, responses: ResponseStore, make_id: IdFactory = new_id) -> None:
+        self._store = conversations
+        self._responses = responses
+        self._new_id = make_id
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        return (
+            Route("/v1/conversations", {"GET": self.list, "POST": self.create}),
+            Route("/v1/conversations/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
+            Route("/v1/conversations/{}/items", {"GET": self.list_items, "POST": self.add_items}),
+            Route("/v1/conversations/{}/items/{}", {"GET": self.get_item, "DELETE": self.delete_item}),
+        )
+
+    async def create(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
+        body = read_body(request, _Create)
+        check_metadata(body.metadata or {})
+        items = await self._read_items(request, body.items)
+        made = await self._store.create(request.owner, self._new_id("conv"), encode(body.metadata or {}), items)
+        return _shown(made)
+
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
+        page = await self._store.list(request.owner, _page(request))
+        ids = [each.id for each in page.conversations]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return raw_response(list_body([_resource(each) for each in page.conversations], first, last, page.has_more))
+
+    async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """`GET /v1/conversations/{id}`."""
+        return _shown(await self._known(request, conversation_id))
+
+    async def update(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """`POST /v1/conversations/{id}`: replaces the metadata."""
+        metadata = read_body(request, _Update).metadata
+        if metadata is UNSET:
+            raise _missing("metadata")
+        check_metadata(metadata or {})
+        updated = None
+        if is_name(conversation_id):
+            updated = await self._store.update(request.owner, conversation_id, encode(metadata or {}))
+        if updated is None:
+            raise no_such_conversation(conversation_id)
+        return _shown(updated)
+
+    async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked`, as does whatever changes its items."""
+        if not (is_name(conversation_id) and await self._store.delete(request.owner, conversation_id)):
+            raise no_such_conversation(conversation_id)
+        return json_response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
+
+    async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
+        _read_include(request)
+        query = _page(request)
+        page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
+        if page is None:
+            raise no_such_conversation(conversation_id)
+        return _shown_items(page.items, page.has_more)
+
+    async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
+        _read_include(request)
+        given_items = read_body(request, _Add).items
+        if not given(given_items):
+            raise _missing("items")
+        items = await self._read_items(request, given_items)
+        if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
+            raise no_such_conversation(conversation_id)
+        return _shown_items(items, has_more=False)
+
+    async def get_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
+        """`GET /v1/conversations/{id}/items/{item_id}`."""
+        _read_include(request)
+        await self._known(request, conversation_id)
+        item = await self._store.get_item(request.owner, conversation_id, item_id) if is_name(item_id) else None
+        if item is None:
+            raise _no_such_item(item_id)
+        return raw_response(item.body)
+
+    async def delete_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
+        """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
+        conversation = await self._known(request, conversation_id)
+        if not (is_name(item_id) and await self._store.delete_item(request.owner, conversation_id, item_id)):
+            raise _no_such_item(item_id)
+        return _shown(conversation)
+
+    async def _known(self, request: ApiRequest, conversation_id: str) -> StoredConversation:
+        found = await self._store.get(request.owner, conversation_id) if is_name(conversation_id) else None
+        if found is None:
+            raise no_such_conversation(conversation_id)
+        return found
+
+    async def _read_items(self, request: ApiRequest, value: Raw) -> tuple[StoredItem, ...]:
+        """The items as they are stored: references replaced by what they name, ids given."""
+        items = read_items("items", value, MOST_ITEMS)
+        wanted = tuple(item.id for item in items if is_reference(item) and item.id)
+        if wanted:
+            found = await self._store.find_items(request.owner, wanted)
+            found |= await self._responses.load_items(request.owner, wanted)
+            items = resolve_references(items, found, "items")
+        for number, item in enumerate(items):
+            check_item(f"items[{number}]", item)
+        return stored_input(prepare_input(items, self._new_id))
+
+
+def _page(request: ApiRequest) -> PageQuery:
+    return PageQuery(
+        limit=query_number(request, "limit", least=1, most=100, default=20),
+        after=query_value(request, "after"),
+        before=query_value(request, "before"),
+        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+    )
+
+
+def _read_include(request: ApiRequest) -> None:
+    """`include` is checked and has no effect: what a backend can give is in the stored items already."""
+    check_include([value for name, value in request.query if name in ("include", "include[]")])
+
+
+def _missing(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
+def _resource(conversation: StoredConversation) -> bytes:
+    return encode(
+        {
+            "id": conversation.id,
+            "object": "conversation",
+            "created_at": int(conversation.created_at),
+            "metadata": Raw(conversation.metadata),
+        }
+    )
+
+
+def _shown(conversation: StoredConversation) -> ApiResponse:
+    return raw_response(_resource(conversation))
+
+
+def _shown_items(items: tuple[StoredItem, ...], has_more: bool) -> ApiResponse:
+    first, last = (items[0].id, items[-1].id) if items else (None, None)
+    return raw_response(list_body([item.body for item in items], first, last, has_more))
+
+
+def no_such_conversation(conversation_id: str) -> NotFound:
+    """The 404 for an id in a path."""
+    return NotFound(f"Conversation with id '{conversation_id[:_SHOWN_ID]}' not found.")
+
+
+def _no_such_item(item_id: str) -> NotFound:
+    return NotFound(f"Item with id '{item_id[:_SHOWN_ID]}' not found.")

@@ -1,0 +1,104 @@
+"""Items that a client adds to a conversation without asking a model anything.
+
+Lives here: reading them, and refusing what no later request could be translated with. Not here: items of a request's
+`input` (`read_request.py`), where the model's server decides what is too much.
+
+Invariant: an item that passes here is refused later only for its place (an output without its call) or for what this
+model's server cannot take (pictures, files).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
+from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
+from antiphon.translation.checks import required, wrong_type
+from antiphon.translation.compaction import COMPACTIONS
+from antiphon.translation.file_urls import FileNotFetched
+from antiphon.translation.hosted_items import HOSTED
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.types.items import InputItem
+from antiphon.types.json import given
+
+__all__ = ["check_item", "read_items"]
+
+_SOURCES = msgspec.json.Decoder(list[Raw])
+_ITEM = msgspec.json.Decoder(InputItem)
+_ROLES = ("user", "assistant", "system", "developer")
+_TAKES_ALL = ContentRules(UpstreamProfile("any", images=True, files="part"), {})
+
+
+def read_items(name: str, value: Raw, most: int) -> list[InputItem]:
+    """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
+    if not given(value):
+        return []
+    try:
+        sources = _SOURCES.decode(value)
+    except msgspec.ValidationError:
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a list of items.", param=name, code="invalid_type"
+        ) from None
+    if len(sources) > most:
+        raise InvalidRequest(
+            f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
+            f"but got an array with length {len(sources)} instead.",
+            param=name,
+            code="array_above_max_length",
+        )
+    items = []
+    for number, source in enumerate(sources):
+        try:
+            item = _ITEM.decode(source)
+        except msgspec.ValidationError as error:
+            raise wrong_type(f"{name}[{number}]", error) from None
+        except RecursionError:
+            raise InvalidRequest(
+                f"Invalid '{name}[{number}]': it is nested too deeply.", param=f"{name}[{number}]", code="invalid_value"
+            ) from None
+        item.source = source
+        items.append(item)
+    return items
+
+
+def check_item(where: str, item: InputItem) -> None:
+    """Raise `InvalidRequest` for an item that could never be shown to a model."""
+    kind = item.type or ("message" if item.role is not None else None)
+    if kind is None:
+        required(where, "type", item.type)
+    try:
+        if kind == "message":
+            if item.role not in _ROLES:
+                raise InvalidRequest(
+                    f"Invalid value for '{where}.role': {str(item.role)[:64]!r}. "
+                    f"Supported values are: {', '.join(_ROLES)}.",
+                    param=f"{where}.role",
+                    code="invalid_value",
+                )
+            message_content(where, item.role, item.content, _TAKES_ALL)
+        elif kind == "reasoning":
+            joined_text(where, item.content)
+            joined_text(where, item.summary)
+        elif kind in CALLS:
+            call_of(where, item)
+        elif kind in OUTPUTS:
+            if kind in ("function_call_output", "custom_tool_call_output"):
+                required(where, "call_id", item.call_id)
+            if native_output(where, item) is None:
+                output_content(where, item.output, _TAKES_ALL)
+        elif kind in COMPACTIONS:
+            required(where, "encrypted_content", item.encrypted_content)
+        elif kind not in HOSTED and kind != "additional_tools":
+            raise InvalidRequest(
+                f"Invalid value for '{where}.type': items of type {str(kind)[:64]!r} are not supported.",
+                param=f"{where}.type",
+                code="invalid_value",
+            )
+    except FileNotFetched:
+        pass  # fetched when a response needs it
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        raise InvalidRequest(
+            f"Invalid '{where}': its content cannot be read.", param=where, code="invalid_value"
+        ) from None
