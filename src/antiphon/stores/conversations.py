@@ -36,7 +36,9 @@ GET_CONVERSATION = "SELECT id, created_at, metadata FROM conversations WHERE own
 UPDATE_METADATA = """
 UPDATE conversations SET metadata = :metadata, updated_at = max(updated_at, :at) WHERE owner = :owner AND id = :id
 """
-_UNLOCKED = "(locked_by IS NULL OR locked_until <= :at)"
+# A background response keeps its conversation as long as there is a job for it, whoever runs that.
+_FREE = "locked_until <= :at AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.response_id = locked_by)"
+_UNLOCKED = f"(locked_by IS NULL OR ({_FREE}))"
 DELETE_CONVERSATION = f"DELETE FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED}"
 
 # A page lies strictly between two conversations of the list, either of which may be absent.
@@ -100,9 +102,9 @@ FROM json_each(:ids) wanted CROSS JOIN conversation_items i ON i.rowid = (
 """
 
 # A holder may come again: a response that was queued takes its conversation once more when it runs.
-LOCK = """
+LOCK = f"""
 UPDATE conversations SET locked_by = :holder, locked_until = :until
-WHERE owner = :owner AND id = :id AND (locked_by IS NULL OR locked_until <= :at OR locked_by = :holder)
+WHERE owner = :owner AND id = :id AND ({_UNLOCKED} OR locked_by = :holder)
 """
 RELEASE = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :holder"
 RENEW = "UPDATE conversations SET locked_until = :until WHERE locked_by IN (SELECT value FROM json_each(:holders))"
