@@ -24,6 +24,7 @@ __all__ = [
     "compaction_schema",
     "completed",
     "event_schema",
+    "fails",
     "framing",
     "has_item",
     "has_output",
@@ -31,6 +32,7 @@ __all__ = [
     "order",
     "phases",
     "response_schema",
+    "says",
     "status",
     "strict_is_null",
 ]
@@ -41,7 +43,8 @@ _TERMINAL = ("response.completed", "response.failed", "response.incomplete")
 
 @dataclass
 class Answer:
-    """One HTTP answer. `value` is its JSON body, or the response of the last terminal event of a stream."""
+    """One HTTP answer, or one turn over WebSocket. `value` is the JSON body, or the response that the last terminal
+    event has."""
 
     status: int
     content_type: str
@@ -62,6 +65,12 @@ class Answer:
         else:
             answer.value = _json(body.decode("utf-8", "replace"))
         return answer
+
+    @staticmethod
+    def turn(events: list[dict[str, Any]]) -> Answer:
+        """What came over a WebSocket for one request."""
+        last = [event for event in events if event.get("type") in _TERMINAL]
+        return Answer(101, "", b"", events, last[-1].get("response") if last else None)
 
     @property
     def output(self) -> list[dict[str, Any]]:
@@ -150,6 +159,19 @@ def has_item(kind: str) -> Check:
     return check
 
 
+def fails(code: str | None = None) -> Check:
+    """The turn is refused or failed, with this code."""
+
+    def check(answer: Answer) -> str | None:
+        last = answer.events[-1] if answer.events else {}
+        found = last.get("error") or (answer.value or {}).get("error")
+        if not isinstance(found, dict):
+            return f"the turn does not fail: it ends with {last.get('type')}"
+        return None if code in (None, found.get("code")) else f"the code is {found.get('code')!r}, not {code!r}"
+
+    return check
+
+
 def phases(_: Answer) -> str | None:
     """The schema that everything is judged by takes a message with a phase, and refuses a phase of null."""
 
@@ -177,6 +199,17 @@ def one_message(answer: Answer) -> str | None:
         return f"{len(messages)} messages, not one of the assistant's"
     text = "".join(part.get("text", "") for part in messages[0].get("content", ()))
     return None if text else "the message is empty"
+
+
+def says(word: str) -> Check:
+    """The answer has this word: the model was shown what came before."""
+
+    @beyond
+    def check(answer: Answer) -> str | None:
+        text = json.dumps([item.get("content") for item in answer.output])
+        return None if word in text else f"the answer does not say {word!r}: {text[:120]}"
+
+    return check
 
 
 @beyond

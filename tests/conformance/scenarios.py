@@ -13,7 +13,7 @@ scenario that passes although it is listed there is a failure, so that the list 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tests.conformance.checks import (
     Check,
@@ -21,6 +21,7 @@ from tests.conformance.checks import (
     compaction_schema,
     completed,
     event_schema,
+    fails,
     framing,
     has_item,
     has_output,
@@ -28,29 +29,43 @@ from tests.conformance.checks import (
     order,
     phases,
     response_schema,
+    says,
     status,
     strict_is_null,
 )
 
-__all__ = ["NOT_YET", "SCENARIOS", "Scenario"]
+__all__ = ["NOT_YET", "SCENARIOS", "Scenario", "Turn"]
 
-Transport = Literal["http", "websocket", "none"]
+
+@dataclass(frozen=True)
+class Turn:
+    """One `response.create` over WebSocket, without its type and `model`.
+
+    `continues` is the number of the turn whose response is `previous_response_id`; `reconnects` opens a new socket.
+    """
+
+    body: dict[str, Any]
+    checks: tuple[Check, ...]
+    continues: int | None = None
+    reconnects: bool = False
 
 
 @dataclass(frozen=True)
 class Scenario:
     """One scenario: its official name, what is sent (`model` is added) and what must hold of the answer.
 
-    `transport` is `none` for a check without a server, `websocket` for what is only named so far. `without_model` sends
-    the body as it stands here.
+    With `turns` it goes over WebSocket; `compacts` is sent to `/responses/compact` before, and what that gives goes
+    before the first turn's input. With neither `body` nor `turns` no server is asked. `without_model` sends the body as
+    it stands here.
     """
 
     name: str
-    body: dict[str, Any]
-    checks: tuple[Check, ...]
+    body: dict[str, Any] | None = None
+    checks: tuple[Check, ...] = ()
     path: str = "/responses"
-    transport: Transport = "http"
     without_model: bool = False
+    turns: tuple[Turn, ...] = ()
+    compacts: dict[str, Any] | None = None
 
 
 def _says(role: str, content: Any, **more: Any) -> dict[str, Any]:
@@ -72,6 +87,8 @@ _WEATHER = {
         "required": ["location"],
     },
 }
+_TURN = (event_schema, completed, response_schema, order)
+_NOT_FOUND = (fails("previous_response_not_found"),)
 _ANSWER = (status(200), response_schema, has_output, completed, one_message)
 
 SCENARIOS = (
@@ -87,26 +104,82 @@ SCENARIOS = (
         },
         _ANSWER,
     ),
-    Scenario("response-output-phase-schema", {}, (phases,), transport="none"),
+    Scenario("response-output-phase-schema", None, (phases,)),
     Scenario(
         "streaming-response",
         {"input": [_says("user", "Count from 1 to 5.")], "stream": True},
         (status(200), event_schema, completed, response_schema, framing, order),
     ),
-    # One turn over WebSocket: every event valid, the response completed.
-    Scenario("websocket-response", {}, (), transport="websocket"),
-    # Two turns on one socket, not stored, one after the other.
-    Scenario("websocket-sequential-responses", {}, (), transport="websocket"),
-    # A second turn continues the first, which was not stored, on the same socket.
-    Scenario("websocket-continuation", {}, (), transport="websocket"),
-    # The same on a new socket is `previous_response_not_found`; then a fresh turn on that socket is answered.
-    Scenario("websocket-reconnect-store-false-recovery", {}, (), transport="websocket"),
-    # An id that nobody has.
-    Scenario("websocket-previous-response-not-found", {}, (), transport="websocket"),
-    # An output for a call that does not exist fails the turn, and its socket forgets the response it continued.
-    Scenario("websocket-failed-continuation-evicts-cache", {}, (), transport="websocket"),
-    # What `/responses/compact` gave is the input of a turn over WebSocket.
-    Scenario("websocket-compact-new-chain", {}, (), transport="websocket"),
+    Scenario("websocket-response", turns=(Turn({"input": [_says("user", "Count from 1 to 3.")]}, _TURN),)),
+    Scenario(
+        "websocket-sequential-responses",
+        turns=(
+            Turn({"store": False, "input": "Reply with exactly: first"}, _TURN),
+            Turn({"store": False, "input": "Reply with exactly: second"}, _TURN),
+        ),
+    ),
+    Scenario(
+        "websocket-continuation",
+        turns=(
+            Turn({"store": False, "input": "Remember the code word: cobalt. Reply with OK."}, _TURN),
+            Turn(
+                {"store": False, "input": "What is the code word that I told you to remember?"},
+                (*_TURN, says("cobalt")),
+                continues=0,
+            ),
+        ),
+    ),
+    Scenario(
+        "websocket-reconnect-store-false-recovery",
+        turns=(
+            Turn({"store": False, "input": "Reply with exactly: first"}, _TURN),
+            Turn({"store": False, "input": "Go on."}, _NOT_FOUND, continues=0, reconnects=True),
+            Turn({"store": False, "input": "Reply with exactly: recovered"}, _TURN),
+        ),
+    ),
+    Scenario(
+        "websocket-previous-response-not-found",
+        turns=(
+            Turn({"store": False, "input": "Go on.", "previous_response_id": "resp_openresponses_missing"}, _NOT_FOUND),
+        ),
+    ),
+    Scenario(
+        "websocket-failed-continuation-evicts-cache",
+        turns=(
+            Turn({"store": False, "input": "Reply with OK."}, _TURN),
+            # There is no such call: the turn fails, and the socket forgets the response it continued.
+            Turn(
+                {
+                    "store": False,
+                    "input": [
+                        {"type": "function_call_output", "call_id": "call_openresponses_missing", "output": "none"}
+                    ],
+                },
+                (fails(),),
+                continues=0,
+            ),
+            Turn({"store": False, "input": "Go on."}, _NOT_FOUND, continues=0),
+        ),
+    ),
+    Scenario(
+        "websocket-compact-new-chain",
+        compacts={
+            "input": [
+                _says("user", [{"type": "input_text", "text": "Remember the code word: cobalt."}]),
+                _says("assistant", [{"type": "output_text", "text": "I will: cobalt."}]),
+            ]
+        },
+        turns=(
+            Turn(
+                {
+                    "store": False,
+                    "tools": [],
+                    "input": [_says("user", "Continue from here. Reply with exactly: compacted")],
+                },
+                _TURN,
+            ),
+        ),
+    ),
     Scenario(
         "system-prompt",
         {
@@ -166,8 +239,5 @@ SCENARIOS = (
     ),
 )
 
-_NO_WEBSOCKET = "it goes over WebSocket, which neither Antiphon nor this script speaks yet"
-NOT_YET: dict[str, str] = {
-    **{scenario.name: _NO_WEBSOCKET for scenario in SCENARIOS if scenario.transport == "websocket"},
-}
+NOT_YET: dict[str, str] = {}
 """What Antiphon does not do yet, and why its scenario cannot pass. Counts for our own doors only."""

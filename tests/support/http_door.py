@@ -24,6 +24,7 @@ from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
@@ -49,6 +50,7 @@ class HttpSetup:
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
     websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
+    sealer: Sealer | None = None
 
 
 @dataclass
@@ -104,7 +106,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             metrics=metrics,
         )
         admission = Admission(setup.concurrent)
-        options = ExchangeOptions(PROFILES["generic"])
+        options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer)
 
         async def ready() -> None:
             if admission.closed:
