@@ -12,20 +12,20 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["busy_seconds", "children", "command_line", "cpu_seconds", "program", "rss_bytes"]
+__all__ = ["anonymous_bytes", "busy_seconds", "children", "command_line", "cpu_seconds", "program", "rss_bytes"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time of all threads of these processes so far, to a precision of 10 ms."""
+    """What all threads of these processes, of those that still run, worked so far."""
     total = 0
     for pid in pids:
-        # The name in parentheses may hold anything; the fields after it cannot.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
+        # In nanoseconds; the times in `stat` go in steps of 10 ms.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def busy_seconds() -> float:
@@ -42,6 +42,14 @@ def _first_line(path: str) -> str:
 def rss_bytes(pids: Iterable[int]) -> int:
     """Resident memory of these processes."""
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE for pid in pids)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Of the resident memory, what is the process's own, without the pages of files that others may share."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/{pid}/status has no RssAnon")
 
 
 def children(pid: int) -> list[int]:

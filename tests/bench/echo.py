@@ -18,7 +18,7 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.server import TransportName, open_transport
 from antiphon.doors.extproc.transport import MessageStream
 
-__all__ = ["main"]
+__all__ = ["Echo", "main"]
 
 
 def _echo(message: bytes) -> bytes:
@@ -37,7 +37,7 @@ def _echo(message: bytes) -> bytes:
     return wire.response_trailers()
 
 
-class _Echo:
+class Echo:
     """`Calls` of a service that does nothing."""
 
     async def process(self, stream: MessageStream, secret: bytes | None) -> None:
@@ -49,7 +49,7 @@ class _Echo:
 
 
 async def _serve(path: str, transport: TransportName) -> None:
-    server = open_transport(transport, _Echo())
+    server = open_transport(transport, Echo())
     await server.listen(f"unix:{path}")
     print("ready: 0", flush=True)
     # The parent holds the other end: its end is ours.

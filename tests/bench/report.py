@@ -1,6 +1,6 @@
 """The figures of a run as Markdown.
 
-Lives here: four tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
+Lives here: the tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
 
 Invariant: a figure that was not measured is a dash, never a zero.
 """
@@ -30,12 +30,13 @@ class Result(TypedDict):
     ratio_to_echo: dict[str, Values]
     cpu_us_per_chunk: dict[str, Values]
     memory_bytes_per_stream: dict[str, Values]
+    apart: dict[str, dict[str, Values]]
     complaints: list[str]
     rounds: list[dict[str, Values]]
 
 
 def tables(result: Result) -> str:
-    """Latency and cost, rates, ratios."""
+    """Latency and cost, rates, ratios, what was measured apart."""
     streams = result["settings"]["streams"]
     machine, settings = result["machine"], result["settings"]
     parts = [
@@ -45,10 +46,15 @@ def tables(result: Result) -> str:
         _rates(result, streams),
         _others(result),
         _ratios(result, streams),
+        *_apart(result),
     ]
     if result["complaints"]:
         parts.append("Errors:\n\n" + "\n".join(f"- {line}" for line in result["complaints"]))
     return "\n\n".join(parts)
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -70,6 +76,7 @@ def _latency(result: Result) -> str:
         "added to Envoy alone",
         "CPU µs per paced chunk, sidecar / Envoy",
         "CPU µs per burst chunk, sidecar / Envoy",
+        "CPU µs per saturated chunk, sidecar / Envoy",
         "KiB per open stream, sidecar / Envoy",
     ]
     rows = []
@@ -78,13 +85,14 @@ def _latency(result: Result) -> str:
         spent, memory = result["cpu_us_per_chunk"][name], result["memory_bytes_per_stream"].get(name, {})
         rows.append(
             [
-                LABELS[name],
+                _label(name),
                 _pair(values, "first_event_p50", "first_event_p99", 1000, 2),
                 _pair(added, "first_event_p50", "first_event_p99", 1000, 2, "+"),
                 _pair(values, "under_way_p50", "under_way_p99", 1000, 2),
                 _pair(added, "under_way_p50", "under_way_p99", 1000, 2, "+"),
                 _pair(spent, "paced sidecar", "paced envoy", 1, 0),
                 _pair(spent, "burst sidecar", "burst envoy", 1, 1),
+                _pair(spent, "saturated sidecar", "saturated envoy", 1, 1),
                 _pair(memory, "sidecar", "envoy", 1024, 0),
             ]
         )
@@ -100,10 +108,11 @@ def _rates(result: Result, streams: list[int]) -> str:
         "variant",
         *(f"JSON requests/s, {number} at once" for number in streams),
         *(f"chunks/s, {number} streams" for number in streams),
+        "chunks/s, 200 streams, saturated",
     ]
-    keys = [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams]
+    keys = [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams] + ["saturated"]
     return _table(
-        head, ([LABELS[name], *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
+        head, ([_label(name), *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
     )
 
 
@@ -122,6 +131,7 @@ def _others(result: Result) -> str:
         "per reasoning chunk",
         "first event, ms, p99.9",
         "chunk under way, ms, p99.9",
+        "the same beside 5 MB requests, ms, p50 / p99 / max (alone)",
     ]
     rates = ("size_100000", "size_5000000", "stored", "chained", "tools", "reasoning")
     rows = []
@@ -129,19 +139,74 @@ def _others(result: Result) -> str:
         spent = result["cpu_us_per_chunk"][name]
         costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("json", "tools", "reasoning")]
         tails = [_figure({"v": values[key] / 1000}, "v", 2) if key in values else "-" for key in _TAILS]
-        rows.append([LABELS[name], *(_figure(values, key) for key in rates), *costs, *tails])
+        rows.append([_label(name), *(_figure(values, key) for key in rates), *costs, *tails, _stalled(values)])
     return _table(head, rows)
+
+
+def _stalled(values: Values) -> str:
+    if "stalled_max" not in values:
+        return "-"
+    cells = []
+    for quantile in ("p50", "p99", "max"):
+        with_load, alone = values[f"stalled_{quantile}"] / 1000, values[f"calm_{quantile}"] / 1000
+        cells.append(f"{with_load:.1f} ({alone:.1f})")
+    return " / ".join(cells)
 
 
 def _ratios(result: Result, streams: list[int]) -> str:
     head = ["ratio to Envoy alone / to the no-op ext_proc", "first event p50", "chunk under way p50"]
     head += [f"requests/s, {number}" for number in streams] + [f"chunks/s, {number}" for number in streams]
+    head += ["chunks/s, saturated"]
     keys = ["first_event_p50", "under_way_p50"]
     keys += [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams]
+    keys += ["saturated"]
     rows = []
     for name in result["median"]:
         if name in ("direct", "envoy"):
             continue
         envoy, echo = result["ratio_to_envoy"].get(name, {}), result["ratio_to_echo"].get(name, {})
-        rows.append([LABELS[name], *(f"{_figure(envoy, key, 3)} / {_figure(echo, key, 2)}" for key in keys)])
+        rows.append([_label(name), *(f"{_figure(envoy, key, 3)} / {_figure(echo, key, 2)}" for key in keys)])
     return _table(head, rows)
+
+
+def _apart(result: Result) -> list[str]:
+    """Starts, long turns, several processes, other load generators."""
+    apart = result["apart"]
+    parts = []
+    if starts := apart.get("start"):
+        head = ["a sidecar", "start to ready, s", "idle memory, MiB", "of it its own (not files), MiB"]
+        rows = [
+            [
+                name,
+                f"{values['ready_seconds']:.2f}",
+                f"{values['idle_bytes'] / (1 << 20):.0f}",
+                f"{values['idle_own_bytes'] / (1 << 20):.0f}",
+            ]
+            for name, values in starts.items()
+        ]
+        parts.append(_table(head, rows))
+    if turns := apart.get("turns"):
+        kinds = list(next(iter(turns.values())))
+        head = ["longest turn of a sidecar's event loop, ms", *kinds]
+        parts.append(
+            _table(head, ([name, *(f"{values[kind]:.1f}" for kind in kinds)] for name, values in turns.items()))
+        )
+    if workers := apart.get("workers"):
+        head = ["sidecar processes"]
+        kinds = ["requests", "chunks", "saturated"]
+        names = ["JSON requests/s, 16 at once", "chunks/s, 16 streams", "chunks/s, 200 streams, saturated"]
+        for name in names:
+            head += [name, "cores used, sidecars / Envoy"]
+        rows = []
+        for number, values in workers.items():
+            cells = [number]
+            for kind in kinds:
+                cells += [_figure(values, kind), _pair(values, f"{kind}_sidecar_cores", f"{kind}_envoy_cores", 1, 2)]
+            rows.append(cells)
+        parts.append(_table(head, rows))
+    if generators := apart.get("generators"):
+        head = ["JSON requests/s, 16 at once, as counted by", "ours", "wrk", "h2load"]
+        keys = ("ours", "wrk", "h2load")
+        rows = [[_label(name), *(_figure(values, key) for key in keys)] for name, values in generators.items()]
+        parts.append(_table(head, rows))
+    return parts

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import uvloop
 
-__all__ = ["main"]
+__all__ = ["completion", "main", "stream_events"]
 
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]+)"')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
@@ -92,6 +92,18 @@ _JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
     len(_COMPLETION),
     _COMPLETION,
 )
+
+
+def completion() -> bytes:
+    """The JSON answer's body."""
+    return _COMPLETION
+
+
+def stream_events(count: int) -> list[bytes]:
+    """The bodies of a text stream of this many chunks, one event each, the ending included."""
+    text = _event(_choice({"content": " word"}))
+    ending = [_event(_choice({}, "stop")), _event([], usage=_USAGE), b"data: [DONE]\n\n"]
+    return [_event(_choice({"role": "assistant"})), *[text] * count, *ending]
 
 
 class _Connection(asyncio.Protocol):

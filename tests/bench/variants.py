@@ -163,6 +163,8 @@ class Variant:
     name: str
     protocol: Protocol
     port: int
+    peer: bool = False
+    """Somebody else's program: it does only some of the jobs."""
     chain: str = ""
     """The last of a chain of stored responses, where there can be one."""
     processes: list[Process] = field(default_factory=list)
@@ -175,23 +177,27 @@ class Variant:
             await process.stop()
 
 
-async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
-    """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed."""
+async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe, *, workers: int = 1) -> Variant:
+    """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed.
+
+    `workers`: how many processes of Antiphon's there are behind one Envoy.
+    """
     folder.mkdir()
     if name == "direct":
         return Variant(name, CHAT, upstream)
     if name == "envoy" or name.startswith("echo"):
         return await _start_envoy(name, upstream, folder, pipe)
-    return await _start_antiphon(name, upstream, folder, pipe)
+    return await _start_antiphon(name, upstream, folder, pipe, workers)
 
 
-async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
+async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
     door = ("--door", "http") if name == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
         *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
         *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", "warning", *door),
+        *("--workers", str(workers)),
         pipe=pipe,
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])

@@ -1,0 +1,176 @@
+"""The figures to reach, and whether they were.
+
+Lives here: each figure's target and how it is read from a result. Not here: how anything is measured.
+
+Invariant: a figure that was not measured is neither met nor missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench.report import Result
+
+__all__ = ["Judged", "judge", "targets_table"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row of the table. `met` is None when it was not measured."""
+
+    figure: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class _Target:
+    figure: str
+    target: str
+    read: Callable[[Result], float | None]
+    most: float | None = None
+    least: float | None = None
+    unit: str = ""
+    digits: int = 2
+
+
+def judge(result: Result) -> list[Judged]:
+    """All targets, in their order."""
+    rows = []
+    for target in _TARGETS:
+        value = target.read(result)
+        if value is None:
+            rows.append(Judged(target.figure, target.target, "-", None))
+            continue
+        met = (target.most is None or value <= target.most) and (target.least is None or value >= target.least)
+        rows.append(Judged(target.figure, target.target, f"{value:,.{target.digits}f}{target.unit}", met))
+    return rows
+
+
+def targets_table(rows: list[Judged]) -> str:
+    """The table as Markdown."""
+    verdicts = {True: "met", False: "**missed**", None: "not measured"}
+    lines = ["| figure | target | measured | |", "| --- | ---: | ---: | --- |"]
+    lines += [
+        f"| {row.figure} | {row.target} | {row.measured} | {verdicts[row.met] if row.target[0] != '(' else ''} |"
+        for row in rows
+    ]
+    return "\n" + "\n".join(lines)
+
+
+def _cost(kind: str, name: str = "relay") -> Callable[[Result], float | None]:
+    return lambda result: result["cpu_us_per_chunk"].get(name, {}).get(f"{kind} sidecar")
+
+
+def _cost_ratio(kind: str) -> Callable[[Result], float | None]:
+    def read(result: Result) -> float | None:
+        ours, echo = _cost(kind)(result), _cost(kind, "echo")(result)
+        return ours / echo if ours and echo else None
+
+    return read
+
+
+def _ratio(table: str, key: str) -> Callable[[Result], float | None]:
+    return lambda result: result[table].get("relay", {}).get(key)  # type: ignore[literal-required, no-any-return]
+
+
+def _added(key: str) -> Callable[[Result], float | None]:
+    def read(result: Result) -> float | None:
+        value = result["added_to_envoy"].get("relay", {}).get(key)
+        return None if value is None else value / 1000
+
+    return read
+
+
+def _streams(key: str) -> Callable[[Result], float | None]:
+    return lambda result: result["memory_bytes_per_stream"].get("relay", {}).get(key)
+
+
+def _kib(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
+    def scaled(result: Result) -> float | None:
+        value = read(result)
+        return None if value is None else value / 1024
+
+    return scaled
+
+
+def _apart(section: str, row: str, key: str, scale: float = 1.0) -> Callable[[Result], float | None]:
+    def read(result: Result) -> float | None:
+        value = result["apart"].get(section, {}).get(row, {}).get(key)
+        return None if value is None else value / scale
+
+    return read
+
+
+def _longest_turn(result: Result) -> float | None:
+    turns = [value for name, value in result["apart"].get("turns", {}).get("http2", {}).items() if name != "idle"]
+    return max(turns) if turns else None
+
+
+def _peer(result: Result) -> str | None:
+    return next((name for name in result["median"] if name.startswith("litellm")), None)
+
+
+def _faster_than_peer(result: Result) -> float | None:
+    peer, key = (
+        _peer(result),
+        f"chunks_{sorted(result['settings']['streams'])[len(result['settings']['streams']) // 2]}",
+    )
+    ours = result["median"].get("relay", {}).get(key)
+    theirs = result["median"][peer].get(key) if peer else None
+    return ours / theirs if ours and theirs else None
+
+
+def _sooner_than_peer(result: Result) -> float | None:
+    """How many times longer the peer's first event takes beyond the upstream's own."""
+    peer, median = _peer(result), result["median"]
+    if peer is None or not {"direct", "relay"} <= set(median):
+        return None
+    own = median["direct"]["first_event_p50"]
+    return (median[peer]["first_event_p50"] - own) / (median["relay"]["first_event_p50"] - own)
+
+
+_TARGETS = (
+    _Target("relay, saturated, sidecar CPU per chunk", "≤ 12 µs", _cost("saturated"), most=12, unit=" µs", digits=1),
+    _Target("the same against the echo sidecar", "≤ 2.5x", _cost_ratio("saturated"), most=2.5, unit="x"),
+    _Target("relay, burst, sidecar CPU per chunk", "≤ 12 µs", _cost("burst"), most=12, unit=" µs", digits=1),
+    _Target("the same against the echo sidecar", "≤ 2.5x", _cost_ratio("burst"), most=2.5, unit="x"),
+    _Target("relay chunks/s, saturated, of Envoy alone", "≥ 55 %", _ratio("ratio_to_envoy", "saturated"), least=0.55),
+    _Target("relay chunks/s, saturated, of echo", "≥ 75 %", _ratio("ratio_to_echo", "saturated"), least=0.75),
+    _Target("relay chunks/s, burst, of Envoy alone", "≥ 55 %", _ratio("ratio_to_envoy", "chunks_16"), least=0.55),
+    _Target("relay chunks/s, burst, of echo", "≥ 75 %", _ratio("ratio_to_echo", "chunks_16"), least=0.75),
+    _Target(
+        "tiny requests/s at 16, store off, of Envoy alone", "≥ 40 %", _ratio("ratio_to_envoy", "requests_16"), least=0.4
+    ),
+    _Target("the same of echo", "(none)", _ratio("ratio_to_echo", "requests_16")),
+    _Target("added time to first event, one stream, p50", "≤ 1 ms", _added("first_event_p50"), most=1, unit=" ms"),
+    _Target("the same, p99", "≤ 3 ms", _added("first_event_p99"), most=3, unit=" ms"),
+    _Target("added per chunk, p50", "≤ 0.3 ms", _added("under_way_p50"), most=0.3, unit=" ms"),
+    _Target("chunks/s in a burst, of LiteLLM's bridge", "≥ 100x", _faster_than_peer, least=100, unit="x", digits=0),
+    _Target("added time to first event, LiteLLM's of ours", "≥ 30x", _sooner_than_peer, least=30, unit="x", digits=0),
+    _Target(
+        "1,000 open streams, each in the sidecar", "≤ 60 KiB", _kib(_streams("sidecar")), most=60, unit=" KiB", digits=1
+    ),
+    _Target("of them failed", "0", _streams("failed"), most=0, digits=0),
+    _Target("longest stall by a 5 MB request", "≤ 5 ms", _longest_turn, most=5, unit=" ms", digits=1),
+    _Target("start to ready, http2", "≤ 0.6 s", _apart("start", "http2", "ready_seconds"), most=0.6, unit=" s"),
+    _Target("start to ready, grpcio", "≤ 0.6 s", _apart("start", "grpcio", "ready_seconds"), most=0.6, unit=" s"),
+    _Target(
+        "idle memory, http2",
+        "≤ 45 MiB",
+        _apart("start", "http2", "idle_bytes", 1 << 20),
+        most=45,
+        unit=" MiB",
+        digits=0,
+    ),
+    _Target(
+        "idle memory, grpcio",
+        "≤ 75 MiB",
+        _apart("start", "grpcio", "idle_bytes", 1 << 20),
+        most=75,
+        unit=" MiB",
+        digits=0,
+    ),
+)
