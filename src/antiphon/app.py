@@ -21,10 +21,13 @@ from antiphon.api.native import NativeResponses
 from antiphon.api.router import Router
 from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
+from antiphon.engine.background import Background, BackgroundOptions
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.follow import Followers
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.engine.workers import Workers
 from antiphon.errors import ConfigError, Unavailable
 from antiphon.ids import new_id, now
 from antiphon.local_keys import local_key
@@ -50,9 +53,11 @@ class App:
     stores: Stores
     upstream: ModelDoor | UpstreamPool
     runner: Runner
+    workers: Workers
 
     async def aclose(self) -> None:
-        """Finish the saves, then close the connections and the store."""
+        """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        await self.workers.aclose()
         await self.runner.aclose()
         await self.upstream.aclose()
         await self.stores.aclose()
@@ -87,12 +92,16 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
         )
     routes = make_routes(settings)
+    working = _background_options(settings)
+    followers = Followers(stores.background, poll=working.poll, keepalive=times.keepalive)
+    background = Background(stores.background, stores.responses, followers, working)
     runner = Runner(
         store,
         upstream,
         timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
         metrics=metrics,
         files=make_fetcher(settings),
+        background=background,
     )
     admission = Admission(limits.concurrent_requests)
 
@@ -118,8 +127,22 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
             headers=one.header_allow,
         )
+    new_exchange = _exchanges(settings, routes)
+    workers = Workers(
+        new_id("worker"),
+        stores.background,
+        background,
+        runner,
+        new_exchange,
+        working,
+        admit=admission.admit,
+        metrics=metrics,
+        clock=now,
+    )
+    admission.on_close.add(workers.retire)
+    workers.start()
     context = DoorContext(
-        new_exchange=_exchanges(settings, routes),
+        new_exchange=new_exchange,
         runner=runner,
         router=Router(
             store=store,
@@ -128,6 +151,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             metrics=metrics,
             native=native,
             capabilities=_capabilities(settings, routes),
+            background=background,
             areas=Conversations(stores.conversations, store).routes(),
         ),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
@@ -140,7 +164,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         secret=settings.sidecar_secret(),
         websocket=_websocket(settings),
     )
-    return App(context, stores, upstream, runner)
+    return App(context, stores, upstream, runner, workers)
 
 
 def make_routes(settings: Settings) -> Routes:
@@ -201,6 +225,18 @@ def _profile(name: str, host: str, where: str) -> UpstreamProfile:
         raise ConfigError(f"{where}: {name!r} is unknown; choose of {known}") from None
 
 
+def _background_options(settings: Settings) -> BackgroundOptions:
+    given = settings.background
+    return BackgroundOptions(
+        workers=given.workers,
+        per_owner=given.per_owner,
+        on_restart=given.on_restart,
+        attempts=given.attempts,
+        lease=given.lease,
+        patience=given.patience,
+    )
+
+
 def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExchange]:
     limits = settings.limits
     options = ExchangeOptions(
@@ -215,6 +251,7 @@ def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExcha
         most_error_bytes=limits.upstream_error_bytes,
         most_event_bytes=limits.sse_event_bytes,
         sealer=make_sealer(settings),
+        background=True,
     )
     return lambda: ResponseExchange(options, new_id, now)
 

@@ -21,6 +21,7 @@ from antiphon.errors import ConfigError
 
 __all__ = [
     "AuthMode",
+    "BackgroundSettings",
     "FetchSettings",
     "LimitSettings",
     "LogSettings",
@@ -168,6 +169,21 @@ class OwnerSettings(_Section):
     """The trusted header for `source: header`; Envoy strips a client's copy, an authenticating filter sets it."""
     key: SecretStr | None = None
     """Key of the hash for `source: bearer`; unset: created in the data folder (mode 0600), shared by all workers."""
+    api_keys: tuple[SecretStr, ...] = ()
+    """The keys that clients may present as bearer token, at least 16 characters each, or `sha256:` and the hexadecimal
+    digest of one, so that the settings hold no key. Any other token, or none, is a 401. Unset: every token is taken."""
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(value):
+            kind, colon, rest = (text := key.get_secret_value()).partition(":")
+            if colon and kind == "sha256":
+                if not re.fullmatch(r"[0-9a-f]{64}", rest):
+                    raise ValueError(f"api_keys[{number}]: 64 hexadecimal digits in lower case follow 'sha256:'")
+            elif len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError(f"api_keys[{number}]: a key is at least 16 ASCII characters, none of them a blank")
+        return value
 
     @field_validator("header")
     @classmethod
@@ -277,6 +293,24 @@ class WebSocketSettings(_Section):
     """Compress frames (permessage-deflate) where the client offers it."""
 
 
+class BackgroundSettings(_Section):
+    """Responses with `background: true`."""
+
+    workers: int = Field(8, ge=0)
+    """How many run at once in each process; 0: this process runs none, it only queues them for others."""
+    per_owner: int = Field(100, ge=1)
+    """Most unfinished ones of one owner; above it the answer is a 429."""
+    on_restart: Literal["retry", "fail"] = "retry"
+    """What becomes of one whose process died or was stopped: `retry` runs it again from its beginning, `fail` ends it as
+    failed, saying so."""
+    attempts: int = Field(3, ge=1)
+    """With `on_restart: retry`: after how many processes died of it (or with it) it is failed all the same."""
+    lease: float = Field(15.0, ge=1)
+    """Seconds after which a process that was not heard of counts as dead, and others take its work."""
+    patience: float = Field(30.0, ge=0)
+    """Seconds for which an upstream that cannot be reached is tried again."""
+
+
 class TimeoutSettings(_Section):
     connect: float = Field(5.0, gt=0)
     """Seconds to connect to the upstream."""
@@ -368,6 +402,7 @@ class Settings(_Section):
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
     fetch: FetchSettings = FetchSettings()
+    background: BackgroundSettings = BackgroundSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
@@ -388,6 +423,19 @@ class Settings(_Section):
             address = getattr(self.sidecar, name)
             if parse_address(address)[0] != "unix" and self.sidecar.secret is None:
                 raise ValueError(f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH")
+        return self
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Settings:
+        if not self.owner.api_keys:
+            return self
+        for name, upstream in self.every_upstream.items():
+            if upstream.auth_mode is AuthMode.PASSTHROUGH:
+                section = "upstream" if name == "default" else f"upstreams.{name}"
+                raise ValueError(
+                    "owner.api_keys: clients' keys are for this gateway and would reach the upstream; set "
+                    f"{section}.auth to inject (with an api_key) or none"
+                )
         return self
 
     @model_validator(mode="after")
@@ -418,6 +466,11 @@ class Settings(_Section):
     def every_upstream(self) -> dict[str, UpstreamSettings]:
         """All upstreams by name, `default` first."""
         return {"default": self.upstream, **self.upstreams} if self.has_default else dict(self.upstreams)
+
+    @property
+    def decides_chat(self) -> bool:
+        """Whether the sidecar passes Chat Completions on: a model's name or a client's key decides about them."""
+        return bool(self.models or self.upstreams or self.upstream.models or self.owner.api_keys)
 
     @property
     def native_of_ids(self) -> str | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
+from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.stores import Stores, open_stores
 
 __all__ = ["ProcessPart", "ProcessStore", "StoreProcess", "child_environment"]
@@ -93,6 +93,10 @@ class ProcessStore:
     async def delete(self, owner: str, response_id: str) -> bool:
         deleted: bool = await self.process.call("delete", owner, response_id)
         return deleted
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        found: ResponsePage = await self.process.call("list", owner, page)
+        return found
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         items: ItemPage | None = await self.process.call("input_items", owner, response_id, page)

@@ -462,7 +462,7 @@ async def test_metrics(quick: Setup) -> None:
         ("GET", "/v1/responses/a/b", 404),
         ("GET", "/v1/responses/a/input_items/x", 404),
         ("GET", "/health/x", 404),
-        ("GET", "/v1/responses", 405),
+        ("PUT", "/v1/responses", 405),
         ("POST", "/v1/responses/resp_1", 405),
         ("DELETE", "/v1/models/demo-model", 405),
         ("POST", "/v1/models", 405),
@@ -487,7 +487,7 @@ async def test_head_and_options(quick: Setup) -> None:
     assert (missing.status, missing.body) == (404, b"")
     options = await quick.ask("/v1/responses/resp_1", "OPTIONS")
     assert options.status == 204 and dict(options.headers)["allow"] == "GET, DELETE, HEAD, OPTIONS"
-    assert dict((await quick.ask("/v1/responses", "OPTIONS")).headers)["allow"] == "POST, OPTIONS"
+    assert dict((await quick.ask("/v1/responses", "OPTIONS")).headers)["allow"] == "GET, POST, HEAD, OPTIONS"
 
 
 def test_which_requests_are_exchanges() -> None:

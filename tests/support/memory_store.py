@@ -9,7 +9,7 @@ Invariant: what goes in is immutable, so nothing that a caller holds can change 
 from __future__ import annotations
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
+from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
 from tests.support.memory_conversations import MemoryConversationStore
 
@@ -85,6 +85,23 @@ class MemoryResponseStore:
     async def delete(self, owner: str, response_id: str) -> bool:
         self._check_open()
         return self._own(owner, response_id) is not None and bool(self.records.pop(response_id))
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        self._check_open()
+        own = [record for record in self.records.values() if record.owner == owner]
+        own.sort(key=lambda record: record.created_at)
+        if page.descending:
+            own.reverse()
+        ids = [record.id for record in own]
+        turned = page.before is not None and page.after is None
+        cursor = page.before if turned else page.after
+        if cursor is not None and cursor not in ids:
+            name = "before" if turned else "after"
+            raise InvalidRequest(f"There is no response with this id: '{name}'.", param=name)
+        between = own[: ids.index(cursor)] if turned and cursor else own[ids.index(cursor) + 1 :] if cursor else own
+        shown = between[-page.limit :] if turned else between[: page.limit]
+        found = tuple(StoredResponse(one.id, one.status, one.body, one.output_items) for one in shown)
+        return ResponsePage(found, has_more=len(between) > page.limit)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         self._check_open()

@@ -1,6 +1,6 @@
-"""Stored responses: get, delete, and the list of input items.
+"""Stored responses: get, list, delete, and the list of input items.
 
-Lives here: what these three answer. Not here: creating a response (the exchange), and what the store means.
+Lives here: what these answer. Not here: creating a response (the exchange), and what the store means.
 
 Invariant: a missing response, somebody else's, and an id that cannot be one of ours give the same answer, byte for
 byte apart from the id.
@@ -14,38 +14,41 @@ from antiphon.api.http import (
     json_response,
     list_body,
     query_choice,
-    query_flag,
     query_number,
     query_value,
     raw_response,
 )
-from antiphon.engine.ports import PageQuery, ResponseStore, StoredResponse
+from antiphon.engine.job_bodies import whole_body
+from antiphon.engine.ports import PageQuery, ResponseStore
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.ids import is_id
 
-__all__ = ["delete_response", "get_response", "list_input_items", "no_such_response"]
+__all__ = ["delete_response", "get_response", "list_input_items", "list_responses", "no_such_response"]
 
 _SHOWN_ID = 128
 
 
 async def get_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
     """`GET /v1/responses/{id}`. `include` is accepted: what a backend can give is in the stored items already."""
-    if query_flag(request, "stream"):
-        raise InvalidRequest(
-            "Streaming a stored response is not supported; retrieve it without 'stream'.",
-            param="stream",
-            code="unsupported_parameter",
-        )
     if query_value(request, "starting_after") is not None:
         raise InvalidRequest(
-            "'starting_after' needs 'stream', which is not supported for stored responses.",
+            "'starting_after' needs 'stream=true'.",
             param="starting_after",
-            code="unsupported_parameter",
+            code="invalid_value",
         )
     found = await store.get(request.owner, response_id) if is_id(response_id, "resp") else None
     if found is None:
         raise no_such_response(response_id)
-    return raw_response(_whole(found))
+    return raw_response(whole_body(found.body, found.output_items))
+
+
+async def list_responses(store: ResponseStore, request: ApiRequest) -> ApiResponse:
+    """`GET /v1/responses`, newest first unless asked otherwise: whole responses. OpenAI has no such list."""
+    page = await store.list(request.owner, _page(request))
+    found = page.responses
+    first, last = (found[0].id, found[-1].id) if found else (None, None)
+    bodies = [whole_body(one.body, one.output_items) for one in found]
+    return raw_response(list_body(bodies, first, last, page.has_more))
 
 
 async def delete_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -57,12 +60,7 @@ async def delete_response(store: ResponseStore, request: ApiRequest, response_id
 
 async def list_input_items(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
     """`GET /v1/responses/{id}/input_items`, newest first unless asked otherwise."""
-    query = PageQuery(
-        limit=query_number(request, "limit", least=1, most=100, default=20),
-        after=query_value(request, "after"),
-        before=query_value(request, "before"),
-        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
-    )
+    query = _page(request)
     page = await store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
     if page is None:
         raise no_such_response(response_id)
@@ -71,11 +69,13 @@ async def list_input_items(store: ResponseStore, request: ApiRequest, response_i
     return raw_response(list_body([item.body for item in items], first, last, page.has_more))
 
 
-def _whole(response: StoredResponse) -> bytes:
-    """The response object with its output: spliced, since both are stored as JSON."""
-    body = response.body.rstrip()
-    output = b",".join(item.body for item in response.output_items)
-    return b'%b,"output":[%b]}' % (body[:-1], output)
+def _page(request: ApiRequest) -> PageQuery:
+    return PageQuery(
+        limit=query_number(request, "limit", least=1, most=100, default=20),
+        after=query_value(request, "after"),
+        before=query_value(request, "before"),
+        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+    )
 
 
 def no_such_response(response_id: str) -> NotFound:

@@ -14,14 +14,16 @@ from dataclasses import replace
 
 import structlog
 
+from antiphon.api.background import cancel_response, stream_response
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.health import Readiness, health, ready
-from antiphon.api.http import ApiRequest, ApiResponse, error_response
+from antiphon.api.http import ApiRequest, ApiResponse, error_response, query_flag
 from antiphon.api.metrics import show_metrics
 from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
-from antiphon.api.responses import delete_response, get_response, list_input_items, no_such_response
+from antiphon.api.responses import delete_response, get_response, list_input_items, list_responses
 from antiphon.api.route import Endpoint, Route
+from antiphon.engine.background import Background
 from antiphon.engine.exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports import ResponseStore
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
@@ -50,21 +52,24 @@ class Router:
         native: NativeResponses | None = None,
         capabilities: Capabilities | None = None,
         areas: Iterable[Route] = (),
+        background: Background | None = None,
     ) -> None:
         """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist.
 
         `areas`: the rows of everything else there is (conversations, prompts, …).
         """
         self._native = native
+        self._background = background
         self._store = store
         self._models = models
         self._ready = ready
         self._metrics = metrics
         self.routes: tuple[Route, ...] = (
             *areas,
+            Route(EXCHANGE_PATH, {"GET": self._list_responses}),
             Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
             Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
-            *([Route("/v1/responses/{}/cancel", {"POST": self._cancel_response})] if native is not None else []),
+            Route("/v1/responses/{}/cancel", {"POST": self._cancel_response}),
             Route("/v1/models", {"GET": self._list_models}),
             Route("/v1/models/{*}", {"GET": self._get_model}),
             *(
@@ -107,7 +112,7 @@ class Router:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
             response = error_response(InternalError("The server had an error while processing your request."))
         # HEAD gets the head of GET, its length included.
-        return replace(response, body=b"") if request.method == "HEAD" else response
+        return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
         for route in self.routes:
@@ -117,16 +122,22 @@ class Router:
             endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
             if endpoint is not None:
                 return await endpoint(request, *variables)
-            return _other_method(request, tuple(route.methods))
-        if request.path == EXCHANGE_PATH:
-            return _other_method(request, ("POST",))
+            made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
+            return _other_method(request, (*route.methods, *made_by_doors))
         raise NotFound(
             f"Unknown request URL: {request.method} {request.path[:256]}. Please check the URL for typos.",
             code="unknown_url",
         )
 
+    async def _list_responses(self, request: ApiRequest) -> ApiResponse:
+        return await self._measured("list", list_responses(self._store, request))
+
     async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        answer = self._measured("get", get_response(self._store, request, response_id))
+        if query_flag(request, "stream"):
+            asked = stream_response(self._background, self._store, request, response_id)
+        else:
+            asked = get_response(self._store, request, response_id)
+        answer = self._measured("get", asked)
         return await self._here_or_there(answer, request, response_id)
 
     async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -138,11 +149,8 @@ class Router:
         return await self._here_or_there(answer, request, response_id, "/input_items")
 
     async def _cancel_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        assert self._native is not None
-        answer = await self._native.ask(request, response_id, "/cancel")
-        if answer is None:
-            raise no_such_response(response_id)
-        return answer
+        answer = self._measured("cancel", cancel_response(self._background, request, response_id))
+        return await self._here_or_there(answer, request, response_id, "/cancel")
 
     async def _here_or_there(
         self, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""

@@ -24,10 +24,13 @@ __all__ = [
     "Chain",
     "ClientAction",
     "Context",
+    "Enqueue",
     "FetchedFile",
     "Finish",
+    "FollowResponse",
     "Headers",
     "LoadContext",
+    "OwnAction",
     "ReleaseConversation",
     "RequestHead",
     "ResponseRecord",
@@ -203,6 +206,28 @@ class SaveResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Store a queued response and the job that runs it; answered by `receive_saved`.
+
+    `request` is the job's payload (`jobs.JobRequest` as JSON), `events` what its stream begins with, empty when no
+    stream was asked for.
+    """
+
+    record: ResponseRecord
+    request: bytes
+    events: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FollowResponse:
+    """Send the client the events of this background response as they come, to its end; answered by
+    `receive_followed`."""
+
+    owner: str
+    response_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendHead:
     """The client's response head. `streamed` says that body parts follow over time (SSE); `raw` that they are somebody
     else's bytes, into which nothing may be put."""
@@ -230,4 +255,6 @@ class Finish:
 
 
 ClientAction = SendHead | SendBody | Finish
-Action = LoadContext | CallUpstream | AbortUpstream | SaveResponse | ReleaseConversation | ClientAction
+OwnAction = LoadContext | AbortUpstream | SaveResponse | Enqueue | ReleaseConversation
+"""What the runner performs by itself."""
+Action = CallUpstream | OwnAction | FollowResponse | ClientAction

@@ -51,7 +51,7 @@ class BackgroundOptions:
 
 
 class Background:
-    """One per process. `on_queued` is called for every response queued here."""
+    """One per process. `wake_workers` is called when a response is queued or ended here."""
 
     def __init__(
         self,
@@ -64,12 +64,17 @@ class Background:
         self._responses = responses
         self._options = options
         self.followers = followers
-        self.on_queued: Callable[[], None] = lambda: None
+        self.wake_workers: Callable[[], None] = lambda: None
 
     async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None) -> None:
         """Queue a response. Raises `StoreError` and `TooManyJobs`."""
         await self._jobs.enqueue(record, request, events, most=self._options.per_owner)
-        self.on_queued()
+        self.wake_workers()
+
+    async def has_stream(self, owner: str, response_id: str) -> bool:
+        """Whether the response has events."""
+        page = await self._jobs.events(owner, response_id, -1, 1)
+        return page is not None and bool(page.pieces)
 
     async def cancel(self, owner: str, response_id: str) -> StoredResponse | None:
         """The response, which is over now; None when there is none. Raises `InvalidRequest` for one that was not made
@@ -100,6 +105,7 @@ class Background:
             events = last_events(last, body, items, code=code, message=message) if page.pieces else None
             if await self._jobs.end(Ending(response_id, status, body, items, last, events, worker)):
                 self.followers.changed(response_id)
+                self.wake_workers()
                 return True
             if worker is not None and response_id not in await self._jobs.held(worker):
                 return False

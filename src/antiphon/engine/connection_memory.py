@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports import ItemPage, PageQuery, ResponseStore, StoredResponse
+from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, ResponseStore, StoredResponse
 
 __all__ = ["ConnectionMemory"]
 
@@ -86,6 +86,9 @@ class ConnectionMemory:
 
     async def delete(self, owner: str, response_id: str) -> bool:
         return await self._store.delete(owner, response_id)
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        return await self._store.list(owner, page)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         return await self._store.input_items(owner, response_id, page)

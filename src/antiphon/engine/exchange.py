@@ -28,7 +28,9 @@ from antiphon.engine.actions import (
     Context,
     FetchedFile,
     Finish,
+    FollowResponse,
     LoadContext,
+    ReleaseConversation,
     RequestHead,
     ResponseRecord,
     SaveResponse,
@@ -38,6 +40,8 @@ from antiphon.engine.actions import (
     UpstreamRequest,
     Usage,
 )
+from antiphon.engine.jobs import JobRequest
+from antiphon.engine.queueing import QueuedResponse, check_background, given_ids, make_enqueue
 from antiphon.engine.records import (
     is_hollow,
     item_body,
@@ -119,10 +123,14 @@ class ExchangeOptions:
     most_error_bytes: int = 1 << 18
     most_event_bytes: int = 1 << 23
     sealer: Sealer | None = None
+    background: bool = False
+    """Whether responses can be queued."""
 
 
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _JSON = ("content-type", "application/json")
+_DIALECT = "antiphon-dialect"
+RESPONSES_PATH = "/v1/responses"
 _ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
 # What else a Responses service reads; and what is the business of whoever's credentials the call carries.
 _NATIVE_HEADERS = frozenset({"openai-beta"})
@@ -186,6 +194,9 @@ class ResponseExchange:
         self._compacted: list[Named] | None = None
         self._summed: list[Named] = []
         self._spent: UsageObject | None = None
+        self._locked = False
+        self._queued: QueuedResponse | None = None
+        self._body = b""
         self._ending: Ending | None = None
         self._head_sent = False
         self._upstream_open = False
@@ -211,12 +222,15 @@ class ResponseExchange:
     def needs_drive(self) -> bool:
         """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
         request = self._request
-        return bool(self._purpose) or (request is not None and request.compact_threshold is not None)
+        if self._purpose or request is None:
+            return bool(self._purpose)
+        return request.compact_threshold is not None or request.background
 
     @property
     def done(self) -> bool:
         """Whether nothing more will be asked for."""
-        return self.state is State.DONE
+        # A lock that is still to be given back is more than nothing, although the client has all it gets.
+        return self.state is State.DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
 
     @property
     def stored(self) -> bool:
@@ -283,24 +297,50 @@ class ResponseExchange:
                     return
             request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
             if self._purpose:
-                request.stream = request.store = False
+                request.stream = request.store = request.background = False
                 request.compact = self._purpose == COMPACT_PATH
             if options.routes is not None:
                 self._route = options.routes.choose(request.model)
             self._profile = self._route.profile.for_model(self._route.model or request.model)
             if not self._route.serves(request.model):
                 raise _no_such_model(request.model)
+            if request.background and self._queued is None:
+                check_background(
+                    head, self._kept_headers, available=options.background, passthrough=self._route.passthrough
+                )
+                self._body = body
             self._request = request
             self._builder = self._make_builder(request, head)
             wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
-            if request.previous_response_id is None and not wanted:
+            if request.previous_response_id is None and request.conversation is None and not wanted:
                 self._call_upstream(())
                 return
         except ApiError as error:
             self._refuse(error)
             return
         self.state = State.CONTEXT
-        self._actions.append(LoadContext(head.owner, request.previous_response_id, wanted))
+        # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
+        self._locked = request.conversation is not None and request.store
+        lock_for = self.response_id if self._locked else ""
+        self._actions.append(
+            LoadContext(
+                head.owner,
+                request.previous_response_id,
+                wanted,
+                conversation=request.conversation,
+                lock_for=lock_for,
+            )
+        )
+
+    def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
+        """A request that was queued, to be run now: like `receive_request`, for the response there is already.
+
+        Its stream goes on behind the event number `last_event` (-1 when there is none).
+        """
+        self._queued = QueuedResponse(response_id, job.created_at, tuple(job.input_ids), last_event + 1)
+        self.receive_request(
+            RequestHead("POST", RESPONSES_PATH, tuple(job.headers), owner, job.request_id), bytes(job.body)
+        )
 
     def receive_context(self, context: Context | ApiError) -> None:
         """What `LoadContext` asked for, or why it could not be loaded."""
@@ -316,12 +356,19 @@ class ResponseExchange:
                     param="previous_response_id",
                     code="previous_response_not_found",
                 )
+            conversation = self._request.conversation
+            if conversation is not None and context.conversation is None and self._history is None:
+                raise InvalidRequest(
+                    f"Conversation with id '{conversation}' not found.",
+                    param="conversation",
+                    code="conversation_not_found",
+                )
             if self._history is not None:
                 self._files = forgive_history(context.files, file_urls(self._request.input))
                 self._call_upstream(self._history)
                 return
             self._request.input = resolve_references(self._request.input, context.items)
-            self._call_upstream(context.chain.items if context.chain is not None else ())
+            self._call_upstream(context.conversation or (context.chain.items if context.chain is not None else ()))
         except ApiError as error:
             self._refuse(error)
 
@@ -341,7 +388,7 @@ class ResponseExchange:
         if self.state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        if self.state in (State.NEW, State.CONTEXT) or self._native_model:
+        if self.state in (State.NEW, State.CONTEXT, State.FOLLOWING) or self._native_model:
             self._finish("cancelled")
             return
         self._close(Ending("failed", code="server_error", message=_CANCELLED[reason]))
@@ -416,16 +463,37 @@ class ResponseExchange:
                 Ending("failed", code=mapped.code or "server_error", message=mapped.message) if mapped else None
             )
 
-    def receive_saved(self, error: StoreError | None = None) -> None:
+    def receive_saved(self, error: StoreError | ApiError | None = None) -> None:
         """The row was written, or could not be."""
         self._allow(Input.SAVED)
+        # With the row, or by whoever could not write it.
+        self._locked = False
+        if self._queues:
+            self._answer_queued(error)
+            return
         assert self._ending is not None
         if error is not None:
             self._unsaved = True
             self._ending = Ending("failed", code="server_error", message="The response could not be stored.")
         self._send_ending(self._ending)
 
+    def receive_followed(self) -> None:
+        """The client was sent the whole stream of the response that was queued."""
+        self._allow(Input.FOLLOWED)
+        self._finish("queued")
+
     # Inside
+
+    def _release(self) -> None:
+        """Nothing will be added to the conversation: others may have it, before the client hears of the end."""
+        if self._locked:
+            self._locked = False
+            self._actions.append(ReleaseConversation(self.response_id))
+
+    @property
+    def _queues(self) -> bool:
+        """Whether the response is only queued here, for a worker to run."""
+        return self._queued is None and self._request is not None and self._request.background
 
     def _allow(self, happening: Input) -> None:
         if happening not in TRANSITIONS[self.state]:
@@ -446,7 +514,8 @@ class ResponseExchange:
 
     def _make_builder(self, request: CreateResponse, head: RequestHead) -> ResponseBuilder:
         options = self._options
-        dialect = head.header("antiphon-dialect")
+        queued = self._queued
+        dialect = head.header(_DIALECT)
         reasoning = request.reasoning
         as_summary = options.reasoning_as == "summary" or (
             options.reasoning_as == "auto"
@@ -454,9 +523,14 @@ class ResponseExchange:
             and (reasoning.summary is not None or reasoning.generate_summary is not None)
         )
         return ResponseBuilder(
-            start_response(request, self._new_id("resp"), self._clock()),
+            start_response(
+                request,
+                queued.id if queued is not None else self._new_id("resp"),
+                queued.created_at if queued is not None else self._clock(),
+            ),
             BuilderOptions(
                 events=request.stream,
+                first_number=queued.first_number if queued is not None and request.stream else 0,
                 error_events=self.error_events,
                 reasoning_as_summary=as_summary,
                 open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
@@ -483,8 +557,11 @@ class ResponseExchange:
             if self._compacted is not None:
                 items = self._compacted
             else:
-                items = expand_compactions(_named_items(history, request.input), self._unseal)
+                items = expand_compactions(_named_items(request, history), self._unseal)
                 if request.compact or self._is_too_long(items):
+                    if self._queues:
+                        self._enqueue()
+                        return
                     if self._sum_up(items):
                         return
                 elif request.compact_threshold == 0 and self._route.context_tokens is None:
@@ -502,6 +579,9 @@ class ResponseExchange:
                 encode({"object": "response.input_tokens", "input_tokens": estimate_body(translated.body)}),
                 (("antiphon-estimated", "input_tokens"),),
             )
+            return
+        if self._queues:
+            self._enqueue()
             return
         self._prepare_stored()
         if not self.generate:
@@ -524,7 +604,50 @@ class ResponseExchange:
         assert self._request is not None
         if self._request.store and self._stored_input is None:
             # Now, not when the response ends: a large request is read where it holds nobody up.
-            self._stored_input = stored_input(prepare_input(self._request.input, self._new_id))
+            queued = self._queued
+            new_id = self._new_id if queued is None else given_ids(queued.input_ids, self._new_id)
+            self._stored_input = stored_input(prepare_input(self._request.input, new_id))
+
+    # A background response: queued here, run by a worker
+
+    @property
+    def _kept_headers(self) -> frozenset[str]:
+        return (self._route.headers | _ALWAYS_PASSED | {_DIALECT}) - {"authorization"}
+
+    def _enqueue(self) -> None:
+        assert self._builder is not None and self._head is not None and self._request is not None
+        self._prepare_stored()
+        builder, body = self._builder, self._body
+        self._body = b""
+        builder.queue()
+        kept = self._kept_headers
+        self.state = State.SAVING
+        self._actions.append(
+            make_enqueue(
+                builder.response,
+                self._head,
+                body,
+                self._stored_input or (),
+                tuple((name, value) for name, value in self._head.headers if name in kept),
+                builder.take(),
+                self._request.conversation,
+            )
+        )
+
+    def _answer_queued(self, error: StoreError | ApiError | None) -> None:
+        assert self._builder is not None and self._request is not None and self._head is not None
+        if error is not None:
+            failure = InternalError("The response could not be stored.", code="storage_failed")
+            self._refuse(error if isinstance(error, ApiError) else failure)
+        elif self._cancelled:
+            self._finish("cancelled")
+        elif self._request.stream:
+            self._head_sent = True
+            self._actions.append(SendHead(200, (*_SSE_HEADERS, *self._ignored_header()), streamed=True))
+            self._actions.append(FollowResponse(self._head.owner, self._builder.response.id))
+            self.state = State.FOLLOWING
+        else:
+            self._answer(encode(self._builder.response), outcome="queued")
 
     # Compaction: a turn of its own, before the answer or instead of it
 
@@ -622,13 +745,13 @@ class ResponseExchange:
             )
         )
 
-    def _answer(self, body: bytes, headers: Headers = ()) -> None:
-        """A whole JSON answer that is no response object."""
+    def _answer(self, body: bytes, headers: Headers = (), outcome: str = "completed") -> None:
+        """A whole JSON answer that is no finished response."""
         self._head_sent = True
         length = ("content-length", str(len(body)))
         self._actions.append(SendHead(200, (_JSON, length, *headers, *self._ignored_header())))
         self._actions.append(SendBody(body))
-        self._finish("completed")
+        self._finish(outcome)
 
     def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
         assert self._head is not None
@@ -639,6 +762,11 @@ class ResponseExchange:
         self._actions.append(
             CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
         )
+        if self._queued is not None:
+            # Its client has its answer: from here on a failure is one of the response.
+            if stream:
+                self._send_stream_head()
+            self._head_sent = True
 
     # An upstream that speaks Responses itself
 
@@ -821,6 +949,7 @@ class ResponseExchange:
 
     def _send_ending(self, ending: Ending) -> None:
         """The terminal event, the JSON answer, or the error; then the end."""
+        self._release()
         assert self._builder is not None and self._request is not None
         builder = self._builder
         if self._cancelled:
@@ -858,6 +987,7 @@ class ResponseExchange:
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with an HTTP error."""
+        self._release()
         if self._upstream_open:
             self._upstream_open = False
             self._actions.append(AbortUpstream())
@@ -868,6 +998,7 @@ class ResponseExchange:
         self._finish("error")
 
     def _finish(self, outcome: str) -> None:
+        self._release()
         self.state = State.DONE
         self._actions.append(Finish(outcome, self.usage, self.model))
 
@@ -896,9 +1027,10 @@ def _is_reference(item: InputItem) -> bool:
     return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
 
 
-def _named_items(history: tuple[StoredItem, ...], items: list[InputItem]) -> list[tuple[str, InputItem]]:
-    named = [("previous_response_id", item) for item in read_history(history)]
-    named += [(f"input[{number}]", item) for number, item in enumerate(items)]
+def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[tuple[str, InputItem]]:
+    before = "previous_response_id" if request.conversation is None else "conversation"
+    named = [(before, item) for item in read_history(history)]
+    named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
     return named
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ItemPage",
     "Leased",
     "PageQuery",
+    "ResponsePage",
     "ResponseStore",
     "StoredConversation",
     "StoredResponse",
@@ -49,6 +50,14 @@ class StoredResponse:
     status: str
     body: bytes
     output_items: tuple[StoredItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePage:
+    """One page of responses in the asked order."""
+
+    responses: tuple[StoredResponse, ...]
+    has_more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,12 @@ class ResponseStore(Protocol):
 
     async def delete(self, owner: str, response_id: str) -> bool:
         """Delete the response and its items; False when there is none for this owner."""
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        """A page of the owner's responses, by their time of creation; cursors are ids of responses.
+
+        A cursor that is none is an `InvalidRequest`.
+        """
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         """A page of the response's own input items, or None when the response does not exist."""

@@ -19,19 +19,26 @@ from dataclasses import dataclass
 import structlog
 
 from antiphon.engine.actions import (
-    AbortUpstream,
     CallUpstream,
     CancelReason,
     ClientAction,
     Context,
+    Enqueue,
+    FollowResponse,
     LoadContext,
+    OwnAction,
     ReleaseConversation,
     RequestHead,
+    ResponseRecord,
     SaveResponse,
     SendBody,
     SendHead,
+    StoredItem,
 )
+from antiphon.engine.background import Background
 from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.jobs import EventPiece, count_events
+from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.engine.threads import LARGE, apart
 from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
@@ -66,19 +73,30 @@ class Runner:
         timeouts: RunnerTimeouts,
         metrics: Metrics,
         files: FileFetcher | None = None,
+        background: Background | None = None,
+        conversations: LockedConversations | None = None,
     ) -> None:
         self._store = store
+        self._conversations = conversations
+        self._background = background
         self._files = files
         self._upstream = upstream
         self.timeouts = timeouts
         self._metrics = metrics
         self._saves: set[asyncio.Task[None]] = set()
 
-    def over(self, store: ResponseStore) -> Runner:
-        """The same runner with another store for what it loads and saves (a connection's memory over the real one)."""
+    def over(self, store: ResponseStore, upstream: Upstream | None = None) -> Runner:
+        """The same runner with another store for what it loads and saves (a connection's memory over the real one),
+        and perhaps another upstream."""
         view = copy.copy(self)
         view._store = store
+        view._upstream = upstream or self._upstream
         return view
+
+    @property
+    def upstream(self) -> Upstream:
+        """What makes the model calls."""
+        return self._upstream
 
     @property
     def store(self) -> ResponseStore:
@@ -99,14 +117,17 @@ class Runner:
         """
         # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
         while (action := exchange.next_action()) is not None:
-            if isinstance(action, LoadContext | SaveResponse | AbortUpstream | ReleaseConversation):
+            if isinstance(action, OwnAction):
                 await self.perform(exchange, action)
+            elif isinstance(action, FollowResponse):
+                async with aclosing(self._follow(action)) as events:
+                    async for data in events:
+                        yield SendBody(data)
+                exchange.receive_followed()
             else:
                 yield action
 
-    async def perform(
-        self, exchange: ResponseExchange, action: LoadContext | SaveResponse | AbortUpstream | ReleaseConversation
-    ) -> None:
+    async def perform(self, exchange: ResponseExchange, action: OwnAction) -> None:
         """Perform one action that is nobody else's, and tell the exchange what came of it."""
         if isinstance(action, LoadContext):
             context = await self._load(action)
@@ -116,6 +137,10 @@ class Runner:
                 await apart(lambda: exchange.receive_context(context))
         elif isinstance(action, SaveResponse):
             exchange.receive_saved(await self._save(action))
+        elif isinstance(action, Enqueue):
+            exchange.receive_saved(await self._enqueue(action))
+        elif isinstance(action, ReleaseConversation):
+            await self._release(action)
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.
@@ -166,14 +191,75 @@ class Runner:
             chain = None
             if action.previous_response_id is not None:
                 chain = await self._store.load_chain(action.owner, action.previous_response_id)
-            items = await self._store.load_items(action.owner, action.item_ids) if action.item_ids else {}
+            conversation = await self._load_conversation(action) if action.conversation is not None else None
+            items = await self._load_items(action) if action.item_ids else {}
         except ApiError as error:
             return error
         except StoreError:
             self._metrics.storage_operation("load_chain", "error", time.perf_counter() - started)
             return InternalError("The stored conversation could not be read.", code="storage_failed")
         self._metrics.storage_operation("load_chain", "ok", time.perf_counter() - started)
-        return Context(chain=chain, items=items)
+        return Context(chain=chain, conversation=conversation, items=items)
+
+    async def _load_conversation(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
+        if self._conversations is None:
+            raise InvalidRequest(
+                "Conversations are not available on this server; use previous_response_id.",
+                param="conversation",
+                code="unsupported_parameter",
+            )
+        return await self._conversations.load(action)
+
+    async def _load_items(self, action: LoadContext) -> dict[str, StoredItem]:
+        items = await self._store.load_items(action.owner, action.item_ids)
+        missing = tuple(item_id for item_id in action.item_ids if item_id not in items)
+        if missing and self._conversations is not None:
+            items |= await self._conversations.find_items(action.owner, missing)
+        return items
+
+    async def _release(self, action: ReleaseConversation) -> None:
+        """Give the lock back; that goes on when the request's task is cancelled meanwhile."""
+        assert self._conversations is not None
+        task = asyncio.ensure_future(self._conversations.release(action.response_id))
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+        await asyncio.shield(task)
+
+    async def _store_record(self, record: ResponseRecord) -> None:
+        """Save, and see to the lock of the response's conversation: it goes with the row, or without it."""
+        kept = False
+        try:
+            await self._store.save(record)
+            kept = True
+        finally:
+            await self._part(record, kept=kept)
+
+    async def _part(self, record: ResponseRecord, *, kept: bool) -> None:
+        """This process has done what it could for a response's conversation: it stands in the store now, or nowhere."""
+        if record.conversation_id is None or self._conversations is None:
+            return
+        if kept:
+            self._conversations.forget(record.id)
+        else:
+            await self._conversations.release(record.id)
+
+    async def _enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
+        assert self._background is not None
+        started = time.perf_counter()
+        events = EventPiece(count_events(action.events) - 1, action.events) if action.events else None
+        failure: StoreError | ApiError | None = None
+        try:
+            await self._background.enqueue(action.record, action.request, events)
+        except (StoreError, ApiError) as error:
+            failure = error
+        finally:
+            await self._part(action.record, kept=failure is None)
+        self._metrics.storage_operation("enqueue", "ok" if failure is None else "error", time.perf_counter() - started)
+        return failure
+
+    def _follow(self, action: FollowResponse) -> AsyncGenerator[bytes, None]:
+        assert self._background is not None
+        return self._background.followers.follow(action.owner, action.response_id)
 
     async def _fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
         if self._files is None:
@@ -187,7 +273,7 @@ class Runner:
     async def _save(self, action: SaveResponse) -> StoreError | None:
         """Save; the write goes on when the request's task is cancelled meanwhile."""
         started = time.perf_counter()
-        task = asyncio.ensure_future(self._store.save(action.record))
+        task = asyncio.ensure_future(self._store_record(action.record))
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
         failure: StoreError | None = None
@@ -306,7 +392,8 @@ def _size(context: Context | ApiError) -> int:
     """Bytes that are to be read and translated."""
     if isinstance(context, ApiError):
         return 0
-    size = sum(len(item.body) for item in context.chain.items) if context.chain is not None else 0
+    history = context.conversation or (context.chain.items if context.chain is not None else ())
+    size = sum(len(item.body) for item in history)
     return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))
 
 

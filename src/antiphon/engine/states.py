@@ -23,6 +23,7 @@ class State(Enum):
     REFUSED = "refused"
     PASSING = "passing"
     SAVING = "saving"
+    FOLLOWING = "following"
     DONE = "done"
 
 
@@ -35,6 +36,7 @@ class Input(Enum):
     DATA = "data"
     END = "end"
     SAVED = "saved"
+    FOLLOWED = "followed"
     CANCEL = "cancel"
 
 
@@ -82,8 +84,14 @@ TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
     State.SAVING: {
         Input.DATA: frozenset({State.SAVING}),
         Input.END: frozenset({State.SAVING}),
-        Input.SAVED: frozenset({State.DONE}),
+        # A response that was only queued is followed by the client that asked for its stream.
+        Input.SAVED: frozenset({State.DONE, State.FOLLOWING}),
         Input.CANCEL: frozenset({State.SAVING}),
+    },
+    # A background response that somebody else runs; the client leaves it alone by leaving.
+    State.FOLLOWING: {
+        Input.FOLLOWED: frozenset({State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
     },
     State.DONE: {
         Input.DATA: frozenset({State.DONE}),

@@ -17,7 +17,7 @@ from typing import Any
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.job_bodies import is_over, unfinished_response
-from antiphon.engine.ports import ItemPage, PageQuery, StoredResponse
+from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
@@ -130,6 +130,25 @@ ORDER BY i.seq {order} LIMIT :most
 INPUT_ITEMS_FORWARD = _INPUT_ITEMS.format(order="ASC")
 INPUT_ITEMS_BACKWARD = _INPUT_ITEMS.format(order="DESC")
 
+# A page lies strictly behind the edge, which is the cursor's place or the list's end. The rows of a page first, then
+# their output items, all from one snapshot.
+_LIST = """
+WITH edge (at, number) AS (SELECT created_at, rowid FROM responses WHERE id = :cursor AND owner = :owner),
+page (number, id, created_at, status, body) AS (
+  SELECT r.rowid, r.id, r.created_at, r.status, r.body FROM responses r
+  WHERE r.owner = :owner {behind} ORDER BY r.created_at {order}, r.rowid {order} LIMIT :most
+)
+SELECT page.id, page.status, page.body, i.item_id, i.type, i.body
+FROM page LEFT JOIN response_items i ON i.response_id = page.id AND i.dir = 1
+ORDER BY page.created_at {order}, page.number {order}, i.seq
+"""
+_BEHIND = "AND (r.created_at, r.rowid) {sign} (SELECT at, number FROM edge)"
+LIST_FORWARD = _LIST.format(order="ASC", behind="")
+LIST_BACKWARD = _LIST.format(order="DESC", behind="")
+LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"))
+LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"))
+IS_RESPONSE = "SELECT 1 FROM responses WHERE id = :cursor AND owner = :owner"
+
 # First the chain when this response is the last one of it (the response then goes with its chain), else the
 # response; items follow by foreign key. One of the two changes a row when there was something to delete.
 DELETE_LAST_OF_CHAIN = """
@@ -221,6 +240,30 @@ class SqliteResponseStore:
         named = {"id": response_id, "owner": owner}
         counts = await self._writer.run([Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE_RESPONSE, named)])
         return any(counts)
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
+        cursor = page.after if page.after is not None else page.before
+        turned = page.before is not None and page.after is None
+        backward = page.descending != turned
+        named = {"owner": owner, "cursor": cursor, "most": page.limit + 1}
+        if cursor is None:
+            sql = LIST_BACKWARD if backward else LIST_FORWARD
+        else:
+            if not await self._readers.fetch(IS_RESPONSE, named):
+                name = "before" if turned else "after"
+                raise InvalidRequest(f"There is no response with this id: '{name}'.", param=name)
+            sql = LIST_BACKWARD_BEHIND if backward else LIST_FORWARD_BEHIND
+        found: dict[str, tuple[Row, list[StoredItem]]] = {}
+        for row in await self._readers.fetch(sql, named):
+            items = found.setdefault(row[0], (row, []))[1]
+            if row[3] is not None:
+                items.append(_item(row, 3))
+        responses = [StoredResponse(row[0], row[1], row[2], tuple(items)) for row, items in found.values()]
+        shown = responses[: page.limit]
+        if turned:
+            shown.reverse()
+        return ResponsePage(tuple(shown), has_more=len(responses) > page.limit)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         """A page of the response's own input items, or None when there is no such response.

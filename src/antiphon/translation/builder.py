@@ -59,7 +59,8 @@ class OutputTooLarge(Exception):
 class BuilderOptions(Struct, frozen=True):
     """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one; `reasoning_as_summary` and
     `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide their length; `seal` makes a
-    reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of the response."""
+    reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of the response; `first_number`
+    is where the numbers go on of a stream that was begun already (`queue`)."""
 
     events: bool
     error_events: bool = True
@@ -68,6 +69,7 @@ class BuilderOptions(Struct, frozen=True):
     obfuscate: bool = False
     seal: Callable[[bytes], str] | None = None
     most_bytes: int = 1 << 26
+    first_number: int = 0
 
 
 class ResponseBuilder:

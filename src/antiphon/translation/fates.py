@@ -169,7 +169,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
             "emulated", "a summary by the same model, before the answer; without a number, `context_tokens` decides"
         ),
         "moderation": _NAMED,
-        "background": Fate("unsupported", "`true` is not available yet"),
+        "background": Fate(
+            "emulated", "queued and run by the gateway; needs `store`, and credentials of its own upstream"
+        ),
         "conversation": Fate("unsupported", "not available yet; use `previous_response_id`"),
         "prompt": Fate("unsupported", "stored prompts are not available yet"),
         "any other field": _NAMED,

@@ -33,6 +33,7 @@ _HEAD = RequestHead("POST", "/v1/responses", (), "owner")
 _CHUNK = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
 _END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 _STREAM = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
+_BACKGROUND = json.dumps({"model": "m", "input": "hi", "stream": True, "background": True}).encode()
 
 
 def _in_state(state: State) -> ResponseExchange:
@@ -40,7 +41,11 @@ def _in_state(state: State) -> ResponseExchange:
     exchange = make_exchange()
     if state is State.NEW:
         return exchange
-    if state is State.PASSING:
+    if state is State.FOLLOWING:
+        exchange = make_exchange(background=True)
+        exchange.receive_request(_HEAD, _BACKGROUND)
+        exchange.receive_saved()
+    elif state is State.PASSING:
         exchange = make_exchange(routes=_NATIVE)
         exchange.receive_request(_HEAD, _STREAM)
         exchange.receive_upstream_head(200, SSE)
@@ -82,6 +87,8 @@ def _happen(exchange: ResponseExchange, happening: Input) -> None:
         exchange.receive_upstream_end()
     elif happening is Input.SAVED:
         exchange.receive_saved()
+    elif happening is Input.FOLLOWED:
+        exchange.receive_followed()
     else:
         exchange.cancel(CancelReason.CLIENT_GONE)
 

@@ -163,7 +163,6 @@ SAMPLES: dict[str, Sample] = {
         seen="Write a summary",
     ),
     "moderation": Sample({"moderation": {"model": "m"}}),
-    "background": Sample({"background": True}),
     "conversation": Sample({"conversation": "conv_1"}),
     "prompt": Sample({"prompt": {"id": "pmpt_1"}}),
     "any other field": Sample({"client_metadata": {}}, named="client_metadata"),
@@ -292,7 +291,7 @@ SAMPLES: dict[str, Sample] = {
     ),
 }
 # Files by URL need a fetch before the translation: tests/unit/engine/test_files.py.
-ELSEWHERE = {"content.input_file.file_url"}
+ELSEWHERE = {"content.input_file.file_url", "background"}
 
 
 def perform(sample: Sample, profile: str) -> Outcome:

@@ -70,7 +70,7 @@ def _refused(**fields: Any) -> InvalidRequest:
             "missing_required_parameter",
         ),
         ({"include": ["nonsense"]}, "include", "invalid_value"),
-        ({"background": True}, "background", "unsupported_parameter"),
+        ({"background": True, "store": False}, "background", "invalid_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"messages": []}, "messages", "unsupported_parameter"),

@@ -6,7 +6,8 @@
 ALTER TABLE responses ADD COLUMN conversation_id TEXT;
 ALTER TABLE responses ADD COLUMN conversation_pos BIGINT;
 ALTER TABLE responses ADD COLUMN background INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX responses_list ON responses (owner, created_at, id);
+-- Of the same moment, the one that was stored later is newer.
+CREATE INDEX responses_list ON responses (owner, created_at);
 
 -- Work that is not finished: one row for each background response that is queued or running.
 -- `request` is all a worker needs to run it. A worker holds a job until `lease_until` and renews that while it lives.
