@@ -1,41 +1,28 @@
-// The Vercel AI SDK with its OpenAI and Open Responses providers.
-import { generateText, streamText, generateObject, tool, stepCountIs } from "ai";
+// The Vercel AI SDK with @ai-sdk/openai, which refers to what the server keeps.
 import { createOpenAI } from "@ai-sdk/openai";
-import { createOpenResponses } from "@ai-sdk/open-responses";
-import { z } from "zod";
+import { generateText } from "ai";
+import { common } from "./ai_sdk_common.mjs";
+import { baseURL, received, roles, same, script } from "./strict.mjs";
 
-const openai = createOpenAI({ baseURL: process.env.BASE_URL, apiKey: "k" }).responses("strict");
-const open = createOpenResponses({ name: "open", url: `${process.env.BASE_URL}/responses`, apiKey: "k" })("strict");
-const add = tool({ description: "adds", inputSchema: z.object({ a: z.number() }), execute: async ({ a }) => `sum ${a + 1}` });
-
-async function all(stream) {
-  let text = "";
-  for await (const part of stream.textStream) text += part;
-  return text;
-}
+const model = createOpenAI({ baseURL, apiKey: "k" }).responses("strict");
+const openai = { reasoningSummary: "auto", forceReasoning: true };
 
 export const scenarios = {
-  async text() { return (await generateText({ model: openai, prompt: "hi" })).text === "Hello from the model."; },
-  async streamed() { return (await all(streamText({ model: openai, prompt: "hi" }))) === "Hello from the model."; },
-  async reasoning() {
-    const made = await generateText({ model: openai, prompt: "hi", providerOptions: { openai: { reasoningSummary: "auto", forceReasoning: true } } });
-    return made.reasoningText.trim() === "Let me think.";
+  ...common(model, { providerOptions: { openai } }),
+  async stateless() {
+    await script({ content: "One.", reasoning: "I count." }, { content: "Two." });
+    const providerOptions = { openai: { ...openai, store: false, include: ["reasoning.encrypted_content"] } };
+    const messages = [{ role: "user", content: "count" }];
+    const first = await generateText({ model, messages, providerOptions });
+    messages.push(...first.responseMessages, { role: "user", content: "on" });
+    same((await generateText({ model, messages, providerOptions })).text, "Two.");
+    same(roles((await received())[1]), ["user", "assistant", "user"]);
   },
-  async tool() {
-    const made = await generateText({ model: openai, prompt: 'use the tool add {"a": 1}', tools: { add }, stopWhen: stepCountIs(3) });
-    return made.text === "The tool said: sum 2";
-  },
-  async streamed_tool() {
-    return (await all(streamText({ model: openai, prompt: 'use the tool add {"a": 1}', tools: { add }, stopWhen: stepCountIs(3) }))) === "The tool said: sum 2";
-  },
-  async structured() {
-    const made = await generateObject({ model: openai, prompt: "json", schema: z.object({ answer: z.string() }) });
-    return made.object.answer === "yes";
-  },
-  async open_text() { return (await generateText({ model: open, prompt: "hi" })).text === "Hello from the model."; },
-  async open_streamed() { return (await all(streamText({ model: open, prompt: "hi" }))) === "Hello from the model."; },
-  async open_tool() {
-    const made = await generateText({ model: open, prompt: 'use the tool add {"a": 1}', tools: { add }, stopWhen: stepCountIs(3) });
-    return made.text === "The tool said: sum 2";
+  async by_id() {
+    await script({ content: "One." }, { content: "Two." });
+    const first = await generateText({ model, prompt: "count" });
+    const previousResponseId = first.finalStep.providerMetadata.openai.responseId;
+    same((await generateText({ model, prompt: "on", providerOptions: { openai: { previousResponseId } } })).text, "Two.");
+    same((await received())[1].messages.map((one) => one.content), ["count", "One.", "on"]);
   },
 };

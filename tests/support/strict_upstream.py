@@ -1,35 +1,47 @@
-"""A chat server that refuses whatever a strict one would, and answers by what it is asked. For real clients.
+"""A chat server that refuses whatever a strict one would, and answers by script or by what it is asked.
 
-Lives here: the server. Not here: what is strict (`strict_chat.py`), Antiphon.
+Lives here: the server. Not here: what is strict (`strict_chat.py`), the form of an answer (`scripted_answers.py`).
 
-What it answers, by the last message: tool results are repeated (`The tool said: …`); `use the tool` (or a tool that
-`tool_choice` demands) calls the tool named in the message, else the first, with the JSON in the message as arguments;
-`json` answers with JSON; anything else `Hello from the model.` It always thinks first, and like DeepSeek it demands to
-see its thoughts again beside the calls of the same turn.
+What it answers, first of all: the next answer of the script that stands. With none left, by the last message: tool
+results are repeated (`The tool said: …`); `use the tool` (or a tool that `tool_choice` demands) calls the tool named in
+the message, else the first, with the JSON in the message as arguments; `json` (or a demanded format) gets JSON;
+anything else `Hello from the model.` It always thinks first, and like DeepSeek it demands to see its thoughts again
+beside the calls of the same turn.
+
+Clients in processes of their own script it over HTTP: `POST /script` with a list of answers, which also forgets what
+came before; `GET /received` for the chat requests since then; `GET /left` waits until a client has left an answer that
+was held open; `POST /cut` breaks off those that are.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
 
+from tests.support.scripted_answers import Answer, chunks, completion
 from tests.support.strict_chat import check_chat_request
 
 __all__ = ["StrictUpstream"]
 
 _ARGUMENTS = re.compile(r"\{.*\}", re.DOTALL)
-_USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+# How long a held answer stays open, and how long somebody waits for its end.
+_PATIENCE = 20.0
 
 
 class StrictUpstream:
-    """`problems` lists what was refused; `requests` are the chat requests, in order."""
+    """`problems` lists what was refused; `requests` are the chat requests since the last script, in order."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.requests: list[dict[str, Any]] = []
+        self.script_left: deque[Answer] = deque()
+        self._left = asyncio.Event()
+        self._cut = asyncio.Event()
         self._runner: web.AppRunner | None = None
         self.base_url = ""
 
@@ -37,7 +49,12 @@ class StrictUpstream:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app)
+        app.router.add_post("/script", self._script)
+        app.router.add_get("/received", self._received)
+        app.router.add_get("/left", self._wait_left)
+        app.router.add_post("/cut", self._cut_held)
+        # A client that leaves ends the handler of its request, so that `hold` sees it.
+        self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -47,6 +64,28 @@ class StrictUpstream:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def script(self, answers: Iterable[dict[str, Any]] = ()) -> None:
+        """Give the next answers in order, and forget everything received before."""
+        self.script_left = deque(Answer(answer, number) for number, answer in enumerate(answers))
+        self.requests.clear()
+        self._left.clear()
+        self._cut.clear()
+
+    async def _script(self, request: web.Request) -> web.Response:
+        self.script(await request.json())
+        return web.json_response({})
+
+    async def _received(self, _: web.Request) -> web.Response:
+        return web.json_response(self.requests)
+
+    async def _wait_left(self, _: web.Request) -> web.Response:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._left.wait()
+        except TimeoutError:
+            return web.json_response(False)
+        return web.json_response(True)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "strict", "object": "model", "owned_by": "tests"}]})
@@ -62,29 +101,33 @@ class StrictUpstream:
             return web.json_response(
                 {"error": {"message": f"refused: {problem}", "type": "invalid_request_error"}}, status=400
             )
-        message = _reply(chat)
-        if "fail with" in _last_text(chat):
-            status = int(re.findall(r"fail with (\d+)", _last_text(chat))[0])
-            body = {"error": {"message": "as asked", "type": "x", "code": None, "param": None}}
-            return web.json_response(body, status=status, headers={"retry-after": "0"})
-        finish = "tool_calls" if message.get("tool_calls") else "stop"
+        answer = self.script_left.popleft() if self.script_left else Answer(_reply(chat), len(self.requests))
+        if answer.status != 200:
+            return web.json_response({"error": answer.error}, status=answer.status, headers=answer.headers)
         if not chat.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
-            return web.json_response({"id": "c", "object": "chat.completion", "choices": [choice], "usage": _USAGE})
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            return web.json_response(completion(answer), headers=answer.headers)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream", **answer.headers})
         await response.prepare(request)
-        for delta in _deltas(message):
-            await response.write(_event([{"index": 0, "delta": delta, "finish_reason": None}]))
-        await response.write(_event([{"index": 0, "delta": {}, "finish_reason": finish}]))
-        if chat.get("stream_options", {}).get("include_usage"):
-            await response.write(_event([], usage=_USAGE))
-        await response.write(b"data: [DONE]\n\n")
+        usage = bool(chat.get("stream_options", {}).get("include_usage"))
+        for piece in chunks(answer, usage):
+            await response.write(piece)
+        if answer.hold:
+            await self._hold()
+        if (answer.cut or answer.hold) and request.transport is not None:
+            request.transport.abort()
         return response
 
+    async def _hold(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._cut.wait()
+        except asyncio.CancelledError:
+            self._left.set()
+            raise
 
-def _event(choices: list[dict[str, Any]], **more: Any) -> bytes:
-    chunk = {"id": "c", "object": "chat.completion.chunk", "choices": choices, **more}
-    return b"data: %b\n\n" % json.dumps(chunk).encode()
+    async def _cut_held(self, _: web.Request) -> web.Response:
+        self._cut.set()
+        return web.json_response({})
 
 
 def _check_thoughts(messages: list[dict[str, Any]]) -> None:
@@ -102,15 +145,10 @@ def _text(message: dict[str, Any]) -> str:
     return "\n".join(part.get("text", "") for part in content if part["type"] == "text")
 
 
-def _last_text(chat: dict[str, Any]) -> str:
-    return _text(chat["messages"][-1])
-
-
 def _reply(chat: dict[str, Any]) -> dict[str, Any]:
-    said = _last_text(chat)
-    thought = "Let me think."
+    said = _text(chat["messages"][-1])
     if chat["messages"][-1]["role"] == "tool":
-        return {"content": f"The tool said: {said[:200]}", "reasoning_content": thought}
+        return {"content": f"The tool said: {said[:200]}"}
     names = [tool["function"]["name"] for tool in chat.get("tools", ())]
     choice = chat.get("tool_choice")
     demanded = isinstance(choice, dict) or choice == "required"
@@ -118,26 +156,7 @@ def _reply(chat: dict[str, Any]) -> dict[str, Any]:
         named = [name for name in names if name in said]
         name = choice["function"]["name"] if isinstance(choice, dict) else (named or names)[0]
         found = _ARGUMENTS.search(said)
-        arguments = found[0] if found else "{}"
-        call = {"id": "call_strict_1", "type": "function", "function": {"name": name, "arguments": arguments}}
-        return {"content": None, "reasoning_content": thought, "tool_calls": [call]}
+        return {"calls": [{"name": name, "arguments": found[0] if found else "{}"}]}
     if chat.get("response_format") or "json" in said:
-        return {"content": '{"answer": "yes"}', "reasoning_content": thought}
-    return {"content": "Hello from the model.", "reasoning_content": thought}
-
-
-def _deltas(message: dict[str, Any]) -> list[dict[str, Any]]:
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    for word in message["reasoning_content"].split(" "):
-        deltas.append({"reasoning_content": word + " "})
-    for number, call in enumerate(message.get("tool_calls", ())):
-        function = call["function"]
-        deltas.append(
-            {"tool_calls": [{**call, "index": number, "function": {"name": function["name"], "arguments": ""}}]}
-        )
-        for at in range(0, len(function["arguments"]), 7):
-            piece = function["arguments"][at : at + 7]
-            deltas.append({"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
-    content = message.get("content") or ""
-    deltas += [{"content": content[at : at + 5]} for at in range(0, len(content), 5)]
-    return deltas
+        return {"content": '{"answer": "yes"}'}
+    return {"content": "Hello from the model."}

@@ -1,0 +1,64 @@
+"""One client's process, started and read to its end within bounds.
+
+Lives here: the environment of the clients and their processes. Not here: what they are asked (`codex.py`, scenarios).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Installed", "Result"]
+
+_SECONDS = 120.0
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The installed clients (`folder`), the gateway and the chat server they talk to."""
+
+    folder: Path
+    base_url: str
+    upstream_url: str
+    mode: str
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "py" / "bin" / "python")
+
+    @property
+    def node(self) -> str:
+        return str(self.folder / "py" / "bin" / "node")
+
+    async def run(self, *command: str, home: Path | None = None, work: Path | None = None) -> str:
+        """What a process said on both its outputs; it is killed after two minutes."""
+        folder = work or self.folder / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={
+                "PATH": f"{self.folder}/py/bin:{os.environ['PATH']}",
+                "HOME": str(home or self.folder),
+                "BASE_URL": self.base_url,
+                "UPSTREAM_URL": self.upstream_url,
+                "MODE": self.mode,
+                "GATEWAY_KEY": "k",
+                "OPENAI_AGENTS_DISABLE_TRACING": "1",
+                "LANGSMITH_TRACING": "false",
+            },
+            cwd=folder,
+        )
+        try:
+            async with asyncio.timeout(_SECONDS):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            output, _ = await process.communicate()
+        return output.decode("utf-8", "replace")

@@ -1,0 +1,195 @@
+"""What openai-agents for Python must be able to do, and what the chat server sees of it."""
+
+import asyncio
+import json
+
+import openai
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIResponsesModel,
+    Runner,
+    SQLiteSession,
+    function_tool,
+)
+from openai.types.shared import Reasoning
+from pydantic import BaseModel
+from strict import BASE_URL, HELLO, PNG, named, received, roles, same, script
+
+
+class Answer(BaseModel):
+    answer: str
+    sure: bool
+
+
+@function_tool
+def add(a: int) -> str:
+    """Adds one."""
+    return f"sum {a + 1}"
+
+
+def agent(name="a", **more):
+    # Its connections belong to the event loop of one run.
+    model = OpenAIResponsesModel("strict", openai.AsyncOpenAI(base_url=BASE_URL, api_key="k"))
+    return Agent(**{"name": name, "instructions": "Be brief.", "model": model, "tools": [add], **more})
+
+
+def adding(*numbers):
+    return {"calls": [{"name": "add", "arguments": {"a": number}} for number in numbers]}
+
+
+def run(agent, input, **more):
+    return Runner.run_sync(agent, input, **more)
+
+
+def text():
+    script()
+    same(run(agent(tools=[]), "hi").final_output, HELLO)
+    [chat] = received()
+    same(chat["messages"], [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
+    assert "tools" not in chat
+
+
+def tools():
+    """Three steps, two calls at once in the second; each step sees the thoughts of the ones before."""
+    script({**adding(1), "reasoning": "First."}, {**adding(2, 3), "reasoning": "Then."}, {"content": "Done."})
+    made = run(agent(), "add them")
+    same(made.final_output, "Done.")
+    same(made.context_wrapper.usage.total_tokens, 36)
+    last = received()[-1]
+    same(roles(last), ["system", "user", "assistant", "tool", "assistant", "tool", "tool"])
+    turns = [message for message in last["messages"] if message["role"] == "assistant"]
+    same([turn["reasoning_content"] for turn in turns], ["First.", "Then."])
+    same([message["content"] for message in last["messages"] if message["role"] == "tool"], ["sum 2", "sum 3", "sum 4"])
+
+
+def tools_by_id():
+    """The server keeps the history: only the outputs are sent."""
+    script(adding(1), {"content": "Done."})
+    same(run(agent(), "add", auto_previous_response_id=True).final_output, "Done.")
+    # What was said to the server once is in the chat server's request all the same.
+    same(roles(received()[-1]), ["system", "user", "assistant", "tool"])
+
+
+def streamed():
+    script({**adding(1), "content": "Let me add."}, {"content": "It is two."})
+
+    async def read():
+        kinds, deltas = [], []
+        result = Runner.run_streamed(agent(), "add")
+        async for event in result.stream_events():
+            if event.type == "run_item_stream_event":
+                kinds.append(event.name)
+            elif event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+                deltas.append(event.data.delta)
+        return result.final_output, kinds, "".join(deltas)
+
+    final, kinds, words = asyncio.run(read())
+    same((final, words), ("It is two.", "Let me add.It is two."))
+    same(
+        [kind for kind in kinds if kind != "reasoning_item_created"][:3],
+        ["message_output_created", "tool_called", "tool_output"],
+    )
+    same(received()[1]["messages"][2]["content"], "Let me add.")
+
+
+def structured():
+    script({"content": '{"answer": "yes", "sure": true}'})
+    same(run(agent(tools=[], output_type=Answer), "sure?").final_output, Answer(answer="yes", sure=True))
+    wanted = received()[0]["response_format"]["json_schema"]
+    same((wanted["strict"], wanted["schema"]["required"]), (True, ["answer", "sure"]))
+
+
+def structured_after_a_tool():
+    script(adding(1), {"content": '{"answer": "two", "sure": true}'})
+    same(run(agent(output_type=Answer), "add").final_output.answer, "two")
+    same(["response_format" in chat for chat in received()], [True, True])
+
+
+def handoff():
+    """The first agent gives the conversation to the second, whose instructions hold from then on."""
+    other = agent("spanish", instructions="Speak Spanish.", tools=[])
+    script({"calls": [{"name": "transfer_to_spanish", "arguments": {}}]}, {"content": "Hola."})
+    made = run(agent(handoffs=[other]), "in Spanish, please")
+    same((made.final_output, made.last_agent.name), ("Hola.", "spanish"))
+    first, second = received()
+    same([tool["function"]["name"] for tool in first["tools"]], ["add", "transfer_to_spanish"])
+    same(second["messages"][0]["content"], "Speak Spanish.")
+    same(roles(second), ["system", "user", "assistant", "tool"])
+    assert "tools" not in second
+    same(json.loads(second["messages"][-1]["content"]), {"assistant": "spanish"})
+
+
+def agent_as_a_tool():
+    helper = agent("counter", instructions="Count.", tools=[]).as_tool("count", "Counts.")
+    script(
+        {"calls": [{"name": "count", "arguments": {"input": "to two"}}]},
+        {"content": "One, two."},
+        {"content": "Counted."},
+    )
+    same(run(agent(tools=[helper]), "count to two").final_output, "Counted.")
+    same([chat["messages"][-1]["content"] for chat in received()], ["count to two", "to two", "One, two."])
+
+
+def reasoning():
+    """With a summary asked for and nothing stored: the thoughts travel sealed through the agent."""
+    settings = ModelSettings(
+        store=False,
+        reasoning=Reasoning(effort="low", summary="auto"),
+        response_include=["reasoning.encrypted_content"],
+    )
+    script({**adding(1), "reasoning": "I add."}, {"content": "Two."})
+    made = run(agent(model_settings=settings), "add")
+    same(made.final_output, "Two.")
+    thought = next(item.raw_item for item in made.new_items if item.type == "reasoning_item")
+    same([part.text for part in thought.summary], ["I add."])
+    same([chat["reasoning_effort"] for chat in received()], ["low", "low"])
+    same(received()[1]["messages"][2]["reasoning_content"], "I add.")
+
+
+def session():
+    """Two runs of one session: what was said, and called, is said again."""
+    memory = SQLiteSession("one")
+
+    async def both():
+        await Runner.run(agent(), "add", session=memory)
+        return (await Runner.run(agent(), "and now?", session=memory)).final_output
+
+    script(adding(1), {"content": "Two."}, {"content": "Still two."})
+    same(asyncio.run(both()), "Still two.")
+    same(roles(received()[-1]), ["system", "user", "assistant", "tool", "assistant", "user"])
+
+
+def image():
+    url = f"data:image/png;base64,{PNG}"
+    script({"content": "Red."})
+    parts = [{"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "input_text", "text": "What?"}]
+    same(run(agent(tools=[]), [{"role": "user", "content": parts}]).final_output, "Red.")
+    same(received()[0]["messages"][-1]["content"][0]["image_url"]["url"], url)
+
+
+def forced_tool():
+    script(adding(1), {"content": "Two."})
+    same(run(agent(model_settings=ModelSettings(tool_choice="add")), "hi").final_output, "Two.")
+    # The agent asks for the tool once, not for ever.
+    first, second = received()
+    same(first["tool_choice"], {"type": "function", "function": {"name": "add"}})
+    same(second.get("tool_choice", "auto"), "auto")
+
+
+def errors():
+    script(
+        {"status": 400, "error": {"message": "No.", "type": "invalid_request_error", "code": "context_length_exceeded"}}
+    )
+    try:
+        run(agent(), "hi")
+    except openai.BadRequestError as error:
+        same(error.code, "context_length_exceeded")
+    else:
+        raise AssertionError("no error")
+
+
+SCENARIOS = named(
+    *(text, tools, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
+    *(reasoning, session, image, forced_tool, errors),
+)
