@@ -26,6 +26,8 @@ from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.follow import Followers
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
+from antiphon.engine.leases import Leases
+from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.engine.workers import Workers
 from antiphon.errors import ConfigError, Unavailable
@@ -104,6 +106,11 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         background=background,
     )
     admission = Admission(limits.concurrent_requests)
+        conversations=LockedConversations(
+            stores.conversations,
+            Leases(settings.conversations.lease),
+            create_unknown=settings.conversations.create_unknown,
+        ),
 
     async def ready() -> None:
         if admission.closed:
@@ -152,7 +159,10 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             native=native,
             capabilities=_capabilities(settings, routes),
             background=background,
-            areas=Conversations(stores.conversations, store).routes(),
+            areas=(
+                *Conversations(stores.conversations, store).routes(),
+                *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
+            ),
         ),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
         admission=admission,

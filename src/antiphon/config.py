@@ -22,6 +22,7 @@ from antiphon.errors import ConfigError
 __all__ = [
     "AuthMode",
     "BackgroundSettings",
+    "ConversationSettings",
     "FetchSettings",
     "LimitSettings",
     "LogSettings",
@@ -311,6 +312,16 @@ class BackgroundSettings(_Section):
     """Seconds for which an upstream that cannot be reached is tried again."""
 
 
+class ConversationSettings(_Section):
+    """Conversations."""
+
+    create_unknown: bool = False
+    """Make a conversation when a response names one that does not exist, so that clients may choose the ids; off: such
+    a request is a 400."""
+    lease: float = Field(30.0, ge=1)
+    """Seconds after which the conversation of a response whose process died can be used again."""
+
+
 class TimeoutSettings(_Section):
     connect: float = Field(5.0, gt=0)
     """Seconds to connect to the upstream."""
@@ -404,6 +415,7 @@ class Settings(_Section):
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
     websocket: WebSocketSettings = WebSocketSettings()
+    conversations: ConversationSettings = ConversationSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     sidecar: SidecarSettings = SidecarSettings()

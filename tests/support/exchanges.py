@@ -12,6 +12,7 @@ from antiphon.engine.actions import (
     Context,
     Finish,
     LoadContext,
+    ReleaseConversation,
     RequestHead,
     ResponseRecord,
     SaveResponse,
@@ -40,6 +41,7 @@ class Outcome:
     calls: list[CallUpstream] = field(default_factory=list)
     records: list[ResponseRecord] = field(default_factory=list)
     loads: list[LoadContext] = field(default_factory=list)
+    releases: list[ReleaseConversation] = field(default_factory=list)
 
     @property
     def json(self) -> Any:
@@ -74,6 +76,8 @@ def pump(exchange: ResponseExchange, outcome: Outcome, context: Context | None =
             elif isinstance(action, SaveResponse):
                 outcome.records.append(action.record)
                 exchange.receive_saved()
+            elif isinstance(action, ReleaseConversation):
+                outcome.releases.append(action)
             elif isinstance(action, LoadContext):
                 outcome.loads.append(action)
                 exchange.receive_context(context or Context())

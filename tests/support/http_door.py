@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from antiphon.api.chat import PassedOn
+from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.leases import Leases
+from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import Unavailable
@@ -29,6 +33,7 @@ from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.waiting import until
 
 __all__ = ["HttpSetup", "OpenHttpDoor", "RawAnswer", "RawClient", "open_http_door", "post_bytes"]
@@ -49,6 +54,7 @@ class HttpSetup:
     head_wait: float = 60.0
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
+    conversations: MemoryConversationStore = field(default_factory=lambda: MemoryConversationStore(clock=now))
     websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
     sealer: Sealer | None = None
 
@@ -105,7 +111,9 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
         )
+            conversations=LockedConversations(setup.conversations, Leases()),
         admission = Admission(setup.concurrent)
+        setup.store.conversations = setup.conversations
         options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer)
 
         async def ready() -> None:
@@ -116,7 +124,16 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
         context = DoorContext(
             new_exchange=lambda: ResponseExchange(options, new_id, now),
             runner=runner,
-            router=Router(store=setup.store, models=ModelCatalog(upstream), ready=ready, metrics=metrics),
+            router=Router(
+                store=setup.store,
+                models=ModelCatalog(upstream),
+                ready=ready,
+                metrics=metrics,
+                areas=(
+                    *Conversations(setup.conversations, setup.store).routes(),
+                    *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
+                ),
+            ),
             owners=setup.owners,
             admission=admission,
             limits=DoorLimits(setup.request_body_bytes, setup.request_seconds),

@@ -20,7 +20,7 @@ class MemoryResponseStore:
     """Keeps records in a dict; `records` may be read by tests."""
 
     def __init__(self, *, chain_items: int = 50_000, conversations: MemoryConversationStore | None = None) -> None:
-        self._conversations = conversations
+        self.conversations = conversations
         self._starts: dict[str, int] = {}
         self.records: dict[str, ResponseRecord] = {}
         self._history: dict[str, int] = {}
@@ -38,8 +38,8 @@ class MemoryResponseStore:
         if record.id in self.records:
             raise StoreError("A response with this id is stored already.")
         if record.conversation_id is not None:
-            assert self._conversations is not None
-            self._starts[record.id] = self._conversations.join(record)
+            assert self.conversations is not None
+            self._starts[record.id] = self.conversations.join(record)
         self.records[record.id] = record
         self._history[record.id] = before + max(1, len(record.input_items) + len(record.output_items))
 
@@ -57,8 +57,8 @@ class MemoryResponseStore:
                 return None
             turns.append(turn)
         before: tuple[StoredItem, ...] | None = ()
-        if turn.conversation_id is not None and self._conversations is not None:
-            before = self._conversations.before(owner, turn.conversation_id, self._starts[turn.id])
+        if turn.conversation_id is not None and self.conversations is not None:
+            before = self.conversations.before(owner, turn.conversation_id, self._starts[turn.id])
         if before is None:
             return None
         items = (*before, *(item for turn in reversed(turns) for item in (*turn.input_items, *turn.output_items)))

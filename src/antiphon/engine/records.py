@@ -170,6 +170,7 @@ def make_record(
         input_items=items,
         output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
         usage=usage,
+        conversation_id=response.conversation.id if response.conversation is not UNSET else None,
     )
 
 

@@ -182,6 +182,8 @@ class Runner:
         """Wait for saves that outlived their requests."""
         while self._saves:
             await asyncio.wait(set(self._saves))
+        if self._conversations is not None:
+            await self._conversations.aclose()
 
     async def _load(self, action: LoadContext) -> Context | ApiError:
         if action.file_urls:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Raw
+import msgspec
+from msgspec import UNSET, Raw
 
 from antiphon.types.json import encode, given
 from antiphon.types.request import CreateResponse, TextOptions
-from antiphon.types.response import Response
+from antiphon.types.response import ConversationReference, Response
 from antiphon.types.tools import Tool
 
 __all__ = ["start_response"]
@@ -39,6 +40,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         reasoning=_reasoning(request),
         metadata=request.metadata or _NO_METADATA,
         background=request.background,
+        conversation=ConversationReference(request.conversation) if request.conversation is not None else UNSET,
         frequency_penalty=request.frequency_penalty or 0.0,
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
+from antiphon.ids import is_name
 from antiphon.translation.checks import (
     ENCRYPTED,
     IGNORABLE_INCLUDES,
@@ -87,7 +88,6 @@ _VERBOSITIES = ("low", "medium", "high")
 _LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
 
 _NOT_YET = {
-    "conversation": "Conversations are not available yet; use previous_response_id.",
     "prompt": "Stored prompts are not available yet; send instructions and input.",
 }
 _CHAT_FIELDS = {
@@ -103,6 +103,13 @@ _CHAT_FIELDS = {
     "logprobs": "'logprobs' belongs to Chat Completions; the Responses API takes 'include' with "
     "'message.output_text.logprobs', and 'top_logprobs'.",
 }
+
+
+class _Conversation(msgspec.Struct):
+    id: str
+
+
+_CONVERSATION = msgspec.json.Decoder(str | _Conversation)
 
 
 class _OnlyModel(msgspec.Struct):
@@ -160,10 +167,12 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         previous_response_id=values.get("previous_response_id") or None,
         tools=tuple(tools),
         tool_choice=read_tool_choice(
+        conversation=_read_conversation(fields.get("conversation", ABSENT), values.get("previous_response_id")),
             fields.get("tool_choice", ABSENT),
             [*tools, *brought],
             left_out,
-            continued=bool(values.get("previous_response_id")),
+            continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
+            hosted=hosted,
         ),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
@@ -192,7 +201,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         compact_threshold=_read_threshold(values.get("context_management") or []),
         ignored=tuple(ignored),
     )
-    if not request.input and request.previous_response_id is None:
+    if not request.input and request.previous_response_id is None and request.conversation is None:
         raise InvalidRequest(
             "'input' is missing or empty. Send a string or a list of items.",
             param="input",
@@ -206,7 +215,7 @@ _INSIDE = {
     "reasoning": frozenset(ReasoningOptions.__struct_fields__),
     "stream_options": frozenset(StreamOptions.__struct_fields__),
 }
-_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", *_NOT_YET})
+_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", *_NOT_YET})
 
 
 def _brought_tools(items: list[InputItem], most: int) -> tuple[list[Tool], list[str]]:
@@ -360,6 +369,31 @@ def _read_model(value: Raw) -> str:
 
 def _read_instructions(value: Raw) -> Raw | None:
     if not given(value):
+def _read_conversation(value: Raw, previous: str | None) -> str | None:
+    """The id, given as a string or in an object."""
+    if not given(value):
+        return None
+    if previous:
+        raise InvalidRequest(
+            "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Ensure you are only providing "
+            "one of them.",
+            param="conversation",
+            code="mutually_exclusive_parameters",
+        )
+    try:
+        named = _CONVERSATION.decode(value)
+    except msgspec.ValidationError as error:
+        raise wrong_type("conversation", error) from None
+    conversation = named if isinstance(named, str) else named.id
+    if not is_name(conversation):
+        raise InvalidRequest(
+            "Invalid 'conversation': an id has 1 to 64 letters, digits, underscores or dashes.",
+            param="conversation",
+            code="invalid_value",
+        )
+    return conversation
+
+
         return None
     read_string("instructions", value)
     return value

@@ -59,6 +59,7 @@ class CreateResponse(Struct):
     input: list[InputItem]
     instructions: Raw | None = None
     previous_response_id: str | None = None
+    conversation: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

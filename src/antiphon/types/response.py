@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.items import OutputItem
 
-__all__ = ["Response", "ResponseError", "UsageObject"]
+__all__ = ["ConversationReference", "Response", "ResponseError", "UsageObject"]
 
 
 class InputTokensDetails(Struct):
@@ -37,8 +37,13 @@ class ResponseError(Struct):
     message: str
 
 
+class ConversationReference(Struct):
+    id: str
+
+
 class Response(Struct, kw_only=True):
-    """One response. `output` is left out of the stored body (`UNSET`); every other key is always there."""
+    """One response. `output` is left out of the stored body (`UNSET`); `conversation` is there when the request named
+    one; every other key is always there."""
 
     id: str
     object: str = "response"
@@ -46,6 +51,7 @@ class Response(Struct, kw_only=True):
     status: str
     background: bool = False
     completed_at: int | None = None
+    conversation: ConversationReference | UnsetType = UNSET
     error: ResponseError | None = None
     frequency_penalty: float = 0.0
     incomplete_details: Raw | None = None
