@@ -24,10 +24,10 @@ from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocket
 from antiphon.engine.background import Background, BackgroundOptions
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.follow import Followers
-from antiphon.engine.owners import OwnerResolver
-from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.leases import Leases
 from antiphon.engine.locked_conversations import LockedConversations
+from antiphon.engine.owners import OwnerResolver
+from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.engine.workers import Workers
 from antiphon.errors import ConfigError, Unavailable
@@ -104,13 +104,13 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         metrics=metrics,
         files=make_fetcher(settings),
         background=background,
-    )
-    admission = Admission(limits.concurrent_requests)
         conversations=LockedConversations(
             stores.conversations,
             Leases(settings.conversations.lease),
             create_unknown=settings.conversations.create_unknown,
         ),
+    )
+    admission = Admission(limits.concurrent_requests)
 
     async def ready() -> None:
         if admission.closed:
@@ -161,7 +161,6 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             background=background,
             areas=(
                 *Conversations(stores.conversations, store).routes(),
-                *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),
         owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),

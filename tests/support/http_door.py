@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
@@ -32,8 +31,8 @@ from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
-from tests.support.memory_store import MemoryResponseStore
 from tests.support.memory_conversations import MemoryConversationStore
+from tests.support.memory_store import MemoryResponseStore
 from tests.support.waiting import until
 
 __all__ = ["HttpSetup", "OpenHttpDoor", "RawAnswer", "RawClient", "open_http_door", "post_bytes"]
@@ -53,8 +52,8 @@ class HttpSetup:
     keepalive: float = 15.0
     head_wait: float = 60.0
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
-    store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
     conversations: MemoryConversationStore = field(default_factory=lambda: MemoryConversationStore(clock=now))
+    store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
     websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
     sealer: Sealer | None = None
 
@@ -110,10 +109,10 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             upstream,
             timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
-        )
             conversations=LockedConversations(setup.conversations, Leases()),
-        admission = Admission(setup.concurrent)
+        )
         setup.store.conversations = setup.conversations
+        admission = Admission(setup.concurrent)
         options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer)
 
         async def ready() -> None:
@@ -131,7 +130,6 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 metrics=metrics,
                 areas=(
                     *Conversations(setup.conversations, setup.store).routes(),
-                    *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
                 ),
             ),
             owners=setup.owners,

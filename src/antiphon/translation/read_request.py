@@ -165,9 +165,9 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         input=items,
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
+        conversation=_read_conversation(fields.get("conversation", ABSENT), values.get("previous_response_id")),
         tools=tuple(tools),
         tool_choice=read_tool_choice(
-        conversation=_read_conversation(fields.get("conversation", ABSENT), values.get("previous_response_id")),
             fields.get("tool_choice", ABSENT),
             [*tools, *brought],
             left_out,
@@ -367,8 +367,6 @@ def _read_model(value: Raw) -> str:
     return model
 
 
-def _read_instructions(value: Raw) -> Raw | None:
-    if not given(value):
 def _read_conversation(value: Raw, previous: str | None) -> str | None:
     """The id, given as a string or in an object."""
     if not given(value):
@@ -394,6 +392,8 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
     return conversation
 
 
+def _read_instructions(value: Raw) -> Raw | None:
+    if not given(value):
         return None
     read_string("instructions", value)
     return value
