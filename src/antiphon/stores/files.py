@@ -1,0 +1,287 @@
+"""What it means to keep an uploaded file: the `FileStore` over SQLite and a folder of contents.
+
+Lives here: the SQL by name, the order of row and content, and the sweep that takes away what expired or was left
+behind. Not here: how contents lie on disk (`blobs.py`), threads, connections and transactions.
+
+Invariant: a row is written after its content is durable and deleted before it, so whatever moment a process dies at,
+no row is without its content, and what is left over is a content without a row, which a sweep finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from antiphon.engine.file_ports import FileFields, FilePage, FileQuery, NoRoom, StoredFile
+from antiphon.errors import StoreError
+from antiphon.ids import Clock, now
+from antiphon.stores.blobs import DiskBlobReader, DiskBlobs, DiskBlobWriter
+from antiphon.stores.sqlite_readers import Row, SqliteReaders
+from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+
+__all__ = ["SqliteFileStore", "SqliteFileUpload", "SqliteOpenFile"]
+
+LEAST_ROOM = 4096
+"""What a file takes at least: an empty one fills a disk as well."""
+
+_COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
+_THERE = "(expires_at IS NULL OR expires_at > :at)"
+
+USED = f"SELECT ifnull(sum(max(size, {LEAST_ROOM})), 0) FROM files WHERE owner = :owner"
+# The total is looked at by the statement that adds to it, so that uploads at the same time cannot both fit.
+INSERT_FILE = f"""
+INSERT INTO files (owner, {_COLUMNS})
+SELECT :owner, :id, :name, :purpose, :media_type, :size, :sha256, :created_at, :expires_at, :blob
+WHERE :most IS NULL
+  OR max(:size, {LEAST_ROOM}) + ({USED}) <= :most
+"""
+GET_FILE = f"SELECT {_COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
+DELETE_FILE = f"DELETE FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
+
+_LIST = f"""
+SELECT {_COLUMNS} FROM files
+WHERE owner = :owner AND {_THERE} AND (:purpose IS NULL OR purpose = :purpose)
+  AND (created_at, id) {{after}} (:after_at, :after)
+ORDER BY created_at {{order}}, id {{order}} LIMIT :most
+"""
+LIST_FORWARD = _LIST.format(after=">", order="ASC")
+LIST_BACKWARD = _LIST.format(after="<", order="DESC")
+
+EXPIRED = "SELECT owner, id, blob FROM files WHERE expires_at <= :at LIMIT :most"
+DELETE_EXPIRED = "DELETE FROM files WHERE owner = :owner AND id = :id AND expires_at <= :at"
+WANTED = "SELECT blob FROM files WHERE blob IN (SELECT value FROM json_each(:blobs))"
+
+_BATCH = 200
+_EVER = (1 << 63) - 1
+
+
+class SqliteFileStore:
+    """`FileStore` on a writer and readers that are somebody else's to close; the contents' folder is its own."""
+
+    def __init__(
+        self,
+        writer: SqliteWriter,
+        readers: SqliteReaders,
+        folder: Path,
+        *,
+        owner_bytes: int | None = None,
+        clock: Clock = now,
+    ) -> None:
+        """`owner_bytes`: the most that all files of one owner may take."""
+        self._writer = writer
+        self._readers = readers
+        self._blobs = DiskBlobs(folder)
+        self._most = owner_bytes
+        self._clock = clock
+
+    async def aclose(self) -> None:
+        """Let reads and writes of contents end."""
+        await self._blobs.aclose()
+
+    @asynccontextmanager
+    async def uploading(self) -> AsyncIterator[SqliteFileUpload]:
+        """Begin a new file."""
+        async with self._blobs.writing() as content:
+            yield SqliteFileUpload(self._writer, content, self._most)
+
+    async def get(self, owner: str, file_id: str) -> StoredFile | None:
+        """The file, or None."""
+        row = await self._row(owner, file_id)
+        return _file(row) if row is not None else None
+
+    async def open(self, owner: str, file_id: str) -> SqliteOpenFile | None:
+        """The file with its content open, or None."""
+        row = await self._row(owner, file_id)
+        if row is None:
+            return None
+        try:
+            return SqliteOpenFile(_file(row), await self._blobs.open(row[8]))
+        except StoreError:
+            # Deleted between the two: then the row is gone by now.
+            if await self._row(owner, file_id) is None:
+                return None
+            raise
+
+    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+        """A page by time of creation, or None when `after` is no file of the owner."""
+        after_at, after = (_EVER, "") if query.descending else (-1, "")
+        if query.after is not None:
+            row = await self._row(owner, query.after)
+            if row is None:
+                return None
+            after_at, after = row[6], row[0]
+        rows = await self._readers.fetch(
+            LIST_BACKWARD if query.descending else LIST_FORWARD,
+            {
+                "owner": owner,
+                "at": self._now(),
+                "purpose": query.purpose,
+                "after_at": after_at,
+                "after": after,
+                "most": query.limit + 1,
+            },
+        )
+        return FilePage(tuple([_file(row) for row in rows[: query.limit]]), has_more=len(rows) > query.limit)
+
+    async def delete(self, owner: str, file_id: str) -> bool:
+        """Delete the file; False when there is none."""
+        row = await self._row(owner, file_id)
+        if row is None:
+            return False
+        named = {"owner": owner, "id": file_id, "at": self._now()}
+        (count,) = await self._writer.run([Statement(DELETE_FILE, named)])
+        if count:
+            # The file is gone; if its content stays, that is for the next sweep.
+            with suppress(StoreError):
+                await self._blobs.delete(row[8])
+        return bool(count)
+
+    async def used(self, owner: str) -> int:
+        """What all the owner's files take together, in bytes."""
+        return int((await self._readers.fetch(USED, {"owner": owner}))[0][0])
+
+    async def sweep(self) -> tuple[int, int]:
+        """Delete expired files, and contents that no file has; how many of each. Any process may do it at any time."""
+        return await self._sweep_expired(), await self._sweep_orphans()
+
+    async def _sweep_expired(self) -> int:
+        gone = 0
+        while rows := await self._readers.fetch(EXPIRED, {"at": self._now(), "most": _BATCH}):
+            named = [{"owner": row[0], "id": row[1], "at": self._now()} for row in rows]
+            (count,) = await self._writer.run([Statement(DELETE_EXPIRED, named, many=True)])
+            for row in rows:
+                await self._blobs.delete(row[2])
+            gone += count
+        return gone
+
+    async def _sweep_orphans(self) -> int:
+        gone = 0
+        async for keys in self._blobs.keys():
+            for key in await self._unwanted(keys):
+                async with self._blobs.claim(key) as claim:
+                    # Asked again: its writer may have finished between the two looks.
+                    if claim is not None and await self._unwanted([key]):
+                        await claim.delete()
+                        gone += 1
+        return gone
+
+    async def _unwanted(self, keys: Sequence[str]) -> Sequence[str]:
+        rows = await self._readers.fetch(WANTED, {"blobs": json.dumps(keys)})
+        wanted = {row[0] for row in rows}
+        return [key for key in keys if key not in wanted]
+
+    async def _row(self, owner: str, file_id: str) -> Row | None:
+        rows = await self._readers.fetch(GET_FILE, {"owner": owner, "id": file_id, "at": self._now()})
+        return rows[0] if rows else None
+
+    def _now(self) -> int:
+        return _milliseconds(self._clock())
+
+
+class SqliteFileUpload:
+    """A file on its way in."""
+
+    def __init__(self, writer: SqliteWriter, content: DiskBlobWriter, most: int | None) -> None:
+        self._writer = writer
+        self._content = content
+        self._most = most
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._content.size
+
+    async def write(self, data: bytes) -> None:
+        """Append to the content."""
+        await self._content.write(data)
+
+    async def keep(self, owner: str, fields: FileFields) -> StoredFile:
+        """Make it the owner's file. Raises `NoRoom`."""
+        blob = await self._content.seal()
+        created = _milliseconds(fields.created_at)
+        expires = _milliseconds(fields.expires_at) if fields.expires_at is not None else None
+        named = {
+            "owner": owner,
+            "id": fields.id,
+            "name": fields.name,
+            "purpose": fields.purpose,
+            "media_type": fields.media_type,
+            "size": blob.size,
+            "sha256": blob.sha256,
+            "created_at": created,
+            "expires_at": expires,
+            "blob": blob.key,
+            "most": self._most,
+        }
+        try:
+            await _to_its_end(self._writer.run([Statement(INSERT_FILE, named, rows=1)]))
+        except RowsMissing:
+            self._content.discard()
+            raise NoRoom from None
+        return StoredFile(
+            fields.id,
+            fields.name,
+            fields.purpose,
+            fields.media_type,
+            blob.size,
+            blob.sha256,
+            created / 1000,
+            expires / 1000 if expires is not None else None,
+        )
+
+
+class SqliteOpenFile:
+    """A file with its content open."""
+
+    def __init__(self, file: StoredFile, content: DiskBlobReader) -> None:
+        self._file = file
+        self._content = content
+
+    @property
+    def file(self) -> StoredFile:
+        """What is known of it."""
+        return self._file
+
+    @property
+    def path(self) -> Path:
+        """Where its content lies."""
+        return self._content.path
+
+    async def read(self, start: int = 0, most: int | None = None) -> bytes:
+        """Bytes from `start`; without `most` all the rest."""
+        return await self._content.read(start, max(0, self._content.size - start) if most is None else most)
+
+    async def aclose(self) -> None:
+        """Let it go."""
+        await self._content.aclose()
+
+    async def __aenter__(self) -> SqliteOpenFile:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
+
+
+def _file(row: Row) -> StoredFile:
+    expires = row[7] / 1000 if row[7] is not None else None
+    return StoredFile(row[0], row[1], row[2], row[3], row[4], row[5], row[6] / 1000, expires)
+
+
+async def _to_its_end(writing: Coroutine[Any, Any, object]) -> None:
+    """Wait for the write also when the caller is cancelled: until then the content's lock must be held."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody warns of it
+        raise
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,225 @@
+"""The file contract on SQLite and a folder: one store, two on one folder, and what is left after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.file_ports import FileQuery, NoRoom
+from antiphon.errors import StoreError
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.blobs import DiskBlobs
+from antiphon.stores.files import SqliteFileStore
+from antiphon.stores.sqlite_writer import Counts, Statement
+from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
+from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
+from tests.contracts.store_process import child_environment
+from tests.support.waiting import until
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+def store(stores: Stores) -> SqliteFileStore:
+    return stores.files
+
+
+def contents(data: Path) -> list[Path]:
+    """Every content on disk, whole or not."""
+    return [path for path in (data / "files").rglob("*") if path.is_file()]
+
+
+class TestDiskFiles(FileStoreContract):
+    @pytest.fixture
+    def store(self, stores: Stores) -> SqliteFileStore:
+        return stores.files
+
+    @pytest.fixture
+    def peer(self, store: SqliteFileStore) -> SqliteFileStore:
+        return store
+
+
+class TestTwoStoresOfDiskFiles(FileStoreContract):
+    @pytest.fixture
+    def store(self, stores: Stores) -> SqliteFileStore:
+        return stores.files
+
+    @pytest.fixture
+    async def peer(self, stores: Stores, tmp_path: Path) -> AsyncIterator[SqliteFileStore]:
+        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
+        yield opened.files
+        await opened.aclose()
+
+
+async def test_only_this_user_can_read_what_is_on_disk(store: SqliteFileStore, tmp_path: Path) -> None:
+    await keep(store, fields("a"), b"x")
+    assert {path.stat().st_mode & 0o777 for path in contents(tmp_path)} == {0o600}
+    folders = [tmp_path / "files", *(path for path in (tmp_path / "files").rglob("*") if path.is_dir())]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
+
+
+async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqliteFileStore, tmp_path: Path) -> None:
+    await keep(store, fields("a"), b"x")
+    async with store.uploading() as upload:
+        await upload.write(b"y")
+        assert len(contents(tmp_path)) == 2
+    assert len(contents(tmp_path)) == 1
+    await store.delete(ALICE, "file-a")
+    with pytest.raises(NoRoom):
+        await keep(store, fields("b"), b"x" * (OWNER_BYTES + 1))
+    assert contents(tmp_path) == []
+
+
+async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path) -> None:
+    await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
+    await keep(store, fields("new", expires_at=NOW + 1000), b"y")
+    assert await store.sweep() == (1, 0)
+    assert len(contents(tmp_path)) == 1 and await store.used(ALICE) == 4096
+    assert await content(store, "file-new") == b"y"
+
+
+async def test_a_sweep_takes_no_upload_that_goes_on(
+    store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
+    other = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    run = store._writer.run
+    swept = []
+
+    async def sweep_first(statements: list[Statement]) -> Counts:
+        swept.append(await other.files.sweep())
+        return await run(statements)
+
+    monkeypatch.setattr(store._writer, "run", sweep_first)
+    async with store.uploading() as upload:
+        await upload.write(b"x")
+        assert await other.files.sweep() == (0, 0)
+        await upload.write(b"y")
+        await upload.keep(ALICE, fields("a"))
+    assert swept == [(0, 0)]
+    assert await content(other.files, "file-a") == b"xy"
+    await other.aclose()
+
+
+async def test_an_upload_that_is_cancelled_while_its_row_is_written(
+    store: SqliteFileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is held until the row is there or not, so no sweep takes the content of a row that comes late."""
+    run = store._writer.run
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(statements: list[Statement]) -> Counts:
+        begun.set()
+        await go_on.wait()
+        return await run(statements)
+
+    monkeypatch.setattr(store._writer, "run", late)
+    task = asyncio.create_task(keep(store, fields("a"), b"x"))
+    await begun.wait()
+    task.cancel()
+    assert await store.sweep() == (0, 0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await store.sweep() == (0, 0)
+    assert await content(store, "file-a") == b"x"
+
+
+async def test_a_failing_disk_is_a_store_error(
+    store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("antiphon.stores.blobs.os.write", full)
+    with pytest.raises(StoreError, match="No space left"):
+        await keep(store, fields("a"), b"x")
+    assert contents(tmp_path) == []
+    page = await store.list(ALICE, FileQuery())
+    assert page is not None and page.files == ()
+
+
+async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqliteFileStore, tmp_path: Path) -> None:
+    await keep(store, fields("a"), b"x")
+    contents(tmp_path)[0].unlink()
+    with pytest.raises(StoreError, match="Opening a file failed"):
+        await store.open(ALICE, "file-a")
+    assert await store.delete(ALICE, "file-a")
+
+
+async def test_a_writer_that_nobody_waits_for_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content must not stay locked: then no sweep would ever find it."""
+    blobs = DiskBlobs(tmp_path / "files")
+    made = asyncio.Event()
+    run = DiskBlobs.run
+
+    async def slow(self: DiskBlobs, doing: str, action: Callable[[], object]) -> object:
+        result = await run(self, doing, action)
+        if doing == "Beginning a file":
+            made.set()
+            await asyncio.sleep(0)
+        return result
+
+    monkeypatch.setattr(DiskBlobs, "run", slow)
+
+    async def begin() -> None:
+        async with blobs.writing():
+            raise AssertionError("it was cancelled before")
+
+    task = asyncio.create_task(begin())
+    await made.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not contents(tmp_path))
+    await blobs.aclose()
+
+
+CHILD = """
+import asyncio, sys, time
+from pathlib import Path
+from antiphon.engine.file_ports import FileFields
+from antiphon.stores import open_stores
+
+async def main():
+    stores = await open_stores(Path(sys.argv[1]), chain_items=10)
+    run = stores.files._writer.run
+
+    async def never(statements):
+        print("sealed", flush=True)
+        await asyncio.Event().wait()
+
+    stores.files._writer.run = never
+    async with stores.files.uploading() as half, stores.files.uploading() as whole:
+        await half.write(b"half")
+        await whole.write(b"whole")
+        await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_leaves_orphans_that_a_sweep_finds(store: SqliteFileStore, tmp_path: Path) -> None:
+    await keep(store, fields("mine"), b"x")
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CHILD, str(tmp_path)), stdout=asyncio.subprocess.PIPE, env=child_environment()
+    )
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"sealed\n"
+    assert len(contents(tmp_path)) == 3
+    assert await store.sweep() == (0, 0)  # it lives
+    child.kill()
+    assert await child.wait() == -9
+    assert await store.sweep() == (0, 2)
+    assert len(contents(tmp_path)) == 1
+    assert await content(store, "file-mine") == b"x"

@@ -1,0 +1,119 @@
+"""A `FileStore` in memory, for tests of everything above the store.
+
+Lives here: the same meaning as the store on disk, without durability. It passes the contract suite of files, so what
+works on it works on the real one.
+
+Invariant: what goes in is immutable, so nothing that a caller holds can change what is stored.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from antiphon.engine.file_ports import FileFields, FilePage, FileQuery, NoRoom, StoredFile
+
+__all__ = ["MemoryFileStore"]
+
+LEAST_ROOM = 4096
+
+
+class MemoryFileStore:
+    """Keeps files in a dict."""
+
+    def __init__(self, *, owner_bytes: int | None = None, clock: Callable[[], float]) -> None:
+        self.all: dict[tuple[str, str], tuple[StoredFile, bytes]] = {}
+        self.most = owner_bytes
+        self._clock = clock
+
+    @asynccontextmanager
+    async def uploading(self) -> AsyncIterator[_Upload]:
+        yield _Upload(self)
+
+    async def get(self, owner: str, file_id: str) -> StoredFile | None:
+        found = self._found(owner, file_id)
+        return found[0] if found else None
+
+    async def open(self, owner: str, file_id: str) -> _Open | None:
+        found = self._found(owner, file_id)
+        return _Open(*found) if found else None
+
+    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+        files = [file for (whose, name), (file, _) in self.all.items() if whose == owner and self._found(owner, name)]
+        files.sort(key=lambda file: (file.created_at, file.id), reverse=query.descending)
+        if query.after is not None:
+            places = [place for place, file in enumerate(files) if file.id == query.after]
+            if not places:
+                return None
+            files = files[places[0] + 1 :]
+        kept = [file for file in files if query.purpose in (None, file.purpose)]
+        return FilePage(tuple(kept[: query.limit]), has_more=len(kept) > query.limit)
+
+    async def delete(self, owner: str, file_id: str) -> bool:
+        return self._found(owner, file_id) is not None and bool(self.all.pop((owner, file_id)))
+
+    async def used(self, owner: str) -> int:
+        return self.total(owner)
+
+    def total(self, owner: str) -> int:
+        return sum(max(file.size, LEAST_ROOM) for (whose, _), (file, _) in self.all.items() if whose == owner)
+
+    def _found(self, owner: str, file_id: str) -> tuple[StoredFile, bytes] | None:
+        found = self.all.get((owner, file_id))
+        if found is not None and found[0].expires_at is not None and found[0].expires_at <= self._clock():
+            return None
+        return found
+
+
+class _Upload:
+    def __init__(self, store: MemoryFileStore) -> None:
+        self._store = store
+        self._parts: builtins.list[bytes] = []
+        self.size = 0
+
+    async def write(self, data: bytes) -> None:
+        self._parts.append(bytes(data))
+        self.size += len(data)
+
+    async def keep(self, owner: str, fields: FileFields) -> StoredFile:
+        most = self._store.most
+        if most is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > most:
+            raise NoRoom
+        data = b"".join(self._parts)
+        file = StoredFile(
+            fields.id,
+            fields.name,
+            fields.purpose,
+            fields.media_type,
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+            round(fields.created_at, 3),
+            round(fields.expires_at, 3) if fields.expires_at is not None else None,
+        )
+        self._store.all[owner, fields.id] = file, data
+        return file
+
+
+class _Open:
+    def __init__(self, file: StoredFile, data: bytes) -> None:
+        self.file = file
+        self._data = data
+
+    @property
+    def path(self) -> Path | None:
+        return None
+
+    async def read(self, start: int = 0, most: int | None = None) -> bytes:
+        return self._data[start:] if most is None else self._data[start : start + most]
+
+    async def aclose(self) -> None:
+        self._data = b""
+
+    async def __aenter__(self) -> _Open:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
