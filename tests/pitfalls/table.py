@@ -119,13 +119,8 @@ PITFALLS: dict[int, str] = {
 }
 
 _HOSTED = "it takes several model calls for one response, which come with hosted tools"
-_STATE = "it comes with compaction and WebSocket, in the state work, and is tested there"
 NOT_OURS: dict[int, str] = {
     3: "the model server enforces schemas; the schema is sent as it is (pitfalls 1 and 2)",
     90: _HOSTED,
-    110: _STATE,
-    111: _STATE,
-    112: _STATE,
-    115: _STATE,
 }
 """Why a number has no test here."""

@@ -267,9 +267,13 @@ def test_pitfall_43_an_effort_that_cannot_be_sent_is_named() -> None:
     assert outcome.head is not None and ("antiphon-ignored", "reasoning.effort") in outcome.head.headers
 
 
-def test_pitfall_44_the_text_of_a_file_is_in_the_prompt() -> None:
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("a.txt", "data:text/plain;base64,"), ("a", "data:text/csv;base64,"), ("a.py", ""), ("A.MD", "")],
+)
+def test_pitfall_44_the_text_of_a_file_is_in_the_prompt(name: str, header: str) -> None:
     data = base64.b64encode("Prägung".encode()).decode()
-    part = {"type": "input_file", "filename": "a.txt", "file_data": f"data:text/plain;base64,{data}"}
+    part = {"type": "input_file", "filename": name, "file_data": header + data}
     content = [{"type": "input_text", "text": "Read:"}, part]
     assert "Prägung" in chat(input=[{"role": "user", "content": content}])["messages"][0]["content"][1]["text"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pitfalls.asking import FUNCTION, answered, call, chain, chunk, events, final, kinds, sse, streamed
 from tests.support import chat_server
-from tests.support.chat_server import DONE_EVENT, Wait
+from tests.support.chat_server import Wait
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.http_door import open_http_door, post_bytes
 from tests.support.judge import parse_sse
@@ -105,8 +105,10 @@ def test_pitfall_79_nothing_comes_before_its_beginning_or_after_its_end() -> Non
     ]
 
 
-def test_pitfall_79_what_comes_after_the_end_is_not_put_out() -> None:
-    outcome = streamed(chunk(content="a"), chunk("stop"), DONE_EVENT, chunk(content="late"), finish=None)
+@pytest.mark.parametrize("together", [True, False])
+def test_pitfall_79_what_comes_after_the_end_is_not_put_out(together: bool) -> None:
+    pieces = [sse(chunk(content="a"), chunk("stop")), sse(chunk(content="late"))]
+    outcome = run(STREAM, [b"".join(pieces)] if together else pieces)
     assert final(outcome)["output"][0]["content"][0]["text"] == "a"
 
 

@@ -1,21 +1,31 @@
-"""Part F, Codex: what it sends and what it needs, over HTTP. Compaction and WebSocket come with the state work."""
+"""Part F, Codex: what it sends and what it needs, compaction and WebSocket included."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from antiphon.engine.actions import RequestHead
+from antiphon.engine.exchange import COMPACT_PATH
+from antiphon.engine.routes import ModelRoute, ModelRule, Routes
 from antiphon.sealing import Sealer
+from antiphon.translation.profiles import PROFILES
 from tests.pitfalls.asking import FUNCTION, call, chunk, error, final, sse
-from tests.support.exchanges import Outcome, run
-from tests.support.http_door import open_http_door, post_bytes
+from tests.support.chat_server import answer, completion, json_answer, text_stream
+from tests.support.exchanges import Outcome, make_exchange, pump, run
+from tests.support.http_door import OpenHttpDoor, open_http_door, post_bytes
 from tests.support.judge import check_stream, parse_sse
 from tests.support.strict_chat import check_chat_request
 
 REQUESTS = Path(__file__).parent.parent / "client_requests"
+ASK = {"model": "demo-model", "input": "hi"}
+USER = {"role": "user", "content": "hi"}
 CASES = ["text", "shell_tool", "parallel_tools", "apply_patch", "code_mode", "mcp_namespace", "reasoning", "image"]
 
 
@@ -29,6 +39,56 @@ def _answer(request: dict[str, Any], *chunks: dict[str, Any], finish: str = "sto
     assert outcome.head is not None and outcome.head.status == 200, outcome.body[:500]
     check_chat_request(outcome.chat)
     return outcome
+
+
+@asynccontextmanager
+async def _door() -> AsyncIterator[OpenHttpDoor]:
+    async with open_http_door(sealer=Sealer([b"key"]), request_body_bytes=8 << 20) as door:
+        door.chat.default = lambda request: (
+            answer(parts=text_stream("A summary."))
+            if request.json.get("stream")
+            else json_answer(completion("A summary."))
+        )
+        yield door
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True, "store": False, "tools": [], "parallel_tool_calls": True}])
+async def test_pitfall_110_a_large_conversation_is_compacted(more: dict[str, Any]) -> None:
+    body = {"model": "demo-model", "input": [{"role": "user", "content": "x" * 1_800_000}], **more}
+    async with _door() as door:
+        got = await door.ask(post_bytes(body, path="/v1/responses/compact"))
+        assert got.status == 200 and got.json["object"] == "response.compaction"
+        (call,) = door.chat.requests
+        # The model is asked for the summary and for nothing else.
+        assert "tools" not in call.json and len(call.body) > 1_800_000
+        carried = [item for item in got.json["output"] if item["type"] == "compaction"]
+        assert len(carried) == 1 and carried[0]["encrypted_content"]
+        again = await door.ask(post_bytes({**ASK, "input": [*got.json["output"], USER]}))
+    assert again.status == 200 and "A summary." in json.dumps(door.chat.requests[-1].json)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_pitfall_111_a_trigger_gives_exactly_one_compaction(stream: bool) -> None:
+    items = [USER, {"role": "assistant", "content": "hello"}, {"type": "compaction_trigger"}]
+    async with _door() as door:
+        got = await door.ask(post_bytes({**ASK, "input": items, "stream": stream, "store": False}))
+    response = got.events[-1]["response"] if stream else got.json
+    assert [item["type"] for item in response["output"]] == ["compaction"]
+    assert response["status"] == "completed" and "compaction_trigger" not in json.dumps(door.chat.requests[-1].json)
+
+
+@pytest.mark.parametrize("trigger", [True, False])
+def test_pitfall_112_a_compaction_goes_where_the_model_goes(trigger: bool) -> None:
+    theirs = ModelRoute(PROFILES["groq"], upstream="theirs", model="their-name")
+    routes = Routes(ModelRoute(PROFILES["generic"]), (ModelRule("theirs-*", theirs),))
+    items = [USER, {"type": "compaction_trigger"}] if trigger else [USER]
+    exchange, outcome = make_exchange(routes=routes, sealer=Sealer([b"key"])), Outcome()
+    path = "/v1/responses" if trigger else COMPACT_PATH
+    body = json.dumps({"model": "theirs-1", "input": items}).encode()
+    exchange.receive_request(RequestHead("POST", path, (), "owner"), body)
+    pump(exchange, outcome)
+    (made,) = outcome.calls
+    assert made.request.upstream == "theirs" and outcome.chat["model"] == "their-name"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -66,6 +126,19 @@ def test_pitfall_113_a_tool_of_codex_is_called_in_its_own_form() -> None:
     )
 
 
+def test_pitfall_113_tools_that_an_item_brings_are_offered_and_called() -> None:
+    request = _sent("code_mode")[0]
+    assert not request.get("tools")
+    brought = next(item for item in request["input"] if item["type"] == "additional_tools")["tools"]
+    space = next(tool for tool in brought if any(inner["name"] == "exec" for inner in tool["tools"]))
+    name = f"{space['name']}__exec"
+    arguments = json.dumps({"input": "await tools.x()"})
+    outcome = _answer(request, call(arguments, name, id="call_a", index=0), finish="tool_calls")
+    assert name in {tool["function"]["name"] for tool in outcome.chat["tools"]}
+    (item,) = final(outcome)["output"]
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "exec", "await tools.x()")
+
+
 def test_pitfall_113_what_codex_offers_and_nobody_can_run_fails_nothing() -> None:
     request = _sent("web_search_tool_tolerated")[0]
     outcome = _answer(request, chunk(content="x"))
@@ -90,3 +163,31 @@ def test_pitfall_114_a_freeform_tool_is_there_in_every_turn() -> None:
     for request in _sent("apply_patch"):
         names = {tool["function"]["name"] for tool in _answer(request, chunk(content="x")).chat["tools"]}
         assert "apply_patch" in names and FUNCTION["name"] not in names
+
+
+def _first_frames() -> list[Any]:
+    """What Codex warms a connection up with: its developer message; of the models with tools in an item, these."""
+    frames = []
+    for case in ("websocket", "extra-openai-provider-websocket", "extra-websocket-tool-loop"):
+        requests = json.loads((REQUESTS / f"codex_cli-{case}.json").read_text())["requests"]
+        frames.append(pytest.param(requests[0]["frames"][0], id=case))
+    tools = {"type": "additional_tools", "role": "developer", "tools": [{"type": "custom", "name": "exec"}]}
+    frame = {"type": "response.create", "input": [tools], "generate": False, "store": False, "stream": True}
+    return [*frames, pytest.param(frame, id="tools alone")]
+
+
+@pytest.mark.parametrize("frame", _first_frames())
+async def test_pitfall_115_a_prewarm_is_answered_here(frame: dict[str, Any]) -> None:
+    async with _door() as door, aiohttp.ClientSession() as session:
+        async with session.ws_connect(door.base_url + "/responses") as socket:
+            assert frame["generate"] is False
+            await socket.send_json({**frame, "model": "demo-model"})
+            events = [await socket.receive_json(timeout=10) for _ in range(3)]
+            kinds = [event["type"] for event in events]
+            assert kinds == ["response.created", "response.in_progress", "response.completed"]
+            assert not door.chat.requests
+            more = {"model": "demo-model", "input": "hi", "previous_response_id": events[-1]["response"]["id"]}
+            await socket.send_json({"type": "response.create", **more, "store": False})
+            while (await socket.receive_json(timeout=10))["type"] != "response.completed":
+                pass
+        assert len(door.chat.requests) == 1

@@ -78,8 +78,8 @@ def translate_request(
         )
     reasoning, text = request.reasoning, request.text
     messages = translate_items(request.instructions, items, profile, sources or ItemSources())
-    if not messages:
-        # Reasoning that led to nothing, tools that an item brings: no chat server answers an empty list.
+    if not messages and not all(item.type == "additional_tools" for _, item in items):
+        # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
         raise InvalidRequest(
             "'input' has no message or call that a model could answer.", param="input", code="invalid_value"
         )

@@ -29,7 +29,7 @@ def _error(**fields: Any) -> dict[str, Any]:
     "items",
     [
         [{"type": "reasoning", "summary": []}],
-        [{"type": "additional_tools", "role": "developer", "tools": []}],
+        [{"type": "additional_tools", "role": "developer", "tools": []}, {"type": "reasoning", "summary": []}],
         [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "thought"}]}],
     ],
 )
