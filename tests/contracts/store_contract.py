@@ -318,6 +318,34 @@ class ResponseStoreContract:
         assert got is not None
         assert (ids(got.items), got.has_more) == ([f"msg_a_in{n}" for n in expected], more)
 
+    @pytest.mark.parametrize("descending", [True, False])
+    async def test_the_list_of_responses(self, store: ResponseStore, peer: ResponseStore, descending: bool) -> None:
+        names = [f"resp_{n}" for n in range(7)]
+        for n in range(7):
+            await store.save(record(f"{n}", prev=str(n - 1) if n % 2 else None, outputs=n % 3))
+            await store.save(record(f"other{n}", owner=BOB))
+        wanted = names[::-1] if descending else names
+        whole = await peer.list(ALICE, PageQuery(descending=descending))
+        assert [one.id for one in whole.responses] == wanted and not whole.has_more
+        for one in whole.responses:
+            assert one == await peer.get(ALICE, one.id)
+        walked: list[str] = []
+        more = True
+        while more:
+            page = await peer.list(
+                ALICE, PageQuery(limit=3, after=walked[-1] if walked else None, descending=descending)
+            )
+            walked += [one.id for one in page.responses]
+            more = page.has_more
+        assert walked == wanted
+        before = await peer.list(ALICE, PageQuery(limit=2, before=wanted[3], descending=descending))
+        assert [one.id for one in before.responses] == wanted[1:3] and before.has_more
+        assert (await peer.list("b:carol", PageQuery())).responses == ()
+        for cursor in ("resp_none", "resp_other1"):
+            with pytest.raises(InvalidRequest) as refused:
+                await peer.list(ALICE, PageQuery(after=cursor))
+            assert refused.value.param == "after"
+
     async def test_walking_the_pages_gives_every_item_once(self, store: ResponseStore, peer: ResponseStore) -> None:
         await store.save(record("a", inputs=25))
         seen: list[str] = []

@@ -9,6 +9,7 @@ Invariant: what goes in is immutable, so nothing that a caller holds can change 
 from __future__ import annotations
 
 from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.job_bodies import is_over, unfinished_response
 from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
 from tests.support.memory_conversations import MemoryConversationStore
@@ -50,6 +51,8 @@ class MemoryResponseStore:
             return None
         if self._history[turn.id] > self._chain_items:
             raise ChainTooLong(self._chain_items)
+        if not is_over(turn.status):
+            raise unfinished_response(response_id)
         turns = [turn]
         while turn.previous_response_id is not None:
             turn = self.records.get(turn.previous_response_id)

@@ -1,0 +1,246 @@
+"""What every `JobStore` must do; each implementation runs this suite in a `test_jobs_*.py` of its own.
+
+Lives here: the tests. Not here: who runs jobs, and what only a database can get wrong.
+
+Invariant: a test writes through `jobs` and reads through `peer`, which is the same store, a second one on the same
+data, or one in another process. Time is a number that the test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from antiphon.engine.actions import ResponseRecord, StoredItem, Usage
+from antiphon.engine.jobs import Ending, EventPiece, Job, JobStore, TooManyJobs
+from antiphon.engine.ports import PageQuery, ResponseStore
+from antiphon.errors import InvalidRequest, StoreError
+from tests.contracts.store_contract import ALICE, BOB, item, record
+
+__all__ = ["JobStoreContract", "finished", "piece", "queued"]
+
+MOST = 100
+ONE, TWO = "worker_one", "worker_two"
+EVENTS = EventPiece(1, b"event: a\ndata: 0\n\nevent: b\ndata: 1\n\n")
+
+
+def queued(name: str, *, prev: str | None = None, owner: str = ALICE) -> ResponseRecord:
+    """A queued response `resp_<name>` with two input items."""
+    one = record(name, prev=prev, owner=owner, status="queued", outputs=0)
+    body = json.dumps({"id": one.id, "status": "queued", "background": True, "error": None}).encode()
+    return ResponseRecord(one.id, owner, one.previous_response_id, "queued", "m", 5.0, None, body, one.input_items, ())
+
+
+def finished(name: str, outputs: int = 1, owner: str = ALICE) -> ResponseRecord:
+    """What the same response is when it is complete."""
+    return ResponseRecord(
+        f"resp_{name}",
+        owner,
+        None,
+        "completed",
+        "m",
+        5.0,
+        6.0,
+        json.dumps({"id": f"resp_{name}", "status": "completed", "background": True}).encode(),
+        queued(name).input_items,
+        tuple(item(f"msg_{name}_out{n}") for n in range(outputs)),
+        Usage(1, 2, 3),
+    )
+
+
+def piece(first: int, last: int) -> EventPiece:
+    """Events with these numbers."""
+    return EventPiece(last, b"".join(b"event: x\ndata: %d\n\n" % n for n in range(first, last + 1)))
+
+
+async def claim(jobs: JobStore, worker: str = ONE, at: float = 10.0, most: int = 9) -> list[Job]:
+    return await jobs.claim(worker, at, at + 30, most)
+
+
+class JobStoreContract:
+    """The suite. Subclasses provide the fixtures `jobs`, `peer`, `responses` (of `jobs`) and `others` (of `peer`)."""
+
+    async def test_a_queued_response_is_there_at_once(
+        self, jobs: JobStore, peer: JobStore, others: ResponseStore
+    ) -> None:
+        given = queued("a")
+        await jobs.enqueue(given, b'{"x":1}', EVENTS, most=MOST)
+        found = await others.get(ALICE, "resp_a")
+        assert found is not None
+        assert (found.status, found.body, found.output_items) == ("queued", given.body, ())
+        page = await others.input_items(ALICE, "resp_a", PageQuery(descending=False))
+        assert page is not None and page.items == given.input_items
+        assert await others.get(BOB, "resp_a") is None
+        with pytest.raises(InvalidRequest):
+            await others.load_chain(ALICE, "resp_a")
+        listed = await others.list(ALICE, PageQuery())
+        assert [one.id for one in listed.responses] == ["resp_a"]
+        events = await peer.events(ALICE, "resp_a", -1, 10)
+        assert events is not None and (events.status, events.pieces, events.more) == ("queued", (EVENTS,), False)
+        assert await peer.events(BOB, "resp_a", -1, 10) is None
+        assert await peer.events(ALICE, "resp_b", -1, 10) is None
+
+    async def test_a_job_is_claimed_once(self, jobs: JobStore, peer: JobStore, others: ResponseStore) -> None:
+        await jobs.enqueue(queued("a"), b'{"x":1}', EVENTS, most=MOST)
+        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
+        (first,) = await claim(jobs, ONE, most=1)
+        assert (first.response_id, first.owner, first.request) == ("resp_a", ALICE, b'{"x":1}')
+        assert (first.attempts, first.last_event) == (1, 1)
+        assert json.loads(first.body) == {"id": "resp_a", "status": "in_progress", "background": True, "error": None}
+        (second,) = await claim(peer, TWO)
+        assert (second.response_id, second.last_event) == ("resp_b", -1)
+        assert await claim(jobs, ONE) == [] and await claim(peer, TWO) == []
+        assert await peer.held(ONE) == {"resp_a"} and await jobs.held(TWO) == {"resp_b"}
+        found = await others.get(ALICE, "resp_a")
+        assert found is not None and (found.status, found.body) == ("in_progress", first.body)
+
+    async def test_two_that_claim_at_the_same_time(self, jobs: JobStore, peer: JobStore) -> None:
+        for n in range(20):
+            await jobs.enqueue(queued(f"a{n}"), b"{}", None, most=MOST)
+        one, two = await asyncio.gather(claim(jobs, ONE, most=20), claim(peer, TWO, most=20))
+        ids = [job.response_id for job in (*one, *two)]
+        assert len(ids) == len(set(ids)) == 20
+
+    async def test_a_lease_runs_out_unless_it_is_renewed(self, jobs: JobStore, peer: JobStore) -> None:
+        for name in ("a", "b"):
+            await jobs.enqueue(queued(name), b"{}", EVENTS, most=MOST)
+        assert len(await claim(jobs, ONE, at=10)) == 2
+        await jobs.renew(ONE, ["resp_a", "resp_none"], 100)
+        await peer.renew(TWO, ["resp_b"], 100)
+        (taken,) = await claim(peer, TWO, at=41)
+        assert (taken.response_id, taken.attempts) == ("resp_b", 2)
+        assert await jobs.held(ONE) == {"resp_a"}
+        assert await jobs.append(ONE, "resp_b", piece(2, 2)) is False
+        assert await jobs.finish(ONE, finished("b"), piece(2, 2)) is False
+        events = await peer.events(ALICE, "resp_b", -1, 10)
+        assert events is not None and (events.status, events.pieces) == ("in_progress", (EVENTS,))
+
+    async def test_a_job_that_is_given_back_can_be_claimed_at_once(self, jobs: JobStore, peer: JobStore) -> None:
+        await jobs.enqueue(queued("a"), b"{}", None, most=MOST)
+        await claim(jobs, ONE)
+        await jobs.release(TWO, "resp_a")
+        assert await claim(peer, TWO) == []
+        await jobs.release(ONE, "resp_a")
+        assert await jobs.held(ONE) == frozenset()
+        (again,) = await claim(peer, TWO)
+        assert again.attempts == 1
+
+    async def test_a_stream_grows_and_is_read_from_anywhere(self, jobs: JobStore, peer: JobStore) -> None:
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await claim(jobs)
+        for number in range(2, 12, 2):
+            assert await jobs.append(ONE, "resp_a", piece(number, number + 1)) is True
+        page = await peer.events(ALICE, "resp_a", -1, 3)
+        assert page is not None and page.more and [one.last for one in page.pieces] == [1, 3, 5]
+        page = await peer.events(ALICE, "resp_a", 6, 10)
+        assert page is not None and not page.more and [one.last for one in page.pieces] == [7, 9, 11]
+        assert page.pieces[0].after(6) == b"event: x\ndata: 7\n\n"
+        page = await peer.events(ALICE, "resp_a", 11, 10)
+        assert page is not None and page.pieces == () and page.status == "in_progress"
+
+    async def test_a_response_ends_with_its_items_its_last_events_and_its_job(
+        self, jobs: JobStore, peer: JobStore, others: ResponseStore
+    ) -> None:
+        given = queued("a")
+        await jobs.enqueue(given, b"{}", EVENTS, most=MOST)
+        await claim(jobs)
+        done = finished("a", outputs=2)
+        assert await jobs.finish(ONE, done, piece(2, 4)) is True
+        found = await others.get(ALICE, "resp_a")
+        assert found is not None
+        assert (found.status, found.body, found.output_items) == ("completed", done.body, done.output_items)
+        chain = await others.load_chain(ALICE, "resp_a")
+        assert chain is not None and chain.items == (*given.input_items, *done.output_items)
+        events = await peer.events(ALICE, "resp_a", 1, 10)
+        assert events is not None and (events.status, events.pieces) == ("completed", (piece(2, 4),))
+        assert await jobs.held(ONE) == frozenset() and await claim(peer, TWO, at=1000) == []
+        assert await jobs.finish(ONE, done, None) is False
+        assert await jobs.append(ONE, "resp_a", piece(5, 5)) is False
+
+    async def test_it_can_be_continued_and_continues(self, jobs: JobStore, others: ResponseStore) -> None:
+        await others.save(record("before"))
+        await jobs.enqueue(queued("a", prev="before"), b"{}", None, most=MOST)
+        await claim(jobs)
+        await jobs.finish(ONE, finished("a"), None)
+        await others.save(record("after", prev="a"))
+        chain = await others.load_chain(ALICE, "resp_after")
+        assert chain is not None and len(chain.items) == 9
+        for wrong, owner in (("none", ALICE), ("before", BOB)):
+            with pytest.raises(StoreError):
+                await jobs.enqueue(queued("b", prev=wrong, owner=owner), b"{}", None, most=MOST)
+        assert await others.get(ALICE, "resp_b") is None and await claim(jobs) == []
+
+    async def test_an_attempt_that_begins_anew_drops_what_was_sent_before(self, jobs: JobStore, peer: JobStore) -> None:
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await claim(jobs)
+        await jobs.append(ONE, "resp_a", piece(2, 5))
+        await jobs.append(ONE, "resp_a", piece(6, 7))
+        (again,) = await claim(peer, TWO, at=100)
+        assert again.last_event == 7
+        assert await peer.append(TWO, "resp_a", piece(8, 9), restart=True) is True
+        page = await jobs.events(ALICE, "resp_a", -1, 10)
+        assert page is not None and page.pieces == (EVENTS, piece(8, 9))
+        (third,) = await claim(jobs, ONE, at=200)
+        assert (third.attempts, third.last_event) == (3, 9)
+        assert await jobs.finish(ONE, finished("a"), piece(10, 12), restart=True) is True
+        page = await jobs.events(ALICE, "resp_a", -1, 10)
+        assert page is not None and page.pieces == (EVENTS, piece(10, 12))
+
+    async def test_an_early_end_counts_once_and_only_for_what_was_seen(
+        self, jobs: JobStore, peer: JobStore, others: ResponseStore
+    ) -> None:
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await claim(jobs)
+        await jobs.append(ONE, "resp_a", piece(2, 3))
+        kept = (StoredItem("msg_1", "message", b'{"id":"msg_1"}'),)
+
+        def ending(last: int, worker: str | None = None) -> Ending:
+            return Ending(
+                "resp_a", "cancelled", b'{"status":"cancelled"}', kept, last, piece(last + 1, last + 1), worker
+            )
+
+        assert await peer.end(ending(1)) is False
+        assert await peer.end(ending(3, TWO)) is False
+        assert await peer.end(ending(3)) is True
+        assert await jobs.end(ending(4)) is False
+        assert await jobs.finish(ONE, finished("a"), None) is False
+        found = await others.get(ALICE, "resp_a")
+        assert found is not None
+        assert (found.status, found.body, found.output_items) == ("cancelled", b'{"status":"cancelled"}', kept)
+        page = await jobs.events(ALICE, "resp_a", 3, 10)
+        assert page is not None and (page.status, page.pieces) == ("cancelled", (piece(4, 4),))
+        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
+        await claim(jobs)
+        assert await jobs.end(Ending("resp_b", "failed", b"{}", (), -1, None, ONE)) is True
+
+    async def test_a_deleted_response_takes_its_job_along(
+        self, jobs: JobStore, peer: JobStore, others: ResponseStore
+    ) -> None:
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await claim(jobs)
+        assert await others.delete(BOB, "resp_a") is False
+        assert await others.delete(ALICE, "resp_a") is True
+        assert await jobs.held(ONE) == frozenset()
+        assert await jobs.append(ONE, "resp_a", piece(2, 2)) is False
+        assert await jobs.finish(ONE, finished("a"), None) is False
+        assert await peer.events(ALICE, "resp_a", -1, 10) is None
+        assert await claim(peer, TWO, at=1000) == []
+
+    async def test_an_owner_has_so_many_and_no_more(self, jobs: JobStore, peer: JobStore) -> None:
+        for name in ("a", "b"):
+            await jobs.enqueue(queued(name), b"{}", None, most=2)
+        with pytest.raises(TooManyJobs) as refused:
+            await jobs.enqueue(queued("c"), b"{}", None, most=2)
+        assert refused.value.status == 429 and refused.value.code == "rate_limit_exceeded"
+        await jobs.enqueue(queued("d", owner=BOB), b"{}", None, most=2)
+        await claim(peer, TWO)
+        await peer.finish(TWO, finished("a"), None)
+        await jobs.enqueue(queued("c"), b"{}", None, most=2)
+
+    async def test_the_oldest_goes_first(self, jobs: JobStore, peer: JobStore) -> None:
+        for name in ("a", "b", "c"):
+            await jobs.enqueue(queued(name), b"{}", None, most=MOST)
+        taken = [(await claim(store, ONE, most=1))[0].response_id for store in (jobs, peer, jobs)]
+        assert taken == ["resp_a", "resp_b", "resp_c"]

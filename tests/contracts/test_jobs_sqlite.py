@@ -1,0 +1,96 @@
+"""The job contract on SQLite: one store, two on one file, and a second one in another process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.actions import StoredItem
+from antiphon.engine.jobs import JobStore
+from antiphon.engine.ports import ResponseStore
+from antiphon.stores import Stores, open_stores
+from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
+from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ids
+from tests.contracts.store_process import ProcessPart, ProcessStore, StoreProcess
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[StoreProcess]:
+    process = StoreProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    yield opened
+    await opened.aclose()
+
+
+class _OnSqlite(JobStoreContract):
+    @pytest.fixture
+    def jobs(self, stores: Stores) -> JobStore:
+        return stores.background
+
+    @pytest.fixture
+    def responses(self, stores: Stores) -> ResponseStore:
+        return stores.responses
+
+
+class TestSqliteJobs(_OnSqlite):
+    @pytest.fixture
+    def peer(self, jobs: JobStore) -> JobStore:
+        return jobs
+
+    @pytest.fixture
+    def others(self, responses: ResponseStore) -> ResponseStore:
+        return responses
+
+    async def test_a_conversation_gets_the_turn_when_it_is_over(self, stores: Stores, jobs: JobStore) -> None:
+        conversations = stores.conversations
+        await conversations.create(ALICE, "conv_1", b"{}", [StoredItem("msg_0", "message", b"{}")])
+        for name, ends in (("a", True), ("b", False)):
+            holder = f"resp_{name}"
+            assert await conversations.load(ALICE, "conv_1", holder=holder, seconds=60) is not None
+            waiting = queued(name)
+            await jobs.enqueue(replace(waiting, conversation_id="conv_1"), b"{}", None, most=MOST)
+            await claim(jobs)
+            done = replace(finished(name), conversation_id="conv_1")
+            assert await jobs.finish(ONE, done if ends else replace(done, status="failed"), None) is True
+            # Whoever comes next finds the conversation free.
+            loaded = await conversations.load(ALICE, "conv_1", holder="resp_next", seconds=60)
+            assert loaded is not None
+            assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
+            await conversations.release("resp_next")
+
+
+class TestTwoSqliteStoresOfJobs(_OnSqlite):
+    @pytest.fixture
+    async def second(self, stores: Stores, tmp_path: Path) -> AsyncIterator[Stores]:
+        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+        yield opened
+        await opened.aclose()
+
+    @pytest.fixture
+    def peer(self, second: Stores) -> JobStore:
+        return second.background
+
+    @pytest.fixture
+    def others(self, second: Stores) -> ResponseStore:
+        return second.responses
+
+
+class TestSqliteJobsInTwoProcesses(_OnSqlite):
+    @pytest.fixture
+    async def peer(self, stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[ProcessPart]:
+        await process.call("open", str(tmp_path), CHAIN_ITEMS)
+        yield ProcessPart(process, "background")
+        await process.call("aclose")
+
+    @pytest.fixture
+    def others(self, peer: ProcessPart, process: StoreProcess) -> ResponseStore:
+        return ProcessStore(process)

@@ -1,0 +1,137 @@
+"""A `JobStore` in memory, over a `MemoryResponseStore`.
+
+Lives here: the same meaning as the SQLite store, without durability. It passes the job contract, so what works on it
+works on the real one.
+
+Invariant: a method changes everything it has to, or nothing: none awaits anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from antiphon.engine.actions import ResponseRecord
+from antiphon.engine.job_bodies import with_status
+from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, TooManyJobs
+from tests.support.memory_store import MemoryResponseStore
+
+__all__ = ["MemoryJobStore"]
+
+
+@dataclass
+class _Held:
+    owner: str
+    request: bytes
+    attempts: int = 0
+    worker: str | None = None
+    until: float = 0.0
+
+
+class MemoryJobStore:
+    """Keeps jobs and events in dicts, which tests may read."""
+
+    def __init__(self, responses: MemoryResponseStore) -> None:
+        self.responses = responses
+        self.jobs: dict[str, _Held] = {}
+        self.pieces: dict[str, list[EventPiece]] = {}
+
+    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, most: int) -> None:
+        self._sweep()
+        if sum(job.owner == record.owner for job in self.jobs.values()) >= most:
+            raise TooManyJobs(most)
+        await self.responses.save(record)
+        self.jobs[record.id] = _Held(record.owner, request)
+        if events is not None:
+            self.pieces[record.id] = [events]
+
+    async def claim(self, worker: str, at: float, until: float, most: int) -> list[Job]:
+        self._sweep()
+        claimed = []
+        for response_id, job in self.jobs.items():
+            if job.until > at or len(claimed) == most:
+                continue
+            record = self.responses.records[response_id]
+            record = replace(record, status="in_progress", body=with_status(record.body, "in_progress"))
+            self.responses.records[response_id] = record
+            job.worker, job.until, job.attempts = worker, until, job.attempts + 1
+            claimed.append(Job(response_id, job.owner, job.request, record.body, job.attempts, self._last(response_id)))
+        return claimed
+
+    async def held(self, worker: str) -> frozenset[str]:
+        self._sweep()
+        return frozenset(one for one, job in self.jobs.items() if job.worker == worker)
+
+    async def renew(self, worker: str, response_ids: Collection[str], until: float) -> None:
+        for response_id in response_ids:
+            if self._holds(worker, response_id):
+                self.jobs[response_id].until = until
+
+    async def release(self, worker: str, response_id: str) -> None:
+        if self._holds(worker, response_id):
+            job = self.jobs[response_id]
+            job.worker, job.until, job.attempts = None, 0.0, job.attempts - 1
+
+    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+        if not self._holds(worker, response_id):
+            return False
+        self._add(response_id, events, restart)
+        return True
+
+    async def finish(
+        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
+    ) -> bool:
+        if not self._holds(worker, record.id):
+            return False
+        queued = self.responses.records[record.id]
+        self.responses.records[record.id] = replace(
+            record, input_items=queued.input_items, previous_response_id=queued.previous_response_id
+        )
+        del self.jobs[record.id]
+        if events is not None:
+            self._add(record.id, events, restart)
+        return True
+
+    async def end(self, ending: Ending) -> bool:
+        self._sweep()
+        job = self.jobs.get(ending.response_id)
+        if (
+            job is None
+            or ending.worker not in (None, job.worker)
+            or ending.last_event != self._last(ending.response_id)
+        ):
+            return False
+        record = self.responses.records[ending.response_id]
+        self.responses.records[ending.response_id] = replace(
+            record, status=ending.status, body=ending.body, output_items=ending.output_items
+        )
+        del self.jobs[ending.response_id]
+        if ending.events is not None:
+            self._add(ending.response_id, ending.events, False)
+        return True
+
+    async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
+        record = self.responses.records.get(response_id)
+        if record is None or record.owner != owner:
+            return None
+        pieces = [piece for piece in self.pieces.get(response_id, []) if piece.last > after]
+        return EventPage(record.status, tuple(pieces[:most]), more=len(pieces) > most)
+
+    def _last(self, response_id: str) -> int:
+        pieces = self.pieces.get(response_id)
+        return pieces[-1].last if pieces else -1
+
+    def _holds(self, worker: str, response_id: str) -> bool:
+        self._sweep()
+        return response_id in self.jobs and self.jobs[response_id].worker == worker
+
+    def _add(self, response_id: str, events: EventPiece, restart: bool) -> None:
+        pieces = self.pieces[response_id]
+        if restart:
+            del pieces[1:]
+        pieces.append(events)
+
+    def _sweep(self) -> None:
+        """A response that was deleted takes its job along."""
+        for response_id in set(self.jobs) - set(self.responses.records):
+            del self.jobs[response_id]
