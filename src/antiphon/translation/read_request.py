@@ -172,7 +172,6 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
             [*tools, *brought],
             left_out,
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
-            hosted=hosted,
         ),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
