@@ -8,6 +8,7 @@ Invariant: `App.aclose` finishes what was accepted (saves above all) before it c
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from antiphon.api.capabilities import Capabilities
+from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
@@ -161,9 +163,10 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             background=background,
             areas=(
                 *Conversations(stores.conversations, store).routes(),
+                *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),
-        owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings)),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, owner_key(settings), _api_keys(settings)),
         admission=admission,
         limits=DoorLimits(
             request_body_bytes=limits.request_body_bytes,
@@ -325,6 +328,17 @@ def owner_key(settings: Settings) -> bytes:
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
     return local_key(settings.data, "owner.key")
+
+
+def _api_keys(settings: Settings) -> tuple[bytes, ...]:
+    """The digests of the keys that clients may show."""
+    texts = [key.get_secret_value() for key in settings.owner.api_keys]
+    return tuple(
+        bytes.fromhex(text.removeprefix("sha256:"))
+        if text.startswith("sha256:")
+        else hashlib.sha256(text.encode()).digest()
+        for text in texts
+    )
 
 
 def make_sealer(settings: Settings) -> Sealer:

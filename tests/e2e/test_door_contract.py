@@ -159,6 +159,18 @@ SCENARIOS = (
     ),
     Scenario("compaction on its own path", {**STREAM, "input": _COMPACT_NOW[:1]}, path="/responses/compact"),
     Scenario("tokens of the input", TEXT, path="/responses/input_tokens"),
+    Scenario("Chat Completions", {"model": "demo-model", "messages": []}, path="/chat/completions"),
+    Scenario(
+        "Chat Completions refused",
+        {"messages": []},
+        (json_answer(_ERROR, 429, [("retry-after", "3")]),),
+        429,
+        "c",
+        path="/chat/completions",
+    ),
+    Scenario(
+        "embeddings", {"model": "e", "input": "x"}, (json_answer({"object": "list", "data": []}),), path="/embeddings"
+    ),
     Scenario("other spelling", TEXT, outcome=404, path="/../V1/responses"),
     Scenario("escaped slash", TEXT, outcome=400, path="%2Fresponses"),
 )

@@ -107,6 +107,25 @@ async def test_the_clients_credential_goes_to_the_default_alone(place: Place) ->
         assert server.requests[-1].header("authorization") == expected
 
 
+async def test_chat_completions_find_their_upstream_too(place: Place) -> None:
+    for server, model, path, called, key in (
+        (place.default, "any", "/v1", "any", "Bearer mine"),
+        (place.other, "fast", "/api/v2", "very-fast-1", "Bearer key-of-other"),
+        (place.native, "native-1", "/deep/v9", "native-1", "Bearer key-of-native"),
+    ):
+        for below in ("/chat/completions", "/embeddings"):
+            server.requests.clear()
+            server._script.clear()
+            server.script(json_answer({"odd": 1}))
+            headers = {"authorization": "Bearer mine", "x-antiphon-backend": "nobody"}
+            answered = await post(place.gateway.base_url + below, {"model": model}, headers)
+            assert (answered.status, json.loads(answered.body)) == (200, {"odd": 1})
+            seen = server.requests[-1]
+            assert (seen.path, seen.json, seen.header("authorization")) == (path + below, {"model": called}, key)
+    refused = await post(place.gateway.base_url + "/chat/completions", {"model": "gone-1"})
+    assert refused.status == 404 and json.loads(refused.body)["error"]["code"] == "model_not_found"
+
+
 async def test_a_disabled_model_does_not_exist(place: Place) -> None:
     answered = await post(place.gateway.base_url + "/responses", {"model": "gone-1", "input": "hi"})
     assert answered.status == 404
@@ -286,7 +305,10 @@ async def test_upstreams_without_a_default(mode: str, tmp_path: Path) -> None:
         server.script(json_answer(completion()))
         assert (await post(url, {"model": "one", "input": "hi"})).status == 200
         assert refused(await post(url, {"model": "any", "input": "hi"})) == (404, "model_not_found")
-        assert (await post(gateway.base_url + "/chat/completions", {"model": "one"})).status == 404
+        server.script(json_answer(completion()))
+        assert (await post(gateway.base_url + "/chat/completions", {"model": "one"})).status == 200
+        unknown = await post(gateway.base_url + "/chat/completions", {"model": "any"})
+        assert refused(unknown) == (404, "model_not_found")
         assert refused(await post(url, {"model": "absent", "input": "hi"})) == (502, "upstream_unreachable")
         server.script(answer(200, JSON, [b"{", WaitGone()]))
         assert refused(await post(url, {"model": "one-native", "input": "hi"})) == (504, "upstream_timeout")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
@@ -23,6 +24,7 @@ from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.leases import Leases
 from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
+from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
@@ -130,6 +132,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 metrics=metrics,
                 areas=(
                     *Conversations(setup.conversations, setup.store).routes(),
+                    *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
                 ),
             ),
             owners=setup.owners,

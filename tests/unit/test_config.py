@@ -40,9 +40,11 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = "[{match: a, mode: disabled}]"
     elif value is None or value == []:
         # Settings without a default: any value of the right kind.
-        value = {"auth": "none", "keys": "0123456789abcdef"}.get(path[-1], "1")
+        value = {"auth": "none", "keys": "0123456789abcdef", "api_keys": "0123456789abcdef"}.get(path[-1], "1")
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
+    if path == ("owner", "api_keys"):
+        environ["ANTIPHON_UPSTREAM__AUTH"] = "none"
     if path == ("upstream", "auth"):
         assert load_settings({}, environ).upstream.auth_mode is AuthMode.NONE
     else:
@@ -234,3 +236,33 @@ def test_ids_go_to_the_only_native_upstream_of_a_single_owner() -> None:
     assert load_settings({**values, **single}).native_of_ids == "a"
     values["models"].append({"match": "b*", "upstream": "b", "mode": "native"})
     assert load_settings({**values, **single}).native_of_ids is None
+
+
+def test_keys_of_clients_are_checked_and_never_shown() -> None:
+    digest = "sha256:" + "0" * 64
+    inject = {"ANTIPHON_UPSTREAM__API_KEY": "up"}
+    for wrong in (
+        "short",
+        "0123456789abcde\x7f",
+        "0123456789 abcdef",
+        "sha256:00",
+        digest.upper(),
+        "sha256:" + "g" * 64,
+    ):
+        with pytest.raises(ConfigError, match=r"api_keys\[0\]") as refused:
+            load_settings({"owner": {"api_keys": [wrong]}}, inject)
+        assert wrong not in str(refused.value)
+    settings = load_settings({}, {**inject, "ANTIPHON_OWNER__API_KEYS": f"0123456789abcdef,{digest}"})
+    assert len(settings.owner.api_keys) == 2 and settings.decides_chat
+    shown = str(settings.redacted()) + str(settings)
+    assert "0123456789abcdef" not in shown and "00000000" not in shown
+
+
+def test_keys_of_clients_go_to_no_upstream() -> None:
+    keys = {"ANTIPHON_OWNER__API_KEYS": "0123456789abcdef"}
+    with pytest.raises(ConfigError, match=r"set upstream\.auth"):
+        load_settings({}, keys)
+    load_settings({"upstream": {"auth": "none"}}, keys)
+    other = {"upstream": {"auth": "none"}, "upstreams": {"other": {"url": "http://x/v1"}}}
+    with pytest.raises(ConfigError, match=r"set upstreams\.other\.auth"):
+        load_settings(other, keys)

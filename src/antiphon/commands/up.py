@@ -309,6 +309,7 @@ def _without_secrets(settings: Settings) -> dict[str, Any]:
     if not settings.has_default:
         values.pop("upstream")
     values["sealing"].pop("keys")
+    values["owner"].pop("api_keys")
     return values
 
 
@@ -323,6 +324,8 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
         secret = getattr(getattr(settings, section), name)
         if secret is not None:
             environ[f"ANTIPHON_{section}__{name}".upper()] = secret.get_secret_value()
+    if settings.owner.api_keys:
+        environ["ANTIPHON_OWNER__API_KEYS"] = ",".join(key.get_secret_value() for key in settings.owner.api_keys)
     if settings.sealing.keys:
         environ["ANTIPHON_SEALING__KEYS"] = ",".join(key.get_secret_value() for key in settings.sealing.keys)
     if settings.upstreams:

@@ -21,6 +21,7 @@ __all__ = ["OwnerResolver"]
 
 _ANONYMOUS = "anonymous"
 _SINGLE = "single"
+_CHALLENGE = (("www-authenticate", "Bearer"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,22 @@ class OwnerResolver:
     """Derives the owner of a request.
 
     `source` is `bearer` (keyed hash of the token; requests without one share one owner), `header` (the value of
-    the trusted header `header`) or `single`.
+    the trusted header `header`) or `single`. `api_keys`, when not empty, are the SHA-256 digests of the only tokens
+    that are let in.
     """
 
     source: Literal["bearer", "header", "single"]
     header: str = ""
     key: bytes = b""
+    api_keys: tuple[bytes, ...] = ()
 
     def resolve(self, headers: Headers) -> str:
-        """The owner of a request with these headers; raises `Unauthorized` when the trusted header is absent."""
+        """The owner of a request with these headers.
+
+        Raises `Unauthorized` when the trusted header is absent, or when keys are wanted and none of them is there.
+        """
+        if self.api_keys:
+            self._check_key(headers)
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
@@ -48,9 +56,27 @@ class OwnerResolver:
                 )
             # Databases take text only: a value that is not UTF-8 is named by its escaped bytes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        authorization = header_value(headers, "authorization") or ""
-        scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            return _ANONYMOUS
-        return "b:" + hmac.new(self.key, token.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:40]
+        token = _bearer(headers)
+        return "b:" + hmac.new(self.key, token, hashlib.sha256).hexdigest()[:40] if token else _ANONYMOUS
+
+    def _check_key(self, headers: Headers) -> None:
+        token = _bearer(headers)
+        if not token:
+            raise Unauthorized(
+                "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.",
+                code="missing_api_key",
+                headers=_CHALLENGE,
+            )
+        digest = hashlib.sha256(token).digest()
+        found = False
+        # All of them, whichever fits: the time taken tells nothing.
+        for known in self.api_keys:
+            found |= hmac.compare_digest(digest, known)
+        if not found:
+            raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
+
+
+def _bearer(headers: Headers) -> bytes:
+    """The bearer token, empty without one."""
+    scheme, _, token = (header_value(headers, "authorization") or "").partition(" ")
+    return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""

@@ -103,8 +103,24 @@ def public_routes(settings: Settings) -> list[Config]:
                 ("ready", {"path": "/ready"}),
             )
         ),
-        *(_to_model(settings, f"model{path}", path) for path in _model_paths(settings)),
+        *_passed_on(settings),
         direct_response("nothing", {"prefix": "/"}, 404, _NOT_FOUND),
+    ]
+
+
+def _passed_on(settings: Settings) -> list[Config]:
+    """Chat Completions and its like: straight to the upstream, unless the sidecar must decide something first."""
+    if not settings.decides_chat:
+        return [_to_model(settings, f"model{path}", path) for path in _model_paths(settings)]
+    paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
+    return [
+        {
+            "name": f"sidecar{path}",
+            "match": {"path": "/v1" + path},
+            "route": {"cluster": "sidecar_http", "timeout": "0s"},
+            **_sidecar_secret(settings),
+        }
+        for path in dict.fromkeys(paths)
     ]
 
 
@@ -117,7 +133,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
     native = {model.upstream for model in settings.models if model.mode == "native"}
     for name in settings.upstreams:
         chosen = [*needed, {"name": BACKEND_HEADER, "string_match": {"exact": name}}]
-        paths = ("/chat/completions", *(_NATIVE_PATHS if name in native else ()))
+        paths = (*_MODEL_PATHS, *(_NATIVE_PATHS if name in native else ()))
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
         if name == settings.native_of_ids:

@@ -128,11 +128,21 @@ def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
 async def send_stream(
     request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
 ) -> web.StreamResponse:
-    """An answer whose parts come over time; `parts` is closed at once when the client leaves."""
+    """An answer whose parts come over time; `parts` is closed at once when the client leaves.
+
+    When they break off, so does the client's stream: it must not look whole.
+    """
     response = web.StreamResponse(status=status, headers=CIMultiDict(headers))
     async with aclosing(cast(Any, parts)):
         await response.prepare(request)
-        async for part in parts:
-            await response.write(part)
+        try:
+            async for part in parts:
+                await response.write(part)
+        except Exception as error:
+            if not isinstance(error, ConnectionError):
+                _log.error("stream_failed", exc_info=True)
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the stream was cut") from error
     await response.write_eof()
     return response

@@ -1,0 +1,159 @@
+"""Chat Completions, embeddings and what the operator adds: passed on to the model's upstream as they are.
+
+Lives here: which upstream a request goes to, what of its headers goes along, and handing back the answer while it
+comes. Not here: any meaning of a body but its model's name.
+
+Behind Envoy these paths come here only when Envoy cannot do it alone: when the model's name decides where they go or
+whether they may, or when the client must show a key.
+
+Invariants: bodies pass byte for byte, but for a model's other name upstream; a request goes to the upstream that serves
+its model or nowhere; leaving an answer before its end ends the model call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.route import Endpoint, Route
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.ports import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.translation.read_request import read_model
+from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.types.json import encode, raw
+from antiphon.types.transport import Headers, header_value
+
+__all__ = ["MODEL_PATHS", "PassedOn"]
+
+MODEL_PATHS = ("/chat/completions", "/embeddings")
+"""Paths of every upstream; the body names the model."""
+
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
+# The business of whoever's credentials the call carries.
+_OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project", "idempotency-key"})
+# Of a connection, of the bytes on one, or of who holds it.
+_WIRE = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
+        *("upgrade", "content-encoding", "content-length", "alt-svc", "date", "server", "x-request-id"),
+    }
+)
+
+
+class PassedOn:
+    """`extra`: further paths of the default upstream, whose bodies may name no model."""
+
+    def __init__(self, upstream: Upstream, routes: Routes, extra: Sequence[str] = ()) -> None:
+        self._upstream = upstream
+        self._routes = routes
+        self._extra = tuple(path for path in extra if path not in MODEL_PATHS)
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        chosen = [Route(f"/v1{path}", {"POST": self._by_model(path)}) for path in MODEL_PATHS]
+        return (*chosen, *(Route(f"/v1{path}", {"POST": self._to_default(path)}) for path in self._extra))
+
+    def _by_model(self, path: str) -> Endpoint:
+        async def post(request: ApiRequest) -> ApiResponse:
+            model = read_model(request.body)
+            route = self._routes.choose(model) if model is not None else self._routes.default
+            if model is None and route.mode == "disabled":
+                raise InvalidRequest(
+                    "The body names no model, by which its upstream is chosen.",
+                    param="model",
+                    code="missing_required_parameter",
+                )
+            if model is not None and not route.serves(model):
+                raise NotFound(
+                    f"The model '{model[:256]}' does not exist or you do not have access to it.",
+                    param="model",
+                    code="model_not_found",
+                )
+            body = request.body if route.model is None else _renamed(request.body, route.model)
+            return await self._pass(request, route, path, body)
+
+        return post
+
+    def _to_default(self, path: str) -> Endpoint:
+        async def post(request: ApiRequest) -> ApiResponse:
+            return await self._pass(request, self._routes.default, path, request.body)
+
+        return post
+
+    async def _pass(self, request: ApiRequest, route: ModelRoute, path: str, body: bytes) -> ApiResponse:
+        allowed = _SENT | route.headers | (_OF_THE_ACCOUNT if route.passthrough else frozenset())
+        headers = tuple((name, value) for name, value in request.headers if name in allowed)
+        if not route.passthrough:
+            headers = tuple((name, value) for name, value in headers if name != "authorization")
+        query = "?" + urlencode(request.query) if request.query else ""
+        call = UpstreamRequest(
+            method="POST",
+            path=path + query,
+            headers=headers,
+            body=body,
+            model="",
+            stream=False,
+            upstream=route.upstream,
+        )
+        stack = AsyncExitStack()
+        try:
+            answer = await stack.enter_async_context(self._upstream.call(call))
+        except UpstreamCallFailed as failure:
+            raise map_transport_error(failure.error) from None
+        kept = _kept(answer.headers)
+        if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
+            return ApiResponse(answer.status, kept, b"", _Stream(answer, stack))
+        async with stack:
+            try:
+                whole = b"".join([part async for part in answer.body()])
+            except UpstreamCallFailed as failure:
+                raise map_transport_error(failure.error) from None
+        length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
+        return ApiResponse(answer.status, (*kept, *length), whole)
+
+
+class _Stream:
+    """An answer's parts as they come. Closing it, begun or not, ends the call."""
+
+    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack) -> None:
+        self._parts = answer.body()
+        self._stack = stack
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._parts)
+        except UpstreamCallFailed as failure:
+            # Nothing can be put behind somebody else's bytes: whoever sends them breaks off too.
+            raise ConnectionResetError(f"the upstream broke off its answer ({failure.error.fault.value})") from None
+
+    async def aclose(self) -> None:
+        async with self._stack:
+            await cast(Any, self._parts).aclose()
+
+
+def _renamed(body: bytes, model: str) -> bytes:
+    """The body with the model's name upstream; every other value as it was written."""
+    try:
+        return encode(_FIELDS.decode(body) | {"model": raw(model)})
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+
+
+def _kept(headers: Iterable[tuple[str, str]]) -> Headers:
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if name[:1] != ":" and name not in _WIRE and not name.startswith("x-envoy-")
+    )
