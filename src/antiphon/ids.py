@@ -8,7 +8,7 @@ Invariant: an id is a type prefix plus at least 128 random bits, of `[A-Za-z0-9_
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ _ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 
 def new_id(prefix: str) -> str:
     """A fresh id, `prefix_` and 48 hexadecimal digits (192 random bits)."""
-    return f"{prefix}_{secrets.token_hex(24)}"
+    return f"{prefix}_{os.urandom(24).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -45,14 +45,15 @@ class SseDecoder:
         if (
             data.startswith(b"data: ")
             and data.endswith(b"\n\n")
-            and data.find(b"\n") == len(data) - 2
             and len(data) <= self._limit
             and self._started
             and not (self._rest or self._data or self._type or self._after_cr)
             and b"\r" not in data
         ):
-            # The usual case: one whole event and nothing else.
-            return [ServerSentEvent(b"", data[6:-2])]
+            found = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(found):
+                # The usual case: whole events of one line each and nothing else.
+                return [ServerSentEvent(b"", one) for one in found]
         if self._after_cr and data:
             # The CR was taken as a line end when it came; its LF belongs to it.
             self._after_cr = False

@@ -68,6 +68,10 @@ def decode_any(data: bytes | str) -> Any:
 
     For what an upstream sent, after the strict decoder refused it. Raises ValueError when it is not JSON at all.
     """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     try:
         value = json.loads(text, strict=False)

@@ -120,6 +120,8 @@ class Relay:
                     await self._take(received)
         finally:
             await interludes.aclose()
+            # Each knows the other; without this only the collector could free what they hold.
+            del self._interludes
 
     async def _settle(self) -> CallUpstream | None:
         """Let the exchange go on as far as it can; what it has for the client is noted."""

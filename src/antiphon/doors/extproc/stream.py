@@ -76,8 +76,12 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Str
         request_id=header_value(opening.headers, "x-request-id") or new_id("req"),
     )
     try:
-        with context.admission.admit(), context.metrics.in_flight.track_inprogress():
-            await _serve(context, peer, request, options, ended=opening.end)
+        with context.admission.admit():
+            context.metrics.in_flight.inc()
+            try:
+                await _serve(context, peer, request, options, ended=opening.end)
+            finally:
+                context.metrics.in_flight.dec()
     except ApiError as error:
         if peer.answered:
             raise

@@ -15,6 +15,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
 from antiphon.types.transport import Headers
 
 __all__ = [
@@ -55,6 +56,7 @@ class Kind(Enum):
 
 
 _KINDS = {kind.value: kind for kind in Kind}
+_BODY_KINDS = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
 
 
 class Received(msgspec.Struct, gc=False):
@@ -75,6 +77,9 @@ class Received(msgspec.Struct, gc=False):
 
 def decode(message: bytes) -> Received:
     """Decode one ProcessingRequest. Raises ValueError for bytes that are none."""
+    kind = _BODY_KINDS.get(message[:1])
+    if kind is not None and (found := read_part(message)) is not None:
+        return Received(kind, (), *found)
     try:
         request = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -166,6 +171,8 @@ def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata |
 
 def request_body(body: bytes, end: bool) -> bytes:
     """A part of the new request body."""
+    if body:
+        return write_part(REQUEST_BODY, body, end)
     response = pb.ProcessingResponse()
     streamed = response.request_body.response.body_mutation.streamed_response
     streamed.body = body
@@ -203,6 +210,8 @@ def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, me
 
 def response_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of the new response body."""
+    if body and not metadata:
+        return write_part(RESPONSE_BODY, body, end)
     response = pb.ProcessingResponse()
     streamed = response.response_body.response.body_mutation.streamed_response
     streamed.body = body

@@ -1,0 +1,78 @@
+"""The messages that carry a part of a body, read and written by hand: nearly all messages of a stream are of this kind.
+
+Lives here: the bytes of `ProcessingRequest` and `ProcessingResponse` with a body part and nothing else. Not here: every
+other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).
+
+With the generated classes a part costs 0.8 µs each way, half of what translating it costs; by hand 0.4 and 0.15 µs.
+
+Invariant: what is read or written here is byte for byte what the generated classes would read or write (a test compares
+them); whatever does not have exactly the usual form is left to them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+__all__ = ["REQUEST_BODY", "RESPONSE_BODY", "read_part", "write_part"]
+
+REQUEST_BODY, RESPONSE_BODY = 0x22, 0x2A
+"""The first byte of a message from Envoy: field 4 or 5, with a length."""
+_ANSWERS = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}
+_BODY = 0x0A
+_END = b"\x10\x01"
+# Envoy 1.40 appends an empty metadata_context to every message.
+_USUAL_TAILS = (b"", b"\x42\x00")
+# The answer's nesting: BodyResponse.response, CommonResponse.body_mutation, BodyMutation.streamed_response.
+_NESTING = (0x0A, 0x1A, 0x1A)
+
+
+def read_part(message: bytes) -> tuple[bytes, bool] | None:
+    """Body and end of stream of a message that begins with one of the two bytes; None when it is an unusual one."""
+    try:
+        size, at = message[1], 2
+        if size > 127:
+            high, at = message[2], 3
+            if high > 127:
+                return None
+            size = size & 127 | high << 7
+        end = at + size
+        if len(message) < end or message[end:] not in _USUAL_TAILS or message[at] != _BODY:
+            return None
+        size, at = message[at + 1], at + 2
+        if size > 127:
+            high, at = message[at], at + 1
+            if high > 127:
+                return None
+            size = size & 127 | high << 7
+    except IndexError:
+        return None
+    stop = at + size
+    if stop == end:
+        return message[at:stop], False
+    if stop < end and message[stop:end] == _END:
+        return message[at:stop], True
+    return None
+
+
+def write_part(kind: int, body: bytes, end: bool) -> bytes:
+    """The answer with this body (not empty), to a message of this kind."""
+    return b"%b%b%b" % (_before(kind, len(body), end), body, _END if end else b"")
+
+
+@lru_cache(maxsize=4096)
+def _before(kind: int, size: int, end: bool) -> bytes:
+    """All bytes before the body: they depend on its size alone."""
+    before = bytes((_BODY,)) + _varint(size)
+    for tag in (*reversed(_NESTING), _ANSWERS[kind]):
+        inside = len(before) + size + (len(_END) if end else 0)
+        before = bytes((tag,)) + _varint(inside) + before
+    return before
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
