@@ -49,10 +49,11 @@ def _check(violations: list[Violation]) -> None:
 def check_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Numbers without gaps, grammar, schemas, and fold == terminal snapshot; returns the final response."""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert events[0]["type"] == "response.created" and events[1]["type"] == "response.in_progress"
+    begin = [event["type"] for event in events[:3] if event["type"] != "response.queued"]
+    assert begin[:2] == ["response.created", "response.in_progress"]
     assert events[-1]["type"] in _TERMINAL
     assert sum(event["type"] in _TERMINAL for event in events) == 1
-    if events[-1]["type"] == "response.failed":
+    if events[-1]["type"] == "response.failed" and events[-1]["response"]["status"] != "cancelled":
         assert events[-2]["type"] == "error"
     for event in events:
         _check(event_violations(event))
@@ -86,16 +87,28 @@ def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if kind.endswith(".delta"):
                 text += event["delta"]
             elif kind.endswith(
-                (".text.done", "_text.done", "arguments.done", "input.done", "refusal.done", "reasoning.done")
+                (
+                    ".text.done",
+                    "_text.done",
+                    "arguments.done",
+                    "input.done",
+                    "refusal.done",
+                    "reasoning.done",
+                    "code.done",
+                )
             ):
-                value = event.get("text", event.get("arguments", event.get("input", event.get("refusal"))))
+                value = event.get(
+                    "text", event.get("arguments", event.get("input", event.get("refusal", event.get("code"))))
+                )
                 assert value == text
     assert open_item is None, "an item was left open"
     return output
 
 
 def _text_of(item: dict[str, Any]) -> str:
-    if item["type"] in ("function_call", "custom_tool_call"):
+    if item["type"] == "code_interpreter_call":
+        return str(item["code"])
+    if item["type"] in ("function_call", "custom_tool_call", "mcp_call"):
         return str(item.get("arguments", item.get("input")))
     if item["type"] == "apply_patch_call":
         return str(item["operation"].get("diff", ""))

@@ -1,0 +1,198 @@
+"""Whole processes on one data folder, within one event loop: each with a store, an HTTP door and workers of its own.
+
+Lives here: putting them together from settings as the commands do, and ending one as if it had been killed. Not here:
+real processes (`tests/e2e`).
+
+Invariant: they share nothing but the data folder and the chat server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from antiphon.app import App, build
+from antiphon.config import BackgroundSettings, LimitSettings, Settings, UpstreamSettings
+from antiphon.doors.http.server import HttpDoor
+from antiphon.stores import SESSIONS_FILE
+from tests.support.chat_server import ChatServer
+
+__all__ = ["BackgroundApp", "Processes", "processes"]
+
+
+@dataclass
+class BackgroundApp:
+    """One process. `url` ends in `/v1`."""
+
+    app: App
+    door: HttpDoor
+    url: str
+    session: aiohttp.ClientSession
+    killed: bool = False
+
+    async def create(self, **request: Any) -> dict[str, Any]:
+        """`POST /v1/responses` in the background; the JSON answer."""
+        body = {"model": "m", "input": "hi", "background": True, **request}
+        async with self.session.post(f"{self.url}/responses", json=body) as got:
+            value: dict[str, Any] = await got.json()
+        return value
+
+    async def ask(self, path: str, method: str = "GET", token: str = "") -> tuple[int, Any]:
+        """Status and JSON of a request below `/v1/responses`."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        async with self.session.request(method, f"{self.url}/responses{path}", headers=headers) as got:
+            return got.status, await got.json()
+
+    async def get(self, response_id: str) -> dict[str, Any]:
+        """A stored response."""
+        status, value = await self.ask(f"/{response_id}")
+        assert status == 200, value
+        found: dict[str, Any] = value
+        return found
+
+    async def ended(self, response_id: str) -> dict[str, Any]:
+        """Ask for a response until it is over."""
+        async with asyncio.timeout(10):
+            while True:
+                value = await self.get(response_id)
+                if value["status"] not in ("queued", "in_progress"):
+                    return value
+                await asyncio.sleep(0.002)
+
+    async def reaches(self, response_id: str, status: str) -> None:
+        """Ask for a response until it has this status."""
+        async with asyncio.timeout(10):
+            while (await self.get(response_id))["status"] != status:
+                await asyncio.sleep(0.002)
+
+    def stream(self, response_id: str = "", **query: Any) -> Follower:
+        """A stored stream; without an id a new one is made."""
+        return Follower(self, response_id, query)
+
+    async def kill(self) -> None:
+        """No goodbye: what it held stays held, until its lease runs out."""
+        workers = self.app.workers
+        for run in list(workers._running.values()):
+            run.lose()
+        workers._claiming = False
+        workers._closing = True
+        workers.wake()
+        if workers._task is not None:
+            await asyncio.wait({workers._task})
+        self.killed = True
+
+    async def stop(self) -> None:
+        """An orderly end."""
+        await self.session.close()
+        await self.door.aclose()
+        await self.app.aclose()
+
+
+class Follower:
+    """Reads one event stream; `data` is what came so far."""
+
+    def __init__(self, app: BackgroundApp, response_id: str, query: dict[str, Any]) -> None:
+        self._app = app
+        self._response_id = response_id
+        self._query = query
+        self.data = b""
+        self.cut = False
+
+    async def __aenter__(self) -> Self:
+        session, url = self._app.session, f"{self._app.url}/responses"
+        if self._response_id:
+            parameters = {"stream": "true", **{name: str(value) for name, value in self._query.items()}}
+            self._got = await session.get(f"{url}/{self._response_id}", params=parameters)
+        else:
+            body = {"model": "m", "input": "hi", "background": True, "stream": True, **self._query}
+            self._got = await session.post(url, json=body)
+        assert self._got.status == 200, await self._got.text()
+        assert self._got.content_type == "text/event-stream"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._got.close()
+
+    async def until(self, text: bytes) -> bytes:
+        """Read until this text has come."""
+        async with asyncio.timeout(10):
+            while text not in self.data:
+                part = await self._got.content.readany()
+                assert part, self.data
+                self.data += part
+        return self.data
+
+    async def whole(self) -> bytes:
+        """Read to the end."""
+        async with asyncio.timeout(10):
+            try:
+                while part := await self._got.content.readany():
+                    self.data += part
+            except aiohttp.ClientPayloadError:
+                self.cut = True
+        return self.data
+
+    async def response_id(self) -> str:
+        """The id in the first event."""
+        await self.until(b"\n\n")
+        event: dict[str, Any] = json.loads(self.data.split(b"\n")[1].removeprefix(b"data: "))
+        return str(event["response"]["id"])
+
+
+@dataclass
+class Processes:
+    """Opens processes on `data`, in front of `chat`."""
+
+    data: Path
+    chat: ChatServer
+    opened: list[BackgroundApp] = field(default_factory=list)
+
+    async def start(self, *, upstream: str = "", keepalive: float = 15.0, **background: Any) -> BackgroundApp:
+        """One more process, with these settings of `background`."""
+        settings = Settings(
+            data=self.data,
+            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth="none"),  # type: ignore[arg-type]
+            background=BackgroundSettings(**background),
+            limits=LimitSettings(),
+        )
+        settings = settings.model_copy(
+            update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}
+        )
+        app = await build(settings, door="http")
+        door = HttpDoor(app.context)
+        address = await door.start("127.0.0.1:0")
+        made = BackgroundApp(app, door, f"http://{address}/v1", aiohttp.ClientSession())
+        self.opened.append(made)
+        return made
+
+    def sql(self, statement: str, *parameters: Any) -> list[Any]:
+        """Look at the database, or change it behind everybody's back."""
+        with closing(sqlite3.connect(self.data / SESSIONS_FILE, timeout=10)) as database, database:
+            return database.execute(statement, parameters).fetchall()
+
+    def expire_leases(self) -> None:
+        """As if much time had passed since any worker was heard of."""
+        self.sql("UPDATE jobs SET lease_until = 1 WHERE worker IS NOT NULL")
+
+
+@asynccontextmanager
+async def processes(data: Path) -> AsyncIterator[Processes]:
+    """Everything that is opened is closed at the end."""
+    async with ChatServer() as chat:
+        made = Processes(data, chat)
+        try:
+            yield made
+        finally:
+            for one in made.opened:
+                await one.stop()
