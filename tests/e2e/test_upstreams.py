@@ -148,6 +148,39 @@ async def test_native_json_passes_untouched(place: Place) -> None:
     assert seen.header("authorization") == "Bearer key-of-native"
 
 
+async def test_native_streams_over_a_websocket(place: Place) -> None:
+    """Each event is a frame; a stream without an end gets one, and the prewarm asks nobody."""
+    place.native.requests.clear()
+    place.native._script.clear()
+    stream = (("content-type", "text/event-stream"),)
+    created, delta = b'{"type":"response.created","odd":1.50}', b'{"type":"response.odd.delta"}'
+    done = b'{"type":"response.completed","response":{"id":"resp_theirs"}}'
+    parts = [b"data: " + created + b"\n", b"\nevent: x\r\ndata: " + delta + b"\r\n\r\n", b"data: " + done + b"\n\n"]
+    place.native.script(
+        answer(200, stream, [*parts, b"data: [DONE]\n\n"]),
+        json_answer({"error": {"message": "not known", "code": "previous_response_not_found"}}, 400),
+        answer(200, stream, parts[:2]),
+    )
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(place.gateway.base_url + "/responses", headers={"authorization": "Bearer mine"}) as socket,
+    ):
+
+        async def ask(count: int, **fields: object) -> list[str]:
+            await socket.send_json({"type": "response.create", "model": "native-1", "input": "hi", **fields})
+            return [(await socket.receive(timeout=20)).data for _ in range(count)]
+
+        assert json.loads((await ask(3, store=False, generate=False))[2])["type"] == "response.completed"
+        assert place.native.requests == []
+        assert await ask(3, odd={"a": 1}) == [created.decode(), delta.decode(), done.decode()]
+        [refused] = await ask(1, previous_response_id="resp_theirs", store=False)
+        assert json.loads(refused)["error"]["code"] == "previous_response_not_found"
+        assert json.loads((await ask(3))[2])["error"]["code"] == "upstream_cut"
+    seen = place.native.requests[0]
+    assert seen.path == "/deep/v9/responses" and seen.header("authorization") == "Bearer key-of-native"
+    assert seen.json == {"model": "native-1", "input": "hi", "odd": {"a": 1}, "stream": True}
+
+
 async def test_native_streams_pass_untouched(place: Place) -> None:
     place.native._script.clear()
     parts = [b'event: response.created\ndata: {"odd":1}\n', b"\n", b"event: x\ndata: y\n\n"]

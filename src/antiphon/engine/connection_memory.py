@@ -45,11 +45,13 @@ class ConnectionMemory:
         return response_id in self._known
 
     def keep(self, record: ResponseRecord) -> None:
-        """Remember this response; one that is too large is forgotten at once."""
+        """Remember this response, unless it is too large."""
         before = self._known.get(record.previous_response_id or "")
         earlier, stored = (before.items, before.stored) if before is not None else ((), record.previous_response_id)
         items = (*earlier, *record.input_items, *record.output_items)
         size = sum(len(item.body) for item in items)
+        if size > self._most_bytes:
+            return
         self._known[record.id] = _Remembered(items, stored, size)
         self._size += size
         while self._size > self._most_bytes or len(self._known) > _MOST_RESPONSES:

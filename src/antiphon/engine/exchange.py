@@ -290,7 +290,8 @@ class ResponseExchange:
         self.request_bytes = len(body)
         options = self._options
         try:
-            if options.routes is not None and options.routes.has_native:
+            # A prewarm is answered here, wherever its model is: nobody else knows what it is.
+            if self.generate and options.routes is not None and options.routes.has_native:
                 model = read_model(body)
                 if model is not None and (route := options.routes.choose(model)).mode == "native":
                     self._pass_on(model, route, body)
