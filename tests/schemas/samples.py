@@ -9,8 +9,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from antiphon.engine.hosted import HostedCall, ToolResult
 from antiphon.sealing import Sealer
+from antiphon.translation.citations import Source
+from antiphon.translation.tool_map import CallKind
 from tests.support.exchanges import JSON, SSE, Outcome, run
+from tests.support.hosted_tools import ScriptedTools
 
 __all__ = ["SAMPLES", "Sample", "outcome_of"]
 
@@ -56,6 +60,9 @@ _SEARCH = {
 }
 _LOGPROB = {"token": "Hello", "logprob": -0.5, "bytes": None, "top_logprobs": []}
 _SCHEMA = {"type": "json_schema", "name": "n", "schema": _PARAMETERS, "strict": True}
+_FILES = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+_DICE = {"type": "mcp", "server_label": "dice", "server_url": "https://dice.example"}
+_ONCE = {"max_tool_calls": 1}
 _DIFF = json.dumps({"type": "create_file", "path": "a.txt", "diff": "+a\n+b\n"})
 _USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 _CITATION = {"type": "url_citation", "url_citation": {"url": "https://a.example", "title": "A", "start_index": 0}}
@@ -147,6 +154,28 @@ SAMPLES = {
         {"tools": [_CUSTOM], "tool_choice": {"type": "custom", "name": "patch"}},
     ),
     "hosted tool": Sample((_text(),), request={"tools": [{"type": "web_search", "search_context_size": "low"}]}),
+    "file search": Sample(
+        (_text("So it is【1】."), _call("file_search", '{"query":"x"}')), "tool_calls", {"tools": [_FILES], **_ONCE}
+    ),
+    "web search": Sample(
+        (_text("So it is【2】."), _call("web_search", '{"query":"x"}')),
+        "tool_calls",
+        {"tools": [{"type": "web_search"}], **_ONCE},
+    ),
+    "code": Sample(
+        (_call("code_interpreter", '{"code":"1+1"}'),),
+        "tool_calls",
+        {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}], **_ONCE},
+    ),
+    "mcp call": Sample(
+        (_call("dice__roll", "{}"),), "tool_calls", {"tools": [{**_DICE, "require_approval": "never"}], **_ONCE}
+    ),
+    "mcp call that fails": Sample(
+        (_call("dice__roll", '{"fail":true}'),),
+        "tool_calls",
+        {"tools": [{**_DICE, "require_approval": "never"}], **_ONCE},
+    ),
+    "mcp call to approve": Sample((_call("dice__roll", "{}"),), "tool_calls", {"tools": [_DICE]}),
     "another service tier": Sample((_text(),), more={"service_tier": "on_demand"}),
 }
 
@@ -161,5 +190,33 @@ def outcome_of(name: str, *, stream: bool = True) -> Outcome:
         status=sample.status,
         headers=SSE if stream else JSON,
         open_responses_names="Open Responses" in name,
+        tools=ScriptedTools(_found) if _runs_tools(sample) else None,
         **options,
     )
+
+
+def _runs_tools(sample: Sample) -> bool:
+    return any(tool["type"] in ScriptedTools.types for tool in sample.request.get("tools", ())) and bool(
+        any("tool_calls" in delta for delta in sample.deltas)
+    )
+
+
+def _found(call: HostedCall) -> ToolResult:
+    """What every kind of tool may find."""
+    sources = (
+        Source({"type": "file_citation", "file_id": "file_a", "filename": "a.txt"}),
+        Source({"type": "url_citation", "url": "https://a.example", "title": "A"}),
+    )
+    fields: dict[CallKind, dict[str, Any]] = {
+        CallKind.FILE_SEARCH: {
+            "queries": ["x"],
+            "results": [{"file_id": "file_a", "filename": "a.txt", "score": 0.5, "text": "a", "attributes": {}}],
+        },
+        CallKind.WEB_SEARCH: {"action": {"type": "search", "query": "x", "queries": ["x"]}},
+        CallKind.CODE_INTERPRETER: {"outputs": [{"type": "logs", "logs": "2"}]},
+        CallKind.MCP: {"output": "6"},
+    }
+    if "fail" in call.arguments:
+        error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": "no dice"}]}
+        return ToolResult(call.call_id, "no dice", {"error": error}, failed=True)
+    return ToolResult(call.call_id, "{cite:0} {cite:1}", fields[call.target.kind], sources=sources)

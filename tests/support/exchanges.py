@@ -12,9 +12,11 @@ from antiphon.engine.actions import (
     Context,
     Finish,
     LoadContext,
+    PrepareTools,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
+    RunTools,
     SaveResponse,
     SendBody,
     SendHead,
@@ -23,6 +25,7 @@ from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError
 from tests.support.fixed import SequentialIds, fixed_clock
+from tests.support.hosted_tools import ScriptedTools
 
 __all__ = ["Outcome", "make_exchange", "pump", "run"]
 
@@ -57,7 +60,12 @@ def make_exchange(profile: str = "generic", **options: Any) -> ResponseExchange:
     return ResponseExchange(ExchangeOptions(PROFILES[profile], **options), SequentialIds(), fixed_clock)
 
 
-def pump(exchange: ResponseExchange, outcome: Outcome, context: Context | None = None) -> None:
+def pump(
+    exchange: ResponseExchange,
+    outcome: Outcome,
+    context: Context | None = None,
+    tools: ScriptedTools | None = None,
+) -> None:
     """Perform everything that needs no upstream."""
     while actions := exchange.actions():
         for action in actions:
@@ -78,6 +86,14 @@ def pump(exchange: ResponseExchange, outcome: Outcome, context: Context | None =
                 exchange.receive_saved()
             elif isinstance(action, ReleaseConversation):
                 outcome.releases.append(action)
+            elif isinstance(action, PrepareTools):
+                assert tools is not None
+                exchange.receive_tools(tools.prepare_now(action.tools))
+            elif isinstance(action, RunTools):
+                assert tools is not None
+                # The last one ends first: items come in the order of the calls all the same.
+                for call in reversed(action.calls):
+                    exchange.receive_tool_result(tools.run_now(call))
             elif isinstance(action, LoadContext):
                 outcome.loads.append(action)
                 exchange.receive_context(context or Context())
@@ -93,25 +109,28 @@ def run(
     error: UpstreamError | None = None,
     context: Context | None = None,
     profile: str = "generic",
+    tools: ScriptedTools | None = None,
     **options: Any,
 ) -> Outcome:
     """One request to the end; each model call gets the same upstream answer."""
+    if tools is not None:
+        options["tool_types"] = tools.types
     exchange = make_exchange(profile, **options)
     outcome = Outcome()
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", client_headers, "owner"), body)
-    pump(exchange, outcome, context)
+    pump(exchange, outcome, context, tools)
     pieces = list(pieces)
     for call in outcome.calls:
         # A later turn's call is added while this one is answered.
         exchange.receive_upstream_head(status, headers)
-        pump(exchange, outcome)
+        pump(exchange, outcome, tools=tools)
         for piece in pieces:
             if outcome.calls[-1] is call:
                 exchange.receive_upstream_data(piece)
-                pump(exchange, outcome)
+                pump(exchange, outcome, tools=tools)
         if outcome.calls[-1] is call:
             exchange.receive_upstream_end(error)
-            pump(exchange, outcome)
+            pump(exchange, outcome, tools=tools)
     assert exchange.done
     return outcome

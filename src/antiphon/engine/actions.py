@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from antiphon.engine.hosted import HostedCall, HostedTool
 from antiphon.errors import ApiError
 from antiphon.types.files import FetchedFile
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
@@ -31,9 +32,11 @@ __all__ = [
     "Headers",
     "LoadContext",
     "OwnAction",
+    "PrepareTools",
     "ReleaseConversation",
     "RequestHead",
     "ResponseRecord",
+    "RunTools",
     "SaveResponse",
     "SendBody",
     "SendHead",
@@ -178,6 +181,22 @@ class LoadContext:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareTools:
+    """Learn what the model is to be shown of these tools; answered by `receive_tools`."""
+
+    owner: str
+    response_id: str
+    tools: tuple[HostedTool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunTools:
+    """Run these calls, all at once; each is answered by `receive_tool_result`."""
+
+    calls: tuple[HostedCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CallUpstream:
     """Make this model call; answered by `receive_upstream_head`, `_data` and `_end`."""
 
@@ -255,6 +274,6 @@ class Finish:
 
 
 ClientAction = SendHead | SendBody | Finish
-OwnAction = LoadContext | AbortUpstream | SaveResponse | Enqueue | ReleaseConversation
+OwnAction = LoadContext | PrepareTools | AbortUpstream | SaveResponse | Enqueue | ReleaseConversation
 """What the runner performs by itself."""
-Action = CallUpstream | OwnAction | FollowResponse | ClientAction
+Action = CallUpstream | RunTools | OwnAction | FollowResponse | ClientAction

@@ -30,9 +30,11 @@ from antiphon.engine.actions import (
     Finish,
     FollowResponse,
     LoadContext,
+    PrepareTools,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
+    RunTools,
     SaveResponse,
     SendBody,
     SendHead,
@@ -40,6 +42,7 @@ from antiphon.engine.actions import (
     UpstreamRequest,
     Usage,
 )
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.engine.jobs import JobRequest
 from antiphon.engine.queueing import QueuedResponse, check_background, given_ids, make_enqueue
 from antiphon.engine.records import (
@@ -53,6 +56,7 @@ from antiphon.engine.records import (
 )
 from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
+from antiphon.engine.tool_turns import ToolTurns, approved_calls, later_choice
 from antiphon.errors import (
     ApiError,
     ExchangeStateError,
@@ -80,8 +84,8 @@ from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
 from antiphon.translation.file_urls import FileNotFetched, file_urls, forgive_history, stored_file_urls
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_request import read_model, read_request
-from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.read_request import missing_input, read_model, read_request
+from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import estimate_body, estimate_tokens
 from antiphon.translation.upstream_errors import (
     as_event_failure,
@@ -89,7 +93,7 @@ from antiphon.translation.upstream_errors import (
     map_upstream_answer,
     passed_headers,
 )
-from antiphon.types.items import InputItem, Message, OutputText
+from antiphon.types.items import InputItem, Message, OutputItem, OutputText, Reasoning
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
@@ -120,11 +124,15 @@ class ExchangeOptions:
     most_tools: int = 1_024
     most_tool_calls: int = 256
     most_upstream_bytes: int = 1 << 26
+    most_hosted_calls: int = 128
+    most_turns: int = 32
     most_error_bytes: int = 1 << 18
     most_event_bytes: int = 1 << 23
     sealer: Sealer | None = None
     background: bool = False
     """Whether responses can be queued."""
+    tool_types: frozenset[str] = frozenset()
+    """Types of tools that run here."""
 
 
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
@@ -194,6 +202,12 @@ class ResponseExchange:
         self._compacted: list[Named] | None = None
         self._summed: list[Named] = []
         self._spent: UsageObject | None = None
+        self._pending: tuple[StoredItem, ...] = ()
+        self._prepared: tuple[PreparedTool, ...] | None = None
+        self._tool_turns: ToolTurns | None = None
+        self._items: list[Named] = []
+        self._said: list[OutputItem] = []
+        self._turn = 0
         self._locked = False
         self._queued: QueuedResponse | None = None
         self._body = b""
@@ -224,7 +238,7 @@ class ResponseExchange:
         request = self._request
         if self._purpose or request is None:
             return bool(self._purpose)
-        return request.compact_threshold is not None or request.background
+        return request.compact_threshold is not None or request.background or bool(self._hosted_tools())
 
     @property
     def done(self) -> bool:
@@ -296,7 +310,12 @@ class ResponseExchange:
                 if model is not None and (route := options.routes.choose(model)).mode == "native":
                     self._pass_on(model, route, body)
                     return
-            request = read_request(body, most_items=options.most_input_items, most_tools=options.most_tools)
+            request = read_request(
+                body,
+                most_items=options.most_input_items,
+                most_tools=options.most_tools,
+                hosted=options.tool_types,
+            )
             if self._purpose:
                 request.stream = request.store = request.background = False
                 request.compact = self._purpose == COMPACT_PATH
@@ -368,10 +387,32 @@ class ResponseExchange:
                 self._files = forgive_history(context.files, file_urls(self._request.input))
                 self._call_upstream(self._history)
                 return
+            if conversation is not None and not context.conversation and not self._request.input:
+                raise missing_input()
             self._request.input = resolve_references(self._request.input, context.items)
             self._call_upstream(context.conversation or (context.chain.items if context.chain is not None else ()))
         except ApiError as error:
             self._refuse(error)
+
+    def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
+        """What the model is to be shown of the tools that run here, or why one cannot be used."""
+        self._allow(Input.PREPARED)
+        try:
+            if isinstance(prepared, ApiError):
+                raise prepared
+            self._prepared = prepared
+            self._call_upstream(self._pending)
+        except ApiError as error:
+            self._refuse(error)
+
+    def receive_tool_result(self, result: ToolResult) -> None:
+        """One of the calls of `RunTools` has ended."""
+        self._allow(Input.TOOL)
+        assert self._tool_turns is not None
+        ended = self._tool_turns.receive(result)
+        self._send_events()
+        if ended:
+            self._end_tools()
 
     def open_stream(self) -> None:
         """The upstream's head is late: a streaming client gets its head and first events now."""
@@ -389,7 +430,7 @@ class ResponseExchange:
         if self.state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        if self.state in (State.NEW, State.CONTEXT, State.FOLLOWING) or self._native_model:
+        if self.state in (State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING) or self._native_model:
             self._finish("cancelled")
             return
         self._close(Ending("failed", code="server_error", message=_CANCELLED[reason]))
@@ -414,6 +455,7 @@ class ResponseExchange:
             self._profile,
             tools=self._tools,
             logprobs=summary is None and self._request is not None and self._request.logprobs,
+            citations=self._tool_turns.citations if summary is None and self._tool_turns is not None else None,
             event_limit=self._options.most_event_bytes,
             most_calls=self._options.most_tool_calls,
         )
@@ -567,6 +609,8 @@ class ResponseExchange:
                         return
                 elif request.compact_threshold == 0 and self._route.context_tokens is None:
                     ignored = (*ignored, "context_management")
+            if self._prepare_tools(history, items):
+                return
             translated = self._translate(request, items)
         except FileNotFetched:
             if self._history is not None:
@@ -591,6 +635,8 @@ class ResponseExchange:
         self._call("/chat/completions", translated.body, request.model, stream=request.stream)
 
     def _translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation:
+        hosted: dict[int, tuple[HostedFunction, ...]] = {tool.index: () for tool in self._hosted_tools()}
+        hosted |= {one.tool.index: one.functions for one in self._prepared or ()}
         return translate_request(
             request,
             items,
@@ -599,7 +645,115 @@ class ResponseExchange:
             context_tokens=self._route.context_tokens,
             sources=ItemSources(self._unseal, self._files),
             most_tools=self._options.most_tools,
+            hosted=hosted,
         )
+
+    # Tools that run here: the model's next turn follows their results
+
+    def _hosted_tools(self) -> tuple[HostedTool, ...]:
+        request, types = self._request, self._options.tool_types
+        if request is None or not types:
+            return ()
+        return tuple(
+            HostedTool(number, tool.type, bytes(tool.source))
+            for number, tool in enumerate(request.tools)
+            if tool.type in types
+        )
+
+    def _prepare_tools(self, history: tuple[StoredItem, ...], items: list[Named]) -> bool:
+        """Have the tools prepared that run here, and calls run that the client has approved; whether that is under
+        way."""
+        assert self._head is not None and self._request is not None and self._builder is not None
+        tools = self._hosted_tools()
+        if not tools or self._purpose == COUNT_PATH or self._queues:
+            return False
+        if self._prepared is None:
+            self._pending = history
+            self.state = State.PREPARING
+            self._actions.append(PrepareTools(self._head.owner, self.response_id, tools))
+            return True
+        self._items = items
+        if self._tool_turns is not None:
+            return False
+        most = self._options.most_hosted_calls
+        self._tool_turns = turns = ToolTurns(
+            self._builder,
+            self._prepared,
+            self._new_id,
+            owner=self._head.owner,
+            most=min(self._request.max_tool_calls or most, most),
+        )
+        approved = approved_calls(items)
+        listed = turns.list_tools(items)
+        if not approved:
+            if listed and self._request.stream:
+                self._send_stream_head()
+                self._send_events()
+            return False
+        self._prepare_stored()
+        self._run_tools(turns.begin_approved(approved))
+        return True
+
+    def _end_turn(self) -> bool:
+        """Whether the model called tools that run here: the response goes on with them."""
+        builder, turns = self._builder, self._tool_turns
+        assert builder is not None
+        if turns is None or not builder.hosted_calls:
+            return False
+        calls, builder.hosted_calls = builder.hosted_calls, []
+        self._said = builder.items[turns.seen :]
+        self._chat = None
+        if builder.response.usage is not None:
+            self._spent = add_usage(builder.response.usage, self._spent)
+            builder.response.usage = None
+        if self._upstream_open:
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+        self._run_tools(turns.begin(calls))
+        return True
+
+    def _run_tools(self, calls: tuple[HostedCall, ...]) -> None:
+        assert self._request is not None
+        self.state = State.RUNNING
+        if self._request.stream:
+            self._send_stream_head()
+        self._send_events()
+        if calls:
+            self._actions.append(RunTools(calls))
+        else:
+            self._end_tools()
+
+    def _end_tools(self) -> None:
+        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
+        assert self._tool_turns is not None and self._request is not None
+        turns = self._tool_turns
+        said = [item for item in self._said if isinstance(item, Message | Reasoning)]
+        waits = turns.asks_client or len(said) < len(self._said)
+        self._items = [
+            *self._items,
+            *(("output", item) for item in read_history(StoredItem(one.id, one.type, encode(one)) for one in said)),
+            *turns.followup(),
+        ]
+        self._said = []
+        turns.seen = len(turns.builder.items)
+        if waits:
+            self._conclude(Ending("completed"))
+            return
+        self._turn += 1
+        last = self._turn >= self._options.most_turns or turns.exhausted
+        self._request.tool_choice = later_choice(self._request.tool_choice, last=last)
+        try:
+            translated = self._translate(self._request, self._items)
+            self._tools = translated.tools
+            self._call("/chat/completions", translated.body, self._request.model, stream=self._request.stream)
+        except ApiError as error:
+            self._fail_call(error)
+
+    def _send_events(self) -> None:
+        assert self._builder is not None
+        out = self._builder.take()
+        if out:
+            self._actions.append(SendBody(out))
 
     def _prepare_stored(self) -> None:
         assert self._request is not None
@@ -898,7 +1052,17 @@ class ResponseExchange:
             if goes_on is None:
                 return
             self._ending = goes_on
-        ending = self._ending
+        elif self._ending.status == "completed" and not self._cancelled and self._end_turn():
+            return
+        self._conclude(self._ending)
+
+    def _conclude(self, ending: Ending) -> None:
+        """The response is over: save, and tell the client."""
+        assert self._builder is not None and self._request is not None and self._head is not None
+        self._ended_at = self._clock()
+        self._ending = ending
+        if self._tool_turns is not None:
+            self._tool_turns.stop()
         if self._spent is not None:
             self._builder.set_usage(add_usage(self._spent, self._builder.response.usage))
         if self._purpose == COMPACT_PATH and ending.status == "completed":

@@ -27,9 +27,11 @@ from antiphon.engine.actions import (
     FollowResponse,
     LoadContext,
     OwnAction,
+    PrepareTools,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
+    RunTools,
     SaveResponse,
     SendBody,
     SendHead,
@@ -37,6 +39,7 @@ from antiphon.engine.actions import (
 )
 from antiphon.engine.background import Background
 from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.hosted import ToolBox
 from antiphon.engine.jobs import EventPiece, count_events
 from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
@@ -62,6 +65,9 @@ class RunnerTimeouts:
     keepalive: float = 15.0
 
 
+Work = CallUpstream | RunTools
+
+
 class Runner:
     """One per process; holds no state of a request."""
 
@@ -75,8 +81,10 @@ class Runner:
         files: FileFetcher | None = None,
         background: Background | None = None,
         conversations: LockedConversations | None = None,
+        tools: ToolBox | None = None,
     ) -> None:
         self._store = store
+        self._tools = tools
         self._conversations = conversations
         self._background = background
         self._files = files
@@ -110,8 +118,8 @@ class Runner:
         else:
             await apart(lambda: exchange.receive_request(head, body))
 
-    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | CallUpstream, None]:
-        """Perform what is pending until nothing is; yields client-facing actions and a `CallUpstream`.
+    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
+        """Perform what is pending until nothing is; yields client-facing actions and work that takes its time.
 
         For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
         """
@@ -141,25 +149,29 @@ class Runner:
             exchange.receive_saved(await self._enqueue(action))
         elif isinstance(action, ReleaseConversation):
             await self._release(action)
+        elif isinstance(action, PrepareTools):
+            assert self._tools is not None
+            exchange.receive_tools(await self._tools.prepare(action.owner, action.response_id, action.tools))
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.
 
         Cancel the task (or close the generator) to stop; then call `abandon`.
         """
-        call: CallUpstream | None = None
+        work: Work | None = None
         async for action in self.settle(exchange):
-            if isinstance(action, CallUpstream):
-                call = action
+            if isinstance(action, CallUpstream | RunTools):
+                work = action
             else:
                 yield action
-        while call is not None:
-            turn, call = call, None
+        while work is not None:
+            turn, work = work, None
+            run = self._call(exchange, turn) if isinstance(turn, CallUpstream) else self._run_tools(exchange, turn)
             # Closed with this generator, not whenever it is collected: the model call ends with it.
-            async with aclosing(self._call(exchange, turn)) as answers:
+            async with aclosing(run) as answers:
                 async for sent in answers:
-                    if isinstance(sent, CallUpstream):
-                        call = sent
+                    if isinstance(sent, CallUpstream | RunTools):
+                        work = sent
                         break
                     yield sent
 
@@ -292,10 +304,32 @@ class Runner:
         self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
         return failure
 
-    async def _call(
-        self, exchange: ResponseExchange, call: CallUpstream
-    ) -> AsyncGenerator[ClientAction | CallUpstream, None]:
-        """One model call: head, body, end; with the timers of a driven stream. The next call, if any, comes last."""
+    async def _run_tools(
+        self, exchange: ResponseExchange, action: RunTools
+    ) -> AsyncGenerator[ClientAction | Work, None]:
+        """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
+        assert self._tools is not None
+        loop = asyncio.get_running_loop()
+        running = {loop.create_task(self._tools.run(call)) for call in action.calls}
+        try:
+            while running and not exchange.done:
+                done, running = await asyncio.wait(
+                    running, timeout=self.timeouts.keepalive, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and exchange.streaming:
+                    yield SendBody(KEEPALIVE)
+                for task in done:
+                    exchange.receive_tool_result(task.result())
+                async for each in self.settle(exchange):
+                    yield each
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction | Work, None]:
+        """One model call: head, body, end; with a driven stream's timers. What follows, if anything, comes last."""
         pump = _Pump(self._upstream, call)
         try:
             pump.start()

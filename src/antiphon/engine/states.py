@@ -17,7 +17,9 @@ class State(Enum):
 
     NEW = "new"
     CONTEXT = "context"
+    PREPARING = "preparing"
     CALLING = "calling"
+    RUNNING = "running"
     STREAMING = "streaming"
     COLLECTING = "collecting"
     REFUSED = "refused"
@@ -32,6 +34,8 @@ class Input(Enum):
 
     REQUEST = "request"
     CONTEXT = "context"
+    PREPARED = "prepared"
+    TOOL = "tool"
     HEAD = "head"
     DATA = "data"
     END = "end"
@@ -40,19 +44,30 @@ class Input(Enum):
     CANCEL = "cancel"
 
 
-_NEXT_TURN = (State.CALLING, State.CONTEXT)
-"""The conversation was compacted: another model call follows, for which files may have to be fetched."""
+_NEXT_TURN = (State.CALLING, State.CONTEXT, State.RUNNING)
+"""The conversation was compacted, or tools are run: another model call follows, for which files may have to be
+fetched."""
 
 TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
     State.NEW: {
         # Straight to SAVING when no model is to be asked.
-        Input.REQUEST: frozenset({State.CONTEXT, State.CALLING, State.SAVING, State.DONE}),
+        Input.REQUEST: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
     },
     State.CONTEXT: {
         # A second time for files, which history may name too.
-        Input.CONTEXT: frozenset({State.CONTEXT, State.CALLING, State.SAVING, State.DONE}),
+        Input.CONTEXT: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, State.SAVING, State.DONE}),
         Input.CANCEL: frozenset({State.DONE}),
+    },
+    # Tools that run here say what the model is to be shown of them.
+    State.PREPARING: {
+        Input.PREPARED: frozenset({State.CONTEXT, State.CALLING, State.RUNNING, State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.DONE}),
+    },
+    # Tools that run here, between two turns of the model.
+    State.RUNNING: {
+        Input.TOOL: frozenset({State.RUNNING, State.CONTEXT, State.CALLING, State.SAVING, State.DONE}),
+        Input.CANCEL: frozenset({State.SAVING, State.DONE}),
     },
     State.CALLING: {
         Input.HEAD: frozenset({State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING}),

@@ -19,15 +19,17 @@ from msgspec import UNSET, Raw, Struct
 from antiphon.ids import IdFactory
 from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.encode import DeltaTemplate, frame, padded
+from antiphon.translation.hosted_events import begun, ended, opened
 from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
 from antiphon.translation.native_events import native_events
-from antiphon.translation.tool_map import CallKind, CallTarget
+from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.types import events as ev
 from antiphon.types.items import (
     Compaction,
     CustomToolCall,
     FunctionCall,
+    HostedItem,
     Message,
     NativeCall,
     OutputItem,
@@ -93,6 +95,9 @@ class ResponseBuilder:
         self._custom: CustomInput | None = None
         self._native: tuple[CallTarget, str] | None = None
         self._size = 0
+        self.hosted_calls: list[tuple[CallTarget, str, str]] = []
+        """Calls of tools that run here, whole: the tool, the call's id, the arguments as text. Nothing of them was put
+        out yet."""
         self.cut_calls = False
         """Whether a call was put out as incomplete because its arguments do not make sense."""
         response.output = self._output
@@ -113,7 +118,7 @@ class ResponseBuilder:
     @property
     def has_output(self) -> bool:
         """Whether anything was put out."""
-        return bool(self._output) or self._item is not None or self._native is not None
+        return bool(self._output or self.hosted_calls) or self._item is not None or self._native is not None
 
     # Lifecycle
 
@@ -272,7 +277,9 @@ class ResponseBuilder:
         self.close("completed")
         call_id = call_id or self._new_id("call")
         namespace = UNSET if target.namespace is None else target.namespace
-        if target.kind in NATIVE_PREFIXES:
+        if target.kind in HOSTED_KINDS:
+            self._native = (target, call_id)
+        elif target.kind in NATIVE_PREFIXES:
             # Its form is known only when its arguments are whole.
             self._native = (target, call_id)
         elif target.kind is CallKind.CUSTOM:
@@ -316,6 +323,36 @@ class ResponseBuilder:
                 self._delta(piece)
         else:
             self._delta(fragment)
+
+    # Tools that run here
+
+    def hosted(self, item: HostedItem) -> None:
+        """Begin the item of a tool that runs now; `item` holds what is known before it ends."""
+        self.close("completed")
+        self._item = item
+        index = len(self._output)
+        self._emit(ev.OutputItemAdded(self._next(), index, opened(item)))
+        for event, more in begun(item):
+            self._emit(event(self._next(), item.id, index, *more))
+
+    def hosted_done(self, item: HostedItem) -> None:
+        """The tool that began last has ended; `item` is what it is now."""
+        self._item = None
+        index = len(self._output)
+        for event, more in ended(item):
+            self._emit(event(self._next(), item.id, index, *more))
+        self._output.append(item)
+        self._emit(ev.OutputItemDone(self._next(), index, item))
+
+    def cite(self, annotation: Raw) -> None:
+        """An annotation at the end of the text so far."""
+        if self._item.__class__ is not Message:
+            self.empty_message()
+        item = self._item
+        assert isinstance(item, Message)
+        number = len(self._annotations)
+        self._annotations.append(annotation)
+        self._emit(ev.OutputTextAnnotationAdded(self._next(), item.id, len(self._output), 0, number, annotation))
 
     # Opening and closing
 
@@ -407,6 +444,10 @@ class ResponseBuilder:
         assert self._native is not None
         (target, call_id), self._native = self._native, None
         arguments = b"".join(self._fragments)
+        if target.kind in HOSTED_KINDS:
+            self._fragments = []
+            self.hosted_calls.append((target, call_id, text_of(arguments)))
+            return
         made: NativeCall | None = None
         if status == "completed":
             made = native_call(target.kind, self._new_id(NATIVE_PREFIXES[target.kind]), call_id, text_of(arguments))

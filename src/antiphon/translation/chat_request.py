@@ -9,7 +9,7 @@ Invariant: what a strict chat server would refuse is never sent: an empty `tools
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -18,7 +18,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.translation.chat_messages import ItemSources, instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import keep_latest
 from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
@@ -49,14 +49,21 @@ def translate_request(
     sources: ItemSources | None = None,
     most_tools: int = 1024,
     context_tokens: int | None = None,
+    hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
     `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens`
-    what the model takes, where that is known.
+    what the model takes, where that is known; `hosted` the functions of tools that run here.
     """
     made = make_chat_tools(
-        request.tools, request.tool_choice, items, profile, parallel=request.parallel_tool_calls, most=most_tools
+        request.tools,
+        request.tool_choice,
+        items,
+        profile,
+        parallel=request.parallel_tool_calls,
+        most=most_tools,
+        hosted=hosted,
     )
     ignored: list[str] = []
     if made.strict_left_out:

@@ -18,6 +18,7 @@ from antiphon.errors import ApiError
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
+from antiphon.translation.citations import Citations
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
@@ -84,8 +85,11 @@ class ChatStream:
         logprobs: bool = False,
         event_limit: int,
         most_calls: int,
+        citations: Citations | None = None,
     ) -> None:
-        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them."""
+        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations`
+        what the model may cite, when there is anything."""
+        self._citations = citations
         self._builder = builder
         self._profile = profile
         self._sse = SseDecoder(event_limit)
@@ -317,8 +321,18 @@ class ChatStream:
                 self._logprobs_mixed = False
                 logprobs = last_logprobs(logprobs, text_of(text))
             self._builder.text(text, logprobs)
+        elif self._citations is not None:
+            self._cited_text(self._citations, text)
         else:
             self._builder.text(text)
+
+    def _cited_text(self, citations: Citations, text: bytes) -> None:
+        """Text in which marks may stand for what tools found."""
+        for piece in citations.feed(text):
+            if isinstance(piece, Raw):
+                self._builder.cite(piece)
+            else:
+                self._builder.text(piece)
 
     def _leave_text(self) -> None:
         """Something else begins: the text that is open is whole."""
@@ -372,6 +386,8 @@ class ChatStream:
         return self._annotations
 
     def _annotate(self) -> None:
+        if self._citations is not None and (held := self._citations.end()):
+            self._builder.text(held)
         if self._annotations:
             self._builder.annotate(self._annotations.place)
 

@@ -11,7 +11,7 @@ Invariant: no schema is rewritten, except that an object without `properties` ge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.errors import InvalidRequest
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, read_tools
-from antiphon.translation.tool_map import CallKind, CallTarget, ToolMap
+from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, given
 from antiphon.types.tools import Tool, ToolChoice
@@ -116,17 +116,23 @@ def make_chat_tools(
     *,
     parallel: bool | None,
     most: int,
+    hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
     """Everything about tools that the model is told. Raises `InvalidRequest`.
 
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
+    `hosted` are the functions of the tools that run here, by their place in `tools`.
     """
     wanted = choice.tools if choice is not None and choice.tools is not None else frozenset()
     maker = _Maker(profile, wanted)
     tools = list(tools)
     searching = any(tool.type == "tool_search" for tool in tools)
     for number, tool in enumerate(tools):
-        maker.add(f"tools[{number}]", tool, hide_deferred=searching)
+        if hosted is not None and number in hosted:
+            for function in hosted[number]:
+                maker.add_hosted(f"tools[{number}]", function)
+        else:
+            maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []
     for where, item in items:
         if item.call_id is not None:
@@ -159,7 +165,7 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
                 param="tool_choice",
                 code="invalid_value",
             )
-        if not choice.single or profile.named_tool_choice == "required":
+        if not choice.single or profile.named_tool_choice == "required" or len(made.map.callable) > 1:
             made.declarations = maker.declarations(made.map.callable)
     if not made.declarations:
         if choice.mode == "required":
@@ -169,7 +175,7 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
                 code="invalid_value",
             )
         return
-    if choice.single and profile.named_tool_choice == "native" and made.map.callable:
+    if choice.single and profile.named_tool_choice == "native" and made.map.callable and len(made.map.callable) == 1:
         (name,) = made.map.callable
         made.choice = Raw(encode({"type": "function", "function": {"name": name}}))
     else:
@@ -196,6 +202,12 @@ class _Maker:
 
     def declarations(self, names: frozenset[str] | None = None) -> list[Raw]:
         return [made for name, made in self._made.items() if names is None or name in names]
+
+    def add_hosted(self, where: str, function: HostedFunction) -> None:
+        name = self.map.add(function.target, where)
+        self.targets[name] = function.target
+        shown = {"name": name, "description": function.description, "parameters": function.parameters}
+        self._made[name] = Raw(encode({"type": "function", "function": shown}))
 
     def add(self, where: str, tool: Tool, *, hide_deferred: bool, namespace: Tool | None = None) -> None:
         if tool.type == "namespace":

@@ -65,6 +65,8 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
 def _tool(tool: Tool) -> Raw:
     """A function with all five keys, a tool search with its own, whatever else as it was declared (nothing secret is in
     those)."""
+    if tool.type == "mcp":
+        return _mcp(tool.source)
     if tool.type not in ("function", "tool_search"):
         return tool.source
     shown: dict[str, Any] = {
@@ -79,6 +81,13 @@ def _tool(tool: Tool) -> Raw:
         # Observed: there only when it was asked for.
         shown["defer_loading"] = True
     return Raw(encode(shown))
+
+
+def _mcp(source: Raw) -> Raw:
+    """An MCP server as it was declared, without what opens it."""
+    shown = msgspec.json.decode(source, type=dict[str, Raw])
+    shown.pop("authorization", None)
+    return Raw(encode({"allowed_tools": None, "require_approval": "always", **shown, "headers": None}))
 
 
 def _text(text: TextOptions | None) -> Raw:

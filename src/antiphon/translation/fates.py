@@ -172,7 +172,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "background": Fate(
             "emulated", "queued and run by the gateway; needs `store`, and credentials of its own upstream"
         ),
-        "conversation": Fate("unsupported", "not available yet; use `previous_response_id`"),
+        "conversation": Fate(
+            "emulated", "its items before the input; a response that is stored and does not fail joins it"
+        ),
         "prompt": Fate("unsupported", "stored prompts are not available yet"),
         "any other field": _NAMED,
         "messages": _IN_CHAT,

@@ -35,7 +35,7 @@ from antiphon.types.json import ABSENT, first, given
 from antiphon.types.request import ContextManagement, CreateResponse, ReasoningOptions, StreamOptions, TextOptions
 from antiphon.types.tools import Tool
 
-__all__ = ["read_model", "read_request"]
+__all__ = ["missing_input", "read_model", "read_request"]
 
 _OPTIONAL: dict[str, Any] = {
     "previous_response_id": str | None,
@@ -127,8 +127,10 @@ def read_model(body: bytes) -> str | None:
         return None
 
 
-def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResponse:
-    """Read a create-response body. Raises `InvalidRequest`."""
+def read_request(
+    body: bytes, *, most_items: int, most_tools: int, hosted: frozenset[str] = frozenset()
+) -> CreateResponse:
+    """Read a create-response body; `hosted` are the types of tools that run here. Raises `InvalidRequest`."""
     fields = _read_object(body)
     values: dict[str, Any] = {}
     ignored: list[str] = []
@@ -155,7 +157,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         )
     include: list[str] = values.get("include") or []
     options: StreamOptions | None = values.get("stream_options")
-    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), most_tools)
+    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), most_tools, hosted)
     items = _read_input(fields.get("input", ABSENT), most_items)
     compact = take_trigger(items)
     brought, others = _brought_tools(items, most_tools)
@@ -172,6 +174,7 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
             [*tools, *brought],
             left_out,
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
+            hosted=hosted,
         ),
         parallel_tool_calls=values.get("parallel_tool_calls"),
         temperature=values.get("temperature"),
@@ -201,12 +204,17 @@ def read_request(body: bytes, *, most_items: int, most_tools: int) -> CreateResp
         ignored=tuple(ignored),
     )
     if not request.input and request.previous_response_id is None and request.conversation is None:
-        raise InvalidRequest(
-            "'input' is missing or empty. Send a string or a list of items.",
-            param="input",
-            code="missing_required_parameter",
-        )
+        raise missing_input()
     return request
+
+
+def missing_input() -> InvalidRequest:
+    """The error for a request that leaves the model nothing to answer."""
+    return InvalidRequest(
+        "'input' is missing or empty. Send a string or a list of items.",
+        param="input",
+        code="missing_required_parameter",
+    )
 
 
 _INSIDE = {

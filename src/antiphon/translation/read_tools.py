@@ -22,7 +22,7 @@ from antiphon.translation.checks import check_choice, required, wrong_type
 from antiphon.types.json import first, given
 from antiphon.types.tools import Tool
 
-__all__ = ["NAMED", "UNNAMED", "decode_tools", "read_tools"]
+__all__ = ["NAMED", "UNNAMED", "decode_tools", "hosted_name", "read_tools"]
 
 NAMED = ("function", "custom", "namespace")
 """Types of tools that have a name of their own."""
@@ -74,8 +74,18 @@ def decode_tools(where: str, value: Raw) -> list[Tool]:
     return tools
 
 
-def read_tools(where: str, tools: list[Tool], most: int) -> tuple[list[Tool], list[str]]:
-    """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`."""
+def hosted_name(kind: str) -> str:
+    """The name by which a choice means a hosted tool, whatever version of it was declared."""
+    return "web_search" if kind.startswith("web_search") else kind
+
+
+def read_tools(
+    where: str, tools: list[Tool], most: int, hosted: frozenset[str] = frozenset()
+) -> tuple[list[Tool], list[str]]:
+    """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
+
+    `hosted` are the types of tools that run here.
+    """
     if len(tools) > most:
         raise InvalidRequest(
             f"'{where}' has {len(tools)} entries; at most {most} are allowed.",
@@ -87,6 +97,15 @@ def read_tools(where: str, tools: list[Tool], most: int) -> tuple[list[Tool], li
     names: set[str] = set()
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"
+        if tool.type in hosted:
+            name = f"{hosted_name(tool.type)} {tool.server_label or ''} (hosted)"
+            if name in names:
+                raise InvalidRequest(
+                    f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", param=place, code="invalid_value"
+                )
+            names.add(name)
+            kept.append(tool)
+            continue
         if tool.type in _REFUSED:
             raise InvalidRequest(
                 f"The hosted tool '{tool.type}' cannot run here; remove it from '{where}'.",

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.checks import check_choice, read_string, wrong_type
-from antiphon.translation.read_tools import UNNAMED, decode_tools
+from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
 from antiphon.types.json import ABSENT, encode, given
 from antiphon.types.tools import Tool, ToolChoice
 
@@ -29,19 +29,26 @@ class _Named(Struct):
     type: str | None = None
     name: str | None = None
     namespace: str | None = None
+    server_label: str | None = None
 
 
 class _Choice(Struct):
     type: str
     name: str | None = None
     namespace: str | None = None
+    server_label: str | None = None
     mode: str | None = None
     tools: list[_Named] | None = None
     function: Raw = ABSENT
 
 
 def read_tool_choice(
-    value: Raw, tools: list[Tool], left_out: list[str], *, continued: bool = False
+    value: Raw,
+    tools: list[Tool],
+    left_out: list[str],
+    *,
+    continued: bool = False,
+    hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
     """The choice, None when there is none. Raises `InvalidRequest`.
 
@@ -70,7 +77,7 @@ def read_tool_choice(
         raise wrong_type("tool_choice", error) from None
     known = None if continued else _known(tools)
     if choice.type == "allowed_tools":
-        return _allowed(choice, known)
+        return _allowed(choice, known, hosted)
     if choice.type in ("function", "custom") and choice.name is None:
         nested = (
             " In the Responses API it stands beside 'type', not under 'function'." if given(choice.function) else ""
@@ -80,6 +87,15 @@ def read_tool_choice(
             param="tool_choice.name",
             code="missing_required_parameter",
         )
+    if choice.type in hosted:
+        pair = _hosted_pair(choice)
+        if known is not None and (choice.type, *_hosted_pair(choice, whole=True)) not in known:
+            raise InvalidRequest(
+                f"tool_choice names the hosted tool {choice.type!r}, which is not in 'tools'.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom", *UNNAMED):
         raise InvalidRequest(
@@ -96,7 +112,14 @@ def read_tool_choice(
     return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
 
 
-def _allowed(choice: _Choice, known: set[_KnownTool] | None) -> ToolChoice:
+def _hosted_pair(named: _Named | _Choice, *, whole: bool = False) -> tuple[str | None, str | None]:
+    """How a hosted tool is named inside: an MCP server is a namespace."""
+    if named.type == "mcp":
+        return (None if whole else named.name, named.server_label)
+    return (hosted_name(named.type or ""), None)
+
+
+def _allowed(choice: _Choice, known: set[_KnownTool] | None, hosted: frozenset[str]) -> ToolChoice:
     mode = choice.mode or "auto"
     check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
     allowed: set[tuple[str | None, str | None]] = set()
@@ -108,10 +131,13 @@ def _allowed(choice: _Choice, known: set[_KnownTool] | None) -> ToolChoice:
             name = (None, tool.name)
         elif tool.type in UNNAMED:
             name = (tool.type, None)
+        elif tool.type in hosted:
+            name = _hosted_pair(tool)
         else:
             # A hosted tool that cannot run here: it is left out like its declaration.
             continue
-        if known is not None and (tool.type, *name) not in known:
+        sought = _hosted_pair(tool, whole=True) if tool.type in hosted else name
+        if known is not None and (tool.type, *sought) not in known:
             raise InvalidRequest(
                 f"tool_choice allows the {tool.type} {tool.name or tool.type!r}, which is not in 'tools'.",
                 param=f"tool_choice.tools[{number}]",
@@ -133,11 +159,20 @@ def _known(tools: list[Tool]) -> set[_KnownTool]:
         if tool.type == "namespace":
             known.add((tool.type, None, tool.name))
             known |= {(inner.type, inner.name, tool.name) for inner in decode_tools("tools", tool.tools)}
+        elif tool.type == "mcp":
+            known.add((tool.type, None, tool.server_label))
+        elif tool.type not in (*NAMED, *UNNAMED):
+            known.add((tool.type, hosted_name(tool.type), None))
         else:
             known.add((tool.type, tool.type if tool.type in UNNAMED else tool.name, None))
     return known
 
 
 def _echo(named: _Named | _Choice) -> dict[str, Any]:
-    shown = {"type": named.type, "name": named.name, "namespace": named.namespace}
+    shown = {
+        "type": named.type,
+        "server_label": named.server_label,
+        "name": named.name,
+        "namespace": named.namespace,
+    }
     return {key: value for key, value in shown.items() if value is not None}

@@ -17,9 +17,11 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Raw
+
 from antiphon.errors import InvalidRequest
 
-__all__ = ["CallKind", "CallTarget", "ToolMap", "fitting_call_id", "flat_name"]
+__all__ = ["HOSTED_KINDS", "CallKind", "CallTarget", "HostedFunction", "ToolMap", "fitting_call_id", "flat_name"]
 
 _LONGEST = 64
 _HASH = 8
@@ -37,6 +39,14 @@ class CallKind(StrEnum):
     SHELL = "shell_call"
     APPLY_PATCH = "apply_patch_call"
     TOOL_SEARCH = "tool_search_call"
+    FILE_SEARCH = "file_search_call"
+    WEB_SEARCH = "web_search_call"
+    CODE_INTERPRETER = "code_interpreter_call"
+    MCP = "mcp_call"
+
+
+HOSTED_KINDS = frozenset({CallKind.FILE_SEARCH, CallKind.WEB_SEARCH, CallKind.CODE_INTERPRETER, CallKind.MCP})
+"""Calls of tools that run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,26 @@ class CallTarget:
     kind: CallKind
     name: str
     namespace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostedFunction:
+    """What the model is shown of a tool that runs here: a function. `parameters` is a JSON schema.
+
+    With `approval` a call is not run: the client is asked first.
+    """
+
+    kind: CallKind
+    name: str
+    description: str
+    parameters: Raw
+    namespace: str | None = None
+    approval: bool = False
+
+    @property
+    def target(self) -> CallTarget:
+        """The tool a call of this function means."""
+        return CallTarget(self.kind, self.name, self.namespace)
 
 
 def flat_name(name: str, namespace: str | None = None) -> str:

@@ -17,6 +17,11 @@ __all__ = [
     "TERMINAL",
     "ApplyPatchDiffDelta",
     "ApplyPatchDiffDone",
+    "CodeInterpreterCodeDelta",
+    "CodeInterpreterCodeDone",
+    "CodeInterpreterCompleted",
+    "CodeInterpreterInProgress",
+    "CodeInterpreterInterpreting",
     "ContentPartAdded",
     "ContentPartDone",
     "CustomToolCallInputDelta",
@@ -24,8 +29,19 @@ __all__ = [
     "ErrorDetail",
     "ErrorEvent",
     "Event",
+    "FileSearchCompleted",
+    "FileSearchInProgress",
+    "FileSearchSearching",
     "FunctionCallArgumentsDelta",
     "FunctionCallArgumentsDone",
+    "McpCallArgumentsDelta",
+    "McpCallArgumentsDone",
+    "McpCallCompleted",
+    "McpCallFailed",
+    "McpCallInProgress",
+    "McpListToolsCompleted",
+    "McpListToolsFailed",
+    "McpListToolsInProgress",
     "OutputItemAdded",
     "OutputItemDone",
     "OutputTextAnnotationAdded",
@@ -49,6 +65,9 @@ __all__ = [
     "ShellCommandAdded",
     "ShellCommandDelta",
     "ShellCommandDone",
+    "WebSearchCompleted",
+    "WebSearchInProgress",
+    "WebSearchSearching",
 ]
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -66,9 +85,6 @@ class _Lifecycle(Event):
 
 
 class ResponseCreated(_Lifecycle, tag="response.created"): ...
-
-
-class ResponseQueued(_Lifecycle, tag="response.queued"): ...
 
 
 class ResponseQueued(_Lifecycle, tag="response.queued"): ...
@@ -212,6 +228,67 @@ class CustomToolCallInputDelta(_Call, tag="response.custom_tool_call_input.delta
 
 class CustomToolCallInputDone(_Call, tag="response.custom_tool_call_input.done"):
     input: Raw
+
+
+class FileSearchInProgress(_Call, tag="response.file_search_call.in_progress"): ...
+
+
+class FileSearchSearching(_Call, tag="response.file_search_call.searching"): ...
+
+
+class FileSearchCompleted(_Call, tag="response.file_search_call.completed"): ...
+
+
+class WebSearchInProgress(_Call, tag="response.web_search_call.in_progress"): ...
+
+
+class WebSearchSearching(_Call, tag="response.web_search_call.searching"): ...
+
+
+class WebSearchCompleted(_Call, tag="response.web_search_call.completed"): ...
+
+
+class CodeInterpreterInProgress(_Call, tag="response.code_interpreter_call.in_progress"): ...
+
+
+class CodeInterpreterCodeDelta(_Call, tag="response.code_interpreter_call_code.delta"):
+    delta: str
+
+
+class CodeInterpreterCodeDone(_Call, tag="response.code_interpreter_call_code.done"):
+    code: str
+
+
+class CodeInterpreterInterpreting(_Call, tag="response.code_interpreter_call.interpreting"): ...
+
+
+class CodeInterpreterCompleted(_Call, tag="response.code_interpreter_call.completed"): ...
+
+
+class McpListToolsInProgress(_Call, tag="response.mcp_list_tools.in_progress"): ...
+
+
+class McpListToolsCompleted(_Call, tag="response.mcp_list_tools.completed"): ...
+
+
+class McpListToolsFailed(_Call, tag="response.mcp_list_tools.failed"): ...
+
+
+class McpCallInProgress(_Call, tag="response.mcp_call.in_progress"): ...
+
+
+class McpCallArgumentsDelta(_Call, tag="response.mcp_call_arguments.delta"):
+    delta: str
+
+
+class McpCallArgumentsDone(_Call, tag="response.mcp_call_arguments.done"):
+    arguments: str
+
+
+class McpCallCompleted(_Call, tag="response.mcp_call.completed"): ...
+
+
+class McpCallFailed(_Call, tag="response.mcp_call.failed"): ...
 
 
 class ApplyPatchDiffDelta(_Call, tag="response.apply_patch_call_operation_diff.delta"):

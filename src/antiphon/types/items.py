@@ -16,12 +16,18 @@ from antiphon.types.json import ABSENT
 
 __all__ = [
     "ApplyPatchCall",
+    "CodeInterpreterCall",
     "Compaction",
     "CustomToolCall",
+    "FileSearchCall",
     "FunctionCall",
+    "HostedItem",
     "InputItem",
     "InputPart",
     "LocalShellCall",
+    "McpApprovalRequest",
+    "McpCall",
+    "McpListTools",
     "Message",
     "NativeCall",
     "OutputItem",
@@ -32,6 +38,7 @@ __all__ = [
     "ShellCall",
     "SummaryText",
     "ToolSearchCall",
+    "WebSearchCall",
 ]
 
 
@@ -192,7 +199,6 @@ NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 """Calls that are put out whole: nothing comes between their added and done events."""
 
 
-
 class Compaction(Struct, kw_only=True):
     """What stands for an earlier part of the conversation; it has no `status`."""
 
@@ -201,4 +207,72 @@ class Compaction(Struct, kw_only=True):
     encrypted_content: str
 
 
-OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction
+class FileSearchCall(Struct, kw_only=True):
+    """A search in vector stores; `results` only where `include` asks for them."""
+
+    id: str
+    type: str = "file_search_call"
+    status: str
+    queries: list[str]
+    results: Raw | None = None
+
+
+class WebSearchCall(Struct, kw_only=True):
+    """A search, or a page that was opened; `action` is `{type: search, query, sources?}` or `{type: open_page, url}`
+    and is there when the call is done."""
+
+    id: str
+    type: str = "web_search_call"
+    status: str
+    action: Raw | UnsetType = UNSET
+
+
+class CodeInterpreterCall(Struct, kw_only=True):
+    """Code that was run; `outputs` only where `include` asks for them."""
+
+    id: str
+    type: str = "code_interpreter_call"
+    status: str
+    code: str
+    container_id: str
+    outputs: Raw | None = None
+
+
+class McpCall(Struct, kw_only=True):
+    """A call of an MCP server's tool; `error` is an object when it failed."""
+
+    id: str
+    type: str = "mcp_call"
+    status: str
+    approval_request_id: str | None = None
+    arguments: str
+    error: Raw | None = None
+    name: str
+    output: str | None = None
+    server_label: str
+
+
+class McpListTools(Struct, kw_only=True):
+    """The tools of an MCP server; no `status`."""
+
+    id: str
+    type: str = "mcp_list_tools"
+    server_label: str
+    tools: Raw
+    error: Raw | UnsetType = UNSET
+
+
+class McpApprovalRequest(Struct, kw_only=True):
+    """A call that the client must approve first; no `status`."""
+
+    id: str
+    type: str = "mcp_approval_request"
+    arguments: str
+    name: str
+    server_label: str
+
+
+HostedItem = FileSearchCall | WebSearchCall | CodeInterpreterCall | McpCall | McpListTools | McpApprovalRequest
+"""What tools that run here put out."""
+
+OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem

@@ -28,6 +28,7 @@ class Tool(Struct):
     execution: str | None = None
     environment: Raw = ABSENT
     defer_loading: bool | None = None
+    server_label: str | None = None
     source: Raw = ABSENT
 
 

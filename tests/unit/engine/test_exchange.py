@@ -14,6 +14,7 @@ from antiphon.engine.actions import (
     Context,
     Finish,
     LoadContext,
+    PrepareTools,
     RequestHead,
     SaveResponse,
     SendBody,
@@ -21,12 +22,14 @@ from antiphon.engine.actions import (
     StoredItem,
 )
 from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.hosted import ToolResult
 from antiphon.engine.routes import ModelRoute, ModelRule, Routes
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.errors import ExchangeStateError, StoreError
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
+from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_stream, parse_sse
 
 _HEAD = RequestHead("POST", "/v1/responses", (), "owner")
@@ -34,6 +37,13 @@ _CHUNK = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
 _END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 _STREAM = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
 _BACKGROUND = json.dumps({"model": "m", "input": "hi", "stream": True, "background": True}).encode()
+
+
+_SEARCHING = json.dumps({"model": "m", "input": "hi", "stream": True, "tools": [{"type": "file_search"}]}).encode()
+_SEARCH = (
+    b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"id":"call_a","function":'
+    b'{"name":"file_search","arguments":"{}"}}]}}]}\n\n'
+)
 
 
 def _in_state(state: State) -> ResponseExchange:
@@ -45,6 +55,15 @@ def _in_state(state: State) -> ResponseExchange:
         exchange = make_exchange(background=True)
         exchange.receive_request(_HEAD, _BACKGROUND)
         exchange.receive_saved()
+    elif state in (State.PREPARING, State.RUNNING):
+        exchange = make_exchange(tool_types=ScriptedTools.types)
+        exchange.receive_request(_HEAD, _SEARCHING)
+        if state is State.RUNNING:
+            (preparing,) = exchange.actions()
+            assert isinstance(preparing, PrepareTools)
+            exchange.receive_tools(ScriptedTools().prepare_now(preparing.tools))
+            exchange.receive_upstream_head(200, SSE)
+            exchange.receive_upstream_data(_SEARCH + _END)
     elif state is State.PASSING:
         exchange = make_exchange(routes=_NATIVE)
         exchange.receive_request(_HEAD, _STREAM)
@@ -87,6 +106,10 @@ def _happen(exchange: ResponseExchange, happening: Input) -> None:
         exchange.receive_upstream_end()
     elif happening is Input.SAVED:
         exchange.receive_saved()
+    elif happening is Input.PREPARED:
+        exchange.receive_tools(())
+    elif happening is Input.TOOL:
+        exchange.receive_tool_result(ToolResult("call_a", "found", {}))
     elif happening is Input.FOLLOWED:
         exchange.receive_followed()
     else:

@@ -37,7 +37,15 @@ from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.interludes import Interludes
 from antiphon.doors.extproc.local import answer_whole
 from antiphon.doors.extproc.wire import Kind, Received
-from antiphon.engine.actions import CallUpstream, Finish, FollowResponse, SendBody, SendHead, UpstreamRequest
+from antiphon.engine.actions import (
+    CallUpstream,
+    Finish,
+    FollowResponse,
+    RunTools,
+    SendBody,
+    SendHead,
+    UpstreamRequest,
+)
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.runner import Runner
 from antiphon.errors import ApiError
@@ -138,7 +146,7 @@ class Relay:
             elif isinstance(action, Finish):
                 self.finish = action
             else:
-                assert not isinstance(action, FollowResponse), "what runs in the background is not relayed"
+                assert not isinstance(action, FollowResponse | RunTools), "what takes more than a call is driven"
                 await self._runner.perform(exchange, action)
         return call
 
