@@ -93,7 +93,7 @@ def _request(original: Original) -> dict[str, Any]:
         request.pop("tool_choice", None)
     include = [name for name in request.get("include") or () if name.startswith(("reasoning", "message.output_text"))]
     request["include"] = include
-    for key in ("background", "conversation", "prompt", "moderation"):
+    for key in ("background", "prompt", "moderation"):
         request.pop(key, None)
     return {**request, "input": "hi", "stream": original.stream}
 
@@ -222,7 +222,7 @@ def _replay(original: Original) -> Outcome:
         _request(original),
         [body],
         headers=SSE if original.stream else JSON,
-        context=Context(chain=Chain(())),
+        context=Context(chain=Chain(()), conversation=()),
         profile="openai",
         sealer=Sealer([b"secret"], random_bytes=bytes),
     )

@@ -69,6 +69,7 @@ class OpenHttpDoor:
     store: MemoryResponseStore
     chat: ChatServer
     address: str
+    conversations: MemoryConversationStore
 
     @property
     def base_url(self) -> str:
@@ -145,7 +146,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
         door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges)
         address = await door.start(setup.address)
         try:
-            yield OpenHttpDoor(door, context, setup.store, chat, address)
+            yield OpenHttpDoor(door, context, setup.store, chat, address, setup.conversations)
         finally:
             await door.aclose()
             await runner.aclose()

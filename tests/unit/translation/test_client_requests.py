@@ -23,7 +23,6 @@ REFUSED = {
     "No tool call found": "the call is in the history, which a single request does not have",
     "hosted tool 'code_interpreter'": "hosted tools cannot run yet",
     "hosted tool 'mcp'": "hosted tools cannot run yet",
-    "Conversations are not available": "conversations are not there yet",
     "'item_reference' are not supported": "references are resolved by the exchange, from the store",
 }
 

@@ -163,7 +163,9 @@ SAMPLES: dict[str, Sample] = {
         seen="Write a summary",
     ),
     "moderation": Sample({"moderation": {"model": "m"}}),
-    "conversation": Sample({"conversation": "conv_1"}),
+    "conversation": Sample(
+        {"conversation": "conv_1"}, seen="said before", stored=[{"role": "user", "content": "said before"}]
+    ),
     "prompt": Sample({"prompt": {"id": "pmpt_1"}}),
     "any other field": Sample({"client_metadata": {}}, named="client_metadata"),
     "messages": Sample({"messages": []}),
@@ -300,7 +302,7 @@ def perform(sample: Sample, profile: str) -> Outcome:
         StoredItem(f"msg_{number}", "message", json.dumps({"type": "message", **one}).encode())
         for number, one in enumerate(sample.stored)
     )
-    context = Context(chain=Chain(stored), items={one.id: one for one in stored})
+    context = Context(chain=Chain(stored), conversation=stored, items={one.id: one for one in stored})
     pieces, headers = [COMPLETION], JSON
     if request.get("stream"):
         pieces, headers = [STREAM], SSE

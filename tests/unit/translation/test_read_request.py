@@ -71,7 +71,6 @@ def _refused(**fields: Any) -> InvalidRequest:
         ),
         ({"include": ["nonsense"]}, "include", "invalid_value"),
         ({"background": True, "store": False}, "background", "invalid_value"),
-        ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"messages": []}, "messages", "unsupported_parameter"),
         ({"response_format": {}}, "response_format", "unsupported_parameter"),
