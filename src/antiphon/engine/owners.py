@@ -57,7 +57,7 @@ class OwnerResolver:
             # Databases take text only: a value that is not UTF-8 is named by its escaped bytes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
         token = _bearer(headers)
-        return "b:" + hmac.new(self.key, token, hashlib.sha256).hexdigest()[:40] if token else _ANONYMOUS
+        return "b:" + hmac.digest(self.key, token, "sha256").hex()[:40] if token else _ANONYMOUS
 
     def _check_key(self, headers: Headers) -> None:
         token = _bearer(headers)
