@@ -53,6 +53,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(number, logging.WARNING))
+    # It warns with the subprotocols that a client offered, and browsers put keys there.
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
