@@ -108,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="the model to ask for (with --url)")
     parser.add_argument("--key", default="anything", help="bearer token (with --url)")
     parser.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="a further header (with --url)"
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="a further header (with --url); antiphon-dialect:openresponses where the model of an Antiphon reasons",
     )
     parser.add_argument("--door", action="append", choices=DOORS, help="only this door of ours (may be repeated)")
     parser.add_argument("--official", action="store_true", help="only what the official suite checks")

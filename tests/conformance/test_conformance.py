@@ -73,6 +73,18 @@ async def test_http_door(scenario: Scenario) -> None:
     assert _is_as_listed(result), result
 
 
+@pytest.mark.parametrize("dialect", ["openai", "openresponses"])
+async def test_a_model_that_reasons_conforms_in_the_dialect_of_open_responses(dialect: str) -> None:
+    async with open_http_door(sealer=Sealer([b"key"])) as door:
+        server = _server(door)
+        results = await run_all(Server(server.base_url, "demo-reasoner", headers=(("antiphon-dialect", dialect),)))
+    failed = {result.scenario for result in results if result.verdict != "pass"}
+    # The two have different names for the events of reasoning text.
+    streamed = {one.name for one in SCENARIOS if one.turns or (one.body or {}).get("stream")}
+    streamed.discard("websocket-previous-response-not-found")
+    assert failed == (set() if dialect == "openresponses" else streamed)
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("door", ["relay", "drive"])
 async def test_envoy(door: str) -> None:
