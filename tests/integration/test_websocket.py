@@ -459,8 +459,8 @@ async def test_pages_of_other_origins_are_refused(door: OpenHttpDoor) -> None:
 async def test_no_more_connections_than_allowed() -> None:
     async with open_http_door(websocket=WebSocketLimits(connections=1)) as opened:
         async with connected(opened):
-            assert await refused(opened) == (503, "overloaded")
-        await until(lambda: opened.door._sockets == 0)
+            assert await refused(opened) == (503, "overloaded") and opened.metric("websocket_connections") == 1
+        await until(lambda: opened.metric("websocket_connections") == 0)
         async with connected(opened) as socket:
             assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
 

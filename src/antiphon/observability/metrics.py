@@ -53,6 +53,7 @@ class Metrics:
             registry=self._registry,
         )
         self.in_flight = Gauge("responses_in_flight", "Responses being served.", registry=self._registry)
+        self.sockets = Gauge("websocket_connections", "Open WebSocket connections.", registry=self._registry)
         # `labels` costs six times the increment; the label sets are few, so the children are kept.
         self._response = cache(self._responses.labels)
         self._door = cache(self._duration.labels)

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from aiohttp import web
@@ -28,6 +28,7 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener, make_server
 from antiphon.doors.http.path import split_target
+from antiphon.doors.http.upload import body_pieces, go_on_reading, is_unread
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
 from antiphon.doors.request_body import content_codings, decode_body, too_large
 from antiphon.engine.actions import CancelReason, RequestHead
@@ -151,12 +152,16 @@ class HttpDoor:
             owner = "" if is_open else self._context.owners.resolve(call.headers)
             if Router.is_exchange(call.method, call.path):
                 return await self._serve_exchange(request, call, owner)
-            body = b""
-            if router.reads_body(call.method, call.path):
+            body, pieces = b"", None
+            if router.streams_body(call.method, call.path):
+                pieces = body_pieces(request, call.headers, self._context.limits.request_seconds)
+            elif router.reads_body(call.method, call.path):
                 body = await self._read_body(request, call.headers)
             answer = await router.handle(
-                ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id)
+                ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id, pieces)
             )
+            if pieces is not None and is_unread(request):
+                answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
                 headers = (*answer.headers, ("x-request-id", call.id))
                 return await send_stream(request, answer.status, headers, answer.stream)
@@ -201,6 +206,7 @@ class HttpDoor:
             owner = self._context.owners.resolve(call.headers)
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
         self._sockets += 1
+        self._context.metrics.sockets.inc()
         # However it ends: the upgrade is what was answered.
         call.status = 101
         try:
@@ -208,6 +214,7 @@ class HttpDoor:
             return await connection.run(request)
         finally:
             self._sockets -= 1
+            self._context.metrics.sockets.dec()
 
     @contextmanager
     def _counted(self, call: _Call) -> Iterator[None]:
@@ -238,10 +245,7 @@ class HttpDoor:
             raise _and_close(too_large(most))
         try:
             async with asyncio.timeout(limits.request_seconds):
-                if request.headers.get("expect", "").lower() == "100-continue":
-                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    # What was written is no part of the response that follows.
-                    request.writer.output_size = 0
+                await go_on_reading(request)
                 parts: list[bytes] = []
                 size = 0
                 while part := await request.content.readany():
