@@ -104,7 +104,7 @@ PITFALLS: dict[int, str] = {
     87: "the event: line is missing or wrong",
     88: "[DONE] is missing, or comes twice",
     89: "events that OpenAI does not have",
-    90: "indices and usage begin again in every round of tools",
+    90: "indices and usage begin again with every model call of a response",
     91: "a stream is buffered and then chopped",
     92: "previous_response_id comes back as null",
     93: "events that were left out leave gaps",
@@ -118,9 +118,7 @@ PITFALLS: dict[int, str] = {
     115: "a WebSocket's prewarm is answered by the model",
 }
 
-_HOSTED = "it takes several model calls for one response, which come with hosted tools"
 NOT_OURS: dict[int, str] = {
     3: "the model server enforces schemas; the schema is sent as it is (pitfalls 1 and 2)",
-    90: _HOSTED,
 }
 """Why a number has no test here."""

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from antiphon.engine.actions import RequestHead
+from antiphon.sealing import Sealer
 from tests.pitfalls.asking import FUNCTION, answered, call, chain, chunk, events, final, kinds, sse, streamed
 from tests.support import chat_server
 from tests.support.chat_server import Wait
-from tests.support.exchanges import JSON, Outcome, run
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
 from tests.support.http_door import open_http_door, post_bytes
 from tests.support.judge import parse_sse
 from tests.support.schemas import OPENAI, event_violations
@@ -233,6 +235,37 @@ def test_pitfall_89_every_event_is_one_of_openais(summary: str | None) -> None:
         for event in events(outcome):
             unknown = [found for found in event_violations(event) if (found.schema, found.rule) == (OPENAI, "unknown")]
             assert not unknown
+
+
+def test_pitfall_90_two_model_calls_are_one_stream_with_one_numbering_and_one_usage() -> None:
+    """A conversation that is compacted first: the model is called twice for one response."""
+    long = [{"role": "user", "content": "word " * 2000}, {"role": "assistant", "content": "x"}]
+    request = {
+        **STREAM,
+        "input": [*long, {"role": "user", "content": "Next?"}],
+        "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    }
+    exchange, outcome = make_exchange(sealer=Sealer([b"key"])), Outcome()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
+    pump(exchange, outcome)
+    for text in ("A summary.", "The answer."):
+        usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
+        made = outcome.calls[-1]
+        streams = made.request.stream
+        whole = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage["usage"]}
+        body = sse(chunk(content=text), chunk("stop"), usage) if streams else json.dumps(whole).encode()
+        exchange.receive_upstream_head(200, SSE if streams else JSON)
+        exchange.receive_upstream_data(body)
+        pump(exchange, outcome)
+        if not exchange.done and outcome.calls[-1] is made:
+            exchange.receive_upstream_end()
+            pump(exchange, outcome)
+    assert exchange.done and len(outcome.calls) == 2
+    found = events(outcome)
+    response = found[-1]["response"]
+    assert [item["type"] for item in response["output"]] == ["compaction", "message"]
+    assert {event["output_index"] for event in found if "output_index" in event} == {0, 1}
+    assert response["usage"]["total_tokens"] == 10
 
 
 def test_pitfall_91_what_came_goes_on_at_once_and_as_it_came() -> None:
