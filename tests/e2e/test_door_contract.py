@@ -126,6 +126,14 @@ SCENARIOS = (
     Scenario("wrong type", {**TEXT, "temperature": "hot"}, outcome=400, code="invalid_type"),
     Scenario("out of range", {**TEXT, "temperature": 9}, outcome=400, code="decimal_above_max_value"),
     Scenario("unsupported", {**TEXT, "tools": [{"type": "mcp"}]}, outcome=400, code="unsupported_tool"),
+    Scenario("in the background", {**STREAM, "background": True}, outcome="response.completed"),
+    Scenario(
+        "in the background, failing",
+        {**STREAM, "background": True},
+        (json_answer({"error": {"message": "told you"}}, 429),),
+        outcome="response.failed",
+    ),
+    Scenario("in the background, not stored", {**TEXT, "background": True, "store": False}, outcome=400),
     Scenario("Chat's field", {**TEXT, "response_format": {}}, outcome=400, code="unsupported_parameter"),
     Scenario(
         "unknown previous response",
