@@ -8,6 +8,7 @@ Invariant: no scenario sees files or threads of another.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
@@ -44,22 +45,42 @@ class Codex:
         self.events: list[dict[str, Any]] = []
         self.output = ""
 
-    async def turn(self, *arguments: str, model: str = "strict", retries: int = 0, config: str = "") -> None:
+    async def turn(
+        self, *arguments: str, model: str = "strict", retries: int = 0, config: str = "", socket: bool = False
+    ) -> None:
         """One `codex exec`; afterwards `events` and `output` are this turn's."""
+        self._configure(model, retries, config, socket)
+        self.output = await self._installed.run(*self._command(arguments), home=self.home, work=self.work)
+        self.events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"type"')]
+
+    async def leave(self, *arguments: str) -> None:
+        """One `codex exec` that is killed while the chat server still holds its answer open."""
+        self._configure("strict", 0, "", False)
+        turn = asyncio.ensure_future(self._installed.run(*self._command(arguments), home=self.home, work=self.work))
+        try:
+            assert await self._upstream.held(), "no answer is open"
+        finally:
+            turn.cancel()
+            await asyncio.wait({turn})
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        codex = str(self._installed.folder / "node_modules" / ".bin" / "codex")
+        flags = ("exec", "--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and-sandbox")
+        return [codex, *flags, *arguments]
+
+    def _configure(self, model: str, retries: int, config: str, socket: bool) -> None:
         settings = self.home / ".codex" / "config.toml"
         settings.parent.mkdir(exist_ok=True)
         settings.write_text(
             f'model = "{model}"\nmodel_provider = "gw"\nmodel_reasoning_summary = "auto"\n{config}\n'
             f'[model_providers.gw]\nname = "gw"\nbase_url = "{self._installed.base_url}"\nenv_key = "GATEWAY_KEY"\n'
             f'wire_api = "responses"\nrequest_max_retries = {retries}\nstream_max_retries = {retries}\n'
+            f"supports_websockets = {json.dumps(socket)}\n"
         )
-        self.output = await self._installed.run(
-            str(self._installed.folder / "node_modules" / ".bin" / "codex"),
-            *("exec", "--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and-sandbox", *arguments),
-            home=self.home,
-            work=self.work,
-        )
-        self.events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"type"')]
+
+    async def was_left(self) -> bool:
+        """Whether the chat server's open answer was given up, now or soon."""
+        return await self._upstream.left()
 
     def script(self, *answers: dict[str, Any]) -> None:
         """What the chat server says next."""
@@ -251,6 +272,42 @@ async def code_mode(codex: Codex) -> None:
     assert codex.said() == ["Ran."]
 
 
+async def over_a_socket(codex: Codex) -> None:
+    """One WebSocket for all of a turn's model calls: after the first, only what is new is sent."""
+    codex.script({"calls": [_call("exec_command", {"cmd": "echo by-socket"})]}, {"content": "Done."})
+    await codex.turn("run it", socket=True)
+    assert codex.said() == ["Done."]
+    assert [item["text"] for item in codex.items("reasoning")] == ["Let me think."] * 2
+    assert len(codex.chats) == 2
+    assert codex.chats[1]["messages"][: len(codex.chats[0]["messages"])] == codex.chats[0]["messages"]
+    [output] = _tool_texts(codex.chats[1])
+    assert "by-socket" in output
+    assert not any(event["type"] == "error" for event in codex.events), codex.output
+
+
+async def compacted(codex: Codex) -> None:
+    """Past its limit Codex has the thread summarized by the model, and goes on from the summary."""
+    usage = {"prompt_tokens": 90_000, "completion_tokens": 10, "total_tokens": 90_010}
+    codex.script(
+        {"content": "A long story.", "usage": usage}, {"content": "The short of it."}, {"content": "On we go."}
+    )
+    config = "model_auto_compact_token_limit = 50000\nmodel_context_window = 100000"
+    await codex.turn("tell me", config=config)
+    thread = next(event["thread_id"] for event in codex.events if event["type"] == "thread.started")
+    await codex.turn("resume", thread, "and now?", config=config)
+    assert codex.said()[-1] == "On we go.", codex.output
+    told = "\n".join(str(message["content"]) for message in codex.chats[-1]["messages"])
+    assert "The short of it." in told and "and now?" in told and "A long story." not in told
+    assert "tools" not in codex.chats[1] or codex.chats[1].get("tool_choice") != "required"
+
+
+async def left_alone(codex: Codex) -> None:
+    """Codex is killed: the chat server's answer ends too."""
+    codex.script({"content": "Never finished.", "hold": True})
+    await codex.leave("hi")
+    assert await codex.was_left(), "the chat server was left waiting"
+
+
 async def rate_limited(codex: Codex) -> None:
     """A 429 keeps its status, by which Codex knows that it may ask again."""
     codex.script({"status": 429, "headers": {"retry-after": "1"}, "error": {"message": "Slow down.", "type": "x"}})
@@ -307,7 +364,23 @@ async def too_long(codex: Codex) -> None:
 
 
 SCENARIOS: tuple[Callable[[Codex], Awaitable[None]], ...] = (
-    *(text, shell, patch, mcp, image, image_of_a_tool, steps, plan, resumed, structured, code_mode, rate_limited),
+    *(
+        text,
+        shell,
+        patch,
+        mcp,
+        image,
+        image_of_a_tool,
+        steps,
+        plan,
+        resumed,
+        structured,
+        code_mode,
+        over_a_socket,
+        compacted,
+        left_alone,
+        rate_limited,
+    ),
     *(failed_in_the_stream, failed_for_good, overloaded, cut_off, too_long),
 )
 

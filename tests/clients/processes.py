@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,17 @@ class Installed:
                 "LANGSMITH_TRACING": "false",
             },
             cwd=folder,
+            # Some clients are scripts that start others: they end together.
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(_SECONDS):
                 output, _ = await process.communicate()
         except TimeoutError:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             output, _ = await process.communicate()
+        except asyncio.CancelledError:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
         return output.decode("utf-8", "replace")

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 # The client's name on the command line, what runs it, and the file with its scenarios.
 CLIENTS: dict[str, tuple[str, str]] = {
     "openai_py": ("python", "openai"),
+    "openai_state": ("python", "openai_state"),
     "agents_py": ("python", "agents"),
     "pydantic_ai": ("python", "pydantic_ai"),
     "langchain": ("python", "langchain"),
@@ -56,11 +57,13 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
 
 
 async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int]:
-    upstream = StrictUpstream()
+    upstream = StrictUpstream(key="of-the-gateway")
     await upstream.start()
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="antiphon-clients-") as data:
-        gateway = await start_gateway(upstream.base_url, Path(data), "--mode", mode)
+        # With a key of its own, as background responses need: no client's may reach the chat server.
+        environ = {"ANTIPHON_UPSTREAM__AUTH": "inject", "ANTIPHON_UPSTREAM__API_KEY": upstream.key}
+        gateway = await start_gateway(upstream.base_url, Path(data), "--mode", mode, environ=environ)
         installed = Installed(folder, gateway.base_url, upstream.base_url.removesuffix("/v1"), mode)
         try:
             for name in names:
@@ -70,7 +73,8 @@ async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int
                     passed += result["ok"]
                     failed += not result["ok"]
                     verdict = "ok    " if result["ok"] else "FAILED"
-                    print(f"{verdict}  {mode:5}  {name:12} {result['scenario']}", flush=True)
+                    seconds = result.get("seconds", 0.0)
+                    print(f"{verdict}  {mode:5}  {seconds:5.1f} s  {name:12} {result['scenario']}", flush=True)
                     if not result["ok"]:
                         print("        " + str(result.get("why", "")).replace("\n", "\n        "))
                 for problem in upstream.problems:

@@ -7,6 +7,7 @@ import openai
 from agents import (
     Agent,
     ModelSettings,
+    OpenAIConversationsSession,
     OpenAIResponsesModel,
     Runner,
     SQLiteSession,
@@ -61,6 +62,18 @@ def tools():
     turns = [message for message in last["messages"] if message["role"] == "assistant"]
     same([turn["reasoning_content"] for turn in turns], ["First.", "Then."])
     same([message["content"] for message in last["messages"] if message["role"] == "tool"], ["sum 2", "sum 3", "sum 4"])
+
+
+def ids_again():
+    """Some servers count their calls from 0 in every answer; the agent refuses a call with an id it knows."""
+    call = {"name": "add", "id": "0"}
+    script(
+        {"calls": [{**call, "arguments": {"a": 1}}]}, {"calls": [{**call, "arguments": {"a": 2}}]}, {"content": "Done."}
+    )
+    same(run(agent(), "add them").final_output, "Done.")
+    last = received()[-1]["messages"]
+    same([message["content"] for message in last if message["role"] == "tool"], ["sum 2", "sum 3"])
+    same(len({message["tool_call_id"] for message in last if message["role"] == "tool"}), 2)
 
 
 def tools_by_id():
@@ -160,6 +173,26 @@ def session():
     same(roles(received()[-1]), ["system", "user", "assistant", "tool", "assistant", "user"])
 
 
+def conversation():
+    """A session that lives on the server: the agent reads it, and adds to it."""
+    script(adding(1), {"content": "Two."}, {"content": "Still two."})
+
+    async def both():
+        async with openai.AsyncOpenAI(base_url=BASE_URL, api_key="k") as client:
+            memory = OpenAIConversationsSession(openai_client=client)
+            await Runner.run(agent(), "add", session=memory)
+            final = (await Runner.run(agent(), "and now?", session=memory)).final_output
+            return final, [item.get("type", "message") for item in await memory.get_items()]
+
+    final, kinds = asyncio.run(both())
+    same(final, "Still two.")
+    same(
+        [kind for kind in kinds if kind != "reasoning"],
+        ["message", "function_call", "function_call_output", *["message"] * 3],
+    )
+    same(roles(received()[-1]), ["system", "user", "assistant", "tool", "assistant", "user"])
+
+
 def image():
     url = f"data:image/png;base64,{PNG}"
     script({"content": "Red."})
@@ -190,6 +223,6 @@ def errors():
 
 
 SCENARIOS = named(
-    *(text, tools, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
-    *(reasoning, session, image, forced_tool, errors),
+    *(text, tools, ids_again, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
+    *(reasoning, session, conversation, image, forced_tool, errors),
 )

@@ -34,12 +34,17 @@ _PATIENCE = 20.0
 
 
 class StrictUpstream:
-    """`problems` lists what was refused; `requests` are the chat requests since the last script, in order."""
+    """`problems` lists what was refused; `requests` are the chat requests since the last script, in order.
 
-    def __init__(self) -> None:
+    With a `key`, nothing else is taken as authorization.
+    """
+
+    def __init__(self, key: str = "") -> None:
+        self.key = key
         self.problems: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.script_left: deque[Answer] = deque()
+        self._held = asyncio.Event()
         self._left = asyncio.Event()
         self._cut = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -69,6 +74,7 @@ class StrictUpstream:
         """Give the next answers in order, and forget everything received before."""
         self.script_left = deque(Answer(answer, number) for number, answer in enumerate(answers))
         self.requests.clear()
+        self._held.clear()
         self._left.clear()
         self._cut.clear()
 
@@ -79,13 +85,16 @@ class StrictUpstream:
     async def _received(self, _: web.Request) -> web.Response:
         return web.json_response(self.requests)
 
+    async def held(self) -> bool:
+        """Wait, within bounds, until an answer is held open; whether one is."""
+        return await _set_within(self._held, _PATIENCE)
+
+    async def left(self) -> bool:
+        """Wait, within bounds, until a client has left an answer that was held open; whether one has."""
+        return await _set_within(self._left, _PATIENCE)
+
     async def _wait_left(self, _: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._left.wait()
-        except TimeoutError:
-            return web.json_response(False)
-        return web.json_response(True)
+        return web.json_response(await self.left())
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "strict", "object": "model", "owned_by": "tests"}]})
@@ -94,6 +103,7 @@ class StrictUpstream:
         chat = await request.json()
         self.requests.append(chat)
         try:
+            assert not self.key or request.headers.getall("authorization") == [f"Bearer {self.key}"], "not our key"
             check_chat_request(chat)
             _check_thoughts(chat["messages"])
         except AssertionError as problem:
@@ -118,6 +128,7 @@ class StrictUpstream:
         return response
 
     async def _hold(self) -> None:
+        self._held.set()
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._cut.wait()
@@ -128,6 +139,15 @@ class StrictUpstream:
     async def _cut_held(self, _: web.Request) -> web.Response:
         self._cut.set()
         return web.json_response({})
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _check_thoughts(messages: list[dict[str, Any]]) -> None:
