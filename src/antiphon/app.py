@@ -18,6 +18,7 @@ from typing import Literal
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
+from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
 from antiphon.api.router import Router
@@ -31,6 +32,7 @@ from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.engine.sweeping import Sweeper
 from antiphon.engine.workers import Workers
 from antiphon.errors import ConfigError, Unavailable
 from antiphon.ids import new_id, now
@@ -58,9 +60,11 @@ class App:
     upstream: ModelDoor | UpstreamPool
     runner: Runner
     workers: Workers
+    sweeper: Sweeper
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        await self.sweeper.aclose()
         await self.workers.aclose()
         await self.runner.aclose()
         await self.upstream.aclose()
@@ -74,7 +78,9 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     HTTP door calls the upstream itself.
     """
     prepare_data(settings.data)
-    stores = await open_stores(settings.data, chain_items=settings.limits.chain_items)
+    stores = await open_stores(
+        settings.data, chain_items=settings.limits.chain_items, owner_file_bytes=settings.files.owner_bytes
+    )
     store = stores.responses
     metrics = Metrics()
     times, limits = settings.timeouts, settings.limits
@@ -150,6 +156,8 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     )
     admission.on_close.add(workers.retire)
     workers.start()
+    sweeper = Sweeper("files", stores.files.sweep, settings.files.sweep)
+    sweeper.start()
     context = DoorContext(
         new_exchange=new_exchange,
         runner=runner,
@@ -163,6 +171,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             background=background,
             areas=(
                 *Conversations(stores.conversations, store).routes(),
+                *(Files(stores.files, most_bytes=settings.files.most_bytes).routes() if settings.files.enabled else ()),
                 *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),
@@ -176,7 +185,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         secret=settings.sidecar_secret(),
         websocket=_websocket(settings),
     )
-    return App(context, stores, upstream, runner, workers)
+    return App(context, stores, upstream, runner, workers, sweeper)
 
 
 def make_routes(settings: Settings) -> Routes:

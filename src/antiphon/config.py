@@ -24,6 +24,7 @@ __all__ = [
     "BackgroundSettings",
     "ConversationSettings",
     "FetchSettings",
+    "FileSettings",
     "LimitSettings",
     "LogSettings",
     "ModelSettings",
@@ -274,6 +275,22 @@ class FetchSettings(_Section):
     """PEM file with the authorities trusted for these servers; unset: the system's."""
 
 
+class FileSettings(_Section):
+    """Files that clients upload (`/v1/files`). Their contents lie in the data folder, under `files/`."""
+
+    enabled: bool = True
+    """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
+    most_bytes: int = Field(512 * _MIB, ge=1)
+    """Largest file."""
+    owner_bytes: int | None = Field(None, ge=1)
+    """The most that all files of one owner may take together, each counted as 4096 bytes at least; unset: no limit."""
+    input_bytes: int = Field(50 * _MIB, ge=1)
+    """Most bytes of all files that one request brings to the model by `file_id`."""
+    sweep: float = Field(3_600.0, gt=0)
+    """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
+    first is made at the start."""
+
+
 class WebSocketSettings(_Section):
     """WebSocket connections on `/v1/responses`."""
 
@@ -414,6 +431,7 @@ class Settings(_Section):
     limits: LimitSettings = LimitSettings()
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
+    files: FileSettings = FileSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     conversations: ConversationSettings = ConversationSettings()
     timeouts: TimeoutSettings = TimeoutSettings()

@@ -16,11 +16,13 @@ from typing import Any, Self
 
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
+from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.file_ports import FileStore
 from antiphon.engine.leases import Leases
 from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
@@ -34,6 +36,7 @@ from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
 from tests.support.memory_conversations import MemoryConversationStore
+from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.waiting import until
 
@@ -56,6 +59,8 @@ class HttpSetup:
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     conversations: MemoryConversationStore = field(default_factory=lambda: MemoryConversationStore(clock=now))
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
+    files: FileStore = field(default_factory=lambda: MemoryFileStore(clock=now))
+    file_bytes: int = 1 << 20
     websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
     sealer: Sealer | None = None
 
@@ -133,6 +138,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 metrics=metrics,
                 areas=(
                     *Conversations(setup.conversations, setup.store).routes(),
+                    *Files(setup.files, most_bytes=setup.file_bytes).routes(),
                     *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
                 ),
             ),

@@ -49,6 +49,17 @@ class ApiRequest:
     body: bytes = b""
     owner: str = ""
     request_id: str = ""
+    body_stream: AsyncIterator[bytes] | None = None
+    """The body as it comes, for routes that say they take it so; then `body` is empty."""
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body in pieces, however it came."""
+        if self.body_stream is None:
+            if self.body:
+                yield self.body
+            return
+        async for piece in self.body_stream:
+            yield piece
 
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""

@@ -27,6 +27,8 @@ class Route:
     methods: dict[str, Endpoint]
     open: bool = False
     """Answered without an identity."""
+    streamed: bool = False
+    """Bodies are not read first: the endpoint gets them as `ApiRequest.body_stream` and has its own limit of size."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """The variables, or None when this is another path."""

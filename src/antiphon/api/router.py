@@ -93,6 +93,12 @@ class Router:
             method in route.methods for route in self.routes if route.match(path) is not None
         )
 
+    def streams_body(self, method: str, path: str) -> bool:
+        """Whether such a body is handed on as it comes (`reads_body` is true as well)."""
+        return any(
+            route.streamed and method in route.methods and route.match(path) is not None for route in self.routes
+        )
+
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
         return any(route.open and route.match(path) is not None for route in self.routes)

@@ -96,6 +96,7 @@ def public_routes(settings: Settings) -> list[Config]:
             for name, match in (
                 ("responses_resource", {"safe_regex": {"regex": "/v1/responses(/.*)?"}}),
                 ("conversations", {"safe_regex": {"regex": "/v1/conversations(/.*)?"}}),
+                ("files", {"safe_regex": {"regex": "/v1/files(/.*)?"}}),
                 ("prompts", {"safe_regex": {"regex": "/v1/prompts(/.*)?"}}),
                 ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
                 ("capabilities", {"safe_regex": {"regex": "/v1/antiphon/capabilities"}}),

@@ -1,0 +1,145 @@
+"""A file's content as an answer: its headers, ranges, and the parts that go out one after another.
+
+Lives here: `Range` and what else RFC 9110 says of a content that does not change, and the headers that keep a browser
+from running what somebody uploaded. Not here: which file, and whose (`files.py`).
+
+Every content is an attachment whose type a browser must not guess, and only a few harmless types are named at all:
+everything else (HTML, SVG, scripts, …) is `application/octet-stream`.
+
+Invariant: an open file is closed once, however the answer ends, even one whose first part nobody asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.engine.file_ports import OpenFile, StoredFile
+from antiphon.errors import ApiError, StoreError
+from antiphon.types.file_kinds import BYTES
+from antiphon.types.transport import Headers
+
+__all__ = ["FileParts", "show_content"]
+
+_PART = 256 * 1024
+_HARMLESS = frozenset(
+    {
+        *("text/plain", "text/markdown", "text/csv", "application/json", "application/jsonl", "application/pdf"),
+        *("image/png", "image/jpeg", "image/gif", "image/webp"),
+    }
+)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
+_UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
+
+
+class FileParts(AsyncIterator[bytes]):
+    """The bytes from `start` up to `end`, part by part; the next is read when it is asked for."""
+
+    def __init__(self, opened: OpenFile, start: int, end: int) -> None:
+        self._opened = opened
+        self._at = start
+        self._end = end
+
+    async def __anext__(self) -> bytes:
+        most = min(_PART, self._end - self._at)
+        if most <= 0:
+            await self.aclose()
+            raise StopAsyncIteration
+        part = await self._opened.read(self._at, most)
+        if not part:
+            raise StoreError("A stored file is shorter than it was.")
+        self._at += len(part)
+        return part
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        await self._opened.aclose()
+
+
+async def show_content(request: ApiRequest, opened: OpenFile) -> ApiResponse:
+    """All of the file or the range asked for; the file is closed when the answer is over, or here.
+
+    Raises a 416 for a range that is not in the file.
+    """
+    file = opened.file
+    handed_over = False
+    try:
+        headers = _headers(file)
+        if _is_known(request, file):
+            return ApiResponse(304, headers, b"")
+        span = _span(request, file)
+        if span is None:
+            start, end, status = 0, file.size, 200
+        else:
+            (start, end), status = span, 206
+            headers = (*headers, ("content-range", f"bytes {start}-{end - 1}/{file.size}"))
+        headers = (("content-type", _shown_type(file)), ("content-length", str(end - start)), *headers)
+        if request.method == "HEAD" or start == end:
+            return ApiResponse(status, headers, b"")
+        handed_over = True
+        return ApiResponse(status, headers, b"", FileParts(opened, start, end))
+    finally:
+        if not handed_over:
+            await opened.aclose()
+
+
+def _headers(file: StoredFile) -> Headers:
+    return (
+        ("content-disposition", _attachment(file.name)),
+        ("etag", _tag(file)),
+        ("accept-ranges", "bytes"),
+        ("cache-control", "private, no-cache"),
+        ("x-content-type-options", "nosniff"),
+        ("content-security-policy", "default-src 'none'; sandbox"),
+    )
+
+
+def _shown_type(file: StoredFile) -> str:
+    return file.media_type if file.media_type in _HARMLESS else BYTES
+
+
+def _attachment(name: str) -> str:
+    """The name twice: as everybody reads it, and with all its characters (RFC 6266)."""
+    plain = _UNQUOTED.sub("_", name)
+    found = f'attachment; filename="{plain}"'
+    return found if plain == name else f"{found}; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _tag(file: StoredFile) -> str:
+    return f'"{file.sha256}"'
+
+
+def _is_known(request: ApiRequest, file: StoredFile) -> bool:
+    given = request.header("if-none-match")
+    if given is None:
+        return False
+    return given.strip() == "*" or _tag(file) in [tag.strip().removeprefix("W/") for tag in given.split(",")]
+
+
+def _span(request: ApiRequest, file: StoredFile) -> tuple[int, int] | None:
+    """The one range asked for, its end exclusive; None for the whole file, which is also the answer to several ranges
+    and to what is no range."""
+    given = request.header("range")
+    match = _RANGE.fullmatch(given.strip()) if given is not None else None
+    if match is None or match[0].endswith("=-"):
+        return None
+    condition = request.header("if-range")
+    if condition is not None and condition.strip() != _tag(file):
+        return None
+    if not match[1]:
+        start, end = max(0, file.size - int(match[2])), file.size
+    else:
+        start, end = int(match[1]), min(int(match[2]) + 1 if match[2] else file.size, file.size)
+        if match[2] and int(match[2]) < int(match[1]):
+            return None
+    if start >= end:
+        raise ApiError(
+            f"The range is not in the file, which has {file.size} bytes.",
+            status=416,
+            type="invalid_request_error",
+            code="invalid_range",
+            headers=(("content-range", f"bytes */{file.size}"),),
+        )
+    return start, end

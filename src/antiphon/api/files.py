@@ -1,0 +1,300 @@
+"""Files: uploaded, listed, read, deleted.
+
+Lives here: the operations of OpenAI's API, and what is checked of a form. Not here: how a form is cut into parts
+(`multipart.py`), the headers of a content (`file_content.py`), where contents lie (the `FileStore`).
+
+An upload goes to the disk as it comes. What a client says of it may stand behind the file in the form, so it is checked
+at the end, and until then nobody sees the file.
+
+A file that does not exist, has expired or is somebody else's is the same answer. Fields that OpenAI's API does not have
+are named in `antiphon-ignored`.
+
+Invariant: what is refused leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from antiphon.api.file_content import show_content
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_number,
+    query_value,
+    raw_response,
+)
+from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
+from antiphon.api.route import Route
+from antiphon.engine.file_ports import FileFields, FileQuery, FileStore, FileUpload, NoRoom, StoredFile
+from antiphon.errors import InvalidRequest, NotFound, RequestTooLarge
+from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, plain_name
+from antiphon.types.json import encode
+
+__all__ = ["PURPOSES", "FileDeleted", "Files", "no_such_file", "show_file"]
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+"""What a file may be uploaded for."""
+
+FileDeleted = Callable[[str, str], Awaitable[None]]
+"""Called with owner and file id before a file goes."""
+
+_LISTED = 10_000
+_SHOWN_ID = 128
+_LEAST_SECONDS, _MOST_SECONDS = 3_600, 2_592_000
+_LINES = frozenset({"batch", "fine-tune"})
+
+# Each write goes to another thread and back: worth it for pieces of some size only.
+_PIECE = 256 * 1024
+_MOST_FIELD = 4 * 1024
+# What a form has beside its file: boundaries, headers, the other fields.
+_FORM_BYTES = 256 * 1024
+
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+
+
+class Files:
+    """The endpoints. `most_bytes` is the largest file."""
+
+    def __init__(
+        self,
+        files: FileStore,
+        *,
+        most_bytes: int = 512 << 20,
+        on_delete: Sequence[FileDeleted] = (),
+        make_id: IdFactory = new_id,
+        clock: Clock = now,
+    ) -> None:
+        """`on_delete`: what must be done elsewhere when a file is deleted."""
+        self._files = files
+        self._most = most_bytes
+        self._on_delete = on_delete
+        self._new_id = make_id
+        self._clock = clock
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        return (
+            Route("/v1/files", {"GET": self.list, "POST": self.create}, streamed=True),
+            Route("/v1/files/{}", {"GET": self.get, "DELETE": self.delete}),
+            Route("/v1/files/{}/content", {"GET": self.content}),
+        )
+
+    async def create(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/files`: a form with `file`, `purpose` and, if wished, `expires_after`."""
+        cut = FormDecoder(boundary(request.header("content-type")))
+        announced = request.header("content-length") or ""
+        if announced.isdigit() and int(announced) > self._most + _FORM_BYTES:
+            raise self._too_large()
+        async with self._files.uploading() as upload:
+            form = _Form(upload, self._most)
+            size = 0
+            async for piece in request.pieces():
+                size += len(piece)
+                if size > self._most + _FORM_BYTES:
+                    raise self._too_large()
+                for event in cut.feed(piece):
+                    if not await form.take(event):
+                        raise self._too_large()
+            cut.finish()
+            fields = form.check(_file_id(self._new_id), self._clock())
+            try:
+                made = await upload.keep(request.owner, fields)
+            except NoRoom:
+                raise InvalidRequest(
+                    "Your files would be larger than they may be together. Delete files that you no longer need.",
+                    param="file",
+                    code="storage_limit_exceeded",
+                ) from None
+        ignored = (("antiphon-ignored", ", ".join(form.ignored)),) if form.ignored else ()
+        return raw_response(show_file(made), headers=ignored)
+
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/files`: newest first unless asked otherwise; a page is up to 10,000 files."""
+        query = FileQuery(
+            limit=query_number(request, "limit", least=1, most=_LISTED, default=_LISTED),
+            after=query_value(request, "after"),
+            purpose=query_value(request, "purpose"),
+            descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+        )
+        known = query.after is None or is_name(query.after)
+        page = await self._files.list(request.owner, query) if known else None
+        if page is None:
+            raise InvalidRequest("There is no file with this id: 'after'.", param="after")
+        ids = [file.id for file in page.files]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return raw_response(list_body([show_file(file) for file in page.files], first, last, page.has_more))
+
+    async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
+        """`GET /v1/files/{id}`."""
+        found = await self._files.get(request.owner, file_id) if is_name(file_id) else None
+        if found is None:
+            raise no_such_file(file_id)
+        return raw_response(show_file(found))
+
+    async def content(self, request: ApiRequest, file_id: str) -> ApiResponse:
+        """`GET /v1/files/{id}/content`: the bytes, or a range of them."""
+        opened = await self._files.open(request.owner, file_id) if is_name(file_id) else None
+        if opened is None:
+            raise no_such_file(file_id)
+        return await show_content(request, opened)
+
+    async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:
+        """`DELETE /v1/files/{id}`. Who reads the file at the moment can finish."""
+        if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:
+            raise no_such_file(file_id)
+        # First, so that a failure there leaves a file that can be deleted again.
+        for deleted in self._on_delete:
+            await deleted(request.owner, file_id)
+        if not await self._files.delete(request.owner, file_id):
+            raise no_such_file(file_id)
+        return json_response({"id": file_id, "object": "file", "deleted": True})
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The file is larger than {self._most} bytes.", param="file", code="file_too_large")
+
+
+@dataclass(slots=True)
+class _Form:
+    """The form so far: the file goes to `upload`, fields are kept."""
+
+    upload: FileUpload
+    most: int
+    file: Part | None = None
+    start: bytes = b""
+    fields: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    _now: Part | None = None
+    _held: bytearray = field(default_factory=bytearray)
+    _size: int = 0
+
+    async def take(self, event: Part | PartData | PartEnd) -> bool:
+        """One more event; False when the file is too large. Raises `InvalidRequest`."""
+        if isinstance(event, Part):
+            self._begin(event)
+        elif isinstance(event, PartData):
+            return await self._add(event.data)
+        else:
+            await self._end()
+        return True
+
+    def check(self, file_id: str, at: float) -> FileFields:
+        """What is said of the file, once the form is whole. Raises `InvalidRequest`."""
+        if self.file is None:
+            raise _missing("file")
+        purpose = self.fields.get("purpose")
+        if purpose is None:
+            raise _missing("purpose")
+        if purpose not in PURPOSES:
+            known = ", ".join(f"'{each}'" for each in PURPOSES)
+            raise _invalid("purpose", f"{purpose[:64]!r} is not one of {known}")
+        name = plain_name(self.file.filename or "")
+        if not name:
+            raise _invalid("file", "its file name is empty")
+        media_type = media_type_of(name, self.file.media_type)
+        if purpose == "vision":
+            found = image_type(self.start)
+            if found is None:
+                raise _invalid("file", "for the purpose 'vision' it must be a PNG, JPEG, GIF or WebP picture")
+            media_type = found
+        if purpose in _LINES and not name.lower().endswith(".jsonl"):
+            raise _invalid("file", f"for the purpose '{purpose}' its name must end in .jsonl")
+        return FileFields(file_id, name, purpose, media_type, at, self._expiry(at))
+
+    def _expiry(self, at: float) -> float | None:
+        anchor, seconds = self.fields.get(_ANCHOR), self.fields.get(_SECONDS)
+        if anchor is None and seconds is None:
+            return None
+        if anchor is None or seconds is None:
+            raise _missing(_ANCHOR if anchor is None else _SECONDS)
+        if anchor != "created_at":
+            raise _invalid(_ANCHOR, "it must be 'created_at'")
+        number = int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) <= 9 else -1
+        if not _LEAST_SECONDS <= number <= _MOST_SECONDS:
+            raise _invalid(_SECONDS, f"it must be a whole number from {_LEAST_SECONDS} to {_MOST_SECONDS}")
+        return at + number
+
+    def _begin(self, part: Part) -> None:
+        if part.name == "file":
+            if part.filename is None:
+                raise _invalid("file", "it must be a file, with a file name")
+            if self.file is not None:
+                raise _invalid("file", "there are several; upload one at a time")
+            self.file = part
+        elif part.name in ("purpose", _ANCHOR, _SECONDS):
+            if part.name in self.fields:
+                raise _invalid(part.name, "it is there twice")
+        elif part.name.isprintable() and part.name.isascii() and part.name[:64] not in self.ignored:
+            self.ignored.append(part.name[:64])
+        self._now = part
+        self._size = 0
+
+    async def _add(self, data: bytes) -> bool:
+        assert self._now is not None
+        self._size += len(data)
+        if self._now.name == "file":
+            if self._size > self.most:
+                return False
+            self._held += data
+            if len(self._held) >= _PIECE:
+                await self._write()
+        elif self._size <= _MOST_FIELD:
+            self._held += data
+        elif self._now.name in ("purpose", _ANCHOR, _SECONDS):
+            raise _invalid(self._now.name, "it is too long")
+        return True
+
+    async def _end(self) -> None:
+        assert self._now is not None
+        if self._now.name == "file":
+            await self._write()
+        elif self._now.name in ("purpose", _ANCHOR, _SECONDS):
+            self.fields[self._now.name] = bytes(self._held).decode("utf-8", "replace").strip()
+        self._held.clear()
+
+    async def _write(self) -> None:
+        piece = bytes(self._held)
+        self._held.clear()
+        if not self.start:
+            self.start = piece[:FIRST_BYTES]
+        if piece:
+            await self.upload.write(piece)
+
+
+def show_file(file: StoredFile) -> bytes:
+    """The file as OpenAI shows it."""
+    shown: dict[str, object] = {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at),
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+    }
+    if file.expires_at is not None:
+        shown["expires_at"] = int(file.expires_at)
+    return encode(shown)
+
+
+def no_such_file(file_id: str) -> NotFound:
+    """The 404 for an id in a path."""
+    return NotFound(f"No such File object: {file_id[:_SHOWN_ID]}", param="id")
+
+
+def _file_id(make_id: IdFactory) -> str:
+    # With a dash: there are clients that look for it.
+    return "file-" + make_id("file").removeprefix("file_")
+
+
+def _missing(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
+def _invalid(name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code="invalid_value")

@@ -1,0 +1,198 @@
+"""`multipart/form-data`, read as it comes.
+
+Lives here: cutting a body into parts (RFC 2046, RFC 7578), the headers of a part. Not here: which fields an endpoint
+takes (`files.py`), sockets.
+
+A decoder is fed pieces of any size and hands on a part's content as soon as it cannot be the beginning of a boundary,
+so however large a part is, what is held is no more than one piece and a boundary.
+
+Invariant: whatever the bytes and however they are cut, the outcome is the same parts or an `InvalidRequest`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from urllib.parse import unquote_to_bytes
+
+from antiphon.errors import InvalidRequest
+
+__all__ = ["FormDecoder", "Part", "PartData", "PartEnd", "boundary"]
+
+_MOST_HEAD = 8 * 1024
+_MOST_PREAMBLE = 16 * 1024
+_MOST_PARTS = 64
+_MOST_BOUNDARY = 200
+
+_PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*)")
+_ENCODINGS = ("binary", "8bit", "7bit")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part begins. `filename` is None for a plain field; `media_type` is empty when the part does not say."""
+
+    name: str
+    filename: str | None
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartData:
+    """Some of the part's content, never empty."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """The part is whole."""
+
+
+FormEvent = Part | PartData | PartEnd
+
+
+class _State(Enum):
+    PREAMBLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    EPILOGUE = auto()
+
+
+def boundary(content_type: str | None) -> bytes:
+    """The boundary of a form by its content type. Raises `InvalidRequest` (415 for anything but such a form)."""
+    kind, _, _ = (content_type or "").partition(";")
+    if kind.strip().lower() != "multipart/form-data":
+        raise InvalidRequest(
+            "The request body must be multipart/form-data.", code="unsupported_content_type", status=415
+        )
+    found = _parameters(content_type or "").get("boundary", "")
+    if not 0 < len(found) <= _MOST_BOUNDARY or not found.isascii() or "\r" in found or "\n" in found:
+        raise _broken("its content type names no usable boundary")
+    return found.encode()
+
+
+class FormDecoder:
+    """Cuts one body. `feed` it what comes, then `finish`."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"\r\n--" + boundary
+        # The first boundary may stand at the very start, where its line break is left out.
+        self._buffer = bytearray(b"\r\n")
+        self._state = _State.PREAMBLE
+        self._parts = 0
+
+    def feed(self, data: bytes) -> list[FormEvent]:
+        """What is known now. Raises `InvalidRequest`."""
+        self._buffer += data
+        events: list[FormEvent] = []
+        while self._step(events):
+            pass
+        return events
+
+    def finish(self) -> None:
+        """The body is over. Raises `InvalidRequest` when the form is not."""
+        if self._state is not _State.EPILOGUE:
+            raise _broken("it ends before its last boundary")
+
+    def _step(self, events: list[FormEvent]) -> bool:
+        """One step on; False when more bytes are needed for it."""
+        if self._state is _State.HEAD:
+            return self._read_head(events)
+        if self._state is _State.EPILOGUE:
+            self._buffer.clear()
+            return False
+        place = self._buffer.find(self._delimiter)
+        in_body = self._state is _State.BODY
+        found = place >= 0
+        if not found:
+            # All but what may be the first bytes of a boundary.
+            place = len(self._buffer) - len(self._delimiter) + 1
+        if not in_body and place > _MOST_PREAMBLE:
+            raise _broken("it does not begin with its boundary")
+        if not found:
+            if in_body and place > 0:
+                events.append(PartData(bytes(self._buffer[:place])))
+                del self._buffer[:place]
+            return False
+        if in_body:
+            if place:
+                events.append(PartData(bytes(self._buffer[:place])))
+            events.append(PartEnd())
+        del self._buffer[: place + len(self._delimiter)]
+        self._state = _State.HEAD
+        return True
+
+    def _read_head(self, events: list[FormEvent]) -> bool:
+        """What follows a boundary: the last one's dashes, or the end of its line and a part's headers."""
+        if self._buffer[:2] == b"--":
+            self._state = _State.EPILOGUE
+            return True
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > _MOST_HEAD:
+                raise _broken("the headers of a part are too long")
+            return False
+        lines = bytes(self._buffer[:end]).split(b"\r\n")
+        if end > _MOST_HEAD or lines[0].strip(b" \t"):
+            raise _broken("a part does not begin as it should")
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise _broken(f"it has more than {_MOST_PARTS} parts")
+        events.append(_read_part(lines[1:]))
+        del self._buffer[: end + 4]
+        self._state = _State.BODY
+        return True
+
+
+def _read_part(lines: list[bytes]) -> Part:
+    headers: dict[str, str] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise _broken("a part has a header that is none")
+        headers[match[1].decode().lower()] = _decode(match[2].rstrip())
+    disposition = headers.get("content-disposition", "")
+    given = _parameters(disposition)
+    if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in given:
+        raise _broken("a part does not say which field it is")
+    if headers.get("content-transfer-encoding", "binary").lower() not in _ENCODINGS:
+        raise _broken("a part is encoded; send it as it is")
+    filename = given.get("filename")
+    if "filename*" in given:
+        filename = _extended(given["filename*"]) or filename
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Part(given["name"], filename, media_type)
+
+
+def _parameters(value: str) -> dict[str, str]:
+    """The parameters of a header's value, by lower-case name; the first of several counts."""
+    found: dict[str, str] = {}
+    for name, text in _PARAMETER.findall(value):
+        if text.startswith('"'):
+            # Only the quote is escaped by those who write such names; Windows paths have bare backslashes.
+            text = text[1:-1].replace('\\"', '"')
+        found.setdefault(name.lower(), text.strip())
+    return found
+
+
+def _extended(value: str) -> str | None:
+    """A value with its character set in front (RFC 8187): `UTF-8''na%C3%AFve.txt`."""
+    charset, _, rest = value.partition("'")
+    text = unquote_to_bytes(rest.partition("'")[2])
+    if not text or charset.lower() not in ("utf-8", "iso-8859-1"):
+        return None
+    return _decode(text)
+
+
+def _decode(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
+
+
+def _broken(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"The request body is not a valid form: {problem}.", code="invalid_body")

@@ -1,0 +1,51 @@
+"""Work that is done again and again beside the requests: taking away what expired or was left behind.
+
+Lives here: when it is done, and that its failures harm nobody. Not here: what is taken away (the stores).
+
+Invariant: one sweep at a time, and none after `aclose`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+__all__ = ["Sweeper"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """Calls `sweep` at once and then every so many seconds. `sweep` answers how many things went, of each kind."""
+
+    def __init__(self, what: str, sweep: Callable[[], Awaitable[tuple[int, ...]]], seconds: float) -> None:
+        self._what = what
+        self._sweep = sweep
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        """End; what was begun is broken off."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                gone = await self._sweep()
+            except Exception:
+                _log.warning("sweep_failed", what=self._what, exc_info=True)
+            else:
+                if any(gone):
+                    _log.info("swept", what=self._what, gone=gone)
+            await asyncio.sleep(self._seconds)
