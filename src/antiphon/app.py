@@ -40,6 +40,7 @@ from antiphon.local_keys import local_key
 from antiphon.observability.metrics import Metrics
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
+from antiphon.tools.box import Tool, Toolbox, ToolLimits
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
@@ -61,12 +62,14 @@ class App:
     runner: Runner
     workers: Workers
     sweeper: Sweeper
+    tools: Toolbox
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
         await self.sweeper.aclose()
         await self.workers.aclose()
         await self.runner.aclose()
+        await self.tools.aclose()
         await self.upstream.aclose()
         await self.stores.aclose()
 
@@ -105,9 +108,11 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     working = _background_options(settings)
     followers = Followers(stores.background, poll=working.poll, keepalive=times.keepalive)
     background = Background(stores.background, stores.responses, followers, working)
+    toolbox = make_tools(settings, metrics)
     runner = Runner(
         store,
         upstream,
+        tools=toolbox,
         timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
         metrics=metrics,
         files=make_fetcher(settings),
@@ -142,7 +147,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
             headers=one.header_allow,
         )
-    new_exchange = _exchanges(settings, routes)
+    new_exchange = _exchanges(settings, routes, toolbox.types)
     workers = Workers(
         new_id("worker"),
         stores.background,
@@ -185,7 +190,18 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         secret=settings.sidecar_secret(),
         websocket=_websocket(settings),
     )
-    return App(context, stores, upstream, runner, workers, sweeper)
+    return App(context, stores, upstream, runner, workers, sweeper, toolbox)
+
+
+def make_tools(settings: Settings, metrics: Metrics) -> Toolbox:
+    """The tools that these settings make available. Raises `ConfigError`."""
+    tools: list[Tool] = []
+    limits = settings.tools
+    return Toolbox(
+        tools,
+        ToolLimits(seconds=limits.seconds, concurrent=limits.concurrent, output_chars=limits.output_chars),
+        metrics,
+    )
 
 
 def make_routes(settings: Settings) -> Routes:
@@ -258,7 +274,7 @@ def _background_options(settings: Settings) -> BackgroundOptions:
     )
 
 
-def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExchange]:
+def _exchanges(settings: Settings, routes: Routes, tool_types: frozenset[str]) -> Callable[[], ResponseExchange]:
     limits = settings.limits
     options = ExchangeOptions(
         profile=routes.default.profile,
@@ -273,6 +289,9 @@ def _exchanges(settings: Settings, routes: Routes) -> Callable[[], ResponseExcha
         most_event_bytes=limits.sse_event_bytes,
         sealer=make_sealer(settings),
         background=True,
+        most_hosted_calls=settings.tools.calls,
+        most_turns=settings.tools.turns,
+        tool_types=tool_types,
     )
     return lambda: ResponseExchange(options, new_id, now)
 

@@ -32,7 +32,9 @@ __all__ = [
     "SealingSettings",
     "Settings",
     "SidecarSettings",
+    "SidecarTlsSettings",
     "TimeoutSettings",
+    "ToolSettings",
     "UpstreamSettings",
     "WebSocketSettings",
     "load_settings",
@@ -311,6 +313,21 @@ class WebSocketSettings(_Section):
     """Compress frames (permessage-deflate) where the client offers it."""
 
 
+class ToolSettings(_Section):
+    """Tools that run here (file search and the like), between two turns of the model."""
+
+    seconds: float = Field(60.0, gt=0)
+    """How long one call may take; after that it has failed, and the model is told so."""
+    concurrent: int = Field(32, ge=1)
+    """Most calls at once per process; others wait."""
+    output_chars: int = Field(100_000, ge=100)
+    """How much of one call's output the model gets to read; the rest is cut off, saying so."""
+    calls: int = Field(128, ge=1)
+    """Most calls in one response; a request's `max_tool_calls` can only be less."""
+    turns: int = Field(32, ge=1)
+    """Most model calls in one response; in the last one the model must answer."""
+
+
 class BackgroundSettings(_Section):
     """Responses with `background: true`."""
 
@@ -366,6 +383,31 @@ class LogSettings(_Section):
     """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
 
 
+class SidecarTlsSettings(_Section):
+    cert: Path | None = None
+    """PEM file with the certificate (and its chain) of the sidecar's TCP ports. Unset: no TLS."""
+    key: Path | None = None
+    """PEM file with its key, not encrypted."""
+    client_ca: Path | None = None
+    """PEM file with authorities: only clients (Envoy) with a certificate of theirs are let in. Unset: the secret alone
+    decides."""
+    ca: Path | None = None
+    """Envoy's side: PEM file with the authorities it trusts for the sidecar's certificate; unset: the system's."""
+    envoy_cert: Path | None = None
+    """Envoy's side: PEM file with the certificate it presents, where `client_ca` asks for one."""
+    envoy_key: Path | None = None
+    """Envoy's side: PEM file with that certificate's key."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> SidecarTlsSettings:
+        for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
+        if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
+            raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
+        return self
+
+
 class SidecarSettings(_Section):
     grpc: str = "unix:{data}/sidecar-0.grpc.sock"
     """Where the ext_proc service listens: `unix:PATH` or `HOST:PORT`. `{data}` is the data folder."""
@@ -378,6 +420,8 @@ class SidecarSettings(_Section):
     """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
     socket_mode: int = Field(0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
+    tls: SidecarTlsSettings = SidecarTlsSettings()
+    """TLS of the sidecar's TCP ports. Unix sockets need none."""
     model_door: str = "unix:{data}/model-door.sock"
     """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
 
@@ -431,6 +475,7 @@ class Settings(_Section):
     limits: LimitSettings = LimitSettings()
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
+    tools: ToolSettings = ToolSettings()
     files: FileSettings = FileSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     conversations: ConversationSettings = ConversationSettings()

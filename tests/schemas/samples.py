@@ -155,7 +155,9 @@ SAMPLES = {
     ),
     "hosted tool": Sample((_text(),), request={"tools": [{"type": "web_search", "search_context_size": "low"}]}),
     "file search": Sample(
-        (_text("So it is【1】."), _call("file_search", '{"query":"x"}')), "tool_calls", {"tools": [_FILES], **_ONCE}
+        (_text("So it is【1】."), _call("file_search", '{"query":"x"}')),
+        "tool_calls",
+        {"tools": [_FILES], **_ONCE, "include": ["file_search_call.results"]},
     ),
     "web search": Sample(
         (_text("So it is【2】."), _call("web_search", '{"query":"x"}')),

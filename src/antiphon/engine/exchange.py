@@ -601,7 +601,7 @@ class ResponseExchange:
                 items = self._compacted
             else:
                 items = expand_compactions(_named_items(request, history), self._unseal)
-                if request.compact or self._is_too_long(items):
+                if self.generate and (request.compact or self._is_too_long(items)):
                     if self._queues:
                         self._enqueue()
                         return
@@ -682,6 +682,7 @@ class ResponseExchange:
             self._new_id,
             owner=self._head.owner,
             most=min(self._request.max_tool_calls or most, most),
+            include=self._request.include,
         )
         approved = approved_calls(items)
         listed = turns.list_tools(items)

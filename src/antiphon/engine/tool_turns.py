@@ -13,6 +13,7 @@ Invariant: every call of a turn has exactly one output for the model, those that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -66,6 +67,7 @@ class ToolTurns:
         *,
         owner: str,
         most: int,
+        include: frozenset[str] = frozenset(),
     ) -> None:
         self.builder = self._builder = builder
         self._prepared = prepared
@@ -77,6 +79,7 @@ class ToolTurns:
         self._new_id = new_id
         self._owner = owner
         self._left = most
+        self._include = include
         self.citations = Citations()
         self._calls: list[tuple[CallTarget, str, str]] = []
         self._waiting: list[tuple[str, HostedItem]] = []
@@ -191,7 +194,19 @@ class ToolTurns:
                 return
             self._open = None
             self._outputs[call_id] = self.citations.add(result.sources, result.output)
-            self._builder.hosted_done(_finished(item, result.fields, "failed" if result.failed else "completed"))
+            fields = self._shown(item.type, result.fields)
+            self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
+
+    def _shown(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields without those that only `include` brings."""
+        shown = dict(fields)
+        for name in ("results", "outputs"):
+            if name in shown and f"{kind}.{name}" not in self._include:
+                shown[name] = None
+        action = shown.get("action")
+        if isinstance(action, dict) and f"{kind}.action.sources" not in self._include:
+            shown["action"] = {name: value for name, value in action.items() if name != "sources"}
+        return shown
 
     def _ask(self, target: CallTarget, arguments: str) -> None:
         self.asks_client = True
@@ -278,8 +293,8 @@ def _label(item: InputItem) -> str:
     return _read_approval(item).server_label
 
 
-def _finished(item: HostedItem, fields: dict[str, object], status: str) -> HostedItem:
-    made = {name: Raw(encode(value)) if name in _RAW else value for name, value in fields.items()}
+def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedItem:
+    made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
     known = set(type(item).__struct_fields__)
     made = {name: value for name, value in made.items() if name in known}
     if "status" in known:

@@ -32,7 +32,7 @@ from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first, given
-from antiphon.types.request import ContextManagement, CreateResponse, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.request import ContextManagement, CreateResponse, PromptCacheOptions, ReasoningOptions, StreamOptions, TextOptions
 from antiphon.types.tools import Tool
 
 __all__ = ["missing_input", "read_model", "read_request"]
@@ -58,6 +58,7 @@ _OPTIONAL: dict[str, Any] = {
     "background": bool | None,
     "include": list[str] | None,
     "stream_options": StreamOptions | None,
+    "prompt_cache_options": PromptCacheOptions | None,
     "top_logprobs": int | None,
     "service_tier": str | None,
     "metadata": dict[str, str] | None,
@@ -148,7 +149,7 @@ def read_request(
     ignored.sort()
     _check_values(values)
     ignored += _ignored_inside(fields)
-    ignored += _ignored_values(values)
+    ignored += _ignored_values(values, hosted)
     if values.get("background") and values.get("store") is False:
         raise InvalidRequest(
             "'background' needs 'store': a response that runs in the background is kept until it is fetched.",
@@ -199,6 +200,8 @@ def read_request(
         logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
         encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
+        prewarm=bool((cache := values.get("prompt_cache_options")) is not None and cache.prewarm),
+        include=frozenset(include),
         compact=compact,
         compact_threshold=_read_threshold(values.get("context_management") or []),
         ignored=tuple(ignored),
@@ -221,6 +224,7 @@ _INSIDE = {
     "text": frozenset(TextOptions.__struct_fields__),
     "reasoning": frozenset(ReasoningOptions.__struct_fields__),
     "stream_options": frozenset(StreamOptions.__struct_fields__),
+    "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
 }
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", *_NOT_YET})
 
@@ -357,12 +361,13 @@ def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     ]
 
 
-def _ignored_values(values: dict[str, Any]) -> list[str]:
+def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
     """Known fields whose value has no effect here."""
-    ignored: list[str] = []
-    # The others speak of hosted tools, of which there are none yet.
-    ignored += [f"include:{include}" for include in values.get("include") or () if include in IGNORABLE_INCLUDES]
-    return ignored
+    return [
+        f"include:{include}"
+        for include in values.get("include") or ()
+        if include in IGNORABLE_INCLUDES and include.partition("_call")[0] not in hosted
+    ]
 
 
 def _read_model(value: Raw) -> str:

@@ -16,7 +16,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
 from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = ["ContextManagement", "CreateResponse", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
+__all__ = ["ContextManagement", "CreateResponse", "PromptCacheOptions", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
 
 
 class TextFormat(Struct):
@@ -47,12 +47,16 @@ class StreamOptions(Struct):
     include_obfuscation: bool | None = None
 
 
+class PromptCacheOptions(Struct):
+    prewarm: bool | None = None
+
+
 class CreateResponse(Struct):
     """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
 
     What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`:
     the conversation is to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens
-    (0: when the model's context is nearly full).
+    (0: when the model's context is nearly full). `prewarm`: everything but the model call.
     """
 
     model: str
@@ -85,6 +89,8 @@ class CreateResponse(Struct):
     logprobs: bool = False
     encrypted_reasoning: bool = False
     obfuscation: bool = False
+    prewarm: bool = False
+    include: frozenset[str] = frozenset()
     compact: bool = False
     compact_threshold: int | None = None
     ignored: tuple[str, ...] = ()

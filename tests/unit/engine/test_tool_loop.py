@@ -148,7 +148,8 @@ def test_code_is_shown_before_it_runs() -> None:
         return ToolResult(call.call_id, "4", {"outputs": [{"type": "logs", "logs": "4"}]})
 
     turns = [("", ("code_interpreter", {"code": "print(2+2)"})), ("Four.",)]
-    talk = Talk({"stream": True, "tools": [CODE]}, turns, ScriptedTools(ran))
+    request = {"stream": True, "tools": [CODE], "include": ["code_interpreter_call.outputs"]}
+    talk = Talk(request, turns, ScriptedTools(ran))
     types = [event["type"].removeprefix("response.code_interpreter_call") for event in talk.events]
     assert [kind for kind in types if kind.startswith((".", "_code"))] == [
         ".in_progress",
@@ -178,6 +179,18 @@ def test_a_call_for_the_client_ends_the_response_also_beside_a_hosted_one(stream
     talk = Talk({"stream": stream, "tools": [SEARCH, client]}, turns)
     assert talk.final["status"] == "completed" and sorted(talk.kinds) == ["file_search_call", "function_call"]
     assert len(talk.outcome.calls) == 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_results_are_shown_only_where_they_are_asked_for(asked: bool) -> None:
+    def found(call: HostedCall) -> ToolResult:
+        hit = {"file_id": "file-1", "filename": "a", "score": 1.0, "text": "x", "attributes": {}}
+        return ToolResult(call.call_id, "x", {"queries": ["a"], "results": [hit]})
+
+    request = {"tools": [SEARCH], "include": ["file_search_call.results"] if asked else []}
+    talk = Talk(request, [("", ("file_search", {"query": "a"})), ("So.",)], ScriptedTools(found))
+    assert bool(talk.final["output"][0]["results"]) is asked
+    assert talk.outcome.head is not None and "antiphon-ignored" not in dict(talk.outcome.head.headers)
 
 
 def test_a_failure_is_something_the_model_can_read() -> None:

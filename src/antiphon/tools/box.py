@@ -1,0 +1,117 @@
+"""The toolbox: all tools of a process, with the limits that hold for every call.
+
+Lives here: which tool a call goes to, how many run at once, how long one may take, how much its output may be, and that
+a failure is a result. Not here: any tool.
+
+Invariant: `run` answers every call with a result; nothing a tool does or raises reaches the exchange in another form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.observability.metrics import Metrics
+
+__all__ = ["Tool", "ToolFailed", "ToolLimits", "Toolbox"]
+
+_log = structlog.get_logger(__name__)
+_CUT = "\n[The rest was cut off: it is too long.]"
+
+
+class ToolFailed(Exception):
+    """A call failed in a way that the model should know of: the message is written for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolLimits:
+    """Seconds one call may take, calls at once in this process, characters of output that the model gets to read."""
+
+    seconds: float = 60.0
+    concurrent: int = 32
+    output_chars: int = 100_000
+
+
+class Tool(Protocol):
+    """One tool. `types` are the declared types it serves."""
+
+    types: frozenset[str]
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """Check the declaration; what the model is shown. Raises `ApiError` whose `param` begins with `tools[i]`."""
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """Run a call. Raises `ToolFailed` (or returns a failed result with the item's own fields)."""
+
+    async def aclose(self) -> None:
+        """Give back what it holds."""
+
+
+class Toolbox:
+    """`ToolBox` over these tools."""
+
+    def __init__(self, tools: Iterable[Tool], limits: ToolLimits, metrics: Metrics | None = None) -> None:
+        self._tools = {kind: tool for tool in tools for kind in tool.types}
+        self._limits = limits
+        self._metrics = metrics
+        self._places = asyncio.Semaphore(limits.concurrent)
+        self.types = frozenset(self._tools)
+
+    async def prepare(
+        self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
+    ) -> tuple[PreparedTool, ...] | ApiError:
+        """All tools of a request, at once; the first that cannot be used is the answer."""
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                prepared = await asyncio.gather(
+                    *(self._tools[tool.type].prepare(owner, response_id, tool) for tool in tools)
+                )
+        except ApiError as error:
+            return error
+        except StoreError:
+            _log.error("tool_not_prepared", exc_info=True)
+            return InternalError("The stored data could not be read.", code="storage_failed")
+        except TimeoutError:
+            return ApiError(
+                "A tool did not become ready in time. Try again.", status=504, type="server_error", code="tool_timeout"
+            )
+        except Exception as bug:
+            _log.error("tool_not_prepared", error=type(bug).__name__, exc_info=True)
+            return InternalError("A tool could not be prepared.")
+        return tuple(prepared)
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """Run one call within the limits; never raises but for cancellation."""
+        started = time.perf_counter()
+        try:
+            async with self._places, asyncio.timeout(self._limits.seconds):
+                result = await self._tools[call.tool.type].run(call)
+        except ToolFailed as failure:
+            result = _failed(call, str(failure))
+        except ApiError as error:
+            result = _failed(call, error.message)
+        except TimeoutError:
+            result = _failed(call, f"The tool did not answer within {self._limits.seconds:g} seconds.")
+        except Exception as bug:
+            _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)
+            result = _failed(call, "The tool failed.")
+        if self._metrics is not None:
+            self._metrics.tool_execution(call.tool.type, time.perf_counter() - started)
+        most = self._limits.output_chars
+        return result if len(result.output) <= most else replace(result, output=result.output[:most] + _CUT)
+
+    async def aclose(self) -> None:
+        """Close every tool once."""
+        for tool in dict.fromkeys(self._tools.values()):
+            await tool.aclose()
+
+
+def _failed(call: HostedCall, message: str) -> ToolResult:
+    return ToolResult(call.call_id, f"The call failed: {message}", {}, failed=True)
