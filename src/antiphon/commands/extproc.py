@@ -16,6 +16,7 @@ from antiphon.config import Settings
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
+from antiphon.doors.tls import TlsFiles
 from antiphon.observability.logs import configure
 
 __all__ = ["run"]
@@ -29,17 +30,25 @@ def run(arguments: argparse.Namespace) -> int:
     return run_loop(_serve(settings, arguments.worker, arguments.parent_pipe))
 
 
+def _tls(settings: Settings) -> TlsFiles | None:
+    files = settings.sidecar.tls
+    return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
+
+
 async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> int:
     signals = StopSignals(parent_pipe)
     app = await build(settings, door="envoy")
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
     timeouts = RelayTimeouts(head=settings.timeouts.head, idle=settings.timeouts.idle)
-    processor = ExtProcDoor(app.context, mode=settings.mode, timeouts=timeouts, transport=settings.sidecar.transport)
+    tls = _tls(settings)
+    processor = ExtProcDoor(
+        app.context, mode=settings.mode, timeouts=timeouts, transport=settings.sidecar.transport, tls=tls
+    )
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
-        http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode)
+        http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         keep_what_there_is()
         _log.info("serving", grpc=grpc_at, http=http_at)
         print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 import sys
 
 import aiohttp
 
 from antiphon.commands.flags import settings_of
+from antiphon.config import SidecarTlsSettings
 
 __all__ = ["run"]
 
@@ -21,12 +23,16 @@ _SECONDS = 3.0
 
 def run(arguments: argparse.Namespace) -> int:
     places = [arguments.url]
+    tls: ssl.SSLContext | bool = True
     if arguments.url is None:
         settings = settings_of(arguments)
-        places = [settings.place(settings.sidecar.http), settings.listen]
+        sidecar = settings.place(settings.sidecar.http)
+        if settings.sidecar.tls.cert is not None and not sidecar.startswith("unix:"):
+            sidecar, tls = f"https://{sidecar}", _own(settings.sidecar.tls)
+        places = [sidecar, settings.listen]
     problems = []
     for place in places:
-        problem = asyncio.run(_problem(place))
+        problem = asyncio.run(_problem(place, tls))
         if problem is None:
             return 0
         problems.append(f"{place} {problem}")
@@ -34,14 +40,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-async def _problem(place: str) -> str | None:
+def _own(files: SidecarTlsSettings) -> ssl.SSLContext:
+    """For our own port on this machine: whether it answers, not who it is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if files.envoy_cert is not None:
+        context.load_cert_chain(files.envoy_cert, files.envoy_key)
+    return context
+
+
+async def _problem(place: str, tls: ssl.SSLContext | bool) -> str | None:
     """What is wrong at `unix:PATH`, `HOST:PORT` or `http://HOST:PORT`; None when nothing is."""
     connector = aiohttp.UnixConnector(place.removeprefix("unix:")) if place.startswith("unix:") else None
     base = "http://sidecar" if connector is not None else (place if "://" in place else f"http://{place}")
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-            session.get(f"{base.rstrip('/')}/health") as answer,
+            session.get(f"{base.rstrip('/')}/health", ssl=tls) as answer,
         ):
             return None if answer.status == 200 else f"answers {answer.status}"
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:

@@ -320,6 +320,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
             grpc,
             **{**common, **dns},
             health_checks=[{**health, "grpc_health_check": {}}],
+            **_sidecar_tls(settings, sidecars[0].grpc, "h2"),
             typed_extension_protocol_options=http2,
         ),
         cluster(
@@ -327,8 +328,33 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
             http,
             **{**common, **dns},
             health_checks=[{**health, "http_health_check": {"path": "/health"}}],
+            **_sidecar_tls(settings, sidecars[0].http, "http/1.1"),
         ),
     ]
+
+
+def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
+    """TLS towards a sidecar's port: for its host's name or address, with a certificate where it asks for one."""
+    files = settings.sidecar.tls
+    where = address(settings.place(place))
+    if files.cert is None or "pipe" in where:
+        return {}
+    host, is_ip = where["socket_address"]["address"], _is_ip(where)
+    context: Config = {
+        "alpn_protocols": [protocol],
+        "validation_context": {
+            "trusted_ca": {"filename": _authorities(files.ca, "sidecar.tls.ca")},
+            "match_typed_subject_alt_names": [
+                {"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}
+            ],
+        },
+    }
+    if files.envoy_cert is not None and files.envoy_key is not None:
+        own = (("certificate_chain", files.envoy_cert), ("private_key", files.envoy_key))
+        context["tls_certificates"] = [{name: {"filename": str(file.absolute())} for name, file in own}]
+    fields: Config = {"common_tls_context": context} if is_ip else {"sni": host, "common_tls_context": context}
+    upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **fields)
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
 
 
 def _is_ip(where: Config) -> bool:
@@ -368,10 +394,10 @@ def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) 
     return cluster(model_cluster(called), [where], **fields)
 
 
-def _authorities(given: Path | None) -> str:
+def _authorities(given: Path | None, setting: str = "upstream.ca_file") -> str:
     if given is not None:
         return str(given.absolute())
     for path in _AUTHORITIES:
         if Path(path).exists():
             return path
-    raise ConfigError("no system certificate authorities were found: set upstream.ca_file")
+    raise ConfigError(f"no system certificate authorities were found: set {setting}")

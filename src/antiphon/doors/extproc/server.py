@@ -26,6 +26,7 @@ from antiphon.doors.extproc.answers import PeerLeft, ProtocolError, StreamCut
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.stream import StreamOptions, serve_stream
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, MessageStream, Transport
+from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 
 __all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
@@ -45,7 +46,8 @@ class ExtProcDoor:
     """Serves `ExternalProcessor/Process` and gRPC health.
 
     In mode `auto` Envoy makes the model call of a request with a single turn; hosted tools, which need more, do not
-    exist yet, so it is the same as `relay`. Transport `auto` is `http2` where its library is installed.
+    exist yet, so it is the same as `relay`. Transport `auto` is `http2` where its library is installed. `tls` is
+    for TCP.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class ExtProcDoor:
         mode: Mode,
         timeouts: RelayTimeouts | None = None,
         transport: TransportName = "auto",
+        tls: TlsFiles | None = None,
     ) -> None:
         self._context = context
         self._options = StreamOptions(always_drive=mode == "drive", timeouts=timeouts or RelayTimeouts())
         self._transport_name = transport
+        self._tls = tls
         self._transport: Transport | None = None
         self._serving = True
         self._socket: Path | None = None
@@ -81,7 +85,7 @@ class ExtProcDoor:
         else:
             if self._context.secret is None:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
-            bound = await transport.listen(address)
+            bound = await transport.listen(address, self._tls)
         self._transport = transport
         return bound
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Protocol
 
+from antiphon.doors.tls import TlsFiles
 from antiphon.errors import AntiphonError
 
 __all__ = ["SERVICE", "CallFailed", "Calls", "GrpcStatus", "MessageStream", "StreamClosed", "Transport"]
@@ -69,8 +70,11 @@ class Calls(Protocol):
 class Transport(Protocol):
     """A gRPC server."""
 
-    async def listen(self, address: str) -> str:
-        """Serve at `unix:PATH` or `HOST:PORT`; returns the bound address. Raises `ConfigError`."""
+    async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
+        """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, where files are given); returns the bound address.
+
+        Raises `ConfigError`.
+        """
 
     async def aclose(self, grace: float) -> None:
         """Stop listening; calls that do not end within `grace` seconds are cancelled."""

@@ -14,6 +14,7 @@ import grpc.aio
 
 from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, StreamClosed
+from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 
 __all__ = ["GrpcioTransport"]
@@ -46,11 +47,14 @@ class GrpcioTransport:
         self._calls = calls
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str) -> str:
+    async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(self._handlers())
         try:
-            port = server.add_insecure_port(address)
+            if tls is None or address.startswith("unix:"):
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, _credentials(tls))
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}: {error}") from None
         if not port:
@@ -92,6 +96,11 @@ class GrpcioTransport:
             await self._calls.process(_GrpcioStream(context), _presented(context))
         except CallFailed as failed:
             await context.abort(_STATUS[failed.status], failed.message)
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    cert, key, client_ca = tls.contents()
+    return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)
 
 
 class _GrpcioStream:

@@ -37,6 +37,7 @@ from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.grpc_framing import status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, StreamClosed
+from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 
 __all__ = ["Http2Transport"]
@@ -69,7 +70,7 @@ class Http2Transport:
             max_inbound_header_count=self.limits.header_count,
         )
 
-    async def listen(self, address: str) -> str:
+    async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         loop = asyncio.get_running_loop()
         try:
             if address.startswith("unix:"):
@@ -77,7 +78,10 @@ class Http2Transport:
                 self._server = await loop.create_unix_server(lambda: _Connection(self), path)
                 return address
             host, _, port = address.rpartition(":")
-            server = await loop.create_server(lambda: _Connection(self), host.strip("[]") or None, int(port))
+            context = tls.context("h2") if tls is not None else None
+            server = await loop.create_server(
+                lambda: _Connection(self), host.strip("[]") or None, int(port), ssl=context
+            )
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
         self._server = server

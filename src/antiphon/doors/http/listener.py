@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from antiphon.doors.http.exchange import make_response
+from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ApiError, ConfigError, InternalError, InvalidRequest
 
 __all__ = ["Listener", "make_server"]
@@ -114,14 +115,18 @@ class Listener:
         """Whether peers come over a Unix socket (whose file mode says who may)."""
         return self._path is not None
 
-    async def open(self, address: str, mode: int, *, shared_port: bool) -> str:
-        """Bind and listen; the address with its real port. Raises `ConfigError`."""
+    async def open(self, address: str, mode: int, *, shared_port: bool, tls: TlsFiles | None = None) -> str:
+        """Bind and listen (on TCP with TLS, where files are given); the address with its real port.
+
+        Raises `ConfigError`.
+        """
         if address.startswith("unix:"):
             return await self._open_unix(Path(address.removeprefix("unix:")), mode)
         host, port = _split_address(address)
+        context = tls.context("http/1.1") if tls is not None else None
         try:
             self._listening = await asyncio.get_running_loop().create_server(
-                self._server, host, port, backlog=_BACKLOG, reuse_port=shared_port or None
+                self._server, host, port, backlog=_BACKLOG, reuse_port=shared_port or None, ssl=context
             )
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {_reason(error)}") from error

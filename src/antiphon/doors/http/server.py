@@ -31,6 +31,7 @@ from antiphon.doors.http.path import split_target
 from antiphon.doors.http.upload import body_pieces, go_on_reading, is_unread
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
 from antiphon.doors.request_body import content_codings, decode_body, too_large
+from antiphon.doors.tls import TlsFiles
 from antiphon.engine.actions import CancelReason, RequestHead
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
 from antiphon.ids import new_id
@@ -79,8 +80,11 @@ class HttpDoor:
         self._closing = False
         self._sockets = 0
 
-    async def start(self, address: str, mode: int = 0o600, *, shared_port: bool = False) -> str:
-        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT`; the address that was bound. Raises `ConfigError`.
+    async def start(
+        self, address: str, mode: int = 0o600, *, shared_port: bool = False, tls: TlsFiles | None = None
+    ) -> str:
+        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT` (with TLS, where files are given); the address
+        that was bound. Raises `ConfigError`.
 
         `shared_port`: several processes listen on the same port, and the kernel deals out connections.
         """
@@ -91,7 +95,7 @@ class HttpDoor:
             idle_seconds=3_630.0 if self._private else 120.0,
         )
         self._listener = Listener(server)
-        return await self._listener.open(address, mode, shared_port=shared_port)
+        return await self._listener.open(address, mode, shared_port=shared_port, tls=tls)
 
     async def drain(self, seconds: float) -> bool:
         """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough."""
