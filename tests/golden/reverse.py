@@ -16,9 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from antiphon.engine.actions import Chain, Context
+import msgspec
+
+from antiphon.engine.actions import Chain, Context, Enqueue, RequestHead
+from antiphon.engine.jobs import JobRequest
 from antiphon.sealing import Sealer
-from tests.support.exchanges import JSON, SSE, Outcome, run
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
 from tests.support.judge import parse_sse
 
 __all__ = ["Original", "compare", "originals"]
@@ -93,7 +96,7 @@ def _request(original: Original) -> dict[str, Any]:
         request.pop("tool_choice", None)
     include = [name for name in request.get("include") or () if name.startswith(("reasoning", "message.output_text"))]
     request["include"] = include
-    for key in ("background", "prompt", "moderation"):
+    for key in ("prompt", "moderation"):
         request.pop(key, None)
     return {**request, "input": "hi", "stream": original.stream}
 
@@ -218,6 +221,8 @@ def _replay(original: Original) -> Outcome:
         body = b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
     else:
         body = json.dumps(_completion(chunks)).encode()
+    if original.request.get("background"):
+        return _replay_queued(_request(original), body)
     return run(
         _request(original),
         [body],
@@ -226,6 +231,24 @@ def _replay(original: Original) -> Outcome:
         profile="openai",
         sealer=Sealer([b"secret"], random_bytes=bytes),
     )
+
+
+def _replay_queued(request: dict[str, Any], body: bytes) -> Outcome:
+    """A stream that was queued, and what its worker made of it."""
+    exchange = make_exchange("openai", background=True)
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
+    (queued,) = exchange.actions()
+    assert isinstance(queued, Enqueue)
+    worker = make_exchange("openai", background=True)
+    worker.receive_job(msgspec.json.decode(queued.request, type=JobRequest), "owner", queued.record.id, 1)
+    outcome = Outcome()
+    pump(worker, outcome)
+    worker.receive_upstream_head(200, SSE)
+    worker.receive_upstream_data(body)
+    worker.receive_upstream_end()
+    pump(worker, outcome)
+    outcome.body = queued.events + outcome.body
+    return outcome
 
 
 def _completion(chunks: list[dict[str, Any]]) -> dict[str, Any]:
