@@ -43,6 +43,9 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = {"auth": "none", "keys": "0123456789abcdef", "api_keys": "0123456789abcdef"}.get(path[-1], "1")
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
+    if path[:2] == ("sidecar", "tls"):
+        # Files come in pairs, and none without the certificate.
+        environ |= {f"ANTIPHON_SIDECAR__TLS__{name}": "1" for name in ("CERT", "KEY", "ENVOY_CERT", "ENVOY_KEY")}
     if path == ("owner", "api_keys"):
         environ["ANTIPHON_UPSTREAM__AUTH"] = "none"
     if path == ("upstream", "auth"):
