@@ -109,6 +109,17 @@ def _routes(settings: Settings) -> list[dict[str, Any]]:
     return list(manager["route_config"]["virtual_hosts"][0]["routes"])
 
 
+def test_both_listeners_tell_of_a_cut_stream_soon(tmp_path: Path) -> None:
+    """Envoy's default keeps the connection open for a second after it."""
+    settings = _settings({}, tmp_path)
+    config = bootstrap(settings, sidecars=endpoints(settings))
+    found = {}
+    for listener in config["static_resources"]["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        found[listener["name"]] = manager["delayed_close_timeout"]
+    assert found == {"public": "0.25s", "model_door": "0.25s"}
+
+
 def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> None:
     routes = _routes(_settings({}, tmp_path))
     (on,) = [route for route in routes if "typed_per_filter_config" in route]
