@@ -44,9 +44,9 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-def packaged_migrations() -> tuple[Migration, ...]:
+def packaged_migrations(folder: str = "migrations") -> tuple[Migration, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
-    entries = (files("antiphon.stores") / "migrations").iterdir()
+    entries = (files("antiphon.stores") / folder).iterdir()
     steps = sorted(
         (
             Migration(int(match[1]), entry.name, entry.read_text(encoding="utf-8"))

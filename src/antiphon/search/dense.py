@@ -1,0 +1,131 @@
+"""Searching by vectors: a matrix in memory per store, compared with the query as a whole.
+
+Lives here: the matrices, how they follow the database, and the comparison. Not here: how vectors are made (`Embedder`)
+and kept (`ChunkIndex`).
+
+A matrix holds the vectors of the files it has; before a search it is told which files there are, drops the rows of
+those that are gone and reads those that are new. It needs no more than this to be right, since what a file number's
+chunks hold never changes. Matrices that were not used for longest are dropped when all together are too large.
+
+Invariant: a search compares every vector of every allowed file: it is exact, and a filter costs nothing in recall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from antiphon.engine.indexing import CHUNK_BITS, ChunkHit, ChunkIndex, KnownStore
+from antiphon.types.search import Filter
+
+__all__ = ["DenseSearch"]
+
+_FILES_PER_READ = 64
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(eq=False)
+class _Matrix:
+    """Rows of `vectors` belong to the chunks in `chunks`, of the files in `files`."""
+
+    files: frozenset[int] = frozenset()
+    chunks: Numbers = field(default_factory=lambda: np.empty(0, np.int64))
+    vectors: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def size(self) -> int:
+        return int(self.vectors.nbytes + self.chunks.nbytes)
+
+
+class DenseSearch:
+    """Exact search by cosine. `most_bytes`: of all matrices together, but for the one in use."""
+
+    def __init__(self, index: ChunkIndex, most_bytes: int) -> None:
+        self._index = index
+        self._most_bytes = most_bytes
+        self._matrices: OrderedDict[tuple[int, str], _Matrix] = OrderedDict()
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all matrices."""
+        return sum(matrix.size for matrix in self._matrices.values())
+
+    async def search(
+        self, store: KnownStore, model: str, query: bytes, filters: Filter | None, most: int
+    ) -> list[ChunkHit]:
+        """The chunks nearest to the vector (float16), best first. The score is the cosine."""
+        wanted = await self._index.files(store, model, None)
+        allowed = wanted if filters is None else await self._index.files(store, model, filters)
+        if not allowed:
+            return []
+        key = (store.number, model)
+        matrix = self._matrices.setdefault(key, _Matrix())
+        self._matrices.move_to_end(key)
+        async with matrix.lock:  # one reads what is new, the others wait for it
+            if matrix.files != wanted:
+                await self._follow(matrix, wanted)
+            # A later change makes new arrays: these two belong together and stay as they are.
+            chunks, vectors = matrix.chunks, matrix.vectors
+        self._shrink(key)
+        vector = np.frombuffer(query, "<f2").astype(np.float32)
+        if not len(chunks) or vectors.shape[1] != len(vector):
+            return []
+        return await asyncio.to_thread(_nearest, chunks, vectors, vector, None if allowed >= wanted else allowed, most)
+
+    async def _follow(self, matrix: _Matrix, wanted: frozenset[int]) -> None:
+        chunks, vectors = matrix.chunks, matrix.vectors
+        if not matrix.files <= wanted:
+            kept = np.isin(chunks >> CHUNK_BITS, np.fromiter(wanted, np.int64, len(wanted)))
+            chunks, vectors = chunks[kept], vectors[kept]
+        parts = []
+        new = sorted(wanted - matrix.files)
+        for start in range(0, len(new), _FILES_PER_READ):
+            rows = await self._index.vectors(new[start : start + _FILES_PER_READ])
+            if rows:
+                parts.append(await asyncio.to_thread(_rows, rows))
+        width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
+        # Vectors of another width cannot be compared: the server behind the model's name was changed.
+        parts = [(numbers, block) for numbers, block in parts if block.shape[1] == width]
+        if parts:
+            if not len(chunks):
+                vectors = np.empty((0, width), np.float32)
+            chunks = np.concatenate([chunks, *(numbers for numbers, _ in parts)])
+            vectors = np.concatenate([vectors, *(block for _, block in parts)])
+        matrix.files, matrix.chunks, matrix.vectors = wanted, chunks, vectors
+
+    def _shrink(self, used: tuple[int, str]) -> None:
+        held = self.held_bytes
+        while held > self._most_bytes and len(self._matrices) > 1:
+            key = next(iter(self._matrices))
+            if key == used:
+                return
+            held -= self._matrices.pop(key).size
+
+
+def _rows(rows: list[tuple[int, bytes]]) -> tuple[Numbers, Floats]:
+    width = len(rows[0][1])
+    rows = [row for row in rows if len(row[1]) == width]
+    numbers = np.fromiter((number for number, _ in rows), np.int64, len(rows))
+    block = np.frombuffer(b"".join(vector for _, vector in rows), "<f2").astype(np.float32)
+    return numbers, block.reshape(len(rows), width // 2)
+
+
+def _nearest(
+    chunks: Numbers, vectors: Floats, query: Floats, allowed: frozenset[int] | None, most: int
+) -> list[ChunkHit]:
+    scores = vectors @ query
+    if allowed is not None:
+        fits = np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed)))
+        chunks, scores = chunks[fits], scores[fits]
+    if len(scores) > most:
+        best = np.argpartition(scores, -most)[-most:]
+        chunks, scores = chunks[best], scores[best]
+    order = np.lexsort((chunks, -scores))
+    return [ChunkHit(int(chunks[place]), float(scores[place])) for place in order]

@@ -1,0 +1,243 @@
+"""The worker that turns files into chunks that can be found.
+
+Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: how a document is
+read (`readers.py`), SQL (`stores/ingestion.py`).
+
+One task looks for work when it is told that there is some, when a file is done, and every `idle` seconds (other
+processes add files too). Each file is a task of its own, at most `files` at once.
+
+Invariants: a file is worked on under one claim at a time, and what a lost claim still writes changes nothing; a file
+ends as completed or failed, or is given back to be taken up again; a process that dies loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from antiphon.engine.file_ports import FileStore, OpenFile
+from antiphon.engine.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
+from antiphon.engine.knowledge import FileError
+from antiphon.errors import StoreError
+from antiphon.ids import Clock, now
+from antiphon.search.readers import DocumentReaders, ReadingFailed
+
+__all__ = ["IngestOptions", "Ingester"]
+
+_log = structlog.get_logger(__name__)
+
+_CLOSE_SECONDS = 5.0
+_COPIED = 4 << 20
+
+
+class FileOpener(Protocol):
+    """The part of `FileStore` that is needed here."""
+
+    async def open(self, owner: str, file_id: str) -> OpenFile | None:
+        """The file with its content open, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    """`files` at once; `lease` seconds a claim holds unless it is renewed; `idle` seconds between looks for work.
+
+    `attempts`: how often a file is tried when the process or the embeddings server is what fails; the pause before
+    another attempt doubles, from `pause` seconds.
+    """
+
+    files: int = 2
+    lease: float = 60.0
+    idle: float = 5.0
+    attempts: int = 8
+    pause: float = 2.0
+
+
+class _Lost(Exception):
+    """The claim is somebody else's, or the file is gone."""
+
+
+class Ingester:
+    """The worker of one process."""
+
+    def __init__(
+        self,
+        ingestion: Ingestion,
+        files: FileOpener | FileStore,
+        readers: DocumentReaders,
+        *,
+        embedder: Embedder | None = None,
+        options: IngestOptions = IngestOptions(),
+        clock: Clock = now,
+    ) -> None:
+        self._ingestion = ingestion
+        self._files = files
+        self._readers = readers
+        self._embedder = embedder
+        self._options = options
+        self._clock = clock
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
+        self._closing = False
+        self._renew_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._task = asyncio.get_running_loop().create_task(self._look_after())
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._woken.set()
+
+    async def aclose(self) -> None:
+        """Stop: files that are worked on are given back."""
+        self._closing = True
+        self._woken.set()
+        if self._task is not None:
+            await self._task
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._readers.aclose()
+
+    async def _look_after(self) -> None:
+        while not self._closing:
+            self._woken.clear()
+            more = False
+            try:
+                more = await self._look()
+            except StoreError as error:
+                _log.warning("ingestion_not_read", error=str(error))
+            except Exception:
+                _log.error("ingestion_failed", exc_info=True)
+            if more:
+                await asyncio.sleep(0)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(self._options.idle, self._options.lease / 3)):
+                    await self._woken.wait()
+
+    async def _look(self) -> bool:
+        """Renew, claim, clear up a piece. Whether there is more to clear up."""
+        at = self._clock()
+        if self._running and at >= self._renew_at:
+            held = await self._ingestion.renew(list(self._running), at + self._options.lease)
+            for claim, task in list(self._running.items()):
+                if claim not in held:
+                    task.cancel()
+            self._renew_at = at + self._options.lease / 3
+        free = self._options.files - len(self._running)
+        if free > 0:
+            claims = [secrets.token_hex(16) for _ in range(free)]
+            for job in await self._ingestion.claim(claims, at=at, until=at + self._options.lease):
+                self._running[job.claim] = asyncio.get_running_loop().create_task(self._run(job))
+        return await self._ingestion.sweep(at)
+
+    async def _run(self, job: IngestJob) -> None:
+        try:
+            await self._serve(job)
+        except asyncio.CancelledError:
+            if self._closing:
+                with suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(_CLOSE_SECONDS):
+                        await self._ingestion.release(job, until=0.0, attempted=False)
+        except _Lost:
+            _log.info("ingestion_lost", file_id=job.file_id, vector_store_id=job.store_id)
+        except StoreError as error:
+            # The claim runs out, and the file is taken up again.
+            _log.error("ingestion_not_written", file_id=job.file_id, error=str(error))
+        except Exception as bug:
+            _log.error("ingestion_failed", file_id=job.file_id, error=type(bug).__name__, exc_info=True)
+            with suppress(StoreError):
+                await self._fail(job, FileError("server_error", "An internal error occurred."))
+        finally:
+            del self._running[job.claim]
+            self._woken.set()
+
+    async def _serve(self, job: IngestJob) -> None:
+        if job.attempts > self._options.attempts:
+            await self._fail(job, FileError("server_error", "The file could not be processed in several attempts."))
+            return
+        file = await self._files.open(job.owner, job.file_id)
+        if file is None:
+            await self._fail(job, FileError("invalid_file", "The file does not exist any more."))
+            return
+        started = self._clock()
+        places, used = 0, 0
+        try:
+            async with file, _on_disk(file) as path:
+                pieces = self._readers.read(path, job.filename, job.chunking)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        if not piece.chunks:
+                            continue
+                        chunks = await self._embedded(piece.chunks)
+                        title = f"{Path(job.filename).stem} {piece.title}".strip()
+                        if not await self._ingestion.append(job, places, title, chunks):
+                            raise _Lost
+                        places += len(chunks)
+                        used += sum(len(one.text.encode()) + len(one.vector or b"") for one in chunks)
+        except ReadingFailed as failed:
+            await self._fail(job, failed.error)
+            return
+        except EmbeddingFailed as failed:
+            if failed.retry and job.attempts < self._options.attempts:
+                pause = self._options.pause * 2 ** (job.attempts - 1)
+                _log.warning("embedding_failed", file_id=job.file_id, error=str(failed), retry_seconds=pause)
+                await self._ingestion.release(job, until=self._clock() + pause)
+            else:
+                await self._fail(job, FileError("server_error", f"The text could not be embedded: {failed}"))
+            return
+        model = self._embedder.model if self._embedder is not None else None
+        if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
+            raise _Lost
+        _log.info(
+            "file_ingested",
+            file_id=job.file_id,
+            vector_store_id=job.store_id,
+            chunks=places,
+            milliseconds=round((self._clock() - started) * 1000),
+        )
+
+    async def _embedded(self, chunks: list[Chunk]) -> list[Chunk]:
+        if self._embedder is None:
+            return chunks
+        vectors = await self._embedder.embed([chunk.text for chunk in chunks])
+        return [replace(chunk, vector=vector) for chunk, vector in zip(chunks, vectors, strict=True)]
+
+    async def _fail(self, job: IngestJob, error: FileError) -> None:
+        if not await self._ingestion.fail(job, error):
+            raise _Lost
+        _log.info("file_not_ingested", file_id=job.file_id, vector_store_id=job.store_id, code=error.code)
+
+
+@asynccontextmanager
+async def _on_disk(file: OpenFile) -> AsyncIterator[Path]:
+    """The file's path for a process that reads it itself."""
+    if file.path is not None:
+        yield await asyncio.to_thread(file.path.absolute)
+        return
+    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="antiphon-")
+    try:
+        path = Path(folder, "file")
+        for start in range(0, file.file.size, _COPIED):
+            await asyncio.to_thread(_append, path, await file.read(start, _COPIED))
+        yield path
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)

@@ -1,0 +1,130 @@
+"""Searching vector stores: the `Searcher` port.
+
+Lives here: which sides are asked, and how their hits become results. Not here: SQL, vectors, scores.
+
+Both sides are asked for more than the limit (at least a hundred), since what is tenth on each can be first on the two
+together; filters are part of what is asked.
+
+Invariant: an embeddings server that fails makes a search worse, never impossible; with equal data, equal results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from antiphon.engine.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
+from antiphon.engine.knowledge import SearchHit
+from antiphon.errors import InvalidRequest, NotFound, StoreError
+from antiphon.ids import Clock, is_id, now
+from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
+from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
+
+if TYPE_CHECKING:
+    from antiphon.search.dense import DenseSearch
+
+__all__ = ["KnowledgeSearcher"]
+
+_log = structlog.get_logger(__name__)
+
+_CANDIDATES = 100
+_PER_RESULT = 4
+_SHOWN_ID = 128
+
+
+class KnowledgeSearcher:
+    """`Searcher` over an index; with vectors where there are an `embedder` and a `dense` search."""
+
+    def __init__(
+        self,
+        index: ChunkIndex,
+        *,
+        embedder: Embedder | None = None,
+        dense: DenseSearch | None = None,
+        clock: Clock = now,
+    ) -> None:
+        self._index = index
+        self._embedder = embedder
+        self._dense = dense
+        self._clock = clock
+
+    async def search(
+        self,
+        owner: str,
+        vector_store_ids: Sequence[str],
+        queries: Sequence[str],
+        *,
+        limit: int = 10,
+        filters: Filter | None = None,
+        ranking: Ranking = DEFAULT_RANKING,
+    ) -> list[SearchHit]:
+        """The best hits of all queries over all stores together; see `Searcher.search`."""
+        stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
+        queries = [query for query in dict.fromkeys(queries) if query.strip()]
+        most = max(_CANDIDATES, _PER_RESULT * limit)
+        vectors = await self._embed(queries, ranking)
+        found = await asyncio.gather(
+            *(
+                self._one(stores, query, vector, filters, ranking, most)
+                for query, vector in zip(queries, vectors, strict=True)
+            )
+        )
+        scores: dict[int, float] = {}
+        for one in found:
+            for chunk, score in one.items():
+                scores[chunk] = max(score, scores.get(chunk, 0.0))
+        best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
+        texts = await self._index.hits([chunk for _, chunk in best])
+        try:
+            await self._index.touch(owner, [store.id for store in stores])
+        except StoreError as error:
+            _log.warning("use_not_noted", error=str(error))
+        return [replace(texts[chunk], score=-minus) for minus, chunk in best if chunk in texts]
+
+    async def _stores(self, owner: str, ids: Sequence[str]) -> list[KnownStore]:
+        possible = [one for one in ids if is_id(one, "vs")]
+        known = {store.id: store for store in await self._index.known(owner, possible, self._clock())}
+        for one in ids:
+            if one not in known:
+                raise NotFound(f"Vector store with id '{one[:_SHOWN_ID]}' not found.")
+            if known[one].expired:
+                raise InvalidRequest(
+                    f"The vector store '{one}' has expired.", param="vector_store_id", code="vector_store_expired"
+                )
+        return [known[one] for one in ids]
+
+    async def _embed(self, queries: Sequence[str], ranking: Ranking) -> list[bytes | None]:
+        if self._embedder is None or self._dense is None or not ranking.embedding_weight or not queries:
+            return [None] * len(queries)
+        try:
+            return list(await self._embedder.embed(queries))
+        except EmbeddingFailed as error:
+            _log.warning("searching_without_vectors", error=str(error))
+            return [None] * len(queries)
+
+    async def _one(
+        self,
+        stores: list[KnownStore],
+        query: str,
+        vector: bytes | None,
+        filters: Filter | None,
+        ranking: Ranking,
+        most: int,
+    ) -> dict[int, float]:
+        """The scores of one query's chunks."""
+        # Without a vector words are all there is to go by, whatever they were to count.
+        by_words = ranking.text_weight > 0 or vector is None
+        keywords: list[ChunkHit] = []
+        nearest: list[ChunkHit] = []
+        if by_words:
+            keywords = merge([await self._index.match(store, query, filters, most) for store in stores], most)
+        if vector is not None and self._dense is not None and self._embedder is not None:
+            model = self._embedder.model
+            nearest = merge([await self._dense.search(store, model, vector, filters, most) for store in stores], most)
+        if not nearest:
+            return keyword_scores(keywords)
+        return fuse(keywords, nearest, ranking) if by_words else vector_scores(nearest)

@@ -1,0 +1,92 @@
+"""What a search reads: the `ChunkIndex` port over SQLite.
+
+Lives here: matching words with their rank, the files a filter lets through, vectors, texts. Not here: ranking and
+fusion (`search/`), and how any of it was written (`ingestion.py`).
+
+Invariant: only completed files are found, and a filter is part of the statement that ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from antiphon.engine.indexing import CHUNK_BITS, ChunkHit, KnownStore
+from antiphon.engine.knowledge import SearchHit
+from antiphon.engine.words import query_terms
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.vector_filters import filter_condition
+from antiphon.stores.vector_stores import SqliteVectorStores, index_table
+from antiphon.types.search import Filter
+
+__all__ = ["SqliteChunkIndex"]
+
+TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
+
+KNOWN = """
+SELECT id, no, expires_at IS NOT NULL AND expires_at <= :at FROM vector_stores
+WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :owner
+"""
+_FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
+# The unary plus keeps SQLite from looking each allowed chunk up in the index one by one.
+MATCH = f"""
+SELECT rowid, -bm25({{table}}, {TITLE_WEIGHT}, {TEXT_WEIGHT}) AS score FROM {{table}}
+WHERE {{table}} MATCH :query AND +rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
+ORDER BY score DESC, rowid LIMIT :most
+"""
+FILES = f"{_FOUND} AND f.embedding_model = :model AND {{condition}}"
+VECTORS = f"""
+SELECT c.id, c.vector FROM json_each(:numbers) n
+CROSS JOIN chunks c ON c.id >= n.value << {CHUNK_BITS} AND c.id < (n.value + 1) << {CHUNK_BITS}
+WHERE c.vector IS NOT NULL
+"""
+HITS = f"""
+SELECT c.id, f.file_id, f.filename, f.attributes, c.text, s.id
+FROM json_each(:chunks) w CROSS JOIN chunks c ON c.id = w.value
+CROSS JOIN vector_files f ON f.no = c.id >> {CHUNK_BITS} AND f.status = 'completed'
+CROSS JOIN vector_stores s ON s.no = f.store_no
+"""
+
+
+class SqliteChunkIndex:
+    """`ChunkIndex` on readers that somebody else owns and closes."""
+
+    def __init__(self, readers: SqliteReaders, stores: SqliteVectorStores) -> None:
+        self._readers = readers
+        self._stores = stores
+
+    async def known(self, owner: str, store_ids: Sequence[str], at: float) -> list[KnownStore]:
+        """The owner's stores of these."""
+        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": round(at * 1000)}
+        return [KnownStore(row[0], row[1], bool(row[2])) for row in await self._readers.fetch(KNOWN, named)]
+
+    async def match(self, store: KnownStore, query: str, filters: Filter | None, most: int) -> list[ChunkHit]:
+        """The chunks that hold words of the query, best first, by BM25."""
+        terms = query_terms(query)
+        if not terms:
+            return []
+        condition, named = filter_condition(filters)
+        # Terms are letters and digits of any script: between quotes nothing of them is syntax.
+        named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "most": most}
+        sql = MATCH.format(table=index_table(store.id), condition=condition)
+        return [ChunkHit(row[0], row[1]) for row in await self._readers.fetch(sql, named)]
+
+    async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
+        """The numbers of the completed files that have vectors of this model and fit."""
+        condition, named = filter_condition(filters)
+        named |= {"store": store.number, "model": model}
+        return frozenset(row[0] for row in await self._readers.fetch(FILES.format(condition=condition), named))
+
+    async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Chunk numbers and vectors of these files."""
+        rows = await self._readers.fetch(VECTORS, {"numbers": json.dumps(list(file_numbers))})
+        return [(row[0], row[1]) for row in rows]
+
+    async def hits(self, chunks: Sequence[int]) -> dict[int, SearchHit]:
+        """The chunks' texts with their files; those that are gone are left out."""
+        rows = await self._readers.fetch(HITS, {"chunks": json.dumps(list(chunks))})
+        return {row[0]: SearchHit(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
+
+    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
+        """Note that the stores were used now."""
+        await self._stores.touch(owner, store_ids)

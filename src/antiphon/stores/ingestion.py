@@ -1,0 +1,212 @@
+"""The durable side of ingestion: the `Ingestion` port over SQLite.
+
+Lives here: the SQL of claiming files, of writing chunks with their words, and of clearing up. Not here: who runs the
+work (`search/ingest.py`), what clients see (`vector_stores.py`), searching (`chunk_index.py`).
+
+Invariant: chunks and their words are written and deleted in one unit, and only once: a statement that would take words
+out of an index a second time is undone with its unit. A file is found only when it is completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antiphon.engine.indexing import CHUNK_BITS, Chunk, IngestJob
+from antiphon.engine.knowledge import Chunking, FileError
+from antiphon.engine.words import index_text
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.vector_stores import DELETE_ALL, TRASH_FILES, index_table
+
+__all__ = ["SWEPT_CHUNKS", "SqliteIngestion"]
+
+SWEPT_CHUNKS = 500
+"""How many chunks one piece of clearing up deletes: some milliseconds of the writer's time."""
+
+_JOB = """
+SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts,
+       f.lease_until, f.chunks
+FROM vector_files f CROSS JOIN vector_stores s ON s.no = f.store_no
+"""
+CLAIMABLE = _JOB + "WHERE f.status = 'in_progress' AND f.lease_until <= :at ORDER BY f.lease_until, f.no LIMIT :most"
+# `lease_until` is as it was read: of two that read the same, one claims. A file that was tried before gets another
+# number, so that nothing of the earlier attempt is in the way.
+TRASH_ATTEMPT = TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.lease_until = :seen")
+NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
+CLAIM = """
+UPDATE vector_files SET claim = :claim, lease_until = :until, attempts = attempts + 1,
+  no = iif(attempts > 0, (SELECT last FROM file_numbers), no)
+WHERE no = :no AND lease_until = :seen AND status = 'in_progress'
+"""
+CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
+RENEW = """
+UPDATE vector_files SET lease_until = :until
+WHERE claim IN (SELECT value FROM json_each(:claims)) AND status = 'in_progress'
+"""
+HELD = "SELECT claim FROM vector_files WHERE claim IN (SELECT value FROM json_each(:claims)) AND status = 'in_progress'"
+RELEASE = """
+UPDATE vector_files SET claim = NULL, lease_until = :until, attempts = attempts - :uncounted
+WHERE claim = :claim AND status = 'in_progress'
+"""
+# The file number must still be the claim's, and the store must be there: its index is.
+HOLD = "UPDATE vector_files SET title = :title WHERE claim = :claim AND no = :no AND status = 'in_progress'"
+INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
+INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"
+DELETE_WORDS = "INSERT INTO {table} ({table}, rowid, title, text) VALUES ('delete', ?, ?, ?)"
+COMPLETE = """
+UPDATE vector_files SET status = 'completed', chunks = :chunks, usage_bytes = :usage_bytes, embedding_model = :model,
+  claim = NULL, error_code = NULL, error_message = NULL
+WHERE claim = :claim AND no = :no AND status = 'in_progress'
+"""
+FAIL = """
+UPDATE vector_files SET status = 'failed', error_code = :code, error_message = :message, claim = NULL, usage_bytes = 0
+WHERE claim = :claim AND no = :no AND status = 'in_progress'
+"""
+WAITING = "SELECT count(*) FROM vector_files WHERE status = 'in_progress'"
+
+EXPIRED = """
+SELECT s.id FROM vector_stores s
+WHERE s.expires_at <= :at AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_no = s.no) LIMIT 1
+"""
+EXPIRE_FILES = """
+DELETE FROM vector_files WHERE store_no = (SELECT no FROM vector_stores WHERE id = :id AND expires_at <= :at)
+"""
+TRASH = "SELECT file_no, store_id, title FROM vector_trash ORDER BY file_no LIMIT 1"
+TRASHED_CHUNKS = "SELECT id, text FROM chunks WHERE id >= :first AND id < :end ORDER BY id LIMIT :most"
+DELETE_CHUNKS = "DELETE FROM chunks WHERE id >= :first AND id <= :last"
+EMPTIED = """
+DELETE FROM vector_trash
+WHERE file_no = :no AND NOT EXISTS (SELECT 1 FROM chunks WHERE id >= :first AND id < :end)
+"""
+
+
+class SqliteIngestion:
+    """`Ingestion` on a writer and readers that somebody else owns and closes."""
+
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
+        self._writer = writer
+        self._readers = readers
+
+    async def claim(self, claims: Sequence[str], *, at: float, until: float) -> list[IngestJob]:
+        """Take files that nobody holds; see `Ingestion.claim`."""
+        rows = await self._readers.fetch(CLAIMABLE, {"at": _ms(at), "most": len(claims)})
+        taken = []
+        for claim, row in zip(claims, rows, strict=False):
+            named = {"no": row[0], "seen": row[10], "claim": claim, "until": _ms(until)}
+            unit = [Statement(TRASH_ATTEMPT, named), Statement(NEW_NUMBER)] if row[9] else []
+            try:
+                await self._writer.run([*unit, Statement(CLAIM, named, rows=1)])
+            except RowsMissing:
+                continue  # somebody else was faster, or the file is gone
+            taken.append(claim)
+        if not taken:
+            return []
+        jobs = await self._readers.fetch(CLAIMED, {"claims": _list(taken)})
+        return [
+            IngestJob(
+                number=row[0],
+                claim=row[1],
+                owner=row[2],
+                store_id=row[3],
+                file_id=row[4],
+                filename=row[5],
+                chunking=Chunking(row[6], row[7], row[8]),
+                attempts=row[9],
+            )
+            for row in jobs
+        ]
+
+    async def renew(self, claims: Sequence[str], until: float) -> frozenset[str]:
+        """Hold these until then; those that are held still."""
+        named = {"claims": _list(claims), "until": _ms(until)}
+        await self._writer.run([Statement(RENEW, named)])
+        return frozenset(row[0] for row in await self._readers.fetch(HELD, {"claims": _list(claims)}))
+
+    async def release(self, job: IngestJob, *, until: float, attempted: bool = True) -> None:
+        """Give a file back; nobody takes it up before `until`."""
+        # With `attempts` at 0 the next claim would keep the number, and with it what this attempt wrote.
+        uncounted = 0 if attempted or job.attempts <= 1 else 1
+        named = {"claim": job.claim, "until": _ms(until), "uncounted": uncounted}
+        await self._writer.run([Statement(RELEASE, named)])
+
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
+        """Write chunks from place `first` on."""
+        start = (job.number << CHUNK_BITS) + first
+        rows = [(start + place, one.tokens, one.vector, one.text) for place, one in enumerate(chunks)]
+        title = index_text(title)
+        words = [(start + place, title, index_text(one.text)) for place, one in enumerate(chunks)]
+        return await self._run(
+            Statement(HOLD, {"claim": job.claim, "no": job.number, "title": title}, rows=1),
+            Statement(INSERT_CHUNK, rows, many=True),
+            Statement(INSERT_WORDS.format(table=index_table(job.store_id)), words, many=True),
+        )
+
+    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
+        """The file is ingested and can be found."""
+        named = {
+            "claim": job.claim,
+            "no": job.number,
+            "chunks": chunks,
+            "usage_bytes": usage_bytes,
+            "model": model,
+        }
+        return await self._run(Statement(COMPLETE, named, rows=1))
+
+    async def fail(self, job: IngestJob, error: FileError) -> bool:
+        """The file cannot be ingested; what was written of it is cleared away."""
+        named = {"claim": job.claim, "no": job.number, "code": error.code, "message": error.message}
+        return await self._run(
+            Statement(TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.claim = :claim"), named),
+            Statement(FAIL, named, rows=1),
+        )
+
+    async def waiting(self) -> int:
+        """How many files are in progress."""
+        return int((await self._readers.fetch(WAITING, {}))[0][0])
+
+    async def sweep(self, at: float) -> bool:
+        """Clear up a piece; see `Ingestion.sweep`."""
+        rows = await self._readers.fetch(EXPIRED, {"at": _ms(at)})
+        if rows:
+            named = {"id": rows[0][0], "at": _ms(at)}
+            which = "s.id = :id AND s.expires_at <= :at"
+            await self._run(
+                Statement(TRASH_FILES.format(whose="NULL", which=which), named),
+                Statement("UPDATE vector_trash SET store_id = NULL WHERE store_id = :id", named),
+                Statement(EXPIRE_FILES, named),
+                Statement(DELETE_ALL.format(table=index_table(rows[0][0]))),
+            )
+            return True
+        rows = await self._readers.fetch(TRASH, {})
+        if not rows:
+            return False
+        number, store_id, title = rows[0]
+        first, end = number << CHUNK_BITS, (number + 1) << CHUNK_BITS
+        chunks = await self._readers.fetch(TRASHED_CHUNKS, {"first": first, "end": end, "most": SWEPT_CHUNKS})
+        unit = []
+        if chunks:
+            span = {"first": chunks[0][0], "last": chunks[-1][0]}
+            # `rows`: another process may have done this piece.
+            unit.append(Statement(DELETE_CHUNKS, span, rows=len(chunks)))
+            if store_id is not None:
+                # The words as they were written: an index without content has to be told them.
+                words = [(chunk, title, index_text(text)) for chunk, text in chunks]
+                unit.append(Statement(DELETE_WORDS.format(table=index_table(store_id)), words, many=True))
+        unit.append(Statement(EMPTIED, {"no": number, "first": first, "end": end}))
+        await self._run(*unit)
+        return True
+
+    async def _run(self, *unit: Statement) -> bool:
+        try:
+            await self._writer.run(unit)
+        except RowsMissing:
+            return False
+        return True
+
+
+def _list(values: Sequence[str]) -> str:
+    return "[" + ",".join(f'"{value}"' for value in values) + "]"
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,129 @@
+"""Vectors from an embeddings server: the `Embedder` port over `POST /embeddings`.
+
+Lives here: batches, what an answer must look like, and which failures may pass. Not here: connections (`client.py`),
+and what vectors are for.
+
+Invariant: there is a vector for every text, all as wide as the first one ever was, each of length 1; no message holds a
+text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.indexing import EmbeddingFailed
+from antiphon.engine.ports import Upstream, UpstreamCallFailed
+from antiphon.types.json import encode
+
+__all__ = ["HttpEmbedder"]
+
+# Bad input; the same texts will not do better later.
+_FINAL = frozenset({400, 413, 422})
+
+
+class _Item(msgspec.Struct):
+    embedding: list[float] | str
+    index: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Item]
+
+
+class HttpEmbedder:
+    """Embeds texts, `batch` of them a call, `concurrent` calls at once, each within `seconds`."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        model: str,
+        *,
+        dimensions: int | None = None,
+        batch: int = 64,
+        concurrent: int = 4,
+        seconds: float = 60.0,
+    ) -> None:
+        self._upstream = upstream
+        self._model = model
+        self._dimensions = dimensions
+        self._batch = batch
+        self._seconds = seconds
+        self._calls = asyncio.Semaphore(concurrent)
+        self._width: int | None = None
+
+    @property
+    def model(self) -> str:
+        """The model with its dimensions, when they were asked for."""
+        return f"{self._model}/{self._dimensions}" if self._dimensions else self._model
+
+    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+        """One vector per text; see `Embedder.embed`."""
+        parts = [texts[start : start + self._batch] for start in range(0, len(texts), self._batch)]
+        vectors: list[bytes] = []
+        for part in parts:
+            async with self._calls:
+                vectors += await self._call(part)
+        return vectors
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._upstream.aclose()
+
+    async def _call(self, texts: Sequence[str]) -> list[bytes]:
+        asked: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
+        if self._dimensions:
+            asked["dimensions"] = self._dimensions
+        request = UpstreamRequest(
+            method="POST",
+            path="/embeddings",
+            headers=(("content-type", "application/json"), ("accept", "application/json")),
+            body=encode(asked),
+            model=self._model,
+            stream=False,
+        )
+        try:
+            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
+                body = b"".join([part async for part in answer.body()])
+                status = answer.status
+        except TimeoutError:
+            raise EmbeddingFailed(f"the embeddings server gave no answer within {self._seconds:g} s") from None
+        except UpstreamCallFailed as error:
+            raise EmbeddingFailed(f"the embeddings server failed: {error.error.fault.value}") from None
+        if not 200 <= status < 300:
+            raise EmbeddingFailed(f"the embeddings server answered {status}", retry=status not in _FINAL)
+        return self._read(body, len(texts))
+
+    def _read(self, body: bytes, count: int) -> list[bytes]:
+        try:
+            items = msgspec.json.decode(body, type=_Answer).data
+            if all(item.index is not None for item in items):
+                items.sort(key=lambda item: item.index or 0)
+            vectors = [_vector(item.embedding) for item in items]
+        except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError):
+            raise EmbeddingFailed("the embeddings server's answer cannot be read") from None
+        if len(vectors) != count:
+            raise EmbeddingFailed(f"the embeddings server gave {len(vectors)} vectors for {count} texts")
+        if self._width is None and vectors:
+            self._width = len(vectors[0])
+        if any(len(vector) != self._width or not np.all(np.isfinite(vector)) for vector in vectors):
+            raise EmbeddingFailed("the embeddings server gave vectors that do not belong together")
+        return [_unit(vector) for vector in vectors]
+
+
+def _vector(embedding: list[float] | str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
+    return np.array(embedding, np.float32)
+
+
+def _unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    length = float(np.linalg.norm(vector))
+    return (vector / length if length else vector).astype("<f2").tobytes()
