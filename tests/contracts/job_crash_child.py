@@ -1,0 +1,58 @@
+"""A process that queues, runs and ends jobs without end until it is killed: `python job_crash_child.py DATA PREFIX`.
+
+It writes what was acknowledged to standard output, one line in one write: `queued ID`, `appended ID NUMBER`,
+`finished ID`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from antiphon.stores import open_stores
+from tests.contracts.job_contract import EVENTS, finished, piece, queued
+
+_WRITERS = 6
+_PIECES = 4
+
+
+async def _work(data: Path, prefix: str) -> None:
+    stores = await open_stores(data, chain_items=1000)
+    jobs = stores.background
+
+    async def queue(writer: int) -> None:
+        number = 0
+        while True:
+            record = queued(f"{prefix}_{writer}_{number}")
+            await jobs.enqueue(record, b"{}", EVENTS, most=1 << 30)
+            os.write(1, f"queued {record.id}\n".encode())
+            number += 1
+
+    async def run(writer: int) -> None:
+        worker = f"worker_{prefix}_{writer}"
+        while True:
+            now = time.time()
+            # Half of what is claimed here is a job that an earlier process died of.
+            for job in await jobs.claim(worker, now + 1000 * (writer % 2), now + 2000, 3):
+                last, restart = job.last_event, job.attempts > 1
+                for _ in range(_PIECES):
+                    if not await jobs.append(worker, job.response_id, piece(last + 1, last + 3), restart=restart):
+                        break
+                    last, restart = last + 3, False
+                    os.write(1, f"appended {job.response_id} {last}\n".encode())
+                done = replace(finished(job.response_id.removeprefix("resp_"), outputs=3), owner=job.owner)
+                if await jobs.finish(worker, done, piece(last + 1, last + 1)):
+                    os.write(1, f"finished {job.response_id}\n".encode())
+
+    async with asyncio.TaskGroup() as group:
+        for writer in range(_WRITERS):
+            group.create_task(queue(writer))
+            group.create_task(run(writer))
+
+
+if __name__ == "__main__":
+    asyncio.run(_work(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,75 @@
+"""A process that is killed while it queues, streams and ends responses leaves each one whole, or to be run again."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from antiphon.engine.jobs import EventPiece, count_events
+from antiphon.stores import SESSIONS_FILE
+from tests.contracts import job_crash_child
+from tests.contracts.store_process import child_environment
+
+_ROUNDS = 8
+
+
+def killed_while_working(data: Path, prefix: str, acknowledgements: int) -> list[list[str]]:
+    """Run a child, `kill -9` it after so many acknowledgements; all that it acknowledged, in words."""
+    child = subprocess.Popen(
+        [sys.executable, job_crash_child.__file__, str(data), prefix],
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+    )
+    assert child.stdout is not None
+    with child.stdout:
+        lines = [child.stdout.readline() for _ in range(acknowledgements)]
+        child.kill()
+        lines += child.stdout.readlines()
+    assert child.wait(timeout=20) == -9
+    return [line.split() for line in (one.decode() for one in lines) if line.endswith("\n")]
+
+
+def check(data: Path, words: list[list[str]]) -> None:
+    with closing(sqlite3.connect(data / SESSIONS_FILE)) as database:
+        states = dict(database.execute("SELECT id, status FROM responses"))
+        jobs = {row[0] for row in database.execute("SELECT response_id FROM jobs")}
+        outputs = dict(
+            database.execute("SELECT response_id, count(*) FROM response_items WHERE dir = 1 GROUP BY response_id")
+        )
+        streams: dict[str, list[EventPiece]] = {}
+        for response_id, last, piece in database.execute(
+            "SELECT response_id, last_seq, data FROM response_events ORDER BY response_id, last_seq"
+        ):
+            streams.setdefault(response_id, []).append(EventPiece(last, piece))
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+    for response_id, status in states.items():
+        # Over, without a job and with everything; or not over, with a job and without any output.
+        over = status == "completed"
+        assert over != (response_id in jobs) and outputs.get(response_id, 0) == (3 if over else 0)
+        last = -1
+        for number, piece in enumerate(streams[response_id]):
+            first = piece.last - count_events(piece.data) + 1
+            # A later attempt goes on behind what an earlier one had sent.
+            assert first == last + 1 if number != 1 else first > last
+            last = piece.last
+    for what, response_id, *numbers in words:
+        if what == "finished":
+            assert states[response_id] == "completed"
+        elif what == "appended":
+            assert streams[response_id][-1].last >= int(numbers[0])
+        else:
+            assert response_id in states
+
+
+def test_kill_9_leaves_every_response_whole_or_to_be_run_again(tmp_path: Path) -> None:
+    chance = random.Random(21)  # where the kill falls within a commit is up to the machine all the same
+    words: list[list[str]] = []
+    for number in range(_ROUNDS):
+        words += killed_while_working(tmp_path, f"r{number}", chance.randrange(50, 500))
+        check(tmp_path, words)
+    assert {what for what, *_ in words} == {"queued", "appended", "finished"}
