@@ -73,7 +73,7 @@ class Socket:
         """A turn that is refused; the envelope."""
         events = await self.ask(**fields)
         assert len(events) == 1 and events[0]["type"] == "error", events
-        assert set(events[0]["error"]) == {"message", "type", "param", "code"}
+        assert set(events[0]["error"]) - {"headers"} == {"message", "type", "param", "code"}
         return events[0]
 
     async def closed(self) -> int | None:
@@ -237,6 +237,28 @@ async def test_what_is_refused(door: OpenHttpDoor, socket: Socket, frame: str, c
 async def test_acknowledgements_are_not_answered(socket: Socket) -> None:
     await socket.raw.send_str('{"type":"response.processed","response_id":"resp_1"}')
     assert (await socket.ask(**UNSTORED, input="hi"))[0]["type"] == "response.created"
+
+
+async def test_a_response_is_not_steered(socket: Socket) -> None:
+    """The input comes back, and no turn ends by it."""
+    await socket.raw.send_str('{"type":"response.steer","previous_response_id":"resp_1","input":"wait"}')
+    got = await socket.receive()
+    assert got["type"] == "response.steer.failed" and got["steer"]["input"] == "wait"
+    assert (await socket.ask(**UNSTORED, input="hi"))[0]["type"] == "response.created"
+
+
+async def test_the_caches_prewarm_is_one_too(door: OpenHttpDoor, socket: Socket) -> None:
+    """OpenAI: `prewarm` overrides `generate`; over HTTP there is nothing else."""
+    options = {"prewarm": True}
+    made = await socket.response(**UNSTORED, input="a", prompt_cache_options=options, generate=True)
+    assert made["output"] == []
+    body = {**UNSTORED, "input": "a", "prompt_cache_options": options}
+    assert (await door.ask(post_bytes(body))).json["output"] == []
+    streamed = (await door.ask(post_bytes({**body, "stream": True}))).events
+    assert [one["type"] for one in streamed] == ["response.created", "response.in_progress", "response.completed"]
+    assert door.chat.requests == []
+    await socket.response(**UNSTORED, input="b", previous_response_id=made["id"])
+    assert sent_to_model(door) == [("user", "a"), ("user", "b")]
 
 
 async def test_binary_frames_are_refused(socket: Socket) -> None:

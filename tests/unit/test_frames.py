@@ -13,6 +13,7 @@ from antiphon.api.frames import (
     ClientFrame,
     EventFrames,
     NativeFrames,
+    Reply,
     answered_error,
     error_frame,
     read_client_frame,
@@ -31,7 +32,10 @@ def test_a_frame_is_a_request_for_a_stream() -> None:
 def test_what_is_the_sockets_own_does_not_go_on() -> None:
     body = {"type": "response.create", "stream": False, "stream_id": "a", "background": False, "generate": False}
     frame = read_client_frame(json.dumps({**body, "previous_response_id": "resp_1"}).encode())
-    assert frame is not None and json.loads(frame.body) == {"stream": True, "previous_response_id": "resp_1"}
+    assert isinstance(frame, ClientFrame) and json.loads(frame.body) == {
+        "stream": True,
+        "previous_response_id": "resp_1",
+    }
     assert (frame.previous_response_id, frame.generate, frame.lane) == ("resp_1", False, b'"a"')
 
 
@@ -45,7 +49,16 @@ def test_any_bytes_are_a_frame_or_an_error(data: Any) -> None:
     except InvalidRequest as refused:
         assert refused.code
         return
-    assert frame is None or json.loads(frame.body)["stream"] is True
+    assert isinstance(frame, ClientFrame) and json.loads(frame.body)["stream"] is True
+
+
+def test_input_that_cannot_steer_is_given_back() -> None:
+    asked = {"type": "response.steer", "previous_response_id": "resp_1", "input": [{"role": "user", "content": "wait"}]}
+    reply = read_client_frame(json.dumps(asked).encode())
+    assert isinstance(reply, Reply)
+    said = json.loads(reply.frame)
+    assert (said["type"], said["error"]["code"]) == ("response.steer.failed", "steering_not_supported")
+    assert said["steer"] == {"previous_response_id": "resp_1", "input": asked["input"]}
 
 
 def _event(kind: str, **fields: Any) -> bytes:
@@ -130,7 +143,13 @@ def test_the_envelope() -> None:
     assert json.loads(error_frame(error)) == {
         "type": "error",
         "status": 400,
-        "error": {"message": "no", "type": "invalid_request_error", "param": "p", "code": "c"},
+        "error": {
+            "message": "no",
+            "type": "invalid_request_error",
+            "param": "p",
+            "code": "c",
+            "headers": {"retry-after": "3"},
+        },
         "headers": {"retry-after": "3"},
     }
     assert "headers" not in json.loads(error_frame(InvalidRequest("no")))

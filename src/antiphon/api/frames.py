@@ -21,10 +21,10 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import ApiError, InternalError, InvalidRequest, UpstreamFailed
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
-from antiphon.types.json import encode, given
+from antiphon.types.json import NULL, encode, given
 from antiphon.types.transport import Headers
 
-__all__ = ["ClientFrame", "EventFrames", "NativeFrames", "answered_error", "error_frame", "read_client_frame"]
+__all__ = ["ClientFrame", "EventFrames", "NativeFrames", "Reply", "answered_error", "error_frame", "read_client_frame"]
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _STREAM_ID_LENGTH = 256
@@ -56,7 +56,14 @@ class ClientFrame:
     lane: bytes = b""
 
 
-def read_client_frame(data: bytes) -> ClientFrame | None:
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A frame that is answered by this one, and by nothing else."""
+
+    frame: bytes
+
+
+def read_client_frame(data: bytes) -> ClientFrame | Reply | None:
     """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`."""
     try:
         fields = _FIELDS.decode(data)
@@ -68,6 +75,8 @@ def read_client_frame(data: bytes) -> ClientFrame | None:
     kind = _text(fields.pop("type", None), "type")
     if kind in _ACKNOWLEDGEMENTS:
         return None
+    if kind == "response.steer":
+        return Reply(_not_steered(fields))
     if kind != "response.create":
         shown = f"'{kind[:64]}'" if kind is not None else "none"
         raise InvalidRequest(
@@ -98,6 +107,17 @@ def read_client_frame(data: bytes) -> ClientFrame | None:
     return ClientFrame(
         encode(fields), previous_id, generate, bytes(lane) if lane is not None and name is not None else b""
     )
+
+
+def _not_steered(fields: dict[str, Raw]) -> bytes:
+    """OpenAI's way of giving input back that no response took: the client sends it with its next request."""
+    given_back = {name: fields.get(name, NULL) for name in ("previous_response_id", "input")}
+    error = {
+        "type": "invalid_request_error",
+        "code": "steering_not_supported",
+        "message": "A response cannot be steered here. Send the input with your next 'response.create'.",
+    }
+    return encode({"type": "response.steer.failed", "sequence_number": 0, "steer": given_back, "error": error})
 
 
 def _text(value: Raw | None, name: str) -> str | None:
@@ -201,10 +221,13 @@ class NativeFrames(EventFrames):
 
 
 def error_frame(error: ApiError, tail: bytes = b"") -> bytes:
-    """`{type: "error", status, error: {message, type, param, code}}`, with `headers` when they say something."""
+    """`{type: "error", status, error: {message, type, param, code}}`; `headers` in both when they say something."""
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
-    frame = {"type": "error", "status": error.status, "error": error.fields()}
-    whole = encode({**frame, "headers": told} if told else frame)
+    frame: dict[str, object] = {"type": "error", "status": error.status, "error": error.fields()}
+    if told:
+        # OpenAI's SDK reads them inside the error, Codex beside it.
+        frame |= {"error": {**error.fields(), "headers": told}, "headers": told}
+    whole = encode(frame)
     return whole[:-1] + tail if tail else whole
 
 

@@ -319,6 +319,8 @@ class ResponseExchange:
             if self._purpose:
                 request.stream = request.store = request.background = False
                 request.compact = self._purpose == COMPACT_PATH
+            elif request.prewarm:
+                self.generate = False
             if options.routes is not None:
                 self._route = options.routes.choose(request.model)
             self._profile = self._route.profile.for_model(self._route.model or request.model)

@@ -59,10 +59,11 @@ class OutputTooLarge(Exception):
 
 
 class BuilderOptions(Struct, frozen=True):
-    """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one; `reasoning_as_summary` and
-    `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide their length; `seal` makes a
-    reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of the response; `first_number`
-    is where the numbers go on of a stream that was begun already (`queue`)."""
+    """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one.
+
+    `reasoning_as_summary` and `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide
+    their length; `seal` makes a reasoning item's `encrypted_content` of its payload; `most_bytes` bounds all text of
+    the response; `first_number` is where the numbers go on of a stream that was begun already (`queue`)."""
 
     events: bool
     error_events: bool = True

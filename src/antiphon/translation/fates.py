@@ -163,7 +163,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "safety_identifier": _passed("safety_identifier"),
         "prompt_cache_key": _passed("prompt_cache_key"),
         "prompt_cache_retention": _passed("prompt_cache_retention"),
-        "prompt_cache_options": _NAMED,
+        "prompt_cache_options.prewarm": Fate("emulated", "answered at once and empty, without a model call"),
+        "prompt_cache_options.mode": _NAMED,
+        "prompt_cache_options.ttl": _NAMED,
         "user": _passed("user"),
         "context_management": Fate(
             "emulated", "a summary by the same model, before the answer; without a number, `context_tokens` decides"

@@ -32,7 +32,14 @@ from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first, given
-from antiphon.types.request import ContextManagement, CreateResponse, PromptCacheOptions, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.request import (
+    ContextManagement,
+    CreateResponse,
+    PromptCacheOptions,
+    ReasoningOptions,
+    StreamOptions,
+    TextOptions,
+)
 from antiphon.types.tools import Tool
 
 __all__ = ["missing_input", "read_model", "read_request"]

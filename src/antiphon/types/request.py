@@ -16,7 +16,15 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
 from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = ["ContextManagement", "CreateResponse", "PromptCacheOptions", "ReasoningOptions", "StreamOptions", "TextFormat", "TextOptions"]
+__all__ = [
+    "ContextManagement",
+    "CreateResponse",
+    "PromptCacheOptions",
+    "ReasoningOptions",
+    "StreamOptions",
+    "TextFormat",
+    "TextOptions",
+]
 
 
 class TextFormat(Struct):
@@ -54,7 +62,7 @@ class PromptCacheOptions(Struct):
 class CreateResponse(Struct):
     """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
 
-    What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`:
+    `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`:
     the conversation is to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens
     (0: when the model's context is nearly full). `prewarm`: everything but the model call.
     """
@@ -64,6 +72,8 @@ class CreateResponse(Struct):
     instructions: Raw | None = None
     previous_response_id: str | None = None
     conversation: str | None = None
+    prompt: Raw | None = None
+    prompt_messages: list[InputItem] = []
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -24,7 +24,15 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.web_exceptions import HTTPException
 
-from antiphon.api.frames import ClientFrame, EventFrames, NativeFrames, answered_error, error_frame, read_client_frame
+from antiphon.api.frames import (
+    ClientFrame,
+    EventFrames,
+    NativeFrames,
+    Reply,
+    answered_error,
+    error_frame,
+    read_client_frame,
+)
 from antiphon.doors.context import DoorContext, WebSocketLimits
 from antiphon.doors.request_body import too_large
 from antiphon.engine.actions import CancelReason, RequestHead, SendBody, SendHead
@@ -211,6 +219,9 @@ class WebSocketConnection:
                 raise data
             frame = read_client_frame(data)
             if frame is None:
+                return
+            if isinstance(frame, Reply):
+                await self._send(frame.frame)
                 return
         except ApiError as error:
             await self._send(error_frame(error))
