@@ -439,3 +439,61 @@ async def test_the_list_of_responses(one: BackgroundApp) -> None:
         assert (status, refused["error"]["param"]) == (400, wrong.split("=")[0])
     status, empty = await one.ask("", token="sk-stranger")
     assert (status, empty["data"], empty["first_id"]) == (200, [], None)
+
+
+# Conversations
+
+
+async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes, one: BackgroundApp) -> None:
+    other = await many.start(workers=0)
+    conversations = f"{other.url}/conversations"
+    async with one.session.post(conversations, json={"items": [{"role": "user", "content": "first"}]}) as got:
+        conversation = (await got.json())["id"]
+
+    async def items() -> list[str]:
+        async with one.session.get(f"{conversations}/{conversation}/items?order=asc") as got:
+            return [item["content"][0]["text"] for item in (await got.json())["data"]]
+
+    gate = asyncio.Event()
+    many.chat.script(held(gate))
+    running = await one.create(conversation=conversation, stream=False)
+    assert running["conversation"] == {"id": conversation}
+    await until(lambda: many.chat.requests)
+    assert [message["content"] for message in many.chat.requests[0].json["messages"]] == ["first", "hi"]
+    for app in (one, other):
+        refused = await app.create(conversation=conversation)
+        assert refused["error"]["code"] == "conversation_locked"
+        async with app.session.delete(f"{conversations}/{conversation}") as got:
+            assert got.status == 409
+    assert await items() == ["first"]
+    gate.set()
+    done = await one.ended(running["id"])
+    assert done["status"] == "completed" and await items() == ["first", "hi", "Hello"]
+    # Cancelled and failed ones give it back, and leave nothing in it.
+    many.chat.script(held(asyncio.Event()))
+    second = await one.create(conversation=conversation)
+    await one.ask(f"/{second['id']}/cancel", "POST")
+    many.chat.script(json_answer({"error": {"message": "no"}}, 500))
+    third = await one.ended((await one.create(conversation=conversation))["id"])
+    assert third["status"] == "failed" and await items() == ["first", "hi", "Hello"]
+    fourth = await one.ended((await one.create(conversation=conversation, input="more"))["id"])
+    assert fourth["status"] == "completed" and (await items())[3:] == ["more", "Hello"]
+    async with one.session.delete(f"{conversations}/{conversation}") as got:
+        assert got.status == 200
+
+
+async def test_a_conversation_survives_the_process_that_worked_on_it(many: Processes, one: BackgroundApp) -> None:
+    async with one.session.post(f"{one.url}/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    many.chat.script(held(asyncio.Event()), answer(parts=text_stream("Again")))
+    made = await one.create(conversation=conversation)
+    await until(lambda: many.chat.requests)
+    await one.kill()
+    other = await many.start()
+    many.expire_leases()
+    many.sql("UPDATE conversations SET locked_until = 1")
+    done = await other.ended(made["id"])
+    assert done["output"][0]["content"][0]["text"] == "Again"
+    async with other.session.get(f"{other.url}/conversations/{conversation}/items?order=asc") as got:
+        texts = [item["content"][0]["text"] for item in (await got.json())["data"]]
+    assert texts == ["hi", "Again"]

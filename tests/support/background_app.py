@@ -21,7 +21,7 @@ from typing import Any, Self
 import aiohttp
 
 from antiphon.app import App, build
-from antiphon.config import BackgroundSettings, LimitSettings, Settings, UpstreamSettings
+from antiphon.config import AuthMode, BackgroundSettings, LimitSettings, Settings, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores import SESSIONS_FILE
 from tests.support.chat_server import ChatServer
@@ -46,7 +46,7 @@ class BackgroundApp:
             value: dict[str, Any] = await got.json()
         return value
 
-    async def ask(self, path: str, method: str = "GET", token: str = "") -> tuple[int, Any]:
+    async def ask(self, path: str = "", method: str = "GET", token: str = "") -> tuple[int, Any]:
         """Status and JSON of a request below `/v1/responses`."""
         headers = {"authorization": f"Bearer {token}"} if token else {}
         async with self.session.request(method, f"{self.url}/responses{path}", headers=headers) as got:
@@ -158,11 +158,13 @@ class Processes:
     chat: ChatServer
     opened: list[BackgroundApp] = field(default_factory=list)
 
-    async def start(self, *, upstream: str = "", keepalive: float = 15.0, **background: Any) -> BackgroundApp:
+    async def start(
+        self, *, upstream: str = "", upstream_profile: str = "auto", keepalive: float = 15.0, **background: Any
+    ) -> BackgroundApp:
         """One more process, with these settings of `background`."""
         settings = Settings(
             data=self.data,
-            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth="none"),  # type: ignore[arg-type]
+            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=AuthMode.NONE, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(),
         )
