@@ -40,6 +40,7 @@ from antiphon.local_keys import local_key
 from antiphon.observability.metrics import Metrics
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
+from antiphon.stores.retention import KeptFor
 from antiphon.tools.box import Tool, Toolbox, ToolLimits
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile
 from antiphon.types.transport import Headers
@@ -61,12 +62,13 @@ class App:
     upstream: ModelDoor | UpstreamPool
     runner: Runner
     workers: Workers
-    sweeper: Sweeper
+    sweepers: tuple[Sweeper, ...]
     tools: Toolbox
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
-        await self.sweeper.aclose()
+        for sweeper in self.sweepers:
+            await sweeper.aclose()
         await self.workers.aclose()
         await self.runner.aclose()
         await self.tools.aclose()
@@ -82,7 +84,10 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     """
     prepare_data(settings.data)
     stores = await open_stores(
-        settings.data, chain_items=settings.limits.chain_items, owner_file_bytes=settings.files.owner_bytes
+        settings.data,
+        chain_items=settings.limits.chain_items,
+        owner_file_bytes=settings.files.owner_bytes,
+        kept=_kept_for(settings),
     )
     store = stores.responses
     metrics = Metrics()
@@ -161,8 +166,12 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     )
     admission.on_close.add(workers.retire)
     workers.start()
-    sweeper = Sweeper("files", stores.files.sweep, settings.files.sweep)
-    sweeper.start()
+    sweepers = (
+        Sweeper("files", stores.files.sweep, settings.files.sweep),
+        Sweeper("state", stores.retention.sweep, settings.retention.sweep),
+    )
+    for sweeper in sweepers:
+        sweeper.start()
     context = DoorContext(
         new_exchange=new_exchange,
         runner=runner,
@@ -190,7 +199,12 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         secret=settings.sidecar_secret(),
         websocket=_websocket(settings),
     )
-    return App(context, stores, upstream, runner, workers, sweeper, toolbox)
+    return App(context, stores, upstream, runner, workers, sweepers, toolbox)
+
+
+def _kept_for(settings: Settings) -> KeptFor:
+    kept = settings.retention
+    return KeptFor(kept.responses, kept.conversations, kept.events)
 
 
 def make_tools(settings: Settings, metrics: Metrics) -> Toolbox:

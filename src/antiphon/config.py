@@ -29,10 +29,10 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "OwnerSettings",
+    "RetentionSettings",
     "SealingSettings",
     "Settings",
     "SidecarSettings",
-    "SidecarTlsSettings",
     "SidecarTlsSettings",
     "TimeoutSettings",
     "ToolSettings",
@@ -314,6 +314,19 @@ class WebSocketSettings(_Section):
     """Compress frames (permessage-deflate) where the client offers it."""
 
 
+class RetentionSettings(_Section):
+    """How long things are kept that nobody deletes."""
+
+    responses: float | None = Field(None, gt=0)
+    """Seconds after a chain's latest response, when the whole chain goes; unset: for ever."""
+    conversations: float | None = Field(None, gt=0)
+    """Seconds after a conversation's last change; unset: for ever. Responses made in it stay."""
+    events: float | None = Field(86_400.0, gt=0)
+    """Seconds after which the stream of a background response cannot be resumed any more; the response stays."""
+    sweep: float = Field(600.0, gt=0)
+    """Seconds between two searches for what is too old."""
+
+
 class ToolSettings(_Section):
     """Tools that run here (file search and the like), between two turns of the model."""
 
@@ -409,31 +422,6 @@ class SidecarTlsSettings(_Section):
         return self
 
 
-class SidecarTlsSettings(_Section):
-    cert: Path | None = None
-    """PEM file with the certificate (and its chain) of the sidecar's TCP ports. Unset: no TLS."""
-    key: Path | None = None
-    """PEM file with its key, not encrypted."""
-    client_ca: Path | None = None
-    """PEM file with authorities: only clients (Envoy) with a certificate of theirs are let in. Unset: the secret alone
-    decides."""
-    ca: Path | None = None
-    """Envoy's side: PEM file with the authorities it trusts for the sidecar's certificate; unset: the system's."""
-    envoy_cert: Path | None = None
-    """Envoy's side: PEM file with the certificate it presents, where `client_ca` asks for one."""
-    envoy_key: Path | None = None
-    """Envoy's side: PEM file with that certificate's key."""
-
-    @model_validator(mode="after")
-    def _check_pairs(self) -> SidecarTlsSettings:
-        for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
-            if (getattr(self, one) is None) != (getattr(self, other) is None):
-                raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
-        if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
-            raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
-        return self
-
-
 class SidecarSettings(_Section):
     grpc: str = "unix:{data}/sidecar-0.grpc.sock"
     """Where the ext_proc service listens: `unix:PATH` or `HOST:PORT`. `{data}` is the data folder."""
@@ -446,8 +434,6 @@ class SidecarSettings(_Section):
     """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
     socket_mode: int = Field(0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
-    tls: SidecarTlsSettings = SidecarTlsSettings()
-    """TLS of the sidecar's TCP ports. Unix sockets need none."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
     """TLS of the sidecar's TCP ports. Unix sockets need none."""
     model_door: str = "unix:{data}/model-door.sock"
@@ -504,6 +490,7 @@ class Settings(_Section):
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
     tools: ToolSettings = ToolSettings()
+    retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     conversations: ConversationSettings = ConversationSettings()

@@ -20,7 +20,9 @@ from antiphon.stores.background import SqliteJobStore
 from antiphon.stores.conversations import SqliteConversationStore
 from antiphon.stores.files import SqliteFileStore
 from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.prompts import SqlitePromptStore
 from antiphon.stores.responses import SqliteResponseStore
+from antiphon.stores.retention import KeptFor, Retention
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import SqliteWriter
 
@@ -37,7 +39,9 @@ class Stores:
     responses: SqliteResponseStore
     conversations: SqliteConversationStore
     background: SqliteJobStore
+    prompts: SqlitePromptStore
     files: SqliteFileStore
+    retention: Retention
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
@@ -50,7 +54,9 @@ async def open_store(data: Path, *, chain_items: int) -> SqliteResponseStore:
     return (await open_stores(data, chain_items=chain_items)).responses
 
 
-async def open_stores(data: Path, *, chain_items: int, owner_file_bytes: int | None = None) -> Stores:
+async def open_stores(
+    data: Path, *, chain_items: int, owner_file_bytes: int | None = None, kept: KeptFor | None = None
+) -> Stores:
     """Open the stores in the folder `data`, creating folder (0700), file (0600) and schema where needed.
 
     `chain_items`: the most items of history one `previous_response_id` or conversation may bring. `owner_file_bytes`:
@@ -70,7 +76,9 @@ async def open_stores(data: Path, *, chain_items: int, owner_file_bytes: int | N
         SqliteResponseStore(writer, readers, chain_items=chain_items),
         SqliteConversationStore(writer, readers, most_items=chain_items),
         SqliteJobStore(writer, readers),
+        SqlitePromptStore(writer, readers),
         files,
+        Retention(writer, kept or KeptFor()),
     )
 
 

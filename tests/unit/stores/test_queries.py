@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ChainTooLong
-from antiphon.stores import background, open_store, responses
+from antiphon.stores import background, open_store, responses, retention
 from antiphon.stores.migrate import migrate, packaged_migrations
 from antiphon.stores.responses import SqliteResponseStore
 from antiphon.stores.sqlite_database import connect_writer
@@ -40,10 +40,15 @@ _QUERIES = {
     "drop_events": background.DROP_EVENTS,
     "end_job": background.END_JOB,
     "events": background.EVENTS,
+    "old_chains": retention.DELETE_CHAINS,
+    "old_conversations": retention.DELETE_CONVERSATIONS,
+    "old_events": retention.DELETE_EVENTS,
 }
 _MORE_NAMED = {
     **{"cursor": "r7", "worker": "w1", "until": 9, "seen": 0, "last": 3, "first": 2, "data": b"", "after": 1},
     "last_event": 3,
+    "before": 0,
+    "now": 1,
 }
 
 

@@ -8,6 +8,8 @@ ALTER TABLE responses ADD COLUMN conversation_pos BIGINT;
 ALTER TABLE responses ADD COLUMN background INTEGER NOT NULL DEFAULT 0;
 -- Of the same moment, the one that was stored later is newer.
 CREATE INDEX responses_list ON responses (owner, created_at);
+CREATE INDEX responses_background ON responses (created_at) WHERE background = 1;
+CREATE INDEX chains_updated ON chains (updated_at);
 
 -- Work that is not finished: one row for each background response that is queued or running.
 -- `request` is all a worker needs to run it. A worker holds a job until `lease_until` and renews that while it lives.
@@ -39,7 +41,6 @@ CREATE TABLE conversations (
   id TEXT NOT NULL,
   created_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL,
-  expires_at BIGINT,
   next_pos BIGINT NOT NULL DEFAULT 0,
   metadata BLOB NOT NULL,
   locked_by TEXT,
@@ -48,7 +49,7 @@ CREATE TABLE conversations (
 );
 CREATE INDEX conversations_list ON conversations (owner, created_at, id);
 CREATE INDEX conversations_locks ON conversations (locked_by) WHERE locked_by IS NOT NULL;
-CREATE INDEX conversations_expiry ON conversations (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX conversations_updated ON conversations (updated_at);
 
 -- `response_id` is the response that brought or made the item; null when a client added it.
 CREATE TABLE conversation_items (
