@@ -1,6 +1,6 @@
 """One client's process, started and read to its end within bounds.
 
-Lives here: the environment of the clients and their processes. Not here: what they are asked (`codex.py`, scenarios).
+Lives here: the environment of the clients and their processes. Not here: what they are asked (scenarios).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Installed:
                 "UPSTREAM_URL": self.upstream_url,
                 "MODE": self.mode,
                 "GATEWAY_KEY": "k",
+                "CODEX_API_KEY": "k",
                 "OPENAI_AGENTS_DISABLE_TRACING": "1",
                 "LANGSMITH_TRACING": "false",
             },

@@ -1,7 +1,7 @@
 """`scripts/clients`: real clients against Antiphon in Envoy, in front of a strict chat server; a table at the end.
 
 Lives here: starting everything, running each client's scenarios, the table. Not here: the scenarios of the libraries
-(`scenarios_*.py`, `*.mjs`) and of the Codex CLI (`codex.py`).
+(`scenarios_*.py`, `*.mjs`) and of the Codex CLI (`codex_scenarios.py`).
 
 Invariant: a scenario passes only when the client saw what it should and the chat server refused nothing.
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.clients.codex import run_codex
+from tests.clients.codex_scenarios import run_codex
 from tests.clients.processes import Installed, Result
 from tests.support.gateway import start_gateway
 from tests.support.strict_upstream import StrictUpstream
