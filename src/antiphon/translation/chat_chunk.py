@@ -16,7 +16,7 @@ from msgspec import Raw
 from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
 from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
 
-__all__ = ["NotAChunk", "fragment", "read_chunk"]
+__all__ = ["NotAChunk", "fragment", "read_chunk", "read_transcript"]
 
 _decode = msgspec.json.Decoder(Chunk).decode
 
@@ -55,6 +55,16 @@ def fragment(value: Raw) -> bytes:
         return b""
     data = bytes(value)
     return data[1:-1] if data[:1] == b'"' else b""
+
+
+def read_transcript(data: bytes) -> bytes:
+    """What an answer in sound says, as a fragment: Responses has no part for the sound itself."""
+    try:
+        audio = decode_any(data)
+    except ValueError:
+        return b""
+    transcript = audio.get("transcript") if isinstance(audio, dict) else None
+    return fragment_of(transcript) if isinstance(transcript, str) else b""
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -10,6 +10,7 @@ several spellings of reasoning one is used, never two.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec import Raw
@@ -17,7 +18,7 @@ from msgspec import Raw
 from antiphon.errors import ApiError
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
-from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk
+from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.profiles import UpstreamProfile
@@ -27,9 +28,9 @@ from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
-from antiphon.translation.usage import read_usage
+from antiphon.translation.usage import read_groq_usage, read_usage
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
-from antiphon.types.json import ABSENT, decode_any, encode, first, fragment_of, given, text_of
+from antiphon.types.json import ABSENT, decode_any, first, given, text_of
 from antiphon.types.response import UsageObject
 
 __all__ = ["ChatStream", "Ending"]
@@ -106,6 +107,8 @@ class ChatStream:
         self._service_tier: str | None = None
         self._in_text = False
         self._blanks = b""
+        # What was said while a call was not whole: it follows the call.
+        self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._saw_chunk = False
         self._garbage = False
         self.ended = False
@@ -145,7 +148,7 @@ class ChatStream:
         try:
             self._end_thinking()
             self._end_details()
-            self._calls.flush()
+            self._end_calls()
         except OutputTooLarge:
             ending = _failed("The model's output is too large.", "upstream_too_large")
         if ending.status == "completed" and self._calls.nameless:
@@ -220,8 +223,9 @@ class ChatStream:
                 if choice.index:
                     continue
                 delta = choice.message if whole else choice.delta
-                if delta is None and whole:
-                    delta = choice.delta
+                if delta is None:
+                    # A whole answer with a delta; an event with a whole message (not one that repeats the deltas).
+                    delta = choice.delta if whole else None if self._builder.has_output else choice.message
                 if whole and delta is not None:
                     # Each entry of a whole answer is a call of its own, whatever ids and indices it has.
                     for number, call in enumerate(delta.tool_calls or ()):
@@ -245,7 +249,7 @@ class ChatStream:
             self._fail(_failed("The model made too many tool calls.", "upstream_too_large"))
         usage = read_usage(chunk.usage) if chunk.usage is not ABSENT and given(chunk.usage) else None
         if usage is None and chunk.x_groq is not ABSENT and given(chunk.x_groq):
-            usage = _groq_usage(bytes(chunk.x_groq))
+            usage = read_groq_usage(bytes(chunk.x_groq))
         if usage is not None:
             self._usage = usage
         if chunk.service_tier in _TIERS:
@@ -283,13 +287,11 @@ class ChatStream:
             else:
                 self._text(content)
         elif delta.audio is not ABSENT and given(delta.audio):
-            self._text(_transcript(bytes(delta.audio)))
+            self._text(read_transcript(bytes(delta.audio)))
         if delta.annotations is not ABSENT and given(delta.annotations):
             self._note_annotations().receive(delta.annotations)
         if delta.refusal is not ABSENT and (refusal := fragment(delta.refusal)):
-            self._leave_text()
-            self._settle_calls()
-            self._builder.refusal(refusal)
+            self._refuse(refusal)
         if delta.tool_calls or delta.function_call is not None:
             self._leave_text()
             self._logprobs = []
@@ -301,18 +303,24 @@ class ChatStream:
             self._calls.receive(call)
         if delta.function_call is not None:
             self._calls.receive(ToolCallDelta(index=0, function=delta.function_call))
+        if self._held and not self._calls.unfinished:
+            self._release()
 
     def _text(self, text: bytes) -> None:
         if not text:
             return
         if not self._in_text:
+            if self._held:
+                self._held.append((self._text, text))
+                return
             # Blanks before reasoning or a call (seen: zai) open no message; they go before the text that follows.
             if _BLANK.fullmatch(text):
                 self._blanks += text
                 return
+            if self._waits(self._text, text):
+                return
             text, self._blanks = self._blanks + text, b""
             self._in_text = True
-        self._settle_calls()
         if self._details is not None:
             self._end_details()
         if self._logprobs:
@@ -340,10 +348,41 @@ class ChatStream:
             self._in_text = False
             self._annotate()
 
+    def _waits(self, say: Callable[[bytes], None], fragment: bytes) -> bool:
+        """Keep this for later while a call is not whole: its other half is still to come (seen: GLM, llama.cpp).
+        Whole calls are put out."""
+        if self._held or (self._calls and self._calls.unfinished):
+            self._held.append((say, fragment))
+            return True
+        if self._calls:
+            self._calls.flush()
+        return False
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for say, said in held:
+            say(said)
+
+    def _end_calls(self) -> None:
+        """No more calls: put them out, and what waited for them."""
+        halved = bool(self._held) and self._calls.unfinished
+        self._calls.flush()
+        if halved:
+            # Half a call must not look like a whole one when something follows it.
+            self._builder.close("incomplete")
+        self._release()
+
+    def _refuse(self, refusal: bytes) -> None:
+        if self._waits(self._refuse, refusal):
+            return
+        self._leave_text()
+        self._builder.refusal(refusal)
+
     def _reason(self, reasoning: bytes) -> None:
+        if self._waits(self._reason, reasoning):
+            return
         self._leave_text()
         self._logprobs_mixed = self._wants_logprobs
-        self._settle_calls()
         self._builder.reasoning(reasoning)
 
     def _content(self, tags: ThinkTags, content: bytes) -> None:
@@ -409,24 +448,3 @@ def _finish_of(details: Raw) -> str:
         return ""
     kind = value.get("type") if isinstance(value, dict) else None
     return kind if isinstance(kind, str) else ""
-
-
-def _groq_usage(data: bytes) -> UsageObject | None:
-    """Usage inside `x_groq` (older Groq)."""
-
-    try:
-        value = decode_any(data)
-    except ValueError:
-        return None
-    usage = value.get("usage") if isinstance(value, dict) else None
-    return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
-
-
-def _transcript(data: bytes) -> bytes:
-    """What an answer in sound says: Responses has no part for the sound itself."""
-    try:
-        audio = decode_any(data)
-    except ValueError:
-        return b""
-    transcript = audio.get("transcript") if isinstance(audio, dict) else None
-    return fragment_of(transcript) if isinstance(transcript, str) else b""

@@ -25,6 +25,8 @@ from antiphon.types.json import text_of
 __all__ = ["TooManyToolCalls", "ToolCalls"]
 
 _LONGEST_ID = 64
+_PLACEHOLDER = [b"{}"]
+"""What some servers (Bedrock's and Gemini's models behind gateways) send before the arguments; or all of them."""
 
 
 class TooManyToolCalls(Exception):
@@ -68,6 +70,11 @@ class ToolCalls:
         """Whether a call with arguments never got a name: it cannot be put out."""
         return any(not call.name and (call.waiting or call.id) for call in self._calls)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether more arguments must come for a call that was begun."""
+        return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
+
     def receive(self, delta: ToolCallDelta) -> None:
         """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
         function, custom = delta.function, delta.custom
@@ -93,6 +100,8 @@ class ToolCalls:
             if call.done:
                 self.broken = True
                 return
+            if part[:1] == b"{" and call.waiting == _PLACEHOLDER:
+                call.waiting = []
             call.waiting.append(part)
         self._advance()
 
@@ -100,7 +109,7 @@ class ToolCalls:
         """No more deltas come: put out every call that waited for an earlier one."""
         for call in self._calls[self._first :]:
             if call.name:
-                self._put_out(call)
+                self._put_out(call, True)
             call.done = True
         self._first = len(self._calls)
         self._open = None
@@ -132,14 +141,16 @@ class ToolCalls:
             call = self._calls[self._first]
             if not call.name:
                 return
-            self._put_out(call)
-            if self._first + 1 >= len(self._calls) or not _is_whole(call):
+            followed = self._first + 1 < len(self._calls)
+            self._put_out(call, followed)
+            if not followed or not _is_whole(call):
                 return
             call.done = True
             self._open = None
             self._first += 1
 
-    def _put_out(self, call: _Call) -> None:
+    def _put_out(self, call: _Call, last: bool) -> None:
+        """Put out what there is of a call; `last` when the next one has begun, or nothing more comes."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
@@ -147,7 +158,7 @@ class ToolCalls:
         if self._open is not call:
             if not self._may_put(call):
                 call.suppressed = True
-                self._put_out(call)
+                self._put_out(call, last)
                 return
             if not _is_usable(call.id):
                 # Clients refuse ids that are too long, or hold what they cannot.
@@ -163,7 +174,7 @@ class ToolCalls:
                 target = CallTarget(CallKind.CUSTOM, target.name, target.namespace)
             self._builder.open_call(call.id, target, bare=call.bare)
             self._open = call
-        if call.waiting:
+        if call.waiting and (last or call.waiting != _PLACEHOLDER):
             for part in call.waiting:
                 self._builder.arguments(part)
             call.sent += call.waiting
@@ -186,7 +197,7 @@ def _is_whole(call: _Call) -> bool:
     if call.bare:
         return False
     try:
-        msgspec.json.decode(text_of(b"".join(call.sent)))
+        msgspec.json.decode(text_of(b"".join((*call.sent, *call.waiting))))
     except (msgspec.DecodeError, RecursionError):
         return False
     return True

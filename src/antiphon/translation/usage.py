@@ -13,10 +13,10 @@ from typing import Any
 from msgspec import Raw
 
 from antiphon.translation.builder import usage_object
-from antiphon.types.json import decode_any
+from antiphon.types.json import decode_any, encode
 from antiphon.types.response import UsageObject
 
-__all__ = ["read_usage"]
+__all__ = ["read_groq_usage", "read_usage"]
 
 
 def read_usage(data: Raw) -> UsageObject | None:
@@ -72,3 +72,13 @@ def _count(value: dict[str, Any], *names: str) -> int | None:
         if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53:
             return int(count)
     return None
+
+
+def read_groq_usage(data: bytes) -> UsageObject | None:
+    """Usage inside `x_groq` (older Groq)."""
+    try:
+        value = decode_any(data)
+    except ValueError:
+        return None
+    usage = value.get("usage") if isinstance(value, dict) else None
+    return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
