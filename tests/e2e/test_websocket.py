@@ -86,6 +86,21 @@ async def test_a_chain_that_is_not_stored(setup: Setup) -> None:
             check_stream(await ask(other, **UNSTORED, input="fresh"))
 
 
+async def test_a_strangers_response_is_like_a_missing_one(setup: Setup) -> None:
+    async with connected(setup.gateway) as socket:
+        made = (await ask(socket, model="demo-model", input="mine"))[-1]["response"]
+    async with connected(setup.gateway, headers={"authorization": "Bearer stranger"}) as socket:
+        said = []
+        for response_id in (made["id"], made["id"][:-8] + "00000000"):
+            [refused] = await ask(socket, **UNSTORED, input="x", previous_response_id=response_id)
+            said.append(json.dumps(refused).replace(response_id, "ID"))
+        assert said[0] == said[1]
+        reference = {"type": "item_reference", "id": made["output"][0]["id"]}
+        [refused] = await ask(socket, **UNSTORED, input=[reference])
+        assert refused["error"]["code"] == "item_not_found"
+    assert len(setup.server.requests) == 1
+
+
 async def test_errors_leave_the_connection_open(setup: Setup) -> None:
     async with connected(setup.gateway) as socket:
         [refused] = await ask(socket, model="demo-model", input="hi", temperature=9)

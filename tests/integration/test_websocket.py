@@ -17,6 +17,7 @@ from antiphon.engine.actions import ResponseRecord
 from antiphon.engine.owners import OwnerResolver
 from tests.support.chat_server import (
     Answer,
+    Mark,
     Reset,
     Wait,
     WaitGone,
@@ -537,6 +538,45 @@ async def test_a_connection_that_breaks(door: OpenHttpDoor) -> None:
         async with asyncio.timeout(10):
             await call.gone.wait()
         await door.stored("failed")
+
+
+async def test_a_client_that_answers_no_ping_is_gone() -> None:
+    """Its model call ends with it, although its connection stays open."""
+    async with open_http_door(websocket=WebSocketLimits(ping_seconds=0.1)) as opened:
+        opened.chat.script(answer(parts=[event("a"), WaitGone()]))
+        async with connected(opened, autoping=False) as socket:
+            await socket.send(model="demo-model", input="hi")
+            call = await opened.chat.received()
+            async with asyncio.timeout(10):
+                await call.gone.wait()
+            await opened.stored("failed")
+
+
+async def test_a_silent_client_that_answers_pings_stays() -> None:
+    limits = WebSocketLimits(ping_seconds=0.05)
+    gate = asyncio.Event()
+    async with open_http_door(websocket=limits) as opened, connected(opened) as socket:
+        opened.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+        await socket.send(**UNSTORED, input="hi")
+        asyncio.get_running_loop().call_later(0.4, gate.set)
+        assert (await socket.turn())[-1]["type"] == "response.completed"
+
+
+async def test_a_client_that_does_not_read_holds_the_model_back(door: OpenHttpDoor) -> None:
+    """What is produced waits in the network, not here."""
+    written = [asyncio.Event() for _ in range(400)]
+    steps = [step for mark in written for step in (event("x" * 100_000), Mark(mark))]
+    door.chat.script(answer(parts=[*steps, WaitGone()]))
+    async with connected(door) as socket:
+        await socket.send(**UNSTORED, input="hi")
+        await door.chat.received()
+        transport = socket.raw._response.connection.transport  # type: ignore[union-attr]
+        transport.pause_reading()  # type: ignore[union-attr]
+        assert door.door._listener is not None
+        server = door.door._listener._server
+        await until(lambda: any(one._paused for one in server.connections))  # type: ignore[attr-defined]
+        assert written[0].is_set() and not written[-1].is_set()
+        transport.abort()  # type: ignore[union-attr]
 
 
 async def test_an_hour_is_the_limit() -> None:

@@ -169,6 +169,9 @@ class WebSocketConnection:
                 while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._most_bytes:
                     self._room.clear()
                     await self._room.wait()
+        except ConnectionError:
+            # It broke while a ping was answered.
+            return
         finally:
             self._over = True
             self._news.set()
