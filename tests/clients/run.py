@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 # The client's name on the command line, what runs it, and the file with its scenarios.
 CLIENTS: dict[str, tuple[str, str]] = {
     "openai_py": ("python", "openai"),
+    "openai_py2": ("python", "openai"),
     "openai_state": ("python", "openai_state"),
     "agents_py": ("python", "agents"),
     "pydantic_ai": ("python", "pydantic_ai"),
@@ -46,7 +47,9 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
     if kind == "codex":
         return await run_codex(installed, upstream)
     if kind == "python":
-        output = await installed.run(installed.python, str(HERE / "python_clients.py"), scenarios)
+        # The SDK of the year before, for all who stay with it, stands in a folder of its own.
+        path = str(installed.folder / "openai2") if name == "openai_py2" else ""
+        output = await installed.run(installed.python, str(HERE / "python_clients.py"), scenarios, path=path)
     else:
         # Modules are found beside the script, so the scripts stand where the modules are.
         for script in HERE.glob("*.mjs"):
