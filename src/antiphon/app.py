@@ -50,7 +50,7 @@ from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.pool import ModelDoor, UpstreamPool
 
-__all__ = ["App", "build", "direct_target", "make_routes", "prepare_data"]
+__all__ = ["App", "build", "direct_target", "kept_for", "make_routes", "owner_key", "prepare_data"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         settings.data,
         chain_items=settings.limits.chain_items,
         owner_file_bytes=settings.files.owner_bytes,
-        kept=_kept_for(settings),
+        kept=kept_for(settings),
     )
     store = stores.responses
     metrics = Metrics()
@@ -202,7 +202,8 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     return App(context, stores, upstream, runner, workers, sweepers, toolbox)
 
 
-def _kept_for(settings: Settings) -> KeptFor:
+def kept_for(settings: Settings) -> KeptFor:
+    """How long things are kept."""
     kept = settings.retention
     return KeptFor(kept.responses, kept.conversations, kept.events)
 

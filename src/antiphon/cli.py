@@ -65,6 +65,18 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--snippet", action="store_true", help="only the parts an existing Envoy needs")
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
     demo.add_argument("--listen", default="127.0.0.1:8081", help="HOST:PORT (port 0: any free port)")
+    admin = commands.add_parser(
+        "admin",
+        help="what is kept, by owner: list, export, delete; purge what is too old; give space back",
+        description="Works on the data folder, whether or not a server is using it.",
+    )
+    admin.add_argument("action", choices=("owners", "export", "delete-owner", "purge", "vacuum"))
+    admin.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    admin.add_argument("--data", dest="data", help=COMMON_FLAGS["--data"][1])
+    admin.add_argument("--owner", help="the owner, as 'owners' lists it")
+    admin.add_argument("--token-env", metavar="NAME", help="variable with the owner's bearer token")
+    admin.add_argument("--files", type=Path, metavar="FOLDER", help="export: also write the files' contents there")
+    admin.add_argument("--yes", action="store_true", help="delete-owner: do it; without it only say what would go")
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
     check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")

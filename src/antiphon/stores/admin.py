@@ -1,0 +1,142 @@
+"""What an operator does with the data of one owner, or with the whole database, while it is in use or not.
+
+Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the
+command line (`commands/admin.py`), files' contents and vector stores (their own stores).
+
+Invariant: everything that has an owner is in `OWNED`; a test compares it with the schema.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antiphon.stores.sqlite_database import connect_writer, reader_uri, store_error, wait_for_lock
+
+__all__ = ["OWNED", "OwnerData", "delete_owner", "export_owner", "list_owners", "vacuum"]
+
+_AT_ONCE = 100
+
+OWNED = {
+    "responses": """
+        SELECT r.id, r.created_at, r.body FROM responses r WHERE r.owner = :owner ORDER BY r.created_at, r.id
+    """,
+    "response_items": """
+        SELECT i.response_id, CASE i.dir WHEN 0 THEN 'input' ELSE 'output' END, i.body
+        FROM responses r CROSS JOIN response_items i ON i.response_id = r.id
+        WHERE r.owner = :owner ORDER BY r.created_at, r.id, i.dir, i.seq
+    """,
+    "conversations": """
+        SELECT id, created_at, metadata FROM conversations WHERE owner = :owner ORDER BY created_at, id
+    """,
+    "conversation_items": """
+        SELECT conversation_id, pos, body FROM conversation_items WHERE owner = :owner ORDER BY conversation_id, pos
+    """,
+    "prompts": "SELECT id, name, metadata FROM prompts WHERE owner = :owner ORDER BY created_at, id",
+    "prompt_versions": """
+        SELECT v.prompt_id, v.version, v.body FROM prompts p CROSS JOIN prompt_versions v ON v.prompt_id = p.id
+        WHERE p.owner = :owner ORDER BY v.prompt_id, v.version
+    """,
+}
+"""What is exported of an owner, by kind: two columns that name a row, and its JSON."""
+
+_DELETE = (
+    "DELETE FROM chains WHERE id IN (SELECT chain_id FROM responses WHERE owner = :owner LIMIT :most)",
+    "DELETE FROM conversations WHERE rowid IN (SELECT rowid FROM conversations WHERE owner = :owner LIMIT :most)",
+    "DELETE FROM prompts WHERE rowid IN (SELECT rowid FROM prompts WHERE owner = :owner LIMIT :most)",
+)
+_OWNERS = """
+SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM (
+  SELECT owner, 1 AS responses, 0 AS conversations, 0 AS prompts, 0 AS files FROM responses
+  UNION ALL SELECT owner, 0, 1, 0, 0 FROM conversations
+  UNION ALL SELECT owner, 0, 0, 1, 0 FROM prompts
+  UNION ALL SELECT owner, 0, 0, 0, 1 FROM files
+) GROUP BY owner ORDER BY owner
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerData:
+    """How much there is of one owner."""
+
+    owner: str
+    responses: int
+    conversations: int
+    prompts: int
+    files: int
+
+
+def list_owners(path: Path) -> list[OwnerData]:
+    """Every owner of anything. Raises `StoreError`."""
+    with closing(_reader(path)) as connection:
+        return [OwnerData(*row) for row in _read(connection, path, _OWNERS, {})]
+
+
+def export_owner(path: Path, owner: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Everything of an owner, kind by kind, as it was at one moment. Raises `StoreError`."""
+    with closing(_reader(path)) as connection:
+        connection.execute("BEGIN")
+        for kind, sql in OWNED.items():
+            for row in _read(connection, path, sql, {"owner": owner}):
+                yield kind, row
+
+
+def delete_owner(path: Path, owner: str) -> int:
+    """Delete everything of an owner but files and vector stores, in pieces that let requests through.
+
+    Returns how many chains, conversations and prompts went. Raises `StoreError`.
+    """
+    gone = 0
+    with closing(_writer(path)) as connection:
+        for sql in _DELETE:
+            while True:
+                try:
+                    changed = wait_for_lock(
+                        lambda sql=sql: connection.execute(sql, {"owner": owner, "most": _AT_ONCE})  # type: ignore[misc]
+                    ).rowcount
+                except sqlite3.Error as error:
+                    raise store_error("Deleting", path, error) from error
+                gone += changed
+                if not changed:
+                    break
+    return gone
+
+
+def vacuum(path: Path) -> tuple[int, int]:
+    """Give unused space back to the file system; the size before and after, in bytes. Raises `StoreError`.
+
+    Writers wait while it runs, and the file is rewritten: there must be room for it twice.
+    """
+    before = path.stat().st_size
+    with closing(_writer(path)) as connection:
+        try:
+            wait_for_lock(lambda: connection.execute("VACUUM"))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise store_error("Rewriting", path, error) from error
+    return before, path.stat().st_size
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(reader_uri(path), uri=True, isolation_level=None, timeout=5.0)
+    except sqlite3.Error as error:
+        raise store_error("Opening", path, error) from error
+
+
+def _writer(path: Path) -> sqlite3.Connection:
+    try:
+        return connect_writer(path)
+    except sqlite3.Error as error:
+        raise store_error("Opening", path, error) from error
+
+
+def _read(connection: sqlite3.Connection, path: Path, sql: str, named: dict[str, str]) -> Iterator[tuple[Any, ...]]:
+    try:
+        yield from connection.execute(sql, named)
+    except sqlite3.Error as error:
+        raise store_error("Reading", path, error) from error

@@ -1,0 +1,139 @@
+"""`antiphon admin`: what is kept, by owner; nothing goes unless it is said twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.cli import main
+from antiphon.engine.file_ports import FileFields
+from antiphon.stores import SESSIONS_FILE, open_stores
+from antiphon.stores.admin import OWNED
+from tests.contracts.store_contract import ALICE, item, record
+
+BOB = "b:bob"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    async def fill() -> None:
+        stores = await open_stores(tmp_path, chain_items=1000)
+        for owner, name in ((ALICE, "a"), (BOB, "b")):
+            await stores.responses.save(record(name, owner=owner))
+            await stores.responses.save(record(f"{name}2", prev=name, owner=owner))
+            await stores.conversations.create(owner, f"conv_{name}", b'{"k":"v"}', (item(f"msg_{name}_conv"),))
+            async with stores.files.uploading() as upload:
+                await upload.write(b"hello " + name.encode())
+                await upload.keep(owner, FileFields(f"file-{name}", f"{name}/../x.txt", "user_data", "text/plain", 1.0))
+        await stores.aclose()
+
+    asyncio.run(fill())
+    return tmp_path
+
+
+def _rows(folder: Path, table: str, where: str = "1") -> int:
+    connection = sqlite3.connect(folder / SESSIONS_FILE)
+    (count,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
+    connection.close()
+    return int(count)
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_owners_are_listed_with_what_they_have(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["admin", "owners", "--data", str(data)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["owner", "responses", "conversations", "prompts", "files"]
+    assert [ALICE, "2", "1", "0", "1"] in lines and [BOB, "2", "1", "0", "1"] in lines
+
+
+def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert main(["admin", "export", "--data", str(data), "--owner", ALICE, "--files", str(folder)]) == 0
+    exported = _lines(capsys.readouterr().out)
+    kinds = [one["kind"] for one in exported]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "responses": 2,
+        "response_items": 6,
+        "conversations": 1,
+        "conversation_items": 1,
+        "files": 1,
+    }
+    assert "bob" not in json.dumps(exported) and "_b" not in json.dumps([one["id"] for one in exported])
+    (copied,) = folder.iterdir()
+    assert copied.parent == folder and copied.read_bytes() == b"hello a"
+
+
+def test_nothing_goes_without_yes_and_with_it_only_the_owners(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["admin", "delete-owner", "--data", str(data), "--owner", ALICE]
+    assert main(wanted) == 1 and "Would delete 2 responses" in capsys.readouterr().out
+    assert _rows(data, "responses") == 4
+    assert main([*wanted, "--yes"]) == 0
+    assert "Deleted 2 responses, 1 conversations, 0 prompts, 1 files" in capsys.readouterr().out
+    for table in ("responses", "conversations", "files", "conversation_items"):
+        assert _rows(data, table, f"owner = '{ALICE}'") == 0
+        assert _rows(data, table, f"owner = '{BOB}'") > 0
+    assert _rows(data, "response_items") == 6
+    assert main([*wanted, "--yes"]) == 1
+
+
+def test_an_owner_can_be_named_by_the_token_it_uses(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOMEBODYS_TOKEN", "sk-secret")
+    assert main(["admin", "delete-owner", "--data", str(data), "--token-env", "SOMEBODYS_TOKEN"]) == 1
+    out = capsys.readouterr().out
+    assert "There is nothing of the owner b:" in out and "sk-secret" not in out
+
+
+@pytest.mark.parametrize("more", [[], ["--owner", "x", "--token-env", "Y"], ["--token-env", "NOT_SET_ANYWHERE"]])
+def test_the_owner_must_be_named_once(data: Path, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["admin", "export", "--data", str(data), *more]) == 2
+    assert capsys.readouterr().err.startswith("antiphon: ")
+
+
+def test_a_vacuum_gives_space_back(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = sqlite3.connect(data / SESSIONS_FILE)
+    connection.execute("CREATE TABLE ballast (data BLOB)")
+    connection.execute("INSERT INTO ballast VALUES (zeroblob(1000000))")
+    connection.execute("DROP TABLE ballast")
+    connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    assert main(["admin", "vacuum", "--data", str(data)]) == 0
+    words = capsys.readouterr().out.split()
+    before, after = (int(word) for word in words if word.isdigit())
+    assert before - after > 900_000
+
+
+def test_a_purge_uses_the_settings(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["admin", "purge", "--data", str(data)]) == 0
+    assert "gone: 0 chains" in capsys.readouterr().out
+    monkeypatch.setenv("ANTIPHON_RETENTION__RESPONSES", "60")
+    assert main(["admin", "purge", "--data", str(data)]) == 0
+    assert "gone: 2 chains" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_database_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["admin", "owners", "--data", str(tmp_path / "nothing")]) == 2
+    assert "no database" in capsys.readouterr().err
+
+
+def test_everything_with_an_owner_is_exported(data: Path) -> None:
+    """Tables that hold owners, or belong to a table that does, are all in the export; work in progress is not data."""
+    connection = sqlite3.connect(data / SESSIONS_FILE)
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    connection.close()
+    aside = {"schema_migrations", "chains", "jobs", "response_events", "files"}
+    assert {table for table in tables if not table.startswith("sqlite_")} - aside == set(OWNED)
