@@ -167,7 +167,7 @@ def test_pitfall_84_the_last_event_has_all_that_was_put_out() -> None:
     assert found[-1]["response"]["output"] == done and len(done) == 4
 
 
-@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+@pytest.mark.parametrize("finish", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length"])
 def test_pitfall_85_a_cut_answer_is_incomplete_for_max_output_tokens(finish: str) -> None:
     outcome = streamed(chunk(content="half an ans"), finish=finish)
     found = final(outcome)
@@ -176,6 +176,11 @@ def test_pitfall_85_a_cut_answer_is_incomplete_for_max_output_tokens(finish: str
     assert kinds(outcome)[-1] == "incomplete"
     as_json = answered({"content": "half an ans"}, finish)
     assert (as_json["status"], as_json["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "CONTENT_FILTER", "SAFETY"])
+def test_pitfall_85_a_filtered_answer_is_incomplete_for_that(finish: str) -> None:
+    assert final(streamed(chunk(content="x"), finish=finish))["incomplete_details"] == {"reason": "content_filter"}
 
 
 def test_pitfall_85_a_call_that_was_cut_is_incomplete() -> None:

@@ -124,7 +124,7 @@ class ChatStream:
     def receive_completion(self, body: bytes) -> None:
         """A whole JSON answer."""
         try:
-            chunk = read_chunk(body)
+            chunk = read_chunk(body.removeprefix(b"\xef\xbb\xbf"))
         except NotAChunk:
             self._fail(_failed("The upstream's answer is not JSON.", "upstream_invalid"))
             return
@@ -262,7 +262,9 @@ class ChatStream:
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.
         if reason and self._finish not in ("length", "content_filter"):
-            self._finish = _FINISHES.get(reason.lower(), reason)
+            # Some servers shout.
+            reason = reason.lower()
+            self._finish = _FINISHES.get(reason, reason)
 
     def _delta(self, delta: Delta) -> None:
         # Most fields are absent in most chunks; asking so costs nothing, a call for each would.

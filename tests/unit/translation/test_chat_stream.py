@@ -296,3 +296,9 @@ def test_event_streams(stream: bytes, events: list[tuple[bytes, bytes]]) -> None
 def test_an_event_has_a_limit(stream: bytes) -> None:
     with pytest.raises(EventTooLarge):
         SseDecoder(100).feed(stream)
+
+
+def test_a_byte_order_mark_before_a_whole_answer_is_passed_over() -> None:
+    body = "\ufeff" + json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]})
+    outcome = run({"model": "m", "input": "hi"}, [body.encode()], headers=(("content-type", "application/json"),))
+    assert outcome.json["output"][0]["content"][0]["text"] == "x"
