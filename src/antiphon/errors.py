@@ -16,6 +16,7 @@ message ever holds a secret or an upstream credential.
     │   ├── NotFound             404
     │   ├── MethodNotAllowed     405
     │   ├── ConversationLocked   409
+    │   ├── VersionConflict      409
     │   ├── RequestTooLarge      413
     │   ├── InternalError        500
     │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
@@ -48,6 +49,7 @@ __all__ = [
     "Unavailable",
     "UpstreamFailed",
     "UpstreamTimedOut",
+    "VersionConflict",
 ]
 
 
@@ -149,6 +151,20 @@ class NotFound(ApiError):
 class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
+
+
+class VersionConflict(ApiError):
+    """A prompt was to be changed from a version that is not its last one any more."""
+
+    status = 409
+    type = "invalid_request_error"
+
+    def __init__(self, last: int | str) -> None:
+        super().__init__(
+            f"The prompt has a newer version ({last}) than the one given. Fetch it and change that.",
+            param="version",
+            code="version_conflict",
+        )
 
 
 class RequestTooLarge(ApiError):

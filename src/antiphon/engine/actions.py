@@ -33,6 +33,7 @@ __all__ = [
     "LoadContext",
     "OwnAction",
     "PrepareTools",
+    "PromptUse",
     "ReleaseConversation",
     "RequestHead",
     "ResponseRecord",
@@ -41,6 +42,7 @@ __all__ = [
     "SendBody",
     "SendHead",
     "StoredItem",
+    "StoredPrompt",
     "UpstreamError",
     "UpstreamFault",
     "UpstreamRequest",
@@ -84,17 +86,44 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptUse:
+    """The prompt that a request names, and which version of it; the default one when `version` is None."""
+
+    id: str
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrompt:
+    """One version of a prompt. Times in seconds; `metadata` and `body` (the template) are JSON objects.
+
+    `updated_at` is the prompt's: of its last version, or of another change.
+    """
+
+    id: str
+    name: str | None
+    version: int
+    default_version: int
+    last_version: int
+    created_at: float
+    updated_at: float
+    metadata: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """The answer to `LoadContext`.
 
     `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
-    forbidden look alike), `conversation` likewise. `items` holds the referenced items that were found, by id. `files`
-    holds for every URL asked for the file, or why there is none (an error without `param`: the place is known to
-    whoever asked).
+    forbidden look alike), `conversation` and `prompt` likewise. `items` holds the referenced items that were found, by
+    id. `files` holds for every URL and every file's id asked for the file, or why there is none (an error without
+    `param`: the place is known to whoever asked).
     """
 
     chain: Chain | None = None
     conversation: tuple[StoredItem, ...] | None = None
+    prompt: StoredPrompt | None = None
     items: dict[str, StoredItem] = field(default_factory=dict)
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
 
@@ -169,7 +198,8 @@ class LoadContext:
     """Load what the request refers to, for this owner; answered by `receive_context`.
 
     Asked for twice when a request has files to fetch: history and referenced items may name some as well. `lock_for` is
-    the id of the response that the conversation is to be locked for; empty when it is only read.
+    the id of the response that the conversation is to be locked for; empty when it is only read. A `prompt` is asked
+    for alone and first: what else there is to load may stand in it.
     """
 
     owner: str
@@ -178,6 +208,8 @@ class LoadContext:
     file_urls: tuple[str, ...] = ()
     conversation: str | None = None
     lock_for: str = ""
+    prompt: PromptUse | None = None
+    file_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

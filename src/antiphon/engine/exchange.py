@@ -31,6 +31,7 @@ from antiphon.engine.actions import (
     FollowResponse,
     LoadContext,
     PrepareTools,
+    PromptUse,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
@@ -82,8 +83,16 @@ from antiphon.translation.compaction import (
 )
 from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
-from antiphon.translation.file_urls import FileNotFetched, file_urls, forgive_history, stored_file_urls
+from antiphon.translation.file_urls import (
+    FileNotFetched,
+    file_ids,
+    file_urls,
+    forgive_history,
+    stored_file_ids,
+    stored_file_urls,
+)
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.prompt_template import PromptNotLoaded, PromptReference, PromptTemplate
 from antiphon.translation.read_request import missing_input, read_model, read_request
 from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import estimate_body, estimate_tokens
@@ -208,6 +217,7 @@ class ResponseExchange:
         self._items: list[Named] = []
         self._said: list[OutputItem] = []
         self._turn = 0
+        self._prompt: PromptReference | None = None
         self._locked = False
         self._queued: QueuedResponse | None = None
         self._body = b""
@@ -237,7 +247,8 @@ class ResponseExchange:
         """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
         request = self._request
         if self._purpose or request is None:
-            return bool(self._purpose)
+            # What a prompt asks for is not known yet.
+            return bool(self._purpose) or self._prompt is not None
         return request.compact_threshold is not None or request.background or bool(self._hosted_tools())
 
     @property
@@ -310,35 +321,53 @@ class ResponseExchange:
                 if model is not None and (route := options.routes.choose(model)).mode == "native":
                     self._pass_on(model, route, body)
                     return
-            request = read_request(
-                body,
-                most_items=options.most_input_items,
-                most_tools=options.most_tools,
-                hosted=options.tool_types,
-            )
-            if self._purpose:
-                request.stream = request.store = request.background = False
-                request.compact = self._purpose == COMPACT_PATH
-            elif request.prewarm:
-                self.generate = False
-            if options.routes is not None:
-                self._route = options.routes.choose(request.model)
-            self._profile = self._route.profile.for_model(self._route.model or request.model)
-            if not self._route.serves(request.model):
-                raise _no_such_model(request.model)
-            if request.background and self._queued is None:
-                check_background(
-                    head, self._kept_headers, available=options.background, passthrough=self._route.passthrough
-                )
-                self._body = body
-            self._request = request
-            self._builder = self._make_builder(request, head)
-            wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
-            if request.previous_response_id is None and request.conversation is None and not wanted:
-                self._call_upstream(())
-                return
+            self._read(head, body, None)
+        except PromptNotLoaded as needed:
+            self._body = body
+            self._prompt = needed.reference
+            self.state = State.CONTEXT
+            prompt = PromptUse(needed.reference.id, needed.reference.version)
+            self._actions.append(LoadContext(head.owner, None, prompt=prompt))
         except ApiError as error:
             self._refuse(error)
+
+    def _read(self, head: RequestHead, body: bytes, prompt: PromptTemplate | None) -> None:
+        """Understand the request, and ask for what it refers to or call the model."""
+        options = self._options
+        request = read_request(
+            body,
+            most_items=options.most_input_items,
+            most_tools=options.most_tools,
+            hosted=options.tool_types,
+            prompt=prompt,
+        )
+        if self._purpose:
+            request.stream = request.store = request.background = False
+            request.compact = self._purpose == COMPACT_PATH
+        elif request.prewarm:
+            self.generate = False
+        if options.routes is not None:
+            self._route = options.routes.choose(request.model)
+        if prompt is not None and self._route.mode == "native":
+            raise InvalidRequest(
+                f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
+                "prompts of this server.",
+                param="prompt",
+                code="unsupported_parameter",
+            )
+        self._profile = self._route.profile.for_model(self._route.model or request.model)
+        if not self._route.serves(request.model):
+            raise _no_such_model(request.model)
+        if request.background and self._queued is None:
+            check_background(
+                head, self._kept_headers, available=options.background, passthrough=self._route.passthrough
+            )
+            self._body = body
+        self._request = request
+        self._builder = self._make_builder(request, head)
+        wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
+        if request.previous_response_id is None and request.conversation is None and not wanted:
+            self._call_upstream(())
             return
         self.state = State.CONTEXT
         # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
@@ -367,7 +396,9 @@ class ResponseExchange:
     def receive_context(self, context: Context | ApiError) -> None:
         """What `LoadContext` asked for, or why it could not be loaded."""
         self._allow(Input.CONTEXT)
-        assert self._request is not None
+        if self._request is None:
+            self._receive_prompt(context)
+            return
         try:
             if isinstance(context, ApiError):
                 raise context
@@ -386,13 +417,32 @@ class ResponseExchange:
                     code="conversation_not_found",
                 )
             if self._history is not None:
-                self._files = forgive_history(context.files, file_urls(self._request.input))
+                own = [*self._request.prompt_messages, *self._request.input]
+                self._files = forgive_history(context.files, (*file_urls(own), *file_ids(own)))
                 self._call_upstream(self._history)
                 return
             if conversation is not None and not context.conversation and not self._request.input:
                 raise missing_input()
             self._request.input = resolve_references(self._request.input, context.items)
             self._call_upstream(context.conversation or (context.chain.items if context.chain is not None else ()))
+        except ApiError as error:
+            self._refuse(error)
+
+    def _receive_prompt(self, context: Context | ApiError) -> None:
+        """The prompt that the request names: only now it can be read."""
+        assert self._prompt is not None and self._head is not None
+        body, self._body = self._body, b""
+        try:
+            if isinstance(context, ApiError):
+                raise context
+            if context.prompt is None:
+                version = "" if self._prompt.version is None else f" and version '{self._prompt.version}'"
+                raise InvalidRequest(
+                    f"Prompt with id '{self._prompt.id[:128]}'{version} not found.",
+                    param="prompt",
+                    code="prompt_not_found",
+                )
+            self._read(self._head, body, PromptTemplate(context.prompt.version, context.prompt.body))
         except ApiError as error:
             self._refuse(error)
 
@@ -587,12 +637,15 @@ class ResponseExchange:
         )
 
     def _load_files(self, history: tuple[StoredItem, ...]) -> None:
-        """The items name files by URL: have all of them fetched, then translate again."""
+        """The items name files by URL or id: have all of them fetched, then translate again."""
         assert self._request is not None and self._head is not None
-        urls = stored_file_urls(item.body for item in history) + file_urls(self._request.input)
+        own = [*self._request.prompt_messages, *self._request.input]
+        bodies = [item.body for item in history]
+        urls = dict.fromkeys(stored_file_urls(bodies) + file_urls(own))
+        ids = dict.fromkeys(stored_file_ids(bodies) + file_ids(own))
         self._history = history
         self.state = State.CONTEXT
-        self._actions.append(LoadContext(self._head.owner, None, file_urls=tuple(dict.fromkeys(urls))))
+        self._actions.append(LoadContext(self._head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids)))
 
     def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
         assert self._request is not None and self._head is not None
@@ -1197,7 +1250,8 @@ def _is_reference(item: InputItem) -> bool:
 
 def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[tuple[str, InputItem]]:
     before = "previous_response_id" if request.conversation is None else "conversation"
-    named = [(before, item) for item in read_history(history)]
+    named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
+    named += [(before, item) for item in read_history(history)]
     named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
     return named
 

@@ -13,7 +13,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from antiphon.engine.actions import Chain, Headers, ResponseRecord, StoredItem, UpstreamError, UpstreamRequest
+from antiphon.engine.actions import (
+    Chain,
+    Headers,
+    ResponseRecord,
+    StoredItem,
+    StoredPrompt,
+    UpstreamError,
+    UpstreamRequest,
+)
 from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.files import FetchedFile
 
@@ -24,6 +32,9 @@ __all__ = [
     "ItemPage",
     "Leased",
     "PageQuery",
+    "PromptChange",
+    "PromptPage",
+    "PromptStore",
     "ResponsePage",
     "ResponseStore",
     "StoredConversation",
@@ -203,6 +214,59 @@ class ConversationStore(Leased, Protocol):
 
     async def release(self, holder: str) -> None:
         """Give the lock back, if `holder` has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPage:
+    """One page of prompts in the asked order, each in its default version."""
+
+    prompts: tuple[StoredPrompt, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChange:
+    """What is to become of a prompt. `body` makes a new version, which becomes the default one unless `make_default`
+    is False; with an `expected_version` only if that is the last one. `name` counts if `renamed`; `metadata` of None
+    stays."""
+
+    body: bytes | None = None
+    make_default: bool = True
+    expected_version: int | None = None
+    renamed: bool = False
+    name: str | None = None
+    metadata: bytes | None = None
+
+
+class PromptStore(Protocol):
+    """Prompts and their versions. Every method raises `StoreError` when the database cannot do it."""
+
+    async def create(self, owner: str, prompt_id: str, name: str | None, metadata: bytes, body: bytes) -> StoredPrompt:
+        """Make a prompt whose first version is `body`."""
+
+    async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
+        """This version, or the default one; None when there is no such prompt or version."""
+
+    async def list(self, owner: str, page: PageQuery) -> PromptPage:
+        """A page of the owner's prompts, by their time of creation; cursors are ids of prompts.
+
+        A cursor that is none is an `InvalidRequest`.
+        """
+
+    async def versions(self, owner: str, prompt_id: str) -> tuple[StoredPrompt, ...]:
+        """All versions, newest first; empty when there is no such prompt."""
+
+    async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
+        """Make the change, all of it or none; returns the version that is its result.
+
+        None when there is no such prompt. Raises `VersionConflict`.
+        """
+
+    async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
+        """Make this version the default; None when there is no such prompt or version."""
+
+    async def delete(self, owner: str, prompt_id: str) -> bool:
+        """Delete the prompt with all its versions; False when there is none."""
 
 
 class FileFetcher(Protocol):

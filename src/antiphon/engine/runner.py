@@ -28,6 +28,7 @@ from antiphon.engine.actions import (
     LoadContext,
     OwnAction,
     PrepareTools,
+    PromptUse,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
@@ -36,13 +37,22 @@ from antiphon.engine.actions import (
     SendBody,
     SendHead,
     StoredItem,
+    StoredPrompt,
 )
 from antiphon.engine.background import Background
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.hosted import ToolBox
 from antiphon.engine.jobs import EventPiece, count_events
 from antiphon.engine.locked_conversations import LockedConversations
-from antiphon.engine.ports import FileFetcher, ResponseStore, Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.ports import (
+    FileFetcher,
+    PromptStore,
+    ResponseStore,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamCallFailed,
+)
+from antiphon.engine.stored_files import StoredFiles
 from antiphon.engine.threads import LARGE, apart
 from antiphon.errors import ApiError, InternalError, InvalidRequest, StoreError
 from antiphon.observability.metrics import Metrics
@@ -79,15 +89,19 @@ class Runner:
         timeouts: RunnerTimeouts,
         metrics: Metrics,
         files: FileFetcher | None = None,
+        stored_files: StoredFiles | None = None,
         background: Background | None = None,
         conversations: LockedConversations | None = None,
+        prompts: PromptStore | None = None,
         tools: ToolBox | None = None,
     ) -> None:
         self._store = store
         self._tools = tools
         self._conversations = conversations
+        self._prompts = prompts
         self._background = background
         self._files = files
+        self._stored_files = stored_files
         self._upstream = upstream
         self.timeouts = timeouts
         self._metrics = metrics
@@ -175,6 +189,11 @@ class Runner:
                         break
                     yield sent
 
+    def forget(self, response_id: str) -> None:
+        """This process does nothing more for the conversation of a response: its lock is not renewed any longer."""
+        if self._conversations is not None:
+            self._conversations.forget(response_id)
+
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout."""
         if exchange.done:
@@ -198,10 +217,12 @@ class Runner:
             await self._conversations.aclose()
 
     async def _load(self, action: LoadContext) -> Context | ApiError:
-        if action.file_urls:
-            return Context(files=await self._fetch(action.file_urls))
+        if action.file_urls or action.file_ids:
+            return await self._load_files(action)
         started = time.perf_counter()
         try:
+            if action.prompt is not None:
+                return Context(prompt=await self._load_prompt(action.owner, action.prompt))
             chain = None
             if action.previous_response_id is not None:
                 chain = await self._store.load_chain(action.owner, action.previous_response_id)
@@ -215,6 +236,21 @@ class Runner:
         self._metrics.storage_operation("load_chain", "ok", time.perf_counter() - started)
         return Context(chain=chain, conversation=conversation, items=items)
 
+    async def _load_files(self, action: LoadContext) -> Context | ApiError:
+        files = await self._fetch(action.file_urls) if action.file_urls else {}
+        if action.file_ids and self._stored_files is None:
+            refusal = InvalidRequest(
+                "Files by id are not available on this server; send their content as 'file_data'.",
+                code="unsupported_parameter",
+            )
+            files |= dict.fromkeys(action.file_ids, refusal)
+        elif action.file_ids and self._stored_files is not None:
+            try:
+                files |= await self._stored_files.load(action.owner, action.file_ids)
+            except StoreError:
+                return InternalError("The stored files could not be read.", code="storage_failed")
+        return Context(files=files)
+
     async def _load_conversation(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
         if self._conversations is None:
             raise InvalidRequest(
@@ -223,6 +259,15 @@ class Runner:
                 code="unsupported_parameter",
             )
         return await self._conversations.load(action)
+
+    async def _load_prompt(self, owner: str, prompt: PromptUse) -> StoredPrompt | None:
+        if self._prompts is None:
+            raise InvalidRequest(
+                "Stored prompts are not available on this server; send instructions and input.",
+                param="prompt",
+                code="unsupported_parameter",
+            )
+        return await self._prompts.get(owner, prompt.id, prompt.version)
 
     async def _load_items(self, action: LoadContext) -> dict[str, StoredItem]:
         items = await self._store.load_items(action.owner, action.item_ids)

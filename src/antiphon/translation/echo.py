@@ -42,13 +42,14 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         background=request.background,
         conversation=ConversationReference(request.conversation) if request.conversation is not None else UNSET,
         frequency_penalty=request.frequency_penalty or 0.0,
-        instructions=request.instructions,
+        instructions=_instructions(request),
         max_output_tokens=request.max_output_tokens,
         max_tool_calls=request.max_tool_calls,
         output=[],
         parallel_tool_calls=request.parallel_tool_calls is not False,
         presence_penalty=request.presence_penalty or 0.0,
         previous_response_id=request.previous_response_id,
+        prompt=request.prompt if request.prompt is not None else UNSET,
         prompt_cache_key=request.prompt_cache_key,
         prompt_cache_retention=request.prompt_cache_retention,
         safety_identifier=request.safety_identifier,
@@ -60,6 +61,17 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         truncation=request.truncation,
         user=request.user,
     )
+
+
+def _instructions(request: CreateResponse) -> Raw | None:
+    """As they are, or with the messages of a prompt as a list: OpenAI shows those here."""
+    if not request.prompt_messages:
+        return request.instructions
+    said: list[Any] = [item.source for item in request.prompt_messages]
+    if request.instructions is not None:
+        part = {"type": "input_text", "text": request.instructions}
+        said.insert(0, {"type": "message", "role": "developer", "content": [part]})
+    return Raw(encode(said))
 
 
 def _tool(tool: Tool) -> Raw:

@@ -41,7 +41,6 @@ _SHOWN = Fate("emulated", "shown to the model as a call and its result")
 _FUNCTION = Fate("emulated", "a function; calls come back as items of their own type")
 _OUTPUT = Fate("emulated", "a tool message")
 _CALL = Fate("emulated", "a function call")
-_BY_ID = Fate("unsupported", "files by id are not available yet")
 _IN_CHAT = Fate("unsupported", "belongs to Chat Completions; the message names the field to use")
 
 
@@ -121,6 +120,14 @@ def _file_url(profile: UpstreamProfile) -> Fate:
     return Fate("emulated", f"fetched (public addresses only), then {_file(profile).note}")
 
 
+def _file_by_id(profile: UpstreamProfile) -> Fate:
+    return Fate("emulated", f"read from `/v1/files`, then {_file(profile).note}")
+
+
+def _image_by_id(profile: UpstreamProfile) -> Fate:
+    return Fate("emulated", "read from `/v1/files`, then a data URL") if profile.images else _images(profile)
+
+
 def _audio(profile: UpstreamProfile) -> Fate:
     return _SENT if profile.audio_input else Fate("unsupported", "this server takes no audio")
 
@@ -177,7 +184,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "conversation": Fate(
             "emulated", "its items before the input; a response that is stored and does not fail joins it"
         ),
-        "prompt": Fate("unsupported", "stored prompts are not available yet"),
+        "prompt": Fate(
+            "emulated", "a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent"
+        ),
         "any other field": _NAMED,
         "messages": _IN_CHAT,
         "response_format": _IN_CHAT,
@@ -281,10 +290,10 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "content.output_text": _SENT,
         "content.refusal": Fate("translated", "as text of the assistant"),
         "content.input_image.image_url": _images,
-        "content.input_image.file_id": lambda p: _BY_ID if p.images else _images(p),
+        "content.input_image.file_id": _image_by_id,
         "content.input_file.file_data": _file,
         "content.input_file.file_url": _file_url,
-        "content.input_file.file_id": _BY_ID,
+        "content.input_file.file_id": _file_by_id,
         "content.input_audio": _audio,
     },
 }

@@ -28,10 +28,18 @@ from antiphon.translation.checks import (
     wrong_type,
 )
 from antiphon.translation.compaction import take_trigger
+from antiphon.translation.prompt_template import (
+    PromptNotLoaded,
+    PromptTemplate,
+    fill,
+    read_reference,
+    show_reference,
+)
+from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, first, given
+from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import (
     ContextManagement,
     CreateResponse,
@@ -95,9 +103,6 @@ _SUMMARIES = ("auto", "concise", "detailed")
 _VERBOSITIES = ("low", "medium", "high")
 _LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
 
-_NOT_YET = {
-    "prompt": "Stored prompts are not available yet; send instructions and input.",
-}
 _CHAT_FIELDS = {
     "messages": "'messages' belongs to Chat Completions; the Responses API takes 'input'.",
     "response_format": "'response_format' belongs to Chat Completions; the Responses API takes 'text.format'.",
@@ -136,10 +141,28 @@ def read_model(body: bytes) -> str | None:
 
 
 def read_request(
-    body: bytes, *, most_items: int, most_tools: int, hosted: frozenset[str] = frozenset()
+    body: bytes,
+    *,
+    most_items: int,
+    most_tools: int,
+    hosted: frozenset[str] = frozenset(),
+    prompt: PromptTemplate | None = None,
 ) -> CreateResponse:
-    """Read a create-response body; `hosted` are the types of tools that run here. Raises `InvalidRequest`."""
+    """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names.
+
+    Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
+    """
     fields = _read_object(body)
+    messages: list[InputItem] = []
+    reference = read_reference(fields.get("prompt", ABSENT))
+    if reference is not None:
+        if prompt is None:
+            raise PromptNotLoaded(reference)
+        filled = fill(prompt.body, reference.variables)
+        # What the request says itself wins.
+        fields = {**filled.fields, **{name: value for name, value in fields.items() if given(value)}}
+        fields["prompt"] = show_reference(reference, prompt)
+        messages = _prompt_messages(filled.messages, most_items)
     values: dict[str, Any] = {}
     ignored: list[str] = []
     # A request has few of the many fields there are: only those are looked at.
@@ -148,9 +171,6 @@ def read_request(
             values[name] = _read(name, value)
         elif name in _CHAT_FIELDS and given(value):
             raise InvalidRequest(_CHAT_FIELDS[name], param=name, code="unsupported_parameter")
-        elif name in _NOT_YET:
-            if given(value):
-                raise InvalidRequest(_NOT_YET[name], param=name, code="unsupported_parameter")
         elif name not in _READ_APART:
             ignored.append(name)
     ignored.sort()
@@ -175,6 +195,8 @@ def read_request(
         input=items,
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
         previous_response_id=values.get("previous_response_id") or None,
+        prompt=fields.get("prompt"),
+        prompt_messages=messages,
         conversation=_read_conversation(fields.get("conversation", ABSENT), values.get("previous_response_id")),
         tools=tuple(tools),
         tool_choice=read_tool_choice(
@@ -213,9 +235,17 @@ def read_request(
         compact_threshold=_read_threshold(values.get("context_management") or []),
         ignored=tuple(ignored),
     )
-    if not request.input and request.previous_response_id is None and request.conversation is None:
+    if not (request.input or request.previous_response_id or request.conversation or messages):
         raise missing_input()
     return request
+
+
+def _prompt_messages(sources: list[Raw], most: int) -> list[InputItem]:
+    """The messages of a prompt's template."""
+    items = read_items("prompt.input", Raw(encode(sources)), most)
+    for item in items:
+        item.type = "message"
+    return items
 
 
 def missing_input() -> InvalidRequest:
@@ -233,7 +263,7 @@ _INSIDE = {
     "stream_options": frozenset(StreamOptions.__struct_fields__),
     "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
 }
-_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", *_NOT_YET})
+_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
 
 
 def _brought_tools(items: list[InputItem], most: int) -> tuple[list[Tool], list[str]]:

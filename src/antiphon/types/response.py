@@ -42,8 +42,8 @@ class ConversationReference(Struct):
 
 
 class Response(Struct, kw_only=True):
-    """One response. `output` is left out of the stored body (`UNSET`); `conversation` is there when the request named
-    one; every other key is always there."""
+    """One response. `output` is left out of the stored body (`UNSET`); `conversation` and `prompt` are there when the
+    request named them; every other key is always there."""
 
     id: str
     object: str = "response"
@@ -63,6 +63,7 @@ class Response(Struct, kw_only=True):
     parallel_tool_calls: bool = True
     presence_penalty: float = 0.0
     previous_response_id: str | None = None
+    prompt: Raw | UnsetType = UNSET
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     reasoning: Raw

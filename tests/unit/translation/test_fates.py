@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import Chain, Context, StoredItem
+from antiphon.engine.actions import Chain, Context, StoredItem, StoredPrompt
 from antiphon.sealing import Sealer
 from antiphon.translation.fates import GROUPS, all_names, fate
 from antiphon.translation.profiles import PROFILES
@@ -170,7 +170,7 @@ SAMPLES: dict[str, Sample] = {
     "conversation": Sample(
         {"conversation": "conv_1"}, seen="said before", stored=[{"role": "user", "content": "said before"}]
     ),
-    "prompt": Sample({"prompt": {"id": "pmpt_1"}}),
+    "prompt": Sample({"prompt": {"id": "pmpt_1", "variables": {"who": "a poet"}}}, seen="You are a poet."),
     "any other field": Sample({"client_metadata": {}}, named="client_metadata"),
     "messages": Sample({"messages": []}),
     "response_format": Sample({"response_format": {}}),
@@ -306,7 +306,12 @@ def perform(sample: Sample, profile: str) -> Outcome:
         StoredItem(f"msg_{number}", "message", json.dumps({"type": "message", **one}).encode())
         for number, one in enumerate(sample.stored)
     )
-    context = Context(chain=Chain(stored), conversation=stored, items={one.id: one for one in stored})
+    context = Context(
+        chain=Chain(stored),
+        conversation=stored,
+        prompt=StoredPrompt("pmpt_1", None, 1, 1, 1, 0.0, 0.0, b"{}", b'{"instructions":"You are {{who}}."}'),
+        items={one.id: one for one in stored},
+    )
     pieces, headers = [COMPLETION], JSON
     if request.get("stream"):
         pieces, headers = [STREAM], SSE

@@ -1,0 +1,348 @@
+"""Prompts: templates of requests, kept here in numbered versions. OpenAI's API uses them but cannot make them.
+
+Lives here: create, list, get, change, delete, the versions, and which of them is the default one. Not here: what is put
+into a template (`translation/prompt_template.py`), and what `prompt` in a request leads to (the exchange).
+
+A prompt that does not exist, a version that does not, and those of somebody else give the same answer, byte for byte
+apart from the id.
+
+Invariant: a version that is stored can be used: its template was read like a request before.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_number,
+    query_value,
+    raw_response,
+    read_body,
+)
+from antiphon.api.route import Endpoint, Route
+from antiphon.engine.actions import StoredPrompt
+from antiphon.engine.ports import PageQuery, PromptChange, PromptStore
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import IdFactory, is_id, new_id
+from antiphon.translation.checks import check_metadata, read_string
+from antiphon.translation.prompt_template import TEMPLATE_FIELDS, PromptTemplate, variables_of
+from antiphon.translation.read_items import check_item
+from antiphon.translation.read_request import read_request
+from antiphon.types.json import ABSENT, encode, given, raw
+
+__all__ = ["Prompts"]
+
+_SHOWN_ID = 128
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_LONGEST = {"name": 256, "description": 4096}
+_OWN_FIELDS = frozenset({"name", "description", "metadata", "variables", "version", "set_as_default"})
+# What others call a prompt's text.
+_OTHER_NAMES = ("prompt", "template")
+_STRINGS = msgspec.json.Decoder(list[str])
+_METADATA = msgspec.json.Decoder(dict[str, str] | None)
+_FLAG = msgspec.json.Decoder(bool | None)
+_NUMBER = msgspec.json.Decoder(int | str | None)
+_TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
+_MOST_ITEMS, _MOST_TOOLS = 1_000, 1_024
+_HOSTED = frozenset({"code_interpreter", "file_search", "image_generation", "mcp", "web_search", "web_search_preview"})
+
+
+class Prompts:
+    """The endpoints."""
+
+    def __init__(self, store: PromptStore, make_id: IdFactory = new_id) -> None:
+        self._store = store
+        self._new_id = make_id
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        default: dict[str, Endpoint] = {"POST": self.set_default, "PUT": self.set_default}
+        return (
+            Route("/v1/prompts", {"GET": self.list, "POST": self.create}),
+            Route("/v1/prompts/{}", {"GET": self.get, "POST": self.change, "PUT": self.replace, "DELETE": self.delete}),
+            Route("/v1/prompts/{}/versions", {"GET": self.list_versions}),
+            Route("/v1/prompts/{}/versions/{}", {"GET": self.get_version}),
+            Route("/v1/prompts/{}/default_version", default),
+            Route("/v1/prompts/{}/set-default-version", default),
+        )
+
+    async def create(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/prompts`: the fields of a template, with `name`, `description` and `metadata`."""
+        fields = _read_fields(request)
+        template = _read_template(fields, {})
+        made = await self._store.create(
+            request.owner,
+            self._new_id("pmpt"),
+            _text("name", fields.get("name", ABSENT)),
+            _read_metadata(fields.get("metadata", ABSENT)) or b"{}",
+            template,
+        )
+        return _shown(made)
+
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
+        query = PageQuery(
+            limit=query_number(request, "limit", least=1, most=100, default=20),
+            after=query_value(request, "after"),
+            before=query_value(request, "before"),
+            descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+        )
+        page = await self._store.list(request.owner, query)
+        ids = [each.id for each in page.prompts]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return raw_response(list_body([_resource(each) for each in page.prompts], first, last, page.has_more))
+
+    async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`GET /v1/prompts/{id}`, in its default version or in `version`."""
+        return _shown(await self._known(request, prompt_id, query_value(request, "version")))
+
+    async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
+        """`GET /v1/prompts/{id}/versions/{n}`."""
+        return _shown(await self._known(request, prompt_id, version))
+
+    async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`GET /v1/prompts/{id}/versions`: all of them, newest first."""
+        found = await self._store.versions(request.owner, prompt_id) if is_id(prompt_id, "pmpt") else ()
+        if not found:
+            raise _no_such_prompt(prompt_id)
+        numbers = [str(each.version) for each in found]
+        return raw_response(list_body([_resource(each) for each in found], numbers[0], numbers[-1], False))
+
+    async def change(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`POST /v1/prompts/{id}`: fields of the template that are given replace those of the last version.
+
+        That makes a new version, which becomes the default one unless `set_as_default` is false. With `version` only
+        if that is still the last one. `name` and `metadata` belong to all versions and make no new one.
+        """
+        fields = _read_fields(request)
+        newest = await self._last(request, prompt_id)
+        before = _TEMPLATE.decode(newest.body)
+        return await self._change(request, newest, fields, before if _has_template(fields) else None)
+
+    async def replace(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`PUT /v1/prompts/{id}`: like `POST`, but the new version has nothing of the last one."""
+        fields = _read_fields(request)
+        newest = await self._last(request, prompt_id)
+        return await self._change(request, newest, fields, {} if _has_template(fields) else None)
+
+    async def set_default(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`POST /v1/prompts/{id}/default_version` (also `set-default-version`): `version` becomes the default one."""
+        fields = read_body(request, dict[str, Raw])
+        version = _read_version(fields.get("version", ABSENT))
+        if version is None:
+            raise InvalidRequest(
+                "Missing required parameter: 'version'.", param="version", code="missing_required_parameter"
+            )
+        made = None
+        if is_id(prompt_id, "pmpt"):
+            made = await self._store.set_default(request.owner, prompt_id, version)
+        if made is None:
+            raise _no_such_prompt(prompt_id)
+        return _shown(made)
+
+    async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
+        """`DELETE /v1/prompts/{id}`, with all its versions."""
+        if not (is_id(prompt_id, "pmpt") and await self._store.delete(request.owner, prompt_id)):
+            raise _no_such_prompt(prompt_id)
+        return json_response({"id": prompt_id, "object": "prompt.deleted", "deleted": True})
+
+    async def _known(self, request: ApiRequest, prompt_id: str, version: str | None) -> StoredPrompt:
+        number = None
+        if version is not None:
+            number = int(version) if _VERSION.fullmatch(version) else 0
+        found = await self._store.get(request.owner, prompt_id, number) if is_id(prompt_id, "pmpt") else None
+        if found is None:
+            raise _no_such_prompt(prompt_id)
+        return found
+
+    async def _last(self, request: ApiRequest, prompt_id: str) -> StoredPrompt:
+        found = await self._known(request, prompt_id, None)
+        return (
+            found
+            if found.version == found.last_version
+            else await self._known(request, prompt_id, str(found.last_version))
+        )
+
+    async def _change(
+        self, request: ApiRequest, newest: StoredPrompt, fields: dict[str, Raw], before: dict[str, Raw] | None
+    ) -> ApiResponse:
+        """Make the change; `before` is what the new version begins with, None when there is to be none."""
+        given_version = _read_version(fields.get("version", ABSENT))
+        body = None if before is None else _read_template(fields, before)
+        change = PromptChange(
+            body=body,
+            make_default=_read_flag("set_as_default", fields.get("set_as_default", ABSENT)) is not False,
+            # Without a version given: nobody may have changed it since it was read here.
+            expected_version=newest.last_version if given_version is None else given_version,
+            renamed="name" in fields,
+            name=_text("name", fields.get("name", ABSENT)),
+            metadata=_read_metadata(fields.get("metadata", ABSENT)),
+        )
+        changed = await self._store.change(request.owner, newest.id, change)
+        if changed is None:
+            raise _no_such_prompt(newest.id)
+        return _shown(changed)
+
+
+def _read_fields(request: ApiRequest) -> dict[str, Raw]:
+    """The body's fields, all of them known. Other names for `instructions` become that."""
+    fields = read_body(request, dict[str, Raw])
+    for other in _OTHER_NAMES:
+        if other in fields:
+            if "instructions" in fields:
+                raise InvalidRequest(
+                    f"'{other}' is another name for 'instructions'; send one of them.",
+                    param=other,
+                    code="mutually_exclusive_parameters",
+                )
+            fields["instructions"] = fields.pop(other)
+    for name in fields:
+        if name not in TEMPLATE_FIELDS and name not in _OWN_FIELDS:
+            raise InvalidRequest(f"Unknown parameter: '{name[:64]}'.", param=name[:64], code="unknown_parameter")
+    return fields
+
+
+def _has_template(fields: dict[str, Raw]) -> bool:
+    return any(name in TEMPLATE_FIELDS or name == "description" for name in fields)
+
+
+def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
+    """What a version holds: the template, checked as a request that uses it would be."""
+    template = {**before, **{name: value for name, value in fields.items() if name in TEMPLATE_FIELDS}}
+    template = {name: value for name, value in template.items() if given(value)}
+    description = _text("description", fields.get("description", ABSENT))
+    kept = {name: value for name, value in template.items() if name != "description"}
+    if not kept:
+        raise InvalidRequest(
+            "A prompt needs at least one of 'instructions', 'input' and the other fields of a request.",
+            param="instructions",
+            code="missing_required_parameter",
+        )
+    body = encode(kept)
+    names = variables_of(body)
+    _check_declared(fields.get("variables", ABSENT), names)
+    wanted = {"id": "pmpt_0", "variables": dict.fromkeys(names, "text")}
+    used = read_request(
+        encode({"model": "model", "input": "text", "prompt": wanted}),
+        most_items=_MOST_ITEMS,
+        most_tools=_MOST_TOOLS,
+        hosted=_HOSTED,
+        prompt=PromptTemplate(1, body),
+    )
+    for number, item in enumerate(used.prompt_messages):
+        check_item(f"input[{number}]", item)
+    if description is not None:
+        kept["description"] = raw(description)
+    elif "description" in before and "description" not in fields:
+        kept["description"] = before["description"]
+    return encode(kept)
+
+
+def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
+    """`variables` may be sent along; it has to be what is in the template."""
+    if not given(value):
+        return
+    try:
+        declared = _STRINGS.decode(value)
+    except msgspec.MsgspecError:
+        raise InvalidRequest(
+            "Invalid type for 'variables': expected a list of names.", param="variables", code="invalid_type"
+        ) from None
+    if different := sorted(set(declared) ^ set(names)):
+        raise InvalidRequest(
+            f"Invalid 'variables': {', '.join(name[:64] for name in different)} is declared and not used in the "
+            "template as '{{name}}', or used and not declared.",
+            param="variables",
+            code="invalid_value",
+        )
+
+
+def _text(name: str, value: Raw) -> str | None:
+    if not given(value):
+        return None
+    text = read_string(name, value)
+    if len(text) > _LONGEST[name]:
+        raise InvalidRequest(
+            f"Invalid '{name}': it may have at most {_LONGEST[name]} characters.",
+            param=name,
+            code="string_above_max_length",
+        )
+    return text
+
+
+def _read_metadata(value: Raw) -> bytes | None:
+    """The metadata as it is stored; None when none was sent."""
+    if value is ABSENT:
+        return None
+    try:
+        metadata = _METADATA.decode(value)
+    except msgspec.MsgspecError:
+        raise InvalidRequest(
+            "Invalid type for 'metadata': expected an object of strings.", param="metadata", code="invalid_type"
+        ) from None
+    check_metadata(metadata or {})
+    return encode(metadata or {})
+
+
+def _read_flag(name: str, value: Raw) -> bool | None:
+    if value is ABSENT:
+        return None
+    try:
+        flag: bool | None = _FLAG.decode(value)
+    except msgspec.MsgspecError:
+        raise InvalidRequest(
+            f"Invalid type for '{name}': expected a boolean.", param=name, code="invalid_type"
+        ) from None
+    return flag
+
+
+def _read_version(value: Raw) -> int | None:
+    """A version's number, as a number or a string."""
+    if not given(value):
+        return None
+    try:
+        text = str(_NUMBER.decode(value))
+    except msgspec.MsgspecError:
+        text = ""
+    if not _VERSION.fullmatch(text):
+        raise InvalidRequest(
+            "Invalid 'version': versions are numbered from 1 on.", param="version", code="invalid_value"
+        )
+    return int(text)
+
+
+def _resource(prompt: StoredPrompt) -> bytes:
+    template = _TEMPLATE.decode(prompt.body)
+    description = template.pop("description", None)
+    shown: dict[str, Any] = {
+        "id": prompt.id,
+        "object": "prompt",
+        "created_at": int(prompt.created_at),
+        "updated_at": int(prompt.updated_at),
+        "name": prompt.name,
+        "description": description,
+        "version": str(prompt.version),
+        "default_version": str(prompt.default_version),
+        "last_version": str(prompt.last_version),
+        "is_default": prompt.version == prompt.default_version,
+        "variables": variables_of(encode(template)),
+        "metadata": Raw(prompt.metadata),
+    }
+    return encode({**shown, **template})
+
+
+def _shown(prompt: StoredPrompt) -> ApiResponse:
+    return raw_response(_resource(prompt))
+
+
+def _no_such_prompt(prompt_id: str) -> NotFound:
+    return NotFound(f"Prompt with id '{prompt_id[:_SHOWN_ID]}' not found.")

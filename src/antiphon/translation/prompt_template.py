@@ -1,0 +1,296 @@
+"""Prompt templates: what may stand in one, its variables, and how a request's values are put into it.
+
+Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here:
+what the other fields mean (they are those of a create-response request, read by `read_request.py`), how prompts are
+kept.
+
+A template's messages stand before everything else, like instructions: they are no part of the response's own input, and
+of no later turn. What the request says itself wins over the template, field by field.
+
+Invariant: a variable that the template has and the request does not give is a 400, and so is one that it gives and the
+template does not have; a value is never searched for variables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.checks import read_string, wrong_type
+from antiphon.types.json import encode, first, given, raw
+
+__all__ = [
+    "TEMPLATE_FIELDS",
+    "FilledTemplate",
+    "PromptNotLoaded",
+    "PromptReference",
+    "PromptTemplate",
+    "fill",
+    "read_reference",
+    "show_reference",
+    "variables_of",
+]
+
+TEMPLATE_FIELDS = frozenset(
+    {
+        *("model", "instructions", "input", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls"),
+        *("text", "reasoning", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens"),
+        *("top_logprobs", "include", "truncation", "context_management", "service_tier"),
+    }
+)
+"""What a template can say of a request."""
+
+_VARIABLE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_TEXT_KINDS = ("input_text", "output_text", "text")
+
+
+class _Reference(Struct):
+    id: str
+    version: str | int | None = None
+    variables: dict[str, Raw] | None = None
+
+
+class _Value(Struct):
+    type: str
+    text: str | None = None
+
+
+class _Message(Struct):
+    """A message of a template, with the keys that are looked at; the others stay in `source`."""
+
+    type: str = "message"
+    role: str = ""
+    content: Raw = Raw()
+
+
+class PromptReference(Struct, frozen=True):
+    """A request's `prompt`: which version of which prompt (None: the default one), and the values of its variables."""
+
+    id: str
+    version: int | None
+    variables: dict[str, Raw]
+
+
+class PromptTemplate(Struct, frozen=True):
+    """A version of a prompt: `body` is its template, a JSON object."""
+
+    version: int
+    body: bytes
+
+
+class PromptNotLoaded(Exception):
+    """A request names a prompt, which has to be loaded before anything else of the request can be read."""
+
+    def __init__(self, reference: PromptReference) -> None:
+        super().__init__(reference.id)
+        self.reference = reference
+
+
+class FilledTemplate(Struct, frozen=True):
+    """A template with its values: the messages that come first, and fields of a request."""
+
+    messages: list[Raw]
+    fields: dict[str, Raw]
+
+
+_REFERENCE = msgspec.json.Decoder(_Reference)
+_VALUE = msgspec.json.Decoder(_Value)
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_RAWS = msgspec.json.Decoder(list[Raw])
+_MESSAGE = msgspec.json.Decoder(_Message)
+
+
+def read_reference(value: Raw) -> PromptReference | None:
+    """A request's `prompt`. Raises `InvalidRequest`."""
+    if not given(value):
+        return None
+    try:
+        read = _REFERENCE.decode(value)
+    except msgspec.ValidationError as error:
+        raise wrong_type("prompt", error) from None
+    version = None
+    if read.version is not None:
+        if not _VERSION.fullmatch(str(read.version)):
+            raise InvalidRequest(
+                f"Invalid 'prompt.version': {str(read.version)[:64]!r} is no version; versions are numbered from 1 on.",
+                param="prompt.version",
+                code="invalid_value",
+            )
+        version = int(read.version)
+    return PromptReference(read.id, version, read.variables or {})
+
+
+def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
+    """A request's `prompt` as the response shows it: with the version that was used."""
+    return raw({"id": reference.id, "version": str(prompt.version), "variables": reference.variables})
+
+
+def variables_of(template: bytes) -> tuple[str, ...]:
+    """The names of a template's variables, in the order in which they stand there. Raises `InvalidRequest`."""
+    seen = _Values({}, collect=True)
+    seen.fill(template)
+    return tuple(dict.fromkeys(seen.names))
+
+
+def fill(template: bytes, values: Mapping[str, Raw]) -> FilledTemplate:
+    """Put the values into the template, a JSON object. Raises `InvalidRequest`."""
+    names = variables_of(template)
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise InvalidRequest(
+            f"Missing prompt variables: {', '.join(missing)}.",
+            param="prompt.variables",
+            code="missing_required_parameter",
+        )
+    if unknown := [name for name in values if name not in names]:
+        raise InvalidRequest(
+            f"Unknown prompt variables: {', '.join(name[:64] for name in unknown)}.",
+            param="prompt.variables",
+            code="unknown_parameter",
+        )
+    return _Values(values).fill(template)
+
+
+class _Values:
+    """Replaces variables; with `collect` it only notes their names, and leaves everything as it is."""
+
+    def __init__(self, values: Mapping[str, Raw], *, collect: bool = False) -> None:
+        self._collect = collect
+        self.names: list[str] = []
+        self._texts: dict[str, str] = {}
+        self._parts: dict[str, Raw] = {}
+        for name, value in values.items():
+            self._read(name, value)
+
+    def fill(self, template: bytes) -> FilledTemplate:
+        fields = _FIELDS.decode(template)
+        fields.pop("description", None)  # for people
+        messages = list(self._messages(fields.pop("input", Raw())))
+        instructions = fields.get("instructions")
+        if instructions is not None and given(instructions):
+            text = read_string("instructions", instructions)
+            fields["instructions"] = raw("".join(self._only_texts(text, "instructions")))
+        return FilledTemplate(messages, fields)
+
+    def _read(self, name: str, value: Raw) -> None:
+        where = f"prompt.variables.{name[:64]}"
+        if first(value) == b'"':
+            self._texts[name] = read_string(where, value)
+            return
+        try:
+            read = _VALUE.decode(value)
+        except (msgspec.MsgspecError, RecursionError):
+            read = None
+        if read is not None and read.type == "input_text" and read.text is not None:
+            self._texts[name] = read.text
+        elif read is not None and read.type in ("input_image", "input_file"):
+            self._parts[name] = value
+        else:
+            raise InvalidRequest(
+                f"Invalid type for '{where}': expected a string, or a part of type input_text, input_image or "
+                "input_file.",
+                param=where,
+                code="invalid_type",
+            )
+
+    def _messages(self, value: Raw) -> Iterable[Raw]:
+        if not given(value):
+            return
+        if first(value) == b'"':
+            value = Raw(encode([{"role": "user", "content": value}]))
+        try:
+            sources = _RAWS.decode(value)
+        except msgspec.MsgspecError:
+            raise InvalidRequest(
+                "Invalid type for 'input': expected a string or a list of messages.", param="input", code="invalid_type"
+            ) from None
+        for number, source in enumerate(sources):
+            where = f"input[{number}]"
+            try:
+                message = _MESSAGE.decode(source)
+            except msgspec.ValidationError as error:
+                raise wrong_type(where, error) from None
+            if message.type != "message":
+                raise InvalidRequest(
+                    f"Invalid value for '{where}.type': a prompt holds messages only.",
+                    param=f"{where}.type",
+                    code="invalid_value",
+                )
+            yield self._message(where, source, message)
+
+    def _message(self, where: str, source: Raw, message: _Message) -> Raw:
+        user = message.role == "user"
+        if first(message.content) == b'"':
+            pieces = list(self._pieces(read_string(f"{where}.content", message.content), where, parts=user))
+            if all(isinstance(piece, str) for piece in pieces):
+                content: Any = "".join(str(piece) for piece in pieces)
+            else:
+                content = _parts(pieces, {"type": "input_text"})
+        elif first(message.content) == b"[":
+            content = []
+            for part in _RAWS.decode(message.content):
+                content += self._part(part, where, user=user)
+        else:
+            return source
+        fields: dict[str, Any] = dict(_FIELDS.decode(source))
+        return raw({**fields, "content": content})
+
+    def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
+        """A content part, which a picture or file in the middle of its text cuts into several."""
+        try:
+            read = _VALUE.decode(part)
+        except msgspec.MsgspecError:
+            return [part]
+        if read.type not in _TEXT_KINDS or read.text is None:
+            return [part]
+        fields: dict[str, Any] = dict(_FIELDS.decode(part))
+        return _parts(list(self._pieces(read.text, where, parts=user)), fields)
+
+    def _only_texts(self, text: str, where: str) -> Iterable[str]:
+        return (str(piece) for piece in self._pieces(text, where, parts=False))
+
+    def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
+        """The text in pieces: between variables, their texts, and (where `parts` may stand) pictures and files."""
+        at = 0
+        for found in _VARIABLE.finditer(text):
+            yield text[at : found.start()]
+            at = found.end()
+            name = found[1]
+            self.names.append(name)
+            if self._collect:
+                yield found[0]
+            elif name in self._texts:
+                yield self._texts[name]
+            elif parts:
+                yield self._parts[name]
+            else:
+                raise InvalidRequest(
+                    f"The prompt variable '{name}' is a picture or a file; it stands in '{where}', which takes text "
+                    "only.",
+                    param=f"prompt.variables.{name}",
+                    code="invalid_value",
+                )
+        yield text[at:]
+
+
+def _parts(pieces: list[str | Raw], like: dict[str, Any]) -> list[Any]:
+    """Content parts: neighbouring texts as one part with the keys of `like`, everything else as it is."""
+    parts: list[Any] = []
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, Raw):
+            if text:
+                parts.append({**like, "text": text})
+            parts.append(piece)
+            text = ""
+        else:
+            text += piece
+    if text or not parts:
+        parts.append({**like, "text": text})
+    return parts
