@@ -18,6 +18,7 @@ from antiphon.doors.context import Admission, DoorContext, DoorLimits
 from antiphon.doors.extproc.relay import RelayTimeouts
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.hosted import ToolBox
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.ports import ResponseStore
 from antiphon.engine.runner import Runner, RunnerTimeouts
@@ -58,6 +59,7 @@ class DoorSetup:
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: ResponseStore | None = None
     exchange: dict[str, Any] = field(default_factory=dict)
+    tools: ToolBox | None = None
     exchange_type: type[ResponseExchange] = ResponseExchange
     clock: Clock = fixed_clock
 
@@ -100,6 +102,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             upstream,
             timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
+            tools=setup.tools,
         )
         admission = Admission(setup.concurrent)
         context = DoorContext(
@@ -128,7 +131,8 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
 
 
 def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
-    options = ExchangeOptions(PROFILES["generic"], **setup.exchange)
+    types = setup.tools.types if setup.tools is not None else frozenset[str]()
+    options = ExchangeOptions(PROFILES["generic"], tool_types=types, **setup.exchange)
     ids = SequentialIds()
     return lambda: setup.exchange_type(options, ids, setup.clock)
 

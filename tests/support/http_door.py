@@ -23,11 +23,13 @@ from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocket
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.file_ports import FileStore
+from antiphon.engine.hosted import ToolBox
 from antiphon.engine.leases import Leases
 from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.engine.stored_files import StoredFiles
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
@@ -63,6 +65,7 @@ class HttpSetup:
     file_bytes: int = 1 << 20
     websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
     sealer: Sealer | None = None
+    tools: ToolBox | None = None
 
 
 @dataclass
@@ -117,11 +120,14 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             upstream,
             timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
+            stored_files=StoredFiles(setup.files, 1 << 20),
             conversations=LockedConversations(setup.conversations, Leases()),
+            tools=setup.tools,
         )
         setup.store.conversations = setup.conversations
         admission = Admission(setup.concurrent)
-        options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer)
+        types = setup.tools.types if setup.tools is not None else frozenset[str]()
+        options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer, tool_types=types)
 
         async def ready() -> None:
             if admission.closed:
