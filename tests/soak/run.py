@@ -165,6 +165,48 @@ async def _leave(load: Load, seed: int) -> None:
         await answer.content.readany()
 
 
+async def _turn(socket: aiohttp.ClientWebSocketResponse, **request: Any) -> list[dict[str, Any]]:
+    """One response over a WebSocket: its events."""
+    await socket.send_json({"type": "response.create", "model": "demo", **request})
+    events: list[dict[str, Any]] = []
+    while not events or events[-1]["type"] not in ("response.completed", "response.failed", "error"):
+        message = await socket.receive()
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            raise Wrong(f"the socket ended: {message}")
+        events.append(json.loads(message.data))
+    if "sequence_number" in events[-1] and [one["sequence_number"] for one in events] != list(range(len(events))):
+        raise Wrong("sequence numbers have gaps")
+    return events
+
+
+async def _socket(load: Load, seed: int) -> None:
+    """A chain that is not stored, on a connection of its own; an error in between costs nothing but its turn."""
+    async with load.session.ws_connect(f"{load.url}/responses", compress=15 * (seed % 2)) as socket:
+        first = _completed(await _turn(socket, input=f"the word is w{seed}", store=False))
+        if (await _turn(socket, input="x", temperature="hot"))[-1]["type"] != "error":
+            raise Wrong("a bad request was served")
+        again = {"previous_response_id": first["id"], "store": False}
+        second = _completed(await _turn(socket, input="what did I say before?", **again))
+        if f"w{seed}" not in _text(second):
+            raise Wrong("the second turn does not know the first")
+
+
+async def _leave_socket(load: Load, seed: int) -> None:
+    async with load.session.ws_connect(f"{load.url}/responses") as socket:
+        request = {"model": "demo", "input": "count to 5000", "store": bool(seed % 2)}
+        await socket.send_json({"type": "response.create", **request})
+        for _ in range(seed % 5):
+            await socket.receive()
+
+
+async def _chat(load: Load, seed: int) -> None:
+    body = {"model": "demo", "messages": [{"role": "user", "content": f"number {seed}"}], "stream": bool(seed % 2)}
+    async with load.session.post(f"{load.url}/chat/completions", json=body) as answer:
+        text = await answer.text()
+    if answer.status != 200 or str(seed) not in text:
+        raise Wrong(f"HTTP {answer.status}: {text[:200]}")
+
+
 JOBS: tuple[tuple[str, Job, int], ...] = (
     ("count", _count, 8),
     ("json", _plain, 8),
@@ -176,6 +218,9 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
     ("bad request", _bad, 1),
     ("upstream breaks off", _break, 1),
     ("client leaves", _leave, 2),
+    ("socket", _socket, 3),
+    ("client leaves socket", _leave_socket, 1),
+    ("chat", _chat, 1),
 )
 
 
