@@ -10,14 +10,14 @@ Invariant: feeding the same bytes in any split gives the same events; at most `l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from msgspec import Struct
 
 __all__ = ["EventTooLarge", "ServerSentEvent", "SseDecoder"]
 
 _BOM = b"\xef\xbb\xbf"
 
 
-class ServerSentEvent(NamedTuple):
+class ServerSentEvent(Struct, frozen=True, gc=False):
     """One event: its `type` (empty when no `event` field was given) and its data."""
 
     type: bytes
@@ -50,9 +50,12 @@ class SseDecoder:
             and not (self._rest or self._data or self._type or self._after_cr)
             and b"\r" not in data
         ):
+            if data.find(b"\n") == len(data) - 2:
+                # The usual case: one whole event of one line.
+                return [ServerSentEvent(b"", data[6:-2])]
             found = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(found):
-                # The usual case: whole events of one line each and nothing else.
+                # The next usual case: several of them.
                 return [ServerSentEvent(b"", one) for one in found]
         if self._after_cr and data:
             # The CR was taken as a line end when it came; its LF belongs to it.

@@ -78,17 +78,17 @@ class ChatRequest(Struct, omit_defaults=True):
     user: str | UnsetType = UNSET
 
 
-class FunctionDelta(Struct):
+class FunctionDelta(Struct, gc=False):
     name: str | None = None
     arguments: Raw = ABSENT
 
 
-class CustomDelta(Struct):
+class CustomDelta(Struct, gc=False):
     name: str | None = None
     input: Raw = ABSENT
 
 
-class ToolCallDelta(Struct):
+class ToolCallDelta(Struct, gc=False):
     """One entry of `tool_calls`; `custom` is there instead of `function` for the server's own custom tools, and
     `extra_content` is what Google wants to see again with the call (its thought signature)."""
 
@@ -99,7 +99,7 @@ class ToolCallDelta(Struct):
     extra_content: Raw = ABSENT
 
 
-class Delta(Struct):
+class Delta(Struct, gc=False):
     """The delta of a chunk, or the message of a completion: the keys are the same."""
 
     content: Raw = ABSENT
@@ -113,7 +113,7 @@ class Delta(Struct):
     audio: Raw = ABSENT
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     index: int | None = None
     delta: Delta | None = None
     message: Delta | None = None
@@ -124,7 +124,7 @@ class Choice(Struct):
     error: Raw = ABSENT
 
 
-class Chunk(Struct):
+class Chunk(Struct, gc=False):
     """A chunk of a stream, or a whole completion."""
 
     choices: list[Choice] | None = None
