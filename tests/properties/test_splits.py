@@ -36,7 +36,7 @@ def _cut(data: bytes, places: list[int]) -> list[bytes]:
 def _decode(pieces: list[bytes]) -> list[tuple[bytes, bytes]]:
     decoder = SseDecoder(1 << 20)
     events = [event for piece in pieces for event in decoder.feed(piece)]
-    return [tuple(event) for event in events + decoder.close()]
+    return [(event.type, event.data) for event in events + decoder.close()]
 
 
 @given(_event_streams(), st.lists(st.integers(0, 500), max_size=8))

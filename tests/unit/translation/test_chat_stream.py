@@ -289,7 +289,7 @@ def test_credentials_in_an_upstreams_message_are_cut_out() -> None:
 )
 def test_event_streams(stream: bytes, events: list[tuple[bytes, bytes]]) -> None:
     decoder = SseDecoder(100)
-    assert [tuple(one) for one in decoder.feed(stream) + decoder.close()] == events
+    assert [(one.type, one.data) for one in decoder.feed(stream) + decoder.close()] == events
 
 
 @pytest.mark.parametrize("stream", [b"x" * 101, b"data: " + b"x" * 101 + b"\n", b"data: 1234567890\n" * 11])
