@@ -19,17 +19,32 @@ NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
 
 _STRING = msgspec.json.Decoder(str)
+# How msgspec says what is wrong, and the words for it.
+_EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_MISSING = re.compile(r"Object missing required field `([^`]+)`")
+_KINDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
 
 
 def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
-    """The error for a value of the wrong type, with its path below `name`."""
+    """The error for a value of the wrong type, or one that lacks a key, with its path below `name`."""
     problem, _, path = str(error).partition(" - at `$")
     param = name + path.removesuffix("`").replace("[...]", "")
-    return InvalidRequest(f"Invalid type for '{param}': {_lower(problem)}.", param=param, code="invalid_type")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:].replace("`", "")
+    if found := _MISSING.fullmatch(problem):
+        param = f"{param}.{found[1]}"
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if found := _EXPECTED.fullmatch(problem):
+        wanted = " or ".join(_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null")
+        problem = f"expected {wanted}, but got {_KINDS.get(found[2], found[2])} instead"
+    else:
+        problem = problem[:1].lower() + problem[1:].replace("`", "")
+    return InvalidRequest(f"Invalid type for '{param}': {problem}.", param=param, code="invalid_type")
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -72,7 +72,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"include": ["nonsense"]}, "include", "invalid_value"),
         ({"background": True, "store": False}, "background", "invalid_value"),
         ({"prompt": "p"}, "prompt", "invalid_type"),
-        ({"prompt": {}}, "prompt", "invalid_type"),
+        ({"prompt": {}}, "prompt.id", "missing_required_parameter"),
         ({"prompt": {"id": "p", "version": "one"}}, "prompt.version", "invalid_value"),
         ({"prompt": {"id": "p", "variables": []}}, "prompt.variables", "invalid_type"),
         ({"messages": []}, "messages", "unsupported_parameter"),
@@ -100,7 +100,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"tool_choice": "perhaps"}, "tool_choice", "invalid_value"),
         ({"tool_choice": {"type": "function", "name": "g"}, "tools": [_TOOL]}, "tool_choice", "invalid_value"),
         ({"tool_choice": {"type": "web_search"}, "tools": [_TOOL]}, "tool_choice", "unsupported_parameter"),
-        ({"tool_choice": {"name": "f"}, "tools": [_TOOL]}, "tool_choice", "invalid_type"),
+        ({"tool_choice": {"name": "f"}, "tools": [_TOOL]}, "tool_choice.type", "missing_required_parameter"),
         (
             {"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "g"}]}, "tools": [_TOOL]},
             "tool_choice.tools[0]",

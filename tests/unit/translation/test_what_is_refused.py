@@ -85,7 +85,7 @@ def test_a_detail_nobody_knows_is_refused() -> None:
         ({"type": "grammar", "syntax": "lark"}, "tools[0].format.definition"),
         ({"type": "grammar", "syntax": "bnf", "definition": "x"}, "tools[0].format.syntax"),
         ({"type": "regex"}, "tools[0].format.type"),
-        ({}, "tools[0].format"),
+        ({}, "tools[0].format.type"),
         ("text", "tools[0].format"),
     ],
 )
@@ -136,3 +136,28 @@ def test_metadata_has_limits(metadata: Any) -> None:
 def test_metadata_within_its_limits_comes_back(metadata: Any) -> None:
     outcome = _ask(metadata=metadata)
     assert outcome.json["metadata"] == metadata and "metadata" not in outcome.chat
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": "1"}, "Invalid type for 'temperature': expected a number, but got a string instead."),
+        ({"stream": 1}, "Invalid type for 'stream': expected a boolean, but got an integer instead."),
+        ({"include": "x"}, "Invalid type for 'include': expected an array, but got a string instead."),
+        ({"text": []}, "Invalid type for 'text': expected an object, but got an array instead."),
+        ({"metadata": {"a": 1}}, "Invalid type for 'metadata': expected a string, but got an integer instead."),
+        ({"metadata": {"a": None}}, "Invalid type for 'metadata': expected a string, but got null instead."),
+        (
+            {"reasoning": {"effort": 1}},
+            "Invalid type for 'reasoning.effort': expected a string, but got an integer instead.",
+        ),
+        ({"input": [USER, 5]}, "Invalid type for 'input[1]': expected an object, but got an integer instead."),
+        ({"tools": [{"name": "f"}]}, "Missing required parameter: 'tools[0].type'."),
+        ({"text": {"format": {}}}, "Missing required parameter: 'text.format.type'."),
+        ({"tool_choice": {"name": "f"}}, "Missing required parameter: 'tool_choice.type'."),
+    ],
+)
+def test_a_wrong_type_is_said_in_the_words_of_json(fields: dict[str, Any], message: str) -> None:
+    found = _error(**fields)
+    assert found["message"] == message and found["param"] == message.split("'")[1]
+    assert found["code"] == ("invalid_type" if message.startswith("Invalid") else "missing_required_parameter")
