@@ -21,6 +21,7 @@ from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
+from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
@@ -127,6 +128,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             Leases(settings.conversations.lease),
             create_unknown=settings.conversations.create_unknown,
         ),
+        prompts=stores.prompts,
     )
     admission = Admission(limits.concurrent_requests)
 
@@ -185,7 +187,17 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             background=background,
             areas=(
                 *Conversations(stores.conversations, store).routes(),
-                *(Files(stores.files, most_bytes=settings.files.most_bytes).routes() if settings.files.enabled else ()),
+                *Prompts(stores.prompts).routes(),
+                *(
+                    Files(
+                        stores.files,
+                        most_bytes=settings.files.most_bytes,
+                        on_delete=[knowledge.forget_file] if knowledge else [],
+                    ).routes()
+                    if settings.files.enabled
+                    else ()
+                ),
+                *(knowledge.routes(upstream, routes) if knowledge else ()),
                 *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),

@@ -18,6 +18,7 @@ from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
+from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.doors.http.server import HttpDoor
@@ -39,6 +40,7 @@ from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_files import MemoryFileStore
+from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.waiting import until
 
@@ -60,6 +62,7 @@ class HttpSetup:
     head_wait: float = 60.0
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     conversations: MemoryConversationStore = field(default_factory=lambda: MemoryConversationStore(clock=now))
+    prompts: MemoryPromptStore = field(default_factory=lambda: MemoryPromptStore(clock=now))
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
     files: FileStore = field(default_factory=lambda: MemoryFileStore(clock=now))
     file_bytes: int = 1 << 20
@@ -122,6 +125,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             metrics=metrics,
             stored_files=StoredFiles(setup.files, 1 << 20),
             conversations=LockedConversations(setup.conversations, Leases()),
+            prompts=setup.prompts,
             tools=setup.tools,
         )
         setup.store.conversations = setup.conversations
@@ -144,6 +148,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 metrics=metrics,
                 areas=(
                     *Conversations(setup.conversations, setup.store).routes(),
+                    *Prompts(setup.prompts).routes(),
                     *Files(setup.files, most_bytes=setup.file_bytes).routes(),
                     *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
                 ),

@@ -1,7 +1,7 @@
 """Content parts of Responses items become chat content.
 
 Lives here: strings and parts of messages and of tool outputs, by what the upstream takes. Not here: which message they
-go into (`chat_messages.py`), fetching files (`engine/runner.py`).
+go into (`chat_messages.py`), fetching and reading files (`engine/runner.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
 """
@@ -20,6 +20,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.checks import check_choice, required
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
 from antiphon.types.json import ABSENT, encode, first, given, quoted
@@ -38,7 +39,6 @@ class _ChatImage(Struct):
 
 
 _CHAT_IMAGE = msgspec.json.Decoder(_ChatImage)
-_BYTES = "application/octet-stream"
 _ENDINGS = {
     ".pdf": "application/pdf",
     ".png": "image/png",
@@ -51,17 +51,11 @@ _ENDINGS = {
     ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
 }
 _DETAILS = ("low", "high", "auto")
-_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
-_TEXT_ENDINGS = (
-    *(".txt", ".md", ".markdown", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".xml"),
-    *(".html", ".htm", ".css", ".js", ".ts", ".tsx", ".jsx", ".py", ".rb", ".go", ".rs", ".java", ".c", ".h", ".cpp"),
-    *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class ContentRules:
-    """What may stand in a message: the upstream's profile, and the files that were fetched by URL."""
+    """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id."""
 
     profile: UpstreamProfile
     files: Mapping[str, FetchedFile | ApiError]
@@ -222,38 +216,58 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
         )
     if part.file_id is not None:
-        raise _unsupported(where, "Files by id are not available yet; send 'image_url', as a URL or data URL.")
+        file = _brought(f"{where}.file_id", part.file_id, rules)
+        kind = image_type(file.data[:FIRST_BYTES])
+        if kind is None:
+            raise InvalidRequest(
+                f"Invalid '{where}.file_id': the file is no PNG, JPEG, GIF or WebP picture.",
+                param=f"{where}.file_id",
+                code="invalid_value",
+            )
+        return _image(where, InputPart(image_url=Raw(b'"%b"' % _data_url(kind, file.data)), detail=part.detail), rules)
     raise _missing(where, "image_url")
 
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
     """A file: as text where it is text, else as a file part for servers that have one."""
     if part.file_url is not None:
-        fetched = rules.files.get(part.file_url)
-        if fetched is None:
-            raise FileNotFetched(f"{where}.file_url")
-        if isinstance(fetched, ApiError):
-            raise InvalidRequest(fetched.message, param=f"{where}.file_url", code=fetched.code)
-        name, media_type = part.filename or fetched.name, fetched.media_type
-        if _is_text(name, media_type):
-            return _as_text(name, fetched.data)
-        data = b"data:%b;base64,%b" % (media_type.encode(), base64.b64encode(fetched.data))
-        return _file_part(where, name, media_type, b'"%b"' % data, part, rules)
+        return _brought_file(where, _brought(f"{where}.file_url", part.file_url, rules), part, rules)
     if first(part.file_data) == b'"':
         name = part.filename or "file"
         header = bytes(memoryview(part.file_data)[1:128]).partition(b",")[0].replace(rb"\/", b"/")
         media_type = header[5:].split(b";")[0].decode("ascii", "replace") if header.startswith(b"data:") else ""
-        if _is_text(name, media_type):
+        if is_text(name, media_type):
             return _as_text(name, _decoded(where, bytes(part.file_data)[1:-1]))
         data = bytes(part.file_data)
         if not media_type:
             # Chat servers want a data URL; here it may be base64 alone.
-            media_type = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), _BYTES)
+            media_type = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), BYTES)
             data = b'"data:%b;base64,%b' % (media_type.encode(), data[1:])
         return _file_part(where, name, media_type, data, part, rules)
     if part.file_id is not None:
-        raise _unsupported(where, "Files by id are not available yet; send 'file_data'.")
+        return _brought_file(where, _brought(f"{where}.file_id", part.file_id, rules), part, rules)
     raise _missing(where, "file_data")
+
+
+def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
+    """The file of this URL or id."""
+    found = rules.files.get(name)
+    if found is None:
+        raise FileNotFetched(where)
+    if isinstance(found, ApiError):
+        raise InvalidRequest(found.message, param=where, code=found.code)
+    return found
+
+
+def _brought_file(where: str, file: FetchedFile, part: InputPart, rules: ContentRules) -> Raw:
+    name, media_type = part.filename or file.name, file.media_type
+    if is_text(name, media_type):
+        return _as_text(name, file.data)
+    return _file_part(where, name, media_type, b'"%b"' % _data_url(media_type, file.data), part, rules)
+
+
+def _data_url(media_type: str, data: bytes) -> bytes:
+    return b"data:%b;base64,%b" % (media_type.encode(), base64.b64encode(data))
 
 
 def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
@@ -263,12 +277,6 @@ def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputP
     if rules.profile.files != "part":
         raise _unsupported(where, f"This model's server takes no files of this kind ({name[:64]}); send its text.")
     return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
-
-
-def _is_text(name: str, media_type: str) -> bool:
-    if media_type and media_type != _BYTES:
-        return media_type.startswith(_TEXT_TYPES)
-    return name.lower().endswith(_TEXT_ENDINGS)
 
 
 def _as_text(name: str, data: bytes) -> Raw:

@@ -1,15 +1,15 @@
-"""Which files a request wants fetched.
+"""Which files a request wants fetched or read here.
 
-Lives here: finding `file_url` in the content parts of items, once the translation has met one, and which of them may
-be missing. Not here: fetching, and the parts files become (`chat_content.py`).
+Lives here: finding `file_url` and `file_id` in the content parts of items, once the translation has met one, and which
+of them may be missing. Not here: fetching, reading, and the parts files become (`chat_content.py`).
 
-Invariant: a request without `file_url` costs nothing; what cannot be read is left to whoever translates it, and is an
+Invariant: a request without them costs nothing; what cannot be read is left to whoever translates it, and is an
 error there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,14 +19,15 @@ from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first
 
-__all__ = ["FileNotFetched", "file_urls", "forgive_history", "stored_file_urls"]
+__all__ = ["FileNotFetched", "file_ids", "file_urls", "forgive_history", "stored_file_ids", "stored_file_urls"]
 
-_GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file could not be fetched again.]")
+_GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 
 
 class _Part(Struct):
     type: str | None = None
     file_url: str | None = None
+    file_id: str | None = None
 
 
 class _Stored(Struct):
@@ -39,9 +40,10 @@ _STORED = msgspec.json.Decoder(_Stored)
 
 
 class FileNotFetched(InvalidRequest):
-    """The translation met a `file_url` whose file is not there (yet): the files are to be fetched, and it begins again.
+    """The translation met a `file_url` or `file_id` whose file is not there (yet): the files are to be fetched, and it
+    begins again.
 
-    A client sees it only for a URL that a second translation still misses.
+    A client sees it only for a file that a second translation still misses.
     """
 
     def __init__(self, where: str) -> None:
@@ -50,35 +52,61 @@ class FileNotFetched(InvalidRequest):
 
 def file_urls(items: Iterable[InputItem]) -> list[str]:
     """The URLs in messages and tool outputs, in their order, with repetitions."""
-    return [url for item in items for raw in (item.content, item.output) for url in _urls(raw)]
+    return [part.file_url for part in _in_items(items) if _is_fetched(part) and part.file_url]
+
+
+def file_ids(items: Iterable[InputItem]) -> list[str]:
+    """The ids of files in messages and tool outputs, pictures among them."""
+    return [part.file_id for part in _in_items(items) if part.file_id and not _is_fetched(part)]
 
 
 def stored_file_urls(bodies: Iterable[bytes]) -> list[str]:
     """The same for items as they are stored."""
-    found: list[str] = []
-    for body in bodies:
-        item = _STORED.decode(body)
-        found += _urls(item.content)
-        found += _urls(item.output)
-    return found
+    return [part.file_url for part in _in_bodies(bodies) if _is_fetched(part) and part.file_url]
+
+
+def stored_file_ids(bodies: Iterable[bytes]) -> list[str]:
+    """The same for ids."""
+    return [part.file_id for part in _in_bodies(bodies) if part.file_id and not _is_fetched(part)]
 
 
 def forgive_history(
-    files: Mapping[str, FetchedFile | ApiError], input_urls: Iterable[str]
+    files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
 ) -> dict[str, FetchedFile | ApiError]:
     """The files, with a note for the model in place of each that could not be fetched and that only history names.
 
-    A conversation must go on after a signed URL has expired; what this request itself names stays an error.
+    A conversation must go on after a signed URL has expired or a file was deleted; what this request itself names stays
+    an error.
     """
-    named = set(input_urls)
-    return {url: _GONE if isinstance(file, ApiError) and url not in named else file for url, file in files.items()}
+    named = set(input_names)
+    return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
 
 
-def _urls(raw: Raw) -> list[str]:
+def _is_fetched(part: _Part) -> bool:
+    # A part with both is taken by its URL, as the translation does.
+    return part.type == "input_file" and part.file_url is not None
+
+
+def _in_items(items: Iterable[InputItem]) -> Iterator[_Part]:
+    for item in items:
+        yield from _parts(item.content)
+        yield from _parts(item.output)
+
+
+def _in_bodies(bodies: Iterable[bytes]) -> Iterator[_Part]:
+    for body in bodies:
+        item = _STORED.decode(body)
+        yield from _parts(item.content)
+        yield from _parts(item.output)
+
+
+def _parts(raw: Raw) -> list[_Part]:
+    if first(raw) == b"{":
+        # One part, not in a list.
+        raw = Raw(b"[%b]" % bytes(raw))
     if first(raw) != b"[":
         return []
     try:
-        parts = _PARTS.decode(raw)
+        return _PARTS.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         return []
-    return [part.file_url for part in parts if part.type == "input_file" and part.file_url]

@@ -1,4 +1,4 @@
-"""Finding the files a request names by URL."""
+"""Finding the files a request names by URL or by id."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.file_urls import file_urls, forgive_history, stored_file_urls
+from antiphon.translation.file_urls import file_ids, file_urls, forgive_history, stored_file_ids, stored_file_urls
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 
@@ -41,6 +41,7 @@ def test_urls_in_messages_and_tool_outputs_in_order() -> None:
         'a text with "file_url"',
         None,
         {"file_url": "https://a"},
+        {"type": "text", "file_url": "https://a"},
         [{"type": "input_text", "file_url": "https://a", "text": "x"}],
         [part(None)],
         [part("")],
@@ -50,6 +51,23 @@ def test_urls_in_messages_and_tool_outputs_in_order() -> None:
 )
 def test_what_is_no_file_part_names_nothing(content: Any) -> None:
     assert file_urls(items({"role": "user", "content": content})) == []
+
+
+def test_ids_of_files_and_pictures() -> None:
+    content = [
+        {"type": "input_file", "file_id": "file-a"},
+        {"type": "input_image", "file_id": "file-b"},
+        {"type": "input_file", "file_id": "file-c", "file_url": "https://a"},  # taken by its URL
+        {"type": "input_image", "image_url": "https://b"},
+    ]
+    output = {"type": "computer_screenshot", "file_id": "file-d"}
+    given_items = [
+        {"role": "user", "content": content},
+        {"type": "computer_call_output", "call_id": "1", "output": output},
+    ]
+    assert file_ids(items(*given_items)) == ["file-a", "file-b", "file-d"]
+    assert stored_file_ids(json.dumps(each).encode() for each in given_items) == ["file-a", "file-b", "file-d"]
+    assert file_urls(items(*given_items)) == ["https://a"]
 
 
 def test_any_spelling_of_the_key_counts() -> None:
@@ -62,7 +80,7 @@ def test_only_what_the_request_names_must_be_there() -> None:
     files = forgive_history({"https://old": gone, "https://new": gone, "https://both": there}, ["https://new"])
     assert files["https://new"] is gone and files["https://both"] is there
     note = files["https://old"]
-    assert isinstance(note, FetchedFile) and b"could not be fetched" in note.data and note.media_type == "text/plain"
+    assert isinstance(note, FetchedFile) and b"no longer available" in note.data and note.media_type == "text/plain"
 
 
 def test_stored_items_name_files_as_well() -> None:
