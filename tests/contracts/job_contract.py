@@ -14,7 +14,7 @@ import json
 import pytest
 
 from antiphon.engine.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.jobs import Ending, EventPiece, Job, JobStore, TooManyJobs
+from antiphon.engine.jobs import Ending, EventPiece, Job, JobStore, Progress, TooManyJobs
 from antiphon.engine.ports import PageQuery, ResponseStore
 from antiphon.errors import InvalidRequest, StoreError
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -139,6 +139,12 @@ class JobStoreContract:
         assert page.pieces[0].after(6) == b"event: x\ndata: 7\n\n"
         page = await peer.events(ALICE, "resp_a", 11, 10)
         assert page is not None and page.pieces == () and page.status == "in_progress"
+        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
+        assert await peer.progress(["resp_a", "resp_b", "resp_c"]) == {
+            "resp_a": Progress("in_progress", 11),
+            "resp_b": Progress("queued", -1),
+        }
+        assert await peer.progress([]) == {}
 
     async def test_a_response_ends_with_its_items_its_last_events_and_its_job(
         self, jobs: JobStore, peer: JobStore, others: ResponseStore

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.engine.actions import StoredItem
-from antiphon.engine.jobs import JobStore
+from antiphon.engine.jobs import Ending, JobStore
 from antiphon.engine.ports import ResponseStore
+from antiphon.errors import ConversationLocked
 from antiphon.stores import Stores, open_stores
 from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ids
@@ -66,6 +67,23 @@ class TestSqliteJobs(_OnSqlite):
             assert loaded is not None
             assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
             await conversations.release("resp_next")
+
+    async def test_a_lock_that_was_taken_too_late_is_given_back(self, stores: Stores, jobs: JobStore) -> None:
+        conversations = stores.conversations
+        await conversations.create(ALICE, "conv_1", b"{}")
+        await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, most=MOST)
+        await claim(jobs)
+        await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+        await jobs.unlock("resp_a")
+        with pytest.raises(ConversationLocked):  # its job is there, so it keeps it
+            await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
+        await jobs.end(Ending("resp_a", "cancelled", b"{}", (), -1, None))
+        with pytest.raises(ConversationLocked):  # it is over, so it gets nothing any more
+            await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+        assert await stores.responses.delete(ALICE, "resp_a")
+        await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+        await jobs.unlock("resp_a")
+        assert await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60) == ()
 
 
 class TestTwoSqliteStoresOfJobs(_OnSqlite):

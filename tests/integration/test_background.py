@@ -472,6 +472,7 @@ async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes
     # Cancelled and failed ones give it back, and leave nothing in it.
     many.chat.script(held(asyncio.Event()))
     second = await one.create(conversation=conversation)
+    await until(lambda: len(many.chat.requests) == 2)
     await one.ask(f"/{second['id']}/cancel", "POST")
     many.chat.script(json_answer({"error": {"message": "no"}}, 500))
     third = await one.ended((await one.create(conversation=conversation))["id"])
@@ -480,6 +481,17 @@ async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes
     assert fourth["status"] == "completed" and (await items())[3:] == ["more", "Hello"]
     async with one.session.delete(f"{conversations}/{conversation}") as got:
         assert got.status == 200
+
+
+async def test_a_conversation_is_free_as_soon_as_its_response_is_cancelled(one: BackgroundApp) -> None:
+    """Wherever its worker is just then."""
+    async with one.session.post(f"{one.url}/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    for _ in range(20):
+        made = await one.create(conversation=conversation)
+        assert made.get("status") == "queued", made
+        _, over = await one.ask(f"/{made['id']}/cancel", "POST")
+        assert over["status"] in ("cancelled", "completed")
 
 
 async def test_a_conversation_survives_the_process_that_worked_on_it(many: Processes, one: BackgroundApp) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from antiphon.engine.actions import ResponseRecord
 from antiphon.engine.job_bodies import with_status
-from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, TooManyJobs
+from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, Progress, TooManyJobs
 from tests.support.memory_store import MemoryResponseStore
 
 __all__ = ["MemoryJobStore"]
@@ -109,6 +109,16 @@ class MemoryJobStore:
         if ending.events is not None:
             self._add(ending.response_id, ending.events, False)
         return True
+
+    async def unlock(self, response_id: str) -> None:
+        """Conversations are not kept here."""
+
+    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
+        return {
+            one: Progress(record.status, self._last(one))
+            for one in response_ids
+            if (record := self.responses.records.get(one)) is not None
+        }
 
     async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
         record = self.responses.records.get(response_id)

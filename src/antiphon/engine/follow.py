@@ -4,8 +4,8 @@ Lives here: who waits for which response, and the loop that reads on. Not here: 
 heads and status codes (`api/`, `exchange.py`).
 
 What is sent was read from the store, by followers in the writing process as well: so all of them see the same, and
-nothing that is not durable yet. In that process a wake-up follows every write; elsewhere the store is asked again
-after `poll` seconds.
+nothing that is not durable yet. In that process a wake-up follows every write; for what others write, one task asks the
+store every `poll` seconds how far everything is that anybody here waits for.
 
 Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over.
 """
@@ -15,6 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
 
 from antiphon.engine.job_bodies import is_over
 from antiphon.engine.jobs import JobStore
@@ -23,19 +26,31 @@ from antiphon.translation.encode import DONE, KEEPALIVE
 
 __all__ = ["Followers"]
 
+_log = structlog.get_logger(__name__)
+
 _PIECES = 64
-_SLOW_POLL = 1.0
+# Nobody depends on this one: it is there for what nobody thought of.
+_LONGEST_WAIT = 5.0
+
+
+@dataclass(eq=False)
+class _Follower:
+    """Who waits for events behind the number `after`."""
+
+    after: int
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Followers:
-    """One per process. `poll`: seconds between two looks at what another process writes."""
+    """One per process. `poll`: seconds between two looks at what other processes write."""
 
     def __init__(self, jobs: JobStore, *, poll: float = 0.05, keepalive: float = 15.0) -> None:
         self._jobs = jobs
         self._poll = poll
         self._keepalive = keepalive
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._followers: dict[str, set[_Follower]] = {}
         self._here: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
@@ -46,11 +61,12 @@ class Followers:
         finally:
             self._here.discard(response_id)
             self.changed(response_id)
+            self._look_if_needed()
 
     def changed(self, response_id: str) -> None:
         """The response's stream went on, or is over."""
-        for waiting in self._waiting.get(response_id, ()):
-            waiting.set()
+        for follower in self._followers.get(response_id, ()):
+            follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
         """The events after this number, as they come, and `[DONE]`; keep-alive comments in silence.
@@ -58,18 +74,19 @@ class Followers:
         Raises `StoreError` when the response is deleted meanwhile.
         """
         loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-        self._waiting.setdefault(response_id, set()).add(changed)
+        me = _Follower(after)
+        self._followers.setdefault(response_id, set()).add(me)
+        self._look_if_needed()
         try:
             sent = loop.time()
             while True:
-                changed.clear()
-                page = await self._jobs.events(owner, response_id, after, _PIECES)
+                me.news.clear()
+                page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
                     raise StoreError("The response was deleted while its stream was read.")
                 for piece in page.pieces:
-                    data = piece.after(after)
-                    after = piece.last
+                    data = piece.after(me.after)
+                    me.after = piece.last
                     yield data
                     sent = loop.time()
                 if page.more:
@@ -77,20 +94,42 @@ class Followers:
                 if is_over(page.status):
                     yield DONE
                     return
-                await self._pause(changed, response_id)
+                await self._wait(me)
                 if loop.time() - sent >= self._keepalive:
                     yield KEEPALIVE
                     sent = loop.time()
         finally:
-            waiting = self._waiting[response_id]
-            waiting.discard(changed)
-            if not waiting:
-                del self._waiting[response_id]
+            others = self._followers[response_id]
+            others.discard(me)
+            if not others:
+                del self._followers[response_id]
 
-    async def _pause(self, changed: asyncio.Event, response_id: str) -> None:
-        seconds = _SLOW_POLL if response_id in self._here else self._poll
+    async def _wait(self, me: _Follower) -> None:
         try:
-            async with asyncio.timeout(min(seconds, self._keepalive)):
-                await changed.wait()
+            async with asyncio.timeout(min(self._keepalive, _LONGEST_WAIT)):
+                await me.news.wait()
         except TimeoutError:
             pass
+
+    # What other processes write
+
+    def _elsewhere(self) -> list[str]:
+        return [response_id for response_id in self._followers if response_id not in self._here]
+
+    def _look_if_needed(self) -> None:
+        if (self._looking is None or self._looking.done()) and self._elsewhere():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while wanted := self._elsewhere():
+            try:
+                found = await self._jobs.progress(wanted)
+            except StoreError as error:
+                _log.warning("progress_not_read", error=str(error))
+            else:
+                for response_id in wanted:
+                    now = found.get(response_id)
+                    for follower in self._followers.get(response_id, ()):
+                        if now is None or now.last_event > follower.after or is_over(now.status):
+                            follower.news.set()
+            await asyncio.sleep(self._poll)

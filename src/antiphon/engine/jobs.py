@@ -30,6 +30,7 @@ __all__ = [
     "Job",
     "JobRequest",
     "JobStore",
+    "Progress",
     "TooManyJobs",
     "count_events",
     "split_events",
@@ -73,6 +74,14 @@ class EventPage:
     status: str
     pieces: tuple[EventPiece, ...]
     more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A response's status, and the number of the last event of its stream (-1 when there is none)."""
+
+    status: str
+    last_event: int
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -173,6 +182,13 @@ class JobStore(Protocol):
 
     async def end(self, ending: Ending) -> bool:
         """End a response early; the job goes. False when it is over already, or its stream went on meanwhile."""
+
+    async def unlock(self, response_id: str) -> None:
+        """Give back the conversation that this response has locked, if its job is gone: a worker that did not know that
+        yet may have taken the lock again."""
+
+    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
+        """How far these responses are; those that do not exist are left out."""
 
     async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
         """Up to `most` pieces with events after this number, or None when there is no such response."""

@@ -42,6 +42,7 @@ _log = structlog.get_logger(__name__)
 _REQUEST = msgspec.json.Decoder(JobRequest)
 _FINISH_PAUSES = (0.1, 0.5, 2.0, 5.0)
 _GIVE_UP_SECONDS = 5.0
+_FULL_PAUSE = 1.0
 _STOPPED = "The server that was running this response stopped before it was complete."
 
 
@@ -152,6 +153,7 @@ class Workers:
         self._claiming = True
         self._closing = False
         self._renew_at = 0.0
+        self._claim_at = 0.0
         self._task: asyncio.Task[None] | None = None
         background.wake_workers = self.wake
 
@@ -213,7 +215,7 @@ class Workers:
                 await self._jobs.renew(self.name, self.running, now + self._options.lease)
                 self._renew_at = now + self._options.lease / 3
         free = self._options.workers - len(self._running)
-        if self._claiming and free > 0:
+        if self._claiming and free > 0 and asyncio.get_running_loop().time() >= self._claim_at:
             now = self._clock()
             for job in await self._jobs.claim(self.name, now, now + self._options.lease, free):
                 run = self._running[job.response_id] = _Run(job)
@@ -229,10 +231,15 @@ class Workers:
             with self._admit(), self._background.followers.written_here(job.response_id):
                 outcome = await self._serve(run)
         except asyncio.CancelledError:
-            if not run.lost:
+            if run.lost:
+                with suppress(StoreError):
+                    await self._jobs.unlock(job.response_id)
+            else:
                 await self._give_up(job)
         except Unavailable:
-            await self._give_up(job)
+            # This process has its hands full. Somebody else may take it, or this one a little later.
+            self._claim_at = asyncio.get_running_loop().time() + _FULL_PAUSE
+            await self._give_back(job)
         except StoreError as error:
             # Its lease runs out, and somebody takes it up again.
             _log.error("response_not_ended", response_id=job.response_id, error=str(error))
@@ -244,6 +251,7 @@ class Workers:
                 await self._end(job, "server_error", "The server had an error while processing your request.")
         finally:
             del self._running[job.response_id]
+            self._runner.forget(job.response_id)
             self._woken.set()
             seconds = time.perf_counter() - started
             self._metrics.response_finished(outcome, "background", seconds)
@@ -324,14 +332,21 @@ class Workers:
 
     async def _give_up(self, job: Job) -> None:
         """The process stops while the job runs."""
+        if self._options.on_restart == "retry":
+            await self._give_back(job)
+            return
         try:
             async with asyncio.timeout(_GIVE_UP_SECONDS):
-                if self._options.on_restart == "fail":
-                    await self._end(job, "server_error", _STOPPED)
-                else:
-                    await self._jobs.release(self.name, job.response_id)
+                await self._end(job, "server_error", _STOPPED)
         except (StoreError, ApiError, TimeoutError) as error:
             # Its lease runs out all the same.
+            _log.warning("job_not_ended", response_id=job.response_id, error=str(error))
+
+    async def _give_back(self, job: Job) -> None:
+        try:
+            async with asyncio.timeout(_GIVE_UP_SECONDS):
+                await self._jobs.release(self.name, job.response_id)
+        except (StoreError, TimeoutError) as error:
             _log.warning("job_not_given_back", response_id=job.response_id, error=str(error))
 
 

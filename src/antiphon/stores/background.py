@@ -16,7 +16,7 @@ from typing import Any
 
 from antiphon.engine.actions import ResponseRecord
 from antiphon.engine.job_bodies import with_status
-from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, TooManyJobs
+from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, Progress, TooManyJobs
 from antiphon.errors import StoreError
 from antiphon.stores.responses import (
     INSERT_CONVERSATION_ITEMS,
@@ -96,6 +96,12 @@ UPDATE responses SET conversation_pos = (
 ) WHERE id = :id
 """
 
+UNLOCK = f"{LEAVE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
+
+PROGRESS = """
+SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id)
+FROM json_each(:ids) wanted CROSS JOIN responses r ON r.id = wanted.value
+"""
 # No row: no such response. One row without a piece: nothing after that number.
 EVENTS = """
 SELECT r.status, e.last_seq, e.data
@@ -230,6 +236,15 @@ class SqliteJobStore:
             Statement(LEAVE_CONVERSATION, named),
         ]
         return await self._run(unit)
+
+    async def unlock(self, response_id: str) -> None:
+        """Give back the conversation that this response has locked, if its job is gone."""
+        await self._writer.run([Statement(UNLOCK, {"id": response_id})])
+
+    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
+        """How far these responses are; those that do not exist are left out."""
+        rows = await self._readers.fetch(PROGRESS, {"ids": json.dumps(sorted(response_ids))})
+        return {row[0]: Progress(row[1], -1 if row[2] is None else row[2]) for row in rows}
 
     async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
         """Up to `most` pieces with events after this number, or None when there is no such response."""

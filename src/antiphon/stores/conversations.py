@@ -104,7 +104,10 @@ FROM json_each(:ids) wanted CROSS JOIN conversation_items i ON i.rowid = (
 # A holder may come again: a response that was queued takes its conversation once more when it runs.
 LOCK = f"""
 UPDATE conversations SET locked_by = :holder, locked_until = :until
-WHERE owner = :owner AND id = :id AND ({_UNLOCKED} OR locked_by = :holder)
+WHERE owner = :owner AND id = :id AND ({_UNLOCKED} OR locked_by = :holder) AND NOT EXISTS (
+  -- A background response that is over (it was cancelled): its worker does not know that yet.
+  SELECT 1 FROM responses WHERE responses.id = :holder AND responses.status NOT IN ('queued', 'in_progress')
+)
 """
 RELEASE = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :holder"
 RENEW = "UPDATE conversations SET locked_until = :until WHERE locked_by IN (SELECT value FROM json_each(:holders))"

@@ -62,6 +62,7 @@ __all__ = [
     "ResponseFailed",
     "ResponseInProgress",
     "ResponseIncomplete",
+    "ResponseQueued",
     "ShellCommandAdded",
     "ShellCommandDelta",
     "ShellCommandDone",

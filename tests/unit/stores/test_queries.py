@@ -40,6 +40,7 @@ _QUERIES = {
     "drop_events": background.DROP_EVENTS,
     "end_job": background.END_JOB,
     "events": background.EVENTS,
+    "progress": background.PROGRESS,
     "old_chains": retention.DELETE_CHAINS,
     "old_conversations": retention.DELETE_CONVERSATIONS,
     "old_events": retention.DELETE_EVENTS,
