@@ -284,7 +284,7 @@ def test_pitfall_44_a_file_that_the_server_cannot_read_is_named() -> None:
     outcome = run(body, profile="vllm")
     assert not outcome.calls and outcome.json["error"]["param"] == "input[0].content[0]"
     part = {"type": "input_file", "file_id": "file-1"}
-    assert error(input=[{"role": "user", "content": [part]}])["param"] == "input[0].content[0]"
+    assert error(input=[{"role": "user", "content": [part]}])["param"] == "input[0].content[0].file_id"
 
 
 def test_pitfall_45_the_same_message_twice_stays_twice() -> None:

@@ -13,6 +13,7 @@ from antiphon.engine.actions import Chain, Context, StoredItem, StoredPrompt
 from antiphon.sealing import Sealer
 from antiphon.translation.fates import GROUPS, all_names, fate
 from antiphon.translation.profiles import PROFILES
+from antiphon.types.files import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -289,9 +290,9 @@ SAMPLES: dict[str, Sample] = {
     "content.output_text": part({"type": "output_text", "text": "seentext"}, "seentext", "assistant"),
     "content.refusal": part({"type": "refusal", "refusal": "seentext"}, "seentext", "assistant"),
     "content.input_image.image_url": part({"type": "input_image", "image_url": PIXEL}, PIXEL),
-    "content.input_image.file_id": part({"type": "input_image", "file_id": "file-1"}, ""),
+    "content.input_image.file_id": part({"type": "input_image", "file_id": "file-1"}, "data:image/png;base64,"),
     "content.input_file.file_data": part(TEXT_FILE, "seenfile"),
-    "content.input_file.file_id": part({"type": "input_file", "file_id": "file-1"}, ""),
+    "content.input_file.file_id": part({"type": "input_file", "file_id": "file-2"}, "seenfile"),
     "content.input_audio": part(
         {"type": "input_audio", "input_audio": {"data": "c2Vlbg==", "format": "wav"}}, "c2Vlbg"
     ),
@@ -311,6 +312,10 @@ def perform(sample: Sample, profile: str) -> Outcome:
         conversation=stored,
         prompt=StoredPrompt("pmpt_1", None, 1, 1, 1, 0.0, 0.0, b"{}", b'{"instructions":"You are {{who}}."}'),
         items={one.id: one for one in stored},
+        files={
+            "file-1": FetchedFile("a.png", "image/png", b"\x89PNG\r\n\x1a\n"),
+            "file-2": FetchedFile("a.txt", "text/plain", b"seenfile"),
+        },
     )
     pieces, headers = [COMPLETION], JSON
     if request.get("stream"):
