@@ -188,16 +188,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             areas=(
                 *Conversations(stores.conversations, store).routes(),
                 *Prompts(stores.prompts).routes(),
-                *(
-                    Files(
-                        stores.files,
-                        most_bytes=settings.files.most_bytes,
-                        on_delete=[knowledge.forget_file] if knowledge else [],
-                    ).routes()
-                    if settings.files.enabled
-                    else ()
-                ),
-                *(knowledge.routes(upstream, routes) if knowledge else ()),
+                *(Files(stores.files, most_bytes=settings.files.most_bytes).routes() if settings.files.enabled else ()),
                 *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),
