@@ -33,6 +33,7 @@ from antiphon.engine.locked_conversations import LockedConversations
 from antiphon.engine.owners import OwnerResolver
 from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute, ModelRule, Routes
 from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.engine.stored_files import StoredFiles
 from antiphon.engine.sweeping import Sweeper
 from antiphon.engine.workers import Workers
 from antiphon.errors import ConfigError, Unavailable
@@ -122,6 +123,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
         metrics=metrics,
         files=make_fetcher(settings),
+        stored_files=StoredFiles(stores.files, settings.files.input_bytes) if settings.files.enabled else None,
         background=background,
         conversations=LockedConversations(
             stores.conversations,
