@@ -9,7 +9,6 @@ Invariant: `App.aclose` finishes what was accepted (saves above all) before it c
 from __future__ import annotations
 
 import hashlib
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,10 @@ from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
-from antiphon.config import AuthMode, ModelSettings, Settings, UpstreamSettings, parse_address
+from antiphon.app_knowledge import Knowledge, open_search
+from antiphon.app_outgoing import direct_target, make_fetcher, section
+from antiphon.app_tools import make_tools
+from antiphon.config import AuthMode, ModelSettings, Settings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.engine.background import Background, BackgroundOptions
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
@@ -43,16 +45,14 @@ from antiphon.observability.metrics import Metrics
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
 from antiphon.stores.retention import KeptFor
-from antiphon.tools.box import Tool, Toolbox, ToolLimits
+from antiphon.tools.box import Toolbox
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile
 from antiphon.types.transport import Headers
-from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.client import HttpUpstream
-from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.pool import ModelDoor, UpstreamPool
 
-__all__ = ["App", "build", "direct_target", "kept_for", "make_routes", "owner_key", "prepare_data"]
+__all__ = ["App", "build", "kept_for", "make_routes", "owner_key", "prepare_data"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class App:
     workers: Workers
     sweepers: tuple[Sweeper, ...]
     tools: Toolbox
+    knowledge: Knowledge | None = None
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
@@ -74,6 +75,8 @@ class App:
         await self.workers.aclose()
         await self.runner.aclose()
         await self.tools.aclose()
+        if self.knowledge is not None:
+            await self.knowledge.aclose()
         await self.upstream.aclose()
         await self.stores.aclose()
 
@@ -115,14 +118,17 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     working = _background_options(settings)
     followers = Followers(stores.background, poll=working.poll, keepalive=times.keepalive)
     background = Background(stores.background, stores.responses, followers, working)
-    toolbox = make_tools(settings, metrics)
+    knowledge = None
+    if settings.files.enabled and settings.vector_stores.enabled:
+        knowledge = await open_search(settings, stores.files)
+    toolbox = make_tools(settings, metrics, knowledge.searcher if knowledge else None)
     runner = Runner(
         store,
         upstream,
         tools=toolbox,
         timeouts=RunnerTimeouts(save=times.save, head_wait=times.head_wait, keepalive=times.keepalive),
         metrics=metrics,
-        files=make_fetcher(settings),
+        files=make_fetcher(settings) if settings.fetch.enabled else None,
         stored_files=StoredFiles(stores.files, settings.files.input_bytes) if settings.files.enabled else None,
         background=background,
         conversations=LockedConversations(
@@ -176,6 +182,8 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     )
     for sweeper in sweepers:
         sweeper.start()
+    if knowledge is not None:
+        knowledge.start()
     context = DoorContext(
         new_exchange=new_exchange,
         runner=runner,
@@ -190,7 +198,16 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             areas=(
                 *Conversations(stores.conversations, store).routes(),
                 *Prompts(stores.prompts).routes(),
-                *(Files(stores.files, most_bytes=settings.files.most_bytes).routes() if settings.files.enabled else ()),
+                *(
+                    Files(
+                        stores.files,
+                        most_bytes=settings.files.most_bytes,
+                        on_delete=[knowledge.forget_file] if knowledge else [],
+                    ).routes()
+                    if settings.files.enabled
+                    else ()
+                ),
+                *(knowledge.routes(upstream, routes) if knowledge else ()),
                 *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),
@@ -204,24 +221,13 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         secret=settings.sidecar_secret(),
         websocket=_websocket(settings),
     )
-    return App(context, stores, upstream, runner, workers, sweepers, toolbox)
+    return App(context, stores, upstream, runner, workers, sweepers, toolbox, knowledge)
 
 
 def kept_for(settings: Settings) -> KeptFor:
     """How long things are kept."""
     kept = settings.retention
     return KeptFor(kept.responses, kept.conversations, kept.events)
-
-
-def make_tools(settings: Settings, metrics: Metrics) -> Toolbox:
-    """The tools that these settings make available. Raises `ConfigError`."""
-    tools: list[Tool] = []
-    limits = settings.tools
-    return Toolbox(
-        tools,
-        ToolLimits(seconds=limits.seconds, concurrent=limits.concurrent, output_chars=limits.output_chars),
-        metrics,
-    )
 
 
 def make_routes(settings: Settings) -> Routes:
@@ -233,7 +239,7 @@ def make_routes(settings: Settings) -> Routes:
         if name not in settings.every_upstream:
             return nowhere
         upstream = settings.every_upstream[name]
-        profile = _profile(upstream.profile, upstream.address[0], f"{_section(name)}.profile")
+        profile = _profile(upstream.profile, upstream.address[0], f"{section(name)}.profile")
         if rule is not None and rule.profile is not None:
             profile = _profile(rule.profile, "", f"models ({rule.match}): profile")
         return ModelRoute(
@@ -268,10 +274,6 @@ def _capabilities(settings: Settings, routes: Routes) -> Capabilities:
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
     return Capabilities(routes, limits, fetches=settings.fetch.enabled)
-
-
-def _section(upstream: str) -> str:
-    return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
 
 
 def _profile(name: str, host: str, where: str) -> UpstreamProfile:
@@ -323,44 +325,6 @@ def _model_door(settings: Settings) -> UpstreamTarget:
     secret = settings.sidecar_secret()
     headers: Headers = (("x-antiphon-secret", secret),) if secret else ()
     return UpstreamTarget(f"http://{address}/v1", headers=headers)
-
-
-def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
-    headers: Headers = (("host", upstream.authority),) if upstream.host else ()
-    if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
-        headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
-    context = _trusted(f"{_section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
-    return UpstreamTarget(upstream.url, headers=headers, ssl=context)
-
-
-def make_fetcher(settings: Settings) -> GuardedFetcher | None:
-    """Fetches files by URL, or nothing when that is switched off. Raises `ConfigError`."""
-    fetch = settings.fetch
-    if not fetch.enabled:
-        return None
-    try:
-        rule = AddressRule(fetch.allow_private)
-    except ValueError as error:
-        raise ConfigError(f"fetch.allow_private: {error}") from None
-    limits = FetchLimits(
-        total_bytes=fetch.total_bytes,
-        seconds=fetch.seconds,
-        files=fetch.files,
-        redirects=fetch.redirects,
-        concurrent=fetch.concurrent,
-        http=fetch.http,
-        ports=frozenset(fetch.ports),
-        types=fetch.types,
-    )
-    return GuardedFetcher(limits, rule, tls=_trusted("fetch.ca_file", fetch.ca_file))
-
-
-def _trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """Trust in the authorities of this file, or in the system's."""
-    try:
-        return ssl.create_default_context(cafile=str(file) if file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{setting}: {file} cannot be used: {error}") from None
 
 
 def prepare_data(folder: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "AuthMode",
     "BackgroundSettings",
     "ConversationSettings",
+    "EmbeddingSettings",
     "FetchSettings",
     "FileSettings",
     "LimitSettings",
@@ -37,6 +38,8 @@ __all__ = [
     "TimeoutSettings",
     "ToolSettings",
     "UpstreamSettings",
+    "VectorStoreSettings",
+    "WebSearchSettings",
     "WebSocketSettings",
     "load_settings",
     "parse_address",
@@ -294,6 +297,57 @@ class FileSettings(_Section):
     first is made at the start."""
 
 
+class VectorStoreSettings(_Section):
+    """Vector stores: files that are cut into chunks and found by their words, and by their meaning where there is an
+    embeddings server. They need uploaded files, so `files.enabled`."""
+
+    enabled: bool = True
+    """Have vector stores; off: their paths do not exist."""
+    ingest: int = Field(2, ge=0)
+    """Files that one process reads at once; 0: it leaves that to others."""
+    file_seconds: float = Field(60.0, gt=0)
+    """Seconds of processor time for reading one file; whatever takes longer has failed."""
+    file_memory_bytes: int = Field(1024 * _MIB, ge=256 * _MIB)
+    """Memory of the process that reads files."""
+    text_bytes: int = Field(64 * _MIB, ge=1024)
+    """Longest text of one file."""
+    tokens: int = Field(5_000_000, ge=1_000)
+    """Most tokens of one file."""
+    matrix_bytes: int = Field(1024 * _MIB, ge=_MIB)
+    """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. The stores that were not searched for longest are
+    read from the disk again."""
+    lease: float = Field(60.0, gt=1)
+    """Seconds after which a file is taken up by another process when its own is gone."""
+    rewrite_model: str | None = None
+    """The model that rewrites queries when a search asks for it; unset: such a search is served without."""
+    rewrite_seconds: float = Field(10.0, gt=0)
+    """How long a search waits for that."""
+
+
+class EmbeddingSettings(_Section):
+    """The server that makes vectors of texts, by OpenAI's `POST /embeddings`. Without one, search goes by words."""
+
+    url: str | None = None
+    """Base URL with its path prefix (`http://host:port/v1`)."""
+    api_key: SecretStr | None = None
+    """The key, sent as a bearer token."""
+    model: str = "text-embedding-3-small"
+    """The model. Chunks that another model made vectors of are found by their words until they are ingested again."""
+    dimensions: int | None = Field(None, ge=8)
+    """Numbers per vector, for models that can shorten them."""
+    batch: int = Field(64, ge=1, le=2048)
+    """Most texts in one call."""
+    concurrent: int = Field(4, ge=1)
+    """Most calls at once per process."""
+    seconds: float = Field(60.0, gt=0)
+    """How long one call may take."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        return None if value is None else UpstreamSettings(url=value).url
+
+
 class WebSocketSettings(_Section):
     """WebSocket connections on `/v1/responses`."""
 
@@ -312,6 +366,33 @@ class WebSocketSettings(_Section):
     """How much a connection remembers of responses with `store: false`, so that they can be continued on it."""
     compression: bool = True
     """Compress frames (permessage-deflate) where the client offers it."""
+
+
+class WebSearchSettings(_Section):
+    """The tool `web_search`."""
+
+    provider: Literal["none", "searxng", "brave", "tavily"] = "none"
+    """Who searches; none: the tool is left out of requests, and named in `antiphon-ignored`. A SearXNG of your own
+    needs `json` among its `search.formats`."""
+    url: str | None = None
+    """Base URL of the service; needed for searxng, else the service's own."""
+    api_key: SecretStr | None = None
+    """Its key (brave, tavily)."""
+    seconds: float = Field(15.0, gt=0)
+    """How long one search may take."""
+    pages: bool = True
+    """Let the model open pages too. They are fetched like `file_url`s: from public addresses, and what
+    `fetch.allow_private` names."""
+    page_bytes: int = Field(8 * _MIB, ge=1024)
+    """Largest page."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WebSearchSettings:
+        if self.provider == "searxng" and not self.url:
+            raise ValueError("searxng needs 'url', the address of your instance")
+        if self.provider in ("brave", "tavily") and self.api_key is None:
+            raise ValueError(f"{self.provider} needs 'api_key'")
+        return self
 
 
 class RetentionSettings(_Section):
@@ -490,8 +571,11 @@ class Settings(_Section):
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
     tools: ToolSettings = ToolSettings()
+    web_search: WebSearchSettings = WebSearchSettings()
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
+    vector_stores: VectorStoreSettings = VectorStoreSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     conversations: ConversationSettings = ConversationSettings()
     timeouts: TimeoutSettings = TimeoutSettings()

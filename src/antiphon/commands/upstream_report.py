@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from antiphon.app import direct_target, make_routes
+from antiphon.app import make_routes
+from antiphon.app_outgoing import direct_target
 from antiphon.commands.upstream_identity import identify, usual_server
 from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
 from antiphon.config import AuthMode, Settings, UpstreamSettings

@@ -18,6 +18,7 @@ from antiphon.engine.knowledge import Searcher, SearchHit
 from antiphon.engine.search_options import read_filters, read_ranking
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.tools.box import ToolFailed
+from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
 __all__ = ["FileSearch"]
@@ -146,14 +147,9 @@ def _told(hits: list[SearchHit]) -> str:
     if not hits:
         return "Nothing was found."
     return "\n\n".join(
-        f"{{cite:{number}}} {hit.filename} (relevance {hit.score:.2f})\n{_plain(hit.text)}"
+        f"{{cite:{number}}} {hit.filename} (relevance {hit.score:.2f})\n{unmarked(hit.text)}"
         for number, hit in enumerate(hits)
     )
-
-
-def _plain(text: str) -> str:
-    """A passage that cannot be taken for a mark of ours."""
-    return text.replace("{cite:", "{cite :")
 
 
 def _result(hit: SearchHit) -> dict[str, Any]:

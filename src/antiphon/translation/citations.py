@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode, fragment_of
 
-__all__ = ["Citations", "Source", "mark"]
+__all__ = ["Citations", "Source", "mark", "unmarked"]
 
 _OPEN, _CLOSE = "【", "】"
 _LONGEST = 64
@@ -45,6 +45,11 @@ def mark(number: int) -> str:
 def _lenient(fragment: bytes) -> str:
     text = decode_any(b'"%b"' % fragment)
     return text if isinstance(text, str) else ""
+
+
+def unmarked(text: str) -> str:
+    """A stranger's text, in which nothing can be taken for a mark of ours."""
+    return text.replace(_OPEN, "[").replace(_CLOSE, "]").replace("{cite:", "{cite :")
 
 
 class Citations:

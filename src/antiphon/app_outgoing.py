@@ -1,0 +1,65 @@
+"""The composition root's part for what leaves this process: upstreams called directly, and what is fetched by URL.
+
+Lives here: targets and guards made of settings. Not here: calling and fetching (`upstream/`), the rest (`app.py`).
+
+Invariant: whatever a client can name goes through the guarded fetcher.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from antiphon.config import AuthMode, Settings, UpstreamSettings
+from antiphon.engine.routes import DEFAULT_UPSTREAM
+from antiphon.errors import ConfigError
+from antiphon.types.transport import Headers
+from antiphon.upstream.addresses import AddressRule
+from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
+from antiphon.upstream.http import UpstreamTarget
+
+__all__ = ["direct_target", "make_fetcher", "section"]
+
+
+def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
+    """Where a call of this upstream goes when no Envoy is between. Raises `ConfigError`."""
+    headers: Headers = (("host", upstream.authority),) if upstream.host else ()
+    if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
+        headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
+    context = _trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
+    return UpstreamTarget(upstream.url, headers=headers, ssl=context)
+
+
+def make_fetcher(
+    settings: Settings, *, most_bytes: int | None = None, types: tuple[str, ...] | None = None
+) -> GuardedFetcher:
+    """Fetches what clients and models name by URL. Raises `ConfigError`."""
+    fetch = settings.fetch
+    try:
+        rule = AddressRule(fetch.allow_private)
+    except ValueError as error:
+        raise ConfigError(f"fetch.allow_private: {error}") from None
+    limits = FetchLimits(
+        total_bytes=most_bytes or fetch.total_bytes,
+        seconds=fetch.seconds,
+        files=fetch.files,
+        redirects=fetch.redirects,
+        concurrent=fetch.concurrent,
+        http=fetch.http,
+        ports=frozenset(fetch.ports),
+        types=types or fetch.types,
+    )
+    return GuardedFetcher(limits, rule, tls=_trusted("fetch.ca_file", fetch.ca_file))
+
+
+def section(upstream: str) -> str:
+    """How settings name an upstream."""
+    return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
+
+
+def _trusted(setting: str, file: Path | None) -> ssl.SSLContext:
+    """Trust in the authorities of this file, or in the system's."""
+    try:
+        return ssl.create_default_context(cafile=str(file) if file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{setting}: {file} cannot be used: {error}") from None

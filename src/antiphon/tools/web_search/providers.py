@@ -1,0 +1,203 @@
+"""Search services: one question, a list of results.
+
+Lives here: what is sent to each service and how its answer is read. Not here: what the model is told of it (`tool.py`),
+opening pages (`pages.py`).
+
+A service's address is the operator's, not the client's: it may be private, and gets nothing of the client's but the
+query and where the user is.
+
+Invariant: a provider returns results or raises `ToolFailed` with a message that holds no key and no address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+
+from antiphon.tools.box import ToolFailed
+from antiphon.types.json import decode_any
+
+__all__ = ["Brave", "Place", "SearchProvider", "Searxng", "Tavily", "WebHit", "fits_domains"]
+
+_log = structlog.get_logger(__name__)
+_MOST_BYTES = 4 << 20
+_MOST_TEXT = 4_000
+_MOST_SITES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WebHit:
+    """One result. `url` is http or https."""
+
+    url: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """About where the user is; what is not known is empty. `country` has two letters."""
+
+    country: str = ""
+    region: str = ""
+    city: str = ""
+    timezone: str = ""
+
+    @property
+    def words(self) -> str:
+        """For people and models."""
+        return ", ".join(part for part in (self.city, self.region, self.country, self.timezone) if part)
+
+
+class SearchProvider(Protocol):
+    """A search service."""
+
+    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+        """The best results, at most so many. With `domains` only from those (and their subdomains).
+
+        Raises `ToolFailed`.
+        """
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+def fits_domains(url: str, domains: Sequence[str]) -> bool:
+    """Whether the URL is of one of these domains, or of a subdomain; every URL fits an empty list."""
+    host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    return not domains or any(host == domain or host.endswith("." + domain) for domain in domains)
+
+
+class _Service:
+    """What all services have in common: one session, limits, errors."""
+
+    name = ""
+
+    def __init__(self, url: str, *, key: str = "", seconds: float = 15.0) -> None:
+        self._url = url.rstrip("/")
+        self._key = key
+        self._seconds = seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _ask(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._seconds), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        try:
+            async with self._session.request(
+                "GET" if body is None else "POST",
+                self._url + path,
+                params=query,
+                json=body,
+                headers={"accept": "application/json", **(headers or {})},
+                allow_redirects=False,
+            ) as answer:
+                data = await answer.content.read(_MOST_BYTES + 1)
+                while len(data) <= _MOST_BYTES and not answer.content.at_eof():
+                    data += await answer.content.read(_MOST_BYTES + 1 - len(data))
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            _log.warning("web_search_failed", provider=self.name, error=type(error).__name__)
+            raise ToolFailed("the search service cannot be reached.") from None
+        if answer.status != 200:
+            _log.warning("web_search_failed", provider=self.name, status=answer.status)
+            raise ToolFailed(
+                "the search service is busy; try again later."
+                if answer.status in (429, 503)
+                else f"the search service answered with status {answer.status}."
+            )
+        try:
+            value = decode_any(data) if len(data) <= _MOST_BYTES else None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            _log.warning("web_search_failed", provider=self.name, error="unreadable")
+            raise ToolFailed("the search service gave an answer that cannot be read.")
+        return value
+
+
+class Searxng(_Service):
+    """A SearXNG instance; its settings must allow `format: json` (`search.formats`)."""
+
+    name = "searxng"
+
+    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+        """SearXNG hands the query to other engines, most of which understand `site:`."""
+        found = await self._ask("/search", query={"q": _with_sites(query, domains), "format": "json"})
+        hits = _hits(found.get("results"), url="url", title="title", text="content", domains=domains)
+        for box in found.get("infoboxes") or ():
+            if isinstance(box, dict) and isinstance(box.get("id"), str):
+                hits += _hits([{**box, "url": box["id"]}], url="url", title="infobox", text="content", domains=domains)
+        return hits[:most]
+
+
+class Brave(_Service):
+    """Brave's search API."""
+
+    name = "brave"
+
+    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+        """Results of the web section, with their further snippets."""
+        sent = {"q": _with_sites(query, domains), "count": str(min(most, 20)), "extra_snippets": "true"}
+        if len(place.country) == 2:
+            sent["country"] = place.country.upper()
+        found = await self._ask("/res/v1/web/search", query=sent, headers={"x-subscription-token": self._key})
+        web = found.get("web")
+        results = web.get("results") if isinstance(web, dict) else None
+        for one in results if isinstance(results, list) else ():
+            if isinstance(one, dict) and isinstance(one.get("extra_snippets"), list):
+                more = [text for text in one["extra_snippets"] if isinstance(text, str)]
+                one["description"] = "\n".join([str(one.get("description") or ""), *more])
+        return _hits(results, url="url", title="title", text="description", domains=domains)[:most]
+
+
+class Tavily(_Service):
+    """Tavily's search API."""
+
+    name = "tavily"
+
+    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+        """Tavily takes domains itself."""
+        body: dict[str, Any] = {"query": query, "max_results": min(most, 20)}
+        if domains:
+            body["include_domains"] = list(domains)
+        found = await self._ask("/search", body=body, headers={"authorization": f"Bearer {self._key}"})
+        return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:most]
+
+
+def _with_sites(query: str, domains: Sequence[str]) -> str:
+    if not domains or len(domains) > _MOST_SITES:
+        return query
+    sites = " OR ".join(f"site:{domain}" for domain in domains)
+    return f"{query} ({sites})" if len(domains) > 1 else f"{query} {sites}"
+
+
+def _hits(found: object, *, url: str, title: str, text: str, domains: Sequence[str]) -> list[WebHit]:
+    hits: dict[str, WebHit] = {}
+    for one in found if isinstance(found, list) else ():
+        where = one.get(url) if isinstance(one, dict) else None
+        if not isinstance(where, str) or not where.startswith(("http://", "https://")) or where in hits:
+            continue
+        if fits_domains(where, domains):
+            words = (one.get(title), one.get(text))
+            named, said = (word.strip()[:_MOST_TEXT] if isinstance(word, str) else "" for word in words)
+            hits[where] = WebHit(where, named or where, said)
+    return list(hits.values())

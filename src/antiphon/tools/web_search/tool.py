@@ -1,0 +1,222 @@
+"""The tool: its declaration, the three functions the model is shown, and what it reads of their results.
+
+Lives here: searching, opening a page, looking for something in it. Not here: services (`providers.py`), guards of
+fetching (`upstream/fetch.py`, behind `FileFetcher`).
+
+Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.engine.ports import FileFetcher
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.tools.box import ToolFailed
+from antiphon.tools.web_search.pages import around, page_text
+from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
+from antiphon.translation.citations import unmarked
+from antiphon.translation.tool_map import CallKind, HostedFunction
+
+__all__ = ["WebSearch"]
+
+_SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000, 60_000)}
+"""Results of a search, characters of each, characters of a page."""
+
+_DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9-]{2,63}")
+_MOST_DOMAINS = 100
+_CITE = "Put the mark of a source, such as \u30103\u3011, right behind every statement that you take from it."
+_SEARCH = Raw(
+    b'{"type":"object","properties":{"query":{"type":"string","description":"What to look for."}},'
+    b'"required":["query"],"additionalProperties":false}'
+)
+_OPEN = Raw(
+    b'{"type":"object","properties":{"url":{"type":"string","description":"An address that a search found or the user '
+    b'named."}},"required":["url"],"additionalProperties":false}'
+)
+_FIND = Raw(
+    b'{"type":"object","properties":{"url":{"type":"string"},"pattern":{"type":"string","description":"The words to '
+    b'look for in the page."}},"required":["url","pattern"],"additionalProperties":false}'
+)
+
+
+class _Filters(Struct):
+    allowed_domains: list[str] | None = None
+    blocked_domains: list[str] | None = None
+
+
+class _Location(Struct):
+    country: str | None = None
+    region: str | None = None
+    city: str | None = None
+    timezone: str | None = None
+
+
+class _Declaration(Struct):
+    filters: _Filters | None = None
+    user_location: _Location | None = None
+    search_context_size: str | None = None
+    external_web_access: bool | None = None
+
+
+class _Arguments(Struct):
+    query: str = ""
+    url: str = ""
+    pattern: str = ""
+
+
+class WebSearch:
+    """The tool over a search service; without `pages` it only searches."""
+
+    types = frozenset({"web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"})
+
+    def __init__(self, provider: SearchProvider, pages: FileFetcher | None = None) -> None:
+        self._provider = provider
+        self._pages = pages
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """Check the declaration. Raises `InvalidRequest`."""
+        where = f"tools[{tool.index}]"
+        declared = _read(tool)
+        if declared.search_context_size not in (None, *_SIZES):
+            raise InvalidRequest(
+                f"Invalid value for '{where}.search_context_size'. Supported values are: {', '.join(_SIZES)}.",
+                param=f"{where}.search_context_size",
+                code="invalid_value",
+            )
+        if declared.external_web_access is False:
+            raise InvalidRequest(
+                "There is no cache of the web here; leave 'external_web_access' out.",
+                param=f"{where}.external_web_access",
+                code="unsupported_parameter",
+            )
+        for name in ("allowed_domains", "blocked_domains"):
+            _check_domains(f"{where}.filters.{name}", getattr(declared.filters, name, None) or [])
+        place = _place(declared)
+        near = f" The user is about here: {place.words}." if place.words else ""
+        functions = [_function("web_search", f"Search the web.{near} {_CITE}", _SEARCH)]
+        if self._pages is not None:
+            functions += [
+                _function("open_page", f"Read a web page. {_CITE}", _OPEN),
+                _function("find_in_page", f"Find words in a web page, and read what is around them. {_CITE}", _FIND),
+            ]
+        return PreparedTool(tool, tuple(functions))
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """One search, or one look at a page."""
+        try:
+            arguments = msgspec.json.decode(call.arguments, type=_Arguments)
+        except (msgspec.DecodeError, UnicodeError):
+            raise ToolFailed("the arguments must be a JSON object of strings.") from None
+        declared = _read(call.tool)
+        if call.target.name == "web_search":
+            return await self._search(call, arguments.query.strip(), declared)
+        return await self._look(call, arguments, declared)
+
+    async def aclose(self) -> None:
+        """Close the connections to the service."""
+        await self._provider.aclose()
+
+    async def _search(self, call: HostedCall, query: str, declared: _Declaration) -> ToolResult:
+        if not query:
+            raise ToolFailed("'query' is empty.")
+        action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
+        most, characters, _ = _SIZES[declared.search_context_size or "medium"]
+        allowed, blocked = _domains(declared)
+        try:
+            hits = await self._provider.search(query, most=most, domains=allowed, place=_place(declared))
+        except ToolFailed as failure:
+            return ToolResult(call.call_id, f"The search failed: {failure}", {"action": action}, failed=True)
+        hits = [hit for hit in hits if not (blocked and fits_domains(hit.url, blocked))]
+        action["sources"] = [{"type": "url", "url": hit.url} for hit in hits]
+        told = "\n\n".join(_shown(number, hit, characters) for number, hit in enumerate(hits))
+        return ToolResult(
+            call.call_id,
+            told or "Nothing was found.",
+            {"action": action},
+            sources=tuple(_source(hit.url, hit.title) for hit in hits),
+        )
+
+    async def _look(self, call: HostedCall, arguments: _Arguments, declared: _Declaration) -> ToolResult:
+        url, finding = arguments.url.strip(), call.target.name == "find_in_page"
+        action: dict[str, Any] = {"type": "open_page", "url": url}
+        if finding:
+            action = {"type": "find_in_page", "url": url, "pattern": arguments.pattern}
+        try:
+            title, text = await self._page(url, declared)
+        except ToolFailed as failure:
+            return ToolResult(call.call_id, f"The page cannot be read: {failure}", {"action": action}, failed=True)
+        if finding:
+            pieces = around(text, arguments.pattern) if arguments.pattern.strip() else []
+            text = "\n\n[…]\n\n".join(pieces) or "The page does not hold these words."
+        most = _SIZES[declared.search_context_size or "medium"][2]
+        if len(text) > most:
+            text = text[:most] + "\n[The page goes on; find_in_page shows further parts.]"
+        return ToolResult(
+            call.call_id, f"{{cite:0}} {title}\n\n{unmarked(text)}", {"action": action}, sources=(_source(url, title),)
+        )
+
+    async def _page(self, url: str, declared: _Declaration) -> tuple[str, str]:
+        allowed, blocked = _domains(declared)
+        if not fits_domains(url, allowed) or (blocked and fits_domains(url, blocked)):
+            raise ToolFailed("the request does not allow this domain.")
+        assert self._pages is not None
+        page = (await self._pages.fetch((url,)))[url]
+        if isinstance(page, ApiError):
+            raise ToolFailed(page.message)
+        try:
+            return page_text(page)
+        except ValueError:
+            raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
+
+
+def _read(tool: HostedTool) -> _Declaration:
+    try:
+        return msgspec.json.decode(tool.declaration, type=_Declaration)
+    except msgspec.ValidationError as error:
+        where = f"tools[{tool.index}]"
+        raise InvalidRequest(f"Invalid '{where}': {error}", param=where, code="invalid_type") from None
+
+
+def _check_domains(where: str, domains: list[str]) -> None:
+    if len(domains) > _MOST_DOMAINS:
+        raise InvalidRequest(
+            f"'{where}' has {len(domains)} entries; at most {_MOST_DOMAINS} are allowed.",
+            param=where,
+            code="array_above_max_length",
+        )
+    for domain in domains:
+        if not _DOMAIN.fullmatch(domain.lower()):
+            raise InvalidRequest(
+                f"Invalid value in '{where}': {domain[:64]!r}. Use domains such as 'example.com', without a scheme.",
+                param=where,
+                code="invalid_value",
+            )
+
+
+def _domains(declared: _Declaration) -> tuple[list[str], list[str]]:
+    filters = declared.filters or _Filters()
+    allowed, blocked = filters.allowed_domains or [], filters.blocked_domains or []
+    return [domain.lower() for domain in allowed], [domain.lower() for domain in blocked]
+
+
+def _place(declared: _Declaration) -> Place:
+    where = declared.user_location or _Location()
+    return Place(*((value or "")[:100] for value in (where.country, where.region, where.city, where.timezone)))
+
+
+def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
+    return HostedFunction(CallKind.WEB_SEARCH, name, description, parameters)
+
+
+def _shown(number: int, hit: WebHit, characters: int) -> str:
+    return f"{{cite:{number}}} {unmarked(hit.title)}\n{hit.url}\n{unmarked(hit.text[:characters])}"
+
+
+def _source(url: str, title: str) -> Source:
+    return Source({"type": "url_citation", "url": url, "title": title[:300]})
