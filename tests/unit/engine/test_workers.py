@@ -1,0 +1,303 @@
+"""Workers over stores that fail, and processes that are full: what no client can bring about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from antiphon.engine.actions import RequestHead, ResponseRecord, UpstreamRequest
+from antiphon.engine.background import Background, BackgroundOptions
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.follow import Followers
+from antiphon.engine.jobs import EventPiece
+from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.engine.workers import PatientUpstream, Workers
+from antiphon.errors import StoreError, Unavailable
+from antiphon.ids import new_id
+from antiphon.observability.metrics import Metrics
+from antiphon.translation.encode import DONE
+from antiphon.translation.profiles import PROFILES
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.judge import check_stream, parse_sse
+from tests.support.memory_jobs import MemoryJobStore
+from tests.support.memory_store import MemoryResponseStore
+from tests.support.waiting import until
+
+_TEXT = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+_END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+_BODY = b'{"model":"m","input":"hi","background":true,"stream":true}'
+
+
+class Jobs(MemoryJobStore):
+    """Fails as often as it is told."""
+
+    def __init__(self, responses: MemoryResponseStore) -> None:
+        super().__init__(responses)
+        self.failures: dict[str, int] = {}
+        self.claims = 0
+
+    def _fail(self, name: str) -> None:
+        if self.failures.get(name, 0) > 0:
+            self.failures[name] -= 1
+            raise StoreError("locked")
+
+    async def claim(self, worker: str, at: float, until: float, most: int) -> Any:
+        self.claims += 1
+        self._fail("claim")
+        return await super().claim(worker, at, until, most)
+
+    async def held(self, worker: str) -> frozenset[str]:
+        self._fail("held")
+        return await super().held(worker)
+
+    async def renew(self, worker: str, response_ids: Collection[str], until: float) -> None:
+        self._fail("renew")
+        await super().renew(worker, response_ids, until)
+
+    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+        self._fail("append")
+        return await super().append(worker, response_id, events, restart=restart)
+
+    async def finish(
+        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
+    ) -> bool:
+        self._fail("finish")
+        return await super().finish(worker, record, events, restart=restart)
+
+
+@dataclass
+class Model:
+    """An upstream that writes a text, waits for `gate`, and ends."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: int = 0
+    unreachable: int = 0
+    status = 200
+    headers: Headers = (("content-type", "text/event-stream"),)
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[Model]:
+        self.calls += 1
+        if self.unreachable > 0:
+            self.unreachable -= 1
+            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+        yield self
+
+    async def body(self) -> AsyncIterator[bytes]:
+        yield _TEXT
+        await self.gate.wait()
+        yield _END
+
+    async def aclose(self) -> None: ...
+
+
+class Process:
+    """Workers and all they need, in memory."""
+
+    def __init__(self, admit: Any = None, **options: Any) -> None:
+        self.responses = MemoryResponseStore()
+        self.jobs = Jobs(self.responses)
+        self.model = Model()
+        self.options = BackgroundOptions(**{"idle": 0.005, "poll": 0.005, "batch": 0.001, **options})
+        followers = Followers(self.jobs, poll=0.005)
+        self.background = Background(self.jobs, self.responses, followers, self.options)
+        metrics = Metrics()
+        self.runner = Runner(
+            self.responses, self.model, timeouts=RunnerTimeouts(), metrics=metrics, background=self.background
+        )
+        self.now = 1000.0
+        self.workers = Workers(
+            "worker_1",
+            self.jobs,
+            self.background,
+            self.runner,
+            self.exchange,
+            self.options,
+            admit=admit or nullcontext,
+            metrics=metrics,
+            clock=lambda: self.now,
+        )
+
+    @staticmethod
+    def exchange() -> ResponseExchange:
+        return ResponseExchange(ExchangeOptions(PROFILES["generic"], background=True), new_id, lambda: 5.0)
+
+    async def queue(self) -> str:
+        """A queued response, as a door leaves it behind; its id."""
+        exchange = self.exchange()
+        exchange.receive_request(RequestHead("POST", "/v1/responses", (), "o"), _BODY)
+        action = exchange.next_action()
+        assert action is not None
+        await self.runner.perform(exchange, action)  # type: ignore[arg-type]
+        return exchange.response_id
+
+    async def stream(self, response_id: str) -> list[dict[str, Any]]:
+        """Its whole stream."""
+        async with asyncio.timeout(10):
+            data = b"".join([part async for part in self.background.followers.follow("o", response_id)])
+        assert data.endswith(DONE)
+        return parse_sse(data)
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[Process]:
+    made = Process()
+    made.workers.start()
+    yield made
+    await made.workers.aclose()
+
+
+async def test_a_store_that_fails_now_and_then(process: Process) -> None:
+    """Nothing is lost, nothing comes twice."""
+    process.jobs.failures = {"claim": 2, "held": 2, "renew": 1, "append": 2, "finish": 1}
+    response_id = await process.queue()
+    await until(lambda: not process.jobs.failures["append"])
+    process.model.gate.set()
+    events = await process.stream(response_id)
+    assert check_stream(events)["status"] == "completed"
+    assert process.model.calls == 1 and not any(process.jobs.failures.values())
+    assert process.responses.records[response_id].status == "completed"
+
+
+async def test_a_response_that_cannot_be_ended_is_taken_up_again(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon.engine.workers._FINISH_PAUSES", (0.001,))
+    process.jobs.failures = {"finish": 2}
+    process.model.gate.set()
+    response_id = await process.queue()
+    await until(lambda: not process.jobs.failures["finish"] and not process.workers.running)
+    assert process.responses.records[response_id].status == "in_progress"
+    process.now += process.options.lease + 1
+    events = await process.stream(response_id)
+    assert events[-1]["type"] == "response.completed" and process.model.calls == 2
+
+
+async def test_a_lease_is_renewed_while_the_job_runs(process: Process) -> None:
+    response_id = await process.queue()
+    await until(lambda: process.model.calls)
+    for _ in range(3):
+        process.now += process.options.lease * 0.9
+        await until(lambda: process.jobs.jobs[response_id].until > process.now + process.options.lease * 0.9)
+    assert await process.jobs.claim("worker_2", process.now, process.now + 1, 1) == []
+    process.model.gate.set()
+    await process.stream(response_id)
+
+
+async def test_a_worker_that_lost_its_lease_stops(process: Process) -> None:
+    response_id = await process.queue()
+    await until(lambda: process.model.calls)
+    (job,) = await process.jobs.claim("worker_2", process.now + 1000, process.now + 2000, 1)
+    assert job.response_id == response_id
+    await until(lambda: not process.workers.running)
+    assert process.responses.records[response_id].status == "in_progress"
+    assert process.jobs.jobs[response_id].worker == "worker_2"
+
+
+async def test_a_process_that_is_full_gives_jobs_back() -> None:
+    places = 0
+
+    @contextmanager
+    def admit() -> Iterator[None]:
+        if not places:
+            raise Unavailable("full")
+        yield
+
+    def make() -> AbstractContextManager[None]:
+        return admit()
+
+    process = Process(admit=make, on_restart="fail")
+    process.workers.start()
+    response_id = await process.queue()
+    await until(lambda: process.jobs.claims and not process.workers.running)
+    job = process.jobs.jobs[response_id]
+    assert (job.worker, job.attempts) == (None, 0)
+    # It does not try again at once.
+    claims = process.jobs.claims
+    for _ in range(50):
+        process.workers.wake()
+        await asyncio.sleep(0)
+    assert process.jobs.claims == claims
+    places = 1
+    process.workers._claim_at = 0.0
+    process.model.gate.set()
+    assert (await process.stream(response_id))[-1]["type"] == "response.completed"
+    await process.workers.aclose()
+
+
+async def test_a_bug_in_between_is_a_failed_response(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ResponseExchange, "receive_upstream_data", broken)
+    events = await process.stream(await process.queue())
+    assert [one["type"] for one in events[-2:]] == ["error", "response.failed"]
+    assert events[-1]["response"]["error"]["code"] == "server_error" and "bug" not in str(events[-1])
+
+
+async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) -> None:
+    await process.workers.aclose()
+    response_id = await process.queue()
+    process.jobs.jobs[response_id].request = b"{"
+    again = Workers(
+        "worker_2",
+        process.jobs,
+        process.background,
+        process.runner,
+        process.exchange,
+        process.options,
+        admit=nullcontext,
+        metrics=Metrics(),
+        clock=lambda: process.now,
+    )
+    again.start()
+    assert (await process.stream(response_id))[-1]["type"] == "response.failed"
+    await again.aclose()
+
+
+async def test_a_worker_that_retired_takes_nothing(process: Process) -> None:
+    process.workers.retire()
+    response_id = await process.queue()
+    claims = process.jobs.claims
+    for _ in range(50):
+        process.workers.wake()
+        await asyncio.sleep(0)
+    assert process.jobs.claims == claims and process.jobs.jobs[response_id].worker is None
+
+
+async def test_followers_leave_nothing_behind(process: Process) -> None:
+    response_id = await process.queue()
+    followers = process.background.followers
+    stream = followers.follow("o", response_id)
+    assert b"response.created" in await anext(stream)
+    assert followers._followers
+    await stream.aclose()
+    await until(lambda: followers._looking is None or followers._looking.done())
+    assert not followers._followers
+    with pytest.raises(StoreError):
+        await anext(followers.follow("stranger", response_id))
+
+
+@pytest.mark.parametrize(("refusals", "seconds", "calls"), [(2, 10.0, 3), (9, 0.0, 1)])
+async def test_an_upstream_that_cannot_be_reached(refusals: int, seconds: float, calls: int) -> None:
+    model = Model(unreachable=refusals)
+    patient = PatientUpstream(model, seconds)
+    request = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
+    if seconds:
+        async with patient.call(request) as answer:
+            assert answer.status == 200
+    else:
+        with pytest.raises(UpstreamCallFailed):
+            async with patient.call(request):
+                pass
+    assert model.calls == calls
+    # What fails behind the head is not tried again.
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(Model(), 10.0).call(request):
+            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
