@@ -193,7 +193,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             ready=ready,
             metrics=metrics,
             native=native,
-            capabilities=_capabilities(settings, routes),
+            capabilities=_capabilities(settings, routes, toolbox.types),
             background=background,
             areas=(
                 *Conversations(stores.conversations, store).routes(),
@@ -270,10 +270,10 @@ def _websocket(settings: Settings) -> WebSocketLimits:
     )
 
 
-def _capabilities(settings: Settings, routes: Routes) -> Capabilities:
+def _capabilities(settings: Settings, routes: Routes, tools: frozenset[str]) -> Capabilities:
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
-    return Capabilities(routes, limits, fetches=settings.fetch.enabled)
+    return Capabilities(routes, limits, fetches=settings.fetch.enabled, tools=tools)
 
 
 def _profile(name: str, host: str, where: str) -> UpstreamProfile:

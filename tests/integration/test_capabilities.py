@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,23 @@ async def test_nothing_secret_is_said(address: str) -> None:
 async def test_it_can_only_be_read(address: str) -> None:
     got = await ask(address, method="DELETE")
     assert got.status == 405 and got.header("allow") == "GET, HEAD, OPTIONS"
+
+
+async def test_tools_that_run_here_are_told() -> None:
+    capabilities = Capabilities(Routes(ModelRoute(PROFILES["generic"])), {}, tools=frozenset({"web_search", "mcp"}))
+    answer = await capabilities.show(ApiRequest("GET", "/v1/antiphon/capabilities"))
+    shown = json.loads(answer.body)
+    runs = {
+        name
+        for group in GROUPS
+        for name, found in shown[group].items()
+        if found["note"] == "runs here, between two turns of the model"
+    }
+    assert runs == {
+        "tools.web_search",
+        "tools.mcp",
+        "tool_choice.mcp",
+        "include:web_search_call.action.sources",
+        "include:web_search_call.results",
+    }
+    assert shown["tools"]["tools.file_search"]["fate"] == "ignorable"

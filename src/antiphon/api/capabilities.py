@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.routes import ModelRoute, Routes
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.translation.fates import GROUPS, Fate, fate
+from antiphon.translation.fates import GROUPS, HOSTED_FATE, Fate, fate
 from antiphon.translation.profiles import UpstreamProfile
 
 __all__ = ["Capabilities"]
@@ -27,11 +27,12 @@ _KEYS = dict(zip(GROUPS, ("fields", "include", "tools", "tool_choice", "items", 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
-    whether files are fetched by URL."""
+    whether files are fetched by URL, `tools` which types of tools run here."""
 
     routes: Routes
     limits: Mapping[str, int]
     fetches: bool = True
+    tools: frozenset[str] = frozenset()
 
     async def show(self, request: ApiRequest) -> ApiResponse:
         """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
@@ -71,4 +72,13 @@ class Capabilities:
         found = fate(profile, name, context_tokens=route.context_tokens)
         if name == _FETCHED and not self.fetches:
             found = _NOT_FETCHED
+        elif self._runs(name):
+            found = HOSTED_FATE
         return {"fate": found.kind, "note": found.note or None}
+
+    def _runs(self, name: str) -> bool:
+        """Whether a name speaks of a tool that runs here."""
+        group, _, kind = name.replace("include:", "include.", 1).partition(".")
+        if group == "include":
+            kind = kind.partition("_call")[0]
+        return group in ("tools", "tool_choice", "include") and kind in self.tools

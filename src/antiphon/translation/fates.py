@@ -15,7 +15,7 @@ from typing import Literal
 
 from antiphon.translation.profiles import UpstreamProfile
 
-__all__ = ["GROUPS", "Fate", "FateKind", "all_names", "fate"]
+__all__ = ["GROUPS", "HOSTED_FATE", "Fate", "FateKind", "all_names", "fate"]
 
 FateKind = Literal["translated", "emulated", "ignorable", "unsupported"]
 
@@ -36,7 +36,14 @@ _SENT = Fate("translated")
 _NAMED = Fate("ignorable")
 _HOSTED = Fate("ignorable", "a hosted tool that does not run here: left out")
 _NOT_HERE = Fate("unsupported", "asks for a hosted tool that does not run here")
-_REFUSED_TOOL = Fate("unsupported", "code `unsupported_tool`: it cannot run here, and the answer would be wrong")
+_REFUSED_TOOL = Fate(
+    "unsupported", "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
+)
+_SET_UP = Fate("ignorable", "left out, unless the gateway is set up to run it")
+_CHOSEN = Fate("unsupported", "unless the gateway is set up to run the tool")
+_INCLUDED = Fate("ignorable", "unless the gateway is set up to run the tool")
+HOSTED_FATE = Fate("emulated", "runs here, between two turns of the model")
+"""Of everything that speaks of a tool, in a gateway that is set up to run it."""
 _SHOWN = Fate("emulated", "shown to the model as a call and its result")
 _FUNCTION = Fate("emulated", "a function; calls come back as items of their own type")
 _OUTPUT = Fate("emulated", "a tool message")
@@ -201,12 +208,12 @@ _TABLE: dict[str, dict[str, _Rule]] = {
     "Values of `include`": {
         "include:reasoning.encrypted_content": Fate("emulated", "sealed by the gateway with its own key"),
         "include:message.output_text.logprobs": _logprobs,
-        "include:file_search_call.results": _NAMED,
+        "include:file_search_call.results": _INCLUDED,
         "include:web_search_call.results": _NAMED,
-        "include:web_search_call.action.sources": _NAMED,
+        "include:web_search_call.action.sources": _INCLUDED,
         "include:message.input_image.image_url": _NAMED,
         "include:computer_call_output.output.image_url": _NAMED,
-        "include:code_interpreter_call.outputs": _NAMED,
+        "include:code_interpreter_call.outputs": _INCLUDED,
     },
     "Tools": {
         "tools.function": _SENT,
@@ -219,11 +226,11 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tools.tool_search": Fate(
             "emulated", "a function with `execution: client`; else left out, all tools are shown"
         ),
-        "tools.web_search": _HOSTED,
-        "tools.web_search_2025_08_26": _HOSTED,
-        "tools.web_search_preview": _HOSTED,
-        "tools.web_search_preview_2025_03_11": _HOSTED,
-        "tools.file_search": _HOSTED,
+        "tools.web_search": _SET_UP,
+        "tools.web_search_2025_08_26": _SET_UP,
+        "tools.web_search_preview": _SET_UP,
+        "tools.web_search_preview_2025_03_11": _SET_UP,
+        "tools.file_search": _SET_UP,
         "tools.image_generation": _HOSTED,
         "tools.computer": _HOSTED,
         "tools.computer_use_preview": _HOSTED,
@@ -242,15 +249,15 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tool_choice.apply_patch": _named_choice,
         "tool_choice.tool_search": _named_choice,
         "tool_choice.allowed_tools": Fate("emulated", "only these are shown, and only their calls are let through"),
-        "tool_choice.file_search": _NOT_HERE,
-        "tool_choice.web_search_preview": _NOT_HERE,
-        "tool_choice.web_search_preview_2025_03_11": _NOT_HERE,
+        "tool_choice.file_search": _CHOSEN,
+        "tool_choice.web_search_preview": _CHOSEN,
+        "tool_choice.web_search_preview_2025_03_11": _CHOSEN,
         "tool_choice.computer": _NOT_HERE,
         "tool_choice.computer_use": _NOT_HERE,
         "tool_choice.computer_use_preview": _NOT_HERE,
         "tool_choice.image_generation": _NOT_HERE,
-        "tool_choice.code_interpreter": _NOT_HERE,
-        "tool_choice.mcp": _NOT_HERE,
+        "tool_choice.code_interpreter": _CHOSEN,
+        "tool_choice.mcp": _CHOSEN,
         "tool_choice.programmatic_tool_calling": _NOT_HERE,
     },
     "Items of `input`": {
