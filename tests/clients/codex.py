@@ -24,7 +24,7 @@ class Codex:
     def __init__(self, installed: Installed, upstream: StrictUpstream, name: str) -> None:
         self._installed = installed
         self._upstream = upstream
-        self.python = installed.python
+        self.python = installed.python()
         self.home = installed.folder / "codex" / installed.mode / name
         shutil.rmtree(self.home, ignore_errors=True)
         self.work = self.home / "work"

@@ -27,16 +27,16 @@ class Installed:
     upstream_url: str
     mode: str
 
-    @property
-    def python(self) -> str:
-        return str(self.folder / "py" / "bin" / "python")
+    def python(self, environment: str = "py") -> str:
+        """The interpreter of one of the environments."""
+        return str(self.folder / environment / "bin" / "python")
 
     @property
     def node(self) -> str:
         return str(self.folder / "py" / "bin" / "node")
 
-    async def run(self, *command: str, home: Path | None = None, work: Path | None = None, path: str = "") -> str:
-        """What a process said on both its outputs; it is killed after two minutes. `path` goes before Python's own."""
+    async def run(self, *command: str, home: Path | None = None, work: Path | None = None) -> str:
+        """What a process said on both its outputs; it is killed after two minutes."""
         folder = work or self.folder / "work"
         folder.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -47,7 +47,6 @@ class Installed:
             env={
                 "PATH": f"{self.folder}/py/bin:{os.environ['PATH']}",
                 "HOME": str(home or self.folder),
-                "PYTHONPATH": path,
                 "BASE_URL": self.base_url,
                 "UPSTREAM_URL": self.upstream_url,
                 "MODE": self.mode,

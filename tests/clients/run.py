@@ -28,7 +28,10 @@ HERE = Path(__file__).parent
 # The client's name on the command line, what runs it, and the file with its scenarios.
 CLIENTS: dict[str, tuple[str, str]] = {
     "openai_py": ("python", "openai"),
-    "openai_py2": ("python", "openai"),
+    # The SDK of the year before, and what wants it.
+    "openai_py2": ("older", "openai"),
+    "instructor": ("older", "instructor"),
+    "agent_fw": ("older", "agent_framework"),
     "openai_state": ("python", "openai_state"),
     "agents_py": ("python", "agents"),
     "pydantic_ai": ("python", "pydantic_ai"),
@@ -47,9 +50,9 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
     if kind == "codex":
         return await run_codex(installed, upstream)
     if kind == "python":
-        # The SDK of the year before, for all who stay with it, stands in a folder of its own.
-        path = str(installed.folder / "openai2") if name == "openai_py2" else ""
-        output = await installed.run(installed.python, str(HERE / "python_clients.py"), scenarios, path=path)
+        output = await installed.run(installed.python(), str(HERE / "python_clients.py"), scenarios)
+    elif kind == "older":
+        output = await installed.run(installed.python("older"), str(HERE / "python_clients.py"), scenarios)
     else:
         # Modules are found beside the script, so the scripts stand where the modules are.
         for script in HERE.glob("*.mjs"):

@@ -211,13 +211,13 @@ def rate_limit_before_a_stream():
 
 def retried():
     """The SDK waits as long as the chat server said, and asks again."""
-    script({"status": 429, "headers": {"retry-after-ms": "120"}}, {"status": 503, "headers": {"retry-after-ms": "80"}})
+    script({"status": 429, "headers": {"retry-after-ms": "1200"}}, {"status": 503, "headers": {"retry-after-ms": "80"}})
     began = time.monotonic()
     made = client.with_options(max_retries=2).responses.create(model="strict", input="hi")
     waited = time.monotonic() - began
     same((made.output_text, len(received())), (HELLO, 3))
-    # Without the header it waits half a second and more, each time.
-    assert 0.2 <= waited < 0.9, waited
+    # Of itself it waits half a second at most, the first time.
+    assert waited >= 1.2, waited
 
 
 def bad_request():
