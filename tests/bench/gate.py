@@ -42,7 +42,7 @@ _ROUNDS = 9
 
 CHUNK_BOUND = 7.0
 """Of the relay's CPU time for a chunk to the echo's for a message."""
-REQUEST_BOUND = 13.0
+REQUEST_BOUND = 15.0
 """Of the relay's CPU time for a small JSON request, all its messages together, to the echo's."""
 
 

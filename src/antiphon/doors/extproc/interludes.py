@@ -21,6 +21,7 @@ from antiphon.doors.extproc.wire import Received
 __all__ = ["Interludes"]
 
 _BUSY_RETRY = 0.25
+_LONGEST = 15.0
 
 
 class Interludes:
@@ -37,6 +38,7 @@ class Interludes:
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0
         self._running: asyncio.Task[None] | None = None
         self._listening = False
         self._closed = False
@@ -44,9 +46,18 @@ class Interludes:
 
     def schedule(self) -> None:
         """Look at the limits again: an earlier moment may be due now."""
+        due = self._next_due()
         if self._timer is not None:
+            if self._at <= due:
+                # It looks by itself then.
+                return
             self._timer.cancel()
-        self._timer = None if self._closed else self._loop.call_at(self._next_due(), self._wake)
+        if self._closed:
+            self._timer = None
+            return
+        # Never far ahead: of most streams the first timer is the only one, whatever becomes due meanwhile.
+        self._at = min(due, self._loop.time() + _LONGEST)
+        self._timer = self._loop.call_at(self._at, self._wake)
 
     async def receive(self) -> Received:
         """The next message, after whatever happened while it was awaited."""
@@ -78,7 +89,8 @@ class Interludes:
         self._timer = None
         if not self._listening or self._running is not None:
             # The stream is busy, so it is not silent; look again soon.
-            self._timer = self._loop.call_later(_BUSY_RETRY, self._wake)
+            self._at = self._loop.time() + _BUSY_RETRY
+            self._timer = self._loop.call_at(self._at, self._wake)
         elif self._loop.time() < self._next_due():
             self.schedule()
         else:
