@@ -103,7 +103,7 @@ def test_input_may_be_empty_when_the_conversation_has_something_to_answer() -> N
     [
         ({"previous_response_id": "resp_1"}, "conversation", "mutually_exclusive_parameters"),
         ({"conversation": 5}, "conversation", "invalid_type"),
-        ({"conversation": {}}, "conversation", "invalid_type"),
+        ({"conversation": {}}, "conversation.id", "missing_required_parameter"),
         ({"conversation": {"id": 1}}, "conversation.id", "invalid_type"),
         ({"conversation": "conv 1"}, "conversation", "invalid_value"),
         ({"conversation": ""}, "conversation", "invalid_value"),
