@@ -439,3 +439,14 @@ async def test_the_title_counts_twice(here: KnowledgeStores) -> None:
     await ingest(here, first, "some words here", "and others")
     await ingest(here, second, "some birds here", "and others")
     assert (await found(here, store_id, "birds"))[-1] == "file-2"
+
+
+async def test_in_a_small_store_words_count_too(here: KnowledgeStores) -> None:
+    store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
+    first, second = await claim(here, "c1", "c2")
+    await ingest(here, first, "birds have wings")
+    await ingest(here, second, "birds fly south")
+    (store,) = await here.index.known(ALICE, [store_id], 0.0)
+    best, other = await here.index.match(store, "birds with wings", None, 10)
+    assert best.score > other.score > 1
+    assert await found(here, store_id, "zzpadding") == []

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.types.search import Filter, Ranking
 from antiphon.errors import InvalidRequest
+from antiphon.types.search import Filter, Ranking
 
 __all__ = ["read_filters", "read_ranking"]
 
@@ -22,12 +22,16 @@ _LISTS = ("in", "nin")
 _ORDERED = ("gt", "gte", "lt", "lte")
 _DEEPEST = 8
 _MOST_PARTS = 64
+_MOST_OF_ALL = 256
 _RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 
 
 def read_filters(value: object, where: str) -> Filter | None:
     """A filter, None when there is none. Raises `InvalidRequest`."""
-    return None if value is None else _filter(value, where, _DEEPEST)
+    found = None if value is None else _filter(value, where, _DEEPEST)
+    if found is not None and _size(found) > _MOST_OF_ALL:
+        raise _wrong(where, f"use at most {_MOST_OF_ALL} comparisons in all")
+    return found
 
 
 def read_ranking(value: object, where: str) -> Ranking:
@@ -80,6 +84,10 @@ def _filter(value: object, where: str, depth: int) -> Filter:
     if kind in _ORDERED and isinstance(scalar, bool):
         raise _wrong(f"{where}.value", f"'{kind}' takes a number or a string")
     return Filter(kind, key, scalar)
+
+
+def _size(one: Filter) -> int:
+    return 1 + sum(map(_size, one.parts))
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def public_routes(settings: Settings) -> list[Config]:
                 ("responses_resource", {"safe_regex": {"regex": "/v1/responses(/.*)?"}}),
                 ("conversations", {"safe_regex": {"regex": "/v1/conversations(/.*)?"}}),
                 ("files", {"safe_regex": {"regex": "/v1/files(/.*)?"}}),
+                ("vector_stores", {"safe_regex": {"regex": "/v1/vector[_-]stores(/.*)?"}}),
+                ("search", {"path": "/v1/search"}),
                 ("prompts", {"safe_regex": {"regex": "/v1/prompts(/.*)?"}}),
                 ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
                 ("capabilities", {"safe_regex": {"regex": "/v1/antiphon/capabilities"}}),

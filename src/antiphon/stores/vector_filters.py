@@ -17,6 +17,7 @@ from antiphon.types.search import Attributes, Filter
 __all__ = ["attribute_rows", "filter_condition"]
 
 _OPERATORS = {"eq": "=", "ne": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_BIG = 1 << 63
 _NEGATIONS = frozenset({"ne", "nin"})
 
 
@@ -64,4 +65,7 @@ def _condition(one: Filter, parameters: dict[str, Any]) -> str:
 def _typed(value: str | float | bool) -> tuple[str, str | float]:
     if isinstance(value, bool):
         return "b", int(value)
-    return ("s", value) if isinstance(value, str) else ("n", value)
+    if isinstance(value, str):
+        return "s", value
+    # SQLite's integers have 64 bits.
+    return "n", value if isinstance(value, float) or -_BIG <= value < _BIG else float(value)

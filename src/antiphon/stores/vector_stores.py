@@ -44,6 +44,11 @@ CREATE VIRTUAL TABLE {table} USING fts5(
   title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
 )
 """
+# BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
+# and all scores would be nothing. So each index begins with some documents that no search finds: their numbers belong
+# to no file. In a store of hundreds of chunks they make no difference.
+INSERT_PADDING = "INSERT INTO {table} (rowid, title, text) VALUES (?, '', ?)"
+_PADDING = [(-number, "zzpadding " * 100) for number in range(1, 17)]
 DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
 DROP_INDEX = "DROP TABLE IF EXISTS {table}"
 
@@ -262,7 +267,12 @@ class SqliteVectorStores:
             "at": at,
             "days": expires_days,
         }
-        unit = [Statement(INSERT_STORE, named), Statement(INDEX_TABLE.format(table=index_table(store_id)))]
+        table = index_table(store_id)
+        unit = [
+            Statement(INSERT_STORE, named),
+            Statement(INDEX_TABLE.format(table=table)),
+            Statement(INSERT_PADDING.format(table=table), _PADDING, many=True),
+        ]
         unit += self._additions(owner, store_id, files, None, at)
         await self._writer.run(unit)
         if files:

@@ -1,0 +1,278 @@
+"""Files in vector stores, one by one and in batches.
+
+Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), how a file becomes
+chunks (`search/ingest.py`).
+
+A file is added at once and ingested in the background; it and its batch say how far that is. A store, a batch or a file
+that does not exist and one of somebody else give the same answer, byte for byte apart from the id.
+
+Invariant: a batch is added whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_number,
+    query_value,
+    raw_response,
+)
+from antiphon.api.route import Route
+from antiphon.api.vector_shapes import (
+    ignored_fields,
+    missing,
+    no_such_file,
+    no_such_store,
+    read_attributes,
+    read_chunking,
+    read_known,
+    read_page,
+    show_batch,
+    show_file,
+)
+from antiphon.engine.file_ports import FileStore
+from antiphon.engine.knowledge import FilePage, NewFile, VectorFile, VectorStore, VectorStores
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import IdFactory, is_id, is_name
+
+__all__ = ["VectorFiles"]
+
+_MOST_BATCH = 2_000
+_CHUNKS_SHOWN = 1_000
+_SHOWN_ID = 128
+_STATES = ("in_progress", "completed", "failed", "cancelled")
+
+
+class _Add(Struct):
+    file_id: str | None = None
+    attributes: dict[str, Any] | None = None
+    chunking_strategy: dict[str, Any] | None = None
+
+
+class _Change(Struct):
+    attributes: dict[str, Any] | UnsetType | None = UNSET
+
+
+class _AddBatch(Struct):
+    file_ids: list[str] | None = None
+    files: list[_Add] | None = None
+    attributes: dict[str, Any] | None = None
+    chunking_strategy: dict[str, Any] | None = None
+
+
+class VectorFiles:
+    """The endpoints below a store. `files` knows what was uploaded."""
+
+    def __init__(self, stores: VectorStores, files: FileStore, make_id: IdFactory) -> None:
+        self._stores = stores
+        self._files = files
+        self._new_id = make_id
+
+    def routes(self, prefix: str) -> tuple[Route, ...]:
+        """The rows of the path table below a prefix."""
+        files, batches = prefix + "/{}/files", prefix + "/{}/file_batches"
+        return (
+            Route(files, {"GET": self.list, "POST": self.add}),
+            Route(files + "/{}", {"GET": self.get, "POST": self.change, "DELETE": self.remove}),
+            Route(files + "/{}/content", {"GET": self.content}),
+            Route(batches, {"POST": self.add_batch}),
+            Route(batches + "/{}", {"GET": self.get_batch}),
+            Route(batches + "/{}/cancel", {"POST": self.cancel_batch}),
+            Route(batches + "/{}/files", {"GET": self.list_batch}),
+        )
+
+    async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
+        """The names of uploaded files. Raises `InvalidRequest` for one that is not there."""
+        names = {}
+        for file_id in file_ids:
+            found = await self._files.get(owner, file_id) if is_name(file_id) else None
+            if found is None:
+                raise InvalidRequest(
+                    f"File with id '{file_id[:_SHOWN_ID]}' not found.", param=param, code="file_not_found"
+                )
+            names[file_id] = found.name
+        return names
+
+    async def add(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`POST …/files`."""
+        body, ignored = read_known(request, _Add)
+        if not body.file_id:
+            raise missing("file_id")
+        attributes = read_attributes("attributes", body.attributes)
+        chunking = read_chunking("chunking_strategy", body.chunking_strategy)
+        await self._open_store(request, store_id)
+        names = await self.filenames(request.owner, [body.file_id], "file_id")
+        new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
+        if not await self._stores.add_files(request.owner, store_id, [new]):
+            raise no_such_store(store_id)
+        added = await self._known(request, store_id, body.file_id)
+        return raw_response(show_file(added), headers=ignored_fields(ignored))
+
+    async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
+        page = None
+        if is_id(store_id, "vs"):
+            page = await self._stores.list_files(request.owner, store_id, read_page(request), state=_state(request))
+        if page is None:
+            raise no_such_store(store_id)
+        return _shown(page)
+
+    async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
+        """`GET …/files/{id}`."""
+        return raw_response(show_file(await self._known(request, store_id, file_id)))
+
+    async def change(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
+        """`POST …/files/{id}`: replaces the attributes."""
+        body, ignored = read_known(request, _Change)
+        if body.attributes is UNSET:
+            raise missing("attributes")
+        attributes = read_attributes("attributes", body.attributes)
+        await self._known(request, store_id, file_id)
+        await self._stores.set_attributes(request.owner, store_id, file_id, attributes)
+        changed = await self._known(request, store_id, file_id)
+        return raw_response(show_file(changed), headers=ignored_fields(ignored))
+
+    async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
+        """`DELETE …/files/{id}`: the file itself stays."""
+        await self._known(request, store_id, file_id)
+        if not await self._stores.remove_file(request.owner, store_id, file_id):
+            raise no_such_file(file_id)
+        return json_response({"id": file_id, "object": "vector_store.file.deleted", "deleted": True})
+
+    async def content(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
+        """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
+        first = query_number(request, "page", least=0, most=1 << 20, default=0)
+        await self._known(request, store_id, file_id)
+        texts = await self._stores.file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1)
+        if texts is None:
+            raise no_such_file(file_id)
+        more = len(texts) > _CHUNKS_SHOWN
+        return json_response(
+            {
+                "object": "vector_store.file_content.page",
+                "data": [{"type": "text", "text": text} for text in texts[:_CHUNKS_SHOWN]],
+                "has_more": more,
+                "next_page": str(first + _CHUNKS_SHOWN) if more else None,
+            }
+        )
+
+    async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
+        body, ignored = read_known(request, _AddBatch)
+        new = _batch(body)
+        await self._open_store(request, store_id)
+        param = "file_ids" if body.file_ids is not None else "files"
+        names = await self.filenames(request.owner, [one.file_id for one in new], param)
+        batch_id = self._new_id("vsfb")
+        files = [NewFile(one.file_id, names[one.file_id], one.attributes, one.chunking) for one in new]
+        if not await self._stores.add_files(request.owner, store_id, files, batch_id=batch_id):
+            raise no_such_store(store_id)
+        return await self._shown_batch(request, store_id, batch_id, ignored)
+
+    async def get_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
+        """`GET …/file_batches/{id}`."""
+        return await self._shown_batch(request, store_id, batch_id)
+
+    async def cancel_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
+        """`POST …/file_batches/{id}/cancel`: what is not completed yet will not be."""
+        if not (
+            is_id(store_id, "vs")
+            and is_id(batch_id, "vsfb")
+            and await self._stores.cancel_batch(request.owner, store_id, batch_id)
+        ):
+            raise await self._missing_batch(request, store_id, batch_id)
+        return await self._shown_batch(request, store_id, batch_id)
+
+    async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
+        """`GET …/file_batches/{id}/files`."""
+        page = None
+        if is_id(store_id, "vs") and is_id(batch_id, "vsfb"):
+            page = await self._stores.list_files(
+                request.owner, store_id, read_page(request), state=_state(request), batch_id=batch_id
+            )
+        if page is None:
+            raise await self._missing_batch(request, store_id, batch_id)
+        return _shown(page)
+
+    async def _open_store(self, request: ApiRequest, store_id: str) -> VectorStore:
+        """The store, when files can be added to it."""
+        store = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
+        if store is None:
+            raise no_such_store(store_id)
+        if store.expired:
+            raise InvalidRequest(f"The vector store '{store_id}' has expired.", code="vector_store_expired")
+        return store
+
+    async def _known(self, request: ApiRequest, store_id: str, file_id: str) -> VectorFile:
+        if not is_id(store_id, "vs") or await self._stores.get(request.owner, store_id) is None:
+            raise no_such_store(store_id)
+        found = await self._stores.get_file(request.owner, store_id, file_id) if is_name(file_id) else None
+        if found is None:
+            raise no_such_file(file_id)
+        return found
+
+    async def _shown_batch(
+        self, request: ApiRequest, store_id: str, batch_id: str, ignored: Sequence[str] = ()
+    ) -> ApiResponse:
+        batch = None
+        if is_id(store_id, "vs") and is_id(batch_id, "vsfb"):
+            batch = await self._stores.get_batch(request.owner, store_id, batch_id)
+        if batch is None:
+            raise await self._missing_batch(request, store_id, batch_id)
+        return raw_response(show_batch(batch), headers=ignored_fields([*ignored]))
+
+    async def _missing_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> NotFound:
+        if not is_id(store_id, "vs") or await self._stores.get(request.owner, store_id) is None:
+            return no_such_store(store_id)
+        return NotFound(f"File batch with id '{batch_id[:_SHOWN_ID]}' not found in the vector store.")
+
+
+def _batch(body: _AddBatch) -> Sequence[NewFile]:
+    """The files of a batch, each once, still without their names."""
+    if (body.file_ids is None) == (body.files is None):
+        raise InvalidRequest("Give either 'file_ids' or 'files'.", param="file_ids", code="missing_required_parameter")
+    attributes = read_attributes("attributes", body.attributes)
+    chunking = read_chunking("chunking_strategy", body.chunking_strategy)
+    new: dict[str, NewFile] = {}
+    for file_id in body.file_ids or ():
+        new[file_id] = NewFile(file_id, "", attributes, chunking)
+    for number, one in enumerate(body.files or ()):
+        where = f"files[{number}]"
+        if not one.file_id:
+            raise missing(f"{where}.file_id")
+        own = attributes if one.attributes is None else read_attributes(f"{where}.attributes", one.attributes)
+        cut = chunking
+        if one.chunking_strategy is not None:
+            cut = read_chunking(f"{where}.chunking_strategy", one.chunking_strategy)
+        new[one.file_id] = NewFile(one.file_id, "", own, cut)
+    name = "files" if body.files is not None else "file_ids"
+    if not new:
+        raise InvalidRequest(f"Invalid '{name}': it is empty.", param=name, code="invalid_value")
+    if len(new) > _MOST_BATCH:
+        raise InvalidRequest(
+            f"Invalid '{name}': array too long. Expected an array with maximum length {_MOST_BATCH}.",
+            param=name,
+            code="array_above_max_length",
+        )
+    return list(new.values())
+
+
+def _state(request: ApiRequest) -> str | None:
+    if query_value(request, "filter") is None:
+        return None
+    return query_choice(request, "filter", _STATES, "completed")
+
+
+def _shown(page: FilePage) -> ApiResponse:
+    ids = [file.file_id for file in page.files]
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    return raw_response(list_body([show_file(file) for file in page.files], first, last, page.has_more))

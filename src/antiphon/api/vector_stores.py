@@ -1,0 +1,278 @@
+"""Vector stores: made, shown, changed, deleted, searched.
+
+Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
+have. Not here: files in a store (`vector_files.py`), how a search works (the `Searcher`).
+
+A store that does not exist and one of somebody else give the same answer, byte for byte apart from the id. All paths
+exist as `/v1/vector-stores…` too.
+
+Invariant: fields that mean nothing here are named in `antiphon-ignored`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from msgspec import UNSET, Struct, UnsetType
+
+from antiphon.api.http import ApiRequest, ApiResponse, json_response, list_body, raw_response
+from antiphon.api.route import Route
+from antiphon.api.vector_files import VectorFiles
+from antiphon.api.vector_shapes import (
+    Expiry,
+    ignored_fields,
+    missing,
+    no_such_store,
+    read_chunking,
+    read_expiry,
+    read_known,
+    read_page,
+    show_store,
+)
+from antiphon.engine.file_ports import FileStore
+from antiphon.engine.knowledge import NewFile, Searcher, StoreChanges, VectorStores
+from antiphon.engine.search_options import read_filters, read_ranking
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import IdFactory, is_id, new_id
+from antiphon.translation.checks import check_metadata
+from antiphon.types.json import encode
+from antiphon.types.transport import Headers
+
+__all__ = ["PREFIXES", "QueryRewriter", "VectorStoreApi"]
+
+PREFIXES = ("/v1/vector_stores", "/v1/vector-stores")
+
+_MOST_FILES = 500
+_MOST_QUERIES, _MOST_QUERY = 16, 8_192
+_MOST_RESULTS, _RESULTS = 50, 10
+_MOST_STORES = 16
+_MOST_NAME, _MOST_DESCRIPTION = 256, 2_048
+
+
+class QueryRewriter(Protocol):
+    """Makes of what a user asks what a search should look for."""
+
+    async def rewrite(self, query: str, headers: Headers) -> str:
+        """The query to search for; the same when that fails. `headers` are the client's."""
+
+
+class _Create(Struct):
+    name: str | None = None
+    description: str | None = None
+    file_ids: list[str] | None = None
+    expires_after: Expiry | None = None
+    chunking_strategy: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class _Update(Struct):
+    name: str | None = None
+    expires_after: Expiry | UnsetType | None = UNSET
+    metadata: dict[str, str] | UnsetType | None = UNSET
+
+
+class _Search(Struct):
+    query: str | list[str] | None = None
+    rewrite_query: bool | None = None
+    max_num_results: int | None = None
+    filters: Any = None
+    ranking_options: Any = None
+
+
+class _SearchSeveral(_Search):
+    vector_store_ids: list[str] | None = None
+    vector_store_id: str | None = None
+
+
+class VectorStoreApi:
+    """The endpoints. Without a `rewriter`, `rewrite_query` is ignored, saying so."""
+
+    def __init__(
+        self,
+        stores: VectorStores,
+        searcher: Searcher,
+        files: FileStore,
+        *,
+        rewriter: QueryRewriter | None = None,
+        make_id: IdFactory = new_id,
+    ) -> None:
+        self._stores = stores
+        self._searcher = searcher
+        self._rewriter = rewriter
+        self._new_id = make_id
+        self._files = VectorFiles(stores, files, make_id)
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        rows = [Route("/v1/search", {"POST": self.search_several})]
+        for prefix in PREFIXES:
+            rows += [
+                Route(prefix, {"GET": self.list, "POST": self.create}),
+                Route(prefix + "/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
+                Route(prefix + "/{}/search", {"POST": self.search}),
+                *self._files.routes(prefix),
+            ]
+        return tuple(rows)
+
+    async def create(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/vector_stores`."""
+        body, ignored = read_known(request, _Create)
+        _check_length("name", body.name, _MOST_NAME)
+        _check_length("description", body.description, _MOST_DESCRIPTION)
+        check_metadata(body.metadata or {})
+        ids = list(dict.fromkeys(body.file_ids or ()))
+        if len(ids) > _MOST_FILES:
+            raise _too_long("file_ids", _MOST_FILES)
+        if body.chunking_strategy is not None and not ids:
+            raise InvalidRequest(
+                "'chunking_strategy' is for the files in 'file_ids', and there are none.",
+                param="chunking_strategy",
+                code="invalid_value",
+            )
+        chunking = read_chunking("chunking_strategy", body.chunking_strategy)
+        names = await self._files.filenames(request.owner, ids, "file_ids")
+        made = await self._stores.create(
+            request.owner,
+            self._new_id("vs"),
+            name=body.name,
+            description=body.description,
+            metadata=encode(body.metadata or {}),
+            expires_days=read_expiry(body.expires_after),
+            files=[NewFile(file_id, names[file_id], chunking=chunking) for file_id in ids],
+        )
+        return raw_response(show_store(made), headers=ignored_fields(ignored))
+
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/vector_stores`: newest first unless asked otherwise."""
+        page = await self._stores.list(request.owner, read_page(request))
+        ids = [store.id for store in page.stores]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return raw_response(list_body([show_store(store) for store in page.stores], first, last, page.has_more))
+
+    async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`GET /v1/vector_stores/{id}`."""
+        found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
+        if found is None:
+            raise no_such_store(store_id)
+        return raw_response(show_store(found))
+
+    async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`POST /v1/vector_stores/{id}`: what is not given stays; `expires_after: null` takes the expiry away."""
+        body, ignored = read_known(request, _Update)
+        _check_length("name", body.name, _MOST_NAME)
+        metadata = None if body.metadata is UNSET else body.metadata or {}
+        check_metadata(metadata or {})
+        expiry = None if body.expires_after is UNSET else body.expires_after
+        changes = StoreChanges(
+            name=body.name,
+            metadata=None if metadata is None else encode(metadata),
+            expires_days=read_expiry(expiry),
+            clear_expiry=body.expires_after is None,
+        )
+        changed = await self._stores.update(request.owner, store_id, changes) if is_id(store_id, "vs") else None
+        if changed is None:
+            raise no_such_store(store_id)
+        return raw_response(show_store(changed), headers=ignored_fields(ignored))
+
+    async def delete(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`DELETE /v1/vector_stores/{id}`: the files themselves stay."""
+        if not (is_id(store_id, "vs") and await self._stores.delete(request.owner, store_id)):
+            raise no_such_store(store_id)
+        return json_response({"id": store_id, "object": "vector_store.deleted", "deleted": True})
+
+    async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
+        """`POST /v1/vector_stores/{id}/search`."""
+        body, ignored = read_known(request, _Search)
+        return await self._search(request, (store_id,), body, ignored)
+
+    async def search_several(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
+        body, ignored = read_known(request, _SearchSeveral)
+        alone = [body.vector_store_id] if body.vector_store_id else []
+        ids = list(dict.fromkeys([*(body.vector_store_ids or ()), *alone]))
+        if not ids:
+            raise missing("vector_store_ids")
+        if len(ids) > _MOST_STORES:
+            raise _too_long("vector_store_ids", _MOST_STORES)
+        try:
+            return await self._search(request, ids, body, ignored, named=True)
+        except NotFound as error:
+            # In a body, not in the path.
+            raise InvalidRequest(error.message, param="vector_store_ids", code="not_found") from None
+
+    async def _search(
+        self, request: ApiRequest, ids: Sequence[str], body: _Search, ignored: Sequence[str], *, named: bool = False
+    ) -> ApiResponse:
+        queries = _queries(body.query)
+        limit = _RESULTS if body.max_num_results is None else body.max_num_results
+        if not 1 <= limit <= _MOST_RESULTS:
+            raise InvalidRequest(
+                f"Invalid 'max_num_results': expected an integer from 1 to {_MOST_RESULTS}.",
+                param="max_num_results",
+                code="invalid_value",
+            )
+        filters = read_filters(body.filters, "filters")
+        ranking = read_ranking(body.ranking_options, "ranking_options")
+        unknown = [*ignored]
+        if body.rewrite_query:
+            # The store's existence first: a model call for nothing helps nobody.
+            await self._searcher.search(request.owner, ids, ())
+            if self._rewriter is None:
+                unknown.append("rewrite_query")
+            else:
+                queries = [await self._rewriter.rewrite(query, request.headers) for query in queries]
+        hits = await self._searcher.search(request.owner, ids, queries, limit=limit, filters=filters, ranking=ranking)
+        data = []
+        for hit in hits:
+            shown: dict[str, Any] = {
+                "file_id": hit.file_id,
+                "filename": hit.filename,
+                "score": round(hit.score, 6),
+                "attributes": hit.attributes,
+                "content": [{"type": "text", "text": hit.text}],
+            }
+            if named:
+                shown["vector_store_id"] = hit.vector_store_id
+            data.append(shown)
+        return json_response(
+            {
+                "object": "vector_store.search_results.page",
+                "search_query": queries,
+                "data": data,
+                "has_more": False,
+                "next_page": None,
+            },
+            headers=ignored_fields(unknown),
+        )
+
+
+def _queries(query: str | list[str] | None) -> list[str]:
+    if query is None:
+        raise missing("query")
+    queries = [query] if isinstance(query, str) else query
+    if not queries or not any(one.strip() for one in queries):
+        raise InvalidRequest("Invalid 'query': it is empty.", param="query", code="invalid_value")
+    if len(queries) > _MOST_QUERIES:
+        raise _too_long("query", _MOST_QUERIES)
+    for one in queries:
+        _check_length("query", one, _MOST_QUERY)
+    return queries
+
+
+def _check_length(name: str, value: str | None, most: int) -> None:
+    if value is not None and len(value) > most:
+        raise InvalidRequest(
+            f"Invalid '{name}': string too long. Expected a string with maximum length {most}, but got a string with "
+            f"length {len(value)} instead.",
+            param=name,
+            code="string_above_max_length",
+        )
+
+
+def _too_long(name: str, most: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{name}': array too long. Expected an array with maximum length {most}.",
+        param=name,
+        code="array_above_max_length",
+    )

@@ -1,0 +1,98 @@
+"""Making a search query of a user's words, by a model.
+
+Lives here: what the model is asked, and what of its answer is used. Not here: the search.
+
+Invariant: whatever the model or its server does, there is a query: at worst the one that was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import msgspec
+import structlog
+
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.ports import Upstream, UpstreamCallFailed
+from antiphon.engine.routes import Routes
+from antiphon.types.json import encode
+from antiphon.types.transport import Headers
+
+__all__ = ["ModelRewriter"]
+
+_log = structlog.get_logger(__name__)
+
+_ASKED = (
+    "Rewrite the user's message as one query for a search over documents: the words and names that a passage with the "
+    "answer would hold, in the language of the message. Leave out polite words and instructions. Answer with the query "
+    "alone."
+)
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+_MOST_QUERY = 1_024
+_OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class ModelRewriter:
+    """Asks `model` on its usual way, for at most so many seconds."""
+
+    def __init__(self, upstream: Upstream, routes: Routes, model: str, *, seconds: float) -> None:
+        self._upstream = upstream
+        self._model = model
+        self._route = routes.choose(model)
+        self._seconds = seconds
+
+    async def rewrite(self, query: str, headers: Headers) -> str:
+        """The query to search for; `headers` are the client's, for credentials that pass through."""
+        passed = _OF_THE_ACCOUNT if self._route.passthrough else frozenset()
+        model = self._route.model or self._model
+        body = {
+            "model": model,
+            "messages": [{"role": "system", "content": _ASKED}, {"role": "user", "content": query}],
+            "stream": False,
+        }
+        request = UpstreamRequest(
+            method="POST",
+            path="/chat/completions",
+            headers=(
+                ("content-type", "application/json"),
+                ("accept", "application/json"),
+                *((name, value) for name, value in headers if name in passed),
+            ),
+            body=encode(body),
+            model=model,
+            stream=False,
+            upstream=self._route.upstream,
+        )
+        try:
+            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
+                data = b"".join([part async for part in answer.body()])
+                if answer.status == 200:
+                    return _query(msgspec.json.decode(data, type=_Answer)) or query
+                problem = f"status {answer.status}"
+        except TimeoutError:
+            problem = "timed out"
+        except UpstreamCallFailed as error:
+            problem = error.error.fault.value
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            problem = "unreadable answer"
+        _log.warning("query_not_rewritten", problem=problem)
+        return query
+
+
+def _query(answer: _Answer) -> str:
+    text = answer.choices[0].message.content if answer.choices else None
+    lines = _THOUGHTS.sub("", text or "").strip().splitlines()
+    return lines[0].strip().strip("\"'`").strip()[:_MOST_QUERY] if lines else ""
