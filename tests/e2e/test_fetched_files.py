@@ -54,7 +54,7 @@ async def test_a_turn_that_continues_has_its_files_again(setup: Setup) -> None:
     # The URL is not good for ever; the conversation is.
     third = await post(setup.gateway.base_url + "/responses", again)
     assert third.status == 200, third.body
-    assert "could not be fetched again" in json.dumps(setup.server.requests[-1].json["messages"])
+    assert "no longer available" in json.dumps(setup.server.requests[-1].json["messages"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""Files through Envoy and through the HTTP door: uploads and downloads by the official client, flat memory in every
+process on the way, and files by id in requests through every kind of gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.e2e.conftest import Setup, _Setups
+from tests.support.gateway import post
+from tests.support.judge import check_stream, parse_sse
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+
+ALICE = {"authorization": "Bearer alice"}
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
+
+
+@pytest_asyncio.fixture(params=("relay", "http"), loop_scope="session")
+async def way(request: pytest.FixtureRequest, setups: _Setups) -> Setup:
+    """The two ways to the API: Envoy's own route, and the HTTP door."""
+    return await setups.get(request.param)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client(setup: Setup) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=setup.gateway.base_url, api_key="alice", max_retries=0) as made:
+        yield made
+
+
+def family(pid: int) -> list[int]:
+    """A process with all its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def most_memory(setup: Setup) -> dict[int, int]:
+    """The most kilobytes that each process of a gateway has had."""
+    found = {}
+    for pid in family(setup.gateway.process.pid):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return found
+
+
+async def test_the_official_client(way: Setup) -> None:
+    async with openai.AsyncOpenAI(base_url=way.gateway.base_url, api_key="alice", max_retries=0) as client:
+        made = await client.files.create(
+            file=("naïve 漢.md", b"# Notes\n"),
+            purpose="user_data",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+        assert (made.filename, made.bytes, made.expires_at) == ("naïve 漢.md", 8, made.created_at + 3600)
+        assert made.id in [file.id async for file in client.files.list(purpose="user_data")]
+        assert (await client.files.content(made.id)).content == b"# Notes\n"
+        assert (await client.files.wait_for_processing(made.id)).status == "processed"
+        stranger = client.with_options(api_key="bob")
+        with pytest.raises(openai.NotFoundError):
+            await stranger.files.content(made.id)
+        assert (await client.files.delete(made.id)).deleted
+        with pytest.raises(openai.NotFoundError):
+            await client.files.retrieve(made.id)
+        with pytest.raises(openai.BadRequestError, match="purpose"):
+            await client.files.create(file=b"x", purpose="fun")  # type: ignore[arg-type]
+
+
+async def test_a_large_file_goes_both_ways_in_flat_memory(way: Setup) -> None:
+    piece, count = bytes(range(256)) * 4096, 96
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nassistants\r\n'
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="large.bin"\r\n\r\n'
+        for _ in range(count):
+            yield piece
+        yield b"\r\n--b--\r\n"
+
+    url = f"{way.gateway.base_url}/files"
+    kind = {**ALICE, "content-type": "multipart/form-data; boundary=b"}
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url, headers=ALICE) as answer:  # everything has been used once
+            assert answer.status == 200
+        before = most_memory(way)
+        async with session.post(url, headers=kind, data=body()) as answer:
+            made = await answer.json()
+            assert (answer.status, made["bytes"]) == (200, count << 20), made
+        async with session.get(f"{url}/{made['id']}/content", headers=ALICE) as answer:
+            assert answer.headers["content-length"] == str(count << 20)
+            await asyncio.sleep(0.3)  # a reader that takes its time: the bytes wait on disk, not in memory
+            read = 0
+            async for part in answer.content.iter_chunked(1 << 20):
+                read += len(part)
+            assert read == count << 20
+        grown = {pid: after - before.get(pid, after) for pid, after in most_memory(way).items()}
+        assert all(kilobytes < 24 << 10 for kilobytes in grown.values()), grown
+        span = {"range": f"bytes={(count << 20) - 3}-"}
+        async with session.get(f"{url}/{made['id']}/content", headers={**ALICE, **span}) as answer:
+            assert (answer.status, await answer.read()) == (206, b"\xfd\xfe\xff")
+        async with session.head(f"{url}/{made['id']}/content", headers=ALICE) as answer:
+            assert (answer.status, answer.headers["content-length"]) == (200, str(count << 20))
+            assert answer.headers["content-disposition"] == 'attachment; filename="large.bin"'
+        async with session.delete(f"{url}/{made['id']}", headers=ALICE) as answer:
+            assert answer.status == 200
+
+
+async def test_what_is_too_large_is_refused_before_it_is_sent(way: Setup) -> None:
+    host, _, port = way.gateway.origin.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\n"
+        b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 999999999999\r\n\r\n--b\r\n"
+    )
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(way: Setup) -> None:
+    files = way.gateway.data / "files"
+    host, _, port = way.gateway.origin.removeprefix("http://").rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\n"
+        b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 1_000_000
+    )
+    async with asyncio.timeout(10):
+        while not [path for path in (files / "new").glob("*") if path.stat().st_size]:
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while list((files / "new").glob("*")):
+            await asyncio.sleep(0.01)
+
+
+# Files by id in requests
+
+
+def ask(*parts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": "Read"}, *parts]
+    return {"model": "demo-model", "input": [{"role": "user", "content": content}], **fields}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_files_by_id_reach_the_model(setup: Setup, client: openai.AsyncOpenAI, stream: bool) -> None:
+    text = await client.files.create(file=("moon.md", b"The moon is far."), purpose="user_data")
+    pdf = await client.files.create(file=("x.pdf", b"%PDF"), purpose="user_data")
+    picture = await client.files.create(file=("x.png", PNG), purpose="vision")
+    request = ask(
+        {"type": "input_file", "file_id": text.id},
+        {"type": "input_file", "file_id": pdf.id},
+        {"type": "input_image", "file_id": picture.id},
+        stream=stream,
+    )
+    answered = await post(setup.gateway.base_url + "/responses", request, ALICE)
+    assert answered.status == 200, answered.body
+    if stream:
+        check_stream(parse_sse(answered.body))
+    sent = json.dumps(setup.server.requests[-1].json["messages"])
+    assert "The moon is far." in sent and "moon.md" in sent
+    for data in (b"%PDF", PNG):
+        assert base64.b64encode(data).decode() in sent
+    assert text.id not in sent
+
+
+async def test_a_conversation_goes_on_when_its_file_is_gone(setup: Setup, client: openai.AsyncOpenAI) -> None:
+    file = await client.files.create(file=("moon.md", b"The moon is far."), purpose="user_data")
+    first = await client.responses.create(**ask({"type": "input_file", "file_id": file.id}))
+    items = await client.responses.input_items.list(first.id)
+    assert file.id in items.data[0].to_json()
+    again = {"model": "demo-model", "input": "And?", "previous_response_id": first.id}
+    await client.responses.create(**again)
+    assert "The moon is far." in json.dumps(setup.server.requests[-1].json["messages"])
+    await client.files.delete(file.id)
+    await client.responses.create(**again)
+    sent = json.dumps(setup.server.requests[-1].json["messages"])
+    assert "The moon is far." not in sent and "no longer available" in sent
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_strangers_file_and_none_are_a_400_that_names_the_part(
+    setup: Setup, client: openai.AsyncOpenAI, stream: bool
+) -> None:
+    file = await client.files.create(file=("moon.md", b"The moon is far."), purpose="user_data")
+    bodies = []
+    for file_id in (file.id, "file-" + "0" * 48):
+        request = ask({"type": "input_file", "file_id": file_id}, stream=stream)
+        answered = await post(setup.gateway.base_url + "/responses", request, {"authorization": "Bearer bob"})
+        assert answered.status == 400
+        error = json.loads(answered.body)["error"]
+        assert (error["param"], error["code"]) == ("input[0].content[1].file_id", "file_not_found")
+        bodies.append(answered.body.replace(file_id.encode(), b"ID"))
+    assert bodies[0] == bodies[1]
+    assert not setup.server.requests
