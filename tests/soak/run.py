@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any
 import aiohttp
 
 from antiphon.commands.children import ParentPipe
+from antiphon.stores import SESSIONS_FILE
 from tests.bench import cpu
 from tests.bench.variants import Process
 
@@ -165,6 +167,68 @@ async def _leave(load: Load, seed: int) -> None:
         await answer.content.readany()
 
 
+async def _over(load: Load, response_id: str) -> dict[str, Any]:
+    """Ask for a background response until it is over."""
+    while True:
+        async with load.session.get(f"{load.url}/responses/{response_id}") as answer:
+            response: dict[str, Any] = await answer.json()
+        if answer.status != 200 or response["id"] != response_id:
+            raise Wrong(f"HTTP {answer.status}: {response}")
+        if response["status"] not in ("queued", "in_progress"):
+            return response
+        await asyncio.sleep(0.05)
+
+
+async def _background(load: Load, seed: int) -> None:
+    status, queued = await load.json(input=f"number {seed}", background=True)
+    if status != 200 or queued["status"] != "queued":
+        raise Wrong(f"HTTP {status}: {queued}")
+    response = await _over(load, queued["id"])
+    if response["status"] != "completed" or str(seed) not in _text(response):
+        raise Wrong(f"ended as {response['status']}")
+
+
+async def _resume(load: Load, seed: int) -> None:
+    """Leave a background stream in its middle, come back for the rest, and read it all once more."""
+    begin = b""
+    async with load.open_stream(input=f"count to {20 + seed % 180}", background=True) as answer:
+        while begin.count(b"\n\n") < 2 + seed % 7:
+            begin += await answer.content.readany()
+    begin = begin[: begin.rindex(b"\n\n") + 2]
+    known = [json.loads(block.partition(b"\ndata: ")[2]) for block in begin.split(b"\n\n")[:-1] if block[:1] == b"e"]
+    response_id, last = known[0]["response"]["id"], known[-1]["sequence_number"]
+
+    async def read(query: str) -> bytes:
+        async with load.session.get(f"{load.url}/responses/{response_id}?stream=true{query}") as answer:
+            body = await answer.read()
+        if answer.status != 200:
+            raise Wrong(f"HTTP {answer.status}: {body[:200]!r}")
+        return b"".join(part + b"\n\n" for part in body.split(b"\n\n")[:-1] if part[:1] != b":")
+
+    rest, whole = await read(f"&starting_after={last}"), await read("")
+    response = _completed(_events(whole))
+    if not whole.endswith(rest) or len(_events(whole)) != len(known) + rest.count(b"\n\n") - 1:
+        raise Wrong("what was resumed is not the rest")
+    if await _over(load, response_id) != response:
+        raise Wrong("the stored response is another one")
+
+
+async def _cancel(load: Load, seed: int) -> None:
+    """A background response that is cancelled somewhere between its beginning and its end."""
+    async with load.open_stream(input="count to 2000", background=True) as answer:
+        body = await answer.content.readuntil(b"\n\n")
+        response_id = json.loads(body.partition(b"\ndata: ")[2])["response"]["id"]
+        await asyncio.sleep(seed % 100 / 1000)
+        async with load.session.post(f"{load.url}/responses/{response_id}/cancel") as told:
+            cancelled = await told.json()
+        rest = await answer.read()
+    last = _events(body + rest)[-1]
+    if cancelled.get("status") not in ("cancelled", "completed") or last["response"] != cancelled:
+        raise Wrong(f"the stream ended with {last['type']}, the answer was {cancelled.get('status')}")
+    if await _over(load, response_id) != cancelled:
+        raise Wrong("it went on after it was cancelled")
+
+
 async def _turn(socket: aiohttp.ClientWebSocketResponse, **request: Any) -> list[dict[str, Any]]:
     """One response over a WebSocket: its events."""
     await socket.send_json({"type": "response.create", "model": "demo", **request})
@@ -218,6 +282,9 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
     ("bad request", _bad, 1),
     ("upstream breaks off", _break, 1),
     ("client leaves", _leave, 2),
+    ("background", _background, 2),
+    ("background, resumed", _resume, 2),
+    ("background, cancelled", _cancel, 1),
     ("socket", _socket, 3),
     ("client leaves socket", _leave_socket, 1),
     ("chat", _chat, 1),
@@ -278,7 +345,7 @@ async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, p
             if cpu.program(pid).startswith("envoy") or {"extproc", "serve"} & set(cpu.command_line(pid)[1:4])
         ]
         load = await _load(given, gateway.ready, watched)
-        problems = [*load.wrong, *await _left_behind(watched, given.streams)]
+        problems = [*load.wrong, *await _left_behind(watched, given.streams), *await _unfinished(folder / "data")]
     finally:
         await gateway.stop()
     if gateway.handle.returncode != 0:
@@ -328,6 +395,22 @@ async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
                 f"to {statistics.median(last) / _MIB:.0f} MiB"
             )
     return problems
+
+
+async def _unfinished(data: Path) -> list[str]:
+    """Background responses that nobody ends."""
+    left = (
+        "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress'))"
+    )
+    until = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        with contextlib.closing(sqlite3.connect(data / SESSIONS_FILE, timeout=10)) as database:
+            jobs, responses = database.execute(left).fetchone()
+        if not jobs and not responses:
+            return []
+        if time.monotonic() > until:
+            return [f"{jobs} jobs and {responses} responses are not over"]
+        await asyncio.sleep(0.1)
 
 
 def _complaints(log: Path) -> list[str]:
