@@ -309,6 +309,7 @@ def refused():
         events = list(stream)
     same("".join(event.delta for event in events if event.type == "response.refusal.delta"), "I can not.")
     same(events[-1].response.output[0].content[0].refusal, "I can not.")
+    same(events[-1].response.status, "completed")
 
 
 def kept():
