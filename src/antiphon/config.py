@@ -55,6 +55,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
+def _base_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
+    if parts.username or parts.password:
+        raise ValueError("must not hold credentials; use api_key")
+    if parts.query or parts.fragment:
+        raise ValueError("must not have a query or fragment")
+    return value.rstrip("/")
+
+
 class AuthMode(StrEnum):
     """Which credentials an upstream call carries."""
 
@@ -87,14 +98,7 @@ class UpstreamSettings(_Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
-        if parts.username or parts.password:
-            raise ValueError("must not hold credentials; use upstream.api_key")
-        if parts.query or parts.fragment:
-            raise ValueError("must not have a query or fragment")
-        return value.rstrip("/")
+        return _base_url(value)
 
     @field_validator("header_allow")
     @classmethod
@@ -333,7 +337,7 @@ class EmbeddingSettings(_Section):
     """The key, sent as a bearer token."""
     model: str = "text-embedding-3-small"
     """The model. Chunks that another model made vectors of are found by their words until they are ingested again."""
-    dimensions: int | None = Field(None, ge=8)
+    dimensions: int | None = Field(None, ge=1)
     """Numbers per vector, for models that can shorten them."""
     batch: int = Field(64, ge=1, le=2048)
     """Most texts in one call."""
@@ -345,7 +349,7 @@ class EmbeddingSettings(_Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        return None if value is None else UpstreamSettings(url=value).url
+        return None if value is None else _base_url(value)
 
 
 class WebSocketSettings(_Section):

@@ -31,6 +31,9 @@ def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
     assert (settings.upstream.url, settings.upstream.host) == ("http://flag/v1", "from-file")
 
 
+_SAMPLES = {"auth": "none", "keys": "0123456789abcdef", "api_keys": "0123456789abcdef", "url": "http://x/v1"}
+
+
 @pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
 def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind: Any) -> None:
     value: Any = Settings().model_dump(mode="json")
@@ -40,7 +43,7 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = "[{match: a, mode: disabled}]"
     elif value is None or value == []:
         # Settings without a default: any value of the right kind.
-        value = {"auth": "none", "keys": "0123456789abcdef", "api_keys": "0123456789abcdef"}.get(path[-1], "1")
+        value = _SAMPLES.get(path[-1], "1")
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
     if path[:2] == ("sidecar", "tls"):
