@@ -6,13 +6,16 @@ import json
 import openai
 from agents import (
     Agent,
+    ApplyPatchTool,
     ModelSettings,
     OpenAIConversationsSession,
     OpenAIResponsesModel,
     Runner,
+    ShellTool,
     SQLiteSession,
     function_tool,
 )
+from agents.editor import ApplyPatchResult
 from openai.types.shared import Reasoning
 from pydantic import BaseModel
 from strict import BASE_URL, HELLO, PNG, named, received, roles, same, script
@@ -193,6 +196,49 @@ def conversation():
     same(roles(received()[-1]), ["system", "user", "assistant", "tool", "assistant", "user"])
 
 
+def shell():
+    """The shell of OpenAI's own kind, run by the agent's host."""
+    ran = []
+
+    def execute(request):
+        ran.extend(request.data.action.commands)
+        return "a.txt"
+
+    script(
+        {"calls": [{"name": "shell", "arguments": {"commands": ["ls"]}}], "reasoning": "I look."},
+        {"content": "One file."},
+    )
+    made = run(agent(tools=[ShellTool(executor=execute)]), "what is there?")
+    same((made.final_output, ran), ("One file.", ["ls"]))
+    last = received()[1]["messages"]
+    same((last[-1]["role"], "a.txt" in last[-1]["content"]), ("tool", True))
+    same(last[-2]["tool_calls"][0]["function"]["name"], "shell")
+    same(last[-2]["reasoning_content"], "I look.")
+
+
+class Editor:
+    """Keeps what it was asked to do."""
+
+    def __init__(self):
+        self.done = []
+
+    def create_file(self, operation):
+        self.done.append((operation.type, operation.path, operation.diff))
+        return ApplyPatchResult(status="completed", output=f"made {operation.path}")
+
+    update_file = delete_file = create_file
+
+
+def patch():
+    """Patches of OpenAI's own kind, applied by the agent's host."""
+    editor = Editor()
+    arguments = {"type": "create_file", "path": "a.txt", "diff": "+one"}
+    script({"calls": [{"name": "apply_patch", "arguments": arguments}]}, {"content": "Made."})
+    same(run(agent(tools=[ApplyPatchTool(editor=editor)]), "make it").final_output, "Made.")
+    same(editor.done, [("create_file", "a.txt", "+one")])
+    assert "made a.txt" in received()[1]["messages"][-1]["content"], received()[1]["messages"][-1]
+
+
 def image():
     url = f"data:image/png;base64,{PNG}"
     script({"content": "Red."})
@@ -224,5 +270,5 @@ def errors():
 
 SCENARIOS = named(
     *(text, tools, ids_again, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
-    *(reasoning, session, conversation, image, forced_tool, errors),
+    *(reasoning, session, conversation, shell, patch, image, forced_tool, errors),
 )
