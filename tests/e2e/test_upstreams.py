@@ -163,7 +163,10 @@ async def test_native_streams_over_a_websocket(place: Place) -> None:
     )
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(place.gateway.base_url + "/responses", headers={"authorization": "Bearer mine"}) as socket,
+        session.ws_connect(
+            place.gateway.base_url + "/responses",
+            headers={"authorization": "Bearer mine", "openai-beta": "responses_websockets=2026-02-06"},
+        ) as socket,
     ):
 
         async def ask(count: int, **fields: object) -> list[str]:
@@ -178,6 +181,7 @@ async def test_native_streams_over_a_websocket(place: Place) -> None:
         assert json.loads((await ask(3))[2])["error"]["code"] == "upstream_cut"
     seen = place.native.requests[0]
     assert seen.path == "/deep/v9/responses" and seen.header("authorization") == "Bearer key-of-native"
+    assert seen.header("openai-beta") is None
     assert seen.json == {"model": "native-1", "input": "hi", "odd": {"a": 1}, "stream": True}
 
 

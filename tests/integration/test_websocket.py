@@ -642,16 +642,30 @@ async def test_a_large_frame_and_compression(door: OpenHttpDoor) -> None:
 
 
 async def test_a_flood_of_frames_is_held_back(door: OpenHttpDoor) -> None:
-    """Frames beyond a few wait in the network, and are all answered in the end."""
-    gate = asyncio.Event()
-    door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
-    async with connected(door) as socket:
-        for number in range(60):
-            await socket.send(**UNSTORED, input=str(number), generate=number == 0)
-        await door.chat.received()
-        gate.set()
-        for _ in range(60):
-            assert (await socket.turn())[-1]["type"] == "response.completed"
+    """Frames beyond a few wait in the network, and are all answered in the end; small ones and large ones."""
+    for count, size in ((2_000, 20_000), (60, 900_000)):
+        gate = asyncio.Event()
+        door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+        async with connected(door) as socket:
+
+            async def flood(socket: Socket = socket, count: int = count, size: int = size) -> None:
+                for number in range(count):
+                    await socket.send(**UNSTORED, input="x" * size, generate=number == 0)
+
+            sent = asyncio.create_task(flood())
+            await door.chat.received()
+            [connection] = door.door._sockets
+            transport = socket.raw._response.connection.transport  # type: ignore[union-attr]
+
+            def held(connection: Any = connection, transport: Any = transport) -> bool:
+                return (connection.waiting >= 16 or connection._waiting_bytes > 1 << 20) and transport._protocol_paused
+
+            await until(lambda sent=sent, held=held: sent.done() or held())  # type: ignore[misc]
+            assert not sent.done() and connection.waiting <= 16 and connection._waiting_bytes < 2 << 20
+            gate.set()
+            for _ in range(count):
+                assert (await socket.turn())[-1]["type"] == "response.completed"
+            await sent
 
 
 async def test_headers_of_the_handshake_reach_no_model_call(door: OpenHttpDoor) -> None:

@@ -92,8 +92,6 @@ class PassedOn:
     async def _pass(self, request: ApiRequest, route: ModelRoute, path: str, body: bytes) -> ApiResponse:
         allowed = _SENT | route.headers | (_OF_THE_ACCOUNT if route.passthrough else frozenset())
         headers = tuple((name, value) for name, value in request.headers if name in allowed)
-        if not route.passthrough:
-            headers = tuple((name, value) for name, value in headers if name != "authorization")
         query = "?" + urlencode(request.query) if request.query else ""
         call = UpstreamRequest(
             method="POST",

@@ -141,8 +141,6 @@ async def send_stream(
         except Exception as error:
             if not isinstance(error, ConnectionError):
                 _log.error("stream_failed", exc_info=True)
-            if request.transport is not None:
-                request.transport.abort()
             raise ConnectionResetError("the stream was cut") from error
     await response.write_eof()
     return response

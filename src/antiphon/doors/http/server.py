@@ -78,7 +78,7 @@ class HttpDoor:
         self._listener: Listener | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
-        self._sockets = 0
+        self._sockets: set[WebSocketConnection] = set()
 
     async def start(
         self, address: str, mode: int = 0o600, *, shared_port: bool = False, tls: TlsFiles | None = None
@@ -205,19 +205,19 @@ class HttpDoor:
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
-        check_handshake(request, self._context.websocket, self._sockets)
+        check_handshake(request, self._context.websocket, len(self._sockets))
         with self._context.admission.admit():
             owner = self._context.owners.resolve(call.headers)
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-        self._sockets += 1
+        connection = WebSocketConnection(self._context, head, self._leaving)
+        self._sockets.add(connection)
         self._context.metrics.sockets.inc()
         # However it ends: the upgrade is what was answered.
         call.status = 101
         try:
-            connection = WebSocketConnection(self._context, head, self._leaving)
             return await connection.run(request)
         finally:
-            self._sockets -= 1
+            self._sockets.discard(connection)
             self._context.metrics.sockets.dec()
 
     @contextmanager

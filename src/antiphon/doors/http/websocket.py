@@ -127,7 +127,11 @@ class WebSocketConnection:
         self._room = asyncio.Event()
         self._over = False
         self._expired = False
-        self.turns = 0
+
+    @property
+    def waiting(self) -> int:
+        """Frames that were read and whose turn has not come."""
+        return len(self._waiting)
 
     async def run(self, request: web.BaseRequest) -> web.StreamResponse:
         """Shake hands and serve until the end. Raises `InvalidRequest` when it is no proper handshake."""
@@ -229,7 +233,6 @@ class WebSocketConnection:
         except ApiError as error:
             await self._send(error_frame(error))
             return
-        self.turns += 1
         turn = _Turn(
             frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._most_bytes
         )
