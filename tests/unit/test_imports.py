@@ -79,9 +79,8 @@ def test_settings_are_read_by_the_composition_root_only() -> None:
     """Deeper down there are plain values; an address may be parsed anywhere."""
     for path in ROOT.rglob("*.py"):
         where = _name(path)
-        if where.startswith(("commands/", "envoy/")) or where in (
+        if where.startswith(("app_", "commands/", "envoy/")) or where in (
             "app.py",
-            "app_knowledge.py",
             "cli.py",
             "config.py",
             "settings_sources.py",
