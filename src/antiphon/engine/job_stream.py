@@ -67,8 +67,10 @@ class JobStream:
         self._size += len(data)
         self._changed.set()
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._write())
-        if self._size > _AHEAD:
+            self._task = asyncio.get_running_loop().create_task(self._write_on())
+        if self._task.done():
+            self._task.result()
+        elif self._size > _AHEAD:
             self._room.clear()
             await self._room.wait()
 
@@ -95,6 +97,13 @@ class JobStream:
             self._number += count_events(data)
             self._unwritten = EventPiece(self._number, before + data)
         return self._unwritten
+
+    async def _write_on(self) -> None:
+        try:
+            await self._write()
+        finally:
+            # Nobody may wait for room that nobody makes any more.
+            self._room.set()
 
     async def _write(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +14,8 @@ from antiphon.engine.actions import RequestHead, ResponseRecord, UpstreamRequest
 from antiphon.engine.background import Background, BackgroundOptions
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.follow import Followers
-from antiphon.engine.jobs import EventPiece
+from antiphon.engine.job_stream import JobStream
+from antiphon.engine.jobs import EventPiece, Job
 from antiphon.engine.ports import UpstreamCallFailed
 from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.engine.workers import PatientUpstream, Workers
@@ -259,6 +260,28 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
     again.start()
     assert (await process.stream(response_id))[-1]["type"] == "response.failed"
     await again.aclose()
+
+
+async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has more of it is told, also one that waits for room just then."""
+    monkeypatch.setattr("antiphon.engine.job_stream._AHEAD", 1)
+    gate = asyncio.Event()
+
+    class Broken:
+        async def append(self, *_: Any, **__: Any) -> bool:
+            await gate.wait()
+            raise RuntimeError("a bug")
+
+    job = Job("resp_1", "o", b"{}", b"{}", 1, 1)
+    stream = JobStream(cast(Any, Broken()), "w", job, batch=0.001, written=lambda: None, on_lost=lambda: None)
+    await stream.add(b"event: a\ndata: 1\n\n")
+    waiting = asyncio.ensure_future(stream.add(b"event: a\ndata: 2\n\n"))
+    await until(lambda: not stream._room.is_set())
+    gate.set()
+    async with asyncio.timeout(5):
+        await waiting
+    with pytest.raises(RuntimeError):
+        await stream.add(b"event: a\ndata: 3\n\n")
 
 
 async def test_a_worker_that_retired_takes_nothing(process: Process) -> None:
