@@ -190,3 +190,47 @@ async def test_a_stop_finishes_the_turn_and_closes(tmp_path: Path, door: str) ->
                     assert await stopping == 0
         finally:
             await gateway.stop()
+
+
+async def test_conversations(setup: Setup) -> None:
+    """A conversation goes on over sockets and HTTP alike; while a turn runs on it, it is locked for the others."""
+    made = await post(setup.gateway.base_url + "/conversations", {}, KEY)
+    conversation = json.loads(made.body)["id"]
+    gate = asyncio.Event()
+    setup.server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    async with connected(setup.gateway) as one, connected(setup.gateway) as other:
+        await one.send_str(
+            json.dumps(
+                {"type": "response.create", "model": "demo-model", "input": "first", "conversation": conversation}
+            )
+        )
+        async with asyncio.timeout(20):
+            await one.receive()
+        [refused] = await ask(other, model="demo-model", input="second", conversation=conversation)
+        assert (refused["status"], refused["error"]["code"]) == (409, "conversation_locked")
+        gate.set()
+        assert (await turn(one))[-1]["type"] == "response.completed"
+        check_stream(await ask(other, model="demo-model", input="second", conversation=conversation))
+    sent = setup.server.requests[-1].json["messages"]
+    assert [message["content"] for message in sent] == ["first", "ab", "second"]
+    over_http = await post(
+        setup.gateway.base_url + "/responses",
+        {"model": "demo-model", "input": "third", "conversation": conversation},
+        KEY,
+    )
+    assert over_http.status == 200 and len(setup.server.requests[-1].json["messages"]) == 5
+
+
+async def test_a_socket_that_is_left_gives_its_conversation_back(setup: Setup) -> None:
+    conversation = json.loads((await post(setup.gateway.base_url + "/conversations", {}, KEY)).body)["id"]
+    setup.server.script(answer(parts=[event("a"), WaitGone()]))
+    async with connected(setup.gateway) as socket:
+        await socket.send_str(
+            json.dumps({"type": "response.create", **UNSTORED, "input": "first", "conversation": conversation})
+        )
+        async with asyncio.timeout(20):
+            await socket.receive()
+    body = {"model": "demo-model", "input": "second", "conversation": conversation}
+    async with asyncio.timeout(20):
+        while (await post(setup.gateway.base_url + "/responses", body, KEY)).status == 409:
+            await asyncio.sleep(0.01)
