@@ -273,7 +273,7 @@ def _websocket(settings: Settings) -> WebSocketLimits:
 def _capabilities(settings: Settings, routes: Routes, tools: frozenset[str]) -> Capabilities:
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
-    return Capabilities(routes, limits, fetches=settings.fetch.enabled, tools=tools)
+    return Capabilities(routes, limits, settings.fetch.enabled, settings.files.enabled, tools)
 
 
 def _profile(name: str, host: str, where: str) -> UpstreamProfile:

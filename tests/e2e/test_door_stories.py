@@ -36,10 +36,22 @@ class Step:
     status: int = 200
     keep: dict[str, str] = field(default_factory=dict)
     owner: str = "alice"
+    kind: str = "application/json"
 
 
 def _conversation(conversation: str = "{conv}", **fields: Any) -> dict[str, Any]:
     return {**TEXT, "conversation": conversation, **fields}
+
+
+def _with_file(kind: str = "input_file", **fields: Any) -> dict[str, Any]:
+    return {**TEXT, "input": [{"role": "user", "content": [{"type": kind, "file_id": "{file}"}]}], **fields}
+
+
+def _upload(name: str = "a.txt", content: str = "hello", status: int = 200, **keep: str) -> Step:
+    parts = (('name="purpose"', "user_data"), (f'name="file"; filename="{name}"', content))
+    body = "".join(f"--b\r\ncontent-disposition: form-data; {head}\r\n\r\n{text}\r\n" for head, text in parts)
+    kind = "multipart/form-data; boundary=b"
+    return Step("POST", "/files", f"{body}--b--\r\n".encode(), status, keep, "fay", kind)
 
 
 STORIES: dict[str, tuple[Step, ...]] = {
@@ -71,6 +83,32 @@ STORIES: dict[str, tuple[Step, ...]] = {
         Step("DELETE", "/responses/{first}"),
         Step("GET", "/conversations/{conv}/items?order=asc"),
     ),
+    "a file": (
+        _upload(file="id"),
+        Step("GET", "/files/{file}", owner="fay"),
+        Step("GET", "/files/{file}/content", owner="fay"),
+        Step("GET", "/files?purpose=user_data&limit=1", owner="fay", keep={"file": "first_id"}),
+        Step("POST", "/responses", _with_file(), owner="fay", keep={"first": "id"}),
+        Step("GET", "/responses/{first}/input_items", owner="fay"),
+        Step("POST", "/responses", _with_file(stream=True), owner="fay"),
+        Step("POST", "/responses", _with_file("input_image"), 400, owner="fay"),
+        Step("GET", "/files/{file}", owner="bob", status=404),
+        Step("GET", "/files/{file}/content", owner="bob", status=404),
+        Step("DELETE", "/files/{file}", owner="bob", status=404),
+        Step("POST", "/responses", _with_file(), 400, owner="bob"),
+        Step("DELETE", "/files/{file}", owner="fay"),
+        Step("GET", "/files/{file}/content", owner="fay", status=404),
+        Step("POST", "/responses", {**TEXT, "previous_response_id": "{first}"}, owner="fay"),
+        Step("GET", "/files", owner="fay"),
+    ),
+    "files asked for wrongly": (
+        _upload(name="", status=400),
+        Step("POST", "/files", {"purpose": "user_data"}, 415),
+        Step("POST", "/files", b"", 400, kind="multipart/form-data; boundary=b"),
+        Step("GET", "/files?limit=0", status=400),
+        Step("GET", f"/files?after=file-{_NONE}", status=400),
+        Step("PUT", "/files", {}, 405),
+    ),
     "a stranger": (
         Step("POST", "/conversations", {"items": [_USER]}, keep={"conv": "id"}),
         Step("GET", "/conversations/{conv}", owner="bob", status=404),
@@ -94,7 +132,7 @@ STORIES: dict[str, tuple[Step, ...]] = {
     ),
 }
 
-_ID = re.compile(rb"\b([a-z]+)_[0-9a-f]{48}\b")
+_ID = re.compile(rb"\b([a-z]+)[_-][0-9a-f]{48}\b")
 _TIME = re.compile(rb'"(created_at|updated_at|completed_at)":\d+(\.\d+)?')
 
 
@@ -115,7 +153,7 @@ def _at(value: Any, path: str) -> Any:
 async def _ask(session: aiohttp.ClientSession, url: str, step: Step, kept: dict[str, str]) -> tuple[int, str, bytes]:
     body = _filled(step.body, kept)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json", "authorization": f"Bearer {step.owner}"}
+    headers = {"content-type": step.kind, "authorization": f"Bearer {step.owner}"}
     async with session.request(step.method, url + _filled(step.path, kept), data=data, headers=headers) as answered:
         return answered.status, answered.headers.get("content-type", ""), await answered.read()
 
@@ -133,7 +171,7 @@ async def _tell(story: tuple[Step, ...], base_url: str) -> list[tuple[int, str, 
                 events = parse_sse(body)
                 check_stream(events)
                 body = b"\n\n".join(part for part in body.split(b"\n\n") if not part.startswith(b":"))
-            else:
+            elif kind == "application/json":
                 value = json.loads(body)
                 kept |= {name: _at(value, path) for name, path in step.keep.items()}
                 if status == 200 and value.get("object") == "response" and "status" in value:

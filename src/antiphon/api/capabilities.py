@@ -21,17 +21,20 @@ __all__ = ["Capabilities"]
 
 _FETCHED = "content.input_file.file_url"
 _NOT_FETCHED = Fate("unsupported", "fetching files is switched off here")
+_BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"})
+_NO_FILES = Fate("unsupported", "there are no files here")
 _KEYS = dict(zip(GROUPS, ("fields", "include", "tools", "tool_choice", "items", "content"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
-    whether files are fetched by URL, `tools` which types of tools run here."""
+    whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here."""
 
     routes: Routes
     limits: Mapping[str, int]
     fetches: bool = True
+    files: bool = True
     tools: frozenset[str] = frozenset()
 
     async def show(self, request: ApiRequest) -> ApiResponse:
@@ -72,6 +75,8 @@ class Capabilities:
         found = fate(profile, name, context_tokens=route.context_tokens)
         if name == _FETCHED and not self.fetches:
             found = _NOT_FETCHED
+        elif name in _BY_ID and not self.files:
+            found = _NO_FILES
         elif self._runs(name):
             found = HOSTED_FATE
         return {"fate": found.kind, "note": found.note or None}

@@ -28,22 +28,22 @@ __all__ = ["SqliteFileStore", "SqliteFileUpload", "SqliteOpenFile"]
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""
 
-_COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
+COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _THERE = "(expires_at IS NULL OR expires_at > :at)"
 
 USED = f"SELECT ifnull(sum(max(size, {LEAST_ROOM})), 0) FROM files WHERE owner = :owner"
 # The total is looked at by the statement that adds to it, so that uploads at the same time cannot both fit.
 INSERT_FILE = f"""
-INSERT INTO files (owner, {_COLUMNS})
+INSERT INTO files (owner, {COLUMNS})
 SELECT :owner, :id, :name, :purpose, :media_type, :size, :sha256, :created_at, :expires_at, :blob
 WHERE :most IS NULL
   OR max(:size, {LEAST_ROOM}) + ({USED}) <= :most
 """
-GET_FILE = f"SELECT {_COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
+GET_FILE = f"SELECT {COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
 DELETE_FILE = f"DELETE FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
 
 _LIST = f"""
-SELECT {_COLUMNS} FROM files
+SELECT {COLUMNS} FROM files
 WHERE owner = :owner AND {_THERE} AND (:purpose IS NULL OR purpose = :purpose)
   AND (created_at, id) {{after}} (:after_at, :after)
 ORDER BY created_at {{order}}, id {{order}} LIMIT :most

@@ -1,0 +1,72 @@
+"""How SQLite executes the SQL of files: always by an index."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from antiphon.stores import files
+from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite_database import connect_writer
+
+_NAMED = {
+    "owner": "o1",
+    "id": "file-7",
+    "name": "",
+    "purpose": None,
+    "media_type": "",
+    "size": 1,
+    "sha256": "",
+    "created_at": 0,
+    "expires_at": None,
+    "blob": "",
+    "most": 100,
+    "at": 1,
+    "after_at": 5,
+    "after": "file-5",
+    "blobs": '["b7"]',
+}
+_QUERIES = {
+    "insert": files.INSERT_FILE,
+    "get": files.GET_FILE,
+    "delete": files.DELETE_FILE,
+    "used": files.USED,
+    "list forward": files.LIST_FORWARD,
+    "list backward": files.LIST_BACKWARD,
+    "expired": files.EXPIRED,
+    "delete expired": files.DELETE_EXPIRED,
+    "wanted": files.WANTED,
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Five thousand files of seven owners, with the statistics of ANALYZE."""
+    connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
+    migrate(connection, packaged_migrations())
+    connection.execute("BEGIN")
+    connection.executemany(
+        f"INSERT INTO files (owner, {files.COLUMNS}) VALUES (?, ?, 'n', 'user_data', 't', 1, 's', ?, ?, ?)",
+        [(f"o{n % 7}", f"file-{n}", n, n if n % 50 == 0 else None, f"b{n}") for n in range(5000)],
+    )
+    connection.execute("COMMIT")
+    connection.execute("ANALYZE")
+    yield connection
+    connection.close()
+
+
+@pytest.mark.parametrize("name", _QUERIES)
+def test_no_query_scans_the_table_or_sorts(database: sqlite3.Connection, name: str) -> None:
+    sql = _QUERIES[name]
+    named = {key: value for key, value in _NAMED.items() if f":{key}" in sql}
+    steps = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named)]
+    scanned = {line for line in steps if line.startswith("SCAN")}
+    assert scanned <= {"SCAN CONSTANT ROW", "SCAN json_each VIRTUAL TABLE INDEX 1:"}, steps
+    assert not [line for line in steps if "AUTOMATIC" in line or "TEMP B-TREE" in line or "BLOOM" in line], steps
+
+
+def test_an_owners_total_is_read_from_the_index_alone(database: sqlite3.Connection) -> None:
+    (step,) = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {files.USED}", {"owner": "o1"})]
+    assert "COVERING INDEX files_list" in step
