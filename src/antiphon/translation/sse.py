@@ -1,8 +1,9 @@
 """Server-sent events, decoded.
 
 Lives here: the event stream grammar of the HTML standard on bytes (CR, LF, CRLF, comments, several `data` lines,
-a byte order mark, a stream that ends without its last blank line), and one tolerance: a line `error: …`, which one
-family of servers writes instead of an event (seen: gpustack), counts as an event of type `error`.
+a byte order mark, a stream that ends without its last blank line), and two tolerances: a line `error: …`, which one
+family of servers writes instead of an event (seen: gpustack), counts as an event of type `error`; a line that is a JSON
+object counts as an event (gateways that call a whole answer an event stream: github.com/decolua/9router/issues/3492).
 Not here: what the data means.
 
 Invariant: feeding the same bytes in any split gives the same events; at most `limit` bytes are held.
@@ -116,3 +117,5 @@ class SseDecoder:
             self._line(b"data:" + value, events)
         elif name == b"error":
             events.append(ServerSentEvent(b"error", value.strip()))
+        elif line[:1] == b"{":
+            events.append(ServerSentEvent(b"", line.removesuffix(b"data: [DONE]")))

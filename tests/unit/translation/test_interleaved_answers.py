@@ -122,3 +122,25 @@ def test_a_message_that_repeats_the_deltas_is_not_put_out_again() -> None:
     repeated = {"choices": [{"message": {"content": "all of it"}, "finish_reason": "stop"}]}
     pieces = [chunk(content="all "), chunk(content="of it"), repeated]
     assert _put_out(run(STREAM, [sse(*pieces)])) == [("message", "all of it", "completed")]
+
+
+# A whole answer that is called a stream
+
+_WHOLE = b'{"object":"chat.completion","choices":[{"message":{"content":"all"},"finish_reason":"stop"}],"usage":null}'
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\ndata: [DONE]\n\n", b"data: [DONE]\n\n", b"data: [DONE]"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_json_answer_that_says_it_is_an_event_stream(end: bytes, size: int, stream: bool) -> None:
+    body = _WHOLE + end
+    outcome = run({**STREAM, "stream": stream}, [body[at : at + size] for at in range(0, len(body), size)])
+    response = final(outcome) if stream else outcome.json
+    assert response["status"] == "completed" and response["output"][0]["content"][0]["text"] == "all"
+
+
+@pytest.mark.parametrize("before", [[], [chunk(content="x")]])
+def test_a_json_error_that_says_it_is_an_event_stream(before: list[dict[str, Any]]) -> None:
+    body = sse(*before, done=False) + b'{"error":{"message":"No capacity.","code":"overloaded"}}\n'
+    response = final(run(STREAM, [body]))
+    assert response["status"] == "failed" and "No capacity." in response["error"]["message"]
