@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import Setup, _Setups
-from tests.support.gateway import post
+from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -125,7 +127,7 @@ async def test_what_is_too_large_is_refused_before_it_is_sent(way: Setup) -> Non
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(way: Setup) -> None:
-    files = way.gateway.data / "files"
+    new = way.gateway.data / "files" / "new"
     host, _, port = way.gateway.origin.removeprefix("http://").rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -133,12 +135,9 @@ async def test_an_upload_that_breaks_off_leaves_nothing(way: Setup) -> None:
         b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
         b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 1_000_000
     )
-    async with asyncio.timeout(10):
-        while not [path for path in (files / "new").glob("*") if path.stat().st_size]:
-            await asyncio.sleep(0.01)
-        writer.transport.abort()
-        while list((files / "new").glob("*")):
-            await asyncio.sleep(0.01)
+    await until(lambda: [path for path in new.glob("*") if path.stat().st_size])
+    writer.transport.abort()
+    await until(lambda: not list(new.glob("*")))
 
 
 # Files by id in requests
@@ -200,3 +199,64 @@ async def test_a_strangers_file_and_none_are_a_400_that_names_the_part(
         bodies.append(answered.body.replace(file_id.encode(), b"ID"))
     assert bodies[0] == bodies[1]
     assert not setup.server.requests
+
+
+# Processes
+
+
+async def test_what_a_killed_process_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    new = tmp_path / "files" / "new"
+    gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, command="serve")
+    async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
+        kept = await client.files.create(file=("a.txt", b"kept"), purpose="user_data")
+        host, _, port = gateway.origin.removeprefix("http://").rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\n"
+            b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
+            b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 1_000_000
+        )
+        await until(lambda: [path for path in new.glob("*") if path.stat().st_size])
+        assert await gateway.stop(signal.SIGKILL) == -9
+        writer.close()
+    assert len(list(new.glob("*"))) == 1
+    gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, command="serve")
+    async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
+        await until(lambda: not list(new.glob("*")))
+        assert (await client.files.content(kept.id)).content == b"kept"
+    assert await gateway.stop() == 0
+
+
+async def test_files_can_be_switched_off(tmp_path: Path) -> None:
+    off = {"ANTIPHON_FILES__ENABLED": "false"}
+    gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, command="serve", environ=off)
+    async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError):
+            await client.files.create(file=("a.txt", b"x"), purpose="user_data")
+        with pytest.raises(openai.BadRequestError, match="not available on this server"):
+            await client.responses.create(**ask({"type": "input_file", "file_id": "file-1"}))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{gateway.base_url}/antiphon/capabilities", headers=ALICE) as answer,
+    ):
+        shown = await answer.json()
+    assert shown["content"]["content.input_file.file_id"]["fate"] == "unsupported"
+    assert await gateway.stop() == 0
+
+
+async def test_two_sidecars_share_the_files(tmp_path: Path) -> None:
+    """Uploads and reads go to either; each finds what the other took."""
+    gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, "--workers", "2")
+    try:
+
+        async def one(number: int) -> None:
+            # A connection of its own each: Envoy deals connections out to its workers and to the sidecars.
+            async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
+                data = b"%d" % number * 100_000
+                made = await client.files.create(file=(f"{number}.txt", data), purpose="user_data")
+                for _ in range(4):
+                    assert (await client.files.content(made.id)).content == data
+
+        await asyncio.gather(*(one(number) for number in range(8)))
+    finally:
+        assert await gateway.stop() == 0
