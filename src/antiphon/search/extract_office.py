@@ -114,8 +114,9 @@ def read_xlsx(path: Path, most_bytes: int) -> Document:
         raise Unreadable(_NO_LIBRARY, "unsupported_file") from None
 
     def read() -> Document:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
+        # By its path it would have to be called something.xlsx.
+        with path.open("rb") as file:
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             sheets, size = [], 0
             for sheet in book.worksheets:
                 rows = []
@@ -128,8 +129,6 @@ def read_xlsx(path: Path, most_bytes: int) -> Document:
                 if text := table_text(rows):
                     sheets.append(f"{sheet.title}\n{text}")
             return Document("\n\n".join(sheets), book.properties.title or "")
-        finally:
-            book.close()
 
     return _read_archive(path, most_bytes, read)
 

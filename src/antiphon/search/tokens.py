@@ -12,6 +12,7 @@ Invariant: `fitting` gives at least one character of a text that is not empty.
 from __future__ import annotations
 
 import re
+import warnings
 from functools import cache
 from typing import Any, Protocol
 
@@ -80,8 +81,11 @@ class BpeTokens:
 @cache
 def make_tokenizer() -> Tokenizer:
     """The real one when it is installed."""
-    try:
-        import bpe_openai
-    except ImportError:
-        return EstimatedTokens()
-    return BpeTokens(bpe_openai.get_encoding("o200k_base"))
+    with warnings.catch_warnings():
+        # It opens its data in a way that Python calls old.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            import bpe_openai
+        except ImportError:
+            return EstimatedTokens()
+        return BpeTokens(bpe_openai.get_encoding("o200k_base"))

@@ -1,0 +1,138 @@
+"""Where texts are cut, with the real tokenizer and with the estimate."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antiphon.search.chunking import cut
+from antiphon.search.tokens import EstimatedTokens, Tokenizer, make_tokenizer
+
+TOKENIZERS = [EstimatedTokens(), make_tokenizer()]
+
+WORDS = st.sampled_from(
+    [
+        "one",
+        "two.",
+        "three!",
+        "\n",
+        "\n\n",
+        " ",
+        "  ",
+        "x" * 40,
+        "Ünïcödé",
+        "検索機能。",
+        "a.b",
+        '"quoted."',
+        "…",
+        "🎉🎉",
+        "\t",
+    ]
+)
+TEXTS = st.lists(WORDS, max_size=120).map(" ".join) | st.text(max_size=400)
+
+
+def test_the_real_tokenizer_is_there() -> None:
+    """The development set-up has it; without it the tests below would not be about it."""
+    assert make_tokenizer().name == "o200k_base"
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+@settings(deadline=None, max_examples=150)
+@given(text=TEXTS, size=st.integers(5, 60))
+def test_without_overlap_the_chunks_are_the_text(tokenizer: Tokenizer, text: str, size: int) -> None:
+    chunks = list(cut(text, size, 0, tokenizer))
+    assert all(0 <= count <= size and chunk == chunk.strip() != "" for chunk, count in chunks)
+    assert "".join("".join(chunk for chunk, _ in chunks).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+@settings(deadline=None, max_examples=150)
+@given(
+    ends=st.lists(st.sampled_from([" ", ". ", "\n", "\n\n", "! ", " " + "long" * 30 + " "]), max_size=150),
+    size=st.integers(10, 60),
+    share=st.floats(0, 0.5),
+)
+def test_with_overlap_every_word_comes_in_its_order(
+    tokenizer: Tokenizer, ends: list[str], size: int, share: float
+) -> None:
+    text = "".join(f"w{number}{end}" for number, end in enumerate(ends))
+    chunks = list(cut(text, size, int(size * share), tokenizer))
+    assert all(count <= size for _, count in chunks)
+    seen: list[int] = []
+    for chunk, _ in chunks:
+        numbers = [int(word) for word in re.findall(r"w(\d+)", chunk)]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) if numbers else True
+        if numbers:
+            assert not seen or numbers[0] > seen[0], "every chunk begins behind the one before it"
+            seen = numbers
+    found = {int(word) for chunk, _ in chunks for word in re.findall(r"w(\d+)", chunk)}
+    assert found == set(range(len(ends)))
+
+
+NUMBERED = " ".join(f"Sentence {number} is about the {number}th thing." for number in range(400))
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+def test_neighbours_share_at_most_the_overlap(tokenizer: Tokenizer) -> None:
+    chunks = [chunk for chunk, _ in cut(NUMBERED, 200, 80, tokenizer)]
+    assert len(chunks) > 5
+    for one, two in pairwise(chunks):
+        first = two[: two.index(".") + 1]
+        shared = one[one.rindex(first) :]
+        assert 30 < tokenizer.count(shared) <= 80
+    assert [chunk for chunk, _ in cut(NUMBERED, 200, 0, tokenizer)][1].startswith("Sentence")
+
+
+def test_chunks_end_with_sentences_and_rather_with_paragraphs() -> None:
+    paragraph = "Here is a sentence of some words. " * 5
+    text = "\n\n".join(f"{number}. {paragraph}" for number in range(20))
+    chunks = [chunk for chunk, _ in cut(text, 100, 0, EstimatedTokens())]
+    assert all(chunk.endswith(".") for chunk in chunks)
+    assert all(chunk[0].isdigit() for chunk in chunks)
+
+
+def test_overlap_never_keeps_a_chunk_from_what_is_new() -> None:
+    """A sentence of nearly a whole chunk comes after small ones."""
+    long = "word " * 95
+    text = "Small one. " * 30 + long + ". " + "Small two. " * 30
+    chunks = list(cut(text, 100, 50, EstimatedTokens()))
+    assert all(count <= 100 for _, count in chunks)
+    assert any(long.strip() in chunk for chunk, _ in chunks)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+def test_a_line_without_end_is_cut_between_words(tokenizer: Tokenizer) -> None:
+    text = "word" + " word" * 5_000
+    chunks = list(cut(text, 100, 20, tokenizer))
+    assert len(chunks) > 40
+    assert all(set(chunk.split()) == {"word"} for chunk, _ in chunks)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+@given(text=st.text(min_size=1, max_size=200), most=st.integers(1, 50))
+@settings(deadline=None, max_examples=150)
+def test_what_fits_fits(tokenizer: Tokenizer, text: str, most: int) -> None:
+    characters = tokenizer.fitting(text, most)
+    assert 1 <= characters <= len(text)
+    assert characters == 1 or tokenizer.count(text[:characters]) <= most
+
+
+def test_the_estimate_is_near_for_prose() -> None:
+    prose = (
+        "The committee met on Thursday to discuss the proposal, which had been circulated a week earlier. Several "
+        "members expressed doubts about its cost; others were convinced that the benefits would outweigh them. "
+        * 20
+    )
+    real = make_tokenizer().count(prose)
+    assert abs(EstimatedTokens().count(prose) - real) < 0.35 * real
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+def test_special_tokens_are_text(tokenizer: Tokenizer) -> None:
+    ((chunk, count),) = cut("<|endoftext|> and <|im_start|>", 100, 0, tokenizer)
+    assert chunk == "<|endoftext|> and <|im_start|>" and count > 6
