@@ -47,6 +47,22 @@ def test_pitfall_57_calls_that_all_have_index_0_are_told_apart_by_id_and_name() 
     assert made == [("f", '{"x":1}'), ("g", '{"y":2}')]
 
 
+@pytest.mark.parametrize("more", [{}, {"id": None}, {"id": ""}])
+@pytest.mark.parametrize("name", ["f", "g"])
+def test_pitfall_57_whole_calls_with_index_0_and_without_ids_are_several(more: dict[str, Any], name: str) -> None:
+    made = _calls(call('{"x":1}', "f", index=0, **more), call('{"y":2}', name, index=0, **more))
+    assert made == [("f", '{"x":1}'), (name, '{"y":2}')]
+    # Begun in pieces, the second too.
+    pieces = [call('{"x"', "f", index=0, **more), call(":1}", index=0), call('{"y"', name, index=0, **more)]
+    assert _calls(*pieces, call(":2}", index=0)) == [("f", '{"x":1}'), (name, '{"y":2}')]
+
+
+@pytest.mark.parametrize("again", ["", '{"x":1}', None])
+def test_pitfall_57_a_call_that_is_said_again_is_one(again: str | None) -> None:
+    assert _calls(call('{"x":1}', "f", index=0), call(again, "f", index=0)) == [("f", '{"x":1}')]
+    assert _calls(call("{}", "f", index=0), call('{"x":1}', "f", index=0)) == [("f", '{"x":1}')]
+
+
 @pytest.mark.parametrize("later", [{}, {"id": None}, {"id": ""}, {"id": "a"}])
 def test_pitfall_58_an_id_may_come_once_or_always(later: dict[str, Any]) -> None:
     made = _calls(call("", "f", id="a", index=0), call('{"x"', index=0, **later), call(":1}", index=0, **later))

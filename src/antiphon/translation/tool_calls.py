@@ -84,7 +84,7 @@ class ToolCalls:
             name, part = custom.name or "", fragment(custom.input)
         else:
             name, part = "", b""
-        call = self._find(delta, name)
+        call = self._find(delta, name, part)
         if call is None:
             if not (delta.id or name or part):
                 return
@@ -114,7 +114,7 @@ class ToolCalls:
         self._first = len(self._calls)
         self._open = None
 
-    def _find(self, delta: ToolCallDelta, name: str) -> _Call | None:
+    def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _Call | None:
         """The call this delta continues, or None for a new one."""
         last = self._calls[-1] if self._calls else None
         if delta.index is None:
@@ -125,6 +125,9 @@ class ToolCalls:
             if call.key == delta.index:
                 # The same index with another id and a name is a new call (seen: Gemini behind OpenRouter).
                 other = bool(delta.id and call.id and delta.id != call.id and name)
+                if name and not delta.id and (name != call.name or part[:1] == b"{"):
+                    # Without ids: another name, or other arguments, after a whole call (seen: Ollama behind LiteLLM).
+                    other = _is_another(call, name, part)
                 return None if other else call
         return None
 
@@ -185,6 +188,15 @@ class ToolCalls:
             self.forbidden = call.name
             return False
         return not (self._tools.single and self._put)
+
+
+def _is_another(call: _Call, name: str, part: bytes) -> bool:
+    """Whether a name and arguments that come under a call's index, without an id, begin another call."""
+    had = b"".join((*call.sent, *call.waiting))
+    if not (call.name and had and _is_whole(call)):
+        # The name comes in pieces, or again and again, or after the arguments.
+        return False
+    return name != call.name or (part != had and call.waiting != _PLACEHOLDER)
 
 
 def _is_usable(call_id: str) -> bool:
