@@ -44,6 +44,7 @@ class _Closing(Protocol):
 _KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
 _TRIES = 10
+_SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
 _THREADS = 4
 
@@ -78,17 +79,20 @@ class DiskBlobs:
         await self.run("Deleting a file", lambda: self.place(key).unlink(missing_ok=True))
 
     async def keys(self) -> AsyncIterator[list[str]]:
-        """All contents, whole and unfinished, some at a time."""
-        folders = await self.run("Looking through files", lambda: list(self._shelves()))
-        for folder in folders:
+        """All contents, whole and unfinished, some hundreds at a time."""
+        shelves = self._shelves()
 
-            def names(where: Path = folder) -> list[str]:
+        def some() -> list[str]:
+            found: list[str] = []
+            for shelf in shelves:
                 with contextlib.suppress(FileNotFoundError):
-                    return [name for name in os.listdir(where) if _KEY.fullmatch(name)]
-                return []
+                    found += [name for name in os.listdir(shelf) if _KEY.fullmatch(name)]
+                if len(found) >= _SOME:
+                    break
+            return found
 
-            if found := await self.run("Looking through files", names):
-                yield found
+        while found := await self.run("Looking through files", some):
+            yield found
 
     @asynccontextmanager
     async def claim(self, key: str) -> AsyncIterator[Claim | None]:
