@@ -43,13 +43,13 @@ DELETE_CONVERSATION = f"DELETE FROM conversations WHERE owner = :owner AND id = 
 
 # A page lies strictly between two conversations of the list, either of which may be absent.
 _CONVERSATIONS = """
-WITH low (created_at, id) AS (SELECT created_at, id FROM conversations WHERE owner = :owner AND id = :low),
-     high (created_at, id) AS (SELECT created_at, id FROM conversations WHERE owner = :owner AND id = :high)
 SELECT c.id, c.created_at, c.metadata FROM conversations c
 WHERE c.owner = :owner
-  AND (c.created_at, c.id) > (ifnull((SELECT created_at FROM low), -1), ifnull((SELECT id FROM low), ''))
-  AND (c.created_at, c.id)
-    < (ifnull((SELECT created_at FROM high), 9223372036854775807), ifnull((SELECT id FROM high), ''))
+  AND (c.created_at, c.id) > (
+    ifnull((SELECT created_at FROM conversations WHERE owner = :owner AND id = :low), -1), ifnull(:low, ''))
+  AND (c.created_at, c.id) < (
+    ifnull((SELECT created_at FROM conversations WHERE owner = :owner AND id = :high), 9223372036854775807),
+    ifnull(:high, ''))
 ORDER BY c.created_at {order}, c.id {order} LIMIT :most
 """
 LIST_FORWARD = _CONVERSATIONS.format(order="ASC")

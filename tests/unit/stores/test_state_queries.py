@@ -1,0 +1,120 @@
+"""How SQLite executes the SQL of conversations and prompts: always by an index, however many of them there are."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.stores import conversations, open_stores, prompts, responses
+from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite_database import connect_writer
+from tests.contracts.conversation_contract import in_conversation
+from tests.contracts.store_contract import ALICE
+
+_NAMED: dict[str, Any] = {
+    "owner": "o1",
+    "id": "c1",
+    "at": 5,
+    "until": 9,
+    "metadata": b"{}",
+    "holder": "r1",
+    "holders": '["r1"]',
+    "ids": '["i1_1"]',
+    "item_id": "i1_1",
+    "low": "i1_1",
+    "high": None,
+    "most": 100,
+    "count": 2,
+    "conversation_id": "c1",
+    "joining": 2,
+    "pos": 3,
+    "version": 1,
+    "expected": None,
+    "cursor": "p1",
+    "renamed": True,
+    "name": "n",
+    "body": b"{}",
+}
+_QUERIES = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": value
+    for module in (conversations, prompts)
+    for name, value in vars(module).items()
+    if name.isupper() and not name.startswith("_") and isinstance(value, str) and "?" not in value
+} | {
+    "responses.JOIN_CONVERSATION": responses.JOIN_CONVERSATION,
+    "responses.LEAVE_CONVERSATION": responses.LEAVE_CONVERSATION,
+    "responses.INSERT_CONVERSATION_ITEMS": responses.INSERT_CONVERSATION_ITEMS,
+    "responses.LOAD_BEFORE": responses.LOAD_BEFORE,
+}
+# The ids that were asked for, one page, and what a window function was given: all bounded already.
+_SMALL = ("SCAN edge", "SCAN CONSTANT ROW", "SCAN wanted VIRTUAL", "SCAN json_each VIRTUAL", "SCAN (subquery")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A thousand conversations of four items and as many prompts, with the statistics of ANALYZE."""
+    connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
+    migrate(connection, packaged_migrations())
+    connection.execute("BEGIN")
+    for n in range(1000):
+        owner = f"o{n % 7}"
+        named = {"owner": owner, "id": f"c{n}", "at": n, "metadata": b"{}"}
+        connection.execute(conversations.INSERT_CONVERSATION, named)
+        for at in range(4):
+            connection.execute(conversations.INSERT_ITEM, (4, at, f"i{n}_{at}", "message", b"{}", owner, f"c{n}"))
+        prompt = {"id": f"p{n}", "owner": owner, "name": None, "at": n, "metadata": b"{}", "body": b"{}"}
+        connection.execute(prompts.INSERT_PROMPT, prompt)
+        connection.execute(prompts.INSERT_VERSION, prompt)
+    connection.execute("COMMIT")
+    connection.execute("ANALYZE")
+    yield connection
+    connection.close()
+
+
+@pytest.mark.parametrize("name", _QUERIES)
+def test_no_query_scans_a_table(database: sqlite3.Connection, name: str) -> None:
+    sql = _QUERIES[name]
+    named = {key: value for key, value in _NAMED.items() if f":{key}" in sql}
+    steps = "\n".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named))
+    assert "BLOOM" not in steps and "AUTOMATIC" not in steps, steps
+    scanned = [line for line in steps.splitlines() if line.startswith("SCAN") and not line.startswith(_SMALL)]
+    assert not scanned, steps
+    # A page of a list is read in the index's order, never sorted.
+    assert "LIST" not in name or "TEMP B-TREE" not in steps, steps
+
+
+def test_all_of_them_are_looked_at() -> None:
+    assert len(_QUERIES) >= 30 and {"conversations.LOCK", "prompts.GET_PROMPT"} <= _QUERIES.keys()
+
+
+async def test_a_conversation_of_any_length_is_one_query_and_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn locks, reads once, and is written once with its items."""
+    stores = await open_stores(tmp_path, chain_items=10_000)
+    await stores.conversations.create(ALICE, "conv_a", b"{}")
+    for turn in range(30):
+        await stores.conversations.load(ALICE, "conv_a", holder=f"resp_t{turn}", seconds=100.0)
+        await stores.responses.save(in_conversation(f"t{turn}"))
+    calls: list[str] = []
+    fetch, run = stores.conversations._readers.fetch, stores.conversations._writer.run
+
+    async def noted_fetch(sql: str, parameters: Any) -> Any:
+        calls.append("read")
+        return await fetch(sql, parameters)
+
+    async def noted_run(statements: Any) -> Any:
+        calls.append("write")
+        return await run(statements)
+
+    monkeypatch.setattr(stores.conversations._readers, "fetch", noted_fetch)
+    monkeypatch.setattr(stores.conversations._writer, "run", noted_run)
+    items = await stores.conversations.load(ALICE, "conv_a", holder="resp_next", seconds=100.0)
+    await stores.responses.save(in_conversation("next"))
+    assert items is not None and len(items) == 90
+    assert calls == ["write", "read", "write"]
+    await stores.aclose()
