@@ -363,6 +363,9 @@ async def test_a_get_of_the_exchange_path_is_no_exchange(tmp_path: Path) -> None
     async with open_door(tmp_path) as opened:
         stream = opened.stream()
         await stream.request(None, method="GET", path="/v1/responses")
+        assert (await stream.complete()).status == 200
+        stream = opened.stream()
+        await stream.request(None, method="PUT", path="/v1/responses")
         assert (await stream.complete()).status == 405
         stream = opened.stream()
         await stream.request(None, method="GET", path="/health")
