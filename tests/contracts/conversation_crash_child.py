@@ -1,0 +1,46 @@
+"""Takes turns in conversations as fast as it can, until it is killed; says which responses it was told are stored.
+
+Run as `python conversation_crash_child.py DATA PREFIX`. One line per acknowledged response: its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from pathlib import Path
+
+from antiphon.stores import Stores, open_stores
+from tests.contracts.store_contract import item, record
+
+OWNER = "o"
+CONVERSATIONS = 8
+
+
+async def take_turns(stores: Stores, prefix: str, number: int) -> None:
+    conversation = f"conv_{number}"
+    turn = 0
+    while True:
+        name = f"{prefix}_{number}_{turn}"
+        items = tuple(item(f"msg_{name}_{n}") for n in range(turn % 4 + 1))
+        made = dataclasses.replace(
+            record(name, owner=OWNER, inputs=items, outputs=turn % 3),
+            body=str(len(items) + turn % 3).encode(),
+            conversation_id=conversation,
+            status="failed" if turn % 7 == 6 else "completed",
+        )
+        # A lease of no time: what a dead process held is free at once.
+        found = await stores.conversations.load(OWNER, conversation, holder=made.id, seconds=0.0, create=True)
+        assert found is not None
+        await stores.responses.save(made)
+        print(made.id, flush=True)
+        turn += 1
+
+
+async def main(data: str, prefix: str) -> None:
+    stores = await open_stores(Path(data), chain_items=1_000_000)
+    await asyncio.gather(*[take_turns(stores, prefix, number) for number in range(CONVERSATIONS)])
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2]))

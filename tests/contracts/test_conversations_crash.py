@@ -1,0 +1,72 @@
+"""A process that is killed in the middle of turns leaves every conversation with whole turns only, and none locked."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+from contextlib import aclosing, closing
+from pathlib import Path
+
+from antiphon.stores import SESSIONS_FILE, open_stores
+from tests.contracts import conversation_crash_child
+from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
+from tests.contracts.store_process import child_environment
+
+_ROUNDS = 6
+# Each response's items are in its conversation all together and in their order, or (when it failed) not at all; no
+# item is there whose response is not.
+_TORN = """
+SELECT r.id FROM responses r
+WHERE (SELECT count(*) FROM conversation_items i WHERE i.response_id = r.id)
+      <> CASE r.status WHEN 'failed' THEN 0 ELSE CAST(CAST(r.body AS TEXT) AS INTEGER) END
+   OR (SELECT min(i.pos) FROM conversation_items i WHERE i.response_id = r.id) <> r.conversation_pos
+   OR (SELECT max(i.pos) - min(i.pos) + 1 - count(*) FROM conversation_items i WHERE i.response_id = r.id) <> 0
+   OR r.conversation_id IS NULL OR r.conversation_pos IS NULL
+UNION ALL
+SELECT i.item_id FROM conversation_items i WHERE NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = i.response_id)
+UNION ALL
+SELECT c.id FROM conversations c WHERE c.next_pos <> (
+  SELECT count(*) FROM conversation_items i WHERE i.owner = c.owner AND i.conversation_id = c.id
+)
+"""
+
+
+def killed_while_taking_turns(data: Path, prefix: str, acknowledgements: int) -> list[str]:
+    """Run a child, `kill -9` it after so many acknowledgements; every response it acknowledged."""
+    child = subprocess.Popen(
+        [sys.executable, conversation_crash_child.__file__, str(data), prefix],
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+    )
+    assert child.stdout is not None
+    with child.stdout:
+        lines = [child.stdout.readline() for _ in range(acknowledgements)]
+        child.kill()
+        lines += child.stdout.readlines()
+    assert child.wait(timeout=20) == -9
+    return [line.strip().decode() for line in lines if line.endswith(b"\n")]
+
+
+async def test_kill_9_leaves_whole_turns_and_no_lock(tmp_path: Path) -> None:
+    chance = random.Random(20)
+    acknowledged: set[str] = set()
+    for number in range(_ROUNDS):
+        new = killed_while_taking_turns(tmp_path, f"r{number}", chance.randrange(1, 400))
+        assert new
+        acknowledged.update(new)
+        async with aclosing(await open_stores(tmp_path, chain_items=1_000_000)) as stores:
+            for one in range(CONVERSATIONS):
+                # Whoever held it is dead, and its lease is over: it can be taken, and its history read.
+                holder = f"resp_after{number}_{one}"
+                found = await stores.conversations.load(
+                    OWNER, f"conv_{one}", holder=holder, seconds=1000.0, create=True
+                )
+                assert found is not None
+                await stores.conversations.release(holder)
+        with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as database:
+            assert acknowledged <= {row[0] for row in database.execute("SELECT id FROM responses")}
+            assert database.execute(_TORN).fetchall() == []
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert database.execute("PRAGMA foreign_key_check").fetchall() == []
