@@ -509,3 +509,30 @@ async def test_a_conversation_survives_the_process_that_worked_on_it(many: Proce
     async with other.session.get(f"{other.url}/conversations/{conversation}/items?order=asc") as got:
         texts = [item["content"][0]["text"] for item in (await got.json())["data"]]
     assert texts == ["hi", "Again"]
+
+
+# With everything else
+
+
+async def test_a_prompt_in_the_background(many: Processes, one: BackgroundApp) -> None:
+    made = {"name": "p", "instructions": "Speak {{tone}}.", "input": [{"role": "user", "content": "About {{topic}}."}]}
+    async with one.session.post(f"{one.url}/prompts", json=made) as got:
+        assert got.status == 200, await got.text()
+        prompt = (await got.json())["id"]
+    queued = await one.create(prompt={"id": prompt, "variables": {"tone": "softly", "topic": "tea"}}, input=None)
+    done = await one.ended(queued["id"])
+    assert done["status"] == "completed" and done["prompt"] == queued["prompt"]
+    sent = json.dumps(many.chat.requests[-1].json)
+    assert "Speak softly." in sent and "About tea." in sent
+    refused = await one.create(prompt={"id": prompt, "variables": {}}, input=None)
+    assert refused["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_conversation_that_is_compacted_in_the_background(many: Processes, one: BackgroundApp) -> None:
+    words = [{"role": "user", "content": "word " * 1000}, {"role": "user", "content": "Hi"}]
+    asked = {"input": words, "context_management": [{"type": "compaction", "compact_threshold": 1000}]}
+    many.chat.script(answer(parts=text_stream("A summary.")), answer(parts=text_stream("An answer.")))
+    async with one.stream(**asked) as followed:
+        final = check_stream(parse_sse(await followed.whole()))
+    assert [item["type"] for item in final["output"]] == ["compaction", "message"]
+    assert await one.get(final["id"]) == final and len(many.chat.requests) == 2
