@@ -125,11 +125,12 @@ def _faster_than_peer(result: Result) -> float | None:
 
 def _sooner_than_peer(result: Result) -> float | None:
     """How many times longer the peer's first event takes beyond the upstream's own."""
-    peer, median = _peer(result), result["median"]
-    if peer is None or not {"direct", "relay"} <= set(median):
+    median = result["median"]
+    times = [median.get(name or "", {}).get("first_event_p50") for name in ("direct", "relay", _peer(result))]
+    own, ours, theirs = times
+    if own is None or ours is None or theirs is None:
         return None
-    own = median["direct"]["first_event_p50"]
-    return (median[peer]["first_event_p50"] - own) / (median["relay"]["first_event_p50"] - own)
+    return (theirs - own) / (ours - own)
 
 
 _TARGETS = (
