@@ -125,8 +125,7 @@ def test_what_fits_fits(tokenizer: Tokenizer, text: str, most: int) -> None:
 def test_the_estimate_is_near_for_prose() -> None:
     prose = (
         "The committee met on Thursday to discuss the proposal, which had been circulated a week earlier. Several "
-        "members expressed doubts about its cost; others were convinced that the benefits would outweigh them. "
-        * 20
+        "members expressed doubts about its cost; others were convinced that the benefits would outweigh them. " * 20
     )
     real = make_tokenizer().count(prose)
     assert abs(EstimatedTokens().count(prose) - real) < 0.35 * real

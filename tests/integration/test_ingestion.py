@@ -1,0 +1,295 @@
+"""Ingestion when things go wrong: files that harm their reader, an embeddings server that fails, processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.indexing import EmbeddingFailed
+from antiphon.engine.knowledge import Chunking
+from antiphon.search import readers
+from antiphon.search.ingest import IngestOptions
+from antiphon.search.readers import DocumentReaders, ReadingFailed, ReadLimits
+from antiphon.stores.knowledge import open_knowledge
+from antiphon.stores.sqlite_writer import Statement
+from tests.contracts.store_process import child_environment
+from tests.support.knowledge import ALICE, KnowledgeSetup, WordEmbedder, open_knowledge_setup
+
+
+async def read(documents: DocumentReaders, path: Path, name: str) -> list[str]:
+    return [chunk.text async for piece in documents.read(path, name, Chunking()) for chunk in piece.chunks]
+
+
+async def last_error(setup: KnowledgeSetup, store_id: str, file_id: str) -> dict[str, str]:
+    file = await setup.ask("GET", f"/{store_id}/files/{file_id}")
+    assert file["status"] == "failed", file
+    error: dict[str, str] = file["last_error"]
+    return error
+
+
+async def add(setup: KnowledgeSetup, store_id: str, file_id: str) -> None:
+    await setup.ask("POST", f"/{store_id}/files", {"file_id": file_id})
+
+
+async def test_a_bomb_fails_alone(tmp_path: Path) -> None:
+    """An archive that unpacks to too much, beside files that do not."""
+    path = tmp_path / "bomb.docx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", b"a" * (16 << 20))
+    limits = ReadLimits(text_bytes=1 << 20)
+    async with open_knowledge_setup(tmp_path / "data", limits=limits) as setup:
+        store_id = await setup.store(birds="Birds fly.")
+        bomb = await setup.file("bomb.docx", path.read_bytes())
+        await add(setup, store_id, bomb)
+        await add(setup, store_id, await setup.file("more.txt", "More birds."))
+        await setup.ingested(store_id)
+        assert await last_error(setup, store_id, bomb) == {
+            "code": "invalid_file",
+            "message": "The file unpacks to too much.",
+        }
+        assert sorted(await setup.names(store_id, "birds")) == ["birds", "more"]
+
+
+async def test_memory_is_limited(tmp_path: Path) -> None:
+    """A page of a hundred million elements, in a few kilobytes of limits."""
+    (tmp_path / "x").write_bytes(b"<p>" * 20_000_000)
+    documents = DocumentReaders(ReadLimits(seconds=20.0, memory_bytes=300 << 20))
+    try:
+        with pytest.raises(ReadingFailed) as raised:
+            await read(documents, tmp_path / "x", "a.html")
+        assert raised.value.error.code == "invalid_file"
+        # The next file gets a reader that works.
+        (tmp_path / "y").write_text("fine")
+        assert await read(documents, tmp_path / "y", "a.txt") == ["fine"]
+    finally:
+        await documents.aclose()
+
+
+async def test_time_is_limited(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("A sentence. " * 3_000_000)
+    documents = DocumentReaders(ReadLimits(seconds=1.0))
+    started = time.monotonic()
+    try:
+        with pytest.raises(ReadingFailed) as raised:
+            await read(documents, tmp_path / "x", "a.txt")
+        assert "too long" in raised.value.error.message
+        assert time.monotonic() - started < 15
+    finally:
+        await documents.aclose()
+
+
+async def test_a_reader_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("Sentence. " * 500_000)
+    documents = DocumentReaders()
+    try:
+        pieces = documents.read(tmp_path / "x", "a.txt", Chunking())
+        await anext(pieces)
+        (child,) = children()
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(ReadingFailed, match="ended the reading process"):
+            async for _ in pieces:
+                pass
+        (tmp_path / "y").write_text("fine")
+        assert await read(documents, tmp_path / "y", "a.txt") == ["fine"]
+    finally:
+        await documents.aclose()
+    assert children() == []
+
+
+async def test_who_stops_reading_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("Sentence. " * 500_000)
+    documents = DocumentReaders()
+    pieces = documents.read(tmp_path / "x", "a.txt", Chunking())
+    await anext(pieces)
+    assert len(children()) == 1
+    await pieces.aclose()
+    assert children() == []
+    await documents.aclose()
+
+
+async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__API_KEY", "sk-secret")
+    (tmp_path / "y").write_text("fine")
+    documents = DocumentReaders()
+    await read(documents, tmp_path / "y", "a.txt")
+    (child,) = children()
+    assert b"sk-secret" not in Path(f"/proc/{child}/environ").read_bytes()
+    limits = Path(f"/proc/{child}/limits").read_text()
+    assert any(line.startswith("Max file size") and line.split()[3] == "0" for line in limits.splitlines())
+    await read(documents, tmp_path / "y", "a.txt")
+    assert children() == [child]
+    monkeypatch.setattr(readers, "_FILES_PER_PROCESS", 3)
+    await read(documents, tmp_path / "y", "a.txt")
+    assert children() == []
+    await documents.aclose()
+
+
+def children() -> list[int]:
+    """This process's reading processes."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [
+        int(child)
+        for child in found
+        if b"antiphon.search.reader_process" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+async def test_a_file_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+    async with open_knowledge_setup(tmp_path, start=False) as setup:
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        gone = await setup.file("a.txt", "Birds.")
+        await add(setup, store_id, gone)
+        await setup.files.delete(ALICE, gone)
+        setup.ingester.start()
+        await setup.ingested(store_id)
+        assert (await last_error(setup, store_id, gone))["code"] == "invalid_file"
+
+
+async def test_an_embeddings_server_that_comes_back(tmp_path: Path) -> None:
+    words = WordEmbedder()
+    words.fails = EmbeddingFailed("the embeddings server answered 503")
+    async with open_knowledge_setup(tmp_path, embedder=words) as setup:
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "An aeroplane.")
+        await add(setup, store_id, file_id)
+        await asyncio.sleep(0.1)
+        assert (await setup.ask("GET", f"/{store_id}/files/{file_id}"))["status"] == "in_progress"
+        words.fails = None
+        await setup.ingested(store_id)
+        assert await setup.names(store_id, "aircraft") == ["a"]
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -> None:
+    words = WordEmbedder()
+    words.fails = EmbeddingFailed("the embeddings server answered 400", retry=retry)
+    options = IngestOptions(idle=0.02, pause=0.01, attempts=3)
+    async with open_knowledge_setup(tmp_path, embedder=words, options=options) as setup:
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "An aeroplane.")
+        await add(setup, store_id, file_id)
+        await setup.ingested(store_id)
+        error = await last_error(setup, store_id, file_id)
+        assert error["code"] == "server_error" and "answered 400" in error["message"]
+
+
+async def test_stopping_gives_files_back(tmp_path: Path) -> None:
+    words = WordEmbedder()
+    words.gate = asyncio.Event()
+    async with open_knowledge_setup(tmp_path, embedder=words) as setup:
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "An aeroplane.")
+        await add(setup, store_id, file_id)
+        await asyncio.sleep(0.2)
+    assert children() == []
+    knowledge = await open_knowledge(tmp_path)
+    (job,) = await knowledge.ingestion.claim(["next"], at=time.time(), until=time.time() + 60)
+    assert job.file_id == file_id
+    await knowledge.aclose()
+
+
+async def test_a_file_that_is_removed_while_it_is_read(tmp_path: Path) -> None:
+    words = WordEmbedder()
+    words.gate = asyncio.Event()
+    async with open_knowledge_setup(tmp_path, embedder=words) as setup:
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "An aeroplane.")
+        await add(setup, store_id, file_id)
+        await asyncio.sleep(0.1)
+        await setup.ask("DELETE", f"/{store_id}/files/{file_id}")
+        words.gate.set()
+        await add(setup, store_id, await setup.file("b.txt", "Another aeroplane."))
+        await setup.ingested(store_id)
+        assert await setup.names(store_id, "aeroplane") == ["b"]
+
+
+async def test_a_long_file_is_renewed(tmp_path: Path) -> None:
+    """Its reading takes longer than a claim holds, and nobody else takes it up."""
+    words = WordEmbedder()
+    words.gate = asyncio.Event()
+    options = IngestOptions(idle=0.05, pause=0.01, lease=0.3)
+    async with (
+        open_knowledge_setup(tmp_path, embedder=words, options=options) as setup,
+        open_knowledge_setup(tmp_path, embedder=words, options=options) as other,
+    ):
+        other.files.all = setup.files.all
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        await add(setup, store_id, await setup.file("a.txt", "An aeroplane."))
+        await asyncio.sleep(1.0)
+        words.gate.set()
+        await setup.ingested(store_id)
+        rows = await setup.knowledge.readers.fetch("SELECT attempts, status FROM vector_files", {})
+        assert rows == [(1, "completed")]
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from tests.support.knowledge import open_knowledge_setup
+
+async def main():
+    async with open_knowledge_setup(Path(sys.argv[1])) as setup:
+        store_id = (await setup.ask("POST", "", {"name": "x"}))["id"]
+        ids = [await setup.file(f"{n}.txt", f"Document {n}. " + "Many words of it. " * 5000) for n in range(20)]
+        await setup.ask("POST", f"/{store_id}/file_batches", {"file_ids": ids})
+        while True:
+            counts = (await setup.ask("GET", f"/{store_id}"))["file_counts"]
+            if counts["completed"] >= 3:
+                print(store_id, flush=True)
+            await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
+def ingest_and_die(folder: Path) -> str:
+    """A process ingests twenty files and is killed after some of them; the store's id."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)],
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert child.stdout is not None
+    with child.stdout as lines:
+        found = next(line.strip() for line in lines if line.startswith("vs_"))
+        child.kill()
+        child.wait()
+    return found
+
+
+@pytest.mark.slow
+async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
+    found = await asyncio.to_thread(ingest_and_die, tmp_path)
+    async with open_knowledge_setup(tmp_path, start=False) as setup:
+        # The files were in the memory of the one that died; these say the same.
+        for file_id, name in await setup.knowledge.readers.fetch("SELECT file_id, filename FROM vector_files", {}):
+            number = name.removesuffix(".txt")
+            made = await setup.file(name, f"Document {number}. " + "Many words of it. " * 5000)
+            file, content = setup.files.all.pop((ALICE, made))
+            setup.files.all[(ALICE, file_id)] = (file, content)
+        before = (await setup.ask("GET", f"/{found}"))["file_counts"]
+        assert before["completed"] >= 3 and before["in_progress"] > 0
+        # Their claims hold for a minute; nobody wants to wait that long here.
+        writer = setup.knowledge.writer
+        await writer.run([Statement("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progress'")])
+        setup.ingester.start()
+        store = await setup.ingested(found, seconds=50)
+        assert store["file_counts"]["completed"] == 20
+        while await setup.knowledge.ingestion.sweep(time.time()):
+            pass
+        per_file = await setup.knowledge.readers.fetch(
+            "SELECT f.no, f.chunks, (SELECT count(*) FROM chunks c WHERE c.id >> 20 = f.no) FROM vector_files f", {}
+        )
+        assert len(per_file) == 20 and all(expected == there for _, expected, there in per_file)
+        ((total,),) = await setup.knowledge.readers.fetch("SELECT count(*) FROM chunks", {})
+        assert total == sum(expected for _, expected, _ in per_file)
