@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import Setup, _Setups
+from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 from tests.support.waiting import until
@@ -182,6 +183,29 @@ async def test_a_conversation_goes_on_when_its_file_is_gone(setup: Setup, client
     await client.responses.create(**again)
     sent = json.dumps(setup.server.requests[-1].json["messages"])
     assert "The moon is far." not in sent and "no longer available" in sent
+
+
+async def test_files_of_a_conversation(setup: Setup, client: openai.AsyncOpenAI) -> None:
+    file = await client.files.create(file=("moon.md", b"The moon is far."), purpose="user_data")
+    items = ask({"type": "input_file", "file_id": file.id})["input"]
+    conversation = await client.conversations.create(items=items)
+    await client.responses.create(model="demo-model", input="And?", conversation=conversation.id)
+    assert "The moon is far." in json.dumps(setup.server.requests[-1].json["messages"])
+
+
+async def test_files_in_the_background(tmp_path: Path) -> None:
+    async with ChatServer() as chat:
+        environ = {"ANTIPHON_UPSTREAM__AUTH": "none"}
+        gateway = await start_gateway(chat.base_url, tmp_path, environ=environ)
+        async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
+            file = await client.files.create(file=("moon.md", b"The moon is far."), purpose="user_data")
+            response = await client.responses.create(**ask({"type": "input_file", "file_id": file.id}, background=True))
+            async with asyncio.timeout(30):
+                while response.status in ("queued", "in_progress"):
+                    response = await client.responses.retrieve(response.id)
+        assert response.status == "completed"
+        assert "The moon is far." in json.dumps(chat.requests[-1].json["messages"])
+        assert await gateway.stop() == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
