@@ -7,7 +7,10 @@ Invariant: whatever a client can name goes through the guarded fetcher.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from antiphon.config import AuthMode, Settings, UpstreamSettings
@@ -18,7 +21,7 @@ from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from antiphon.upstream.http import UpstreamTarget
 
-__all__ = ["direct_target", "make_fetcher", "section"]
+__all__ = ["direct_target", "make_fetcher", "make_permit", "section"]
 
 
 def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
@@ -50,6 +53,31 @@ def make_fetcher(
         types=types or fetch.types,
     )
     return GuardedFetcher(limits, rule, tls=_trusted("fetch.ca_file", fetch.ca_file))
+
+
+def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str, int, bool, bool], Awaitable[str]]:
+    """Judges where a tool may connect to: `host, port, secure, registered -> address`, or OSError.
+
+    `registered` are the hosts that the operator named for the purpose. Raises `ConfigError`.
+    """
+    try:
+        rule = AddressRule(settings.fetch.allow_private)
+        own = AddressRule((*settings.fetch.allow_private, *registered))
+    except ValueError as error:
+        raise ConfigError(f"fetch.allow_private: {error}") from None
+
+    async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
+        judge = own if is_registered else rule
+        if not secure and not is_registered and not rule.is_named(host) and not settings.fetch.http:
+            raise PermissionError("plain http")
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in found]
+        # All of them: a name with one private address is not to be trusted with the others.
+        if not addresses or not all(judge.allows(host, address) for address in addresses):
+            raise PermissionError("not public")
+        return addresses[0]
+
+    return permit
 
 
 def section(upstream: str) -> str:

@@ -22,12 +22,14 @@ from antiphon.errors import ConfigError
 __all__ = [
     "AuthMode",
     "BackgroundSettings",
+    "ConnectorSettings",
     "ConversationSettings",
     "EmbeddingSettings",
     "FetchSettings",
     "FileSettings",
     "LimitSettings",
     "LogSettings",
+    "McpSettings",
     "ModelSettings",
     "OwnerSettings",
     "RetentionSettings",
@@ -399,6 +401,37 @@ class WebSearchSettings(_Section):
         return self
 
 
+class ConnectorSettings(_Section):
+    """An MCP server that requests name by `connector_id`."""
+
+    url: str
+    """Where it is; unlike a client's `server_url` it may be private, and plain http."""
+    headers: dict[str, SecretStr] = {}
+    """What opens it; a request's own headers and `authorization` go before them."""
+
+
+class McpSettings(_Section):
+    """The tool `mcp`: servers of the Model Context Protocol."""
+
+    enabled: bool = True
+    """Let requests use MCP servers; off, or without the extra `mcp`: such a request is a 400."""
+    allow: tuple[str, ...] = ()
+    """Servers that requests may name: hosts (`mcp.example.com`, `*.example.com`) and beginnings of URLs. Unset: every
+    public server with `owner.source: single`, none otherwise. Private ones must be in `fetch.allow_private` too."""
+    connectors: dict[str, ConnectorSettings] = {}
+    """Servers of the operator's, by the name that requests use as `connector_id`."""
+    connect: float = Field(15.0, gt=0)
+    """Seconds to connect to a server and be greeted."""
+    idle: float = Field(60.0, gt=0)
+    """Seconds after its last use that a connection is kept for the same response."""
+    list_seconds: float = Field(300.0, ge=0)
+    """How long a server's list of tools is remembered."""
+    tools: int = Field(256, ge=1)
+    """Most tools of one server."""
+    answer_bytes: int = Field(8 * _MIB, ge=1024)
+    """Largest answer of a server."""
+
+
 class RetentionSettings(_Section):
     """How long things are kept that nobody deletes."""
 
@@ -576,6 +609,7 @@ class Settings(_Section):
     background: BackgroundSettings = BackgroundSettings()
     tools: ToolSettings = ToolSettings()
     web_search: WebSearchSettings = WebSearchSettings()
+    mcp: McpSettings = McpSettings()
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
     vector_stores: VectorStoreSettings = VectorStoreSettings()

@@ -125,7 +125,12 @@ SCENARIOS = (
     Scenario("empty input", {"model": "m", "input": []}, outcome=400, code="missing_required_parameter"),
     Scenario("wrong type", {**TEXT, "temperature": "hot"}, outcome=400, code="invalid_type"),
     Scenario("out of range", {**TEXT, "temperature": 9}, outcome=400, code="decimal_above_max_value"),
-    Scenario("unsupported", {**TEXT, "tools": [{"type": "mcp"}]}, outcome=400, code="unsupported_tool"),
+    Scenario(
+        "unsupported",
+        {**TEXT, "tool_choice": {"type": "image_generation"}},
+        outcome=400,
+        code="unsupported_parameter",
+    ),
     Scenario("in the background", {**STREAM, "background": True}, outcome="response.completed"),
     Scenario(
         "in the background, failing",

@@ -360,7 +360,11 @@ class ResponseExchange:
             raise _no_such_model(request.model)
         if request.background and self._queued is None:
             check_background(
-                head, self._kept_headers, available=options.background, passthrough=self._route.passthrough
+                head,
+                self._kept_headers,
+                request.tools,
+                available=options.background,
+                passthrough=self._route.passthrough,
             )
             self._body = body
         self._request = request

@@ -59,7 +59,7 @@ class ToolResult:
     """How a call went: `output` is what the model reads, `fields` are the finished item's own (see `types/items.py`).
 
     `sources` are what the model may cite of it, in the order in which `output` names them: each `{cite:N}` in `output`
-    (N from 0) becomes the mark by which the model cites the N-th of them.
+    (N from 0) becomes the mark by which the model cites the N-th of them. `images` are data URLs, for models that see.
     """
 
     call_id: str
@@ -67,6 +67,7 @@ class ToolResult:
     fields: dict[str, Any]
     failed: bool = False
     sources: tuple[Source, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 class ToolBox(Protocol):

@@ -9,6 +9,7 @@ input ids it was queued with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +21,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
 from antiphon.types.json import encode
 from antiphon.types.response import Response
+from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
 
 __all__ = ["QueuedResponse", "check_background", "given_ids", "make_enqueue"]
@@ -38,7 +40,9 @@ class QueuedResponse:
     first_number: int
 
 
-def check_background(head: RequestHead, kept: frozenset[str], *, available: bool, passthrough: bool) -> None:
+def check_background(
+    head: RequestHead, kept: frozenset[str], tools: Sequence[Tool], *, available: bool, passthrough: bool
+) -> None:
     """Whether the request can run without its client. `kept` are the headers that its model call takes along.
 
     Raises `InvalidRequest`.
@@ -58,8 +62,29 @@ def check_background(head: RequestHead, kept: frozenset[str], *, available: bool
                     f"A background response runs without its client, and this server keeps no client's credentials: "
                     f"the header '{name}' cannot go along."
                 )
+        for tool in tools:
+            if tool.type == "mcp" and _opens(tool):
+                message = (
+                    f"A background response runs without its client, and this server keeps no client's credentials: "
+                    f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, and "
+                    f"use a connector of the gateway's ('connector_id')."
+                )
     if message is not None:
         raise InvalidRequest(message, param="background", code="unsupported_parameter")
+
+
+class _Opening(msgspec.Struct):
+    authorization: str | None = None
+    headers: Raw | None = None
+
+
+def _opens(tool: Tool) -> bool:
+    """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
+    try:
+        found = msgspec.json.decode(tool.source, type=_Opening)
+    except msgspec.DecodeError:
+        return True
+    return bool(found.authorization) or (found.headers is not None and bytes(found.headers) not in (b"null", b"{}"))
 
 
 def make_enqueue(

@@ -86,6 +86,7 @@ class ToolTurns:
         self._open: tuple[str, HostedItem] | None = None
         self._results: dict[str, ToolResult] = {}
         self._outputs: dict[str, str] = {}
+        self._images: dict[str, tuple[str, ...]] = {}
         self.asks_client = False
         """Whether the client was asked to approve a call, so that the response ends here."""
 
@@ -167,10 +168,20 @@ class ToolTurns:
                 name=flat_name(target.name, target.namespace),
                 arguments=quoted(fragment_of(arguments)),
             )
-            told = InputItem(type="function_call_output", call_id=call_id, output=quoted(fragment_of(output)))
+            told = InputItem(type="function_call_output", call_id=call_id, output=self._told(call_id, output))
             calls.append(("tools", call))
             outputs.append(("tools", told))
         return calls + outputs
+
+    def _told(self, call_id: str, output: str) -> Raw:
+        """What the model gets to see of a call: text, or text and images."""
+        images = self._images.get(call_id, ())
+        text = quoted(fragment_of(output))
+        if not images:
+            return text
+        parts: list[dict[str, Any]] = [{"type": "input_text", "text": text}] if output else []
+        parts += [{"type": "input_image", "image_url": image} for image in images]
+        return Raw(encode(parts))
 
     def stop(self) -> None:
         """The response ends while tools run: what is open is closed as incomplete, what waits is never put out."""
@@ -194,6 +205,7 @@ class ToolTurns:
                 return
             self._open = None
             self._outputs[call_id] = self.citations.add(result.sources, result.output)
+            self._images[call_id] = result.images
             fields = self._shown(item.type, result.fields)
             self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 

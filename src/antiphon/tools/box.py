@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolRes
 from antiphon.errors import ApiError, InternalError, StoreError
 from antiphon.observability.metrics import Metrics
 
-__all__ = ["Tool", "ToolFailed", "ToolLimits", "Toolbox"]
+__all__ = ["LazyTool", "Tool", "ToolFailed", "ToolLimits", "Toolbox"]
 
 _log = structlog.get_logger(__name__)
 _CUT = "\n[The rest was cut off: it is too long.]"
@@ -52,6 +52,35 @@ class Tool(Protocol):
 
     async def aclose(self) -> None:
         """Give back what it holds."""
+
+
+class LazyTool:
+    """A tool that is made when it is first needed, in a thread: what it imports would make every start longer."""
+
+    def __init__(self, types: frozenset[str], make: Callable[[], Tool]) -> None:
+        self.types = types
+        self._make = make
+        self._tool: Tool | None = None
+        self._making = asyncio.Lock()
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """See `Tool.prepare`."""
+        return await (await self._made()).prepare(owner, response_id, tool)
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """See `Tool.run`."""
+        return await (await self._made()).run(call)
+
+    async def aclose(self) -> None:
+        """Close the tool, if it was made."""
+        if self._tool is not None:
+            await self._tool.aclose()
+
+    async def _made(self) -> Tool:
+        async with self._making:
+            if self._tool is None:
+                self._tool = await asyncio.to_thread(self._make)
+            return self._tool
 
 
 class Toolbox:

@@ -259,6 +259,16 @@ def test_a_client_that_leaves_while_a_tool_runs_leaves_a_failed_response() -> No
     assert record.status == "failed" and json.loads(record.output_items[0].body)["status"] == "incomplete"
 
 
+def test_a_picture_that_a_tool_gives_is_shown_to_the_model() -> None:
+    def looked(call: HostedCall) -> ToolResult:
+        return ToolResult(call.call_id, "a pixel", {}, images=("data:image/png;base64,AAAA",))
+
+    talk = Talk({"tools": [SEARCH]}, [("", ("file_search", {"query": "a"})), ("I see.",)], ScriptedTools(looked))
+    told, seen = talk.messages()[-2:]
+    assert told["role"] == "tool" and told["content"] == "a pixel"
+    assert seen["role"] == "user" and seen["content"][0]["image_url"]["url"] == "data:image/png;base64,AAAA"
+
+
 # MCP: lists, approvals, secrets
 
 
@@ -310,6 +320,14 @@ def test_a_call_that_is_not_approved_never_runs() -> None:
     request = {"tools": [DICE], "input": [answer], "previous_response_id": "resp_1"}
     talk = Talk(request, [("Very well.",)], context=chain)
     assert not talk.tools.calls and talk.kinds == ["message"]
+
+
+@pytest.mark.parametrize("opening", [{"authorization": "s3cret"}, {"headers": {"x-key": "s3cret"}}])
+def test_what_opens_a_server_is_not_kept_for_the_background(opening: dict[str, Any]) -> None:
+    declared = {**{key: value for key, value in DICE.items() if key != "authorization"}, **opening}
+    talk = Talk({"tools": [declared], "background": True}, [], background=True)
+    assert talk.outcome.head is not None and talk.outcome.head.status == 400
+    assert talk.outcome.json["error"]["param"] == "background" and b"s3cret" not in talk.outcome.body
 
 
 # Citations

@@ -1,0 +1,292 @@
+"""Connections to MCP servers: one for each server and response, closed when nobody has used it for a while.
+
+Lives here: the guarded HTTP client, the SDK's transports, the life of a session. Not here: which server may be reached
+(`servers.py`), what is made of a result (`tool.py`).
+
+The SDK's contexts must be left by the task that entered them, so each session has a task of its own; calls come from
+any task.
+
+Invariant: the socket goes to an address that was judged; a redirect leads nowhere else; a session that failed is not
+used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from mcp import ClientSession, MCPError
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CONNECTION_CLOSED, Implementation
+
+from antiphon import __version__
+from antiphon.tools.mcp.servers import McpServer
+
+__all__ = ["ConnectionLimits", "McpConnections", "Permit", "Refused", "ServerFailed"]
+
+Permit = Callable[[str, int, bool, bool], Awaitable[str]]
+"""`host, port, secure, registered -> address` to connect to; raises OSError when there is none that may be reached."""
+
+_CLIENT = Implementation(name="antiphon", version=__version__)
+# The client's own log names every URL, which may hold a secret.
+for _name in ("httpx2", "httpcore2", "mcp"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class Refused(Exception):
+    """The address may not be reached, or there is none."""
+
+
+class ServerFailed(Exception):
+    """The server could not be spoken to; `status` is its HTTP status, 0 when there was none."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Seconds to connect and initialize, of idleness until a session is closed; sessions at once; an answer's bytes."""
+
+    connect_seconds: float = 15.0
+    idle_seconds: float = 60.0
+    sessions: int = 256
+    answer_bytes: int = 8 << 20
+
+
+class McpConnections:
+    """The sessions of a process. `permit` judges addresses."""
+
+    def __init__(self, permit: Permit, limits: ConnectionLimits) -> None:
+        self._permit = permit
+        self._limits = limits
+        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+
+    @contextlib.asynccontextmanager
+    async def session(self, server: McpServer, response_id: str) -> AsyncIterator[ClientSession]:
+        """The session with this server for this response, opened where needed. Raises `ServerFailed`."""
+        key = (response_id, server.key)
+        kept = self._sessions.get(key)
+        if kept is None or kept.ended:
+            kept = self._sessions[key] = _Session(server, self._permit, self._limits)
+        self._sessions.move_to_end(key)
+        while len(self._sessions) > self._limits.sessions:
+            _, oldest = self._sessions.popitem(last=False)
+            oldest.close()
+        try:
+            with kept.used():
+                yield await kept.open()
+        except ServerFailed:
+            self._drop(key, kept)
+            raise
+        except MCPError as error:
+            if error.code == CONNECTION_CLOSED:
+                self._drop(key, kept)
+            raise
+        except Exception as error:
+            # Whatever the SDK's streams raise when the other end is gone.
+            self._drop(key, kept)
+            raise ServerFailed("the connection broke.") from error
+        finally:
+            if kept.ended and self._sessions.get(key) is kept:
+                del self._sessions[key]
+
+    def _drop(self, key: tuple[str, str], session: _Session) -> None:
+        session.close()
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+
+    async def aclose(self) -> None:
+        """Close all sessions."""
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        for session in sessions:
+            session.close()
+        for session in sessions:
+            await session.closed()
+
+
+class _Session:
+    """One session, and the task that holds its contexts."""
+
+    def __init__(self, server: McpServer, permit: Permit, limits: ConnectionLimits) -> None:
+        self._server = server
+        self._permit = permit
+        self._limits = limits
+        self._users = 0
+        self._closing = asyncio.Event()
+        self._ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
+        self._idle: asyncio.TimerHandle | None = None
+        self._task = asyncio.get_running_loop().create_task(self._hold())
+
+    @property
+    def ended(self) -> bool:
+        """Whether it cannot be used any more."""
+        return self._task.done() or self._closing.is_set()
+
+    async def open(self) -> ClientSession:
+        """The session once it is initialized. Raises `ServerFailed`."""
+        return await asyncio.shield(self._ready)
+
+    @contextlib.contextmanager
+    def used(self) -> Any:
+        """While it is used it is not idle."""
+        self._users += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                loop = asyncio.get_running_loop()
+                self._idle = loop.call_later(self._limits.idle_seconds, self._closing.set)
+
+    def close(self) -> None:
+        """End it soon."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._closing.set()
+
+    async def closed(self) -> None:
+        """Wait for its end."""
+        await asyncio.wait({self._task}, timeout=self._limits.connect_seconds)
+        self._task.cancel()
+
+    async def _hold(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    async with asyncio.timeout(self._limits.connect_seconds):
+                        session = await self._enter(stack)
+                except TimeoutError:
+                    raise ServerFailed("the server did not answer in time.") from None
+                self._ready.set_result(session)
+                await self._closing.wait()
+        except asyncio.CancelledError:
+            if not self._ready.done():
+                self._ready.set_exception(ServerFailed("the connection was closed."))
+            raise
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(_failure(error))
+        finally:
+            if self._ready.done() and not self._ready.cancelled():
+                # Whoever asked may have left.
+                self._ready.exception()
+
+    async def _enter(self, stack: AsyncExitStack) -> ClientSession:
+        server = self._server
+        transport = _Guarded(server, self._permit, self._limits.answer_bytes)
+        timeout = httpx2.Timeout(self._limits.connect_seconds, read=300.0)
+
+        def make_client(
+            headers: dict[str, str] | None = None,
+            timeout: httpx2.Timeout | None = timeout,
+            auth: httpx2.Auth | None = None,
+        ) -> httpx2.AsyncClient:
+            return httpx2.AsyncClient(
+                transport=transport,
+                headers={**dict(server.headers), **(headers or {})},
+                timeout=timeout,
+                trust_env=False,
+            )
+
+        if urlsplit(server.url).path.rstrip("/").endswith("/sse"):
+            streams = await stack.enter_async_context(sse_client(server.url, httpx_client_factory=make_client))
+        else:
+            client = await stack.enter_async_context(make_client())
+            streams = await stack.enter_async_context(streamable_http_client(server.url, http_client=client))
+        session = ClientSession(streams[0], streams[1], client_info=_CLIENT)
+        await stack.enter_async_context(session)
+        try:
+            await session.initialize()
+        except MCPError as error:
+            if transport.last_status >= 300:
+                raise ServerFailed(f"Http status code: {transport.last_status}.", transport.last_status) from None
+            raise ServerFailed(f"it says: {str(error.message)[:200]}") from None
+        return session
+
+
+class _Guarded(httpx2.AsyncBaseTransport):
+    """Connects to addresses that were judged, reads no more than it may."""
+
+    def __init__(self, server: McpServer, permit: Permit, most_bytes: int) -> None:
+        self._registered = server.registered
+        self._permit = permit
+        self._most = most_bytes
+        self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
+        self.last_status = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        url = request.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            address = await self._permit(url.host, port, url.scheme == "https", self._registered)
+        except OSError:
+            raise Refused("the server cannot be reached.") from None
+        request.extensions = {**request.extensions, "sni_hostname": url.host}
+        request.url = url.copy_with(host=address)
+        answer = await self._inner.handle_async_request(request)
+        # Redirects inside the SDK are judged by the name.
+        request.url = url
+        self.last_status = answer.status_code
+        stream = answer.stream
+        assert isinstance(stream, httpx2.AsyncByteStream)
+        answer.stream = _Bounded(stream, self._most, endless=_is_stream(answer))
+        return answer
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _is_stream(answer: httpx2.Response) -> bool:
+    return "text/event-stream" in answer.headers.get("content-type", "")
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that breaks off when it is too large. A stream of events has no end of its own; its events are bounded."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, most: int, *, endless: bool) -> None:
+        self._inner = inner
+        self._left = most * (16 if endless else 1)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._inner:
+            self._left -= len(part)
+            if self._left < 0:
+                raise httpx2.ReadError("the answer is too large")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _failure(error: BaseException) -> ServerFailed:
+    """What a client may know of why a session could not be opened."""
+    for one in _leaves(error):
+        if isinstance(one, ServerFailed):
+            return one
+        if isinstance(one, Refused):
+            return ServerFailed(str(one))
+        if isinstance(one, httpx2.HTTPStatusError):
+            return ServerFailed(f"Http status code: {one.response.status_code}.", one.response.status_code)
+        if isinstance(one, httpx2.HTTPError | OSError):
+            return ServerFailed("the server cannot be reached.")
+    return ServerFailed(f"the server does not speak MCP as it should ({type(error).__name__}).")
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]

@@ -1,0 +1,225 @@
+"""The tool: an MCP server's tools as functions, and what a call of one gives.
+
+Lives here: lists of tools and their memory, results in the forms of the item. Not here: declarations, connections.
+
+Invariant: nothing a server sends ends a response: it becomes a list, an output or an error that the model can read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from mcp import MCPError
+from mcp.types import CallToolResult, ImageContent, TextContent
+from mcp.types import Tool as McpToolInfo
+from msgspec import Raw
+
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.errors import ApiError
+from antiphon.ids import new_id
+from antiphon.tools.mcp.connections import McpConnections, ServerFailed
+from antiphon.tools.mcp.declaration import McpDeclaration, RemoteTool, read_declaration
+from antiphon.tools.mcp.servers import McpServer, McpServers
+from antiphon.translation.citations import unmarked
+from antiphon.translation.tool_map import CallKind, HostedFunction
+from antiphon.types.items import McpListTools
+from antiphon.types.json import encode
+
+__all__ = ["ListLimits", "Mcp"]
+
+_MOST_PAGES = 20
+_INVALID_PARAMS = -32602
+
+
+@dataclass(frozen=True, slots=True)
+class ListLimits:
+    """Tools of one server, characters of one tool's description, seconds a list is remembered, lists at once."""
+
+    tools: int = 256
+    description_chars: int = 4_000
+    seconds: float = 300.0
+    lists: int = 256
+
+
+class Mcp:
+    """MCP servers as a tool."""
+
+    types = frozenset({"mcp"})
+
+    def __init__(
+        self,
+        servers: McpServers,
+        connections: McpConnections,
+        limits: ListLimits = ListLimits(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._servers = servers
+        self._connections = connections
+        self._limits = limits
+        self._clock = clock
+        self._lists: OrderedDict[str, tuple[float, list[RemoteTool]]] = OrderedDict()
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """The server's tools, as far as the declaration shows them. Raises `ApiError`."""
+        where = f"tools[{tool.index}]"
+        declared = read_declaration(tool)
+        server = self._servers.find(where, declared)
+        shown = [one for one in await self._list(server, response_id, declared, where) if declared.shows(one)]
+        listed = McpListTools(
+            id=new_id("mcpl"),
+            server_label=declared.label,
+            tools=Raw(
+                encode(
+                    [
+                        {
+                            "name": one.name,
+                            "description": one.description,
+                            "input_schema": one.schema,
+                            "annotations": one.annotations,
+                        }
+                        for one in shown
+                    ]
+                )
+            ),
+        )
+        return PreparedTool(tool, tuple(_function(declared, one) for one in shown), (listed,))
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """Call the tool at its server."""
+        declared = read_declaration(call.tool)
+        server = self._servers.find(f"tools[{call.tool.index}]", declared)
+        arguments = _arguments(call.arguments)
+        if arguments is None:
+            return _broken(
+                call,
+                {"type": "mcp_protocol_error", "code": _INVALID_PARAMS, "message": "the arguments are no JSON object"},
+                "the arguments must be a JSON object.",
+            )
+        try:
+            async with self._connections.session(server, call.response_id) as session:
+                result = await session.call_tool(call.target.name, arguments)
+        except MCPError as error:
+            message = str(error.message)[:1000]
+            return _broken(call, {"type": "mcp_protocol_error", "code": error.code, "message": message}, message)
+        except ServerFailed as failure:
+            error_object = {"type": "http_error", "code": failure.status or 502, "message": str(failure)}
+            return _broken(call, error_object, str(failure))
+        if not isinstance(result, CallToolResult):
+            return _broken(
+                call,
+                {"type": "mcp_protocol_error", "code": -32600, "message": "unknown kind of result"},
+                "the server gave a result of an unknown kind.",
+            )
+        return _result(call, result)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._connections.aclose()
+
+    async def _list(
+        self, server: McpServer, response_id: str, declared: McpDeclaration, where: str
+    ) -> list[RemoteTool]:
+        now = self._clock()
+        known = self._lists.get(server.key)
+        if known is not None and now < known[0]:
+            return known[1]
+        try:
+            tools = await self._ask(server, response_id)
+        except (ServerFailed, MCPError) as failure:
+            # The service's own status for what somebody else's server did.
+            raise ApiError(
+                f"Error retrieving tool list from MCP server: '{declared.label}'. {str(failure)[:300]}",
+                status=424,
+                type="external_connector_error",
+                param=where,
+                code="http_error",
+            ) from None
+        self._lists[server.key] = (now + self._limits.seconds, tools)
+        self._lists.move_to_end(server.key)
+        while len(self._lists) > self._limits.lists:
+            self._lists.popitem(last=False)
+        return tools
+
+    async def _ask(self, server: McpServer, response_id: str) -> list[RemoteTool]:
+        tools: dict[str, RemoteTool] = {}
+        async with self._connections.session(server, response_id) as session:
+            cursor: str | None = None
+            for _ in range(_MOST_PAGES):
+                page = await session.list_tools(params={"cursor": cursor} if cursor else None)  # type: ignore[arg-type]
+                for one in page.tools:
+                    if one.name and len(tools) < self._limits.tools:
+                        tools.setdefault(one.name, self._remote(one))
+                cursor = page.next_cursor
+                if not cursor or len(tools) >= self._limits.tools:
+                    break
+        return list(tools.values())
+
+    def _remote(self, info: McpToolInfo) -> RemoteTool:
+        annotations = info.annotations.model_dump(by_alias=True, exclude_none=True) if info.annotations else None
+        description = unmarked(info.description)[: self._limits.description_chars] if info.description else None
+        return RemoteTool(info.name[:128], description, info.input_schema or {"type": "object"}, annotations)
+
+
+def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
+    schema = tool.schema
+    if schema.get("type") == "object" and not {"properties", "$ref", "anyOf", "oneOf", "allOf"} & schema.keys():
+        # Servers refuse an object that does not say what it holds.
+        schema = {**schema, "properties": {}}
+    return HostedFunction(
+        CallKind.MCP,
+        tool.name,
+        tool.description or "",
+        Raw(encode(schema)),
+        namespace=declared.label,
+        approval=declared.asks(tool),
+    )
+
+
+def _arguments(text: str) -> dict[str, Any] | None:
+    try:
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+
+
+def _result(call: HostedCall, result: CallToolResult) -> ToolResult:
+    texts, images = _contents(result.content)
+    if not texts and not images and result.structured_content is not None:
+        texts = [encode(result.structured_content).decode()]
+    said = "\n".join(texts)
+    if result.is_error:
+        content = [{"type": "text", "text": text} for text in texts]
+        return _broken(call, {"type": "mcp_tool_execution_error", "content": content}, said or "the tool says no more.")
+    shown = "\n".join([*texts, *("[an image]" for _ in images)])
+    return ToolResult(
+        call.call_id, unmarked(said) or ("" if images else "Done."), {"output": shown}, images=tuple(images)
+    )
+
+
+def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Texts, and images as data URLs."""
+    texts: list[str] = []
+    images: list[str] = []
+    for part in content:
+        if isinstance(part, TextContent):
+            texts.append(part.text)
+        elif isinstance(part, ImageContent):
+            images.append(f"data:{part.mime_type};base64,{part.data}")
+        elif (resource := getattr(part, "resource", None)) is not None and isinstance(
+            text := getattr(resource, "text", None), str
+        ):
+            texts.append(text)
+        elif (uri := getattr(part, "uri", None)) is not None:
+            texts.append(f"[{getattr(part, 'name', None) or 'resource'}]({uri})")
+        else:
+            texts.append(f"[{getattr(part, 'type', 'something')} that cannot be shown]")
+    return texts, images
+
+
+def _broken(call: HostedCall, error: dict[str, Any], message: str) -> ToolResult:
+    return ToolResult(call.call_id, f"The call failed: {unmarked(message)}", {"error": error}, failed=True)

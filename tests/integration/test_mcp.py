@@ -1,0 +1,258 @@
+"""The tool `mcp` against real servers of the official SDK, and against servers that break every rule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.errors import ApiError
+from antiphon.tools.box import Toolbox, ToolLimits
+from antiphon.tools.mcp.connections import ConnectionLimits, McpConnections
+from antiphon.tools.mcp.servers import Connector, McpServers
+from antiphon.tools.mcp.tool import ListLimits, Mcp
+from antiphon.translation.tool_map import CallKind, CallTarget
+from tests.support.chat_server import ChatServer, Close, answer, json_answer, never
+from tests.support.mcp_server import OpenMcpServer, open_mcp_server
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+async def _anywhere(host: str, port: int, secure: bool, registered: bool) -> str:
+    return host
+
+
+def _mcp(
+    *, connectors: dict[str, Connector] | None = None, permit: Any = _anywhere, clock: Any = None, **limits: Any
+) -> Mcp:
+    connections = McpConnections(permit, ConnectionLimits(**limits))
+    more = {"clock": clock} if clock is not None else {}
+    return Mcp(McpServers(None, connectors or {}), connections, ListLimits(), **more)
+
+
+def _tool(url: str, **declared: Any) -> HostedTool:
+    value = {"type": "mcp", "server_label": "dice", "server_url": url, **declared}
+    return HostedTool(0, "mcp", json.dumps({key: one for key, one in value.items() if one is not None}).encode())
+
+
+def _call(tool: HostedTool, name: str, arguments: Any = None, response_id: str = "resp_1") -> HostedCall:
+    given = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
+    return HostedCall("call_1", "mcp_1", CallTarget(CallKind.MCP, name, "dice"), given, tool, "owner", response_id)
+
+
+@pytest.fixture(params=[False, True], ids=["streamable", "sse"])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[OpenMcpServer]:
+    async with open_mcp_server(sse=request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def mcp() -> AsyncIterator[Mcp]:
+    made = _mcp()
+    yield made
+    await made.aclose()
+
+
+async def _prepared(mcp: Mcp, tool: HostedTool, response_id: str = "resp_1") -> PreparedTool:
+    return await mcp.prepare("owner", response_id, tool)
+
+
+# Lists
+
+
+async def test_the_tools_of_a_server(server: OpenMcpServer, mcp: Mcp) -> None:
+    prepared = await _prepared(mcp, _tool(server.url))
+    assert [function.name for function in prepared.functions] == ["roll", "fail", "look", "count", "wait"]
+    roll = prepared.functions[0]
+    assert (roll.kind, roll.namespace, roll.approval) == (CallKind.MCP, "dice", True)
+    assert json.loads(bytes(roll.parameters))["properties"]["sides"]["type"] == "integer"
+    (listed,) = prepared.items
+    shown = json.loads(bytes(listed.tools))  # type: ignore[union-attr]
+    assert shown[0]["name"] == "roll" and shown[0]["annotations"] == {"readOnlyHint": True}
+    assert shown[0]["input_schema"] == json.loads(bytes(roll.parameters))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "names"),
+    [
+        (["roll", "nothing"], ["roll"]),
+        ({"tool_names": ["fail"]}, ["fail"]),
+        ({"read_only": True}, ["roll"]),
+        ({"read_only": False, "tool_names": ["roll", "count"]}, ["count"]),
+        ([], []),
+    ],
+)
+async def test_only_allowed_tools_are_shown(mcp: Mcp, allowed: Any, names: list[str]) -> None:
+    async with open_mcp_server() as server:
+        prepared = await _prepared(mcp, _tool(server.url, allowed_tools=allowed))
+        assert [function.name for function in prepared.functions] == names
+
+
+@pytest.mark.parametrize(
+    ("approval", "asked"),
+    [
+        (None, {"roll", "fail"}),
+        ("always", {"roll", "fail"}),
+        ("never", set()),
+        ({"never": {"tool_names": ["roll"]}}, {"fail"}),
+        ({"always": {"tool_names": ["roll"]}}, {"roll"}),
+        ({"always": {"read_only": False}, "never": {"tool_names": ["fail"]}}, set()),
+    ],
+)
+async def test_which_calls_must_be_approved(mcp: Mcp, approval: Any, asked: set[str]) -> None:
+    async with open_mcp_server() as server:
+        tool = _tool(server.url, require_approval=approval, allowed_tools=["roll", "fail"])
+        prepared = await _prepared(mcp, tool)
+        assert {function.name for function in prepared.functions if function.approval} == asked
+
+
+async def test_a_list_is_remembered_for_the_same_credentials_only() -> None:
+    now = 0.0
+    mcp = _mcp(clock=lambda: now)
+    async with open_mcp_server() as server:
+        for response_id in ("resp_1", "resp_2"):
+            await _prepared(mcp, _tool(server.url), response_id)
+        assert server.listings == 1
+        await _prepared(mcp, _tool(server.url, authorization="other"), "resp_3")
+        assert server.listings == 2
+        now = 301.0
+        await _prepared(mcp, _tool(server.url), "resp_4")
+        assert server.listings == 3
+        await mcp.aclose()
+
+
+# Calls
+
+
+async def test_calls_share_the_connection_of_their_response(mcp: Mcp) -> None:
+    async with open_mcp_server() as server:
+        tool = _tool(server.url)
+        await _prepared(mcp, tool)
+        results = await asyncio.gather(*(mcp.run(_call(tool, "roll", {"sides": sides})) for sides in (6, 20)))
+        assert [result.output for result in results] == ["rolled one of 6", "rolled one of 20"]
+        assert results[0].fields == {"output": "rolled one of 6"} and server.listings == 1
+        await mcp.run(_call(tool, "roll", response_id="resp_2"))
+        assert server.listings == 2
+
+
+async def test_what_a_tool_gives(server: OpenMcpServer, mcp: Mcp) -> None:
+    tool = _tool(server.url)
+    look = await mcp.run(_call(tool, "look"))
+    assert look.output == "a pixel" and look.fields["output"] == "a pixel\n[an image]"
+    assert look.images[0].startswith("data:image/png;base64,iVBOR")
+    count = await mcp.run(_call(tool, "count"))
+    assert json.loads(count.output) == {"six": 6}
+    fail = await mcp.run(_call(tool, "fail"))
+    assert fail.failed and "no dice" in fail.output
+    assert fail.fields["error"]["type"] == "mcp_tool_execution_error"
+    nothing = await mcp.run(_call(tool, "nothing"))
+    assert nothing.failed and nothing.fields["error"]["type"] in ("mcp_tool_execution_error", "mcp_protocol_error")
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", '"x"'])
+async def test_arguments_that_are_no_object_never_reach_the_server(mcp: Mcp, arguments: str) -> None:
+    async with open_mcp_server() as server:
+        result = await mcp.run(_call(_tool(server.url), "roll", arguments))
+        assert result.failed and result.fields["error"]["type"] == "mcp_protocol_error" and not server.headers
+
+
+async def test_a_call_that_hangs_ends_with_the_toolboxs_time() -> None:
+    mcp = _mcp()
+    box = Toolbox([mcp], ToolLimits(seconds=0.3))
+    async with open_mcp_server() as server:
+        result = await box.run(_call(_tool(server.url), "wait"))
+        assert server.started.is_set() and result.failed and "0.3 seconds" in result.output
+        await box.aclose()
+
+
+# Credentials
+
+
+async def test_authorization_and_headers_reach_the_server_and_nothing_else(mcp: Mcp) -> None:
+    async with open_mcp_server(token="t0ken") as server:
+        tool = _tool(server.url, authorization="t0ken", headers={"X-Team": "a"})
+        assert (await mcp.run(_call(tool, "roll"))).output == "rolled one of 6"
+        assert {one["x-team"] for one in server.headers} == {"a"}
+        assert "t0ken" not in repr(tool.declaration.__class__) + repr((await _prepared(mcp, tool)).items)
+        with pytest.raises(ApiError) as refused:
+            await _prepared(mcp, _tool(server.url, authorization="wrong"))
+        assert refused.value.status == 424 and refused.value.type == "external_connector_error"
+        assert "401" in refused.value.message and "wrong" not in refused.value.message
+
+
+async def test_a_connector_is_opened_by_the_operators_headers() -> None:
+    async with open_mcp_server(token="operators") as server:
+        mcp = _mcp(connectors={"dice": Connector(server.url, (("Authorization", "Bearer operators"),))})
+        tool = _tool("", server_url=None, connector_id="dice")
+        assert (await mcp.run(_call(tool, "roll"))).output == "rolled one of 6"
+        await mcp.aclose()
+
+
+# Servers that break the rules
+
+
+async def test_an_address_that_is_not_permitted_is_never_connected_to() -> None:
+    async def nowhere(host: str, port: int, secure: bool, registered: bool) -> str:
+        raise PermissionError("not public")
+
+    mcp = _mcp(permit=nowhere)
+    async with open_mcp_server() as server:
+        with pytest.raises(ApiError) as refused:
+            await _prepared(mcp, _tool(server.url))
+        assert refused.value.status == 424 and "cannot be reached" in refused.value.message
+        assert not server.headers
+        await mcp.aclose()
+
+
+async def test_the_address_is_judged_by_name_and_the_socket_goes_to_what_was_judged() -> None:
+    asked = []
+
+    async def permit(host: str, port: int, secure: bool, registered: bool) -> str:
+        asked.append((host, secure, registered))
+        return "127.0.0.1"
+
+    mcp = _mcp(permit=permit)
+    async with ChatServer() as scripted:
+        scripted.script(*(json_answer({"error": "x"}, 404) for _ in range(3)))
+        port = scripted.url("").rpartition(":")[2].strip("/")
+        with pytest.raises(ApiError):
+            await _prepared(mcp, _tool(f"http://tools.example:{port}/mcp"))
+        assert asked[0] == ("tools.example", False, False)
+        assert scripted.requests[0].header("host") == f"tools.example:{port}"
+        await mcp.aclose()
+
+
+_REDIRECT = (("location", "http://169.254.169.254/latest"),)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        json_answer({"error": "no"}, 500),
+        json_answer({"jsonrpc": "2.0", "id": 0, "result": "nonsense"}),
+        json_answer([1, 2]),
+        answer(200, (("content-type", "application/json"),), [b"{" * 1000]),
+        answer(200, (("content-type", "text/html"),), [b"<html>"]),
+        answer(parts=[b"data: {]\n\n"]),
+        answer(parts=[Close()], framing="none"),
+        answer(307, _REDIRECT, [], framing="length"),
+        answer(200, (("content-type", "application/json"),), [b"x" * (2 << 20)]),
+        never(),
+    ],
+    ids=["500", "nonsense", "list", "broken", "html", "events", "closed", "redirect", "flood", "hangs"],
+)
+async def test_a_server_that_breaks_the_rules_is_an_error_of_its_own(script: Any) -> None:
+    mcp = _mcp(connect_seconds=0.3, answer_bytes=1 << 20)
+    async with ChatServer() as scripted:
+        scripted.script(*([script] * 4))
+        with pytest.raises(ApiError) as refused:
+            await _prepared(mcp, _tool(scripted.url("/mcp")))
+        assert refused.value.status == 424 and "'dice'" in refused.value.message
+        assert "169.254" not in refused.value.message
+        result: ToolResult = await mcp.run(_call(_tool(scripted.url("/mcp")), "roll"))
+        assert result.failed and result.fields["error"]["type"] == "http_error"
+        await mcp.aclose()

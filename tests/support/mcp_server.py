@@ -1,0 +1,99 @@
+"""A real MCP server for tests: the official SDK's, over uvicorn, in this process.
+
+Lives here: starting and stopping it, and its tools. Not here: what a broken server does (scripted servers do that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from mcp.server.mcpserver import Context, Image, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["OpenMcpServer", "open_mcp_server"]
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+@dataclass
+class OpenMcpServer:
+    """A server that is open: `url` is its endpoint, `headers` those of every request it got."""
+
+    url: str
+    headers: list[dict[str, str]] = field(default_factory=list)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    stops: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def listings(self) -> int:
+        """How often somebody connected anew."""
+        return sum("mcp-session-id" not in one for one in self.headers)
+
+
+@asynccontextmanager
+async def open_mcp_server(*, sse: bool = False, token: str = "") -> AsyncIterator[OpenMcpServer]:
+    """A server with a few tools; with a `token` everybody else gets a 401."""
+    server = MCPServer("Dice")
+    opened = OpenMcpServer("")
+
+    @server.tool(description="Roll dice.", annotations=ToolAnnotations(readOnlyHint=True))
+    def roll(sides: int = 6) -> str:
+        return f"rolled one of {sides}"
+
+    @server.tool()
+    def fail() -> str:
+        """It always fails."""
+        raise ToolError("no dice")
+
+    @server.tool()
+    def look() -> list[str | Image]:
+        """A picture."""
+        return ["a pixel", Image(data=PIXEL, format="png")]
+
+    @server.tool()
+    def count() -> dict[str, int]:
+        """Something structured."""
+        return {"six": 6}
+
+    @server.tool()
+    async def wait(context: Context) -> str:
+        """It takes its time."""
+        opened.started.set()
+        await opened.stops.wait()
+        return "at last"
+
+    app: ASGIApp = server.sse_app() if sse else server.streamable_http_app()
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = {key.decode(): value.decode() for key, value in scope["headers"]}
+            opened.headers.append(headers)
+            if token and headers.get("authorization") != f"Bearer {token}":
+                await send({"type": "http.response.start", "status": 401, "headers": []})
+                await send({"type": "http.response.body", "body": b"who are you?"})
+                return
+        await app(scope, receive, send)
+
+    config = uvicorn.Config(guarded, host="127.0.0.1", port=0, log_level="critical", lifespan="on", ws="none")
+    running = uvicorn.Server(config)
+    running.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(running.serve())
+    while not running.started:
+        await asyncio.sleep(0.001)
+    port = running.servers[0].sockets[0].getsockname()[1]
+    opened.url = f"http://127.0.0.1:{port}{'/sse' if sse else '/mcp'}"
+    try:
+        yield opened
+    finally:
+        opened.stops.set()
+        running.should_exit = running.force_exit = True
+        await task
