@@ -94,7 +94,12 @@ def decode(message: bytes) -> Received:
     received = Received(_KINDS.get(name or "", Kind.OTHER), observing=request.observability_mode)
     if name == "request_headers" or name == "response_headers":
         head = request.request_headers if name == "request_headers" else request.response_headers
-        received.headers = tuple([(header.key.lower(), _value(header)) for header in head.headers.headers])
+        received.headers = tuple(
+            [
+                (header.key.lower(), raw.decode("utf-8", "surrogateescape") if (raw := header.raw_value) else header.value)
+                for header in head.headers.headers
+            ]
+        )
         received.end = head.end_of_stream
     if request.HasField("protocol_config"):
         config = request.protocol_config
@@ -109,21 +114,19 @@ def _mode(number: int) -> str:
         return str(number)
 
 
-def _value(header: pb.HeaderValue) -> str:
-    raw = header.raw_value
-    return raw.decode("utf-8", "surrogateescape") if raw else header.value
-
-
 def _raw(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
 
 
 def _set(mutation: pb.HeaderMutation, headers: Headers) -> None:
+    # Every look at a part of a message costs a wrapper: each is looked at once.
+    add = mutation.set_headers.add
     for name, value in _each_once(headers):
-        option = mutation.set_headers.add()
-        option.header.key = name
-        option.header.raw_value = _raw(value)
+        option = add()
         option.append_action = _OVERWRITE
+        header = option.header
+        header.key = name
+        header.raw_value = value.encode("utf-8", "surrogateescape")
 
 
 def _each_once(headers: Headers) -> Headers:
