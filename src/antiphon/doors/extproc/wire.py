@@ -96,7 +96,10 @@ def decode(message: bytes) -> Received:
         head = request.request_headers if name == "request_headers" else request.response_headers
         received.headers = tuple(
             [
-                (header.key.lower(), raw.decode("utf-8", "surrogateescape") if (raw := header.raw_value) else header.value)
+                (
+                    header.key.lower(),
+                    raw.decode("utf-8", "surrogateescape") if (raw := header.raw_value) else header.value,
+                )
                 for header in head.headers.headers
             ]
         )
