@@ -245,6 +245,22 @@ class JobStoreContract:
         await peer.finish(TWO, finished("a"), None)
         await jobs.enqueue(queued("c"), b"{}", None, most=2)
 
+    async def test_owners_take_turns(self, jobs: JobStore, peer: JobStore) -> None:
+        for n in range(4):
+            await jobs.enqueue(queued(f"a{n}"), b"{}", None, most=MOST)
+        for n in range(2):
+            await jobs.enqueue(queued(f"b{n}", owner=BOB), b"{}", None, most=MOST)
+        first = await claim(jobs, ONE, most=3)
+        assert [job.response_id for job in first] == ["resp_a0", "resp_b0", "resp_a1"]
+        # Two of the one's run, and one of the other's.
+        (second,) = await claim(peer, TWO, most=1)
+        assert second.response_id == "resp_b1"
+        # What was held by somebody who is gone goes before all of them.
+        await peer.renew(TWO, ["resp_b1"], 1000)
+        gone = await claim(peer, TWO, at=100, most=4)
+        assert {job.response_id for job in gone[:3]} == {"resp_a0", "resp_b0", "resp_a1"}
+        assert [job.attempts for job in gone] == [2, 2, 2, 1]
+
     async def test_the_oldest_goes_first(self, jobs: JobStore, peer: JobStore) -> None:
         for name in ("a", "b", "c"):
             await jobs.enqueue(queued(name), b"{}", None, most=MOST)

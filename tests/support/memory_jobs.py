@@ -47,10 +47,16 @@ class MemoryJobStore:
 
     async def claim(self, worker: str, at: float, until: float, most: int) -> list[Job]:
         self._sweep()
-        claimed = []
-        for response_id, job in self.jobs.items():
-            if job.until > at or len(claimed) == most:
-                continue
+        free = [(response_id, job) for response_id, job in self.jobs.items() if job.until <= at]
+        turns: dict[str, int] = {}
+        for response_id, job in free:
+            turns[response_id] = 0
+            if job.worker is None:
+                running = sum(other.owner == job.owner and other.worker is not None for other in self.jobs.values())
+                before = sum(turns[one] > 0 and other.owner == job.owner for one, other in free if one in turns)
+                turns[response_id] = 1 + before + running
+        claimed: list[Job] = []
+        for response_id, job in sorted(free, key=lambda each: turns[each[0]])[:most]:
             record = self.responses.records[response_id]
             record = replace(record, status="in_progress", body=with_status(record.body, "in_progress"))
             self.responses.records[response_id] = record

@@ -153,7 +153,8 @@ class JobStore(Protocol):
         """
 
     async def claim(self, worker: str, at: float, until: float, most: int) -> list[Job]:
-        """Take up to `most` jobs nobody holds at the time `at`, the oldest first, and hold them `until` then.
+        """Take up to `most` jobs nobody holds at the time `at`, and hold them `until` then: first those whose holder is
+        gone, then by turns of their owners, an owner's oldest first.
 
         Their responses are `in_progress` from now on.
         """

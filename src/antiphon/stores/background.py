@@ -41,19 +41,28 @@ SELECT :id, :owner, :request, :created_at WHERE (SELECT count(*) FROM jobs WHERE
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUES (:id, :last, :data)"
 
-# First what nobody ever held, in the order of the index, then what was held by somebody who is gone.
+# What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
+# running lets the others go before. Of very many only the oldest are looked at.
 CLAIMABLE = """
-SELECT j.response_id, j.owner, j.request, r.body, j.attempts, j.lease_until,
-       (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
-FROM jobs j CROSS JOIN responses r ON r.id = j.response_id
-WHERE j.response_id IN (
-  SELECT response_id FROM (SELECT response_id FROM jobs WHERE lease_until = 0 ORDER BY created_at LIMIT :most)
+WITH waiting (id, owner, at) AS (
+  SELECT response_id, owner, created_at FROM jobs WHERE lease_until = 0 ORDER BY created_at LIMIT 1000
+),
+wanted (id, turn, at) AS (
+  SELECT * FROM (
+    SELECT response_id, 0, created_at FROM jobs WHERE lease_until > 0 AND lease_until <= :at
+    ORDER BY lease_until LIMIT :most
+  )
   UNION ALL
-  SELECT response_id FROM (
-    SELECT response_id FROM jobs WHERE lease_until > 0 AND lease_until <= :at ORDER BY lease_until LIMIT :most
+  SELECT * FROM (
+    SELECT w.id, row_number() OVER (PARTITION BY w.owner ORDER BY w.at)
+                 + (SELECT count(*) FROM jobs r WHERE r.owner = w.owner AND r.worker > ''), w.at
+    FROM waiting w ORDER BY 2, 3 LIMIT :most
   )
 )
-ORDER BY j.created_at LIMIT :most
+SELECT j.response_id, j.owner, j.request, r.body, j.attempts, j.lease_until,
+       (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
+FROM wanted CROSS JOIN jobs j ON j.response_id = wanted.id CROSS JOIN responses r ON r.id = j.response_id
+ORDER BY wanted.turn, wanted.at LIMIT :most
 """
 # `lease_until` is as it was read: of two that read the same, one claims.
 CLAIM_JOB = """

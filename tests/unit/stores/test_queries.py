@@ -86,7 +86,8 @@ def plan(database: sqlite3.Connection, sql: str) -> str:
 def test_no_query_scans_a_table_or_builds_a_bloom_filter(database: sqlite3.Connection, name: str) -> None:
     steps = plan(database, _QUERIES[name])
     assert "BLOOM" not in steps, steps
-    scanned = [line for line in steps.splitlines() if line.startswith("SCAN")]
+    # Subqueries scan what they selected by an index.
+    scanned = [line for line in steps.splitlines() if line.startswith("SCAN") and "(subquery-" not in line]
     assert set(scanned) <= {
         "SCAN turn",
         "SCAN edge",
@@ -106,7 +107,7 @@ def test_the_trap_is_there_and_this_test_would_see_it(database: sqlite3.Connecti
 
 
 # What was selected by an index and bounded already.
-_SMALL = {"SCAN (subquery-2)", "SCAN (subquery-4)", "SCAN page", "SCAN json_each VIRTUAL TABLE INDEX 1:"}
+_SMALL = {"SCAN w", "SCAN wanted", "SCAN page", "SCAN json_each VIRTUAL TABLE INDEX 1:"}
 
 
 class CountingReaders(SqliteReaders):

@@ -22,8 +22,8 @@ CREATE TABLE jobs (
   worker TEXT,
   lease_until BIGINT NOT NULL DEFAULT 0
 );
-CREATE INDEX jobs_claim ON jobs (lease_until, created_at);
-CREATE INDEX jobs_owner ON jobs (owner);
+CREATE INDEX jobs_claim ON jobs (lease_until, created_at, owner, response_id);
+CREATE INDEX jobs_owner ON jobs (owner, worker);
 CREATE INDEX jobs_worker ON jobs (worker, response_id) WHERE worker IS NOT NULL;
 
 -- The stream of a background response, in pieces of whole events; `last_seq` is the last event's sequence_number.
