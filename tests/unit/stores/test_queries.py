@@ -46,7 +46,14 @@ _QUERIES = {
     "old_events": retention.DELETE_EVENTS,
 }
 _MORE_NAMED = {
-    **{"cursor": "r7", "worker": "w1", "until": 9, "seen": 0, "last": 3, "first": 2, "data": b"", "after": 1},
+    "cursor": "r7",
+    "worker": "w1",
+    "until": 9,
+    "seen": 0,
+    "last": 3,
+    "first": 2,
+    "data": b"",
+    "after": 1,
     "last_event": 3,
     "before": 0,
     "now": 1,
