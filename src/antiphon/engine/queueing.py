@@ -66,8 +66,8 @@ def check_background(
             if tool.type == "mcp" and _opens(tool):
                 message = (
                     f"A background response runs without its client, and this server keeps no client's credentials: "
-                    f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, and "
-                    f"use a connector of the gateway's ('connector_id')."
+                    f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, "
+                    f"and use a connector of the gateway's ('connector_id')."
                 )
     if message is not None:
         raise InvalidRequest(message, param="background", code="unsupported_parameter")

@@ -1,0 +1,234 @@
+"""Background responses when processes die, stop or are several; their limits; conversations they run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.background_app import BackgroundApp, Processes, processes
+from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
+from tests.support.judge import check_response, parse_sse
+from tests.support.waiting import until
+
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.fixture
+async def many(tmp_path: Path) -> AsyncIterator[Processes]:
+    async with processes(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def one(many: Processes) -> BackgroundApp:
+    return await many.start()
+
+
+def held(gate: asyncio.Event, first: str = "Hel", rest: str = "lo") -> Answer:
+    """An answer that waits in its middle."""
+    return answer(parts=[event(first), Wait(gate), *text_stream(rest)])
+
+
+# Restarts
+
+
+async def test_a_response_whose_process_was_killed_is_run_again(many: Processes, one: BackgroundApp) -> None:
+    other = await many.start()
+    gate = asyncio.Event()
+    many.chat.script(held(gate), answer(parts=text_stream("Again")))
+    other.app.workers.retire()
+    async with one.stream() as followed:
+        await followed.until(b'"delta":"Hel"')
+        response_id = await followed.response_id()
+        await one.kill()
+        other.app.workers._claiming = True
+        async with other.stream(response_id) as second:
+            await second.until(b'"delta":"Hel"')
+            many.expire_leases()
+            whole = parse_sse(await second.whole())
+    numbers = [item["sequence_number"] for item in whole]
+    assert numbers == sorted(set(numbers)), "a number was used twice"
+    assert [item["type"] for item in whole].count("response.in_progress") == 2
+    final = whole[-1]["response"]
+    assert final["status"] == "completed" and final["output"][0]["content"][0]["text"] == "Again"
+    assert await other.get(response_id) == final
+    # Who comes later sees one answer only.
+    async with other.stream(response_id) as third:
+        later = parse_sse(await third.whole())
+    assert [item["type"] for item in later].count("response.in_progress") == 1
+    assert b"Hel" not in third.data and later[-1] == whole[-1]
+
+
+async def test_or_it_fails_with_a_clear_reason(many: Processes) -> None:
+    one = await many.start(on_restart="fail")
+    many.chat.script(held(asyncio.Event()))
+    async with one.stream() as followed:
+        await followed.until(b'"delta":"Hel"')
+        response_id = await followed.response_id()
+    await one.kill()
+    other = await many.start(on_restart="fail")
+    many.expire_leases()
+    failed = await other.ended(response_id)
+    check_response(failed)
+    assert failed["status"] == "failed" and failed["error"]["code"] == "server_error"
+    assert "stopped" in failed["error"]["message"] and len(many.chat.requests) == 1
+    async with other.stream(response_id) as again:
+        events = parse_sse(await again.whole())
+    assert [item["type"] for item in events[-2:]] == ["error", "response.failed"]
+    assert [item["sequence_number"] for item in events] == list(range(len(events)))
+
+
+async def test_one_that_kills_its_processes_is_given_up(many: Processes) -> None:
+    response_id = ""
+    for attempt in range(2):
+        many.chat.script(held(asyncio.Event()))
+        process = await many.start(attempts=2)
+        response_id = response_id or (await process.create())["id"]
+        await until(lambda seen=attempt: len(many.chat.requests) == seen + 1)
+        await process.kill()
+        many.expire_leases()
+    last = await many.start(attempts=2)
+    assert (await last.ended(response_id))["status"] == "failed" and len(many.chat.requests) == 2
+
+
+@pytest.mark.parametrize("on_restart", ["retry", "fail"])
+async def test_a_process_that_stops_leaves_nothing_behind(many: Processes, on_restart: str) -> None:
+    many.chat.script(held(asyncio.Event()))
+    one = await many.start(on_restart=on_restart)
+    async with one.stream() as followed:
+        await followed.until(b'"delta":"Hel"')
+        response_id = await followed.response_id()
+    many.opened.remove(one)
+    await one.stop()
+    # Nobody has to wait for a lease to run out.
+    other = await many.start(on_restart=on_restart)
+    ended = await other.ended(response_id)
+    assert ended["status"] == ("completed" if on_restart == "retry" else "failed")
+
+
+async def test_two_processes_share_the_work(many: Processes, one: BackgroundApp) -> None:
+    other = await many.start()
+    gate = asyncio.Event()
+    many.chat.script(*[held(gate)] * 12)
+    made = await asyncio.gather(*[(one, other)[n % 2].create() for n in range(12)])
+    await until(lambda: len(many.chat.requests) == 12)
+    assert len(one.app.workers.running) + len(other.app.workers.running) == 12
+    assert one.app.workers.running and other.app.workers.running
+    gate.set()
+    for value in made:
+        assert (await other.ended(value["id"]))["status"] == "completed"
+    assert len(many.chat.requests) == 12 and many.sql("SELECT count(*) FROM jobs") == [(0,)]
+
+
+# Limits
+
+
+async def test_so_many_run_at_once(many: Processes) -> None:
+    gate = asyncio.Event()
+    many.chat.script(*[held(gate)] * 5)
+    one = await many.start(workers=2)
+    made = [await one.create() for _ in range(5)]
+    await until(lambda: len(many.chat.requests) == 2)
+    assert len(one.app.workers.running) == 2
+    states = [(await one.get(value["id"]))["status"] for value in made]
+    assert sorted(states) == ["in_progress"] * 2 + ["queued"] * 3
+    gate.set()
+    for value in made:
+        assert (await one.ended(value["id"]))["status"] == "completed"
+
+
+async def test_an_owner_may_have_so_many(many: Processes) -> None:
+    idle = await many.start(workers=0, per_owner=2)
+    made = [await idle.create(), await idle.create()]
+    refused = await idle.create()
+    assert refused["error"]["code"] == "rate_limit_exceeded"
+    await idle.ask(f"/{made[0]['id']}/cancel", "POST")
+    assert (await idle.create())["status"] == "queued"
+
+
+async def test_an_upstream_that_is_not_there_yet(many: Processes, unused_tcp_port: int) -> None:
+    one = await many.start(upstream=f"http://127.0.0.1:{unused_tcp_port}/v1")
+    made = await one.create()
+    await one.reaches(made["id"], "in_progress")
+    late = type(many.chat)(port=unused_tcp_port)
+    async with late:
+        assert (await one.ended(made["id"]))["status"] == "completed"
+
+
+async def test_an_upstream_that_never_comes(many: Processes, unused_tcp_port: int) -> None:
+    one = await many.start(upstream=f"http://127.0.0.1:{unused_tcp_port}/v1", patience=0)
+    failed = await one.ended((await one.create())["id"])
+    assert failed["status"] == "failed" and failed["error"]["code"]
+
+
+# Conversations
+
+
+async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes, one: BackgroundApp) -> None:
+    other = await many.start(workers=0)
+    conversations = f"{other.url}/conversations"
+    async with one.session.post(conversations, json={"items": [{"role": "user", "content": "first"}]}) as got:
+        conversation = (await got.json())["id"]
+
+    async def items() -> list[str]:
+        async with one.session.get(f"{conversations}/{conversation}/items?order=asc") as got:
+            return [item["content"][0]["text"] for item in (await got.json())["data"]]
+
+    gate = asyncio.Event()
+    many.chat.script(held(gate))
+    running = await one.create(conversation=conversation, stream=False)
+    assert running["conversation"] == {"id": conversation}
+    await until(lambda: many.chat.requests)
+    assert [message["content"] for message in many.chat.requests[0].json["messages"]] == ["first", "hi"]
+    for app in (one, other):
+        refused = await app.create(conversation=conversation)
+        assert refused["error"]["code"] == "conversation_locked"
+        async with app.session.delete(f"{conversations}/{conversation}") as got:
+            assert got.status == 409
+    assert await items() == ["first"]
+    gate.set()
+    done = await one.ended(running["id"])
+    assert done["status"] == "completed" and await items() == ["first", "hi", "Hello"]
+    # Cancelled and failed ones give it back, and leave nothing in it.
+    many.chat.script(held(asyncio.Event()))
+    second = await one.create(conversation=conversation)
+    await until(lambda: len(many.chat.requests) == 2)
+    await one.ask(f"/{second['id']}/cancel", "POST")
+    many.chat.script(json_answer({"error": {"message": "no"}}, 500))
+    third = await one.ended((await one.create(conversation=conversation))["id"])
+    assert third["status"] == "failed" and await items() == ["first", "hi", "Hello"]
+    fourth = await one.ended((await one.create(conversation=conversation, input="more"))["id"])
+    assert fourth["status"] == "completed" and (await items())[3:] == ["more", "Hello"]
+    async with one.session.delete(f"{conversations}/{conversation}") as got:
+        assert got.status == 200
+
+
+async def test_a_conversation_is_free_as_soon_as_its_response_is_cancelled(one: BackgroundApp) -> None:
+    """Wherever its worker is just then."""
+    async with one.session.post(f"{one.url}/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    for _ in range(20):
+        made = await one.create(conversation=conversation)
+        assert made.get("status") == "queued", made
+        _, over = await one.ask(f"/{made['id']}/cancel", "POST")
+        assert over["status"] in ("cancelled", "completed")
+
+
+async def test_a_conversation_survives_the_process_that_worked_on_it(many: Processes, one: BackgroundApp) -> None:
+    async with one.session.post(f"{one.url}/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    many.chat.script(held(asyncio.Event()), answer(parts=text_stream("Again")))
+    made = await one.create(conversation=conversation)
+    await until(lambda: many.chat.requests)
+    await one.kill()
+    other = await many.start()
+    many.expire_leases()
+    many.sql("UPDATE conversations SET locked_until = 1")
+    done = await other.ended(made["id"])
+    assert done["output"][0]["content"][0]["text"] == "Again"
+    async with other.session.get(f"{other.url}/conversations/{conversation}/items?order=asc") as got:
+        texts = [item["content"][0]["text"] for item in (await got.json())["data"]]
+    assert texts == ["hi", "Again"]
