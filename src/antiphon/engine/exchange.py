@@ -92,7 +92,7 @@ from antiphon.translation.file_urls import (
     stored_file_urls,
 )
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.prompt_template import PromptNotLoaded, PromptReference, PromptTemplate
+from antiphon.translation.prompt_template import PromptNotLoaded, PromptReference, PromptTemplate, pin_prompt
 from antiphon.translation.read_request import missing_input, read_model, read_request
 from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import estimate_body, estimate_tokens
@@ -366,7 +366,7 @@ class ResponseExchange:
                 available=options.background,
                 passthrough=self._route.passthrough,
             )
-            self._body = body
+            self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
         self._request = request
         self._builder = self._make_builder(request, head)
         wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))

@@ -31,6 +31,7 @@ __all__ = [
     "PromptReference",
     "PromptTemplate",
     "fill",
+    "pin_prompt",
     "read_reference",
     "show_reference",
     "variables_of",
@@ -129,6 +130,11 @@ def read_reference(value: Raw) -> PromptReference | None:
 def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
     """A request's `prompt` as the response shows it: with the version that was used."""
     return raw({"id": reference.id, "version": str(prompt.version), "variables": reference.variables})
+
+
+def pin_prompt(body: bytes, shown: Raw) -> bytes:
+    """A request that means this version of its prompt whenever it is read again; `shown` is what the response shows."""
+    return encode({**_FIELDS.decode(body), "prompt": shown})
 
 
 def variables_of(template: bytes) -> tuple[str, ...]:

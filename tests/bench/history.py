@@ -1,0 +1,164 @@
+"""What history costs: the added latency of a request by the length of what it continues, and by how much is stored.
+
+    scripts/bench --history                     chains and conversations of 1, 10, 50 and 200 turns, an empty database
+    scripts/bench --history --stored 1000000    the same among a million stored responses
+
+The upstream answers at once, so the time that is measured is Antiphon's (and the client's, the same for all rows).
+`bare` is a request without history. Nothing is stored while it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from antiphon.stores import SESSIONS_FILE, open_stores
+from tests.support.chat_server import ChatServer
+from tests.support.gateway import start_gateway
+
+TEXT = {"model": "m", "input": "And what comes next?"}
+_BATCH = 20_000
+_PER_CHAIN = 10
+
+
+async def fill(data: Path, responses: int) -> None:
+    """Put so many responses into the database, in chains of ten, two items each, of a thousand owners."""
+    stores = await open_stores(data, chain_items=50_000)
+    await stores.aclose()
+    database = sqlite3.connect(data / SESSIONS_FILE)
+    database.execute("PRAGMA synchronous=OFF")
+    body = b'{"object":"response","status":"completed","model":"m"}'
+    text = b'{"type":"message","role":"user","content":[{"type":"input_text","text":"%b"}]}' % (b"word " * 20)
+    for start in range(0, responses, _BATCH):
+        rows = range(start, min(start + _BATCH, responses))
+        with database:
+            database.executemany(
+                "INSERT INTO chains (id, owner, updated_at) VALUES (?, ?, 0)",
+                [(f"resp_{n:048x}", f"o{n // _PER_CHAIN % 1000}") for n in rows if n % _PER_CHAIN == 0],
+            )
+            database.executemany(
+                "INSERT INTO responses (id, owner, chain_id, prev_id, history_items, status, model, created_at, body) "
+                "VALUES (?, ?, ?, ?, ?, 'completed', 'm', ?, ?)",
+                [
+                    (
+                        f"resp_{n:048x}",
+                        f"o{n // _PER_CHAIN % 1000}",
+                        f"resp_{n - n % _PER_CHAIN:048x}",
+                        f"resp_{n - 1:048x}" if n % _PER_CHAIN else None,
+                        (n % _PER_CHAIN + 1) * 2,
+                        n,
+                        body,
+                    )
+                    for n in rows
+                ],
+            )
+            database.executemany(
+                "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES (?, ?, 0, ?, ?, ?)",
+                [(f"resp_{n:048x}", side, f"msg_{side}{n:047x}", "message", text) for n in rows for side in (0, 1)],
+            )
+    database.execute("ANALYZE")
+    database.close()
+
+
+class Client:
+    """Asks one gateway; times in milliseconds."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session, self._url = session, url
+
+    async def create(self, **fields: Any) -> tuple[float, dict[str, Any]]:
+        started = time.perf_counter()
+        async with self._session.post(f"{self._url}/responses", json={**TEXT, **fields}) as answered:
+            value: dict[str, Any] = await answered.json()
+            assert answered.status == 200, value
+        return (time.perf_counter() - started) * 1000, value
+
+    async def chain(self, turns: int) -> dict[str, Any]:
+        """A chain of so many turns; what continues it."""
+        last: dict[str, Any] = {}
+        for _ in range(turns):
+            _, made = await self.create(**last)
+            last = {"previous_response_id": made["id"]}
+        return last
+
+    async def conversation(self, turns: int) -> dict[str, Any]:
+        """The same as a conversation."""
+        async with self._session.post(f"{self._url}/conversations", json={}) as answered:
+            last = {"conversation": (await answered.json())["id"]}
+        for _ in range(turns):
+            await self.create(**last)
+        return last
+
+
+async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: int) -> dict[str, list[float]]:
+    """The times of every case, in turns and shuffled, so that a busy moment of the machine is everybody's."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    order = list(cases.items())
+    for _ in range(requests):
+        random.shuffle(order)
+        for name, fields in order:
+            # Not stored: it would be longer with each request.
+            spent, _made = await client.create(**fields, store=False)
+            times[name].append(spent)
+    return times
+
+
+@asynccontextmanager
+async def gateway(data: Path) -> AsyncIterator[Client]:
+    async with ChatServer() as chat:
+        started = await start_gateway(chat.base_url, data, command="serve")
+        try:
+            async with aiohttp.ClientSession() as session:
+                yield Client(session, started.base_url)
+        finally:
+            await started.stop()
+
+
+def show(times: dict[str, list[float]]) -> None:
+    bare = statistics.median(times["bare"])
+    print(f"{'':24}{'p50 ms':>9}{'p95 ms':>9}{'added ms':>10}")
+    for name, spent in times.items():
+        middle, late = statistics.median(spent), statistics.quantiles(spent, n=20)[-1]
+        print(f"{name:24}{middle:9.2f}{late:9.2f}{middle - bare:10.2f}")
+
+
+async def run(stored: int, turns: list[int], requests: int) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        if stored:
+            started = time.perf_counter()
+            await fill(data, stored)
+            size = (data / SESSIONS_FILE).stat().st_size >> 20
+            print(f"{stored:,} responses stored: {size} MiB, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        async with gateway(data) as client:
+            cases: dict[str, dict[str, Any]] = {"bare": {}}
+            for number in turns:
+                cases[f"chain of {number}"] = await client.chain(number)
+                cases[f"conversation of {number}"] = await client.conversation(number)
+            await measure(client, cases, 5)  # warm
+            return await measure(client, cases, requests)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench --history", description=__doc__.splitlines()[0])
+    parser.add_argument("--stored", type=int, default=0, help="responses that are stored already")
+    parser.add_argument("--turns", type=int, nargs="+", default=[1, 10, 50, 200])
+    parser.add_argument("--requests", type=int, default=100, help="requests for each row")
+    given = parser.parse_args()
+    show(asyncio.run(run(given.stored, given.turns, given.requests)))
+
+
+if __name__ == "__main__":
+    main()

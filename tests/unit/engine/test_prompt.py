@@ -1,0 +1,124 @@
+"""A request that names a prompt: it is loaded first, alone, and only then is anything else decided."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.engine.actions import (
+    CallUpstream,
+    CancelReason,
+    Context,
+    Enqueue,
+    Finish,
+    LoadContext,
+    PromptUse,
+    RequestHead,
+    SendBody,
+    SendHead,
+    StoredPrompt,
+)
+from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.states import State
+from antiphon.errors import InternalError
+from antiphon.translation.profiles import PROFILES
+from antiphon.types.files import FetchedFile
+from tests.support.exchanges import make_exchange
+
+_HEAD = RequestHead("POST", "/v1/responses", (), "owner")
+
+
+def prompt(**template: Any) -> StoredPrompt:
+    return StoredPrompt("pmpt_1", None, 3, 3, 4, 0.0, 0.0, b"{}", json.dumps(template).encode())
+
+
+def begin(options: dict[str, Any] | None = None, **fields: Any) -> tuple[ResponseExchange, LoadContext]:
+    exchange = make_exchange(**(options or {}))
+    request = {"prompt": {"id": "pmpt_1", "version": "3"}, "input": "hi", "model": "m", **fields}
+    exchange.receive_request(_HEAD, json.dumps({name: each for name, each in request.items() if each}).encode())
+    (load,) = exchange.actions()
+    assert isinstance(load, LoadContext)
+    return exchange, load
+
+
+def test_it_is_loaded_alone_and_first() -> None:
+    exchange, load = begin(previous_response_id="resp_0", input=[{"type": "item_reference", "id": "msg_1"}])
+    assert load == LoadContext("owner", None, prompt=PromptUse("pmpt_1", 3))
+    assert exchange.state is State.CONTEXT and exchange.needs_drive and not exchange.done
+    exchange.receive_context(Context(prompt=prompt(instructions="x")))
+    (load,) = exchange.actions()
+    assert isinstance(load, LoadContext) and load.prompt is None
+    assert (load.previous_response_id, load.item_ids) == ("resp_0", ("msg_1",))
+
+
+def test_then_it_is_an_ordinary_request() -> None:
+    exchange, _ = begin(model=None, stream=True)
+    exchange.receive_context(Context(prompt=prompt(model="from the prompt", instructions="x")))
+    assert exchange.streaming and exchange.model == "from the prompt"
+    assert not exchange.needs_drive
+    (call,) = exchange.actions()
+    assert isinstance(call, CallUpstream) and call.request.model == "from the prompt"
+
+
+def test_what_the_prompt_asks_for_decides_who_makes_the_call() -> None:
+    exchange, _ = begin()
+    exchange.receive_context(Context(prompt=prompt(context_management=[{"type": "compaction"}])))
+    assert exchange.needs_drive
+
+
+@pytest.mark.parametrize("context", [Context(), InternalError("told you", code="storage_failed")])
+def test_a_prompt_that_is_not_there(context: Any) -> None:
+    exchange, _ = begin()
+    exchange.receive_context(context)
+    head, body, finish = exchange.actions()
+    assert isinstance(head, SendHead) and isinstance(body, SendBody) and isinstance(finish, Finish)
+    assert head.status == (400 if isinstance(context, Context) else 500)
+    assert (b"prompt_not_found" in body.data) == isinstance(context, Context)
+
+
+def test_a_client_that_leaves_meanwhile() -> None:
+    exchange, _ = begin()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    assert [type(action) for action in exchange.actions()] == [Finish] and exchange.done
+
+
+def test_files_in_variables_are_fetched() -> None:
+    url = "https://example.com/a.txt"
+    exchange, _ = begin(prompt={"id": "pmpt_1", "variables": {"it": {"type": "input_file", "file_url": url}}})
+    exchange.receive_context(Context(prompt=prompt(input="Read {{it}}")))
+    (load,) = exchange.actions()
+    assert isinstance(load, LoadContext) and load.file_urls == (url,)
+    exchange.receive_context(Context(files={url: FetchedFile("a.txt", "text/plain", b"the text")}))
+    (call,) = exchange.actions()
+    assert isinstance(call, CallUpstream) and b"the text" in call.request.body
+
+
+def test_in_the_background_the_version_is_settled_when_it_is_queued() -> None:
+    """The job holds the request as it came but for that: the worker asks for the prompt again."""
+    variables = {"who": "Ann"}
+    exchange, load = begin({"background": True}, background=True, prompt={"id": "pmpt_1", "variables": variables})
+    assert load.prompt == PromptUse("pmpt_1", None)
+    exchange.receive_context(Context(prompt=prompt(instructions="{{who}}")))
+    (enqueue,) = exchange.actions()
+    assert isinstance(enqueue, Enqueue)
+    body = json.loads(enqueue.request)["body"]
+    assert body == {
+        "model": "m",
+        "input": "hi",
+        "background": True,
+        "prompt": {"id": "pmpt_1", "version": "3", "variables": variables},
+    }
+
+
+def test_a_prompt_for_a_native_model_is_refused() -> None:
+    native = Routes(
+        ModelRoute(PROFILES["generic"]), (ModelRule("theirs", ModelRoute(PROFILES["generic"], mode="native")),)
+    )
+    exchange, _ = begin({"routes": native}, model=None)
+    exchange.receive_context(Context(prompt=prompt(model="theirs", instructions="x")))
+    head, body, _ = exchange.actions()
+    assert isinstance(head, SendHead) and head.status == 400
+    assert isinstance(body, SendBody) and json.loads(body.data)["error"]["param"] == "prompt"
