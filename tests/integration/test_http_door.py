@@ -163,7 +163,7 @@ async def test_bad_bodies(door: OpenHttpDoor, body: bytes, status: int) -> None:
         ("POST", "/v1/responses/", 404),
         ("POST", "/V1/responses", 404),
         ("POST", "/api/delete", 404),
-        ("POST", "/v1/chat/completions", 404),
+        ("POST", "/v1/chat", 404),
         ("POST", "/v1%2Fresponses", 400),
         ("POST", "/v1/responses%00", 400),
         ("POST", "v1/responses", 400),
