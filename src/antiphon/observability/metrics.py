@@ -61,7 +61,7 @@ class Metrics:
         self._operation_seconds = cache(self._storage_seconds.labels)
 
     def response_finished(self, outcome: str, door: str, seconds: float) -> None:
-        """One response ended; `door` is relay, drive, http or websocket."""
+        """One response ended; `door` is relay, drive, http, websocket or background."""
         self._response(outcome, door).inc()
         self._door(door).observe(seconds)
 
