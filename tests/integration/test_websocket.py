@@ -542,7 +542,7 @@ async def test_a_connection_that_breaks(door: OpenHttpDoor) -> None:
 
 async def test_a_client_that_answers_no_ping_is_gone() -> None:
     """Its model call ends with it, although its connection stays open."""
-    async with open_http_door(websocket=WebSocketLimits(ping_seconds=0.1)) as opened:
+    async with open_http_door(websocket=WebSocketLimits(ping_seconds=0.4)) as opened:
         opened.chat.script(answer(parts=[event("a"), WaitGone()]))
         async with connected(opened, autoping=False) as socket:
             await socket.send(model="demo-model", input="hi")
@@ -550,16 +550,6 @@ async def test_a_client_that_answers_no_ping_is_gone() -> None:
             async with asyncio.timeout(10):
                 await call.gone.wait()
             await opened.stored("failed")
-
-
-async def test_a_silent_client_that_answers_pings_stays() -> None:
-    limits = WebSocketLimits(ping_seconds=0.05)
-    gate = asyncio.Event()
-    async with open_http_door(websocket=limits) as opened, connected(opened) as socket:
-        opened.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
-        await socket.send(**UNSTORED, input="hi")
-        asyncio.get_running_loop().call_later(0.4, gate.set)
-        assert (await socket.turn())[-1]["type"] == "response.completed"
 
 
 async def test_a_client_that_does_not_read_holds_the_model_back(door: OpenHttpDoor) -> None:
@@ -579,20 +569,27 @@ async def test_a_client_that_does_not_read_holds_the_model_back(door: OpenHttpDo
         transport.abort()  # type: ignore[union-attr]
 
 
-async def test_an_hour_is_the_limit() -> None:
-    """A turn that runs is finished; then the connection says why it ends."""
+async def test_an_hour_is_the_limit(door: OpenHttpDoor, socket: Socket) -> None:
+    """A turn that runs is finished, no other begins; then the connection says why it ends."""
     gate = asyncio.Event()
-    async with open_http_door(websocket=WebSocketLimits(seconds=0.2)) as opened, connected(opened) as socket:
-        opened.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
-        await socket.send(**UNSTORED, input="hi")
-        await socket.send(**UNSTORED, input="too late")
-        await opened.chat.received()
-        asyncio.get_running_loop().call_later(0.3, gate.set)
-        assert (await socket.turn())[-1]["type"] == "response.completed"
-        got = await socket.receive()
-        assert (got["status"], got["error"]["code"]) == (400, "websocket_connection_limit_reached")
+    door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    await socket.send(**UNSTORED, input="hi")
+    await socket.send(**UNSTORED, input="too late")
+    await door.chat.received()
+    [connection] = door.door._sockets
+    connection._expire()
+    gate.set()
+    assert (await socket.turn())[-1]["type"] == "response.completed"
+    got = await socket.receive()
+    assert (got["status"], got["error"]["code"]) == (400, "websocket_connection_limit_reached")
+    assert await socket.closed() == 1000
+    assert len(door.chat.requests) == 1
+
+
+async def test_an_idle_connection_ends_by_itself() -> None:
+    async with open_http_door(websocket=WebSocketLimits(seconds=0.05)) as opened, connected(opened) as socket:
+        assert (await socket.receive())["error"]["code"] == "websocket_connection_limit_reached"
         assert await socket.closed() == 1000
-        assert len(opened.chat.requests) == 1
 
 
 async def test_draining_ends_idle_connections_and_waits_for_turns(door: OpenHttpDoor) -> None:
