@@ -186,7 +186,8 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         ),
         "moderation": _NAMED,
         "background": Fate(
-            "emulated", "queued and run by the gateway; needs `store`, and an upstream that takes the gateway's own credentials"
+            "emulated",
+            "queued and run by the gateway; needs `store`, and an upstream that takes the gateway's own credentials",
         ),
         "conversation": Fate(
             "emulated", "its items before the input; a response that is stored and does not fail joins it"
