@@ -24,6 +24,7 @@ import aiohttp
 import structlog
 
 from antiphon.app import prepare_data
+from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
@@ -43,7 +44,6 @@ _log = structlog.get_logger(__name__)
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
-_SECRETS = (("upstream", "api_key"), ("owner", "key"), ("sidecar", "secret"))
 _ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 
 
@@ -180,7 +180,7 @@ class _Up:
     async def _start_worker(self, folder: Path, name: str, *command: str) -> None:
         file = folder / "settings.json"
         if not file.exists():
-            write_private(file, json.dumps(_without_secrets(self._settings)))
+            write_private(file, json.dumps(file_values(self._settings)))
         arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
         self._workers.append(await self._start_child(name, arguments, _worker_environment(self._settings)))
 
@@ -300,45 +300,13 @@ def _placed_in(settings: Settings, folder: Path) -> Settings:
     )
 
 
-def _without_secrets(settings: Settings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json")
-    for section, name in _SECRETS:
-        values[section].pop(name)
-    # As a whole in the environment: keys are in it.
-    values.pop("upstreams")
-    if not settings.has_default:
-        values.pop("upstream")
-    values["sealing"].pop("keys")
-    values["owner"].pop("api_keys")
-    return values
-
-
 def _plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
     """Secrets travel in the environment, never in files or arguments."""
-    environ = _plain_environment()
-    for section, name in _SECRETS:
-        secret = getattr(getattr(settings, section), name)
-        if secret is not None:
-            environ[f"ANTIPHON_{section}__{name}".upper()] = secret.get_secret_value()
-    if settings.owner.api_keys:
-        environ["ANTIPHON_OWNER__API_KEYS"] = ",".join(key.get_secret_value() for key in settings.owner.api_keys)
-    if settings.sealing.keys:
-        environ["ANTIPHON_SEALING__KEYS"] = ",".join(key.get_secret_value() for key in settings.sealing.keys)
-    if settings.upstreams:
-        environ["ANTIPHON_UPSTREAMS"] = json.dumps(
-            {
-                name: {
-                    **upstream.model_dump(mode="json", exclude={"api_key"}),
-                    "api_key": upstream.api_key.get_secret_value() if upstream.api_key is not None else None,
-                }
-                for name, upstream in settings.upstreams.items()
-            }
-        )
-    return environ
+    return {**_plain_environment(), **secret_environment(settings)}
 
 
 def _envoy_environment(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,38 @@
+"""Settings for child processes: whatever is secret travels in the environment, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.commands.child_settings import file_values, secret_environment
+from antiphon.config import load_settings
+
+S = "s3cret-s3cret-s3cret"
+CASES: dict[str, dict[str, Any]] = {
+    "nothing secret": {"limits": {"tools": 5}, "fetch": {"ports": [443, 8443]}},
+    "one": {"upstream": {"url": "http://a.example/v1", "api_key": S}, "owner": {"key": S}},
+    "lists": {"upstream": {"auth": "none"}, "owner": {"api_keys": [S, S + "2"]}, "sealing": {"keys": [S, S + "3"]}},
+    "upstreams": {
+        "upstreams": {"a": {"url": "http://a.example/v1", "api_key": S}, "b": {"url": "http://b.example/v1"}},
+        "models": [{"match": "x*", "upstream": "a"}],
+    },
+    "tools": {
+        "web_search": {"provider": "tavily", "api_key": S},
+        "mcp": {"connectors": {"a": {"url": "http://a.example", "headers": {"Authorization": f"Bearer {S}"}}}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_child_has_the_same_settings(name: str, tmp_path: Path) -> None:
+    settings = load_settings(CASES[name])
+    values, environ = file_values(settings), secret_environment(settings)
+    assert "s3cret" not in json.dumps(values)
+    assert bool(environ) is (name != "nothing secret")
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(values))
+    assert load_settings(environ=environ, file=file) == settings
