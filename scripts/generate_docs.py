@@ -78,9 +78,9 @@ _DIFFERENCES = """
 - Stored prompts and files by id are not available yet.
 - A background response needs credentials of the gateway's own for its upstream, since clients' are never kept: with
   `passthrough` credentials it is a 400.
-- The stream of a cancelled response ends with `response.failed`, whose response is `cancelled` and has no error. A response
-  that is run again, because its process died, goes on with a second `response.in_progress` and higher numbers; what its
-  stream had before that is void, and who reads it later gets the second attempt alone.
+- The stream of a cancelled response ends with `response.failed`, whose response is `cancelled` and has no error. A
+  response that is run again, because its process died, goes on with a second `response.in_progress` and higher numbers;
+  what its stream had before that is void, and who reads it later gets the second attempt alone.
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.

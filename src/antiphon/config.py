@@ -468,8 +468,8 @@ class BackgroundSettings(_Section):
     per_owner: int = Field(100, ge=1)
     """Most unfinished ones of one owner; above it the answer is a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """What becomes of one whose process died or was stopped: `retry` runs it again from its beginning, `fail` ends it as
-    failed, saying so."""
+    """What becomes of one whose process died or was stopped: `retry` runs it again from its beginning, `fail` ends it
+    as failed, saying so."""
     attempts: int = Field(3, ge=1)
     """With `on_restart: retry`: after how many processes died of it (or with it) it is failed all the same."""
     lease: float = Field(15.0, ge=1)

@@ -62,9 +62,10 @@ class PromptCacheOptions(Struct):
 class CreateResponse(Struct):
     """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
 
-    `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`:
-    the conversation is to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens
-    (0: when the model's context is nearly full). `prewarm`: everything but the model call.
+    `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and
+    `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: the conversation is
+    to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens (0: when the
+    model's context is nearly full). `prewarm`: everything but the model call.
     """
 
     model: str
