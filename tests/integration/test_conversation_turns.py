@@ -7,10 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from antiphon.engine.actions import StoredItem
 from antiphon.engine.owners import OwnerResolver
+from antiphon.sealing import Sealer
 from tests.support.chat_server import (
     DEADLINE,
     Wait,
@@ -29,7 +31,7 @@ TEXT = {"model": "m", "input": "hi"}
 
 @pytest.fixture
 async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door(owners=OwnerResolver("bearer", key=b"key")) as door:
+    async with open_http_door(owners=OwnerResolver("bearer", key=b"key"), sealer=Sealer([b"secret"])) as door:
         yield door
 
 
@@ -146,6 +148,53 @@ async def test_unknown_and_foreign_are_one_answer(door: OpenHttpDoor) -> None:
     assert mine.status == none.status == 400 and none.error["code"] == "conversation_not_found"
     assert mine.body.replace(conversation.encode(), b"") == none.body.replace(("conv_" + "0" * 48).encode(), b"")
     assert not door.chat.requests and await texts(door, conversation) == [("user", "secret")]
+
+
+async def test_all_of_a_long_conversation_is_shown(door: OpenHttpDoor) -> None:
+    """Calls and their outputs too, whatever a page of its list holds."""
+    conversation = await made(door)
+    for part in range(15):
+        items: list[dict[str, Any]] = []
+        for number in range(5):
+            call_id = f"call_{part}_{number}"
+            items.append({"role": "user", "content": f"question {part} {number}"})
+            items.append({"type": "function_call", "call_id": call_id, "name": "f", "arguments": "{}"})
+            items.append({"type": "function_call_output", "call_id": call_id, "output": "42"})
+            items.append({"role": "assistant", "content": "42 it is"})
+        added = await door.ask(alice(f"/v1/conversations/{conversation}/items", {"items": items}))
+        assert added.status == 200
+    assert (await create(door, conversation)).status == 200
+    roles = [each["role"] for each in json.loads(door.chat.requests[-1].body)["messages"]]
+    assert roles == ["user", "assistant", "tool", "assistant"] * 75 + ["user"]
+
+
+async def test_a_conversation_that_was_compacted_goes_on_from_its_summary(door: OpenHttpDoor) -> None:
+    conversation = await made(door, *[{"role": "user", "content": f"{'word ' * 300}{n}"} for n in range(6)])
+    door.chat.script(json_answer(completion("the summary")), json_answer(completion("the answer")))
+    management = [{"type": "compaction", "compact_threshold": 1000}]
+    answered = await create(door, conversation, context_management=management)
+    assert [item["type"] for item in answered.json["output"]] == ["compaction", "message"]
+    assert (await create(door, conversation, input="and now?")).status == 200
+    said = json.dumps(json.loads(door.chat.requests[-1].body)["messages"])
+    assert "the summary" in said and "and now?" in said and "the answer" in said
+    assert len(said) < 6 * 300 * 5, "what was summed up is shown again"
+    listed = await door.ask(alice(f"/v1/conversations/{conversation}/items?limit=100", None, "GET"))
+    assert len(listed.json["data"]) == 6 + 3 + 2, "the conversation itself forgets nothing"
+
+
+async def test_turns_over_a_websocket(door: OpenHttpDoor) -> None:
+    conversation = await made(door, {"role": "user", "content": "before"})
+    async with (
+        aiohttp.ClientSession(headers={"authorization": "Bearer alice"}) as session,
+        session.ws_connect(f"http://{door.address}/v1/responses") as socket,
+    ):
+        for text in ("one", "two"):
+            await socket.send_json({"type": "response.create", **TEXT, "input": text, "conversation": conversation})
+            while (kind := (await socket.receive_json(timeout=DEADLINE))["type"]) != "response.completed":
+                assert kind.startswith("response."), kind
+    said = await texts(door, conversation)
+    assert [text for role, text in said if role == "user"] == ["before", "one", "two"] and len(said) == 5
+    assert shown(door) == said[:-1]
 
 
 # The lock
