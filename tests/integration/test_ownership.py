@@ -66,6 +66,7 @@ MISSING = {
     "file": "file-" + "0" * 32,
     "store": "vs_" + "0" * 48,
     "batch": "vsfb_" + "0" * 48,
+    "approval": "mcpr_" + "0" * 48,
 }
 QUERIES = {
     ("GET", "/v1/responses/{}"): ("", "?stream=true", "?stream=true&starting_after=0", "?include[]=x"),
@@ -89,6 +90,7 @@ BODIES: dict[tuple[str, str], Any] = {
 # Ids in bodies: the path, the body with what is tried, and which kind that is.
 _ASK = {"model": "m", "input": "hi"}
 _FILE = {"role": "user", "content": [{"type": "input_file", "file_id": "{file}"}]}
+_APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "{approval}", "approve": True}
 IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/responses", {**_ASK, "previous_response_id": "{response}"}, "response"),
     ("/v1/responses", {**_ASK, "previous_response_id": "{queued}"}, "queued"),
@@ -100,6 +102,7 @@ IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{item}"}]}, "item"),
     ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{output}"}]}, "output"),
     ("/v1/responses", {**_ASK, "input": [_FILE]}, "file"),
+    ("/v1/responses", {**_ASK, "input": [_APPROVAL]}, "approval"),
     ("/v1/responses/input_tokens", {**_ASK, "previous_response_id": "{response}"}, "response"),
     ("/v1/responses/input_tokens", {**_ASK, "conversation": "{conversation}"}, "conversation"),
     ("/v1/responses/compact", {**_ASK, "previous_response_id": "{response}"}, "response"),
@@ -161,7 +164,8 @@ async def belongings(server: Server, owner: str) -> dict[str, str]:
     """One of everything, by its kind."""
     response = await server.make(owner, "POST", "/v1/responses", _ASK)
     queued = await server.make(owner, "POST", "/v1/responses", {**_ASK, "background": True})
-    items = {"items": [{"role": "user", "content": f"{owner}'s words"}]}
+    request = {"type": "mcp_approval_request", "server_label": "s", "name": "f", "arguments": "{}"}
+    items = {"items": [request, {"role": "user", "content": f"{owner}'s words"}]}
     conversation = (await server.make(owner, "POST", "/v1/conversations", items))["id"]
     listed = await server.make(owner, "GET", f"/v1/conversations/{conversation}/items")
     prompt = await server.make(owner, "POST", "/v1/prompts", {"instructions": "x"})
@@ -171,6 +175,7 @@ async def belongings(server: Server, owner: str) -> dict[str, str]:
         "queued": queued["id"],
         "conversation": conversation,
         "item": listed["data"][0]["id"],
+        "approval": listed["data"][1]["id"],
         "prompt": prompt["id"],
         "version": "1",
     }
@@ -323,7 +328,7 @@ async def test_nothing_was_changed_by_the_stranger(server: Server, alice: dict[s
         asked = await server.ask("alice", "GET", pattern.replace("{}", "%s") % tuple(alice[kind] for kind in kinds))
         assert asked.status == 200, (pattern, asked.body)
     conversation = await server.make("alice", "GET", f"/v1/conversations/{alice['conversation']}/items")
-    assert len(conversation["data"]) == 1
+    assert len(conversation["data"]) == 2
     prompt = await server.make("alice", "GET", f"/v1/prompts/{alice['prompt']}")
     assert prompt["last_version"] == "1"
     assert (await server.make("alice", "GET", f"/v1/responses/{alice['queued']}"))["status"] == "queued"
@@ -358,6 +363,7 @@ async def test_ids_in_bodies(
     _check(foreign, missing, (alice[kind],), (absent,), (path, body))
     error = json.loads(foreign.body)["error"]
     assert foreign.status in (400, 404) and error["type"] == "invalid_request_error"
-    # The owner may: nothing but the owner made the difference.
+    # The owner may: nothing but the owner made the difference. (What is queued cannot be continued yet, and an approval
+    # belongs behind its request.)
     mine = await server.ask("bob", "POST", path, _filled(body, {kind: bob[kind]}))
-    assert mine.status == 200 or kind == "queued", mine.body
+    assert mine.status == 200 or kind in ("queued", "approval"), mine.body
