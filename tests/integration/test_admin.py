@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 
 from antiphon.cli import main
 from antiphon.engine.file_ports import FileFields
+from antiphon.engine.indexing import Chunk
+from antiphon.engine.knowledge import NewFile
 from antiphon.stores import SESSIONS_FILE, open_stores
 from antiphon.stores.admin import OWNED
+from antiphon.stores.knowledge import VECTORS_FILE, open_knowledge
 from tests.contracts.store_contract import ALICE, item, record
 
-BOB = "b:bob"
+BOB, CAROL = "b:bob", "b:carol"
 
 
 @pytest.fixture
@@ -31,6 +35,22 @@ def data(tmp_path: Path) -> Path:
                 await upload.write(b"hello " + name.encode())
                 await upload.keep(owner, FileFields(f"file-{name}", f"{name}/../x.txt", "user_data", "text/plain", 1.0))
         await stores.aclose()
+        knowledge = await open_knowledge(tmp_path)
+        for owner, name in ((ALICE, "a"), (BOB, "b"), (CAROL, "c")):
+            await knowledge.stores.create(
+                owner,
+                f"vs_{name}",
+                name=name,
+                description=None,
+                metadata=b'{"k":"v"}',
+                expires_days=None,
+                files=[NewFile(f"file-{name}", f"{name}.txt", {"n": 1})],
+            )
+        now = time.time()
+        for job in await knowledge.ingestion.claim(["1", "2", "3"], at=now, until=now + 60):
+            await knowledge.ingestion.append(job, 0, "", [Chunk(f"text of {job.owner}", 3)])
+            await knowledge.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
+        await knowledge.aclose()
 
     asyncio.run(fill())
     return tmp_path
@@ -50,8 +70,12 @@ def _lines(text: str) -> list[dict[str, Any]]:
 def test_owners_are_listed_with_what_they_have(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["admin", "owners", "--data", str(data)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["owner", "responses", "conversations", "prompts", "files"]
-    assert [ALICE, "2", "1", "0", "1"] in lines and [BOB, "2", "1", "0", "1"] in lines
+    assert lines[0] == ["owner", "responses", "conversations", "prompts", "files", "vector_stores"]
+    assert lines[1:] == [
+        [ALICE, "2", "1", "0", "1", "1"],
+        [BOB, "2", "1", "0", "1", "1"],
+        [CAROL, "0", "0", "0", "0", "1"],
+    ]
 
 
 def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
@@ -67,6 +91,8 @@ def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
         "conversations": 1,
         "conversation_items": 1,
         "files": 1,
+        "vector_stores": 1,
+        "vector_store_files": 1,
     }
     assert "bob" not in json.dumps(exported) and "_b" not in json.dumps([one["id"] for one in exported])
     (copied,) = folder.iterdir()
@@ -110,7 +136,7 @@ def test_a_vacuum_gives_space_back(data: Path, capsys: pytest.CaptureFixture[str
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     assert main(["admin", "vacuum", "--data", str(data)]) == 0
-    words = capsys.readouterr().out.split()
+    words = capsys.readouterr().out.splitlines()[0].split()
     before, after = (int(word) for word in words if word.isdigit())
     assert before - after > 900_000
 
@@ -137,3 +163,31 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
     connection.close()
     aside = {"schema_migrations", "chains", "jobs", "response_events", "files"}
     assert {table for table in tables if not table.startswith("sqlite_")} - aside == set(OWNED)
+
+
+def _vector_rows(folder: Path, table: str) -> int:
+    connection = sqlite3.connect(folder / VECTORS_FILE)
+    (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    connection.close()
+    return int(count)
+
+
+def test_vector_stores_are_exported_and_deleted_with_their_owner(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["admin", "export", "--data", str(data), "--owner", ALICE]) == 0
+    lines = [line for line in _lines(capsys.readouterr().out) if line["kind"].startswith("vector")]
+    assert [(line["kind"], line["id"]) for line in lines] == [
+        ("vector_stores", "vs_a"),
+        ("vector_store_files", "file-a"),
+    ]
+    assert lines[1]["data"] == {"filename": "a.txt", "status": "completed", "attributes": {"n": 1}}
+    assert main(["admin", "delete-owner", "--data", str(data), "--owner", ALICE]) == 1
+    assert "1 vector stores of" in capsys.readouterr().out and _vector_rows(data, "vector_stores") == 3
+    assert main(["admin", "delete-owner", "--data", str(data), "--owner", ALICE, "--yes"]) == 0
+    assert main(["admin", "delete-owner", "--data", str(data), "--owner", CAROL, "--yes"]) == 0
+    for table in ("vector_stores", "vector_files", "file_attributes", "chunks", "fts_vs_b_docsize"):
+        # The index of the one that is left has its padding beside its chunk.
+        assert _vector_rows(data, table) == (17 if table == "fts_vs_b_docsize" else 1), table
+    assert main(["admin", "vacuum", "--data", str(data)]) == 0
+    assert VECTORS_FILE in capsys.readouterr().out

@@ -29,9 +29,12 @@ from antiphon.engine.owners import OwnerResolver
 from antiphon.errors import ConfigError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.admin import delete_owner, export_owner, list_owners, vacuum
+from antiphon.stores.knowledge import VECTORS_FILE
+from antiphon.stores.knowledge_admin import count_stores, delete_stores, export_stores, sweep_stores
 
 __all__ = ["run"]
 
+_KINDS = ("responses", "conversations", "prompts", "files", "vector_stores")
 _PART = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -43,10 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"data: there is no database in {settings.data}; name the folder with --data or --config")
     action = arguments.action
     if action == "owners":
-        _print_owners(path, sys.stdout)
+        _print_owners(settings, sys.stdout)
     elif action == "vacuum":
-        before, after = vacuum(path)
-        print(f"{path}: {before} bytes before, {after} after")
+        for each in (path, settings.data / VECTORS_FILE):
+            if each.exists():
+                before, after = vacuum(each)
+                print(f"{each}: {before} bytes before, {after} after")
     elif action == "purge":
         print(asyncio.run(_purge(settings)))
     elif action == "export":
@@ -72,13 +77,20 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
     return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),))
 
 
-def _print_owners(path: Path, out: TextIO) -> None:
-    rows = [("owner", "responses", "conversations", "prompts", "files")]
-    rows += [
-        (one.owner, str(one.responses), str(one.conversations), str(one.prompts), str(one.files))
-        for one in list_owners(path)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+def _owners(settings: Settings) -> dict[str, list[int]]:
+    """How many of each kind every owner has."""
+    stores = asyncio.run(count_stores(settings.data))
+    found = {
+        one.owner: [one.responses, one.conversations, one.prompts, one.files, stores.pop(one.owner, 0)]
+        for one in list_owners(settings.data / SESSIONS_FILE)
+    }
+    return found | {owner: [0, 0, 0, 0, count] for owner, count in stores.items()}
+
+
+def _print_owners(settings: Settings, out: TextIO) -> None:
+    rows = [["owner", *_KINDS]]
+    rows += [[owner, *map(str, counts)] for owner, counts in sorted(_owners(settings).items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         out.write("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n")
 
@@ -96,12 +108,15 @@ async def _purge(settings: Settings) -> str:
     async with _opened(settings) as stores:
         chains, conversations, events = await stores.retention.sweep()
         expired = sum(await stores.files.sweep())
+    await sweep_stores(settings.data)
     return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
 
 
 async def _export(settings: Settings, owner: str, folder: Path | None, out: TextIO) -> None:
     for kind, (row_id, of, body) in export_owner(settings.data / SESSIONS_FILE, owner):
         _write(out, kind, row_id, of, json.loads(body))
+    for kind, row_id, of, data in await export_stores(settings.data, owner):
+        _write(out, kind, row_id, of, data)
     async with _opened(settings) as stores:
         async for file in _files(stores, owner):
             _write(out, "files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
@@ -139,14 +154,12 @@ async def _copy(stores: Stores, owner: str, file: StoredFile, folder: Path) -> N
 
 def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     path = settings.data / SESSIONS_FILE
-    found = next((one for one in list_owners(path) if one.owner == owner), None)
+    found = _owners(settings).get(owner)
     if found is None:
         print(f"There is nothing of the owner {owner}.")
         return 1
-    counted = (
-        f"{found.responses} responses, {found.conversations} conversations, {found.prompts} prompts, "
-        f"{found.files} files of {owner}"
-    )
+    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in zip(_KINDS, found, strict=True))
+    counted += f" of {owner}"
     if not sure:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
@@ -157,6 +170,7 @@ def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
 
 
 async def _delete_files(settings: Settings, owner: str) -> None:
+    await delete_stores(settings.data, owner)
     async with _opened(settings) as stores:
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
