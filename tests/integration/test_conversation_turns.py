@@ -197,6 +197,14 @@ async def test_turns_over_a_websocket(door: OpenHttpDoor) -> None:
     assert shown(door) == said[:-1]
 
 
+async def test_what_it_costs_is_counted(door: OpenHttpDoor) -> None:
+    conversation = await made(door)
+    await create(door, conversation)
+    await create(door, "conv_" + "0" * 48)
+    found = door.metric("storage_operations_total", operation="load_conversation", result="ok")
+    assert found == 2, door.context.metrics.render().decode()
+
+
 # The lock
 
 

@@ -219,21 +219,32 @@ class Runner:
     async def _load(self, action: LoadContext) -> Context | ApiError:
         if action.file_urls or action.file_ids:
             return await self._load_files(action)
+        operation = "load_chain"
+        if action.prompt is not None:
+            operation = "load_prompt"
+        elif action.conversation is not None:
+            operation = "load_conversation"
         started = time.perf_counter()
+        result = "ok"
         try:
-            if action.prompt is not None:
-                return Context(prompt=await self._load_prompt(action.owner, action.prompt))
-            chain = None
-            if action.previous_response_id is not None:
-                chain = await self._store.load_chain(action.owner, action.previous_response_id)
-            conversation = await self._load_conversation(action) if action.conversation is not None else None
-            items = await self._load_items(action) if action.item_ids else {}
+            return await self._load_stored(action)
         except ApiError as error:
             return error
         except StoreError:
-            self._metrics.storage_operation("load_chain", "error", time.perf_counter() - started)
+            result = "error"
             return InternalError("The stored conversation could not be read.", code="storage_failed")
-        self._metrics.storage_operation("load_chain", "ok", time.perf_counter() - started)
+        finally:
+            self._metrics.storage_operation(operation, result, time.perf_counter() - started)
+
+    async def _load_stored(self, action: LoadContext) -> Context:
+        """What the action names in the stores. Raises `ApiError` and `StoreError`."""
+        if action.prompt is not None:
+            return Context(prompt=await self._load_prompt(action.owner, action.prompt))
+        chain = None
+        if action.previous_response_id is not None:
+            chain = await self._store.load_chain(action.owner, action.previous_response_id)
+        conversation = await self._load_conversation(action) if action.conversation is not None else None
+        items = await self._load_items(action) if action.item_ids else {}
         return Context(chain=chain, conversation=conversation, items=items)
 
     async def _load_files(self, action: LoadContext) -> Context | ApiError:
