@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from antiphon.engine.file_ports import FileQuery, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.blobs import DiskBlobs
+from antiphon.stores.blobs import Claim, DiskBlobs
 from antiphon.stores.files import SqliteFileStore
 from antiphon.stores.sqlite_writer import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -108,6 +109,32 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
     assert swept == [(0, 0)]
     assert await content(other.files, "file-a") == b"xy"
     await other.aclose()
+
+
+async def test_a_sweep_looks_again_once_it_has_the_content(
+    store: SqliteFileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upload ends between the sweep's look for a row and its claim: by then the content is a file's."""
+    claim = store._blobs.claim
+    sweeping = asyncio.Event()
+    ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def late(key: str) -> AsyncIterator[Claim | None]:
+        sweeping.set()
+        await ended.wait()
+        async with claim(key) as claimed:
+            yield claimed
+
+    monkeypatch.setattr(store._blobs, "claim", late)
+    async with store.uploading() as upload:
+        await upload.write(b"x")
+        sweep = asyncio.create_task(store.sweep())
+        await sweeping.wait()
+        await upload.keep(ALICE, fields("a"))
+    ended.set()
+    assert await sweep == (0, 0)
+    assert await content(store, "file-a") == b"x"
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(

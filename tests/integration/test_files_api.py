@@ -250,6 +250,18 @@ async def test_a_file_that_is_too_large(door: OpenHttpDoor, tmp_path: Path) -> N
     assert len(left_on_disk(tmp_path)) == 1
 
 
+async def test_a_field_without_end(door: OpenHttpDoor) -> None:
+    """What is no file counts as well: a form may not go on for ever beside it."""
+    async with door.client() as client:
+        kind = f"multipart/form-data; boundary={BOUNDARY}"
+        await client.send(head("POST", "/v1/files", content_type=kind, transfer_encoding="chunked"))
+        start = form(('name="color"', b""))[:-CLOSING]
+        await client.send(b"%x\r\n%b\r\n" % (len(start), start))
+        for _ in range(21):
+            await client.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        assert (await client.head()).status == 413
+
+
 async def test_no_more_than_an_owner_may_have(door: OpenHttpDoor, tmp_path: Path) -> None:
     for _ in range(10):
         await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (1 << 20)))
