@@ -389,6 +389,22 @@ class ConversationStoreContract:
         await peer.delete(ALICE, "conv_a")
         assert await responses.load_chain(ALICE, "resp_next") is None
 
+    async def test_such_a_chain_never_finds_another_conversation_of_the_same_id(
+        self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
+    ) -> None:
+        """Where clients choose the ids, a conversation may be deleted and come again."""
+        for name in ("r", "s"):
+            await store.load(ALICE, "mine", holder=f"resp_{name}", seconds=LONG, create=True)
+            await responses.save(in_conversation(name, "mine"))
+        await peer.delete(ALICE, "mine")
+        # By a clock that counts milliseconds the two are made at different times.
+        while await store.get(ALICE, "mine") is None:
+            await asyncio.sleep(0.002)
+            await store.load(ALICE, "mine", create=True)
+        await store.add_items(ALICE, "mine", tuple(item(f"msg_{n}") for n in range(20)))
+        for name in ("r", "s"):
+            assert await responses.load_chain(ALICE, f"resp_{name}") is None
+
     async def test_such_a_chain_may_not_be_longer_than_others(
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
     ) -> None:

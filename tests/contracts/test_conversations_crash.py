@@ -27,7 +27,7 @@ WHERE (SELECT count(*) FROM conversation_items i WHERE i.response_id = r.id)
 UNION ALL
 SELECT i.item_id FROM conversation_items i WHERE NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = i.response_id)
 UNION ALL
-SELECT c.id FROM conversations c WHERE c.next_pos <> (
+SELECT c.id FROM conversations c WHERE c.next_pos - c.created_at * 1000 <> (
   SELECT count(*) FROM conversation_items i WHERE i.owner = c.owner AND i.conversation_id = c.id
 )
 """

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Conversation:
-    order: int
+    first_place: int
     created_at: float
     metadata: bytes
     items: list[StoredItem] = field(default_factory=list)
@@ -54,7 +54,7 @@ class MemoryConversationStore:
         if (owner, conversation_id) in self._all:
             raise StoreError("There is a conversation with this id already.")
         self._made += 1
-        made = _Conversation(self._made, self._clock(), metadata)
+        made = _Conversation(self._made * 10**9, self._clock(), metadata, next_place=self._made * 10**9)
         made.add(items)
         self._all[owner, conversation_id] = made
         return StoredConversation(conversation_id, made.created_at, metadata)
@@ -152,7 +152,9 @@ class MemoryConversationStore:
     def before(self, owner: str, conversation_id: str, start: int) -> tuple[StoredItem, ...] | None:
         """What lies before this place, or None."""
         found = self._all.get((owner, conversation_id))
-        return tuple(item for item in found.items if found.places[item.id] < start) if found else None
+        if found is None or start < found.first_place:
+            return None
+        return tuple(item for item in found.items if found.places[item.id] < start)
 
     def _unlocked(self, owner: str, conversation_id: str) -> _Conversation | None:
         found = self._all.get((owner, conversation_id))

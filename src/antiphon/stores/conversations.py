@@ -27,8 +27,11 @@ from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 
 __all__ = ["SqliteConversationStore"]
 
+# Places begin where none of an earlier conversation of the same id can have been: where clients choose the ids, one
+# may be deleted and come again, and a response that was made in the first must not find the second's items.
 INSERT_CONVERSATION = """
-INSERT INTO conversations (owner, id, created_at, updated_at, metadata) VALUES (:owner, :id, :at, :at, :metadata)
+INSERT INTO conversations (owner, id, created_at, updated_at, next_pos, metadata)
+VALUES (:owner, :id, :at, :at, :at * 1000, :metadata)
 """
 INSERT_UNKNOWN = INSERT_CONVERSATION + " ON CONFLICT DO NOTHING"
 

@@ -65,11 +65,11 @@ SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER B
 FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
 """
 
-# What was in the conversation before the response at the beginning of a chain.
+# What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation.
 LOAD_BEFORE = """
 SELECT i.item_id, i.type, i.body FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
-WHERE c.owner = :owner AND c.id = :conversation_id ORDER BY i.pos LIMIT :most
+WHERE c.owner = :owner AND c.id = :conversation_id AND c.created_at * 1000 <= :pos ORDER BY i.pos LIMIT :most
 """
 
 # Newest turn first in `turn`. The owner is checked in the seed only: any further condition on `responses` in the
@@ -213,7 +213,7 @@ class SqliteResponseStore:
     ) -> list[StoredItem] | None:
         """What a chain's first response found in its conversation; None when that conversation was deleted."""
         most = max(0, self._chain_items - others)
-        named = {"owner": owner, "conversation_id": conversation_id, "pos": position or 0, "most": most + 1}
+        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "most": most + 1}
         rows = await self._readers.fetch(LOAD_BEFORE, named)
         items = [_item(row, 0) for row in rows if row[0] is not None]
         if len(items) > most:
