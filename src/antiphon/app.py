@@ -121,6 +121,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     knowledge = None
     if settings.files.enabled and settings.vector_stores.enabled:
         knowledge = await open_search(settings, stores.files)
+        stores.files.on_expired = knowledge.forget_file
     toolbox = make_tools(settings, metrics, knowledge.searcher if knowledge else None)
     runner = Runner(
         store,
@@ -216,6 +217,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         limits=DoorLimits(
             request_body_bytes=limits.request_body_bytes,
             request_seconds=times.request,
+            send_seconds=times.send,
         ),
         metrics=metrics,
         secret=settings.sidecar_secret(),

@@ -30,7 +30,13 @@ from antiphon.errors import ConfigError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.admin import delete_owner, export_owner, list_owners, vacuum
 from antiphon.stores.knowledge import VECTORS_FILE
-from antiphon.stores.knowledge_admin import count_stores, delete_stores, export_stores, sweep_stores
+from antiphon.stores.knowledge_admin import (
+    count_stores,
+    delete_stores,
+    export_stores,
+    opened_knowledge,
+    sweep_stores,
+)
 
 __all__ = ["run"]
 
@@ -105,10 +111,13 @@ async def _opened(settings: Settings) -> AsyncIterator[Stores]:
 
 
 async def _purge(settings: Settings) -> str:
-    async with _opened(settings) as stores:
+    async with _opened(settings) as stores, opened_knowledge(settings.data) as knowledge:
         chains, conversations, events = await stores.retention.sweep()
+        if knowledge is not None:
+            stores.files.on_expired = knowledge.stores.forget_file
         expired = sum(await stores.files.sweep())
-    await sweep_stores(settings.data)
+        if knowledge is not None:
+            await sweep_stores(knowledge)
     return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class SqliteFileStore:
         self._blobs = DiskBlobs(folder)
         self._most = owner_bytes
         self._clock = clock
+        self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
+        """Called with owner and id before an expired file goes."""
 
     async def aclose(self) -> None:
         """Let reads and writes of contents end."""
@@ -151,6 +153,9 @@ class SqliteFileStore:
     async def _sweep_expired(self) -> int:
         gone = 0
         while rows := await self._readers.fetch(EXPIRED, {"at": self._now(), "most": _BATCH}):
+            if self.on_expired is not None:
+                for row in rows:
+                    await self.on_expired(row[0], row[1])
             named = [{"owner": row[0], "id": row[1], "at": self._now()} for row in rows]
             (count,) = await self._writer.run([Statement(DELETE_EXPIRED, named, many=True)])
             for row in rows:

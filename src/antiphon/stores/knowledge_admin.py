@@ -20,7 +20,7 @@ from typing import Any
 
 from antiphon.stores.knowledge import VECTORS_FILE, KnowledgeStores, open_knowledge
 
-__all__ = ["count_stores", "delete_stores", "export_stores", "sweep_stores"]
+__all__ = ["count_stores", "delete_stores", "export_stores", "opened_knowledge", "sweep_stores"]
 
 COUNT = "SELECT owner, count(*) FROM vector_stores GROUP BY owner"
 STORES = """
@@ -37,13 +37,13 @@ Row = tuple[str, Any, Any, dict[str, Any]]
 
 async def count_stores(data: Path) -> dict[str, int]:
     """How many stores each owner has. Raises `StoreError`."""
-    async with _opened(data) as knowledge:
+    async with opened_knowledge(data) as knowledge:
         return {} if knowledge is None else dict(await knowledge.readers.fetch(COUNT, {}))
 
 
 async def export_stores(data: Path, owner: str) -> list[Row]:
     """Kind, id, what it belongs to, and the fields of everything. Raises `StoreError`."""
-    async with _opened(data) as knowledge:
+    async with opened_knowledge(data) as knowledge:
         if knowledge is None:
             return []
         named = {"owner": owner}
@@ -72,27 +72,22 @@ async def export_stores(data: Path, owner: str) -> list[Row]:
 
 async def delete_stores(data: Path, owner: str) -> None:
     """Delete the owner's stores with all that was made of their files. Raises `StoreError`."""
-    async with _opened(data) as knowledge:
+    async with opened_knowledge(data) as knowledge:
         if knowledge is not None:
             for (store_id,) in await knowledge.readers.fetch(STORE_IDS, {"owner": owner}):
                 await knowledge.stores.delete(owner, store_id)
-            await _sweep(knowledge)
+            await sweep_stores(knowledge)
 
 
-async def sweep_stores(data: Path) -> None:
+async def sweep_stores(knowledge: KnowledgeStores) -> None:
     """Clear away what expired or was removed. Raises `StoreError`."""
-    async with _opened(data) as knowledge:
-        if knowledge is not None:
-            await _sweep(knowledge)
-
-
-async def _sweep(knowledge: KnowledgeStores) -> None:
     while await knowledge.ingestion.sweep(time.time()):
         pass
 
 
 @asynccontextmanager
-async def _opened(data: Path) -> AsyncIterator[KnowledgeStores | None]:
+async def opened_knowledge(data: Path) -> AsyncIterator[KnowledgeStores | None]:
+    """The folder's vector stores, or None when it has none."""
     if not (data / VECTORS_FILE).exists():
         yield None
         return
