@@ -218,6 +218,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
             request_body_bytes=limits.request_body_bytes,
             request_seconds=times.request,
             send_seconds=times.send,
+            send_seconds=times.send,
         ),
         metrics=metrics,
         secret=settings.sidecar_secret(),

@@ -501,7 +501,10 @@ class TimeoutSettings(_Section):
     keepalive: float = Field(15.0, gt=0)
     """Seconds of silence towards a streaming client before a comment line is sent."""
     request: float = Field(60.0, gt=0)
-    """Seconds a client may take to send its request body."""
+    """Seconds a client may take to send its request body; of an upload: to send any more of it."""
+    send: float = Field(600.0, gt=0)
+    """Seconds in which a client must take some of a file that it reads, or of a stream that it follows; after that it
+    is cut off."""
     save: float = Field(10.0, gt=0)
     """Seconds to wait for the store when a response is saved."""
     drain: float = Field(30.0, ge=0)

@@ -430,9 +430,20 @@ async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: Stores)
                 assert answer.header("content-length") == str(8 << 20)
                 for _ in range(20):  # others are served meanwhile
                     assert (await get(door, f"/{made['id']}")).status == 200
-                assert len(reads) * (256 << 10) < 8 << 20
+                assert len(reads) * (64 << 10) < 8 << 20
                 data = await client._reader.readexactly(8 << 20)
                 assert data == b"x" * (8 << 20)
+
+
+async def test_a_reader_that_does_not_read_is_cut_off(stores: Stores) -> None:
+    async with open_http_door(files=stores.files, file_bytes=9 << 20, send_seconds=0.1) as door:
+        made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
+        async with door.client() as client:
+            await client.send(head("GET", f"/v1/files/{made['id']}/content"))
+            await client.head()
+            await until(lambda: door.context.admission.active == 0)
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await client._reader.readexactly(8 << 20)
 
 
 async def test_a_reader_that_leaves_closes_the_file(stores: Stores) -> None:

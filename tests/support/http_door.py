@@ -57,6 +57,7 @@ class HttpSetup:
     secret: str | None = None
     request_body_bytes: int = 1 << 20
     request_seconds: float = 30.0
+    send_seconds: float = 30.0
     concurrent: int = 100
     keepalive: float = 15.0
     head_wait: float = 60.0
@@ -155,7 +156,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             ),
             owners=setup.owners,
             admission=admission,
-            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds),
+            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds, setup.send_seconds),
             metrics=metrics,
             secret=setup.secret,
             websocket=setup.websocket,

@@ -23,7 +23,8 @@ from antiphon.types.transport import Headers
 
 __all__ = ["FileParts", "show_content"]
 
-_PART = 256 * 1024
+# What a reader that does not read holds in memory.
+_PART = 64 * 1024
 _HARMLESS = frozenset(
     {
         *("text/plain", "text/markdown", "text/csv", "application/json", "application/jsonl", "application/pdf"),

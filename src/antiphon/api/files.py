@@ -50,7 +50,7 @@ _LEAST_SECONDS, _MOST_SECONDS = 3_600, 2_592_000
 _LINES = frozenset({"batch", "fine-tune"})
 
 # Each write goes to another thread and back: worth it for pieces of some size only.
-_PIECE = 256 * 1024
+_PIECE = 128 * 1024
 _MOST_FIELD = 4 * 1024
 # What a form has beside its file: boundaries, headers, the other fields.
 _FORM_BYTES = 256 * 1024

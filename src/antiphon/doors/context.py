@@ -25,10 +25,12 @@ __all__ = ["Admission", "DoorContext", "DoorLimits", "WebSocketLimits"]
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """Limits a door enforces itself: bytes of a request body (compressed and plain), seconds to send it."""
+    """Limits a door enforces itself: bytes of a request body (compressed and plain), seconds to send it, and seconds in
+    which a client must take some of an answer that comes in parts."""
 
     request_body_bytes: int
     request_seconds: float
+    send_seconds: float = 600.0
 
 
 class Admission:

@@ -46,7 +46,7 @@ _NEW = "new"
 _TRIES = 10
 _SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
-_THREADS = 4
+_THREADS = 8
 
 
 class DiskBlobs:

@@ -126,20 +126,22 @@ def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
 
 
 async def send_stream(
-    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
+    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes], seconds: float
 ) -> web.StreamResponse:
     """An answer whose parts come over time; `parts` is closed at once when the client leaves.
 
-    When they break off, so does the client's stream: it must not look whole.
+    When they break off, so does the client's stream: it must not look whole. So it does when the client takes nothing
+    for so many seconds.
     """
     response = web.StreamResponse(status=status, headers=CIMultiDict(headers))
     async with aclosing(cast(Any, parts)):
         await response.prepare(request)
         try:
             async for part in parts:
-                await response.write(part)
+                async with asyncio.timeout(seconds):
+                    await response.write(part)
         except Exception as error:
-            if not isinstance(error, ConnectionError):
+            if not isinstance(error, ConnectionError | TimeoutError):
                 _log.error("stream_failed", exc_info=True)
             raise ConnectionResetError("the stream was cut") from error
     await response.write_eof()

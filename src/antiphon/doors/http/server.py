@@ -168,7 +168,8 @@ class HttpDoor:
                 answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
                 headers = (*answer.headers, ("x-request-id", call.id))
-                return await send_stream(request, answer.status, headers, answer.stream)
+                seconds = self._context.limits.send_seconds
+                return await send_stream(request, answer.status, headers, answer.stream, seconds)
         return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), answer.body)
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
