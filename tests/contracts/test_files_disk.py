@@ -88,6 +88,24 @@ async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path
     assert await content(store, "file-new") == b"y"
 
 
+async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqliteFileStore) -> None:
+    """And again by the next sweep, when telling failed."""
+    told: list[tuple[str, str]] = []
+
+    async def tell(owner: str, file_id: str) -> None:
+        told.append((owner, file_id))
+        if len(told) == 1:
+            raise StoreError("elsewhere")
+
+    store.on_expired = tell
+    await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
+    with pytest.raises(StoreError, match="elsewhere"):
+        await store.sweep()
+    assert await store.used(ALICE) == 4096
+    assert await store.sweep() == (1, 0)
+    assert told == [(ALICE, "file-old")] * 2
+
+
 async def test_a_sweep_takes_no_upload_that_goes_on(
     store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
