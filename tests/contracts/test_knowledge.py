@@ -450,3 +450,43 @@ async def test_in_a_small_store_words_count_too(here: KnowledgeStores) -> None:
     best, other = await here.index.match(store, "birds with wings", None, 10)
     assert best.score > other.score > 1
     assert await found(here, store_id, "zzpadding") == []
+
+
+async def test_the_version_changes_with_the_completed_files(
+    here: KnowledgeStores, there: KnowledgeStores, clock: Time
+) -> None:
+    store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"), days=1)
+    other = await make(here, "two", NewFile("file-1", "a.txt"))
+    seen: list[int] = []
+
+    async def changed() -> bool:
+        one, two = await there.index.known(ALICE, [store_id], 0.0), await there.index.known(ALICE, [other], 0.0)
+        seen.append(one[0].version)
+        assert two[0].version == 0 or len(seen) > 5
+        return len(seen) < 2 or seen[-1] != seen[-2]
+
+    await changed()
+    first, second, third = await claim(here, "c1", "c2", "c3")
+    await here.ingestion.append(first, 0, "a", [Chunk("birds", 1)])
+    assert not await changed()
+    await here.ingestion.complete(first, chunks=1, usage_bytes=1, model=None)
+    assert await changed()
+    await here.stores.set_attributes(ALICE, store_id, "file-1", {"a": 1})
+    await here.stores.update(ALICE, store_id, StoreChanges(name="x"))
+    assert not await changed()
+    await here.stores.add_files(ALICE, store_id, [NewFile("file-1", "a.txt")])
+    assert await changed()
+    await here.stores.remove_file(ALICE, store_id, "file-1")
+    assert await changed()
+    await ingest(here, second, "birds")
+    assert await changed()
+    await here.stores.forget_file(ALICE, "file-2")
+    assert await changed()
+    await here.stores.add_files(ALICE, store_id, [NewFile("file-3", "c.txt")])
+    await changed()
+    clock.at += DAY + 1
+    await here.ingestion.sweep(clock.at)
+    assert await changed()
+    await ingest(here, third, "birds")
+    ((version,),) = await here.readers.fetch("SELECT version FROM vector_stores WHERE id = 'vs_two'", {})
+    assert version == 1

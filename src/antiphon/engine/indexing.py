@@ -115,10 +115,11 @@ class Ingestion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownStore:
-    """A store to search: `number` is the database's."""
+    """A store to search: `number` is the database's, `version` another one whenever other files are completed."""
 
     id: str
     number: int
+    version: int
     expired: bool
 
 

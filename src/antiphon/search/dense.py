@@ -3,9 +3,10 @@
 Lives here: the matrices, how they follow the database, and the comparison. Not here: how vectors are made (`Embedder`)
 and kept (`ChunkIndex`).
 
-A matrix holds the vectors of the files it has; before a search it is told which files there are, drops the rows of
-those that are gone and reads those that are new. It needs no more than this to be right, since what a file number's
-chunks hold never changes. Matrices that were not used for longest are dropped when all together are too large.
+A matrix holds the vectors of the files it has. When the store has another version than at the last search, it is told
+which files there are, drops the rows of those that are gone and reads those that are new; it needs no more than this to
+be right, since what a file number's chunks hold never changes. Matrices that were not used for longest are dropped when
+all together are too large.
 
 Invariant: a search compares every vector of every allowed file: it is exact, and a filter costs nothing in recall.
 """
@@ -34,6 +35,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 class _Matrix:
     """Rows of `vectors` belong to the chunks in `chunks`, of the files in `files`."""
 
+    version: int = -1
     files: frozenset[int] = frozenset()
     chunks: Numbers = field(default_factory=lambda: np.empty(0, np.int64))
     vectors: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -61,23 +63,24 @@ class DenseSearch:
         self, store: KnownStore, model: str, query: bytes, filters: Filter | None, most: int
     ) -> list[ChunkHit]:
         """The chunks nearest to the vector (float16), best first. The score is the cosine."""
-        wanted = await self._index.files(store, model, None)
-        allowed = wanted if filters is None else await self._index.files(store, model, filters)
-        if not allowed:
+        allowed = None if filters is None else await self._index.files(store, model, filters)
+        if allowed is not None and not allowed:
             return []
         key = (store.number, model)
         matrix = self._matrices.setdefault(key, _Matrix())
         self._matrices.move_to_end(key)
         async with matrix.lock:  # one reads what is new, the others wait for it
-            if matrix.files != wanted:
-                await self._follow(matrix, wanted)
+            if matrix.version != store.version:
+                await self._follow(matrix, await self._index.files(store, model, None))
+                # The version was read before the files: at worst they are looked at once more.
+                matrix.version = store.version
             # A later change makes new arrays: these two belong together and stay as they are.
             chunks, vectors = matrix.chunks, matrix.vectors
         self._shrink(key)
         vector = np.frombuffer(query, "<f2").astype(np.float32)
         if not len(chunks) or vectors.shape[1] != len(vector):
             return []
-        return await asyncio.to_thread(_nearest, chunks, vectors, vector, None if allowed >= wanted else allowed, most)
+        return await asyncio.to_thread(_nearest, chunks, vectors, vector, allowed, most)
 
     async def _follow(self, matrix: _Matrix, wanted: frozenset[int]) -> None:
         chunks, vectors = matrix.chunks, matrix.vectors
@@ -120,10 +123,13 @@ def _rows(rows: list[tuple[int, bytes]]) -> tuple[Numbers, Floats]:
 def _nearest(
     chunks: Numbers, vectors: Floats, query: Floats, allowed: frozenset[int] | None, most: int
 ) -> list[ChunkHit]:
-    scores = vectors @ query
-    if allowed is not None:
-        fits = np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed)))
-        chunks, scores = chunks[fits], scores[fits]
+    if allowed is None:
+        scores = vectors @ query
+    else:
+        fits = np.flatnonzero(np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed))))
+        # Few rows are copied and compared alone; of many, all are compared and then chosen from.
+        scores = vectors[fits] @ query if len(fits) * 4 < len(chunks) else (vectors @ query)[fits]
+        chunks = chunks[fits]
     if len(scores) > most:
         best = np.argpartition(scores, -most)[-most:]
         chunks, scores = chunks[best], scores[best]

@@ -118,13 +118,20 @@ class KnowledgeSearcher:
         """The scores of one query's chunks."""
         # Without a vector words are all there is to go by, whatever they were to count.
         by_words = ranking.text_weight > 0 or vector is None
-        keywords: list[ChunkHit] = []
-        nearest: list[ChunkHit] = []
-        if by_words:
-            keywords = merge([await self._index.match(store, query, filters, most) for store in stores], most)
-        if vector is not None and self._dense is not None and self._embedder is not None:
+
+        async def keyword_side() -> list[ChunkHit]:
+            found = [await self._index.match(store, query, filters, most) for store in stores] if by_words else []
+            return merge(found, most)
+
+        async def vector_side() -> list[ChunkHit]:
+            if vector is None or self._dense is None or self._embedder is None:
+                return []
             model = self._embedder.model
-            nearest = merge([await self._dense.search(store, model, vector, filters, most) for store in stores], most)
+            found = [await self._dense.search(store, model, vector, filters, most) for store in stores]
+            return merge(found, most)
+
+        # In threads of their own, the one in SQLite and the other in NumPy.
+        keywords, nearest = await asyncio.gather(keyword_side(), vector_side())
         if not nearest:
             return keyword_scores(keywords)
         return fuse(keywords, nearest, ranking) if by_words else vector_scores(nearest)

@@ -24,7 +24,7 @@ __all__ = ["SqliteChunkIndex"]
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
 KNOWN = """
-SELECT id, no, expires_at IS NOT NULL AND expires_at <= :at FROM vector_stores
+SELECT id, no, version, expires_at IS NOT NULL AND expires_at <= :at FROM vector_stores
 WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :owner
 """
 _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
@@ -58,7 +58,7 @@ class SqliteChunkIndex:
     async def known(self, owner: str, store_ids: Sequence[str], at: float) -> list[KnownStore]:
         """The owner's stores of these."""
         named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": round(at * 1000)}
-        return [KnownStore(row[0], row[1], bool(row[2])) for row in await self._readers.fetch(KNOWN, named)]
+        return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in await self._readers.fetch(KNOWN, named)]
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, most: int) -> list[ChunkHit]:
         """The chunks that hold words of the query, best first, by BM25."""

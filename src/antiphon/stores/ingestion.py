@@ -16,7 +16,7 @@ from antiphon.engine.knowledge import Chunking, FileError
 from antiphon.engine.words import index_text
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-from antiphon.stores.vector_stores import DELETE_ALL, TRASH_FILES, index_table
+from antiphon.stores.vector_stores import BUMP, DELETE_ALL, TRASH_FILES, index_table
 
 __all__ = ["SWEPT_CHUNKS", "SqliteIngestion"]
 
@@ -150,7 +150,8 @@ class SqliteIngestion:
             "usage_bytes": usage_bytes,
             "model": model,
         }
-        return await self._run(Statement(COMPLETE, named, rows=1))
+        having = "no = (SELECT store_no FROM vector_files WHERE no = :no)"
+        return await self._run(Statement(COMPLETE, named, rows=1), Statement(BUMP.format(which=having), named))
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
         """The file cannot be ingested; what was written of it is cleared away."""
@@ -173,6 +174,7 @@ class SqliteIngestion:
             await self._run(
                 Statement(TRASH_FILES.format(whose="NULL", which=which), named),
                 Statement("UPDATE vector_trash SET store_id = NULL WHERE store_id = :id", named),
+                Statement(BUMP.format(which="id = :id"), named),
                 Statement(EXPIRE_FILES, named),
                 Statement(DELETE_ALL.format(table=index_table(rows[0][0]))),
             )

@@ -33,7 +33,7 @@ from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 from antiphon.stores.vector_filters import attribute_rows
 from antiphon.types.search import Attributes
 
-__all__ = ["DELETE_ALL", "TRASH_FILES", "SqliteVectorStores", "index_table"]
+__all__ = ["BUMP", "DELETE_ALL", "TRASH_FILES", "SqliteVectorStores", "index_table"]
 
 _ACTIVE_MS = 60_000
 
@@ -84,6 +84,8 @@ TOUCH_STORES = """
 UPDATE vector_stores SET last_active_at = :at, expires_at = :at + expires_days * 86400000
 WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :owner AND (expires_at IS NULL OR expires_at > :at)
 """
+# In every unit that changes which files are completed.
+BUMP = "UPDATE vector_stores SET version = version + 1 WHERE {which}"
 TRASH_FILES = """
 INSERT OR IGNORE INTO vector_trash (file_no, store_id, title)
 SELECT f.no, {whose}, f.title FROM vector_files f JOIN vector_stores s ON s.no = f.store_no WHERE {which}
@@ -349,7 +351,7 @@ class SqliteVectorStores:
         """Add files for ingestion; see `VectorStores.add_files`."""
         at = self._now()
         named = {"id": store_id, "owner": owner, "batch_id": batch_id, "at": at, "ids": json.dumps([store_id])}
-        unit = [Statement(TOUCH_STORES, named, rows=1)]
+        unit = [Statement(TOUCH_STORES, named, rows=1), Statement(BUMP.format(which="id = :id"), named)]
         if batch_id is not None:
             unit.append(Statement(INSERT_BATCH, named, rows=1))
         unit += self._additions(owner, store_id, files, batch_id, at)
@@ -402,13 +404,19 @@ class SqliteVectorStores:
     async def remove_file(self, owner: str, store_id: str, file_id: str) -> bool:
         """Take a file out of the store; False when there is none."""
         named = {"owner": owner, "id": store_id, "file_id": file_id}
-        return await self._run([_trash_one(named), Statement(DELETE_FILE, named, rows=1)], work=True)
+        bump = Statement(BUMP.format(which="id = :id AND owner = :owner"), named)
+        return await self._run([bump, _trash_one(named), Statement(DELETE_FILE, named, rows=1)], work=True)
 
     async def forget_file(self, owner: str, file_id: str) -> None:
         """Take a file out of all the owner's stores: it was deleted."""
         named = {"owner": owner, "file_id": file_id}
         which = "f.file_id = :file_id AND s.owner = :owner"
-        unit = [Statement(TRASH_FILES.format(whose="s.id", which=which), named), Statement(DELETE_EVERYWHERE, named)]
+        having = "owner = :owner AND no IN (SELECT store_no FROM vector_files WHERE file_id = :file_id)"
+        unit = [
+            Statement(BUMP.format(which=having), named),
+            Statement(TRASH_FILES.format(whose="s.id", which=which), named),
+            Statement(DELETE_EVERYWHERE, named),
+        ]
         await self._run(unit, work=True)
 
     async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:

@@ -12,7 +12,8 @@ CREATE TABLE vector_stores (
   created_at INTEGER NOT NULL,
   last_active_at INTEGER NOT NULL,
   expires_days INTEGER,
-  expires_at INTEGER
+  expires_at INTEGER,
+  version INTEGER NOT NULL DEFAULT 0 -- changes with the set of completed files: caches of vectors compare it
 ) STRICT;
 CREATE INDEX vector_stores_list ON vector_stores (owner, no);
 CREATE INDEX vector_stores_expiring ON vector_stores (expires_at) WHERE expires_at IS NOT NULL;
