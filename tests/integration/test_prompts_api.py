@@ -212,6 +212,7 @@ async def test_a_request_may_consist_of_a_prompt(door: OpenHttpDoor) -> None:
     tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
     prompt = await made(
         door,
+        description="for people only",
         model="gpt-x",
         instructions="You are {{who}}.",
         input=[{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "What of {{what}}?"}],
@@ -222,6 +223,9 @@ async def test_a_request_may_consist_of_a_prompt(door: OpenHttpDoor) -> None:
     reference = {"id": prompt, "variables": {"who": "Ann", "what": {"type": "input_text", "text": "Rome"}}}
     answered = await send(door, "POST", "/responses", {"prompt": reference})
     assert answered.status == 200, answered.body
+    assert answered.header("antiphon-ignored") == "text.verbosity", (
+        "what the prompt says is named like what clients say"
+    )
     response = answered.json
     assert response["model"] == "gpt-x" and response["temperature"] == 0.25
     assert response["prompt"] == {**reference, "version": "1"}

@@ -271,6 +271,46 @@ async def _chat(load: Load, seed: int) -> None:
         raise Wrong(f"HTTP {answer.status}: {text[:200]}")
 
 
+async def _converse(load: Load, seed: int) -> None:
+    """Turns of a conversation, of which one may be left in its middle: it is as if that had never been."""
+    async with load.session.post(f"{load.url}/conversations", json={}) as answer:
+        conversation = (await answer.json())["id"]
+    _completed(await load.stream(input=f"the word is w{seed}", conversation=conversation))
+    if seed % 3 == 0:
+        async with load.open_stream(input="count to 5000", conversation=conversation) as answer:
+            await answer.content.readany()
+            if seed % 2 and (await load.json(input="x", conversation=conversation))[0] != 409:
+                raise Wrong("two turns at once")
+    while True:
+        status, second = await load.json(input="what did I say before?", conversation=conversation)
+        if status != 409:
+            break
+        await asyncio.sleep(0.02)
+    if status != 200 or f"w{seed}" not in _text(second):
+        raise Wrong(f"HTTP {status}: the second turn does not know the first")
+    async with load.session.get(f"{load.url}/conversations/{conversation}/items") as answer:
+        kinds = [item["role"] for item in (await answer.json())["data"]]
+    if kinds != ["assistant", "user"] * 2:
+        raise Wrong(f"the conversation holds {kinds}")
+    if seed % 2:
+        async with load.session.delete(f"{load.url}/conversations/{conversation}") as answer:
+            if answer.status != 200:
+                raise Wrong(f"HTTP {answer.status}: {await answer.text()}")
+
+
+async def _prompt(load: Load, seed: int) -> None:
+    template = {"instructions": "Be brief.", "input": "number {{number}}"}
+    async with load.session.post(f"{load.url}/prompts", json=template) as answer:
+        prompt = (await answer.json())["id"]
+    reference = {"id": prompt, "variables": {"number": str(seed)}}
+    status, response = await load.json(prompt=reference, store=False)
+    if status != 200 or str(seed) not in _text(response):
+        raise Wrong(f"HTTP {status}: {response}")
+    async with load.session.delete(f"{load.url}/prompts/{prompt}") as answer:
+        if answer.status != 200:
+            raise Wrong(f"HTTP {answer.status}")
+
+
 JOBS: tuple[tuple[str, Job, int], ...] = (
     ("count", _count, 8),
     ("json", _plain, 8),
@@ -285,6 +325,8 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
     ("background", _background, 2),
     ("background, resumed", _resume, 2),
     ("background, cancelled", _cancel, 1),
+    ("conversation", _converse, 3),
+    ("prompt", _prompt, 1),
     ("socket", _socket, 3),
     ("client leaves socket", _leave_socket, 1),
     ("chat", _chat, 1),
@@ -398,18 +440,20 @@ async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
 
 
 async def _unfinished(data: Path) -> list[str]:
-    """Background responses that nobody ends."""
+    """Background responses that nobody ends, conversations that nobody gives back."""
     left = (
-        "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress'))"
+        "SELECT (SELECT count(*) FROM jobs), "
+        "(SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress')), "
+        "(SELECT count(*) FROM conversations WHERE locked_by IS NOT NULL)"
     )
     until = time.monotonic() + _SETTLE_SECONDS
     while True:
         with contextlib.closing(sqlite3.connect(data / SESSIONS_FILE, timeout=10)) as database:
-            jobs, responses = database.execute(left).fetchone()
-        if not jobs and not responses:
+            jobs, responses, locked = database.execute(left).fetchone()
+        if not jobs and not responses and not locked:
             return []
         if time.monotonic() > until:
-            return [f"{jobs} jobs and {responses} responses are not over"]
+            return [f"{jobs} jobs and {responses} responses are not over, {locked} conversations are locked"]
         await asyncio.sleep(0.1)
 
 
