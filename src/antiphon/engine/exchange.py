@@ -15,11 +15,6 @@ its terminal event is sent; after `Finish` nothing is asked for any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import msgspec
-from msgspec import Raw
-
 from antiphon.engine.actions import (
     AbortUpstream,
     Action,
@@ -38,71 +33,53 @@ from antiphon.engine.actions import (
     RunTools,
     SaveResponse,
     SendBody,
-    SendHead,
     StoredItem,
     UpstreamRequest,
     Usage,
 )
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.answering import Answering
+from antiphon.engine.call_headers import DIALECT, forwarded, kept_for_later
+from antiphon.engine.hosted import HostedCall, PreparedTool, ToolResult
 from antiphon.engine.jobs import JobRequest
-from antiphon.engine.queueing import QueuedResponse, check_background, given_ids, make_enqueue
-from antiphon.engine.records import (
-    is_hollow,
-    item_body,
-    make_record,
-    prepare_input,
-    read_history,
-    resolve_references,
-    stored_input,
+from antiphon.engine.opening import (
+    files_of,
+    files_wanted,
+    history_of,
+    named_items,
+    no_such_model,
+    prompt_of,
+    wanted_context,
 )
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
+from antiphon.engine.passing import NativeAnswer
+from antiphon.engine.queueing import QueuedResponse, check_background, given_ids, make_enqueue
+from antiphon.engine.records import make_record, prepare_input, stored_input
+from antiphon.engine.routes import ModelRoute
 from antiphon.engine.states import TRANSITIONS, Input, State
-from antiphon.engine.tool_turns import ToolTurns, approved_calls, later_choice
+from antiphon.engine.summary import SummaryTurn, compaction_object, is_too_long
+from antiphon.engine.tool_turns import ToolTurns, approved_calls, hosted_tools, later_choice
 from antiphon.errors import (
     ApiError,
     ExchangeStateError,
     InternalError,
     InvalidRequest,
-    NotFound,
     StoreError,
     UpstreamFailed,
 )
 from antiphon.ids import Clock, IdFactory
-from antiphon.sealing import Sealer
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder, add_usage, usage_object
 from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import ChatTranslation, translate_request
 from antiphon.translation.chat_stream import ChatStream, Ending
-from antiphon.translation.compaction import (
-    Named,
-    ask_for_summary,
-    compaction_payload,
-    expand_compactions,
-    latest_users,
-    split,
-)
+from antiphon.translation.compaction import Named, expand_compactions
 from antiphon.translation.echo import start_response
 from antiphon.translation.encode import DONE
-from antiphon.translation.file_urls import (
-    FileNotFetched,
-    file_ids,
-    file_urls,
-    forgive_history,
-    stored_file_ids,
-    stored_file_urls,
-)
-from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.prompt_template import PromptNotLoaded, PromptReference, PromptTemplate, pin_prompt
-from antiphon.translation.read_request import missing_input, read_model, read_request
+from antiphon.translation.read_request import read_model, read_request
 from antiphon.translation.tool_map import HostedFunction, ToolMap
-from antiphon.translation.truncation import estimate_body, estimate_tokens
-from antiphon.translation.upstream_errors import (
-    as_event_failure,
-    map_transport_error,
-    map_upstream_answer,
-    passed_headers,
-)
-from antiphon.types.items import InputItem, Message, OutputItem, OutputText, Reasoning
+from antiphon.translation.truncation import estimate_body
+from antiphon.translation.upstream_errors import as_event_failure, map_transport_error, map_upstream_answer
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
@@ -110,71 +87,14 @@ from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, head
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
-COMPACT_PATH = "/v1/responses/compact"
-COUNT_PATH = "/v1/responses/input_tokens"
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeOptions:
-    """What settings say about every exchange; made once per process.
-
-    `routes` says where each model goes; without it, everything to one upstream with `profile`, `upstream_headers`,
-    `passthrough` and `models` (when not empty, all there are).
-    """
-
-    profile: UpstreamProfile
-    routes: Routes | None = None
-    models: frozenset[str] = frozenset()
-    upstream_headers: frozenset[str] = frozenset()
-    passthrough: bool = True
-    open_responses_names: bool = False
-    reasoning_as: str = "auto"
-    most_input_items: int = 10_000
-    most_tools: int = 1_024
-    most_tool_calls: int = 256
-    most_upstream_bytes: int = 1 << 26
-    most_hosted_calls: int = 128
-    most_turns: int = 32
-    most_error_bytes: int = 1 << 18
-    most_event_bytes: int = 1 << 23
-    sealer: Sealer | None = None
-    background: bool = False
-    """Whether responses can be queued."""
-    tool_types: frozenset[str] = frozenset()
-    """Types of tools that run here."""
-
-
-_SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
-_JSON = ("content-type", "application/json")
-_DIALECT = "antiphon-dialect"
-RESPONSES_PATH = "/v1/responses"
-_ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
-# What else a Responses service reads; and what is the business of whoever's credentials the call carries.
-_NATIVE_HEADERS = frozenset({"openai-beta"})
-_ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project", "idempotency-key"})
-# Of a connection, of the bytes on one, or of who holds it: not the client's.
-_WIRE_HEADERS = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
-        *("upgrade", "content-encoding", "content-length", "alt-svc", "date", "server"),
-    }
-)
 _CANCELLED = {
     CancelReason.CLIENT_GONE: "The client left before the response was complete.",
     CancelReason.UPSTREAM_GONE: "The upstream broke off its answer.",
     CancelReason.SHUTTING_DOWN: "The server was shut down before the response was complete.",
     CancelReason.DEADLINE: "The response took too long.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Summary:
-    """A turn in which the model sums the conversation up: what was before it, what stays beside it, and who takes the
-    model's words meanwhile."""
-
-    items: list[Named]
-    kept: list[bytes]
-    builder: ResponseBuilder
+# Nothing of a response is there yet, or it is somebody else's.
+_UNBEGUN = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 
 
 class ResponseExchange:
@@ -185,55 +105,53 @@ class ResponseExchange:
         self._new_id = new_id
         self._clock = clock
         self._actions: list[Action] = []
-        self._head: RequestHead | None = None
-        self._request: CreateResponse | None = None
-        self._builder: ResponseBuilder | None = None
-        self._chat: ChatStream | None = None
-        self._collected: list[bytes] = []
-        self._collected_size = 0
-        self._status = 0
-        self._upstream_headers: Headers = ()
-        self._stored_input: tuple[StoredItem, ...] | None = None
-        self._history: tuple[StoredItem, ...] | None = None
-        self._files: dict[str, FetchedFile | ApiError] = {}
-        self._route = ModelRoute(
-            options.profile,
-            passthrough=options.passthrough,
-            headers=options.upstream_headers,
-            models=options.models,
-        )
-        self._native_model = ""
-        self._profile = options.profile
-        self._tools = ToolMap()
-        self._ignored: tuple[str, ...] = ()
-        self._purpose = ""
-        self._summary: _Summary | None = None
-        self._compacted: list[Named] | None = None
-        self._summed: list[Named] = []
-        self._spent: UsageObject | None = None
-        self._pending: tuple[StoredItem, ...] = ()
-        self._prepared: tuple[PreparedTool, ...] | None = None
-        self._tool_turns: ToolTurns | None = None
-        self._items: list[Named] = []
-        self._said: list[OutputItem] = []
-        self._turn = 0
-        self._prompt: PromptReference | None = None
-        self._locked = False
-        self._queued: QueuedResponse | None = None
-        self._body = b""
-        self._ending: Ending | None = None
-        self._head_sent = False
-        self._upstream_open = False
-        self._cancelled = False
-        self._unsaved = False
-        self._ended_at = 0.0
+        self._answer = Answering(self._actions)
+        self.state = State.NEW
         self.generate = True
         """False: everything but the model call (a WebSocket's prewarm): the answer is complete and empty at once."""
         self.error_events = True
         """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
         self.request_bytes = 0
         """The size of the request's body."""
-        self.state = State.NEW
+        # The request, and what it refers to.
+        self._head: RequestHead | None = None
+        self._purpose = ""
+        self._body = b""
+        self._prompt: PromptReference | None = None
+        self._request: CreateResponse | None = None
+        self._route = ModelRoute(
+            options.profile,
+            passthrough=options.passthrough,
+            headers=options.upstream_headers,
+            models=options.models,
+        )
+        self._profile = options.profile
+        self._queued: QueuedResponse | None = None
+        self._locked = False
+        self._history: tuple[StoredItem, ...] | None = None
+        self._files: dict[str, FetchedFile | ApiError] | None = None
+        self._stored_input: tuple[StoredItem, ...] | None = None
+        # The model calls.
+        self._native_model = ""
+        self._native: NativeAnswer | None = None
+        self._items: list[Named] = []
+        self._summary: SummaryTurn | None = None
+        self._compacted: list[Named] | None = None
+        self._prepared: tuple[PreparedTool, ...] | None = None
+        self._tool_turns: ToolTurns | None = None
+        self._tools = ToolMap()
+        self._chat: ChatStream | None = None
+        self._upstream_open = False
+        self._status = 0
+        self._collected: list[bytes] = []
+        self._collected_size = 0
+        # The response, and its end.
+        self._builder: ResponseBuilder | None = None
+        self._spent: UsageObject | None = None
+        self._ending: Ending | None = None
+        self._ended_at = 0.0
+        self._cancelled = False
+        self._unsaved = False
 
     # What doors and the runner read
 
@@ -249,7 +167,8 @@ class ResponseExchange:
         if self._purpose or request is None:
             # What a prompt asks for is not known yet.
             return bool(self._purpose) or self._prompt is not None
-        return request.compact_threshold is not None or request.background or bool(self._hosted_tools())
+        hosted = hosted_tools(request, self._options.tool_types)
+        return request.compact_threshold is not None or request.background or bool(hosted)
 
     @property
     def done(self) -> bool:
@@ -272,12 +191,6 @@ class ResponseExchange:
         """The response's id, once the request was read."""
         return self._builder.response.id if self._builder is not None else ""
 
-    def unstored_record(self) -> ResponseRecord | None:
-        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
-        if self._request is None or self._builder is None or self._request.store or self._ending is None:
-            return None
-        return self._record(self._ending)
-
     @property
     def usage(self) -> Usage | None:
         """Token counts, once they are known."""
@@ -293,11 +206,16 @@ class ResponseExchange:
             reasoning_tokens=usage.output_tokens_details.reasoning_tokens,
         )
 
+    def unstored_record(self) -> ResponseRecord | None:
+        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
+        if self._request is None or self._builder is None or self._request.store or self._ending is None:
+            return None
+        return self._record(self._ending)
+
     def actions(self) -> list[Action]:
         """What is to be done now, in order."""
-        actions = self._actions
-        if actions:
-            self._actions = []
+        actions = self._actions[:]
+        self._actions.clear()
         return actions
 
     def next_action(self) -> Action | None:
@@ -313,79 +231,21 @@ class ResponseExchange:
         path = head.path.partition("?")[0]
         self._purpose = path if path in (COMPACT_PATH, COUNT_PATH) else ""
         self.request_bytes = len(body)
-        options = self._options
+        routes = self._options.routes
         try:
             # A prewarm is answered here, wherever its model is: nobody else knows what it is.
-            if self.generate and options.routes is not None and options.routes.has_native:
+            if self.generate and routes is not None and routes.has_native:
                 model = read_model(body)
-                if model is not None and (route := options.routes.choose(model)).mode == "native":
+                if model is not None and (route := routes.choose(model)).mode == "native":
                     self._pass_on(model, route, body)
                     return
             self._read(head, body, None)
         except PromptNotLoaded as needed:
             self._body = body
             self._prompt = needed.reference
-            self.state = State.CONTEXT
-            prompt = PromptUse(needed.reference.id, needed.reference.version)
-            self._actions.append(LoadContext(head.owner, None, prompt=prompt))
+            self._load(LoadContext(head.owner, None, prompt=PromptUse(needed.reference.id, needed.reference.version)))
         except ApiError as error:
             self._refuse(error)
-
-    def _read(self, head: RequestHead, body: bytes, prompt: PromptTemplate | None) -> None:
-        """Understand the request, and ask for what it refers to or call the model."""
-        options = self._options
-        request = read_request(
-            body,
-            most_items=options.most_input_items,
-            most_tools=options.most_tools,
-            hosted=options.tool_types,
-            prompt=prompt,
-        )
-        if self._purpose:
-            request.stream = request.store = request.background = False
-            request.compact = self._purpose == COMPACT_PATH
-        elif request.prewarm:
-            self.generate = False
-        if options.routes is not None:
-            self._route = options.routes.choose(request.model)
-        if prompt is not None and self._route.mode == "native":
-            raise InvalidRequest(
-                f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
-                "prompts of this server.",
-                param="prompt",
-                code="unsupported_parameter",
-            )
-        self._profile = self._route.profile.for_model(self._route.model or request.model)
-        if not self._route.serves(request.model):
-            raise _no_such_model(request.model)
-        if request.background and self._queued is None:
-            check_background(
-                head,
-                self._kept_headers,
-                request.tools,
-                available=options.background,
-                passthrough=self._route.passthrough,
-            )
-            self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
-        self._request = request
-        self._builder = self._make_builder(request, head)
-        wanted = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
-        if request.previous_response_id is None and request.conversation is None and not wanted:
-            self._call_upstream(())
-            return
-        self.state = State.CONTEXT
-        # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
-        self._locked = request.conversation is not None and request.store
-        lock_for = self.response_id if self._locked else ""
-        self._actions.append(
-            LoadContext(
-                head.owner,
-                request.previous_response_id,
-                wanted,
-                conversation=request.conversation,
-                lock_for=lock_for,
-            )
-        )
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
         """A request that was queued, to be run now: like `receive_request`, for the response there is already.
@@ -400,53 +260,19 @@ class ResponseExchange:
     def receive_context(self, context: Context | ApiError) -> None:
         """What `LoadContext` asked for, or why it could not be loaded."""
         self._allow(Input.CONTEXT)
-        if self._request is None:
-            self._receive_prompt(context)
-            return
         try:
-            if isinstance(context, ApiError):
-                raise context
-            previous = self._request.previous_response_id
-            if previous is not None and context.chain is None and self._history is None:
-                raise InvalidRequest(
-                    f"Previous response with id '{previous}' not found.",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                )
-            conversation = self._request.conversation
-            if conversation is not None and context.conversation is None and self._history is None:
-                raise InvalidRequest(
-                    f"Conversation with id '{conversation}' not found.",
-                    param="conversation",
-                    code="conversation_not_found",
-                )
-            if self._history is not None:
-                own = [*self._request.prompt_messages, *self._request.input]
-                self._files = forgive_history(context.files, (*file_urls(own), *file_ids(own)))
-                self._call_upstream(self._history)
-                return
-            if conversation is not None and not context.conversation and not self._request.input:
-                raise missing_input()
-            self._request.input = resolve_references(self._request.input, context.items)
-            self._call_upstream(context.conversation or (context.chain.items if context.chain is not None else ()))
-        except ApiError as error:
-            self._refuse(error)
-
-    def _receive_prompt(self, context: Context | ApiError) -> None:
-        """The prompt that the request names: only now it can be read."""
-        assert self._prompt is not None and self._head is not None
-        body, self._body = self._body, b""
-        try:
-            if isinstance(context, ApiError):
-                raise context
-            if context.prompt is None:
-                version = "" if self._prompt.version is None else f" and version '{self._prompt.version}'"
-                raise InvalidRequest(
-                    f"Prompt with id '{self._prompt.id[:128]}'{version} not found.",
-                    param="prompt",
-                    code="prompt_not_found",
-                )
-            self._read(self._head, body, PromptTemplate(context.prompt.version, context.prompt.body))
+            if self._request is None:
+                assert self._prompt is not None and self._head is not None
+                body, self._body = self._body, b""
+                self._read(self._head, body, prompt_of(self._prompt, context))
+            elif self._history is not None:
+                if isinstance(context, ApiError):
+                    raise context
+                self._files = forgive_history(context.files, files_of(self._request))
+                self._go_on()
+            else:
+                self._history = history_of(self._request, context)
+                self._go_on()
         except ApiError as error:
             self._refuse(error)
 
@@ -457,36 +283,34 @@ class ResponseExchange:
             if isinstance(prepared, ApiError):
                 raise prepared
             self._prepared = prepared
-            self._call_upstream(self._pending)
+            self._go_on()
         except ApiError as error:
             self._refuse(error)
 
     def receive_tool_result(self, result: ToolResult) -> None:
         """One of the calls of `RunTools` has ended."""
         self._allow(Input.TOOL)
-        assert self._tool_turns is not None
+        assert self._tool_turns is not None and self._builder is not None
         ended = self._tool_turns.receive(result)
-        self._send_events()
+        self._answer.events(self._builder)
         if ended:
             self._end_tools()
 
     def open_stream(self) -> None:
         """The upstream's head is late: a streaming client gets its head and first events now."""
         if self.state is State.CALLING and self.streaming:
-            self._send_stream_head()
+            self._open_stream()
 
     def cancel(self, reason: CancelReason) -> None:
         """The client or the upstream is gone, or the process must end; allowed in every state."""
         if self.state is State.DONE or self._cancelled:
             return
         self._cancelled = True
-        if self._upstream_open:
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
+        self._abort_upstream()
         if self.state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        if self.state in (State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING) or self._native_model:
+        if self.state in _UNBEGUN or self._native_model:
             self._finish("cancelled")
             return
         self._close(Ending("failed", code="server_error", message=_CANCELLED[reason]))
@@ -496,22 +320,24 @@ class ResponseExchange:
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
         """The upstream's status and headers."""
         self._allow(Input.HEAD)
+        self._status = status
         if self._native_model:
-            self._pass_back(status, headers)
+            self._native = NativeAnswer(self._actions, status, headers, self._options.most_upstream_bytes)
+            self._answer.head_sent = self._native.streamed
+            self.state = State.PASSING
             return
         assert self._builder is not None
-        self._status = status
-        self._upstream_headers = headers
+        self._answer.upstream = headers
         if not 200 <= status < 300:
             self.state = State.REFUSED
             return
-        summary = self._summary
+        summary, turns = self._summary, self._tool_turns
         self._chat = ChatStream(
             self._builder if summary is None else summary.builder,
             self._profile,
             tools=self._tools,
             logprobs=summary is None and self._request is not None and self._request.logprobs,
-            citations=self._tool_turns.citations if summary is None and self._tool_turns is not None else None,
+            citations=turns.citations if summary is None and turns is not None else None,
             event_limit=self._options.most_event_bytes,
             most_calls=self._options.most_tool_calls,
         )
@@ -519,7 +345,7 @@ class ResponseExchange:
         if "text/event-stream" in kind:
             self.state = State.STREAMING
             if self.streaming:
-                self._send_stream_head()
+                self._open_stream()
         else:
             # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
             self.state = State.COLLECTING
@@ -549,11 +375,11 @@ class ResponseExchange:
         self._upstream_open = False
         state = self.state
         if state is State.PASSING:
-            self._passed(error)
+            self._pass_end(error)
         elif state is State.CALLING:
             self._fail_call(map_transport_error(error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")))
         elif state is State.REFUSED:
-            self._fail_call(map_upstream_answer(self._status, self._upstream_headers, b"".join(self._collected)))
+            self._fail_call(map_upstream_answer(self._status, self._answer.upstream, b"".join(self._collected)))
         elif state is State.COLLECTING and error is None:
             self._read_collected()
         elif state in (State.STREAMING, State.COLLECTING):
@@ -581,40 +407,68 @@ class ResponseExchange:
         self._allow(Input.FOLLOWED)
         self._finish("queued")
 
-    # Inside
-
-    def _release(self) -> None:
-        """Nothing will be added to the conversation: others may have it, before the client hears of the end."""
-        if self._locked:
-            self._locked = False
-            self._actions.append(ReleaseConversation(self.response_id))
-
-    @property
-    def _queues(self) -> bool:
-        """Whether the response is only queued here, for a worker to run."""
-        return self._queued is None and self._request is not None and self._request.background
+    # The request becomes a model call
 
     def _allow(self, happening: Input) -> None:
         if happening not in TRANSITIONS[self.state]:
             raise ExchangeStateError(f"{happening.value} is not allowed in state {self.state.value}")
 
-    def _seal(self, payload: bytes) -> str:
-        """Reasoning as a text that this owner's client carries (`encrypted_content`)."""
-        assert self._options.sealer is not None and self._head is not None
-        return self._options.sealer.seal(self._head.owner, "reasoning", payload)
-
-    def _unseal(self, text: str, param: str) -> bytes:
-        """What `_seal` was given. Raises `InvalidRequest` naming `param`."""
-        if self._options.sealer is None or self._head is None:
+    def _read(self, head: RequestHead, body: bytes, prompt: PromptTemplate | None) -> None:
+        """Understand the request, and ask for what it refers to or call the model."""
+        options = self._options
+        request = read_request(
+            body,
+            most_items=options.most_input_items,
+            most_tools=options.most_tools,
+            hosted=options.tool_types,
+            prompt=prompt,
+        )
+        if self._purpose:
+            request.stream = request.store = request.background = False
+            request.compact = self._purpose == COMPACT_PATH
+        elif request.prewarm:
+            self.generate = False
+        if options.routes is not None:
+            self._route = options.routes.choose(request.model)
+        if prompt is not None and self._route.mode == "native":
             raise InvalidRequest(
-                "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
+                f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
+                "prompts of this server.",
+                param="prompt",
+                code="unsupported_parameter",
             )
-        return self._options.sealer.open(self._head.owner, "reasoning", text, param=param)
+        self._profile = self._route.profile.for_model(self._route.model or request.model)
+        if not self._route.serves(request.model):
+            raise no_such_model(request.model)
+        if request.background and self._queued is None:
+            check_background(
+                head,
+                kept_for_later(self._route),
+                request.tools,
+                available=options.background,
+                passthrough=self._route.passthrough,
+            )
+            self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
+        self._request = request
+        self._builder = self._make_builder(request, head)
+        # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
+        locked = request.conversation is not None and request.store
+        wanted = wanted_context(request, head, self.response_id if locked else "")
+        if wanted is None:
+            self._history = ()
+            self._go_on()
+            return
+        self._locked = locked
+        self._load(wanted)
+
+    def _load(self, wanted: LoadContext) -> None:
+        self.state = State.CONTEXT
+        self._actions.append(wanted)
 
     def _make_builder(self, request: CreateResponse, head: RequestHead) -> ResponseBuilder:
         options = self._options
         queued = self._queued
-        dialect = head.header(_DIALECT)
+        dialect = head.header(DIALECT)
         reasoning = request.reasoning
         as_summary = options.reasoning_as == "summary" or (
             options.reasoning_as == "auto"
@@ -640,27 +494,29 @@ class ResponseExchange:
             self._new_id,
         )
 
-    def _load_files(self, history: tuple[StoredItem, ...]) -> None:
-        """The items name files by URL or id: have all of them fetched, then translate again."""
-        assert self._request is not None and self._head is not None
-        own = [*self._request.prompt_messages, *self._request.input]
-        bodies = [item.body for item in history]
-        urls = dict.fromkeys(stored_file_urls(bodies) + file_urls(own))
-        ids = dict.fromkeys(stored_file_ids(bodies) + file_ids(own))
-        self._history = history
-        self.state = State.CONTEXT
-        self._actions.append(LoadContext(self._head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids)))
+    def _seal(self, payload: bytes) -> str:
+        """Reasoning, or a compaction, as a text that this owner's client carries (`encrypted_content`)."""
+        assert self._options.sealer is not None and self._head is not None
+        return self._options.sealer.seal(self._head.owner, "reasoning", payload)
 
-    def _call_upstream(self, history: tuple[StoredItem, ...]) -> None:
-        assert self._request is not None and self._head is not None
+    def _unseal(self, text: str, param: str) -> bytes:
+        """What `_seal` was given. Raises `InvalidRequest` naming `param`."""
+        if self._options.sealer is None or self._head is None:
+            raise InvalidRequest(
+                "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
+            )
+        return self._options.sealer.open(self._head.owner, "reasoning", text, param=param)
+
+    def _go_on(self) -> None:
+        """Call the model, or have done first what must come before that. Raises `ApiError`."""
+        assert self._request is not None and self._head is not None and self._history is not None
         request = self._request
         ignored = request.ignored
         try:
-            if self._compacted is not None:
-                items = self._compacted
-            else:
-                items = expand_compactions(_named_items(request, history), self._unseal)
-                if self.generate and (request.compact or self._is_too_long(items)):
+            items = self._compacted
+            if items is None:
+                items = expand_compactions(named_items(request, self._history), self._unseal)
+                if self.generate and (request.compact or is_too_long(request, items, self._route.context_tokens)):
                     if self._queues:
                         self._enqueue()
                         return
@@ -668,152 +524,42 @@ class ResponseExchange:
                         return
                 elif request.compact_threshold == 0 and self._route.context_tokens is None:
                     ignored = (*ignored, "context_management")
-            if self._prepare_tools(history, items):
+            if self._prepare_tools(items):
                 return
             translated = self._translate(request, items)
         except FileNotFetched:
-            if self._history is not None:
+            if self._files is not None:
                 raise
-            self._load_files(history)
+            self._load(files_wanted(request, self._history, self._head))
             return
-        self._tools = translated.tools
-        self._ignored = (*ignored, *translated.ignored)
+        self._answer.ignored = (*ignored, *translated.ignored)
         if self._purpose == COUNT_PATH:
-            self._answer(
-                encode({"object": "response.input_tokens", "input_tokens": estimate_body(translated.body)}),
-                (("antiphon-estimated", "input_tokens"),),
-            )
-            return
-        if self._queues:
+            count = encode({"object": "response.input_tokens", "input_tokens": estimate_body(translated.body)})
+            self._answer.whole(count, (("antiphon-estimated", "input_tokens"),))
+            self._finish("completed")
+        elif self._queues:
             self._enqueue()
-            return
-        self._prepare_stored()
-        if not self.generate:
+        elif not self.generate:
+            self._prepare_stored()
             self._complete_empty()
-            return
-        self._call("/chat/completions", translated.body, request.model, stream=request.stream)
+        else:
+            self._prepare_stored()
+            self._ask_model(translated)
 
     def _translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation:
-        hosted: dict[int, tuple[HostedFunction, ...]] = {tool.index: () for tool in self._hosted_tools()}
-        hosted |= {one.tool.index: one.functions for one in self._prepared or ()}
+        types = self._options.tool_types
+        hosted: dict[int, tuple[HostedFunction, ...]] = {tool.index: () for tool in hosted_tools(request, types)}
+        hosted |= {one.tool.index: one.functions for one in self._prepared or () if one.tool.index in hosted}
         return translate_request(
             request,
             items,
             self._profile,
             model=self._route.model,
             context_tokens=self._route.context_tokens,
-            sources=ItemSources(self._unseal, self._files),
+            sources=ItemSources(self._unseal, self._files or {}),
             most_tools=self._options.most_tools,
             hosted=hosted,
         )
-
-    # Tools that run here: the model's next turn follows their results
-
-    def _hosted_tools(self) -> tuple[HostedTool, ...]:
-        request, types = self._request, self._options.tool_types
-        if request is None or not types:
-            return ()
-        return tuple(
-            HostedTool(number, tool.type, bytes(tool.source))
-            for number, tool in enumerate(request.tools)
-            if tool.type in types
-        )
-
-    def _prepare_tools(self, history: tuple[StoredItem, ...], items: list[Named]) -> bool:
-        """Have the tools prepared that run here, and calls run that the client has approved; whether that is under
-        way."""
-        assert self._head is not None and self._request is not None and self._builder is not None
-        tools = self._hosted_tools()
-        if not tools or self._purpose == COUNT_PATH or self._queues:
-            return False
-        if self._prepared is None:
-            self._pending = history
-            self.state = State.PREPARING
-            self._actions.append(PrepareTools(self._head.owner, self.response_id, tools))
-            return True
-        self._items = items
-        if self._tool_turns is not None:
-            return False
-        most = self._options.most_hosted_calls
-        self._tool_turns = turns = ToolTurns(
-            self._builder,
-            self._prepared,
-            self._new_id,
-            owner=self._head.owner,
-            most=min(self._request.max_tool_calls or most, most),
-            include=self._request.include,
-        )
-        approved = approved_calls(items)
-        listed = turns.list_tools(items)
-        if not approved:
-            if listed and self._request.stream:
-                self._send_stream_head()
-                self._send_events()
-            return False
-        self._prepare_stored()
-        self._run_tools(turns.begin_approved(approved))
-        return True
-
-    def _end_turn(self) -> bool:
-        """Whether the model called tools that run here: the response goes on with them."""
-        builder, turns = self._builder, self._tool_turns
-        assert builder is not None
-        if turns is None or not builder.hosted_calls:
-            return False
-        calls, builder.hosted_calls = builder.hosted_calls, []
-        self._said = builder.items[turns.seen :]
-        self._chat = None
-        if builder.response.usage is not None:
-            self._spent = add_usage(builder.response.usage, self._spent)
-            builder.response.usage = None
-        if self._upstream_open:
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
-        self._run_tools(turns.begin(calls))
-        return True
-
-    def _run_tools(self, calls: tuple[HostedCall, ...]) -> None:
-        assert self._request is not None
-        self.state = State.RUNNING
-        if self._request.stream:
-            self._send_stream_head()
-        self._send_events()
-        if calls:
-            self._actions.append(RunTools(calls))
-        else:
-            self._end_tools()
-
-    def _end_tools(self) -> None:
-        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
-        assert self._tool_turns is not None and self._request is not None
-        turns = self._tool_turns
-        said = [item for item in self._said if isinstance(item, Message | Reasoning)]
-        waits = turns.asks_client or len(said) < len(self._said)
-        self._items = [
-            *self._items,
-            *(("output", item) for item in read_history(StoredItem(one.id, one.type, encode(one)) for one in said)),
-            *turns.followup(),
-        ]
-        self._said = []
-        turns.seen = len(turns.builder.items)
-        if waits:
-            self._conclude(Ending("completed"))
-            return
-        self._turn += 1
-        last = self._turn >= self._options.most_turns or turns.exhausted
-        self._request.tool_choice = later_choice(self._request.tool_choice, last=last)
-        try:
-            translated = self._translate(self._request, self._items)
-            self._tools = translated.tools
-            self._call("/chat/completions", translated.body, self._request.model, stream=self._request.stream)
-        except ApiError as error:
-            self._fail_call(error)
-
-    def _send_events(self) -> None:
-        assert self._builder is not None
-        out = self._builder.take()
-        if out:
-            self._actions.append(SendBody(out))
 
     def _prepare_stored(self) -> None:
         assert self._request is not None
@@ -823,11 +569,165 @@ class ResponseExchange:
             new_id = self._new_id if queued is None else given_ids(queued.input_ids, self._new_id)
             self._stored_input = stored_input(prepare_input(self._request.input, new_id))
 
+    def _ask_model(self, translated: ChatTranslation) -> None:
+        assert self._request is not None
+        self._tools = translated.tools
+        self._call("/chat/completions", translated.body, self._request.model, stream=self._request.stream)
+
+    def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
+        assert self._head is not None
+        self.state = State.CALLING
+        self._upstream_open = True
+        self._collected, self._collected_size = [], 0
+        headers = forwarded(self._head.headers, self._route, stream=stream, native=bool(self._native_model))
+        self._actions.append(
+            CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
+        )
+        if self._queued is not None:
+            # Its client has its answer: from here on a failure is one of the response.
+            if stream:
+                self._open_stream()
+            self._answer.head_sent = True
+
+    def _abort_upstream(self) -> None:
+        if self._upstream_open:
+            self._upstream_open = False
+            self._actions.append(AbortUpstream())
+
+    def _open_stream(self) -> None:
+        assert self._builder is not None
+        self._answer.open_stream(self._builder)
+
+    # Compaction: a turn of its own, before the answer or instead of it
+
+    def _sum_up(self, items: list[Named]) -> bool:
+        """Have the model sum up what can be summed up; False when there is nothing."""
+        assert self._request is not None and self._builder is not None
+        request = self._request
+        most = self._options.most_upstream_bytes
+        summary = SummaryTurn(request, items, self._builder.response, most, self._new_id)
+        if not summary.worthwhile:
+            return False
+        if self._options.sealer is None:
+            raise InvalidRequest(
+                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
+            )
+        translated = self._translate(*summary.asked(request))
+        self._answer.ignored = request.ignored
+        self._prepare_stored()
+        self._summary = summary
+        self._ask_model(translated)
+        self._tools = ToolMap()
+        return True
+
+    def _end_summary(self, summary: SummaryTurn, ending: Ending) -> Ending | None:
+        """The model's summary is there, or failed: how the response ends, or None when it goes on."""
+        assert self._request is not None and self._builder is not None
+        self._chat = None
+        self._spent = summary.usage
+        if ending.status == "failed" or self._cancelled:
+            return ending
+        sealed = summary.sealed(self._seal)
+        if sealed is None:
+            return Ending("failed", code="model_error", message="The model gave no summary of the conversation.")
+        self._builder.compaction(sealed)
+        if self._request.compact:
+            self._builder.response.service_tier = summary.builder.response.service_tier
+            self._items = summary.items
+            return Ending("completed")
+        if self._answer.head_sent:
+            self._answer.events(self._builder)
+        self._abort_upstream()
+        try:
+            self._compacted = summary.goes_on_with(sealed, self._unseal)
+            self._go_on()
+        except ApiError as error:
+            self._fail_call(error)
+        return None
+
+    # Tools that run here: the model's next turn follows their results
+
+    def _prepare_tools(self, items: list[Named]) -> bool:
+        """Have the tools prepared that run here, and calls run that the client has approved; whether that is under
+        way."""
+        assert self._head is not None and self._request is not None and self._builder is not None
+        tools = hosted_tools(self._request, self._options.tool_types)
+        if not tools or self._purpose == COUNT_PATH or self._queues:
+            return False
+        if self._prepared is None:
+            self.state = State.PREPARING
+            self._actions.append(PrepareTools(self._head.owner, self.response_id, tools))
+            return True
+        if self._tool_turns is not None:
+            self._tool_turns.items = items
+            return False
+        most = self._options.most_hosted_calls
+        self._tool_turns = turns = ToolTurns(
+            self._builder,
+            self._prepared,
+            items,
+            self._new_id,
+            owner=self._head.owner,
+            most=min(self._request.max_tool_calls or most, most),
+            most_turns=self._options.most_turns,
+            include=self._request.include,
+        )
+        approved = approved_calls(items)
+        listed = turns.list_tools(items)
+        if not approved:
+            if listed and self._request.stream:
+                self._open_stream()
+                self._answer.events(self._builder)
+            return False
+        self._prepare_stored()
+        self._run_tools(turns.begin_approved(approved))
+        return True
+
+    def _end_turn(self) -> bool:
+        """Whether the model called tools that run here: the response goes on with them."""
+        turns, builder = self._tool_turns, self._builder
+        assert builder is not None
+        calls = turns.take_calls() if turns is not None else []
+        if turns is None or not calls:
+            return False
+        self._chat = None
+        if builder.response.usage is not None:
+            self._spent = add_usage(builder.response.usage, self._spent)
+            builder.response.usage = None
+        self._abort_upstream()
+        self._run_tools(turns.begin(calls))
+        return True
+
+    def _run_tools(self, calls: tuple[HostedCall, ...]) -> None:
+        assert self._request is not None and self._builder is not None
+        self.state = State.RUNNING
+        if self._request.stream:
+            self._open_stream()
+        self._answer.events(self._builder)
+        if calls:
+            self._actions.append(RunTools(calls))
+        else:
+            self._end_tools()
+
+    def _end_tools(self) -> None:
+        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
+        assert self._tool_turns is not None and self._request is not None
+        turns = self._tool_turns
+        if turns.end_turn():
+            self._conclude(Ending("completed"))
+            return
+        self._request.tool_choice = later_choice(self._request.tool_choice, last=turns.exhausted)
+        try:
+            self._ask_model(self._translate(self._request, turns.items))
+        except ApiError as error:
+            self._fail_call(error)
+
     # A background response: queued here, run by a worker
 
     @property
-    def _kept_headers(self) -> frozenset[str]:
-        return (self._route.headers | _ALWAYS_PASSED | {_DIALECT}) - {"authorization"}
+    def _queues(self) -> bool:
+        """Whether the response is only queued here, for a worker to run."""
+        return self._queued is None and self._request is not None and self._request.background
 
     def _enqueue(self) -> None:
         assert self._builder is not None and self._head is not None and self._request is not None
@@ -835,7 +735,7 @@ class ResponseExchange:
         builder, body = self._builder, self._body
         self._body = b""
         builder.queue()
-        kept = self._kept_headers
+        kept = kept_for_later(self._route)
         self.state = State.SAVING
         self._actions.append(
             make_enqueue(
@@ -857,131 +757,12 @@ class ResponseExchange:
         elif self._cancelled:
             self._finish("cancelled")
         elif self._request.stream:
-            self._head_sent = True
-            self._actions.append(SendHead(200, (*_SSE_HEADERS, *self._ignored_header()), streamed=True))
+            self._answer.open_followed()
             self._actions.append(FollowResponse(self._head.owner, self._builder.response.id))
             self.state = State.FOLLOWING
         else:
-            self._answer(encode(self._builder.response), outcome="queued")
-
-    # Compaction: a turn of its own, before the answer or instead of it
-
-    def _is_too_long(self, items: list[Named]) -> bool:
-        request, context = self._request, self._route.context_tokens
-        assert request is not None
-        threshold = request.compact_threshold
-        if threshold == 0 and context is not None:
-            threshold = context * 8 // 10
-        if not threshold:
-            return False
-        fixed = len(bytes(request.instructions or b"")) // 4
-        return fixed + sum(estimate_tokens(item) for _, item in items) >= threshold
-
-    def _sum_up(self, items: list[Named]) -> bool:
-        """Have the model sum up what can be summed up; False when there is nothing."""
-        assert self._request is not None and self._builder is not None
-        request = self._request
-        halves = split(items, latest=not request.compact)
-        if not request.compact and all(item.role in ("system", "developer") for _, item in halves.summed):
-            return False
-        if self._options.sealer is None:
-            raise InvalidRequest(
-                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
-            )
-        asked = msgspec.structs.replace(
-            request,
-            tools=(),
-            tool_choice=None,
-            parallel_tool_calls=None,
-            text=None,
-            max_output_tokens=None,
-            logprobs=False,
-            top_logprobs=None,
-            # Better a summary of the latest part than none.
-            truncation="auto",
-        )
-        translated = self._translate(asked, [*halves.summed, ask_for_summary()])
-        self._tools = ToolMap()
-        self._ignored = request.ignored
-        self._prepare_stored()
-        response = msgspec.structs.replace(self._builder.response)
-        quiet = ResponseBuilder(
-            response, BuilderOptions(events=False, most_bytes=self._options.most_upstream_bytes), self._new_id
-        )
-        self._summary = _Summary(items, [item_body(item) for item in halves.kept], quiet)
-        self._call("/chat/completions", translated.body, request.model, stream=request.stream)
-        return True
-
-    def _end_summary(self, summary: _Summary, ending: Ending) -> Ending | None:
-        """The model's summary is there, or failed: how the response ends, or None when it goes on."""
-        assert self._request is not None and self._builder is not None
-        self._summary, self._chat = None, None
-        self._spent = summary.builder.response.usage
-        text = b"".join(_text_of(item) for item in summary.builder.items if isinstance(item, Message))
-        if ending.status == "failed" or self._cancelled:
-            return ending
-        if not text:
-            return Ending("failed", code="model_error", message="The model gave no summary of the conversation.")
-        covers = not self._request.compact
-        sealed = self._seal(compaction_payload(text, summary.kept, covers=covers))
-        self._builder.compaction(sealed)
-        if not covers:
-            self._builder.response.service_tier = summary.builder.response.service_tier
-            return Ending("completed")
-        if self._head_sent:
-            self._actions.append(SendBody(self._builder.take()))
-        if self._upstream_open:
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
-        compaction = InputItem(type="compaction", encrypted_content=sealed)
-        try:
-            self._compacted = expand_compactions([*summary.items, ("input", compaction)], self._unseal)
-            self._call_upstream(self._history or ())
-        except ApiError as error:
-            self._fail_call(error)
-        return None
-
-    def _answer_compaction(self) -> None:
-        """The compacted conversation, for whoever begins a new chain with it."""
-        assert self._builder is not None
-        response = self._builder.response
-        users = stored_input(prepare_input(latest_users(self._summed), self._new_id))
-        output = [*(Raw(item.body) for item in users), *self._builder.items]
-        usage = response.usage or usage_object(0, 0, 0, 0, 0, 0)
-        self._answer(
-            encode(
-                {
-                    "id": response.id,
-                    "object": "response.compaction",
-                    "created_at": response.created_at,
-                    "output": output,
-                    "usage": usage,
-                }
-            )
-        )
-
-    def _answer(self, body: bytes, headers: Headers = (), outcome: str = "completed") -> None:
-        """A whole JSON answer that is no finished response."""
-        self._head_sent = True
-        length = ("content-length", str(len(body)))
-        self._actions.append(SendHead(200, (_JSON, length, *headers, *self._ignored_header())))
-        self._actions.append(SendBody(body))
-        self._finish(outcome)
-
-    def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
-        assert self._head is not None
-        self.state = State.CALLING
-        self._upstream_open = True
-        self._collected, self._collected_size = [], 0
-        headers = self._allowed_headers(self._head.headers, stream)
-        self._actions.append(
-            CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
-        )
-        if self._queued is not None:
-            # Its client has its answer: from here on a failure is one of the response.
-            if stream:
-                self._send_stream_head()
-            self._head_sent = True
+            self._answer.whole(encode(self._builder.response))
+            self._finish("queued")
 
     # An upstream that speaks Responses itself
 
@@ -990,82 +771,33 @@ class ResponseExchange:
         self._native_model = model
         self._route = route
         if not route.serves(model):
-            raise _no_such_model(model)
+            raise no_such_model(model)
         self._call(self._purpose.removeprefix("/v1") or "/responses", body, model, stream=True)
 
-    def _pass_back(self, status: int, headers: Headers) -> None:
-        self.state = State.PASSING
-        self._status = status
-        self._upstream_headers = _end_to_end(headers)
-        if "text/event-stream" in (header_value(headers, "content-type") or "").lower():
-            self._head_sent = True
-            self._actions.append(SendHead(status, self._upstream_headers, streamed=True, raw=True))
-
     def _pass_data(self, data: bytes) -> None:
-        """A stream goes on at once. What is no stream waits for its end: until then a failure can be an error."""
-        self._collected_size += len(data)
-        too_large = self._collected_size > self._options.most_upstream_bytes
-        if self._head_sent:
-            if too_large:
-                self._passed(UpstreamError(UpstreamFault.TOO_LARGE, "the stream has no end"))
-            else:
-                self._actions.append(SendBody(data))
-        elif too_large:
-            self._refuse(UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large"))
-        else:
-            self._collected.append(data)
-
-    def _passed(self, error: UpstreamError | None) -> None:
-        if error is not None and not self._head_sent:
-            self._refuse(map_transport_error(error))
+        assert self._native is not None
+        if self._native.receive(data):
             return
-        if error is not None:
+        if self._native.streamed:
+            self._pass_end(UpstreamError(UpstreamFault.TOO_LARGE, "the stream has no end"))
+        else:
+            self._refuse(UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large"))
+
+    def _pass_end(self, error: UpstreamError | None) -> None:
+        assert self._native is not None
+        if error is None:
+            outcome = self._native.end()
+            self._answer.head_sent = True
+            self._finish(outcome)
+        elif self._native.streamed:
             # The bytes so far are the client's; that they are not all can only be told by breaking off.
             self._upstream_open = False
             self._actions.append(AbortUpstream())
             self._finish("cut")
-            return
-        if not self._head_sent:
-            self._head_sent = True
-            body = b"".join(self._collected)
-            length = (("content-length", str(len(body))),) if self._status not in (204, 304) else ()
-            self._actions.append(SendHead(self._status, (*self._upstream_headers, *length), raw=True))
-            self._actions.append(SendBody(body))
-        self._finish("completed" if self._status < 400 else "error")
+        else:
+            self._refuse(map_transport_error(error))
 
-    def _allowed_headers(self, headers: Headers, stream: bool) -> Headers:
-        route = self._route
-        allowed = route.headers | _ALWAYS_PASSED
-        accept = "text/event-stream" if stream else "application/json"
-        if self._native_model:
-            allowed |= _NATIVE_HEADERS | _ACCOUNT_HEADERS if route.passthrough else _NATIVE_HEADERS
-            # The body says whether it is to be a stream, and is not read here.
-            accept = header_value(headers, "accept") or "*/*"
-        kept = tuple(
-            (name, value)
-            for name, value in headers
-            if (name in allowed and name != "accept") or (name == "authorization" and route.passthrough)
-        )
-        return (_JSON, ("accept", accept), *kept)
-
-    def _send_stream_head(self) -> None:
-        assert self._builder is not None
-        if self._head_sent:
-            return
-        self._head_sent = True
-        self._builder.start()
-        headers = (*_SSE_HEADERS, *self._ignored_header(), *passed_headers(self._upstream_headers))
-        self._actions.append(SendHead(200, headers, streamed=True))
-        self._actions.append(SendBody(self._builder.take()))
-
-    def _ignored_header(self) -> Headers:
-        """What was asked for and has no effect, named for the client (at most 1 KB)."""
-        if not self._ignored:
-            return ()
-        names = ", ".join(_token(name) for name in self._ignored)
-        if len(names) > 1024:
-            names = names[:1021].rpartition(",")[0] + ",..."
-        return (("antiphon-ignored", names),)
+    # The model's answer is over
 
     def _collect(self, data: bytes) -> None:
         most = self._options.most_error_bytes if self.state is State.REFUSED else self._options.most_upstream_bytes
@@ -1090,35 +822,33 @@ class ResponseExchange:
 
     def _fail_call(self, error: ApiError) -> None:
         """There will be no answer: an HTTP error while that is possible, else the failed path."""
-        if self._head_sent:
+        if self._answer.head_sent:
             code, message = as_event_failure(error)
             self._close(Ending("failed", code=code, message=message))
         else:
             self._refuse(error)
 
     def _close(self, cut: Ending | None) -> None:
-        """The model's output is over: close what is open, and save."""
-        assert self._builder is not None and self._request is not None and self._head is not None
-        self._ended_at = self._clock()
+        """The model's output is over: the turn's, or the response's."""
         if self._chat is not None:
-            self._ending = self._chat.end(cut)
+            ending = self._chat.end(cut)
         else:
-            self._ending = cut or Ending("failed", code="server_error", message="There was no answer.")
+            ending = cut or Ending("failed", code="server_error", message="There was no answer.")
         if self._cancelled and cut is not None:
-            self._ending = cut
-        if self._summary is not None:
-            self._summed = self._summary.items
-            goes_on = self._end_summary(self._summary, self._ending)
+            ending = cut
+        summary, self._summary = self._summary, None
+        if summary is not None:
+            goes_on = self._end_summary(summary, ending)
             if goes_on is None:
                 return
-            self._ending = goes_on
-        elif self._ending.status == "completed" and not self._cancelled and self._end_turn():
+            ending = goes_on
+        elif ending.status == "completed" and not self._cancelled and self._end_turn():
             return
-        self._conclude(self._ending)
+        self._conclude(ending)
 
     def _conclude(self, ending: Ending) -> None:
         """The response is over: save, and tell the client."""
-        assert self._builder is not None and self._request is not None and self._head is not None
+        assert self._builder is not None and self._request is not None
         self._ended_at = self._clock()
         self._ending = ending
         if self._tool_turns is not None:
@@ -1126,18 +856,34 @@ class ResponseExchange:
         if self._spent is not None:
             self._builder.set_usage(add_usage(self._spent, self._builder.response.usage))
         if self._purpose == COMPACT_PATH and ending.status == "completed":
-            self._answer_compaction()
+            self._answer.whole(compaction_object(self._builder, self._items, self._new_id))
+            self._finish("completed")
             return
-        if self._request.stream and not self._cancelled and (self._head_sent or ending.status != "failed"):
-            self._send_stream_head()
-            out = self._builder.take()
-            if out:
-                self._actions.append(SendBody(out))
-        if self._upstream_open and ending.status == "failed":
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
-        if not self._request.store or (ending.status == "failed" and not self._head_sent and not self._cancelled):
-            # Not to be stored, or the client gets an HTTP error and never sees an id.
+        head_sent = self._answer.head_sent
+        if self._request.stream and not self._cancelled and (head_sent or ending.status != "failed"):
+            self._open_stream()
+            self._answer.events(self._builder)
+        if ending.status == "failed":
+            self._abort_upstream()
+        if ending.status == "failed" and not self._answer.head_sent and not self._cancelled:
+            # The client gets an HTTP error and never sees an id.
+            self._send_ending(ending)
+            return
+        self._save(ending)
+
+    def _complete_empty(self) -> None:
+        """No model is asked: an answer without output, which later requests can continue."""
+        assert self._builder is not None and self._request is not None
+        self._ended_at = self._clock()
+        self._ending = Ending("completed")
+        self._builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
+        if self._request.stream:
+            self._open_stream()
+        self._save(self._ending)
+
+    def _save(self, ending: Ending) -> None:
+        assert self._request is not None
+        if not self._request.store:
             self._send_ending(ending)
             return
         self.state = State.SAVING
@@ -1158,30 +904,16 @@ class ResponseExchange:
             self.usage,
         )
 
-    def _complete_empty(self) -> None:
-        """No model is asked: an answer without output, which later requests can continue."""
-        assert self._builder is not None and self._request is not None
-        self._ended_at = self._clock()
-        self._ending = Ending("completed")
-        self._builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
-        if self._request.stream:
-            self._send_stream_head()
-        if not self._request.store:
-            self._send_ending(self._ending)
-            return
-        self.state = State.SAVING
-        self._actions.append(SaveResponse(self._record(self._ending)))
-
     def _send_ending(self, ending: Ending) -> None:
         """The terminal event, the JSON answer, or the error; then the end."""
         self._release()
         assert self._builder is not None and self._request is not None
-        builder = self._builder
+        builder, answer = self._builder, self._answer
         if self._cancelled:
             self._finish("cancelled")
             return
-        if ending.status == "failed" and not self._head_sent:
-            self._refuse(InternalError(ending.message) if self._unsaved else self._as_http_error(ending))
+        if ending.status == "failed" and not answer.head_sent:
+            self._refuse(InternalError(ending.message) if self._unsaved else answer.as_http_error(ending))
             return
         if ending.status == "completed":
             builder.complete(self._ended_at)
@@ -1190,81 +922,25 @@ class ResponseExchange:
         else:
             builder.fail(ending.code, ending.message)
         if self._request.stream:
-            self._actions.append(SendBody(builder.take() + DONE))
+            answer.events(builder, DONE)
         else:
-            self._head_sent = True
-            body = encode(builder.response)
-            length = ("content-length", str(len(body)))
-            passed = passed_headers(self._upstream_headers)
-            self._actions.append(SendHead(200, (_JSON, length, *self._ignored_header(), *passed)))
-            self._actions.append(SendBody(body))
+            answer.whole(encode(builder.response))
         self._finish(ending.status)
-
-    def _as_http_error(self, ending: Ending) -> ApiError:
-        """A failure before the head: the status that tells the client whose fault it was."""
-        error = ending.error
-        if error is None:
-            return UpstreamFailed(ending.message, code=ending.code)
-        headers = error.headers or passed_headers(self._upstream_headers)
-        return ApiError(
-            error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers
-        )
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with an HTTP error."""
         self._release()
-        if self._upstream_open:
-            self._upstream_open = False
-            self._actions.append(AbortUpstream())
-        body = error.body()
-        self._head_sent = True
-        self._actions.append(SendHead(error.status, (_JSON, ("content-length", str(len(body))), *error.headers)))
-        self._actions.append(SendBody(body))
+        self._abort_upstream()
+        self._answer.refuse(error)
         self._finish("error")
+
+    def _release(self) -> None:
+        """Nothing will be added to the conversation: others may have it, before the client hears of the end."""
+        if self._locked:
+            self._locked = False
+            self._actions.append(ReleaseConversation(self.response_id))
 
     def _finish(self, outcome: str) -> None:
         self._release()
         self.state = State.DONE
         self._actions.append(Finish(outcome, self.usage, self.model))
-
-
-def _no_such_model(model: str) -> NotFound:
-    return NotFound(
-        f"The model '{model}' does not exist or you do not have access to it.",
-        param="model",
-        code="model_not_found",
-    )
-
-
-def _end_to_end(headers: Headers) -> Headers:
-    """An answer's headers without those of one connection, and without what Envoy says of itself."""
-    of_hop = _WIRE_HEADERS
-    if named := header_value(headers, "connection"):
-        of_hop |= {name.strip().lower() for name in named.split(",")}
-    return tuple(
-        (name, value)
-        for name, value in headers
-        if name[:1] != ":" and name not in of_hop and not name.startswith("x-envoy-")
-    )
-
-
-def _is_reference(item: InputItem) -> bool:
-    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
-
-
-def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[tuple[str, InputItem]]:
-    before = "previous_response_id" if request.conversation is None else "conversation"
-    named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
-    named += [(before, item) for item in read_history(history)]
-    named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
-    return named
-
-
-def _token(name: str) -> str:
-    """A name as it may stand in a header: everything but plain characters is escaped."""
-    return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])
-
-
-def _text_of(item: Message) -> bytes:
-    """A message's text, as a fragment."""
-    return b"".join(bytes(part.text)[1:-1] for part in item.content if isinstance(part, OutputText))

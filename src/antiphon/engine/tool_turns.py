@@ -18,7 +18,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.engine.hosted import HostedCall, PreparedTool, ToolResult
+from antiphon.engine.actions import StoredItem
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.records import read_history
 from antiphon.ids import IdFactory
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.citations import Citations
@@ -32,12 +34,16 @@ from antiphon.types.items import (
     McpApprovalRequest,
     McpCall,
     McpListTools,
+    Message,
+    OutputItem,
+    Reasoning,
     WebSearchCall,
 )
 from antiphon.types.json import encode, fragment_of, quoted
+from antiphon.types.request import CreateResponse
 from antiphon.types.tools import ToolChoice
 
-__all__ = ["Approved", "ToolTurns", "approved_calls", "later_choice"]
+__all__ = ["Approved", "ToolTurns", "approved_calls", "hosted_tools", "later_choice"]
 
 _PREFIXES = {
     CallKind.FILE_SEARCH: "fs",
@@ -57,22 +63,30 @@ class _Arguments(msgspec.Struct):
 
 
 class ToolTurns:
-    """The hosted calls of one response. `most` is how many may run in all of its turns."""
+    """The hosted calls of one response, and the conversation as it grows with them.
+
+    `items` is the conversation so far; `most` is how many calls may run in all turns, of which there are `most_turns`.
+    """
 
     def __init__(
         self,
         builder: ResponseBuilder,
         prepared: Sequence[PreparedTool],
+        items: list[Named],
         new_id: IdFactory,
         *,
         owner: str,
         most: int,
+        most_turns: int,
         include: frozenset[str] = frozenset(),
     ) -> None:
-        self.builder = self._builder = builder
+        self._builder = builder
         self._prepared = prepared
-        self.seen = 0
-        """How many items there were when the model's turn began."""
+        self.items = items
+        self._seen = 0
+        """How many items the response had when the model's turn began."""
+        self._said: list[OutputItem] = []
+        self._turns_left = most_turns
         self._by_target: dict[CallTarget, tuple[PreparedTool, HostedFunction]] = {
             function.target: (one, function) for one in prepared for function in one.functions
         }
@@ -92,8 +106,8 @@ class ToolTurns:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no further call may run."""
-        return self._left <= 0
+        """Whether no further call may run, so that the model must answer."""
+        return self._left <= 0 or self._turns_left <= 0
 
     def list_tools(self, items: Sequence[Named]) -> bool:
         """Put out what the tools themselves begin with, where the conversation does not have it yet."""
@@ -107,8 +121,15 @@ class ToolTurns:
                 self._builder.hosted(item)
                 self._builder.hosted_done(item)
                 listed = True
-        self.seen = len(self._builder.items)
+        self._seen = len(self._builder.items)
         return listed
+
+    def take_calls(self) -> list[tuple[CallTarget, str, str]]:
+        """What the model called in the turn that has ended (tool, call id, arguments)."""
+        builder = self._builder
+        calls, builder.hosted_calls = builder.hosted_calls, []
+        self._said = builder.items[self._seen :]
+        return calls
 
     def begin_approved(self, approved: Sequence[Approved]) -> tuple[HostedCall, ...]:
         """The calls that the client approved, before the model's first turn."""
@@ -154,7 +175,18 @@ class ToolTurns:
         self._go_on()
         return self._open is None and not self._waiting
 
-    def followup(self) -> list[Named]:
+    def end_turn(self) -> bool:
+        """What was said, called and found becomes part of the conversation; whether the client must act next."""
+        said = [item for item in self._said if isinstance(item, Message | Reasoning)]
+        waits = self.asks_client or len(said) < len(self._said)
+        stored = (StoredItem(item.id, item.type, encode(item)) for item in said)
+        self.items = [*self.items, *(("output", item) for item in read_history(stored)), *self._followup()]
+        self._said = []
+        self._seen = len(self._builder.items)
+        self._turns_left -= 1
+        return waits
+
+    def _followup(self) -> list[Named]:
         """The calls and their outputs, as the model sees them in its next turn."""
         calls: list[Named] = []
         outputs: list[Named] = []
@@ -251,6 +283,17 @@ class ToolTurns:
                 server_label=target.namespace or "",
             )
         return msgspec.structs.replace(item, **prepared.fields)
+
+
+def hosted_tools(request: CreateResponse, types: frozenset[str]) -> tuple[HostedTool, ...]:
+    """The declared tools that run here."""
+    if not types:
+        return ()
+    return tuple(
+        HostedTool(number, tool.type, bytes(tool.source))
+        for number, tool in enumerate(request.tools)
+        if tool.type in types
+    )
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:

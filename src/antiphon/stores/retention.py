@@ -33,6 +33,7 @@ DELETE_CONVERSATIONS = """
 DELETE FROM conversations WHERE rowid IN (
   SELECT old.rowid FROM conversations old
   WHERE old.updated_at < :before AND (old.locked_by IS NULL OR old.locked_until < :now)
+    AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = old.locked_by)
   ORDER BY old.updated_at LIMIT :most
 )
 """
