@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 
 from antiphon.commands.children import ParentPipe
-from antiphon.stores import SESSIONS_FILE
+from antiphon.stores import FILES_FOLDER, SESSIONS_FILE
 from tests.bench import cpu
 from tests.bench.variants import Process
 
@@ -311,6 +311,44 @@ async def _prompt(load: Load, seed: int) -> None:
             raise Wrong(f"HTTP {answer.status}")
 
 
+async def _file(load: Load, seed: int) -> None:
+    """A file is uploaded, listed, read in part, shown to the model, and deleted."""
+    data = b"%08d" % seed * (1 << (seed % 17))
+    form = aiohttp.FormData()
+    form.add_field("file", data, filename=f"{seed}.txt", content_type="text/plain")
+    form.add_field("purpose", "user_data")
+    async with load.session.post(f"{load.url}/files", data=form) as answer:
+        made = await answer.json()
+        if answer.status != 200 or made["bytes"] != len(data):
+            raise Wrong(f"HTTP {answer.status}: {made}")
+    one = f"{load.url}/files/{made['id']}"
+    start = seed % len(data)
+    async with load.session.get(f"{one}/content", headers={"range": f"bytes={start}-"}) as answer:
+        if await answer.read() != data[start:]:
+            raise Wrong("the file is another one")
+    if len(data) < 4096:
+        parts = [{"type": "input_file", "file_id": made["id"]}, {"type": "input_text", "text": "and?"}]
+        status, response = await load.json(input=[{"role": "user", "content": parts}], store=False)
+        if status != 200:
+            raise Wrong(f"HTTP {status}: {response}")
+    async with load.session.delete(one) as answer:
+        if answer.status != 200:
+            raise Wrong(f"HTTP {answer.status}: {await answer.text()}")
+
+
+async def _leave_upload(load: Load, seed: int) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(seed % 8):
+            yield b"x" * 65_536
+        raise aiohttp.ClientPayloadError("the client has enough")
+
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    with contextlib.suppress(aiohttp.ClientError):
+        async with load.session.post(f"{load.url}/files", data=body(), headers=kind):
+            raise Wrong("half an upload was answered")
+
+
 JOBS: tuple[tuple[str, Job, int], ...] = (
     ("count", _count, 8),
     ("json", _plain, 8),
@@ -329,6 +367,8 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
     ("prompt", _prompt, 1),
     ("socket", _socket, 3),
     ("client leaves socket", _leave_socket, 1),
+    ("file", _file, 3),
+    ("client leaves upload", _leave_upload, 1),
     ("chat", _chat, 1),
 )
 
@@ -387,7 +427,12 @@ async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, p
             if cpu.program(pid).startswith("envoy") or {"extproc", "serve"} & set(cpu.command_line(pid)[1:4])
         ]
         load = await _load(given, gateway.ready, watched)
-        problems = [*load.wrong, *await _left_behind(watched, given.streams), *await _unfinished(folder / "data")]
+        problems = [
+            *load.wrong,
+            *await _left_behind(watched, given.streams),
+            *await _unfinished(folder / "data"),
+            *_uploads(folder / "data"),
+        ]
     finally:
         await gateway.stop()
     if gateway.handle.returncode != 0:
@@ -455,6 +500,14 @@ async def _unfinished(data: Path) -> list[str]:
         if time.monotonic() > until:
             return [f"{jobs} jobs and {responses} responses are not over, {locked} conversations are locked"]
         await asyncio.sleep(0.1)
+
+
+def _uploads(data: Path) -> list[str]:
+    """What is left of uploads that were broken off, and contents that nobody deleted; clients are gone by now."""
+    with contextlib.closing(sqlite3.connect(data / SESSIONS_FILE, timeout=10)) as database:
+        (kept,) = database.execute("SELECT count(*) FROM files").fetchone()
+    found = [path for path in (data / FILES_FOLDER).rglob("*") if path.is_file()]
+    return [] if len(found) == kept else [f"{len(found)} contents for {kept} files"]
 
 
 def _complaints(log: Path) -> list[str]:
