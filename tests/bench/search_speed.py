@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import structlog
 
 from antiphon.engine.indexing import Chunk
 from antiphon.engine.knowledge import NewFile
+from antiphon.numbers import np
 from antiphon.search.dense import DenseSearch
 from antiphon.search.ingest import IngestOptions
 from antiphon.search.searcher import KnowledgeSearcher

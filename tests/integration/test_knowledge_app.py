@@ -100,7 +100,8 @@ async def test_a_file_that_expires_leaves_the_stores(tmp_path: Path) -> None:
 
 
 async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "antiphon.upstream.embeddings", raising=False)
+    for module in ("antiphon.upstream.embeddings", "antiphon.numbers"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(ConfigError, match=r"embeddings\.url: vectors need NumPy"):
         await build(load_settings({"data": tmp_path, "embeddings": {"url": "http://127.0.0.1:9/v1"}}), door="http")

@@ -18,9 +18,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from antiphon.engine.indexing import CHUNK_BITS, ChunkHit, ChunkIndex, KnownStore
+from antiphon.numbers import np
 from antiphon.types.search import Filter
 
 __all__ = ["DenseSearch"]

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from antiphon.engine.actions import UpstreamRequest
 from antiphon.engine.indexing import EmbeddingFailed
 from antiphon.engine.ports import Upstream, UpstreamCallFailed
+from antiphon.numbers import np
 from antiphon.types.json import encode
 
 __all__ = ["HttpEmbedder"]
