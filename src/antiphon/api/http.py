@@ -25,6 +25,7 @@ __all__ = [
     "error_response",
     "json_response",
     "list_body",
+    "nested_too_deeply",
     "query_choice",
     "query_flag",
     "query_number",
@@ -96,15 +97,30 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
 
     Raises `InvalidRequest` naming the field that does not fit.
     """
+    body = request.body or b"{}"
     try:
-        return msgspec.json.decode(request.body or b"{}", type=kind)
+        if not body.isascii():
+            # What is kept as it came is not looked at otherwise.
+            body.decode()
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         param = where.rstrip("`").lstrip(".") or None
         message = f"Invalid '{param}': {what}." if param else f"Invalid request body: {what}."
         raise InvalidRequest(message, param=param, code="invalid_type") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
+        ) from None
+    except msgspec.DecodeError:
         raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+    except RecursionError:
+        raise nested_too_deeply() from None
+
+
+def nested_too_deeply() -> InvalidRequest:
+    """The error for JSON that no parser follows to its end."""
+    return InvalidRequest("The request body is nested too deeply.", code="invalid_json")
 
 
 def list_body(data: Sequence[bytes], first_id: str | None, last_id: str | None, has_more: bool) -> bytes:

@@ -17,7 +17,7 @@ import structlog
 from antiphon.api.background import cancel_response, stream_response
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.health import Readiness, health, ready
-from antiphon.api.http import ApiRequest, ApiResponse, error_response, query_flag
+from antiphon.api.http import ApiRequest, ApiResponse, error_response, nested_too_deeply, query_flag
 from antiphon.api.metrics import show_metrics
 from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
@@ -109,6 +109,9 @@ class Router:
             response = await self._answer(request)
         except ApiError as error:
             response = error_response(error)
+        except RecursionError:
+            # A part of a body, read where less of the stack is left than where the whole was.
+            response = error_response(nested_too_deeply())
         except StoreError as error:
             _log.error("store_failed", request_id=request.request_id, error=str(error), exc_info=True)
             response = error_response(

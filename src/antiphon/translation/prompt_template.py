@@ -115,6 +115,8 @@ def read_reference(value: Raw) -> PromptReference | None:
         read = _REFERENCE.decode(value)
     except msgspec.ValidationError as error:
         raise wrong_type("prompt", error) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest("'prompt' is not valid JSON.", param="prompt", code="invalid_json") from None
     version = None
     if read.version is not None:
         if not _VERSION.fullmatch(str(read.version)):

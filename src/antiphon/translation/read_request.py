@@ -431,6 +431,8 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
         named = _CONVERSATION.decode(value)
     except msgspec.ValidationError as error:
         raise wrong_type("conversation", error) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest("'conversation' is not valid JSON.", param="conversation", code="invalid_json") from None
     conversation = named if isinstance(named, str) else named.id
     if not is_name(conversation):
         raise InvalidRequest(
