@@ -26,15 +26,19 @@ from typing import Any
 
 import orjson
 
-from antiphon.engine.actions import RequestHead
+# Only what every revision has: another one runs these lines too.
+from antiphon.engine.actions import RequestHead, SaveResponse
+from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.errors import ExchangeStateError
-from tests.support.exchanges import SSE, Outcome, make_exchange, pump
+from antiphon.translation.profiles import PROFILES
+from tests.support.fixed import SequentialIds, fixed_clock
 
 __all__ = ["large_requests", "main"]
 
 _ROOT = Path(__file__).parents[2]
 _CHUNKS = 400
 _HEAD = RequestHead("POST", "/v1/responses", (), "owner")
+_SSE = (("content-type", "text/event-stream"),)
 
 
 def _chunk(delta: dict[str, Any], **more: Any) -> bytes:
@@ -130,11 +134,23 @@ def large_requests() -> dict[str, bytes]:
     }
 
 
+def _exchange() -> ResponseExchange:
+    return ResponseExchange(ExchangeOptions(PROFILES["generic"]), SequentialIds(), fixed_clock)
+
+
+def _settle(exchange: ResponseExchange) -> None:
+    """Perform what needs no upstream."""
+    while actions := exchange.actions():
+        for action in actions:
+            if isinstance(action, SaveResponse):
+                exchange.receive_saved()
+
+
 def _ready(request: dict[str, Any]) -> Any:
     """An exchange that waits for the upstream's answer."""
-    exchange = make_exchange()
+    exchange = _exchange()
     exchange.receive_request(_HEAD, json.dumps(request).encode())
-    pump(exchange, Outcome())
+    _settle(exchange)
     return exchange
 
 
@@ -143,7 +159,7 @@ def _time_stream(kind: str, chunks: list[bytes]) -> float:
     more = {"include": ["message.output_text.logprobs"], "top_logprobs": 2} if kind == "logprobs" else {}
     tools = [{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}]
     exchange = _ready({"model": "m", "input": "hi", "stream": True, "tools": tools, **more})
-    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_head(200, _SSE)
     exchange.actions()
     framed = [b"data: " + chunk + b"\n\n" for chunk in chunks]
     receive, actions = exchange.receive_upstream_data, exchange.actions
@@ -155,7 +171,7 @@ def _time_stream(kind: str, chunks: list[bytes]) -> float:
 
 
 def _time_request(body: bytes) -> float:
-    exchange = make_exchange()
+    exchange = _exchange()
     started = time.perf_counter()
     exchange.receive_request(_HEAD, body)
     actions = exchange.actions()
