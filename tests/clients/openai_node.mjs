@@ -1,5 +1,5 @@
 // What OpenAI's SDK for Node must be able to do, and what the chat server sees of it.
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodResponsesFunction, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { HELLO, PNG, baseURL, cut, left, received, roles, same, script } from "./strict.mjs";
@@ -165,6 +165,22 @@ export const scenarios = {
     const made = await create("hi", { include: ["message.output_text.logprobs"], top_logprobs: 1 });
     const [one] = made.output.at(-1).content[0].logprobs;
     same([one.token, one.logprob, one.top_logprobs[0].token], ["Sure.", -0.5, "Sure."]);
+  },
+  async uploaded() {
+    await script();
+    const file = await toFile(Buffer.from("# Moon"), "naïve.md");
+    const made = await client.files.create({
+      file, purpose: "user_data", expires_after: { anchor: "created_at", seconds: 3600 },
+    });
+    same([made.filename, made.bytes, made.expires_at - made.created_at], ["naïve.md", 6, 3600]);
+    const ids = [];
+    for await (const each of client.files.list({ limit: 1 })) ids.push(each.id);
+    same(ids.includes(made.id), true);
+    same(await (await client.files.content(made.id)).text(), "# Moon");
+    await create([{ role: "user", content: [{ type: "input_file", file_id: made.id }] }]);
+    same(JSON.stringify((await received())[0].messages[0].content).includes("# Moon"), true);
+    same((await client.files.delete(made.id)).deleted, true);
+    await thrown(OpenAI.NotFoundError, () => client.files.retrieve(made.id));
   },
   async kept() {
     await script();

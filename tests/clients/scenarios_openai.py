@@ -1,5 +1,6 @@
 """What OpenAI's Python SDK must be able to do, and what the chat server sees of it."""
 
+import base64
 import os
 import time
 
@@ -346,6 +347,31 @@ def ignored_is_named():
     same(answer.parse().output_text, HELLO)
 
 
+def uploaded():
+    """A file is uploaded, found, read, shown to the model by its id, and deleted."""
+    script()
+    made = client.files.create(file=("naïve.md", b"# Moon"), purpose="user_data")
+    same((made.filename, made.bytes, made.status), ("naïve.md", 6, "processed"))
+    same(made.id in [file.id for file in client.files.list(limit=1, purpose="user_data")], True)
+    same(client.files.content(made.id).read(), b"# Moon")
+    picture = client.files.create(file=("x.png", base64.b64decode(PNG)), purpose="vision")
+    parts = [
+        {"type": "input_file", "file_id": made.id},
+        {"type": "input_image", "file_id": picture.id, "detail": "high"},
+    ]
+    create([{"role": "user", "content": parts}])
+    url = f"data:image/png;base64,{PNG}"
+    shown = [
+        {"type": "text", "text": "File naïve.md:\n# Moon"},
+        {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
+    ]
+    same(received()[0]["messages"][0]["content"], shown)
+    for file in (made, picture):
+        same(client.files.delete(file.id).deleted, True)
+    same(status_of(lambda: client.files.retrieve(made.id)), 404)
+    same(raised(openai.BadRequestError, lambda: create([{"role": "user", "content": parts}])).code, "file_not_found")
+
+
 def other_endpoints():
     """The chat server's own endpoint stays reachable beside ours."""
     script()
@@ -370,5 +396,6 @@ SCENARIOS = named(
     *(text, streamed, streamed_is_stored, parsed, parsed_stream, parsed_tool, image, parallel_calls),
     *(one_call_at_a_time, custom_tool, stateless_reasoning, damaged_reasoning, leaving, rate_limit),
     *(rate_limit_before_a_stream, retried, bad_request, bad_request_upstream, other_errors, unknown_previous),
-    *(failed_in_the_stream, cut_off, logprobs, cut_short, refused, kept, branched, ignored_is_named, other_endpoints),
+    *(failed_in_the_stream, cut_off, logprobs, cut_short, refused, kept, branched, ignored_is_named, uploaded),
+    *(other_endpoints,),
 )
