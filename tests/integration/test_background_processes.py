@@ -192,11 +192,19 @@ async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes
     gate.set()
     done = await one.ended(running["id"])
     assert done["status"] == "completed" and await items() == ["first", "hi", "Hello"]
-    # Cancelled and failed ones give it back, and leave nothing in it.
+    # Deleted, cancelled and failed ones give it back, and leave nothing in it.
+    many.chat.script(held(asyncio.Event()))
+    deleted = await one.create(conversation=conversation)
+    await until(lambda: len(many.chat.requests) == 2)
+    await one.ask(f"/{deleted['id']}", "DELETE")
+    await until(lambda: not one.app.workers.running)
     many.chat.script(held(asyncio.Event()))
     second = await one.create(conversation=conversation)
-    await until(lambda: len(many.chat.requests) == 2)
+    await until(lambda: len(many.chat.requests) == 3)
     await one.ask(f"/{second['id']}/cancel", "POST")
+    await until(lambda: not one.app.workers.running)
+    conversations_of_one = one.app.runner._conversations
+    assert conversations_of_one is not None and not conversations_of_one._leases._held
     many.chat.script(json_answer({"error": {"message": "no"}}, 500))
     third = await one.ended((await one.create(conversation=conversation))["id"])
     assert third["status"] == "failed" and await items() == ["first", "hi", "Hello"]

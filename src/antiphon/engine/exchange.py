@@ -52,7 +52,7 @@ from antiphon.engine.opening import (
 )
 from antiphon.engine.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.passing import NativeAnswer
-from antiphon.engine.queueing import QueuedResponse, check_background, given_ids, make_enqueue
+from antiphon.engine.queueing import QueuedResponse, check_background, make_enqueue
 from antiphon.engine.records import make_record, prepare_input, stored_input
 from antiphon.engine.routes import ModelRoute
 from antiphon.engine.states import TRANSITIONS, Input, State
@@ -252,7 +252,7 @@ class ResponseExchange:
 
         Its stream goes on behind the event number `last_event` (-1 when there is none).
         """
-        self._queued = QueuedResponse(response_id, job.created_at, tuple(job.input_ids), last_event + 1)
+        self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         self.receive_request(
             RequestHead("POST", RESPONSES_PATH, tuple(job.headers), owner, job.request_id), bytes(job.body)
         )
@@ -565,9 +565,7 @@ class ResponseExchange:
         assert self._request is not None
         if self._request.store and self._stored_input is None:
             # Now, not when the response ends: a large request is read where it holds nobody up.
-            queued = self._queued
-            new_id = self._new_id if queued is None else given_ids(queued.input_ids, self._new_id)
-            self._stored_input = stored_input(prepare_input(self._request.input, new_id))
+            self._stored_input = stored_input(prepare_input(self._request.input, self._new_id))
 
     def _ask_model(self, translated: ChatTranslation) -> None:
         assert self._request is not None

@@ -85,12 +85,11 @@ class Progress:
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """All that is needed to run a request again: its body, the headers that may reach the upstream (never
-    credentials), and the ids its input items were given."""
+    """All that is needed to run a request again: its body, and the headers that may reach the upstream (never
+    credentials)."""
 
     body: Raw
     headers: list[tuple[str, str]]
-    input_ids: list[str]
     created_at: float
     request_id: str = ""
 

@@ -3,8 +3,8 @@
 Lives here: which requests can run without their client, the job's payload, the queued response's record. Not here: the
 order of things (`exchange.py`), who keeps and runs jobs.
 
-Invariants: no credential of a client is ever part of a job; a response that is run again has the id, the time and the
-input ids it was queued with.
+Invariants: no credential of a client is ever part of a job; a response that is run again has the id and the time it was
+queued with. (Its input is stored once, when it is queued.)
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from msgspec import UNSET, Raw
 from antiphon.engine.actions import Enqueue, RequestHead, ResponseRecord, StoredItem
 from antiphon.engine.jobs import JobRequest
 from antiphon.errors import InvalidRequest
-from antiphon.ids import IdFactory
 from antiphon.types.json import encode
 from antiphon.types.response import Response
 from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
 
-__all__ = ["QueuedResponse", "check_background", "given_ids", "make_enqueue"]
+__all__ = ["QueuedResponse", "check_background", "make_enqueue"]
 
 # Parts of the names of headers that carry credentials.
 _SECRETS = ("auth", "key", "token", "secret", "cookie", "password", "credential")
@@ -36,7 +35,6 @@ class QueuedResponse:
 
     id: str
     created_at: float
-    input_ids: tuple[str, ...]
     first_number: int
 
 
@@ -110,13 +108,5 @@ def make_enqueue(
         output_items=(),
         conversation_id=conversation_id,
     )
-    request = JobRequest(
-        Raw(body.strip()), list(headers), [item.id for item in items], response.created_at, head.request_id
-    )
+    request = JobRequest(Raw(body.strip()), list(headers), response.created_at, head.request_id)
     return Enqueue(record, encode(request), events)
-
-
-def given_ids(ids: tuple[str, ...], new_id: IdFactory) -> IdFactory:
-    """Hands out these ids first, in their order."""
-    left = list(reversed(ids))
-    return lambda prefix: left.pop() if left else new_id(prefix)

@@ -180,6 +180,58 @@ async def test_a_response_that_cannot_be_ended_is_taken_up_again(
     assert events[-1]["type"] == "response.completed" and process.model.calls == 2
 
 
+async def test_what_an_earlier_attempt_sent_goes_even_if_nothing_can_be_written_before_the_end(
+    process: Process,
+) -> None:
+    response_id = await process.queue()
+    await until(lambda: len(process.jobs.pieces[response_id]) > 1)
+    await process.jobs.claim("worker_2", process.now + 1000, process.now + 2000, 1)
+    await until(lambda: not process.workers.running)
+    process.jobs.failures = {"append": 1 << 30}
+    process.model.gate.set()
+    process.now += 3000
+    await process.stream(response_id)
+    events = await process.stream(response_id)
+    assert [one["type"] for one in events].count("response.in_progress") == 1
+    assert events[-1]["type"] == "response.completed" and len(process.jobs.pieces[response_id]) == 2
+
+
+async def test_an_end_that_takes_its_time_is_no_lost_lease(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+    finish = process.jobs.finish
+
+    async def slow(*given: Any, **named: Any) -> bool:
+        done = await finish(*given, **named)
+        await gate.wait()
+        return done
+
+    monkeypatch.setattr(process.jobs, "finish", slow)
+    process.model.gate.set()
+    response_id = await process.queue()
+    await until(lambda: process.responses.records[response_id].status == "completed")
+    claims = process.jobs.claims
+    await until(lambda: process.jobs.claims > claims + 2)
+    assert process.workers.running == {response_id}
+    gate.set()
+    await until(lambda: not process.workers.running)
+
+
+async def test_what_another_process_writes_is_noticed(process: Process) -> None:
+    await process.workers.aclose()
+    response_id = await process.queue()
+    await process.jobs.claim("worker_2", 0, 10, 1)
+    stream = process.background.followers.follow("o", response_id)
+    assert b"response.queued" in await anext(stream)
+    for number in range(2, 5):
+        waiting = asyncio.ensure_future(anext(stream))
+        await until(lambda: process.background.followers._looking is not None)
+        data = b"event: x\ndata: %d\n\n" % number
+        await process.jobs.append("worker_2", response_id, EventPiece(number, data))
+        async with asyncio.timeout(2):
+            assert await waiting == data
+    await stream.aclose()
+
+
 async def test_a_lease_is_renewed_while_the_job_runs(process: Process) -> None:
     response_id = await process.queue()
     await until(lambda: process.model.calls)
