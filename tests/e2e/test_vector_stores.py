@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import Setup, _Setups
+from tests.support.chat_server import answer, chunk, event, text_stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -121,3 +122,70 @@ async def test_many_files_at_the_same_time(way: Setup) -> None:
         assert (counts.completed, counts.total) == (20, 20)
         found = await client.vector_stores.search(store.id, query="note 17", max_num_results=1)
         assert found.data[0].filename == "17.txt"
+
+
+def call(name: str, arguments: dict[str, Any]) -> list[bytes]:
+    """The model's turn that calls a function."""
+    made = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": name, "arguments": json.dumps(arguments)},
+    }
+    return [event(chunk({"tool_calls": [made]})), event(chunk(finish_reason="tool_calls")), b"data: [DONE]\n\n"]
+
+
+async def test_the_model_searches_a_store(setup: Setup) -> None:
+    """Upload, ingest, ask: the model's search finds the passage, and its citation names the file."""
+    async with openai.AsyncOpenAI(base_url=setup.gateway.base_url, api_key="dora", max_retries=0) as client:
+        store = await client.vector_stores.create(name="notes")
+        file = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id,
+            file=("swifts.md", b"# Swifts\n\nSwifts stay in the air for ten months."),
+            attributes={"kind": "birds"},
+            poll_interval_ms=50,
+        )
+        other = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("planes.md", b"Planes stay in the air for hours."), poll_interval_ms=50
+        )
+        assert file.status == other.status == "completed"
+        setup.server.script(
+            answer(parts=call("file_search", {"queries": ["how long in the air"]})),
+            answer(parts=text_stream("Ten months", "\u30101\u3011", ".")),
+        )
+        tool: Any = {
+            "type": "file_search",
+            "vector_store_ids": [store.id],
+            "filters": {"type": "eq", "key": "kind", "value": "birds"},
+            "max_num_results": 3,
+        }
+        stream = await client.responses.create(
+            model="demo-model", input="How long?", tools=[tool], include=["file_search_call.results"], stream=True
+        )
+        events = [one async for one in stream]
+        kinds = [one.type for one in events]
+        assert kinds.index("response.file_search_call.searching") < kinds.index("response.file_search_call.completed")
+        final = events[-1].response  # type: ignore[union-attr]
+        search, message = final.output
+        assert (search.type, search.status, search.queries) == (
+            "file_search_call",
+            "completed",
+            ["how long in the air"],
+        )
+        (result,) = search.results
+        assert (result.file_id, result.filename, result.attributes) == (file.id, "swifts.md", {"kind": "birds"})
+        assert "ten months" in result.text and 0 < result.score <= 1
+        (cited,) = message.content[0].annotations
+        assert (cited.type, cited.file_id, cited.filename, cited.index) == (
+            "file_citation",
+            file.id,
+            "swifts.md",
+            len("Ten months"),
+        )
+        assert final.output_text == "Ten months."
+        told = setup.server.requests[-1].json["messages"][-1]
+        assert told["role"] == "tool" and "ten months" in told["content"] and "Planes" not in told["content"]
+
+        stranger = client.with_options(api_key="bob")
+        with pytest.raises(openai.BadRequestError, match="not found"):
+            await stranger.responses.create(model="demo-model", input="How long?", tools=[tool])
