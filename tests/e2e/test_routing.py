@@ -80,7 +80,7 @@ async def test_a_forged_owner_is_no_owner(prefixed: tuple[Gateway, ChatServer]) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/V1/responses", "/api/delete", "/v1/files", "/v1/chat/completions/x", "/", "/v1/responsesx", "/metrics"]
+    "path", ["/V1/responses", "/api/delete", "/v1/filesx", "/v1/chat/completions/x", "/", "/v1/responsesx", "/metrics"]
 )
 async def test_all_else_is_a_json_404(prefixed: tuple[Gateway, ChatServer], path: str) -> None:
     gateway, server = prefixed
