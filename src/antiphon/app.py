@@ -24,7 +24,7 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.app_knowledge import Knowledge, open_search
 from antiphon.app_outgoing import direct_target, make_fetcher, section
-from antiphon.app_tools import make_tools
+from antiphon.app_tools import make_tools, open_containers
 from antiphon.config import AuthMode, ModelSettings, Settings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.engine.background import Background, BackgroundOptions
@@ -120,9 +120,10 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     background = Background(stores.background, stores.responses, followers, working)
     knowledge = None
     if settings.files.enabled and settings.vector_stores.enabled:
-        knowledge = await open_search(settings, stores.files)
+        knowledge = await open_search(settings, stores.files, metrics)
         stores.files.on_expired = knowledge.forget_file
-    toolbox = make_tools(settings, metrics, knowledge.searcher if knowledge else None)
+    rooms = await open_containers(settings, stores.files if settings.files.enabled else None)
+    toolbox = make_tools(settings, metrics, knowledge.searcher if knowledge else None, rooms)
     runner = Runner(
         store,
         upstream,
@@ -180,6 +181,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
     sweepers = (
         Sweeper("files", stores.files.sweep, settings.files.sweep),
         Sweeper("state", stores.retention.sweep, settings.retention.sweep),
+        *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
     )
     for sweeper in sweepers:
         sweeper.start()
@@ -217,7 +219,6 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         limits=DoorLimits(
             request_body_bytes=limits.request_body_bytes,
             request_seconds=times.request,
-            send_seconds=times.send,
             send_seconds=times.send,
         ),
         metrics=metrics,

@@ -19,6 +19,7 @@ from antiphon.engine.indexing import Embedder
 from antiphon.engine.ports import Upstream
 from antiphon.engine.routes import Routes
 from antiphon.errors import ConfigError
+from antiphon.observability.metrics import Metrics
 from antiphon.search.ingest import Ingester, IngestOptions
 from antiphon.search.readers import DocumentReaders, ReadLimits
 from antiphon.search.rewrite import ModelRewriter
@@ -70,7 +71,7 @@ class Knowledge:
         await self.stores.aclose()
 
 
-async def open_search(settings: Settings, files: FileStore) -> Knowledge:
+async def open_search(settings: Settings, files: FileStore, metrics: Metrics | None = None) -> Knowledge:
     """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
     embedder = make_embedder(settings)
@@ -93,11 +94,12 @@ async def open_search(settings: Settings, files: FileStore) -> Knowledge:
         files,
         readers,
         embedder=embedder,
+        metrics=metrics,
         options=IngestOptions(files=given.ingest, lease=given.lease),
     )
     return Knowledge(
         stores,
-        KnowledgeSearcher(stores.index, embedder=embedder, dense=dense),
+        KnowledgeSearcher(stores.index, embedder=embedder, dense=dense, metrics=metrics),
         ingester,
         embedder,
         files,

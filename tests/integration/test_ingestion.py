@@ -10,11 +10,13 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from antiphon.engine.indexing import EmbeddingFailed
 from antiphon.engine.knowledge import Chunking
+from antiphon.errors import StoreError
 from antiphon.search import readers
 from antiphon.search.ingest import IngestOptions
 from antiphon.search.readers import DocumentReaders, ReadingFailed, ReadLimits
@@ -179,6 +181,40 @@ async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -
         await setup.ingested(store_id)
         error = await last_error(setup, store_id, file_id)
         assert error["code"] == "server_error" and "answered 400" in error["message"]
+
+
+async def test_a_full_disk_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = [StoreError("Writing failed: the disk is full."), StoreError("Writing failed: the disk is full.")]
+    async with open_knowledge_setup(tmp_path, options=IngestOptions(idle=0.05, lease=0.3)) as setup:
+        append = setup.knowledge.ingestion.append
+
+        async def failing(*given: Any) -> bool:
+            if fails:
+                raise fails.pop()
+            return await append(*given)
+
+        monkeypatch.setattr(setup.knowledge.ingestion, "append", failing)
+        store_id = await setup.store(birds="Birds fly.")
+        rows = await setup.knowledge.readers.fetch("SELECT attempts, status FROM vector_files", {})
+        assert rows == [(3, "completed")]
+        assert await setup.names(store_id, "birds") == ["birds"]
+
+
+async def test_a_bug_fails_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_knowledge_setup(tmp_path) as setup:
+
+        async def broken(*_given: Any) -> bool:
+            raise RuntimeError("oh")
+
+        monkeypatch.setattr(setup.knowledge.ingestion, "append", broken)
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "Birds.")
+        await add(setup, store_id, file_id)
+        await setup.ingested(store_id)
+        assert await last_error(setup, store_id, file_id) == {
+            "code": "server_error",
+            "message": "An internal error occurred.",
+        }
 
 
 async def test_stopping_gives_files_back(tmp_path: Path) -> None:

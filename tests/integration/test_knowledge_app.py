@@ -60,10 +60,13 @@ async def test_a_file_from_the_disk_is_ingested_and_survives_a_restart(tmp_path:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")
         _, store = await ask(app, "POST", "/v1/vector_stores", {"file_ids": [file_id]})
         assert (await ingested(app, store["id"]))["completed"] == 1
+        assert 'files_ingested_total{outcome="completed"} 1.0' in app.context.metrics.render().decode()
     async with opened(tmp_path) as app:
         status, found = await ask(app, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": "swifts"})
         assert status == 200 and found["data"][0]["filename"] == "birds.txt"
         assert "file_search" in app.tools.types
+        shown = app.context.metrics.render().decode()
+        assert 'search_duration_seconds_count{by="words"} 1.0' in shown
 
 
 async def test_a_process_may_leave_ingestion_to_others(tmp_path: Path) -> None:

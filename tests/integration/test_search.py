@@ -143,6 +143,14 @@ async def test_an_expired_store_is_not_searched(tmp_path: Path) -> None:
         assert raised.value.code == "vector_store_expired"
 
 
+async def test_a_store_that_is_deleted_meanwhile_has_no_hits(setup: KnowledgeSetup) -> None:
+    store_id = await setup.store(**TEXTS)
+    (known,) = await setup.knowledge.index.known(ALICE, [store_id], 0.0)
+    await setup.ask("DELETE", f"/{store_id}")
+    assert await setup.knowledge.index.match(known, "runway", None, 10) == []
+    assert await setup.knowledge.index.files(known, "words", None) == frozenset()
+
+
 async def test_searches_and_changes_at_the_same_time(setup: KnowledgeSetup) -> None:
     store_id = await setup.store(**TEXTS)
 

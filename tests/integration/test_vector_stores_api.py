@@ -296,6 +296,19 @@ async def test_each_file_of_a_batch_has_its_own(idle: KnowledgeSetup) -> None:
     assert found[second][0] == {"n": 2} and found[second][1]["static"]["max_chunk_size_tokens"] == 800
 
 
+async def test_who_polls_is_told_when_to_ask_again(idle: KnowledgeSetup) -> None:
+    store_id = (await idle.ask("POST", "", {}))["id"]
+    file_id = await idle.file("a.txt", "a")
+    batch = await idle.ask("POST", f"/{store_id}/file_batches", {"file_ids": [file_id]})
+    paths = (f"/{store_id}/files/{file_id}", f"/{store_id}/file_batches/{batch['id']}")
+    for path in paths:
+        assert dict((await idle.send("GET", path)).headers)["openai-poll-after-ms"] == "200"
+    idle.ingester.start()
+    await idle.ingested(store_id)
+    for path in paths:
+        assert "openai-poll-after-ms" not in dict((await idle.send("GET", path)).headers)
+
+
 async def test_a_batch_is_cancelled(idle: KnowledgeSetup) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     ids = [await idle.file("a.txt", "a"), await idle.file("b.txt", "b")]

@@ -49,6 +49,8 @@ __all__ = ["VectorFiles"]
 _MOST_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000
 _SHOWN_ID = 128
+# OpenAI's clients wait so many milliseconds before they ask again, and a second unless they are told.
+_POLL_AGAIN = (("openai-poll-after-ms", "200"),)
 _STATES = ("in_progress", "completed", "failed", "cancelled")
 
 
@@ -128,7 +130,8 @@ class VectorFiles:
 
     async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`GET …/files/{id}`."""
-        return raw_response(show_file(await self._known(request, store_id, file_id)))
+        file = await self._known(request, store_id, file_id)
+        return raw_response(show_file(file), headers=_POLL_AGAIN if file.state == "in_progress" else ())
 
     async def change(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`POST …/files/{id}`: replaces the attributes."""
@@ -228,7 +231,8 @@ class VectorFiles:
             batch = await self._stores.get_batch(request.owner, store_id, batch_id)
         if batch is None:
             raise await self._missing_batch(request, store_id, batch_id)
-        return raw_response(show_batch(batch), headers=ignored_fields([*ignored]))
+        again = _POLL_AGAIN if batch.counts.in_progress else ()
+        return raw_response(show_batch(batch), headers=(*ignored_fields([*ignored]), *again))
 
     async def _missing_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> NotFound:
         if not is_id(store_id, "vs") or await self._stores.get(request.owner, store_id) is None:

@@ -52,6 +52,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._files = Counter("files_ingested_total", "Files by outcome.", ("outcome",), registry=self._registry)
+        self._searches = Histogram(
+            "search_duration_seconds",
+            "Duration of searches in vector stores, by what they went by.",
+            ("by",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self.in_flight = Gauge("responses_in_flight", "Responses being served.", registry=self._registry)
         self.sockets = Gauge("websocket_connections", "Open WebSocket connections.", registry=self._registry)
         # `labels` costs six times the increment; the label sets are few, so the children are kept.
@@ -73,6 +81,14 @@ class Metrics:
     def tool_execution(self, tool: str, seconds: float) -> None:
         """One hosted tool ran."""
         self._tools.labels(tool).observe(seconds)
+
+    def file_ingested(self, outcome: str) -> None:
+        """A file is over: `completed`, `failed`, or `retried` when it is given back."""
+        self._files.labels(outcome).inc()
+
+    def searched(self, by: str, seconds: float) -> None:
+        """A search ended; it went by `words` alone or by `vectors` too."""
+        self._searches.labels(by).observe(seconds)
 
     def render(self) -> bytes:
         """All metrics as text."""

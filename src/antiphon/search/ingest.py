@@ -29,6 +29,7 @@ from antiphon.engine.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion
 from antiphon.engine.knowledge import FileError
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
+from antiphon.observability.metrics import Metrics
 from antiphon.search.readers import DocumentReaders, ReadingFailed
 
 __all__ = ["IngestOptions", "Ingester"]
@@ -75,6 +76,7 @@ class Ingester:
         readers: DocumentReaders,
         *,
         embedder: Embedder | None = None,
+        metrics: Metrics | None = None,
         options: IngestOptions = IngestOptions(),
         clock: Clock = now,
     ) -> None:
@@ -82,6 +84,7 @@ class Ingester:
         self._files = files
         self._readers = readers
         self._embedder = embedder
+        self._metrics = metrics
         self._options = options
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -196,12 +199,14 @@ class Ingester:
                 pause = self._options.pause * 2 ** (job.attempts - 1)
                 _log.warning("embedding_failed", file_id=job.file_id, error=str(failed), retry_seconds=pause)
                 await self._ingestion.release(job, until=self._clock() + pause)
+                self._count("retried")
             else:
                 await self._fail(job, FileError("server_error", f"The text could not be embedded: {failed}"))
             return
         model = self._embedder.model if self._embedder is not None else None
         if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
             raise _Lost
+        self._count("completed")
         _log.info(
             "file_ingested",
             file_id=job.file_id,
@@ -219,7 +224,12 @@ class Ingester:
     async def _fail(self, job: IngestJob, error: FileError) -> None:
         if not await self._ingestion.fail(job, error):
             raise _Lost
+        self._count("failed")
         _log.info("file_not_ingested", file_id=job.file_id, vector_store_id=job.store_id, code=error.code)
+
+    def _count(self, outcome: str) -> None:
+        if self._metrics is not None:
+            self._metrics.file_ingested(outcome)
 
 
 @asynccontextmanager

@@ -43,13 +43,17 @@ class ReadRequest(msgspec.Struct):
 
 
 class ReadAnswer(msgspec.Struct, omit_defaults=True):
-    """Chunks with their numbers of tokens. The first answer of a file has its title, the last `end` or an error."""
+    """Chunks with their numbers of tokens, and the title. The last answer of a file has `end`, and maybe an error.
+
+    `dying`: the process ends itself, since nobody knows what state it is in.
+    """
 
     chunks: list[tuple[str, int]] = []
     title: str = ""
     end: bool = False
     code: str = ""
     message: str = ""
+    dying: bool = False
 
 
 def main() -> None:
@@ -93,7 +97,8 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
     except Unreadable as error:
         answer = ReadAnswer(end=True, code=error.code, message=error.message)
     except (MemoryError, RecursionError):
-        _send(ReadAnswer(end=True, code="invalid_file", message="The file needs too much memory to be read."), answers)
+        message = "The file needs too much memory to be read."
+        _send(ReadAnswer(end=True, code="invalid_file", message=message, dying=True), answers)
         return False
     except OSError:
         answer = ReadAnswer(end=True, code="server_error", message="The file could not be opened.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -103,7 +104,7 @@ class DocumentReaders:
                 # The clock runs only while the process works: who takes the chunks may be slow.
                 answer = await self._answer(process)
                 if answer.code:
-                    reusable = answer.code != "server_error" and answer.message.find("memory") < 0
+                    reusable = not answer.dying
                     raise ReadingFailed(FileError(_code(answer.code), answer.message))
                 reusable = answer.end
                 yield Piece(answer.title, [Chunk(text, tokens) for text, tokens in answer.chunks])
@@ -157,7 +158,7 @@ class DocumentReaders:
 
 
 def _why_ended(status: int) -> str:
-    if status == -24:  # SIGXCPU
+    if status == -signal.SIGXCPU:
         return "The file takes too long to be read."
     return "The file could not be read: reading it ended the reading process."
 

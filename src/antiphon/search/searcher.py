@@ -11,6 +11,7 @@ Invariant: an embeddings server that fails makes a search worse, never impossibl
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from antiphon.engine.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFa
 from antiphon.engine.knowledge import SearchHit
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import Clock, is_id, now
+from antiphon.observability.metrics import Metrics
 from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
 
@@ -45,11 +47,13 @@ class KnowledgeSearcher:
         *,
         embedder: Embedder | None = None,
         dense: DenseSearch | None = None,
+        metrics: Metrics | None = None,
         clock: Clock = now,
     ) -> None:
         self._index = index
         self._embedder = embedder
         self._dense = dense
+        self._metrics = metrics
         self._clock = clock
 
     async def search(
@@ -66,6 +70,7 @@ class KnowledgeSearcher:
         stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
         queries = [query for query in dict.fromkeys(queries) if query.strip()]
         most = max(_CANDIDATES, _PER_RESULT * limit)
+        started = time.perf_counter()
         vectors = await self._embed(queries, ranking)
         found = await asyncio.gather(
             *(
@@ -79,6 +84,9 @@ class KnowledgeSearcher:
                 scores[chunk] = max(score, scores.get(chunk, 0.0))
         best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
         texts = await self._index.hits([chunk for _, chunk in best])
+        if queries and self._metrics is not None:
+            by = "words" if None in vectors else "vectors"
+            self._metrics.searched(by, time.perf_counter() - started)
         try:
             await self._index.touch(owner, [store.id for store in stores])
         except StoreError as error:

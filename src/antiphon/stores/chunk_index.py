@@ -9,11 +9,13 @@ Invariant: only completed files are found, and a filter is part of the statement
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Sequence
 
 from antiphon.engine.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.knowledge import SearchHit
 from antiphon.engine.words import query_terms
+from antiphon.errors import StoreError
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.vector_filters import filter_condition
 from antiphon.stores.vector_stores import SqliteVectorStores, index_table
@@ -69,7 +71,13 @@ class SqliteChunkIndex:
         # Terms are letters and digits of any script: between quotes nothing of them is syntax.
         named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "most": most}
         sql = MATCH.format(table=index_table(store.id), condition=condition)
-        return [ChunkHit(row[0], row[1]) for row in await self._readers.fetch(sql, named)]
+        try:
+            rows = await self._readers.fetch(sql, named)
+        except StoreError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" in str(error.__cause__):
+                return []  # deleted since it was asked whether the store is there
+            raise
+        return [ChunkHit(row[0], row[1]) for row in rows]
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
         """The numbers of the completed files that have vectors of this model and fit."""
