@@ -7,19 +7,30 @@ Invariant: a tool that is not configured is not in the box, so that requests for
 
 from __future__ import annotations
 
+import asyncio
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+import structlog
+
 from antiphon.app_outgoing import make_fetcher, make_permit
 from antiphon.config import Settings
+from antiphon.engine.file_ports import FileStore
 from antiphon.engine.knowledge import Searcher
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Tool, Toolbox, ToolLimits
+from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.local import LocalSandbox, why_unavailable
+from antiphon.tools.code_interpreter.port import SandboxLimits
+from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.tools.file_search import FileSearch
 from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
 from antiphon.tools.web_search.tool import WebSearch
 
-__all__ = ["make_tools"]
+__all__ = ["make_tools", "open_containers"]
+
+_log = structlog.get_logger(__name__)
 
 _SEARCH_SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
     "searxng": (Searxng, ""),
@@ -29,7 +40,9 @@ _SEARCH_SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
 _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "application/*+json", "application/xml")
 
 
-def make_tools(settings: Settings, metrics: Metrics, searcher: Searcher | None = None) -> Toolbox:
+def make_tools(
+    settings: Settings, metrics: Metrics, searcher: Searcher | None = None, rooms: ContainerRooms | None = None
+) -> Toolbox:
     """The tools that these settings make available. Raises `ConfigError`."""
     tools: list[Tool] = []
     if searcher is not None:
@@ -38,11 +51,40 @@ def make_tools(settings: Settings, metrics: Metrics, searcher: Searcher | None =
         tools.append(search)
     if settings.mcp.enabled and find_spec("mcp") is not None:
         tools.append(LazyTool(frozenset({"mcp"}), lambda: _mcp(settings)))
+    if rooms is not None:
+        code = settings.code_interpreter
+        tools.append(CodeInterpreter(rooms, memory=code.memory, idle_seconds=code.idle))
     limits = settings.tools
     return Toolbox(
         tools,
         ToolLimits(seconds=limits.seconds, concurrent=limits.concurrent, output_chars=limits.output_chars),
         metrics,
+    )
+
+
+async def open_containers(settings: Settings, files: FileStore | None) -> ContainerRooms | None:
+    """The containers for code, where these settings want them and this machine can hold code in."""
+    chosen = settings.code_interpreter
+    if chosen.sandbox == "none":
+        return None
+    # Tried out, not believed: kernels and container runtimes differ.
+    reason = await asyncio.to_thread(why_unavailable, chosen.python)
+    if reason:
+        _log.error("code_interpreter_unavailable", reason=reason)
+        return None
+    limits = SandboxLimits(
+        seconds=chosen.seconds,
+        memory=chosen.memory,
+        disk_bytes=chosen.disk_bytes,
+        output_bytes=chosen.output_bytes,
+        machines=chosen.machines,
+    )
+    folder = settings.data / "containers"
+    return ContainerRooms(
+        LocalSandbox(folder / "machines", limits, chosen.python),
+        Records(folder / "records"),
+        files,
+        per_owner=chosen.per_owner,
     )
 
 

@@ -22,6 +22,7 @@ from antiphon.errors import ConfigError
 __all__ = [
     "AuthMode",
     "BackgroundSettings",
+    "CodeInterpreterSettings",
     "ConnectorSettings",
     "ConversationSettings",
     "EmbeddingSettings",
@@ -432,6 +433,35 @@ class McpSettings(_Section):
     """Largest answer of a server."""
 
 
+class CodeInterpreterSettings(_Section):
+    """The tool `code_interpreter`: Python that the model writes, in a sandbox."""
+
+    sandbox: Literal["none", "local"] = "none"
+    """Where code runs; none: a request for the tool is a 400. local: in a process of this machine without network,
+    files or rights, which needs Linux with Landlock. It is tried out at every start; where it does not hold code in,
+    that is logged, and the tool stays off."""
+    python: str = ""
+    """The Python that runs the code, for example of a virtual environment with the libraries that models like (numpy,
+    pandas, matplotlib); empty: the one that Antiphon runs with."""
+    seconds: float = Field(30.0, gt=0)
+    """How long one piece of code may take; less than `tools.seconds`."""
+    memory: int = Field(1 << 30, ge=128 * _MIB)
+    """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
+    disk_bytes: int = Field(512 * _MIB, ge=_MIB)
+    """All files of a container together."""
+    output_bytes: int = Field(64 * 1024, ge=1024)
+    """What one piece of code may print; the middle of more is left out."""
+    machines: int = Field(8, ge=1)
+    """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
+    variables, never their files."""
+    idle: float = Field(1_200.0, ge=60)
+    """Seconds after its last use that a container is deleted, unless its request says otherwise."""
+    per_owner: int = Field(100, ge=1)
+    """Most containers of one owner."""
+    sweep: float = Field(60.0, gt=0)
+    """Seconds between two looks for containers that have expired."""
+
+
 class RetentionSettings(_Section):
     """How long things are kept that nobody deletes."""
 
@@ -613,6 +643,7 @@ class Settings(_Section):
     tools: ToolSettings = ToolSettings()
     web_search: WebSearchSettings = WebSearchSettings()
     mcp: McpSettings = McpSettings()
+    code_interpreter: CodeInterpreterSettings = CodeInterpreterSettings()
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
     vector_stores: VectorStoreSettings = VectorStoreSettings()

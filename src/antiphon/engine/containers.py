@@ -72,9 +72,7 @@ class Containers(Protocol):
     async def files(self, owner: str, container_id: str) -> Sequence[ContainerFile] | None:
         """Its files, oldest first."""
 
-    async def put(
-        self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]
-    ) -> ContainerFile | None:
+    async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> ContainerFile | None:
         """Write a file of the user's into it. Raises `ContainerFailed`."""
 
     async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:

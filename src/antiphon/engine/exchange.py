@@ -649,7 +649,7 @@ class ResponseExchange:
         """Have the tools prepared that run here, and calls run that the client has approved; whether that is under
         way."""
         assert self._head is not None and self._request is not None and self._builder is not None
-        tools = hosted_tools(self._request, self._options.tool_types)
+        tools = hosted_tools(self._request, self._options.tool_types, items)
         if not tools or self._purpose == COUNT_PATH or self._queues:
             return False
         if self._prepared is None:

@@ -23,11 +23,15 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 
 @dataclass(frozen=True, slots=True)
 class HostedTool:
-    """One entry of `tools` that runs here: `declaration` is its whole JSON object, secrets included."""
+    """One entry of `tools` that runs here: `declaration` is its whole JSON object, secrets included.
+
+    `earlier` is the container in which code of this conversation ran last.
+    """
 
     index: int
     type: str
     declaration: bytes
+    earlier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,15 +285,30 @@ class ToolTurns:
         return msgspec.structs.replace(item, **prepared.fields)
 
 
-def hosted_tools(request: CreateResponse, types: frozenset[str]) -> tuple[HostedTool, ...]:
-    """The declared tools that run here."""
+def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
+    """The declared tools that run here; `items` are the conversation so far."""
     if not types:
         return ()
     return tuple(
-        HostedTool(number, tool.type, bytes(tool.source))
+        HostedTool(number, tool.type, bytes(tool.source), _earlier(items) if tool.type == "code_interpreter" else None)
         for number, tool in enumerate(request.tools)
         if tool.type in types
     )
+
+
+def _earlier(items: Sequence[Named]) -> str | None:
+    """The container in which code ran last."""
+    for _, item in reversed(items):
+        if item.type == "code_interpreter_call":
+            try:
+                return msgspec.json.decode(item.source, type=_Ran).container_id
+            except msgspec.DecodeError:
+                return None
+    return None
+
+
+class _Ran(msgspec.Struct):
+    container_id: str | None = None
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:

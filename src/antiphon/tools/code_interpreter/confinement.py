@@ -1,0 +1,321 @@
+"""Giving up rights: after `confine`, this process cannot reach the network, other processes or the host's files.
+
+Lives here: limits of resources, another user where that is allowed, Landlock (files), seccomp (system calls). Not here:
+running anything (`interpreter.py`). It runs in the sandbox's own process before any foreign code does, under whatever
+Python the operator chose: it imports nothing but the standard library, and nothing of this package.
+
+Files: Landlock lets it read the interpreter's libraries and write in the container's two folders; nothing else can be
+opened. System calls: a list of what may be called, everything else is refused. Not on it: sockets, new processes,
+other programs, signals to others, tracing, mounting, shared memory, io_uring, changing limits or rights. Calls that
+change a file's mode, owner or times pretend to have worked: Landlock does not guard them, and libraries make them.
+
+Invariant: `confine` raises `CannotConfine` unless every part is in force.
+
+Sources: the Linux manual pages landlock(7), seccomp(2), prctl(2), capset(2); numbers of system calls from Linux's
+headers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+import sys
+import sysconfig
+
+__all__ = ["CannotConfine", "Limits", "confine", "landlock_version"]
+
+
+class CannotConfine(Exception):
+    """This machine cannot hold foreign code in."""
+
+
+class Limits:
+    """Bytes of address space and of one file, how many threads, descriptors; `uid` 0 keeps the user."""
+
+    def __init__(self, memory: int, file_bytes: int, threads: int, descriptors: int, uid: int = 0) -> None:
+        self.memory = memory
+        self.file_bytes = file_bytes
+        self.threads = threads
+        self.descriptors = descriptors
+        self.uid = uid
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# Numbers on x86_64 and on aarch64.
+_NONE = -1
+_CALLS: dict[str, tuple[int, int]] = {
+    # descriptors
+    "read": (0, 63), "write": (1, 64), "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65),
+    "writev": (20, 66), "preadv": (295, 69), "pwritev": (296, 70), "preadv2": (327, 286), "pwritev2": (328, 287),
+    "lseek": (8, 62), "close": (3, 57), "close_range": (436, 436), "dup": (32, 23), "dup2": (33, _NONE),
+    "dup3": (292, 24), "pipe": (22, _NONE), "pipe2": (293, 59), "poll": (7, _NONE), "ppoll": (271, 73),
+    "select": (23, _NONE), "pselect6": (270, 72), "epoll_create": (213, _NONE), "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21), "epoll_wait": (232, _NONE), "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441),
+    "eventfd2": (290, 19), "timerfd_create": (283, 85), "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87),
+    # one end of a pair to the other
+    "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "getsockopt": (55, 209),
+    "getsockname": (51, 204), "getpeername": (52, 205),
+    # files
+    "open": (2, _NONE), "openat": (257, 56), "creat": (85, _NONE), "mkdir": (83, _NONE), "mkdirat": (258, 34),
+    "rmdir": (84, _NONE), "unlink": (87, _NONE), "unlinkat": (263, 35), "rename": (82, _NONE), "renameat": (264, 38),
+    "renameat2": (316, 276), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50),
+    "readlink": (89, _NONE), "readlinkat": (267, 78), "stat": (4, _NONE), "lstat": (6, _NONE), "fstat": (5, 80),
+    "newfstatat": (262, 79), "statx": (332, 291), "access": (21, _NONE), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166), "ftruncate": (77, 46),
+    "fallocate": (285, 47), "fsync": (74, 82), "fdatasync": (75, 83), "fadvise64": (221, 223),
+    "readahead": (187, 213), "flock": (73, 32), "sendfile": (40, 71), "copy_file_range": (326, 285),
+    # memory
+    "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
+    "brk": (12, 214), "msync": (26, 227),
+    # threads
+    "futex": (202, 98), "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293),
+    "membarrier": (324, 283), "restart_syscall": (219, 128), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
+    "getcpu": (309, 168), "set_tid_address": (218, 96), "exit": (60, 93), "exit_group": (231, 94),
+    # time
+    "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
+    "gettimeofday": (96, 169), "time": (201, _NONE), "getitimer": (36, 102), "setitimer": (38, 103),
+    "alarm": (37, _NONE), "pause": (34, _NONE), "times": (100, 153), "getrusage": (98, 165),
+    "timer_create": (222, 107), "timer_settime": (223, 110), "timer_gettime": (224, 108), "timer_delete": (226, 111),
+    "timer_getoverrun": (225, 109),
+    # its own signals
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
+    # what it is
+    "wait4": (61, 260), "waitid": (247, 95), "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173),
+    "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "getgroups": (115, 158),
+    "getresuid": (118, 148), "getresgid": (120, 150), "getpgrp": (111, _NONE), "getpgid": (121, 155),
+    "getsid": (124, 156), "getrlimit": (97, 163), "getpriority": (140, 141), "capget": (125, 90), "uname": (63, 160),
+    "sysinfo": (99, 179), "getrandom": (318, 278), "arch_prctl": (158, _NONE),
+}  # fmt: skip
+_PRETENDED: dict[str, tuple[int, int]] = {
+    "chmod": (90, _NONE), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "utimensat": (280, 88),
+    "utime": (132, _NONE), "utimes": (235, _NONE), "futimesat": (261, _NONE), "chown": (92, _NONE),
+    "fchown": (93, 55), "lchown": (94, _NONE), "fchownat": (260, 54),
+}  # fmt: skip
+_ABSENT: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
+"""Libraries ask for these first and know another way."""
+
+_CLONE, _KILL, _TGKILL, _FCNTL = (56, 220), (62, 129), (234, 131), (72, 25)
+_IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 261), (53, 199), (317, 277)
+
+_THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
+"""What glibc and musl start a thread with; anything else would be a process."""
+
+_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)
+"""Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
+
+_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""Is it a terminal, its size, how much can be read, not to block, close on exec."""
+
+_PRCTLS = (15, 16, 0x53564D41)
+"""A thread's name; names of areas of memory."""
+
+_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+_EPERM, _ENOSYS = 1, 38
+
+
+def confine(folders: tuple[str, ...], limits: Limits) -> None:
+    """Give up everything but reading the interpreter's libraries and writing in `folders`. Raises `CannotConfine`."""
+    if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES or struct.calcsize("P") != 8:
+        raise CannotConfine("it needs Linux on x86_64 or aarch64")
+    _limit(limits)
+    rules = _ruleset(folders)
+    if limits.uid:
+        _become(limits.uid, folders)
+    elif os.geteuid() == 0:
+        raise CannotConfine("as root it needs a user of its own")
+    # After the change of user, which takes it away again.
+    _call("prctl(PR_SET_PDEATHSIG)", _LIBC.prctl(1, 9, 0, 0, 0))
+    _call("prctl(PR_SET_NO_NEW_PRIVS)", _LIBC.prctl(38, 1, 0, 0, 0))
+    _call("landlock_restrict_self", _LIBC.syscall(446, rules, 0))
+    os.close(rules)
+    _filter_calls()
+
+
+def landlock_version() -> int:
+    """The version of Landlock that this kernel has; 0: none."""
+    return max(0, int(_LIBC.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
+
+
+def library_folders() -> list[str]:
+    """Where this interpreter and its libraries are: what foreign code may read."""
+    ours = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    ours |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
+    base = os.path.realpath(sys.base_prefix)
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/usr/share/fonts"]
+    return sorted(ours | {os.path.join(base, "lib")} | set(system))
+
+
+def _limit(limits: Limits) -> None:
+    for kind, value in (
+        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_NOFILE, limits.descriptors),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 64),
+        (resource.RLIMIT_STACK, 8 << 20),
+    ):
+        _, most = resource.getrlimit(kind)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(kind, (value, value))
+    # Threads count per user: with a user of its own they are this process's, else also everybody else's here.
+    threads = limits.threads + (0 if limits.uid else _threads_of(os.getuid()))
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    threads = threads if most == resource.RLIM_INFINITY else min(threads, most)
+    resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
+
+
+def _threads_of(uid: int) -> int:
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue
+    return count
+
+
+def _become(uid: int, folders: tuple[str, ...]) -> None:
+    """Another user without any right, but for passing through folders that are root's alone."""
+    reachable = all(_passable(folder) for folder in (sys.executable, os.__file__, *folders))
+    try:
+        # SECBIT_NO_SETUID_FIXUP: else access(2) would not know of the right that is kept.
+        _call("prctl(PR_SET_SECUREBITS)", 0 if reachable else _LIBC.prctl(28, 1 << 2, 0, 0, 0))
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise CannotConfine(f"as root it must be able to change its user: {error.strerror}") from None
+    # CAP_DAC_READ_SEARCH is number 2. Landlock still holds: it only makes what may be read readable.
+    kept = 0 if reachable else 1 << 2
+    header = struct.pack("=Ii", 0x20080522, 0)
+    _call("capset", _LIBC.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
+
+
+def _passable(path: str) -> bool:
+    """Whether anybody can get to this path."""
+    path = os.path.realpath(path)
+    while path != "/":
+        path = os.path.dirname(path)
+        if not os.stat(path).st_mode & 0o001:
+            return False
+    return True
+
+
+# Files
+
+_READ = 1 << 2 | 1 << 3
+"""READ_FILE and READ_DIR; running programs is not among them."""
+
+_WRITE = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
+"""WRITE_FILE, the two above, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG; no devices, sockets, pipes, links."""
+
+_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
+"""Of all rights, those that a single file can have."""
+
+
+def _ruleset(folders: tuple[str, ...]) -> int:
+    version = landlock_version()
+    if version < 1:
+        raise CannotConfine("the kernel has no Landlock")
+    files = (1 << 13) - 1 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)
+    files |= 1 << 15 if version >= 5 else 0
+    network = 0b11 if version >= 4 else 0
+    scope = 0b11 if version >= 6 else 0
+    attributes = struct.pack("=QQQ", files, network, scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    rules = int(_LIBC.syscall(444, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
+    _call("landlock_create_ruleset", rules)
+    # Moving a file from one of its folders to the other, and cutting a file off, are rights since 2 and 3.
+    write = _WRITE | (files & (1 << 13 | 1 << 14))
+    for path in folders:
+        if not _allow(rules, path, write):
+            raise CannotConfine(f"the folder {path} cannot be opened")
+    for path in library_folders():
+        _allow(rules, path, _READ)
+    for path in ("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero"):
+        _allow(rules, path, _READ)
+    _allow(rules, "/dev/null", 1 << 1 | _READ | files & 1 << 14)
+    return rules
+
+
+def _allow(rules: int, path: str, rights: int) -> bool:
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if not os.path.isdir(path):
+            rights &= _OF_FILES
+        rule = struct.pack("=Qi", rights, opened)
+        _call("landlock_add_rule", _LIBC.syscall(445, rules, 1, rule, ctypes.c_uint32(0)))
+    finally:
+        os.close(opened)
+    return True
+
+
+# System calls: a program of four-byte comparisons over (number, architecture, pointer, six arguments)
+
+_Step = tuple[int, int, int, int]
+_LOAD, _EQUAL, _RETURN, _ABOVE = 0x20, 0x15, 0x06, 0x35
+
+
+def _filter_calls() -> None:
+    architecture, column = _ARCHITECTURES[platform.machine()]
+    steps: list[_Step] = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL_PROCESS),
+        (_LOAD, 0, 0, 0),
+    ]
+    if column == 0:
+        # The x32 calls have the same architecture and numbers of their own.
+        steps += [(_ABOVE, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL_PROCESS)]
+    for calls, answer in ((_CALLS, _ALLOW), (_PRETENDED, _ERRNO), (_ABSENT, _ERRNO | _ENOSYS)):
+        for numbers in calls.values():
+            if numbers[column] != _NONE:
+                steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, answer)]
+    pid = os.getpid()
+    steps += _only(_CLONE[column], (0, _THREAD_FLAGS))
+    steps += _only(_KILL[column], (0, (pid,)))
+    steps += _only(_TGKILL[column], (0, (pid,)))
+    steps += _only(_FCNTL[column], (1, _FCNTLS))
+    steps += _only(_IOCTL[column], (1, _IOCTLS))
+    steps += _only(_PRCTL[column], (0, _PRCTLS))
+    # Without new limits it only reads them; its own (0) and nobody else's.
+    steps += _only(_PRLIMIT[column], (0, (0, pid)), (2, (0,)))
+    # A pair of connected streams, which event loops need; its ends cannot be given an address.
+    steps += _only(_SOCKETPAIR[column], (0, (1,)), (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)))
+    steps.append((_RETURN, 0, 0, _ERRNO | _EPERM))
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(held))
+    _call("seccomp", _LIBC.syscall(_SECCOMP[column], ctypes.c_uint(1), ctypes.c_uint(0), program))
+
+
+def _only(number: int, *arguments: tuple[int, tuple[int, ...]]) -> list[_Step]:
+    """Allow a call when each of these arguments is one of its values; refuse it otherwise.
+
+    Both halves of an argument are compared: kernels look at all of some arguments.
+    """
+    body: list[_Step] = []
+    for index, values in arguments:
+        place = 16 + 8 * index
+        body += [(_LOAD, 0, 0, place + 4), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | _EPERM), (_LOAD, 0, 0, place)]
+        body += [(_EQUAL, len(values) - place_of, 0, value) for place_of, value in enumerate(values)]
+        body.append((_RETURN, 0, 0, _ERRNO | _EPERM))
+    body.append((_RETURN, 0, 0, _ALLOW))
+    return [(_EQUAL, 0, len(body), number), *body]
+
+
+def _call(name: str, result: int) -> None:
+    if result < 0:
+        raise CannotConfine(f"{name}: {os.strerror(ctypes.get_errno())}")

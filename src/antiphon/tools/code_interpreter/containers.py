@@ -1,0 +1,318 @@
+"""Containers: machines of a sandbox that belong to somebody, and expire.
+
+Lives here: whose they are, one thing at a time in each, files in from `/v1/files`, the ids of files, expiry. Not here:
+the sandbox (`port.py`), the records' form (`records.py`), what the model sees (`tool.py`).
+
+A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or this
+process ends. Its files live as long as the container. The same container is never used twice at once.
+
+Invariant: no method touches a container before it is known to be the owner's and not expired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from antiphon.engine.containers import Container, ContainerFailed, ContainerFile, ContainerRequest
+from antiphon.engine.file_ports import FileStore, OpenFile
+from antiphon.errors import NotFound
+from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.records import PREFIX, Record, RecordedFile, Records
+
+__all__ = ["ContainerRooms", "Ran"]
+
+_PIECE = 1 << 20
+_MOST_NAME = 255
+_Files = list[RecordedFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Code that was run: how it went, and the files that it made or changed."""
+
+    run: Run
+    files: tuple[ContainerFile, ...]
+
+
+@dataclass(slots=True)
+class _Lock:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class ContainerRooms:
+    """`Containers` over a sandbox. `per_owner` is how many an owner may have at once."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        records: Records,
+        files: FileStore | None,
+        *,
+        per_owner: int = 100,
+        make_id: IdFactory = new_id,
+        clock: Clock = now,
+    ) -> None:
+        """Without `files` there are no uploaded files to copy."""
+        self._sandbox = sandbox
+        self._records = records
+        self._uploaded = files
+        self._per_owner = per_owner
+        self._new_id = make_id
+        self._clock = clock
+        self._locks: dict[str, _Lock] = {}
+
+    def new_container_id(self) -> str:
+        """An id for a container that is made when it is first used."""
+        return self._new_id(PREFIX)
+
+    async def create(self, owner: str, request: ContainerRequest) -> Container:
+        """See `Containers.create`."""
+        return await self.create_as(owner, self.new_container_id(), request)
+
+    async def create_as(self, owner: str, container_id: str, request: ContainerRequest) -> Container:
+        """As `create`, under an id that `new_container_id` made."""
+        for file_id in request.file_ids:
+            await self.check_uploaded(owner, file_id)
+        if len(await self.list(owner)) >= self._per_owner:
+            raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
+        at = self._clock()
+        record = Record(container_id, owner, request.name, at, at, request.idle_seconds, request.memory)
+        async with self._alone(container_id):
+            await self._save(record)
+            try:
+                for file_id in request.file_ids:
+                    await self._copy(record, file_id)
+            except BaseException:
+                await self._drop(container_id)
+                raise
+            await self._save(record)
+        return _shown(record)
+
+    async def get(self, owner: str, container_id: str) -> Container | None:
+        """See `Containers.get`."""
+        record = await self._record(owner, container_id)
+        return _shown(record) if record is not None else None
+
+    async def list(self, owner: str) -> Sequence[Container]:
+        """See `Containers.list`."""
+        at = self._clock()
+        every = await asyncio.to_thread(self._records.every)
+        return [_shown(record) for record in every if record.owner == owner and not record.expired(at)]
+
+    async def delete(self, owner: str, container_id: str) -> bool:
+        """See `Containers.delete`."""
+        if await self._record(owner, container_id) is None:
+            return False
+        async with self._alone(container_id):
+            if await self._record(owner, container_id) is None:
+                return False
+            await self._drop(container_id)
+        return True
+
+    async def run(self, owner: str, container_id: str, code: str, file_ids: Sequence[str] = ()) -> Ran | None:
+        """Run code, with these uploaded files there; None when there is no such container. Raises `ContainerFailed`."""
+        if await self._record(owner, container_id) is None:
+            return None
+        async with self._using(owner, container_id) as record:
+            if record is None:
+                return None
+            for file_id in file_ids:
+                if file_id not in record.copied:
+                    await self._copy(record, file_id)
+            await self._look(record)
+            try:
+                run = await self._sandbox.run(container_id, code, record.memory)
+            except SandboxFailed as failure:
+                raise ContainerFailed(str(failure)) from None
+            changed = await self._look(record)
+        return Ran(run, tuple(_shown_file(record, file) for file in changed))
+
+    async def files(self, owner: str, container_id: str) -> Sequence[ContainerFile] | None:
+        """See `Containers.files`."""
+        if await self._record(owner, container_id) is None:
+            return None
+        async with self._using(owner, container_id) as record:
+            if record is None:
+                return None
+            await self._look(record)
+        return [_shown_file(record, file) for file in record.files]
+
+    async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> ContainerFile | None:
+        """See `Containers.put`."""
+        if await self._record(owner, container_id) is None:
+            return None
+        async with self._using(owner, container_id) as record:
+            if record is None:
+                return None
+            file = await self._write(record, name, pieces, "user")
+        return _shown_file(record, file)
+
+    async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:
+        """See `Containers.put_uploaded`."""
+        if await self._record(owner, container_id) is None:
+            return None
+        async with self._using(owner, container_id) as record:
+            if record is None:
+                return None
+            file = await self._copy(record, file_id)
+        return _shown_file(record, file)
+
+    async def read(self, owner: str, container_id: str, file_id: str, start: int, most: int) -> bytes | None:
+        """See `Containers.read`."""
+        record = await self._record(owner, container_id)
+        file = record.file(file_id) if record is not None else None
+        if file is None:
+            return None
+        try:
+            return await self._sandbox.read(container_id, file.path, start, most)
+        except SandboxFailed:
+            return None
+
+    async def remove(self, owner: str, container_id: str, file_id: str) -> bool:
+        """See `Containers.remove`."""
+        if await self._record(owner, container_id) is None:
+            return False
+        async with self._using(owner, container_id) as record:
+            file = record.file(file_id) if record is not None else None
+            if record is None or file is None:
+                return False
+            record.files.remove(file)
+            try:
+                await self._sandbox.remove(container_id, file.path)
+            except SandboxFailed as failure:
+                raise ContainerFailed(str(failure)) from None
+        return True
+
+    async def check_uploaded(self, owner: str, file_id: str) -> str:
+        """The name of an uploaded file. Raises `NotFound`."""
+        found = None
+        if self._uploaded is not None and is_name(file_id):
+            found = await self._uploaded.get(owner, file_id)
+        if found is None:
+            raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
+        return found.name
+
+    async def sweep(self) -> tuple[int, ...]:
+        """Delete what has expired; how many went."""
+        gone = 0
+        for record in await asyncio.to_thread(self._records.every):
+            if not record.expired(self._clock()):
+                continue
+            async with self._alone(record.id):
+                again = await asyncio.to_thread(self._records.get, record.id)
+                if again is not None and again.expired(self._clock()):
+                    await self._drop(record.id)
+                    gone += 1
+        return (gone,)
+
+    async def aclose(self) -> None:
+        """End all interpreters."""
+        await self._sandbox.aclose()
+
+    async def _record(self, owner: str, container_id: str) -> Record | None:
+        record = await asyncio.to_thread(self._records.get, container_id)
+        known = record is not None and record.owner == owner and not record.expired(self._clock())
+        return record if known else None
+
+    async def _save(self, record: Record) -> None:
+        await asyncio.to_thread(self._records.put, record)
+
+    async def _drop(self, container_id: str) -> None:
+        await asyncio.to_thread(self._records.delete, container_id)
+        await self._sandbox.delete(container_id)
+
+    @asynccontextmanager
+    async def _alone(self, container_id: str) -> AsyncIterator[None]:
+        """One thing at a time in a container."""
+        held = self._locks.setdefault(container_id, _Lock())
+        held.users += 1
+        try:
+            async with held.lock:
+                yield
+        finally:
+            held.users -= 1
+            if not held.users:
+                self._locks.pop(container_id, None)
+
+    @asynccontextmanager
+    async def _using(self, owner: str, container_id: str) -> AsyncIterator[Record | None]:
+        """The record, read again once nobody else uses it; using it keeps it from expiring."""
+        async with self._alone(container_id):
+            record = await self._record(owner, container_id)
+            if record is None:
+                yield None
+                return
+            record.last_active_at = self._clock()
+            await self._save(record)
+            try:
+                yield record
+            finally:
+                record.last_active_at = self._clock()
+                await self._save(record)
+
+    async def _look(self, record: Record) -> _Files:
+        """Bring the record's files up to date; those that are new or have changed since it was looked at last."""
+        known = {file.path: file for file in record.files}
+        changed: _Files = []
+        record.files = []
+        for found in await self._listed(record.id):
+            file = known.get(found.path)
+            if file is None or file.version != found.version:
+                file = self._recorded(found, "assistant")
+                changed.append(file)
+            record.files.append(file)
+        return changed
+
+    async def _listed(self, container_id: str) -> Sequence[SandboxFile]:
+        try:
+            return await self._sandbox.list(container_id)
+        except SandboxFailed as failure:
+            raise ContainerFailed(str(failure)) from None
+
+    async def _copy(self, record: Record, file_id: str) -> RecordedFile:
+        name = await self.check_uploaded(record.owner, file_id)
+        opened = await self._uploaded.open(record.owner, file_id) if self._uploaded is not None else None
+        if opened is None:
+            raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
+        async with opened:
+            file = await self._write(record, name, _pieces(opened), "user")
+        record.copied.append(file_id)
+        return file
+
+    async def _write(self, record: Record, name: str, pieces: AsyncIterator[bytes], source: str) -> RecordedFile:
+        name = PurePosixPath(name).name
+        if not name or name == ".." or len(name.encode("utf-8", "replace")) > _MOST_NAME or not name.isprintable():
+            raise ContainerFailed("This cannot be the name of a file in a container.")
+        try:
+            found = await self._sandbox.put(record.id, name, pieces)
+        except SandboxFailed as failure:
+            raise ContainerFailed(str(failure)) from None
+        file = self._recorded(found, source)
+        record.files = [one for one in record.files if one.path != found.path] + [file]
+        return file
+
+    def _recorded(self, found: SandboxFile, source: str) -> RecordedFile:
+        return RecordedFile(self._new_id("cfile"), found.path, found.size, found.version, self._clock(), source)
+
+
+async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
+    start = 0
+    while piece := await opened.read(start, _PIECE):
+        start += len(piece)
+        yield piece
+
+
+def _shown(record: Record) -> Container:
+    return Container(
+        record.id, record.name, record.created_at, record.last_active_at, record.idle_seconds, record.memory
+    )
+
+
+def _shown_file(record: Record, file: RecordedFile) -> ContainerFile:
+    return ContainerFile(file.id, record.id, file.path, file.size, file.created_at, file.source)

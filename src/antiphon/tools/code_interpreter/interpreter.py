@@ -1,0 +1,184 @@
+"""The sandbox's own process: an interpreter that keeps its variables from one piece of code to the next.
+
+Lives here: giving up all rights, then running what it is sent. Not here: how (`confinement.py`), who starts it, how
+long it may take, what becomes of its files (`local.py`). It is run as a file by whatever Python the operator chose.
+
+It is sent lines of JSON at its standard input, `{"code": …, "mark": …}`, and answers each with one at its standard
+output. What code prints goes to the error output, and after it the mark, which says that this is all.
+
+Invariant: no foreign code runs before `confine` has returned. After that nothing this process says is to be believed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import linecache
+import os
+import signal
+import sys
+import traceback
+import types
+import warnings
+from typing import Any
+
+_FOLDER = "/mnt/data"
+"""Where models believe their files to be."""
+
+_MOST_PICTURES = 10
+
+
+class Interpreter:
+    """Runs pieces of code in one namespace. `files` is the working folder; pictures are put into `pictures`."""
+
+    def __init__(self, files: str, pictures: str) -> None:
+        self._files = files
+        self._pictures = pictures
+        self._module = types.ModuleType("__main__")
+        sys.modules["__main__"] = self._module
+        self._count = 0
+        self.running = False
+
+    def run(self, code: str) -> dict[str, Any]:
+        """Run it as a notebook does: the value of a last expression is shown. Errors are printed, and said."""
+        self._count += 1
+        name = f"<code {self._count}>"
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        pictures: list[str] = []
+        failed = False
+        try:
+            tree = _Places(self._files).visit(ast.parse(code, name))
+            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            body = compile(tree, name, "exec")
+            shown = compile(ast.Expression(last.value), name, "eval") if last is not None else None
+            self.running = True
+            exec(body, self._module.__dict__)
+            if shown is not None:
+                value = eval(shown, self._module.__dict__)
+                self._show(value, pictures)
+        except BaseException as error:
+            self.running = False
+            failed = True
+            self._explain(error)
+        finally:
+            self.running = False
+        try:
+            self._draw(pictures)
+        except Exception as error:
+            self._explain(error)
+        return {"failed": failed, "pictures": pictures[:_MOST_PICTURES]}
+
+    def _show(self, value: object, pictures: list[str]) -> None:
+        self._module.__dict__["_"] = value
+        if value is None:
+            return
+        draw = getattr(value, "_repr_png_", None)
+        png = draw() if callable(draw) else None
+        if isinstance(png, bytes):
+            self._keep(png, pictures)
+        else:
+            print(repr(value))
+
+    def _draw(self, pictures: list[str]) -> None:
+        """Figures that were made and not closed are pictures, and closed then."""
+        pyplot: Any = sys.modules.get("matplotlib.pyplot")
+        if pyplot is None:
+            return
+        for number in pyplot.get_fignums()[:_MOST_PICTURES]:
+            path = self._path(pictures)
+            pyplot.figure(number).savefig(path, format="png", bbox_inches="tight")
+            pictures.append(os.path.basename(path))
+        pyplot.close("all")
+
+    def _keep(self, png: bytes, pictures: list[str]) -> None:
+        path = self._path(pictures)
+        with open(path, "wb") as file:
+            file.write(png)
+        pictures.append(os.path.basename(path))
+
+    def _path(self, pictures: list[str]) -> str:
+        return os.path.join(self._pictures, f"picture-{self._count}-{len(pictures)}.png")
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            if error.code not in (None, 0):
+                print(f"SystemExit: {error.code}", file=sys.stderr)
+            return
+        told = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+        # Our own frames say nothing, but where we are.
+        told.stack = traceback.StackSummary.from_list([one for one in told.stack if one.filename != __file__][-20:])
+        print("".join(told.format()), end="", file=sys.stderr)
+
+
+class _Places(ast.NodeTransformer):
+    """Texts that begin with `/mnt/data` mean the working folder."""
+
+    def __init__(self, files: str) -> None:
+        self._files = files
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        value = node.value
+        if isinstance(value, str) and (value == _FOLDER or value.startswith(_FOLDER + "/")):
+            node.value = self._files + value[len(_FOLDER) :]
+        return node
+
+
+def main() -> None:
+    """`interpreter.py <JSON>`: the folders and limits; then the lines."""
+    os.closerange(3, max(64, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20))
+    given = json.loads(sys.argv[1])
+    files, scratch = given["files"], given["scratch"]
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    os.chdir(files)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, folder)
+    import confinement  # type: ignore[import-not-found]
+
+    sys.path.remove(folder)
+    try:
+        confinement.confine((files, scratch), confinement.Limits(**given["limits"]))
+    except (confinement.CannotConfine, OSError) as error:
+        _answer(answers, {"refused": str(error)})
+        return
+    readable = confinement.library_folders()
+    sys.path[:] = ["", *(path for path in sys.path if path.startswith(tuple(readable)) or path.endswith(".zip"))]
+    sys.argv = [""]
+    sys.dont_write_bytecode = True
+    sys.setrecursionlimit(1000)
+    warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("confinement", "json"):
+        sys.modules.pop(name, None)
+    interpreter = Interpreter(files, scratch)
+
+    def interrupted(number: int, frame: object) -> None:
+        if interpreter.running:
+            raise KeyboardInterrupt("the time is up")
+
+    signal.signal(signal.SIGINT, interrupted)
+    _answer(answers, {"ready": True})
+    for line in requests:
+        request = json.loads(line)
+        result = interpreter.run(request["code"])
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:
+                continue
+        os.write(2, request["mark"].encode())
+        _answer(answers, result)
+
+
+def _answer(answers: Any, value: dict[str, Any]) -> None:
+    answers.write(json.dumps(value).encode() + b"\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

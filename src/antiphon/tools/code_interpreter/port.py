@@ -1,0 +1,83 @@
+"""What a sandbox must do for `code_interpreter`.
+
+Lives here: the port and its values. Not here: a sandbox (`local.py`), who owns a container and for how long
+(`containers.py`).
+
+A sandbox has one machine for each key: files that stay, and an interpreter whose variables stay while it lives. What
+comes out of it was made by foreign code: nothing of it is believed, everything is bounded.
+
+Invariant: code in a machine reaches no network, no file but its own, no other process, and nothing of another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Run", "Sandbox", "SandboxFailed", "SandboxFile", "SandboxLimits"]
+
+
+class SandboxFailed(Exception):
+    """The sandbox itself could not do it; the message can be shown to the model and to clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What code may use. `seconds` is one run; `memory` (bytes) the most a machine may be given; `disk_bytes` and
+    `files` all files of a machine together; `output_bytes` what one run may print; `threads` those of one machine;
+    `machines` how many interpreters live at once in this process."""
+
+    seconds: float = 30.0
+    memory: int = 1 << 30
+    disk_bytes: int = 512 << 20
+    files: int = 2_000
+    output_bytes: int = 64 * 1024
+    picture_bytes: int = 4 << 20
+    threads: int = 32
+    machines: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFile:
+    """A file of a machine: its path in the working folder, size in bytes, and what differs once it is written again."""
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How code went. `output` is what it printed, `pictures` are PNG files. `lost` says why the variables are gone, and
+    is empty while they are there."""
+
+    output: str
+    pictures: tuple[bytes, ...] = ()
+    failed: bool = False
+    lost: str = ""
+
+
+class Sandbox(Protocol):
+    """Machines by key. Every method but `aclose` raises `SandboxFailed`; keys are ids of this gateway's making."""
+
+    async def run(self, key: str, code: str, memory: int) -> Run:
+        """Run code in this machine, which is made if need be. One at a time for each key."""
+
+    async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
+        """Write a file; what is there already is replaced. It keeps to the limits of the disk."""
+
+    async def list(self, key: str) -> list[SandboxFile]:
+        """All files of the machine, by path; a machine that does not exist has none."""
+
+    async def read(self, key: str, path: str, start: int, most: int) -> bytes:
+        """Bytes of a file from `start`; empty after its end."""
+
+    async def remove(self, key: str, path: str) -> None:
+        """Delete a file, if it is there."""
+
+    async def delete(self, key: str) -> None:
+        """End the machine and delete its files."""
+
+    async def aclose(self) -> None:
+        """End all interpreters; files stay."""

@@ -1,0 +1,231 @@
+"""The tool: its declaration, the function the model is shown, and what it reads of a run.
+
+Lives here: which container a call runs in, outputs, citations of files. Not here: running (`port.py`), containers
+(`containers.py`).
+
+With `container: {"type": "auto"}` a conversation keeps its container while that lives; otherwise a new one is made,
+when the model first runs something.
+
+Invariant: a call runs in the container that its item names, and that is the owner's.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.engine.containers import ContainerFailed, ContainerFile, ContainerRequest
+from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.tools.box import ToolFailed
+from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
+from antiphon.translation.citations import unmarked
+from antiphon.translation.tool_map import CallKind, HostedFunction
+
+__all__ = ["MEMORY_LIMITS", "CodeInterpreter"]
+
+MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
+"""The values of `memory_limit`, in bytes."""
+
+_PARAMETERS = Raw(
+    b'{"type":"object","properties":{"code":{"type":"string","description":"Python source code."}},'
+    b'"required":["code"],"additionalProperties":false}'
+)
+_DESCRIPTION = (
+    "Run Python code in a sandbox without network and read what it prints; the value of a last expression is printed "
+    "too, and open matplotlib figures are shown. Variables and files stay for the next call. Files are in the working "
+    "folder, also known as /mnt/data; new programs and packages cannot be installed. When you mention a file that was "
+    "written, put its mark, such as \u30103\u3011, right behind its name: the user gets a link there."
+)
+_MOST_FILES = 20
+_REMEMBERED = 4_096
+_NAME = "auto"
+
+
+class _Policy(Struct):
+    type: str | None = None
+
+
+class _Auto(Struct):
+    type: str | None = None
+    file_ids: list[str] | None = None
+    memory_limit: str | None = None
+    network_policy: _Policy | None = None
+
+
+class _Declaration(Struct):
+    container: str | _Auto | None = None
+
+
+class _Arguments(Struct):
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Where the calls of one declaration run. With `make` the container is made if it is not there."""
+
+    container_id: str
+    file_ids: tuple[str, ...] = ()
+    make: ContainerRequest | None = None
+
+
+class CodeInterpreter:
+    """The tool. `memory` is the most a container may ask for, `idle_seconds` how long an unused one lives."""
+
+    types = frozenset({"code_interpreter"})
+
+    def __init__(self, rooms: ContainerRooms, *, memory: int, idle_seconds: float) -> None:
+        self.rooms = rooms
+        self._memory = memory
+        self._idle_seconds = idle_seconds
+        self._choices: OrderedDict[tuple[str, int], _Choice] = OrderedDict()
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """Check the declaration and choose the container. Raises `ApiError`."""
+        choice = await self._choose(owner, tool)
+        self._choices[response_id, tool.index] = choice
+        while len(self._choices) > _REMEMBERED:
+            self._choices.popitem(last=False)
+        names = [await self.rooms.check_uploaded(owner, file_id) for file_id in choice.file_ids]
+        files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MOST_FILES])}." if names else ""
+        function = HostedFunction(CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS)
+        return PreparedTool(tool, (function,), fields={"container_id": choice.container_id})
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """Run the code of one call."""
+        choice = self._choices.get((call.response_id, call.tool.index))
+        if choice is None:
+            raise ToolFailed("the container is gone.")
+        code = _code(call.arguments)
+        try:
+            ran = await self.rooms.run(call.owner, choice.container_id, code, choice.file_ids)
+            if ran is None and choice.make is not None:
+                await self.rooms.create_as(call.owner, choice.container_id, choice.make)
+                ran = await self.rooms.run(call.owner, choice.container_id, code, choice.file_ids)
+        except ContainerFailed as failure:
+            raise ToolFailed(str(failure)) from None
+        if ran is None:
+            raise ToolFailed("the container has expired.")
+        return _result(call, code, ran)
+
+    async def aclose(self) -> None:
+        """End all interpreters."""
+        await self.rooms.aclose()
+
+    async def _choose(self, owner: str, tool: HostedTool) -> _Choice:
+        where = f"tools[{tool.index}].container"
+        container = _read(tool).container
+        if container is None:
+            raise InvalidRequest(
+                f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter"
+            )
+        if isinstance(container, str):
+            if await self.rooms.get(owner, container) is None:
+                raise NotFound(f"No such container: {container[:128]}. It may have expired.", param=where)
+            return _Choice(container)
+        if container.type != "auto":
+            raise InvalidRequest(
+                f"Invalid value for '{where}.type': it must be 'auto'.", param=f"{where}.type", code="invalid_value"
+            )
+        if container.network_policy is not None and container.network_policy.type != "disabled":
+            raise InvalidRequest(
+                "Code has no network here; leave 'network_policy' out.",
+                param=f"{where}.network_policy",
+                code="unsupported_parameter",
+            )
+        memory = self._limit(where, container.memory_limit)
+        file_ids = tuple(dict.fromkeys(container.file_ids or ()))
+        for number, file_id in enumerate(file_ids):
+            try:
+                await self.rooms.check_uploaded(owner, file_id)
+            except NotFound as error:
+                raise NotFound(error.message, param=f"{where}.file_ids[{number}]") from None
+        if tool.earlier is not None:
+            earlier = await self.rooms.get(owner, tool.earlier)
+            if earlier is not None and (container.memory_limit is None or earlier.memory == memory):
+                return _Choice(earlier.id, file_ids)
+        request = ContainerRequest(_NAME, memory, self._idle_seconds)
+        return _Choice(self.rooms.new_container_id(), file_ids, request)
+
+    def _limit(self, where: str, asked: str | None) -> int:
+        if asked is None:
+            return self._memory
+        if asked not in MEMORY_LIMITS:
+            raise InvalidRequest(
+                f"Invalid value for '{where}.memory_limit'. Supported values are: {', '.join(MEMORY_LIMITS)}.",
+                param=f"{where}.memory_limit",
+                code="invalid_value",
+            )
+        if MEMORY_LIMITS[asked] > max(self._memory, MEMORY_LIMITS["1g"]):
+            raise InvalidRequest(
+                f"A container can have {self._memory >> 20} MiB of memory here, not {asked}.",
+                param=f"{where}.memory_limit",
+                code="unsupported_value",
+            )
+        return min(MEMORY_LIMITS[asked], self._memory)
+
+
+def _read(tool: HostedTool) -> _Declaration:
+    try:
+        return msgspec.json.decode(tool.declaration, type=_Declaration)
+    except msgspec.ValidationError as error:
+        where = f"tools[{tool.index}]"
+        raise InvalidRequest(f"Invalid '{where}': {error}.", param=where, code="invalid_type") from None
+
+
+def _code(arguments: str) -> str:
+    """Models that do not keep to the form write the code itself."""
+    try:
+        code = msgspec.json.decode(arguments, type=_Arguments).code
+    except (msgspec.DecodeError, UnicodeError):
+        code = arguments
+    if not code.strip():
+        raise ToolFailed("there is no code in it; the arguments must be a JSON object with the string 'code'.")
+    return code
+
+
+def _result(call: HostedCall, code: str, ran: Ran) -> ToolResult:
+    run = ran.run
+    images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
+    outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
+    outputs += [{"type": "image", "url": image} for image in images]
+    told = [unmarked(run.output).rstrip("\n")] if run.output.strip() else []
+    if run.lost:
+        gone = f"[The interpreter was ended: {run.lost}. All variables are gone; files are still there.]"
+        told.append(gone)
+        outputs.append({"type": "logs", "logs": gone})
+    if images:
+        told.append(f"[{len(images)} picture{'s' if len(images) > 1 else ''} shown.]")
+    shown = ran.files[:_MOST_FILES]
+    if shown:
+        written = "\n".join(
+            f"{{cite:{number}}} /mnt/data/{unmarked(file.path)} ({file.size} bytes)"
+            for number, file in enumerate(shown)
+        )
+        more = f"\nand {len(ran.files) - len(shown)} more" if len(ran.files) > len(shown) else ""
+        told.append(f"Files written:\n{written}{more}")
+    return ToolResult(
+        call.call_id,
+        "\n".join(told) or "[It printed nothing.]",
+        {"code": code, "outputs": outputs},
+        failed=bool(run.lost),
+        sources=tuple(_source(file) for file in shown),
+        images=images,
+    )
+
+
+def _source(file: ContainerFile) -> Source:
+    return Source(
+        {
+            "type": "container_file_citation",
+            "container_id": file.container_id,
+            "file_id": file.id,
+            "filename": file.path,
+        }
+    )
