@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import Setup
-from tests.support.chat_server import Wait, answer, completion, event, json_answer, text_stream
+from tests.support.chat_server import ChatServer, Wait, answer, completion, event, json_answer, text_stream
+from tests.support.gateway import start_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -147,3 +149,43 @@ async def test_a_prompt(client: Any, setup: Setup) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await client.responses.create(prompt={"id": made["id"], "variables": {"who": "Ann"}})
     assert caught.value.param == "prompt.variables"
+
+
+@pytest.mark.parametrize("arguments", [("--door", "http"), ()], ids=["http", "envoy"])
+async def test_in_the_background(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """A conversation is locked from the queue to the end, and a prompt stays the version it was queued with."""
+    async with ChatServer() as server:
+        # What runs without its client needs no credentials of the client's.
+        gateway = await start_gateway(
+            server.base_url, tmp_path, *arguments, environ={"ANTIPHON_UPSTREAM__AUTH": "none"}
+        )
+        try:
+            async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="sk-state", max_retries=0) as client:
+                await _queue_and_wait(client, server)
+        finally:
+            await gateway.stop()
+
+
+async def _queue_and_wait(client: Any, server: ChatServer) -> None:
+    conversation = await client.conversations.create()
+    made = await client.post("/prompts", cast_to=dict[str, Any], body={"instructions": "You are {{who}}."})
+    queued = await client.responses.create(
+        model="demo-model",
+        input="hi",
+        conversation=conversation.id,
+        prompt={"id": made["id"], "variables": {"who": "Ann"}},
+        background=True,
+    )
+    await client.post(f"/prompts/{made['id']}", cast_to=dict[str, Any], body={"instructions": "You are somebody else."})
+    response = queued
+    async with asyncio.timeout(30):
+        while response.status in ("queued", "in_progress"):
+            response = await client.responses.retrieve(queued.id)
+    assert response.status == "completed" and response.output_text == "Hello"
+    assert response.prompt.version == "1" and response.conversation.id == conversation.id
+    sent = [message["content"] for message in server.requests[-1].json["messages"]]
+    assert sent == ["You are Ann.", "hi"]
+    items = [item async for item in client.conversations.items.list(conversation.id, order="asc")]
+    assert [item.role for item in items] == ["user", "assistant"]
+    after = await client.responses.create(model="demo-model", input="next", conversation=conversation.id)
+    assert after.status == "completed"

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from antiphon.engine.owners import OwnerResolver
@@ -314,3 +315,22 @@ async def test_a_request_that_does_not_fit_its_prompt(
     assert refused.status == 400, refused.body
     assert (refused.error["param"], refused.error["code"]) == (param, code)
     assert not door.chat.requests
+
+
+async def test_over_a_websocket_and_in_a_count(door: OpenHttpDoor) -> None:
+    prompt = await made(door, model="gpt-x", instructions="You are {{who}}.")
+    request = {"prompt": {"id": prompt, "variables": {"who": "Ann"}}, "input": "hi"}
+    counted = await ask(door, "POST", "/responses/input_tokens", request)
+    assert counted["input_tokens"] > 5
+    async with (
+        aiohttp.ClientSession(headers={"authorization": "Bearer alice"}) as session,
+        session.ws_connect(f"http://{door.address}/v1/responses") as socket,
+    ):
+        await socket.send_json({"type": "response.create", **request})
+        while (event := await socket.receive_json(timeout=10))["type"] != "response.completed":
+            assert event["type"].startswith("response."), event
+        assert event["response"]["model"] == "gpt-x"
+        await socket.send_json({"type": "response.create", **request, "prompt": {"id": prompt}})
+        event = await socket.receive_json(timeout=10)
+        assert (event["type"], event["error"]["param"]) == ("error", "prompt.variables")
+    assert chat(door)["messages"][0]["content"] == "You are Ann."

@@ -196,13 +196,13 @@ class HttpDoor:
             exchange = self._context.new_exchange()
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
             await self._context.runner.receive(exchange, head, body)
-            call.model, call.response_id = exchange.model, exchange.response_id
             answer = ExchangeAnswer(request, exchange, self._context.runner, (("x-request-id", call.id),))
             try:
                 return await answer.run(self._leaving)
             finally:
                 call.outcome = answer.outcome
-                call.response_id = exchange.response_id
+                # With a prompt they are known only when that was loaded.
+                call.model, call.response_id = exchange.model, exchange.response_id
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
