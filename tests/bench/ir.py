@@ -27,6 +27,7 @@ import structlog
 
 from antiphon.engine.indexing import Embedder
 from antiphon.search.ingest import IngestOptions
+from antiphon.search.readers import ReadLimits
 from antiphon.types.search import Ranking
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.embeddings import HttpEmbedder
@@ -87,7 +88,7 @@ async def _run(folder: Path, embedder: Embedder | None) -> None:
     judgements = _judgements(folder / "qrels.tsv")
     with tempfile.TemporaryDirectory() as data:
         async with open_knowledge_setup(
-            Path(data), embedder=embedder, options=IngestOptions(files=2), matrix_bytes=1 << 30
+            Path(data), embedder=embedder, options=IngestOptions(files=2), limits=ReadLimits(), matrix_bytes=1 << 30
         ) as setup:
             store_id = (await setup.ask("POST", "", {"name": folder.name}))["id"]
             ids = []

@@ -29,6 +29,7 @@ from antiphon.engine.knowledge import NewFile
 from antiphon.numbers import np
 from antiphon.search.dense import DenseSearch
 from antiphon.search.ingest import IngestOptions
+from antiphon.search.readers import ReadLimits
 from antiphon.search.searcher import KnowledgeSearcher
 from antiphon.stores.knowledge import KnowledgeStores, open_knowledge
 from antiphon.types.search import Filter, Ranking
@@ -168,7 +169,9 @@ async def _ingest(megabytes: int) -> None:
     """Text files of 1 MB the whole way."""
     text = _vocabulary(4)
     with tempfile.TemporaryDirectory() as folder:
-        async with open_knowledge_setup(Path(folder), options=IngestOptions(files=2), start=False) as setup:
+        async with open_knowledge_setup(
+            Path(folder), options=IngestOptions(files=2), limits=ReadLimits(), start=False
+        ) as setup:
             store_id = (await setup.ask("POST", "", {}))["id"]
             ids, size = [], 0
             for number in range(megabytes):

@@ -24,6 +24,7 @@ from antiphon.stores.knowledge import open_knowledge
 from antiphon.stores.sqlite_writer import Statement
 from tests.contracts.store_process import child_environment
 from tests.support.knowledge import ALICE, KnowledgeSetup, WordEmbedder, open_knowledge_setup
+from tests.support.waiting import until
 
 
 async def read(documents: DocumentReaders, path: Path, name: str) -> list[str]:
@@ -220,11 +221,11 @@ async def test_a_bug_fails_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_stopping_gives_files_back(tmp_path: Path) -> None:
     words = WordEmbedder()
     words.gate = asyncio.Event()
-    async with open_knowledge_setup(tmp_path, embedder=words) as setup:
+    async with open_knowledge_setup(tmp_path, embedder=words, limits=ReadLimits()) as setup:
         store_id = (await setup.ask("POST", "", {}))["id"]
         file_id = await setup.file("a.txt", "An aeroplane.")
         await add(setup, store_id, file_id)
-        await asyncio.sleep(0.2)
+        await until(children)
     assert children() == []
     knowledge = await open_knowledge(tmp_path)
     (job,) = await knowledge.ingestion.claim(["next"], at=time.time(), until=time.time() + 60)
@@ -269,10 +270,11 @@ async def test_a_long_file_is_renewed(tmp_path: Path) -> None:
 CHILD = """
 import asyncio, sys
 from pathlib import Path
+from antiphon.search.readers import ReadLimits
 from tests.support.knowledge import open_knowledge_setup
 
 async def main():
-    async with open_knowledge_setup(Path(sys.argv[1])) as setup:
+    async with open_knowledge_setup(Path(sys.argv[1]), limits=ReadLimits()) as setup:
         store_id = (await setup.ask("POST", "", {"name": "x"}))["id"]
         ids = [await setup.file(f"{n}.txt", f"Document {n}. " + "Many words of it. " * 5000) for n in range(20)]
         await setup.ask("POST", f"/{store_id}/file_batches", {"file_ids": ids})
@@ -306,7 +308,7 @@ def ingest_and_die(folder: Path) -> str:
 @pytest.mark.slow
 async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
     found = await asyncio.to_thread(ingest_and_die, tmp_path)
-    async with open_knowledge_setup(tmp_path, start=False) as setup:
+    async with open_knowledge_setup(tmp_path, start=False, limits=ReadLimits()) as setup:
         # The files were in the memory of the one that died; these say the same.
         for file_id, name in await setup.knowledge.readers.fetch("SELECT file_id, filename FROM vector_files", {}):
             number = name.removesuffix(".txt")

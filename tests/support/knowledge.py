@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
 from antiphon.engine.file_ports import FileFields
-from antiphon.engine.indexing import Embedder, EmbeddingFailed
+from antiphon.engine.indexing import Chunk, Embedder, EmbeddingFailed
+from antiphon.engine.knowledge import Chunking, FileError
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.search.chunking import cut
 from antiphon.search.dense import DenseSearch
+from antiphon.search.extract import Unreadable, extract
 from antiphon.search.ingest import Ingester, IngestOptions
-from antiphon.search.readers import DocumentReaders, ReadLimits
+from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed, ReadLimits
 from antiphon.search.searcher import KnowledgeSearcher
+from antiphon.search.tokens import EstimatedTokens
 from antiphon.stores.knowledge import KnowledgeStores, open_knowledge
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.memory_files import MemoryFileStore
@@ -38,7 +42,6 @@ __all__ = ["ALICE", "BOB", "KnowledgeSetup", "WordEmbedder", "open_knowledge_set
 
 ALICE, BOB = "b:alice", "b:bob"
 
-_LIMITS = ReadLimits(seconds=10.0)
 _OPTIONS = IngestOptions(idle=0.05, pause=0.05)
 
 _SAME = {"aeroplane": "plane", "aircraft": "plane", "planes": "plane", "feline": "cat", "cats": "cat"}
@@ -72,6 +75,22 @@ def _vector(text: str) -> bytes:
         total += np.random.default_rng(seed).standard_normal(256, np.float32)
     length = float(np.linalg.norm(total))
     return (total / length if length else total).astype("<f2").tobytes()
+
+
+class DirectReaders:
+    """Reads documents in this process: for tests that are not about the reading process, which takes time to start."""
+
+    async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
+        try:
+            document = extract(path, name, 1 << 20)
+        except Unreadable as error:
+            raise ReadingFailed(FileError(error.code, error.message)) from None
+        await asyncio.sleep(0)
+        chunks = cut(document.text, chunking.size, chunking.overlap, EstimatedTokens())
+        yield Piece(document.title, [Chunk(text, tokens) for text, tokens in chunks])
+
+    async def aclose(self) -> None:
+        pass
 
 
 class KnowledgeSetup:
@@ -165,18 +184,23 @@ async def open_knowledge_setup(
     *,
     embedder: Embedder | None = None,
     rewriter: QueryRewriter | None = None,
-    limits: ReadLimits = _LIMITS,
+    limits: ReadLimits | None = None,
     options: IngestOptions = _OPTIONS,
     matrix_bytes: int = 1 << 20,
     clock: Callable[[], float] = now,
     start: bool = True,
 ) -> AsyncIterator[KnowledgeSetup]:
-    """Everything, working."""
+    """Everything, working. With `limits` documents are read in a process of their own."""
     knowledge = await open_knowledge(folder, clock=clock)
     files = MemoryFileStore(clock=now)
     dense = DenseSearch(knowledge.index, matrix_bytes) if embedder is not None else None
     ingester = Ingester(
-        knowledge.ingestion, files, DocumentReaders(limits), embedder=embedder, options=options, clock=clock
+        knowledge.ingestion,
+        files,
+        DirectReaders() if limits is None else DocumentReaders(limits),
+        embedder=embedder,
+        options=options,
+        clock=clock,
     )
     knowledge.stores.on_work = ingester.wake
     searcher = KnowledgeSearcher(knowledge.index, embedder=embedder, dense=dense, clock=clock)

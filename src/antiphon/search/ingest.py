@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ import structlog
 
 from antiphon.engine.file_ports import FileStore, OpenFile
 from antiphon.engine.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
-from antiphon.engine.knowledge import FileError
+from antiphon.engine.knowledge import Chunking, FileError
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.observability.metrics import Metrics
-from antiphon.search.readers import DocumentReaders, ReadingFailed
+from antiphon.search.readers import Piece, ReadingFailed
 
-__all__ = ["IngestOptions", "Ingester"]
+__all__ = ["Documents", "IngestOptions", "Ingester"]
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +45,16 @@ class FileOpener(Protocol):
 
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
         """The file with its content open, or None."""
+
+
+class Documents(Protocol):
+    """Reads documents, as `DocumentReaders` does."""
+
+    def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
+        """The chunks of a file, some at a time. Raises `ReadingFailed`."""
+
+    async def aclose(self) -> None:
+        """End what is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ class Ingester:
         self,
         ingestion: Ingestion,
         files: FileOpener | FileStore,
-        readers: DocumentReaders,
+        readers: Documents,
         *,
         embedder: Embedder | None = None,
         metrics: Metrics | None = None,
