@@ -1,0 +1,127 @@
+"""How SQLite executes the SQL of vector stores: by an index, and the words before everything else."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from antiphon.stores import chunk_index, ingestion, vector_stores
+from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite_database import connect_writer
+from antiphon.stores.vector_filters import filter_condition
+from antiphon.types.search import Filter
+
+_FILTERS = Filter(
+    "and", parts=(Filter("eq", "n", 5), Filter("or", parts=(Filter("gt", "n", 1), Filter("nin", "kind", ("a", "b")))))
+)
+_CONDITION, _PARAMETERS = filter_condition(_FILTERS)
+_QUERIES = {
+    "get_store": vector_stores.GET_STORE,
+    "stores_forward": vector_stores.STORES_FORWARD,
+    "stores_backward": vector_stores.STORES_BACKWARD,
+    "update_store": vector_stores.UPDATE_STORE,
+    "touch_stores": vector_stores.TOUCH_STORES,
+    "insert_file": vector_stores.INSERT_FILE,
+    "insert_attribute": vector_stores.INSERT_ATTRIBUTE,
+    "drop_attributes": vector_stores.DROP_ATTRIBUTES,
+    "set_attributes": vector_stores.SET_ATTRIBUTES,
+    "delete_file": vector_stores.DELETE_FILE,
+    "delete_everywhere": vector_stores.DELETE_EVERYWHERE,
+    "get_file": vector_stores.GET_FILE,
+    "files_forward": vector_stores.FILES_FORWARD,
+    "files_backward": vector_stores.FILES_BACKWARD,
+    "get_batch": vector_stores.GET_BATCH,
+    "cancel_files": vector_stores.CANCEL_FILES,
+    "file_text": vector_stores.FILE_TEXT,
+    "claimable": ingestion.CLAIMABLE,
+    "claim": ingestion.CLAIM,
+    "claimed": ingestion.CLAIMED,
+    "renew": ingestion.RENEW,
+    "hold": ingestion.HOLD,
+    "complete": ingestion.COMPLETE,
+    "expired": ingestion.EXPIRED,
+    "trashed_chunks": ingestion.TRASHED_CHUNKS,
+    "delete_chunks": ingestion.DELETE_CHUNKS,
+    "known": chunk_index.KNOWN,
+    "match": chunk_index.MATCH.format(table="fts_vs_1", condition="1"),
+    "match_filtered": chunk_index.MATCH.format(table="fts_vs_1", condition=_CONDITION),
+    "files": chunk_index.FILES.format(condition="1"),
+    "files_filtered": chunk_index.FILES.format(condition=_CONDITION),
+    "vectors": chunk_index.VECTORS,
+    "hits": chunk_index.HITS,
+}
+_NAMED: dict[str, Any] = {
+    **_PARAMETERS,
+    **dict.fromkeys(("id", "owner", "file_id", "batch_id", "claim", "model", "key", "kind", "query"), "x"),
+    **dict.fromkeys(("no", "at", "until", "seen", "first", "last", "end", "most", "store", "value", "limit"), 5),
+    **dict.fromkeys(("name", "metadata", "days", "state", "filename", "attributes", "chunking", "title"), None),
+    **dict.fromkeys(("new_name", "clear", "size", "overlap", "chunks", "usage_bytes"), 1),
+    **dict.fromkeys(("ids", "claims", "numbers"), "[1, 2]"),
+    "low": None,
+    "high": "file-7",
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Two stores with a thousand files, analysed."""
+    connection = connect_writer(tmp_path_factory.mktemp("plans") / "vectors.db")
+    migrate(connection, packaged_migrations("vector_migrations"))
+    connection.execute("BEGIN")
+    for no in (1, 2):
+        connection.execute(
+            "INSERT INTO vector_stores (no, id, owner, metadata, created_at, last_active_at) "
+            "VALUES (?, ?, 'o', x'7b7d', 1, 1)",
+            (no, f"vs_{no}"),
+        )
+        connection.execute(vector_stores.INDEX_TABLE.format(table=f"fts_vs_{no}"))
+    for number in range(1, 1_001):
+        connection.execute(
+            "INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, "
+            "chunk_overlap, created_at) VALUES (?, ?, ?, 'x', ?, x'7b7d', 'auto', 800, 400, ?)",
+            (number, 1 + number % 2, f"file-{number}", "in_progress" if number < 20 else "completed", number),
+        )
+        connection.execute("INSERT INTO file_attributes VALUES (?, 'n', 'n', ?, ?)", (1 + number % 2, number, number))
+        for place in range(4):
+            chunk = number << 20 | place
+            connection.execute("INSERT INTO chunks (id, tokens, text) VALUES (?, 3, 'birds fly far')", (chunk,))
+            words = f"INSERT INTO fts_vs_{1 + number % 2} (rowid, title, text) VALUES (?, 'x', 'birds fly far')"
+            connection.execute(words, (chunk,))
+    connection.execute("COMMIT")
+    connection.execute("ANALYZE")
+    yield connection
+    connection.close()
+
+
+def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
+    rows = connection.execute("EXPLAIN QUERY PLAN " + sql, _NAMED).fetchall()
+    return [row[3] for row in rows]
+
+
+@pytest.mark.parametrize("name", _QUERIES)
+def test_no_table_is_read_as_a_whole(database: sqlite3.Connection, name: str) -> None:
+    steps = plan(database, _QUERIES[name])
+    small = ("file_numbers", "json_each", "value", "(subquery", "n VIRTUAL", "w VIRTUAL")
+    for step in steps:
+        assert "BLOOM" not in step, steps
+        if step.startswith("SCAN") and not any(each in step for each in small):
+            assert "INDEX" in step or "fts_vs_1 VIRTUAL TABLE" in step, steps
+
+
+@pytest.mark.parametrize("name", ["match", "match_filtered"])
+def test_the_words_come_first(database: sqlite3.Connection, name: str) -> None:
+    """Looking for the words of a query once for every file that may have them would take minutes."""
+    steps = plan(database, _QUERIES[name])
+    first = next(step for step in steps if step.startswith("SCAN"))
+    assert "fts_vs_1 VIRTUAL TABLE" in first, steps
+    # `M…` is the match alone; a `=` behind it would be a look-up of one row.
+    assert "=" not in first.split("INDEX", 1)[1].split(":", 1)[1], steps
+
+
+def test_vectors_are_read_without_their_texts(database: sqlite3.Connection) -> None:
+    """A vector lies before the text in its row, so that the text's pages need not be read."""
+    columns = [row[1] for row in database.execute("PRAGMA table_info(chunks)")]
+    assert columns.index("vector") < columns.index("text")
