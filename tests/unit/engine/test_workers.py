@@ -79,6 +79,7 @@ class Model:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
     unreachable: int = 0
+    fault: UpstreamFault = UpstreamFault.UNREACHABLE
     status = 200
     headers: Headers = (("content-type", "text/event-stream"),)
 
@@ -87,7 +88,7 @@ class Model:
         self.calls += 1
         if self.unreachable > 0:
             self.unreachable -= 1
-            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+            raise UpstreamCallFailed(UpstreamError(self.fault, "refused"))
         yield self
 
     async def body(self) -> AsyncIterator[bytes]:
@@ -372,7 +373,13 @@ async def test_an_upstream_that_cannot_be_reached(refusals: int, seconds: float,
             async with patient.call(request):
                 pass
     assert model.calls == calls
-    # What fails behind the head is not tried again.
+    # What may have reached the upstream is not tried again.
+    model = Model(unreachable=1, fault=UpstreamFault.TIMED_OUT)
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(model, 10.0).call(request):
+            pass
+    assert model.calls == 1
+    # Nor is what fails behind the head.
     with pytest.raises(UpstreamCallFailed):
         async with PatientUpstream(Model(), 10.0).call(request):
             raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
