@@ -20,6 +20,7 @@ from tests.e2e.conftest import Setup, _Setups
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
+from tests.support.memory import forget_peak, peak
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -44,15 +45,6 @@ def family(pid: int) -> list[int]:
     """A process with all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(each for child in children for each in family(int(child)))]
-
-
-def most_memory(setup: Setup) -> dict[int, int]:
-    """The most kilobytes that each process of a gateway has had."""
-    found = {}
-    for pid in family(setup.gateway.process.pid):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return found
 
 
 async def test_the_official_client(way: Setup) -> None:
@@ -91,7 +83,7 @@ async def test_a_large_file_goes_both_ways_in_flat_memory(way: Setup) -> None:
     async with aiohttp.ClientSession() as session:
         async with session.get(url, headers=ALICE) as answer:  # everything has been used once
             assert answer.status == 200
-        before = most_memory(way)
+        before = {pid: forget_peak(pid) for pid in family(way.gateway.process.pid)}
         async with session.post(url, headers=kind, data=body()) as answer:
             made = await answer.json()
             assert (answer.status, made["bytes"]) == (200, count << 20), made
@@ -102,7 +94,7 @@ async def test_a_large_file_goes_both_ways_in_flat_memory(way: Setup) -> None:
             async for part in answer.content.iter_chunked(1 << 20):
                 read += len(part)
             assert read == count << 20
-        grown = {pid: after - before.get(pid, after) for pid, after in most_memory(way).items()}
+        grown = {pid: peak(pid) - kilobytes for pid, kilobytes in before.items()}
         assert all(kilobytes < 24 << 10 for kilobytes in grown.values()), grown
         span = {"range": f"bytes={(count << 20) - 3}-"}
         async with session.get(f"{url}/{made['id']}/content", headers={**ALICE, **span}) as answer:

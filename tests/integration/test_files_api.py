@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import json
 import random
-import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from antiphon.stores import Stores, open_stores
 from tests.support.http_door import OpenHttpDoor, RawAnswer, RawClient, open_http_door
+from tests.support.memory import forget_peak, peak
 from tests.support.schemas import OPENAI, valid
 from tests.support.waiting import until
 
@@ -572,7 +572,7 @@ async def test_memory_stays_flat(stores: Stores) -> None:
                 return int(answer.json["bytes"])
 
         assert await large(1) == 1 << 20
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = forget_peak()
         assert await asyncio.gather(*(large(24) for _ in range(4))) == [24 << 20] * 4
         # Four uploads of 24 MB each, and the test's own piece.
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
+        assert peak() - before < 16 << 10
