@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.file_ports import FileQuery, NoRoom
+from antiphon.engine.file_ports import BlobClaim, FileQuery, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.blobs import Claim, DiskBlobs
+from antiphon.stores.blobs import DiskBlobs
 from antiphon.stores.files import SqliteFileStore
 from antiphon.stores.sqlite_writer import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -138,7 +138,7 @@ async def test_a_sweep_looks_again_once_it_has_the_content(
     ended = asyncio.Event()
 
     @asynccontextmanager
-    async def late(key: str) -> AsyncIterator[Claim | None]:
+    async def late(key: str) -> AsyncIterator[BlobClaim | None]:
         sweeping.set()
         await ended.wait()
         async with claim(key) as claimed:

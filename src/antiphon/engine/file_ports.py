@@ -9,6 +9,7 @@ expired file does not exist.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Protocol
 
 __all__ = [
     "Blob",
+    "BlobClaim",
     "BlobReader",
     "BlobStore",
     "BlobWriter",
@@ -101,7 +103,10 @@ class BlobWriter(Protocol):
         """Append."""
 
     async def seal(self) -> Blob:
-        """Make it durable under a key of its own. Until the `async with` ends no sweep takes it away."""
+        """Make it durable under a key of its own. Until the `async with` ends nobody else can claim it."""
+
+    def discard(self) -> None:
+        """What was sealed is not wanted after all."""
 
 
 class BlobReader(Protocol):
@@ -122,8 +127,18 @@ class BlobReader(Protocol):
         """Let it go."""
 
 
+class BlobClaim(Protocol):
+    """A content that no writer has, and that nobody else claims meanwhile."""
+
+    async def delete(self) -> None:
+        """Delete it."""
+
+
 class BlobStore(Protocol):
-    """Contents by key. Every method raises `StoreError` when the storage cannot do it; none blocks the event loop."""
+    """Contents by key, shared by any number of processes.
+
+    Every method raises `StoreError` when the storage cannot do it; none blocks the event loop.
+    """
 
     def writing(self) -> AbstractAsyncContextManager[BlobWriter]:
         """Begin a new content."""
@@ -133,6 +148,15 @@ class BlobStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Delete a content, if it is there."""
+
+    def keys(self) -> AsyncIterator[Sequence[str]]:
+        """All contents, whole and unfinished, some at a time; never an empty part."""
+
+    def claim(self, key: str) -> AbstractAsyncContextManager[BlobClaim | None]:
+        """The content, unless a living writer has it (in whatever process) or it is gone."""
+
+    async def aclose(self) -> None:
+        """Let what was begun end."""
 
 
 class OpenFile(Protocol):

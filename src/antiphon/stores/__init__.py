@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antiphon.stores.background import SqliteJobStore
+from antiphon.stores.blobs import DiskBlobs
 from antiphon.stores.conversations import SqliteConversationStore
 from antiphon.stores.files import SqliteFileStore
 from antiphon.stores.migrate import migrate, packaged_migrations
@@ -66,7 +67,7 @@ async def open_stores(
     writer = SqliteWriter(path, _prepare)
     await writer.start()
     readers = SqliteReaders(path)
-    files = SqliteFileStore(writer, readers, data / FILES_FOLDER, owner_bytes=owner_file_bytes)
+    files = SqliteFileStore(writer, readers, DiskBlobs(data / FILES_FOLDER), owner_bytes=owner_file_bytes)
     try:
         await readers.start()
     except BaseException:

@@ -31,7 +31,7 @@ from typing import Protocol, TypeVar
 from antiphon.engine.file_ports import Blob
 from antiphon.errors import StoreError
 
-__all__ = ["Claim", "DiskBlobReader", "DiskBlobWriter", "DiskBlobs"]
+__all__ = ["DiskBlobReader", "DiskBlobWriter", "DiskBlobs", "DiskClaim"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound="_Closing")
@@ -95,9 +95,9 @@ class DiskBlobs:
             yield found
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[Claim | None]:
+    async def claim(self, key: str) -> AsyncIterator[DiskClaim | None]:
         """The content, unless a writer has it or it is gone. Nobody else gets it meanwhile."""
-        claim = await self._made("Looking through files", lambda: Claim(self, self._paths(key)))
+        claim = await self._made("Looking through files", lambda: DiskClaim(self, self._paths(key)))
         try:
             yield claim if claim.path is not None else None
         finally:
@@ -137,7 +137,7 @@ class DiskBlobs:
         return self.place(key), self._folder / _NEW / key
 
 
-class Claim:
+class DiskClaim:
     """A content that no writer has; `path` is None when there is none."""
 
     def __init__(self, blobs: DiskBlobs, paths: tuple[Path, ...]) -> None:

@@ -1,7 +1,7 @@
-"""What it means to keep an uploaded file: the `FileStore` over SQLite and a folder of contents.
+"""What it means to keep an uploaded file: the `FileStore` over SQLite and any `BlobStore`.
 
 Lives here: the SQL by name, the order of row and content, and the sweep that takes away what expired or was left
-behind. Not here: how contents lie on disk (`blobs.py`), threads, connections and transactions.
+behind. Not here: where contents lie (on disk: `blobs.py`), threads, connections and transactions.
 
 Invariant: a row is written after its content is durable and deleted before it, so whatever moment a process dies at,
 no row is without its content, and what is left over is a content without a row, which a sweep finds.
@@ -16,10 +16,18 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from antiphon.engine.file_ports import FileFields, FilePage, FileQuery, NoRoom, StoredFile
+from antiphon.engine.file_ports import (
+    BlobReader,
+    BlobStore,
+    BlobWriter,
+    FileFields,
+    FilePage,
+    FileQuery,
+    NoRoom,
+    StoredFile,
+)
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.blobs import DiskBlobReader, DiskBlobs, DiskBlobWriter
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 
@@ -60,13 +68,13 @@ _EVER = (1 << 63) - 1
 
 
 class SqliteFileStore:
-    """`FileStore` on a writer and readers that are somebody else's to close; the contents' folder is its own."""
+    """`FileStore` on a writer and readers that are somebody else's to close; the contents' storage is its own."""
 
     def __init__(
         self,
         writer: SqliteWriter,
         readers: SqliteReaders,
-        folder: Path,
+        blobs: BlobStore,
         *,
         owner_bytes: int | None = None,
         clock: Clock = now,
@@ -74,7 +82,7 @@ class SqliteFileStore:
         """`owner_bytes`: the most that all files of one owner may take."""
         self._writer = writer
         self._readers = readers
-        self._blobs = DiskBlobs(folder)
+        self._blobs = blobs
         self._most = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
@@ -190,7 +198,7 @@ class SqliteFileStore:
 class SqliteFileUpload:
     """A file on its way in."""
 
-    def __init__(self, writer: SqliteWriter, content: DiskBlobWriter, most: int | None) -> None:
+    def __init__(self, writer: SqliteWriter, content: BlobWriter, most: int | None) -> None:
         self._writer = writer
         self._content = content
         self._most = most
@@ -242,7 +250,7 @@ class SqliteFileUpload:
 class SqliteOpenFile:
     """A file with its content open."""
 
-    def __init__(self, file: StoredFile, content: DiskBlobReader) -> None:
+    def __init__(self, file: StoredFile, content: BlobReader) -> None:
         self._file = file
         self._content = content
 
@@ -252,8 +260,8 @@ class SqliteOpenFile:
         return self._file
 
     @property
-    def path(self) -> Path:
-        """Where its content lies."""
+    def path(self) -> Path | None:
+        """Where its content lies on this machine's disk, if it does."""
         return self._content.path
 
     async def read(self, start: int = 0, most: int | None = None) -> bytes:
