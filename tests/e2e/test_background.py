@@ -279,6 +279,22 @@ async def test_kill_9_of_the_process_that_runs_it(
     assert await second.stop() == 0
 
 
+@pytest.mark.parametrize("door", _ARGUMENTS)
+async def test_an_upstream_that_is_not_there_yet(
+    door: str, tmp_path: Path, session: aiohttp.ClientSession, unused_tcp_port: int
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}/v1"
+    gateway = await start_gateway(url, tmp_path, *_ARGUMENTS[door], environ=_QUICK)
+    client = Client(session, gateway.base_url)
+    _, queued = await client.ask("", "POST", ASK)
+    async with asyncio.timeout(10):
+        while (await client.ask(f"/{queued['id']}"))[1]["status"] != "in_progress":
+            await asyncio.sleep(0.01)
+    async with ChatServer(port=unused_tcp_port):
+        assert (await client.ended(queued["id"]))["status"] == "completed"
+    assert await gateway.stop() == 0
+
+
 # Two processes
 
 

@@ -15,27 +15,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 import structlog
 
-from antiphon.engine.actions import Finish, ResponseRecord, SendBody, SendHead, UpstreamRequest
+from antiphon.engine.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.background import Background, BackgroundOptions
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.job_stream import JobStream
 from antiphon.engine.jobs import EventPiece, Job, JobRequest, JobStore
-from antiphon.engine.ports import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.patience import PatientUpstream
 from antiphon.engine.runner import Runner
 from antiphon.errors import ApiError, StoreError, Unavailable
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
-from antiphon.types.transport import UpstreamFault
 
-__all__ = ["PatientUpstream", "Workers"]
+__all__ = ["Workers"]
 
 _log = structlog.get_logger(__name__)
 
@@ -91,33 +90,6 @@ class _Kept:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
-
-
-class PatientUpstream:
-    """An upstream that is asked again for some seconds while it cannot be reached: nobody waits for the answer."""
-
-    def __init__(self, upstream: Upstream, seconds: float) -> None:
-        self._upstream = upstream
-        self._seconds = seconds
-
-    @asynccontextmanager
-    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        deadline = time.monotonic() + self._seconds
-        pause = 0.1
-        async with AsyncExitStack() as stack:
-            while True:
-                try:
-                    answer = await stack.enter_async_context(self._upstream.call(request))
-                    break
-                except UpstreamCallFailed as failure:
-                    if failure.error.fault is not UpstreamFault.UNREACHABLE or time.monotonic() + pause > deadline:
-                        raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 5.0)
-            yield answer
-
-    async def aclose(self) -> None:
-        """The upstream is the process's to close."""
 
 
 class Workers:

@@ -16,15 +16,14 @@ from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.follow import Followers
 from antiphon.engine.job_stream import JobStream
 from antiphon.engine.jobs import EventPiece, Job
-from antiphon.engine.ports import UpstreamCallFailed
 from antiphon.engine.runner import Runner, RunnerTimeouts
-from antiphon.engine.workers import PatientUpstream, Workers
+from antiphon.engine.workers import Workers
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import DONE
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import Headers
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_store import MemoryResponseStore
@@ -78,17 +77,12 @@ class Model:
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
-    unreachable: int = 0
-    fault: UpstreamFault = UpstreamFault.UNREACHABLE
     status = 200
     headers: Headers = (("content-type", "text/event-stream"),)
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[Model]:
         self.calls += 1
-        if self.unreachable > 0:
-            self.unreachable -= 1
-            raise UpstreamCallFailed(UpstreamError(self.fault, "refused"))
         yield self
 
     async def body(self) -> AsyncIterator[bytes]:
@@ -358,28 +352,3 @@ async def test_followers_leave_nothing_behind(process: Process) -> None:
     assert not followers._followers
     with pytest.raises(StoreError):
         await anext(followers.follow("stranger", response_id))
-
-
-@pytest.mark.parametrize(("refusals", "seconds", "calls"), [(2, 10.0, 3), (9, 0.0, 1)])
-async def test_an_upstream_that_cannot_be_reached(refusals: int, seconds: float, calls: int) -> None:
-    model = Model(unreachable=refusals)
-    patient = PatientUpstream(model, seconds)
-    request = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
-    if seconds:
-        async with patient.call(request) as answer:
-            assert answer.status == 200
-    else:
-        with pytest.raises(UpstreamCallFailed):
-            async with patient.call(request):
-                pass
-    assert model.calls == calls
-    # What may have reached the upstream is not tried again.
-    model = Model(unreachable=1, fault=UpstreamFault.TIMED_OUT)
-    with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(model, 10.0).call(request):
-            pass
-    assert model.calls == 1
-    # Nor is what fails behind the head.
-    with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(Model(), 10.0).call(request):
-            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))

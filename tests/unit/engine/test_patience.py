@@ -1,0 +1,126 @@
+"""What a background response's model call is made again for, and what not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from antiphon.engine.actions import UpstreamRequest
+from antiphon.engine.patience import PatientUpstream
+from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+
+REQUEST = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
+ENVOY = (
+    b'{"error":{"message":"The upstream cannot be reached.","type":"server_error",'
+    b'"param":null,"code":"upstream_unreachable"}}'
+)
+PLAIN = b"upstream connect error or disconnect/reset before headers. reset reason: connection failure"
+OWN = b'{"error":{"message":"I am full","type":"server_error","param":null,"code":"full"}}'
+
+
+@dataclass
+class Answer:
+    status: int
+    parts: list[bytes]
+    headers: Headers = (("content-type", "application/json"),)
+    left: bool = False
+
+    async def body(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            yield part
+
+
+@dataclass
+class Scripted:
+    """Answers, or fails, in this order; the last one again and again."""
+
+    script: list[Answer | UpstreamFault]
+    calls: int = 0
+    open: int = 0
+    answers: list[Answer] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[Answer]:
+        now = self.script[min(self.calls, len(self.script) - 1)]
+        self.calls += 1
+        if isinstance(now, UpstreamFault):
+            raise UpstreamCallFailed(UpstreamError(now, "refused"))
+        self.open += 1
+        try:
+            yield now
+        finally:
+            self.open -= 1
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.engine.patience._FIRST_PAUSE", 0.001)
+
+
+GOOD = Answer(200, [b"a", b"b"])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [UpstreamFault.UNREACHABLE] * 3,
+        [Answer(502, [ENVOY]), Answer(503, [PLAIN]), Answer(502, [ENVOY[:20], ENVOY[20:]])],
+        [UpstreamFault.UNREACHABLE, Answer(503, [b"no healthy upstream"])],
+    ],
+    ids=["at once", "no connection", "Envoy says so", "both"],
+)
+async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault]) -> None:
+    upstream = Scripted([*before, GOOD])
+    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
+        assert answer.status == 200 and upstream.open == 1
+        assert [part async for part in answer.body()] == [b"a", b"b"]
+    assert upstream.calls == len(before) + 1 and upstream.open == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "parts"),
+    [(503, [OWN]), (502, [b"<h1>", b"no</h1>"]), (503, [b"x" * 3000, b"y" * 3000, ENVOY]), (503, []), (500, [ENVOY])],
+    ids=["its own error", "a proxy's page", "something long", "nothing", "another status"],
+)
+async def test_what_it_answered_itself_counts(status: int, parts: list[bytes]) -> None:
+    upstream = Scripted([Answer(status, parts), GOOD])
+    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
+        assert answer.status == status
+        assert b"".join([part async for part in answer.body()]) == b"".join(parts)
+    assert upstream.calls == 1
+
+
+@pytest.mark.parametrize("fault", [UpstreamFault.TIMED_OUT, UpstreamFault.CUT])
+async def test_what_may_have_reached_it_is_not_tried_again(fault: UpstreamFault) -> None:
+    upstream = Scripted([fault, GOOD])
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(upstream, 10.0).call(REQUEST):
+            pass
+    assert upstream.calls == 1
+
+
+async def test_what_fails_behind_the_head_is_not_tried_again() -> None:
+    upstream = Scripted([GOOD])
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(upstream, 10.0).call(REQUEST):
+            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
+    assert upstream.calls == 1 and upstream.open == 0
+
+
+async def test_patience_has_an_end() -> None:
+    upstream = Scripted([UpstreamFault.UNREACHABLE])
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(upstream, 0.0).call(REQUEST):
+            pass
+    assert upstream.calls == 1
+    upstream = Scripted([Answer(502, [ENVOY])])
+    async with PatientUpstream(upstream, 0.01).call(REQUEST) as answer:
+        assert answer.status == 502 and [part async for part in answer.body()] == [ENVOY]
+    assert upstream.calls > 1
