@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from antiphon.engine.actions import (
+    Action,
     CallUpstream,
     Context,
     Finish,
@@ -22,12 +24,13 @@ from antiphon.engine.actions import (
     SendHead,
 )
 from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.hosted import ToolBox
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.hosted_tools import ScriptedTools
 
-__all__ = ["Outcome", "make_exchange", "pump", "run"]
+__all__ = ["Outcome", "converse", "make_exchange", "pump", "run"]
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
@@ -69,24 +72,7 @@ def pump(
     """Perform everything that needs no upstream."""
     while actions := exchange.actions():
         for action in actions:
-            if isinstance(action, SendHead):
-                assert outcome.head is None, "a second head"
-                outcome.head = action
-            elif isinstance(action, SendBody):
-                assert outcome.head is not None and outcome.finish is None
-                outcome.body += action.data
-                outcome.parts.append(action.data)
-            elif isinstance(action, Finish):
-                assert outcome.finish is None
-                outcome.finish = action
-            elif isinstance(action, CallUpstream):
-                outcome.calls.append(action)
-            elif isinstance(action, SaveResponse):
-                outcome.records.append(action.record)
-                exchange.receive_saved()
-            elif isinstance(action, ReleaseConversation):
-                outcome.releases.append(action)
-            elif isinstance(action, PrepareTools):
+            if isinstance(action, PrepareTools):
                 assert tools is not None
                 exchange.receive_tools(tools.prepare_now(action.tools))
             elif isinstance(action, RunTools):
@@ -94,9 +80,67 @@ def pump(
                 # The last one ends first: items come in the order of the calls all the same.
                 for call in reversed(action.calls):
                     exchange.receive_tool_result(tools.run_now(call))
-            elif isinstance(action, LoadContext):
-                outcome.loads.append(action)
-                exchange.receive_context(context or Context())
+            else:
+                _perform(exchange, outcome, action, context)
+
+
+def _perform(exchange: ResponseExchange, outcome: Outcome, action: Action, context: Context | None) -> None:
+    """One action that asks for no tools."""
+    if isinstance(action, SendHead):
+        assert outcome.head is None, "a second head"
+        outcome.head = action
+    elif isinstance(action, SendBody):
+        assert outcome.head is not None and outcome.finish is None
+        outcome.body += action.data
+        outcome.parts.append(action.data)
+    elif isinstance(action, Finish):
+        assert outcome.finish is None
+        outcome.finish = action
+    elif isinstance(action, CallUpstream):
+        outcome.calls.append(action)
+    elif isinstance(action, SaveResponse):
+        outcome.records.append(action.record)
+        exchange.receive_saved()
+    elif isinstance(action, ReleaseConversation):
+        outcome.releases.append(action)
+    elif isinstance(action, LoadContext):
+        outcome.loads.append(action)
+        exchange.receive_context(context or Context())
+
+
+async def converse(
+    request: dict[str, Any], turns: Iterable[bytes], box: ToolBox, *, context: Context | None = None, **options: Any
+) -> Outcome:
+    """One request whose tools are real; `turns` are the model's answers, as streams or objects as asked for."""
+    exchange = make_exchange(tool_types=box.types, **options)
+    outcome = Outcome()
+
+    async def go_on() -> None:
+        while actions := exchange.actions():
+            for action in actions:
+                if isinstance(action, PrepareTools):
+                    exchange.receive_tools(await box.prepare(action.owner, action.response_id, action.tools))
+                elif isinstance(action, RunTools):
+                    for result in await asyncio.gather(*(box.run(call) for call in action.calls)):
+                        exchange.receive_tool_result(result)
+                else:
+                    _perform(exchange, outcome, action, context)
+
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
+    await go_on()
+    for turn in turns:
+        if exchange.done:
+            break
+        call = outcome.calls[-1]
+        exchange.receive_upstream_head(200, SSE if call.request.stream else JSON)
+        await go_on()
+        exchange.receive_upstream_data(turn)
+        await go_on()
+        if not exchange.done and outcome.calls[-1] is call:
+            exchange.receive_upstream_end()
+            await go_on()
+    assert exchange.done
+    return outcome
 
 
 def run(

@@ -18,6 +18,7 @@ from antiphon.engine.knowledge import Searcher, SearchHit
 from antiphon.engine.search_options import read_filters, read_ranking
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.tools.box import ToolFailed
+from antiphon.tools.declared import read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
@@ -62,7 +63,7 @@ class FileSearch:
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration, and that the stores exist. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
-        declared = _read(tool)
+        declared = read_declared(tool, _Declaration)
         stores = _stores(declared)
         if not stores:
             raise InvalidRequest(
@@ -94,7 +95,7 @@ class FileSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Search for all queries of a call together."""
-        declared = _read(call.tool)
+        declared = read_declared(call.tool, _Declaration)
         queries = _queries(call.arguments)
         if not queries:
             raise ToolFailed("'queries' must be a list of one to five strings.")
@@ -120,14 +121,6 @@ class FileSearch:
         """Nothing is held."""
 
 
-def _read(tool: HostedTool) -> _Declaration:
-    try:
-        return msgspec.json.decode(tool.declaration, type=_Declaration)
-    except msgspec.ValidationError as error:
-        where = f"tools[{tool.index}]"
-        raise InvalidRequest(f"Invalid '{where}': {error}", param=where, code="invalid_type") from None
-
-
 def _stores(declared: _Declaration) -> list[str]:
     """The stores by their ids; some clients name one alone."""
     alone = [declared.vector_store_id] if declared.vector_store_id else []
@@ -137,7 +130,7 @@ def _stores(declared: _Declaration) -> list[str]:
 def _queries(arguments: str) -> list[str]:
     try:
         given = msgspec.json.decode(arguments, type=_Arguments)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return []
     found = [query.strip() for query in (*given.queries, given.query or "") if query.strip()]
     return found[:_MOST_QUERIES]

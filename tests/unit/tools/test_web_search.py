@@ -91,7 +91,7 @@ async def test_the_model_is_shown_a_search_and_pages() -> None:
         ({"search_context_size": "huge"}, "tools[1].search_context_size"),
         ({"filters": {"allowed_domains": ["https://a.example"]}}, "tools[1].filters.allowed_domains"),
         ({"filters": {"blocked_domains": ["x"] * 101}}, "tools[1].filters.blocked_domains"),
-        ({"filters": 5}, "tools[1]"),
+        ({"filters": 5}, "tools[1].filters"),
         ({"external_web_access": False}, "tools[1].external_web_access"),
     ],
 )

@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from antiphon.engine.hosted import HostedTool
 from antiphon.errors import InvalidRequest
+from antiphon.tools.declared import read_declared
 
 __all__ = ["McpDeclaration", "RemoteTool", "ToolFilter", "read_declaration"]
 
@@ -111,12 +111,7 @@ class McpDeclaration(Struct, frozen=True):
 def read_declaration(tool: HostedTool) -> McpDeclaration:
     """The declaration. Raises `InvalidRequest` that names the field."""
     where = f"tools[{tool.index}]"
-    try:
-        declared = msgspec.json.decode(tool.declaration, type=McpDeclaration)
-    except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `$")
-        param = where + place.rstrip("`")
-        raise InvalidRequest(f"Invalid '{param}': {what}.", param=param, code="invalid_type") from None
+    declared = read_declared(tool, McpDeclaration)
     if declared.server_label is None:
         raise _missing(f"{where}.server_label")
     if not _LABEL.fullmatch(declared.server_label):

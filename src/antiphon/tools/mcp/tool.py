@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from mcp import MCPError
 from mcp.types import CallToolResult, ImageContent, TextContent
 from mcp.types import Tool as McpToolInfo
@@ -28,7 +27,7 @@ from antiphon.tools.mcp.servers import McpServer, McpServers
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.items import McpListTools
-from antiphon.types.json import encode
+from antiphon.types.json import decode_any, encode
 
 __all__ = ["ListLimits", "Mcp"]
 
@@ -182,9 +181,10 @@ def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
 
 def _arguments(text: str) -> dict[str, Any] | None:
     try:
-        return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError):
+        given = decode_any(text or "{}")
+    except ValueError:
         return None
+    return given if isinstance(given, dict) else None
 
 
 def _result(call: HostedCall, result: CallToolResult) -> ToolResult:

@@ -68,8 +68,11 @@ class SearchProvider(Protocol):
 
 
 def fits_domains(url: str, domains: Sequence[str]) -> bool:
-    """Whether the URL is of one of these domains, or of a subdomain; every URL fits an empty list."""
-    host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    """Whether the URL is of one of these domains, or of a subdomain; every valid URL fits an empty list."""
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return False
     return not domains or any(host == domain or host.endswith("." + domain) for domain in domains)
 
 

@@ -18,6 +18,7 @@ from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source,
 from antiphon.engine.ports import FileFetcher
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
+from antiphon.tools.declared import read_declared
 from antiphon.tools.web_search.pages import around, page_text
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.citations import unmarked
@@ -82,7 +83,7 @@ class WebSearch:
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
-        declared = _read(tool)
+        declared = read_declared(tool, _Declaration)
         if declared.search_context_size not in (None, *_SIZES):
             raise InvalidRequest(
                 f"Invalid value for '{where}.search_context_size'. Supported values are: {', '.join(_SIZES)}.",
@@ -111,9 +112,9 @@ class WebSearch:
         """One search, or one look at a page."""
         try:
             arguments = msgspec.json.decode(call.arguments, type=_Arguments)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise ToolFailed("the arguments must be a JSON object of strings.") from None
-        declared = _read(call.tool)
+        declared = read_declared(call.tool, _Declaration)
         if call.target.name == "web_search":
             return await self._search(call, arguments.query.strip(), declared)
         return await self._look(call, arguments, declared)
@@ -173,14 +174,6 @@ class WebSearch:
             return page_text(page)
         except ValueError:
             raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
-
-
-def _read(tool: HostedTool) -> _Declaration:
-    try:
-        return msgspec.json.decode(tool.declaration, type=_Declaration)
-    except msgspec.ValidationError as error:
-        where = f"tools[{tool.index}]"
-        raise InvalidRequest(f"Invalid '{where}': {error}", param=where, code="invalid_type") from None
 
 
 def _check_domains(where: str, domains: list[str]) -> None:
