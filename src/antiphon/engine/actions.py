@@ -172,7 +172,8 @@ class UpstreamRequest:
     """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
 
     `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
-    `upstream` is the name of the upstream to call.
+    `upstream` is the name of the upstream to call. With `above` the path is not below the base's last `/v1` but beside
+    it.
     """
 
     method: str
@@ -182,6 +183,7 @@ class UpstreamRequest:
     model: str
     stream: bool
     upstream: str = "default"
+    above: bool = False
 
 
 class CancelReason(Enum):

@@ -77,6 +77,7 @@ from antiphon.translation.encode import DONE
 from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.prompt_template import PromptNotLoaded, PromptReference, PromptTemplate, pin_prompt
 from antiphon.translation.read_request import read_model, read_request
+from antiphon.translation.token_count import COUNT_CALL, count_question, count_read, counted
 from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import estimate_body
 from antiphon.translation.upstream_errors import as_event_failure, map_transport_error, map_upstream_answer
@@ -145,6 +146,7 @@ class ResponseExchange:
         self._status = 0
         self._collected: list[bytes] = []
         self._collected_size = 0
+        self._estimate = 0
         # The response, and its end.
         self._builder: ResponseBuilder | None = None
         self._spent: UsageObject | None = None
@@ -342,7 +344,7 @@ class ResponseExchange:
             most_calls=self._options.most_tool_calls,
         )
         kind = (header_value(headers, "content-type") or "").lower()
-        if "text/event-stream" in kind:
+        if "text/event-stream" in kind and self._purpose != COUNT_PATH:
             self.state = State.STREAMING
             if self.streaming:
                 self._open_stream()
@@ -534,9 +536,7 @@ class ResponseExchange:
             return
         self._answer.ignored = (*ignored, *translated.ignored)
         if self._purpose == COUNT_PATH:
-            count = encode({"object": "response.input_tokens", "input_tokens": estimate_body(translated.body)})
-            self._answer.whole(count, (("antiphon-estimated", "input_tokens"),))
-            self._finish("completed")
+            self._count(translated.body)
         elif self._queues:
             self._enqueue()
         elif not self.generate:
@@ -545,6 +545,21 @@ class ResponseExchange:
         else:
             self._prepare_stored()
             self._ask_model(translated)
+
+    def _count(self, chat: bytes) -> None:
+        """How many tokens the request has: the server is asked, where it can count."""
+        assert self._request is not None
+        self._estimate = estimate_body(chat)
+        if self._profile.tokenizer == "none":
+            self._answer_count(None)
+        else:
+            self._call(COUNT_CALL, count_question(chat), self._request.model, stream=False, above=True)
+
+    def _answer_count(self, counted_here: int | None) -> None:
+        tokens = self._estimate if counted_here is None else counted_here
+        self._answer.upstream = ()
+        self._answer.whole(*counted(tokens, estimated=counted_here is None))
+        self._finish("completed")
 
     def _translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation:
         types = self._options.tool_types
@@ -572,14 +587,14 @@ class ResponseExchange:
         self._tools = translated.tools
         self._call("/chat/completions", translated.body, self._request.model, stream=self._request.stream)
 
-    def _call(self, path: str, body: bytes, model: str, *, stream: bool) -> None:
+    def _call(self, path: str, body: bytes, model: str, *, stream: bool, above: bool = False) -> None:
         assert self._head is not None
         self.state = State.CALLING
         self._upstream_open = True
         self._collected, self._collected_size = [], 0
         headers = forwarded(self._head.headers, self._route, stream=stream, native=bool(self._native_model))
         self._actions.append(
-            CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream))
+            CallUpstream(UpstreamRequest("POST", path, headers, body, model, stream, self._route.upstream, above))
         )
         if self._queued is not None:
             # Its client has its answer: from here on a failure is one of the response.
@@ -809,6 +824,9 @@ class ResponseExchange:
         assert self._chat is not None and self._builder is not None
         body = b"".join(self._collected)
         self._collected = []
+        if self._purpose == COUNT_PATH:
+            self._answer_count(count_read(body))
+            return
         # The first events come before any item; they are sent only if this is an answer (`_close`).
         self._builder.start()
         if body.lstrip()[:1] in (b"d", b":", b"e") and (b"data:" in body[:4096]):
@@ -820,7 +838,9 @@ class ResponseExchange:
 
     def _fail_call(self, error: ApiError) -> None:
         """There will be no answer: an HTTP error while that is possible, else the failed path."""
-        if self._answer.head_sent:
+        if self._purpose == COUNT_PATH:
+            self._answer_count(None)
+        elif self._answer.head_sent:
             code, message = as_event_failure(error)
             self._close(Ending("failed", code=code, message=message))
         else:

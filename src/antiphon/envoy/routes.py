@@ -14,6 +14,7 @@ from typing import Any
 
 from antiphon.config import AuthMode, Settings, UpstreamSettings, parse_address
 from antiphon.envoy.messages import Config, direct_response, error_body, typed
+from antiphon.translation.token_count import COUNT_CALL
 
 __all__ = [
     "BACKEND_HEADER",
@@ -139,6 +140,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
         paths = (*_MODEL_PATHS, *(_NATIVE_PATHS if name in native else ()))
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
+        routes.append(_tokenizer(settings, name, chosen))
         if name == settings.native_of_ids:
             routes += _by_id(settings, name, chosen)
     if settings.native_of_ids == "default":
@@ -147,6 +149,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
     routes += [_to_model(settings, f"model{path}", path, headers=needed) for path in paths]
     if settings.has_default:
         routes.append(_to_model(settings, "models", "/models", method="GET", headers=needed))
+        routes.append(_tokenizer(settings, "default", needed))
     refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
     return [*routes, direct_response("nothing", {"prefix": "/"}, 404, refused)]
 
@@ -154,6 +157,14 @@ def model_door_routes(settings: Settings) -> list[Config]:
 def _model_paths(settings: Settings) -> tuple[str, ...]:
     """What clients and the sidecar may ask of the default upstream."""
     return (*_MODEL_PATHS, *settings.upstream.path_allow) if settings.has_default else ()
+
+
+def _tokenizer(settings: Settings, upstream: str, headers: list[Config]) -> Config:
+    """Where a server counts tokens: beside its `/v1`, not below it."""
+    route = _to_model(settings, f"{upstream}{COUNT_CALL}", COUNT_CALL, headers=headers, upstream=upstream)
+    route["match"]["path"] = COUNT_CALL
+    route["route"]["prefix_rewrite"] = settings.every_upstream[upstream].base_path.removesuffix("/v1") + COUNT_CALL
+    return route
 
 
 def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Config]:

@@ -107,7 +107,7 @@ class HttpUpstream:
         body = request.body
         return await self._open().request(
             request.method,
-            URL(self._base + request.path, encoded=True),
+            URL((self._base.removesuffix("/v1") if request.above else self._base) + request.path, encoded=True),
             # A large body goes out in parts, so that it does not hold up the loop.
             data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
             headers=headers,

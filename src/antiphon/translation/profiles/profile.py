@@ -43,6 +43,8 @@ class UpstreamProfile:
     answer that begins with `<think>`, or in everything before `</think>` because the template opened it; `stream_usage`
     asks for usage in streams.
 
+    Beside both: `tokenizer` is how the server counts the tokens of a request (vllm: `POST /tokenize` beside its `/v1`).
+
     `by_model` says what differs for some of its models.
     """
 
@@ -73,6 +75,7 @@ class UpstreamProfile:
     replay_signatures: bool = False
     passed_fields: frozenset[str] = frozenset()
     think: Literal["off", "tagged", "opened"] = "tagged"
+    tokenizer: Literal["none", "vllm"] = "none"
     by_model: tuple[ModelNote, ...] = ()
 
     def serves(self, host: str) -> bool:

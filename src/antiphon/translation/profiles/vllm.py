@@ -1,4 +1,4 @@
-"""vLLM (vllm/entrypoints/openai/chat_completion/protocol.py and entrypoints/chat_utils.py)."""
+"""vLLM (vllm/entrypoints/openai/chat_completion/protocol.py, entrypoints/chat_utils.py, entrypoints/serve/tokenize)."""
 
 from __future__ import annotations
 
@@ -12,4 +12,6 @@ PROFILE = UpstreamProfile(
     # Parts are text, images, audio and video; there is no `file`.
     files="text",
     audio_input=True,
+    # Renders the chat template and counts, without running the model.
+    tokenizer="vllm",
 )

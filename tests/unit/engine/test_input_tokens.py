@@ -1,0 +1,81 @@
+"""`/v1/responses/input_tokens`: counted by the server where it can, else an estimate that says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.engine.actions import CancelReason, RequestHead
+from antiphon.engine.exchange import COUNT_PATH, ResponseExchange
+from antiphon.types.transport import UpstreamError, UpstreamFault
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
+
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+ASKED: dict[str, Any] = {"model": "m", "input": "word " * 400, "instructions": "Be kind.", "tools": [TOOL]}
+
+
+def _asked(profile: str = "vllm", **more: Any) -> tuple[ResponseExchange, Outcome]:
+    exchange, outcome = make_exchange(profile), Outcome()
+    exchange.receive_request(RequestHead("POST", COUNT_PATH, (), "owner"), json.dumps({**ASKED, **more}).encode())
+    pump(exchange, outcome)
+    return exchange, outcome
+
+
+def _estimated(outcome: Outcome) -> bool:
+    assert outcome.head is not None and outcome.head.status == 200 and outcome.json["object"] == "response.input_tokens"
+    said = ("antiphon-estimated", "input_tokens") in outcome.head.headers
+    assert (400 <= outcome.json["input_tokens"] <= 700) is said
+    return said
+
+
+def test_a_server_that_counts_is_asked_beside_its_base_url() -> None:
+    exchange, outcome = _asked(stream=True, store=True)
+    (call,) = outcome.calls
+    assert (call.request.path, call.request.above, call.request.stream) == ("/tokenize", True, False)
+    question = json.loads(call.request.body)
+    assert set(question) == {"model", "messages", "tools", "add_generation_prompt"}
+    assert question["messages"][0]["content"] == "Be kind." and question["add_generation_prompt"] is True
+    exchange.receive_upstream_head(200, JSON)
+    exchange.receive_upstream_data(b'{"count":4321,"max_model_len":8192,"tokens":[1,2]}')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert outcome.json == {"object": "response.input_tokens", "input_tokens": 4321}
+    assert not _estimated(outcome) and not outcome.records and exchange.done
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"count":"many"}', b'{"count":-1}', b'{"tokens":[]}', b"\xff"])
+@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("headers", [JSON, SSE])
+def test_an_answer_that_is_none_is_replaced_by_the_estimate(body: bytes, status: int, headers: Any) -> None:
+    exchange, outcome = _asked()
+    exchange.receive_upstream_head(status, headers)
+    exchange.receive_upstream_data(body)
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert _estimated(outcome)
+
+
+def test_a_server_that_is_away_is_replaced_too() -> None:
+    exchange, outcome = _asked()
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "nobody"))
+    pump(exchange, outcome)
+    assert _estimated(outcome)
+
+
+def test_a_client_that_leaves_is_told_nothing() -> None:
+    exchange, outcome = _asked()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    pump(exchange, outcome)
+    assert outcome.head is None and outcome.finish is not None and outcome.finish.outcome == "cancelled"
+
+
+def test_other_servers_are_not_asked() -> None:
+    exchange, outcome = _asked("generic")
+    assert exchange.done and not outcome.calls and _estimated(outcome)
+
+
+def test_a_wrong_request_is_a_400() -> None:
+    _, outcome = _asked(input=5)
+    assert outcome.head is not None and outcome.head.status == 400
