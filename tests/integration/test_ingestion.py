@@ -182,6 +182,8 @@ async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -
         await setup.ingested(store_id)
         error = await last_error(setup, store_id, file_id)
         assert error["code"] == "server_error" and "answered 400" in error["message"]
+        ((attempts,),) = await setup.knowledge.readers.fetch("SELECT attempts FROM vector_files", {})
+        assert attempts == (3 if retry else 1)
 
 
 async def test_a_full_disk_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,21 @@ async def test_vectors_follow_the_files(setup: KnowledgeSetup) -> None:
     assert (await names(setup, store_id, "aeroplane"))[0] == "again"
 
 
+async def test_rows_of_removed_files_leave_the_matrix(setup: KnowledgeSetup, words: WordEmbedder) -> None:
+    store_id = await setup.store(**TEXTS)
+    dense = DenseSearch(setup.knowledge.index, most_bytes=1 << 20)
+    (vector,) = await words.embed(["aeroplane"])
+
+    async def found() -> int:
+        (known,) = await setup.knowledge.index.known(ALICE, [store_id], 0.0)
+        return len(await dense.search(known, words.model, vector, None, 10))
+
+    assert await found() == 3
+    page = await setup.ask("GET", f"/{store_id}/files")
+    await setup.ask("DELETE", f"/{store_id}/files/{page['data'][0]['id']}")
+    assert await found() == 2
+
+
 async def test_a_server_that_fails_leaves_the_words(setup: KnowledgeSetup, words: WordEmbedder) -> None:
     store_id = await setup.store(**TEXTS)
     words.fails = EmbeddingFailed("the embeddings server gave no answer")

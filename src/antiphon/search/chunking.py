@@ -34,9 +34,6 @@ def cut(text: str, size: int, overlap: int, tokenizer: Tokenizer) -> Iterator[tu
             yield from _chunk(held[:end])
             held, fresh = _kept(held, end, overlap)
             total = sum(each for _, each in held)
-            while fresh and total + count > size:
-                total -= held.pop(0)[1]
-                fresh -= 1
         while total + count > size:  # nothing fresh: only overlap is in the way
             total -= held.pop(0)[1]
             fresh -= 1

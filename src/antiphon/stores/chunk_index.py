@@ -30,10 +30,11 @@ SELECT id, no, version, expires_at IS NOT NULL AND expires_at <= :at FROM vector
 WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :owner
 """
 _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
-# The unary plus keeps SQLite from looking each allowed chunk up in the index one by one.
+# What is allowed is an expression of the row's number, so SQLite cannot take it for a way into the index: looking the
+# words up once for every allowed chunk would take minutes.
 MATCH = f"""
 SELECT rowid, -bm25({{table}}, {TITLE_WEIGHT}, {TEXT_WEIGHT}) AS score FROM {{table}}
-WHERE {{table}} MATCH :query AND +rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
+WHERE {{table}} MATCH :query AND rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
 ORDER BY score DESC, rowid LIMIT :most
 """
 FILES = f"{_FOUND} AND f.embedding_model = :model AND {{condition}}"
