@@ -18,7 +18,7 @@ __all__ = ["MemoryBlobs"]
 
 
 class MemoryBlobs:
-    """Keeps contents in a dict; `abandoned` ones are of writers that died."""
+    """Keeps contents in a dict."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
