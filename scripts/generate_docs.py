@@ -75,7 +75,11 @@ _DIFFERENCES = """
 
 - Hosted tools do not run here. Web search, file search, image generation and computer use are left out and named;
   `code_interpreter` and `mcp` are a 400, and so is a `tool_choice` that asks for any of them.
-- Stored prompts and files by id are not available yet.
+- A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after a
+  409), one that does not exist a 400 `conversation_not_found`. What failed, was cancelled or has `store: false` adds
+  nothing to it. Deleting it deletes its items; responses that were made in it stay. `GET /v1/conversations` lists them.
+- `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
+  instructions and messages, not in tools and schemas.
 - A background response needs credentials of the gateway's own for its upstream, since clients' are never kept: with
   `passthrough` credentials it is a 400.
 - The stream of a cancelled response ends with `response.failed`, whose response is `cancelled` and has no error. A

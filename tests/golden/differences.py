@@ -127,6 +127,7 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "response.usage.output_tokens: another value",
         "response.usage.total_tokens: another value",
     ),
-    # What comes with the work on state
-    "prompts come with the work on state": ("refused: Missing required parameter: 'model'.",),
+    "a prompt that is kept in OpenAI's account, with the model it names": (
+        "refused: Missing required parameter: 'model'.",
+    ),
 }
