@@ -206,6 +206,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
                         stores.files,
                         most_bytes=settings.files.most_bytes,
                         on_delete=[knowledge.forget_file] if knowledge else [],
+                        metrics=metrics,
                     ).routes()
                     if settings.files.enabled
                     else ()

@@ -314,6 +314,27 @@ async def test_names_lose_their_path_and_what_cannot_be_shown(door: OpenHttpDoor
     assert answer.header("content-disposition") == found
 
 
+async def test_what_the_store_does_is_counted(door: OpenHttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await upload(door, PURPOSE, HELLO)
+    await get(door, "")
+    await get(door, f"/{made['id']}")
+    await get(door, f"/{made['id']}/content")
+    await door.ask(head("DELETE", f"/v1/files/{made['id']}"))
+    for operation in ("save_file", "list_files", "get_file", "open_file", "delete_file"):
+        assert door.metric("storage_operations_total", operation=operation, result="ok") == 1
+    monkeypatch.setattr("antiphon.stores.blobs.os.fsync", lambda descriptor: 1 / 0)
+    answer = await door.ask(posted(form(PURPOSE, HELLO)))
+    assert answer.status == 500
+    monkeypatch.setattr("antiphon.stores.blobs.os.fsync", _full)
+    answer = await door.ask(posted(form(PURPOSE, HELLO)))
+    assert (answer.status, answer.error["code"]) == (500, "storage_failed")
+    assert door.metric("storage_operations_total", operation="save_file", result="error") == 1
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 # Contents
 
 

@@ -150,7 +150,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 areas=(
                     *Conversations(setup.conversations, setup.store).routes(),
                     *Prompts(setup.prompts).routes(),
-                    *Files(setup.files, most_bytes=setup.file_bytes).routes(),
+                    *Files(setup.files, most_bytes=setup.file_bytes, metrics=metrics).routes(),
                     *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
                 ),
             ),

@@ -14,8 +14,10 @@ Invariant: what is refused leaves nothing behind.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from antiphon.api.file_content import show_content
 from antiphon.api.http import (
@@ -31,8 +33,9 @@ from antiphon.api.http import (
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
 from antiphon.api.route import Route
 from antiphon.engine.file_ports import FileFields, FileQuery, FileStore, FileUpload, NoRoom, StoredFile
-from antiphon.errors import InvalidRequest, NotFound, RequestTooLarge
+from antiphon.errors import InvalidRequest, NotFound, RequestTooLarge, StoreError
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, plain_name
 from antiphon.types.json import encode
 
@@ -43,6 +46,8 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 
 FileDeleted = Callable[[str, str], Awaitable[None]]
 """Called with owner and file id before a file goes."""
+
+_Found = TypeVar("_Found")
 
 _LISTED = 10_000
 _SHOWN_ID = 128
@@ -67,6 +72,7 @@ class Files:
         *,
         most_bytes: int = 512 << 20,
         on_delete: Sequence[FileDeleted] = (),
+        metrics: Metrics | None = None,
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
@@ -74,6 +80,7 @@ class Files:
         self._files = files
         self._most = most_bytes
         self._on_delete = on_delete
+        self._metrics = metrics
         self._new_id = make_id
         self._clock = clock
 
@@ -104,7 +111,7 @@ class Files:
             cut.finish()
             fields = form.check(_file_id(self._new_id), self._clock())
             try:
-                made = await upload.keep(request.owner, fields)
+                made = await self._measured("save_file", upload.keep(request.owner, fields))
             except NoRoom:
                 raise InvalidRequest(
                     "Your files would be larger than they may be together. Delete files that you no longer need.",
@@ -123,7 +130,7 @@ class Files:
             descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
         )
         known = query.after is None or is_name(query.after)
-        page = await self._files.list(request.owner, query) if known else None
+        page = await self._measured("list_files", self._files.list(request.owner, query)) if known else None
         if page is None:
             raise InvalidRequest("There is no file with this id: 'after'.", param="after")
         ids = [file.id for file in page.files]
@@ -132,14 +139,18 @@ class Files:
 
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`GET /v1/files/{id}`."""
-        found = await self._files.get(request.owner, file_id) if is_name(file_id) else None
+        found = None
+        if is_name(file_id):
+            found = await self._measured("get_file", self._files.get(request.owner, file_id))
         if found is None:
             raise no_such_file(file_id)
         return raw_response(show_file(found))
 
     async def content(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`GET /v1/files/{id}/content`: the bytes, or a range of them."""
-        opened = await self._files.open(request.owner, file_id) if is_name(file_id) else None
+        opened = None
+        if is_name(file_id):
+            opened = await self._measured("open_file", self._files.open(request.owner, file_id))
         if opened is None:
             raise no_such_file(file_id)
         return await show_content(request, opened)
@@ -151,9 +162,21 @@ class Files:
         # First, so that a failure there leaves a file that can be deleted again.
         for deleted in self._on_delete:
             await deleted(request.owner, file_id)
-        if not await self._files.delete(request.owner, file_id):
+        if not await self._measured("delete_file", self._files.delete(request.owner, file_id)):
             raise no_such_file(file_id)
         return json_response({"id": file_id, "object": "file", "deleted": True})
+
+    async def _measured(self, operation: str, doing: Awaitable[_Found]) -> _Found:
+        started = time.perf_counter()
+        result = "ok"
+        try:
+            return await doing
+        except StoreError:
+            result = "error"
+            raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.storage_operation(operation, result, time.perf_counter() - started)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The file is larger than {self._most} bytes.", param="file", code="file_too_large")
