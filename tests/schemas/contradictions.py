@@ -50,6 +50,7 @@ def _unknown_kinds() -> list[Contradiction]:
         "web_search_call": "web search",
         "code_interpreter": "code",
         "code_interpreter_call": "code",
+        "container_file_citation": "code",
         "mcp": "mcp call",
         "mcp_call": "mcp call",
         "mcp_list_tools": "mcp call",

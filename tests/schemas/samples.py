@@ -165,7 +165,7 @@ SAMPLES = {
         {"tools": [{"type": "web_search"}], **_ONCE},
     ),
     "code": Sample(
-        (_call("code_interpreter", '{"code":"1+1"}'),),
+        (_text("So it is【3】."), _call("code_interpreter", '{"code":"1+1"}')),
         "tool_calls",
         {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}], **_ONCE},
     ),
@@ -208,6 +208,9 @@ def _found(call: HostedCall) -> ToolResult:
     sources = (
         Source({"type": "file_citation", "file_id": "file_a", "filename": "a.txt"}),
         Source({"type": "url_citation", "url": "https://a.example", "title": "A"}),
+        Source(
+            {"type": "container_file_citation", "container_id": "cntr_a", "file_id": "cfile_a", "filename": "a.txt"}
+        ),
     )
     fields: dict[CallKind, dict[str, Any]] = {
         CallKind.FILE_SEARCH: {

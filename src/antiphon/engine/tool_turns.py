@@ -270,7 +270,7 @@ class ToolTurns:
         elif target.kind is CallKind.CODE_INTERPRETER:
             try:
                 code = msgspec.json.decode(arguments, type=_Arguments).code
-            except (msgspec.DecodeError, UnicodeError):
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
                 code = arguments
             item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")
         else:

@@ -73,26 +73,9 @@ class ContainerRooms:
 
     async def create(self, owner: str, request: ContainerRequest) -> Container:
         """See `Containers.create`."""
-        return await self.create_as(owner, self.new_container_id(), request)
-
-    async def create_as(self, owner: str, container_id: str, request: ContainerRequest) -> Container:
-        """As `create`, under an id that `new_container_id` made."""
-        for file_id in request.file_ids:
-            await self.check_uploaded(owner, file_id)
-        if len(await self.list(owner)) >= self._per_owner:
-            raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
-        at = self._clock()
-        record = Record(container_id, owner, request.name, at, at, request.idle_seconds, request.memory)
+        container_id = self.new_container_id()
         async with self._alone(container_id):
-            await self._save(record)
-            try:
-                for file_id in request.file_ids:
-                    await self._copy(record, file_id)
-            except BaseException:
-                await self._drop(container_id)
-                raise
-            await self._save(record)
-        return _shown(record)
+            return _shown(await self._make(owner, container_id, request))
 
     async def get(self, owner: str, container_id: str) -> Container | None:
         """See `Containers.get`."""
@@ -115,11 +98,21 @@ class ContainerRooms:
             await self._drop(container_id)
         return True
 
-    async def run(self, owner: str, container_id: str, code: str, file_ids: Sequence[str] = ()) -> Ran | None:
-        """Run code, with these uploaded files there; None when there is no such container. Raises `ContainerFailed`."""
-        if await self._record(owner, container_id) is None:
+    async def run(
+        self,
+        owner: str,
+        container_id: str,
+        code: str,
+        file_ids: Sequence[str] = (),
+        make: ContainerRequest | None = None,
+    ) -> Ran | None:
+        """Run code, with these uploaded files there; None when there is no such container. Raises `ContainerFailed`.
+
+        With `make` a container that is not there is made: its id must be one of `new_container_id`.
+        """
+        if make is None and await self._record(owner, container_id) is None:
             return None
-        async with self._using(owner, container_id) as record:
+        async with self._using(owner, container_id, make) as record:
             if record is None:
                 return None
             for file_id in file_ids:
@@ -241,10 +234,14 @@ class ContainerRooms:
                 self._locks.pop(container_id, None)
 
     @asynccontextmanager
-    async def _using(self, owner: str, container_id: str) -> AsyncIterator[Record | None]:
+    async def _using(
+        self, owner: str, container_id: str, make: ContainerRequest | None = None
+    ) -> AsyncIterator[Record | None]:
         """The record, read again once nobody else uses it; using it keeps it from expiring."""
         async with self._alone(container_id):
             record = await self._record(owner, container_id)
+            if record is None and make is not None:
+                record = await self._make(owner, container_id, make)
             if record is None:
                 yield None
                 return
@@ -255,6 +252,23 @@ class ContainerRooms:
             finally:
                 record.last_active_at = self._clock()
                 await self._save(record)
+
+    async def _make(self, owner: str, container_id: str, request: ContainerRequest) -> Record:
+        for file_id in request.file_ids:
+            await self.check_uploaded(owner, file_id)
+        if len(await self.list(owner)) >= self._per_owner:
+            raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
+        at = self._clock()
+        record = Record(container_id, owner, request.name, at, at, request.idle_seconds, request.memory)
+        await self._save(record)
+        try:
+            for file_id in request.file_ids:
+                await self._copy(record, file_id)
+            await self._save(record)
+        except BaseException:
+            await self._drop(container_id)
+            raise
+        return record
 
     async def _look(self, record: Record) -> _Files:
         """Bring the record's files up to date; those that are new or have changed since it was looked at last."""

@@ -168,6 +168,7 @@ class _Machine:
         self._limits = limits
         self.memory = memory
         self.busy = True
+        self.begun = False
         self.ended = False
         self._output = _Output(limits.output_bytes)
         self._process: asyncio.subprocess.Process | None = None
@@ -202,12 +203,13 @@ class _Machine:
             raise SandboxFailed("The sandbox cannot be started here.")
 
     async def run(self, code: str) -> Run:
-        """Send the code, watch it, freeze the process again."""
+        """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
         process = self._process
         assert process is not None and process.stdin is not None
         started = time.time()
         mark = secrets.token_hex(16)
         self._output.begin(mark.encode())
+        self.begun = True
         await self._signal(signal.SIGCONT)
         answering = asyncio.create_task(self._answer())
         try:

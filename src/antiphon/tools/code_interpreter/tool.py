@@ -24,6 +24,7 @@ from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source,
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
+from antiphon.tools.declared import read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
@@ -63,7 +64,7 @@ class _Declaration(Struct):
 
 
 class _Arguments(Struct):
-    code: str
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,7 @@ class CodeInterpreter:
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration and choose the container. Raises `ApiError`."""
-        choice = await self._choose(owner, tool)
-        self._choices[response_id, tool.index] = choice
-        while len(self._choices) > _REMEMBERED:
-            self._choices.popitem(last=False)
+        choice = await self._chosen(owner, response_id, tool)
         names = [await self.rooms.check_uploaded(owner, file_id) for file_id in choice.file_ids]
         files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MOST_FILES])}." if names else ""
         function = HostedFunction(CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS)
@@ -99,35 +97,43 @@ class CodeInterpreter:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run the code of one call."""
-        choice = self._choices.get((call.response_id, call.tool.index))
-        if choice is None:
-            raise ToolFailed("the container is gone.")
         code = _code(call.arguments)
+        choice = await self._chosen(call.owner, call.response_id, call.tool)
         try:
-            ran = await self.rooms.run(call.owner, choice.container_id, code, choice.file_ids)
-            if ran is None and choice.make is not None:
-                await self.rooms.create_as(call.owner, choice.container_id, choice.make)
-                ran = await self.rooms.run(call.owner, choice.container_id, code, choice.file_ids)
+            ran = await self.rooms.run(call.owner, choice.container_id, code, choice.file_ids, choice.make)
         except ContainerFailed as failure:
             raise ToolFailed(str(failure)) from None
         if ran is None:
             raise ToolFailed("the container has expired.")
-        return _result(call, code, ran)
+        return _result(call, ran)
 
     async def aclose(self) -> None:
         """End all interpreters."""
         await self.rooms.aclose()
 
+    async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _Choice:
+        """The same container for all calls of one declaration."""
+        key = (response_id, tool.index)
+        known = self._choices.get(key)
+        if known is not None:
+            return known
+        chosen = self._choices.setdefault(key, await self._choose(owner, tool))
+        while len(self._choices) > _REMEMBERED:
+            self._choices.popitem(last=False)
+        return chosen
+
     async def _choose(self, owner: str, tool: HostedTool) -> _Choice:
         where = f"tools[{tool.index}].container"
-        container = _read(tool).container
+        container = read_declared(tool, _Declaration).container
         if container is None:
             raise InvalidRequest(
                 f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter"
             )
         if isinstance(container, str):
             if await self.rooms.get(owner, container) is None:
-                raise NotFound(f"No such container: {container[:128]}. It may have expired.", param=where)
+                raise InvalidRequest(
+                    f"There is no container {container[:64]!r}; it may have expired.", param=where, code="not_found"
+                )
             return _Choice(container)
         if container.type != "auto":
             raise InvalidRequest(
@@ -145,7 +151,9 @@ class CodeInterpreter:
             try:
                 await self.rooms.check_uploaded(owner, file_id)
             except NotFound as error:
-                raise NotFound(error.message, param=f"{where}.file_ids[{number}]") from None
+                raise InvalidRequest(
+                    error.message, param=f"{where}.file_ids[{number}]", code="file_not_found"
+                ) from None
         if tool.earlier is not None:
             earlier = await self.rooms.get(owner, tool.earlier)
             if earlier is not None and (container.memory_limit is None or earlier.memory == memory):
@@ -171,26 +179,18 @@ class CodeInterpreter:
         return min(MEMORY_LIMITS[asked], self._memory)
 
 
-def _read(tool: HostedTool) -> _Declaration:
-    try:
-        return msgspec.json.decode(tool.declaration, type=_Declaration)
-    except msgspec.ValidationError as error:
-        where = f"tools[{tool.index}]"
-        raise InvalidRequest(f"Invalid '{where}': {error}.", param=where, code="invalid_type") from None
-
-
 def _code(arguments: str) -> str:
-    """Models that do not keep to the form write the code itself."""
+    """The code, as the item shows it: models that do not keep to the form write the code itself."""
     try:
         code = msgspec.json.decode(arguments, type=_Arguments).code
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         code = arguments
     if not code.strip():
         raise ToolFailed("there is no code in it; the arguments must be a JSON object with the string 'code'.")
     return code
 
 
-def _result(call: HostedCall, code: str, ran: Ran) -> ToolResult:
+def _result(call: HostedCall, ran: Ran) -> ToolResult:
     run = ran.run
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
@@ -213,7 +213,7 @@ def _result(call: HostedCall, code: str, ran: Ran) -> ToolResult:
     return ToolResult(
         call.call_id,
         "\n".join(told) or "[It printed nothing.]",
-        {"code": code, "outputs": outputs},
+        {"outputs": outputs},
         failed=bool(run.lost),
         sources=tuple(_source(file) for file in shown),
         images=images,

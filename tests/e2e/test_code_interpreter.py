@@ -1,0 +1,202 @@
+"""Code that the model writes, run in the real sandbox, behind real Envoys and behind the HTTP door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+
+from antiphon.tools.code_interpreter.local import why_unavailable
+from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, completion, event, json_answer
+from tests.support.gateway import Gateway, start_gateway
+from tests.support.judge import check_response
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+_ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
+_ENVIRON = {"ANTIPHON_CODE_INTERPRETER__SANDBOX": "local", "ANTIPHON_CODE_INTERPRETER__SECONDS": "3"}
+AUTO: dict[str, Any] = {"type": "code_interpreter", "container": {"type": "auto"}}
+OUTPUTS: Any = ["code_interpreter_call.outputs"]
+
+
+class Way:
+    """A gateway whose model runs these pieces of code, one after another, and then says what it read."""
+
+    def __init__(self, gateway: Gateway, server: ChatServer) -> None:
+        self.gateway = gateway
+        self.server = server
+
+    def client(self, key: str = "alice") -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.gateway.base_url, api_key=key, max_retries=0)
+
+    def script(self, *codes: str, say: str = "Done.") -> None:
+        self.server.requests.clear()
+        self.server.script(*(_model(_call(code)) for code in codes), _model({"content": say}))
+
+    @property
+    def read(self) -> list[str]:
+        """What the model read of its calls, in the last request."""
+        messages = self.server.requests[-1].json["messages"]
+        return [message["content"] for message in messages if message["role"] == "tool"]
+
+
+def _call(code: str) -> dict[str, Any]:
+    function = {"name": "code_interpreter", "arguments": json.dumps({"code": code})}
+    return {"tool_calls": [{"index": 0, "id": "call_0", "type": "function", "function": function}]}
+
+
+def _model(delta: dict[str, Any]) -> Any:
+    def respond(request: Received) -> Answer:
+        if not request.json.get("stream"):
+            return json_answer(
+                completion(delta.get("content", ""), **{k: v for k, v in delta.items() if k != "content"})
+            )
+        end = event(chunk(finish_reason="tool_calls" if "tool_calls" in delta else "stop"))
+        return answer(parts=[event(chunk(delta)), end, b"data: [DONE]\n\n"])
+
+    return respond
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=tuple(_ARGUMENTS))
+async def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Way]:
+    assert not why_unavailable(), "these tests need the local sandbox"
+    async with ChatServer() as server:
+        data = tmp_path_factory.mktemp(request.param)
+        gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[request.param], environ=_ENVIRON)
+        try:
+            yield Way(gateway, server)
+        finally:
+            status = await gateway.stop()
+        assert status == 0, "\n".join(gateway.log[-30:])
+
+
+async def _ask(client: openai.AsyncOpenAI, **more: Any) -> Any:
+    request: dict[str, Any] = {
+        "model": "demo-model",
+        "input": "Calculate.",
+        "tools": [AUTO],
+        "include": OUTPUTS,
+        **more,
+    }
+    if not request.get("stream"):
+        response = await client.responses.create(**request)
+    else:
+        events = [event async for event in await client.responses.create(**request)]
+        response = events[-1].response
+        response.events = [event.type for event in events]
+    check_response(json.loads(response.model_dump_json(exclude={"events"}, exclude_unset=True, warnings=False)))
+    return response
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_code_files_and_citations(way: Way, stream: bool) -> None:
+    code = "x = 6 * 7\nopen('/mnt/data/answer.txt', 'w').write(str(x))\nprint('The answer:', x)"
+    async with way.client() as client:
+        way.script(code, say="It is in answer.txt\u30101\u3011, enjoy.")
+        response = await _ask(client, stream=stream)
+        call, message = response.output
+        assert (call.type, call.status, call.code) == ("code_interpreter_call", "completed", code)
+        assert [(one.type, one.logs) for one in call.outputs] == [("logs", "The answer: 42\n2\n"[:-2])]
+        assert way.read[0].startswith("The answer: 42\n") and "/mnt/data/answer.txt (2 bytes)" in way.read[0]
+        (text,) = message.content
+        assert text.text == "It is in answer.txt, enjoy."
+        (cited,) = text.annotations
+        assert (cited.type, cited.container_id, cited.filename) == (
+            "container_file_citation",
+            call.container_id,
+            "answer.txt",
+        )
+        assert text.text[cited.start_index : cited.end_index] == "It is in answer.txt"
+        if stream:
+            kinds = [kind.removeprefix("response.") for kind in response.events]
+            first = kinds.index("output_item.added")
+            assert kinds[first : first + 7] == [
+                "output_item.added",
+                "code_interpreter_call.in_progress",
+                "code_interpreter_call_code.delta",
+                "code_interpreter_call_code.done",
+                "code_interpreter_call.interpreting",
+                "code_interpreter_call.completed",
+                "output_item.done",
+            ]
+            assert "output_text.annotation.added" in kinds
+        # The same container, its variables and its files, in a later response; nobody else's.
+        way.script("print(x, open('answer.txt').read())")
+        later = await _ask(client, stream=stream, previous_response_id=response.id)
+        assert later.output[0].container_id == call.container_id and later.output[0].outputs[0].logs == "42 42\n"
+        way.script("print('x' in globals())")
+        fresh = await _ask(client, stream=stream)
+        assert fresh.output[0].container_id != call.container_id and fresh.output[0].outputs[0].logs == "False\n"
+    async with way.client("mallory") as client:
+        named = {"type": "code_interpreter", "container": call.container_id}
+        with pytest.raises(openai.BadRequestError):
+            await _ask(client, tools=[named])
+
+
+async def test_files_of_the_users(way: Way) -> None:
+    async with way.client() as client:
+        file = await client.files.create(file=("numbers.csv", b"1,2,3\n"), purpose="user_data")
+        tool = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": [file.id], "memory_limit": "1g"}}
+        way.script("print(sum(map(int, open('numbers.csv').read().split(','))))")
+        response = await _ask(client, tools=[tool])
+        assert response.output[0].outputs[0].logs == "6\n"
+        shown = way.server.requests[0].json["tools"][0]["function"]
+        assert shown["name"] == "code_interpreter" and "numbers.csv" in shown["description"]
+    async with way.client("mallory") as client:
+        with pytest.raises(openai.BadRequestError) as error:
+            await _ask(client, tools=[tool])
+        assert error.value.param == "tools[0].container.file_ids[0]"
+
+
+async def test_errors_and_limits_are_told_to_the_model(way: Way) -> None:
+    async with way.client() as client:
+        way.script("1 / 0", "x = 1\nwhile True: pass", "import os; os._exit(1)", "print('still here')")
+        response = await _ask(client, stream=True)
+        calls = response.output[:-1]
+        assert [call.status for call in calls] == ["completed", "completed", "failed", "completed"]
+        assert "ZeroDivisionError" in way.read[0] and "longer than 3 seconds" in way.read[1]
+        assert "All variables are gone" in way.read[2] and way.read[3] == "still here"
+        assert response.status == "completed" and len({call.container_id for call in calls}) == 1
+
+
+async def test_without_include_there_are_no_outputs(way: Way) -> None:
+    async with way.client() as client:
+        way.script("print(1)")
+        response = await _ask(client, include=[])
+        assert response.output[0].outputs is None and way.read == ["1"]
+
+
+async def test_containers_and_files_outlive_a_restart(tmp_path: Path) -> None:
+    async with ChatServer() as server:
+        gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)
+        way = Way(gateway, server)
+        try:
+            async with way.client() as client:
+                way.script("x = 1; open('kept', 'w').write('kept')")
+                first = await _ask(client)
+            await gateway.stop()
+            way.gateway = gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)
+            async with way.client() as client:
+                way.script("print('x' in globals(), open('kept').read())")
+                later = await _ask(client, previous_response_id=first.id)
+                assert later.output[0].container_id == first.output[0].container_id
+                assert later.output[0].outputs[0].logs == "False kept\n"
+        finally:
+            await gateway.stop()
+
+
+async def test_switched_off_it_is_a_400(tmp_path: Path) -> None:
+    async with ChatServer() as server:
+        gateway = await start_gateway(server.base_url, tmp_path, "--door", "http")
+        try:
+            async with Way(gateway, server).client() as client:
+                with pytest.raises(openai.BadRequestError) as error:
+                    await _ask(client)
+            assert error.value.param == "tools[0].type" and error.value.code == "unsupported_tool"
+        finally:
+            await gateway.stop()

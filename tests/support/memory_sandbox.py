@@ -1,0 +1,129 @@
+"""A sandbox for tests that holds nothing in: code runs in this process, files are in memory.
+
+It keeps the contract (`tests/contracts/sandbox_contract.py`) but for time, which it does not limit.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import io
+import itertools
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import redirect_stdout
+from typing import Any
+
+from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile, SandboxLimits
+
+__all__ = ["MemorySandbox"]
+
+
+class MemorySandbox:
+    """`Sandbox` in memory. `answer`, when it is set, is what every run gives."""
+
+    def __init__(self, limits: SandboxLimits | None = None) -> None:
+        self._limits = limits or SandboxLimits()
+        self.files: dict[str, dict[str, tuple[bytes, int]]] = {}
+        self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.answer: Run | SandboxFailed | None = None
+        self.ran: list[tuple[str, str, int]] = []
+        self.begun = asyncio.Event()
+        self.hangs = False
+        self._versions = itertools.count()
+
+    async def run(self, key: str, code: str, memory: int) -> Run:
+        """Run it here."""
+        self.ran.append((key, code, memory))
+        self.begun.set()
+        if self.hangs:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, SandboxFailed):
+            raise self.answer
+        if self.answer is not None:
+            return self.answer
+        files = self.files.setdefault(key, {})
+
+        def opened(path: str, mode: str = "r") -> io.StringIO:
+            name = path.removeprefix("/mnt/data/")
+            if mode == "r":
+                return io.StringIO(files[name][0].decode())
+            return _Written(files, name, next(self._versions))
+
+        variables = self.variables.setdefault(key, {"open": opened})
+        self.variables.move_to_end(key)
+        while len(self.variables) > self._limits.machines:
+            self.variables.popitem(last=False)
+        printed, failed = io.StringIO(), False
+        try:
+            tree = ast.parse(code)
+            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            with redirect_stdout(printed):
+                exec(compile(tree, "<code>", "exec"), variables)
+                value = eval(compile(ast.Expression(last.value), "<code>", "eval"), variables) if last else None
+                if value is not None:
+                    print(repr(value))
+        except Exception as error:
+            failed = True
+            printed.write("".join(traceback.format_exception_only(error)))
+        output, most = printed.getvalue(), self._limits.output_bytes
+        if len(output) > most:
+            output = f"{output[: most // 2]}\n[left out]\n{output[-most // 2 :]}"
+        return Run(output, failed=failed)
+
+    async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
+        """Keep it."""
+        _check(path)
+        data = b"".join([piece async for piece in pieces])
+        if len(data) > self._limits.disk_bytes:
+            raise SandboxFailed("The file is too large for the container.")
+        self.files.setdefault(key, {})[path] = (data, next(self._versions))
+        return self._file(key, path)
+
+    async def list(self, key: str) -> list[SandboxFile]:
+        """By path."""
+        return [self._file(key, path) for path in sorted(self.files.get(key, ()))]
+
+    async def read(self, key: str, path: str, start: int, most: int) -> bytes:
+        """From memory."""
+        _check(path)
+        if path not in self.files.get(key, {}):
+            raise SandboxFailed("There is no such file.")
+        return self.files[key][path][0][start : start + most]
+
+    async def remove(self, key: str, path: str) -> None:
+        """Forget it."""
+        self.files.get(key, {}).pop(path, None)
+
+    async def delete(self, key: str) -> None:
+        """Forget everything."""
+        self.files.pop(key, None)
+        self.variables.pop(key, None)
+
+    async def aclose(self) -> None:
+        """Forget the variables."""
+        self.variables.clear()
+
+    def _file(self, key: str, path: str) -> SandboxFile:
+        data, version = self.files[key][path]
+        return SandboxFile(path, len(data), str(version))
+
+
+class _Written(io.StringIO):
+    """A file that is kept with every write."""
+
+    def __init__(self, files: dict[str, tuple[bytes, int]], name: str, version: int) -> None:
+        super().__init__()
+        self._files, self._name, self._version = files, name, version
+        files[name] = (b"", version)
+
+    def write(self, text: str) -> int:
+        size = super().write(text)
+        self._files[self._name] = (self.getvalue().encode(), self._version)
+        return size
+
+
+def _check(path: str) -> None:
+    if "\0" in path or any(name in ("", ".", "..") for name in path.split("/")):
+        raise SandboxFailed("This is not the path of a file.")
