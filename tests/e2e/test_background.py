@@ -189,10 +189,10 @@ async def test_the_openai_client(door: str, server: ChatServer, tmp_path: Path) 
             seen += [one async for one in rest]
         assert [one.sequence_number for one in seen] == list(range(len(seen)))
         assert seen[-1].type == "response.completed" and seen[-1].response.output_text == "Hello"
-        # The helper reads from the beginning and shows what is new.
-        async with client.responses.stream(response_id=response_id, starting_after=last) as helper:
-            shown = [one async for one in helper]
-            final = await helper.get_final_response()
+        # The SDK reads from the beginning and shows what is new.
+        async with client.responses.stream(response_id=response_id, starting_after=last) as resumed:
+            shown = [one async for one in resumed]
+            final = await resumed.get_final_response()
         assert final.output_text == "Hello" and shown[0].sequence_number == last + 1
 
         server.script(answer(parts=[event("Hel"), Wait(asyncio.Event())]))
