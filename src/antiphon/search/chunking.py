@@ -20,6 +20,9 @@ __all__ = ["cut"]
 
 # A sentence ends before the white space behind its mark: the space belongs to the next word, as tokenizers see it.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
+# A line of megabytes is cut window by window, so many characters for each token of a chunk: it is not counted again for
+# each of its parts, and the tokenizer (which refuses more than 200,000 tokens) never gets more than it takes.
+_WINDOW = 8
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*\Z")
 
 
@@ -48,14 +51,14 @@ def _pieces(text: str, size: int, tokenizer: Tokenizer) -> Iterator[tuple[str, i
         piece = match[0]
         if not piece:
             continue
-        count = tokenizer.count(piece)
-        if count <= size:
-            yield piece, count
-            continue
+        if len(piece) <= _WINDOW * size:
+            count = tokenizer.count(piece)
+            if count <= size:
+                yield piece, count
+                continue
         at = 0
         while at < len(piece):
-            # A window, so that a line of megabytes is not read again for each of its parts.
-            end = at + tokenizer.fitting(piece[at : at + size * 16], size)
+            end = at + tokenizer.fitting(piece[at : at + _WINDOW * size], size)
             if end < len(piece):
                 space = piece.rfind(" ", at + (end - at) * 3 // 4, end)
                 end = space if space > at else end

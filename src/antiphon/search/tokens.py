@@ -19,8 +19,6 @@ from typing import Any, Protocol
 __all__ = ["EstimatedTokens", "Tokenizer", "make_tokenizer"]
 
 _PIECE = re.compile(r"[^\W_]{1,6}|[^\w\s]|_|\n+")
-# No token of o200k is longer than this many characters in text that means anything.
-_LONG_TOKEN = 16
 
 
 class Tokenizer(Protocol):
@@ -66,7 +64,6 @@ class BpeTokens:
 
     def fitting(self, text: str, most: int) -> int:
         """How many characters of the text's beginning have at most so many tokens."""
-        text = text[: most * _LONG_TOKEN]
         ids = self._encoding.encode(text, disallowed_special=())
         if len(ids) <= most:
             return len(text)

@@ -105,6 +105,15 @@ def test_overlap_never_keeps_a_chunk_from_what_is_new() -> None:
     assert any(long.strip() in chunk for chunk, _ in chunks)
 
 
+@pytest.mark.parametrize("letters", ["x", "検", "🎉", "\u0f00"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
+def test_a_megabyte_without_a_space(tokenizer: Tokenizer, letters: str) -> None:
+    text = letters * 700_000
+    chunks = list(cut(text, 4_096, 2_048, tokenizer))
+    assert all(0 < count <= 4_096 for _, count in chunks)
+    assert sum(len(chunk) for chunk, _ in chunks) >= len(text)
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
 def test_a_line_without_end_is_cut_between_words(tokenizer: Tokenizer) -> None:
     text = "word" + " word" * 5_000
