@@ -297,7 +297,7 @@ SAMPLES: dict[str, Sample] = {
         {"type": "input_audio", "input_audio": {"data": "c2Vlbg==", "format": "wav"}}, "c2Vlbg"
     ),
 }
-# Files by URL need a fetch before the translation: tests/unit/engine/test_files.py.
+# Files by URL need a fetch before the translation: tests/unit/engine/test_files_by_url.py.
 ELSEWHERE = {"content.input_file.file_url", "background"}
 
 
