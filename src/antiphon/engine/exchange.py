@@ -167,10 +167,14 @@ class ResponseExchange:
         """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
         request = self._request
         if self._purpose or request is None:
-            # What a prompt asks for is not known yet.
-            return bool(self._purpose) or self._prompt is not None
+            return bool(self._purpose)
         hosted = hosted_tools(request, self._options.tool_types)
         return request.compact_threshold is not None or request.background or bool(hosted)
+
+    @property
+    def awaits_prompt(self) -> bool:
+        """Whether the request cannot be read before its prompt was loaded."""
+        return self.state is State.CONTEXT and self._request is None
 
     @property
     def done(self) -> bool:

@@ -131,6 +131,11 @@ class Runner:
             exchange.receive_request(head, body)
         else:
             await apart(lambda: exchange.receive_request(head, body))
+        if exchange.awaits_prompt:
+            # What a prompt asks for decides who can make the model call, so it is loaded before a door looks at that.
+            action = exchange.next_action()
+            assert isinstance(action, LoadContext)
+            await self.perform(exchange, action)
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
         """Perform what is pending until nothing is; yields client-facing actions and work that takes its time.

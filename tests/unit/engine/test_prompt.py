@@ -22,11 +22,15 @@ from antiphon.engine.actions import (
 )
 from antiphon.engine.exchange import ResponseExchange
 from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.runner import Runner, RunnerTimeouts
 from antiphon.engine.states import State
 from antiphon.errors import InternalError
+from antiphon.observability.metrics import Metrics
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.files import FetchedFile
 from tests.support.exchanges import make_exchange
+from tests.support.memory_prompts import MemoryPromptStore
+from tests.support.memory_store import MemoryResponseStore
 
 _HEAD = RequestHead("POST", "/v1/responses", (), "owner")
 
@@ -47,10 +51,10 @@ def begin(options: dict[str, Any] | None = None, **fields: Any) -> tuple[Respons
 def test_it_is_loaded_alone_and_first() -> None:
     exchange, load = begin(previous_response_id="resp_0", input=[{"type": "item_reference", "id": "msg_1"}])
     assert load == LoadContext("owner", None, prompt=PromptUse("pmpt_1", 3))
-    assert exchange.state is State.CONTEXT and exchange.needs_drive and not exchange.done
+    assert exchange.state is State.CONTEXT and exchange.awaits_prompt and not exchange.done
     exchange.receive_context(Context(prompt=prompt(instructions="x")))
     (load,) = exchange.actions()
-    assert isinstance(load, LoadContext) and load.prompt is None
+    assert isinstance(load, LoadContext) and load.prompt is None and not exchange.awaits_prompt
     assert (load.previous_response_id, load.item_ids) == ("resp_0", ("msg_1",))
 
 
@@ -122,3 +126,26 @@ def test_a_prompt_for_a_native_model_is_refused() -> None:
     head, body, _ = exchange.actions()
     assert isinstance(head, SendHead) and head.status == 400
     assert isinstance(body, SendBody) and json.loads(body.data)["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("template", "drives"), [({}, False), ({"context_management": [{"type": "compaction"}]}, True)]
+)
+async def test_it_is_loaded_before_a_door_decides_who_makes_the_call(template: dict[str, Any], drives: bool) -> None:
+    prompts = MemoryPromptStore(clock=lambda: 0.0)
+    await prompts.create("owner", "pmpt_1", None, b"{}", json.dumps({"instructions": "x", **template}).encode())
+    runner = Runner(
+        MemoryResponseStore(),
+        None,  # type: ignore[arg-type]
+        timeouts=RunnerTimeouts(),
+        metrics=Metrics(),
+        prompts=prompts,
+    )
+    exchange = make_exchange()
+    await runner.receive(exchange, _HEAD, b'{"model":"m","input":"hi","prompt":{"id":"pmpt_1"}}')
+    assert not exchange.awaits_prompt and exchange.needs_drive is drives and exchange.model == "m"
+    refused = make_exchange()
+    await runner.receive(refused, _HEAD, b'{"model":"m","input":"hi","prompt":{"id":"pmpt_2"}}')
+    head, _, _ = refused.actions()
+    assert isinstance(head, SendHead) and head.status == 400 and refused.done
+    await runner.aclose()
