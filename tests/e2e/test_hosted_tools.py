@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 import pytest_asyncio
@@ -188,3 +189,19 @@ async def test_servers_that_nobody_allowed_are_refused(setup: Setup) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             await client.responses.create(model="demo-model", input="x", tools=[declared])  # type: ignore[call-overload]
     assert refused.value.param == "tools[0].server_url"
+
+
+async def test_tools_in_the_background(setup: Setup) -> None:
+    setup.search.script(_found("https://a.example/1"))
+    setup.turns(_calls("web_search", {"query": "rain"}), _calls("dice__roll", {"sides": 6}), text_stream("Rain【1】."))
+    tools = [SEARCH, {**DICE, "require_approval": "never"}]
+    asked = {"model": "demo-model", "input": "Rain?", "tools": tools, "stream": True, "background": True}
+    got = await post(setup.gateway.base_url + "/responses", asked)
+    final = check_stream(parse_sse(got.body))
+    kinds = [item["type"] for item in final["output"]]
+    assert kinds == ["mcp_list_tools", "web_search_call", "mcp_call", "message"] and final["status"] == "completed"
+    assert len(setup.chat.requests) == 3
+    async with aiohttp.ClientSession() as session:
+        url = f"{setup.gateway.base_url}/responses/{final['id']}"
+        async with session.get(url) as stored, session.get(f"{url}?stream=true") as again:
+            assert await stored.json() == final and await again.read() == got.body
