@@ -135,6 +135,17 @@ async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch
     await documents.aclose()
 
 
+async def test_readers_that_have_nothing_to_do_are_ended(tmp_path: Path) -> None:
+    options = IngestOptions(idle=0.05, rest=0.2)
+    async with open_knowledge_setup(tmp_path, limits=ReadLimits(), options=options) as setup:
+        store_id = await setup.store(birds="Birds fly.")
+        assert len(children()) == 1
+        await until(lambda: not children())
+        await add(setup, store_id, await setup.file("more.txt", "More birds."))
+        await setup.ingested(store_id)
+        assert sorted(await setup.names(store_id, "birds")) == ["birds", "more"]
+
+
 def children() -> list[int]:
     """This process's reading processes."""
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

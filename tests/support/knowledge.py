@@ -89,6 +89,9 @@ class DirectReaders:
         chunks = cut(document.text, chunking.size, chunking.overlap, EstimatedTokens())
         yield Piece(document.title, [Chunk(text, tokens) for text, tokens in chunks])
 
+    async def rest(self, seconds: float) -> None:
+        pass
+
     async def aclose(self) -> None:
         pass
 

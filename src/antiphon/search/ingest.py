@@ -53,6 +53,9 @@ class Documents(Protocol):
     def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
         """The chunks of a file, some at a time. Raises `ReadingFailed`."""
 
+    async def rest(self, seconds: float) -> None:
+        """End what had nothing to do for so long."""
+
     async def aclose(self) -> None:
         """End what is idle."""
 
@@ -60,6 +63,8 @@ class Documents(Protocol):
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
     """`files` at once; `lease` seconds a claim holds unless it is renewed; `idle` seconds between looks for work.
+
+    `rest`: seconds after which readers that have nothing to do are ended.
 
     `attempts`: how often a file is tried when the process or the embeddings server is what fails; the pause before
     another attempt doubles, from `pause` seconds.
@@ -70,6 +75,7 @@ class IngestOptions:
     idle: float = 5.0
     attempts: int = 8
     pause: float = 2.0
+    rest: float = 60.0
 
 
 class _Lost(Exception):
@@ -137,6 +143,7 @@ class Ingester:
             if more:
                 await asyncio.sleep(0)
                 continue
+            await self._readers.rest(self._options.rest)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(self._options.idle, self._options.lease / 3)):
                     await self._woken.wait()

@@ -14,6 +14,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class ReadingFailed(Exception):
 class _Process:
     child: asyncio.subprocess.Process
     files: int = 0
+    used_at: float = 0.0
 
     async def end(self) -> None:
         with suppress(ProcessLookupError):
@@ -112,9 +114,17 @@ class DocumentReaders:
                     return
         finally:
             if reusable and process.files < _FILES_PER_PROCESS and process.child.returncode is None:
+                process.used_at = time.monotonic()
                 self._idle.append(process)
             else:
                 await process.end()
+
+    async def rest(self, seconds: float) -> None:
+        """End the processes that had nothing to do for so long: each holds some 160 MB."""
+        now = time.monotonic()
+        while self._idle and now - self._idle[0].used_at >= seconds:
+            # The one used last is taken first, so the first has waited longest.
+            await self._idle.pop(0).end()
 
     async def aclose(self) -> None:
         """End the processes that are idle."""
