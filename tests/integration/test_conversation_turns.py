@@ -197,6 +197,22 @@ async def test_turns_over_a_websocket(door: OpenHttpDoor) -> None:
     assert shown(door) == said[:-1]
 
 
+async def test_over_a_websocket_an_unstored_turn_is_nothing_to_go_on_from(door: OpenHttpDoor) -> None:
+    """Its history is the conversation's, which the connection does not remember: it must not be left out in silence."""
+    conversation = await made(door, {"role": "user", "content": "before"})
+    async with (
+        aiohttp.ClientSession(headers={"authorization": "Bearer alice"}) as session,
+        session.ws_connect(f"http://{door.address}/v1/responses") as socket,
+    ):
+        create_ = {"type": "response.create", **TEXT, "store": False}
+        await socket.send_json({**create_, "conversation": conversation})
+        while (event_ := await socket.receive_json(timeout=DEADLINE))["type"] != "response.completed":
+            pass
+        await socket.send_json({**create_, "previous_response_id": event_["response"]["id"]})
+        refused = await socket.receive_json(timeout=DEADLINE)
+    assert (refused["type"], refused["error"]["code"]) == ("error", "previous_response_not_found")
+
+
 async def test_what_it_costs_is_counted(door: OpenHttpDoor) -> None:
     conversation = await made(door)
     await create(door, conversation)

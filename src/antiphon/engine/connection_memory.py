@@ -45,7 +45,9 @@ class ConnectionMemory:
         return response_id in self._known
 
     def keep(self, record: ResponseRecord) -> None:
-        """Remember this response, unless it is too large."""
+        """Remember this response, unless it is too large, or its history lies in a conversation that may change."""
+        if record.conversation_id is not None:
+            return
         before = self._known.get(record.previous_response_id or "")
         earlier, stored = (before.items, before.stored) if before is not None else ((), record.previous_response_id)
         items = (*earlier, *record.input_items, *record.output_items)
