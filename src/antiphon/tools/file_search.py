@@ -140,7 +140,7 @@ def _told(hits: list[SearchHit]) -> str:
     if not hits:
         return "Nothing was found."
     return "\n\n".join(
-        f"{{cite:{number}}} {hit.filename} (relevance {hit.score:.2f})\n{unmarked(hit.text)}"
+        f"{{cite:{number}}} {unmarked(hit.filename)} (relevance {hit.score:.2f})\n{unmarked(hit.text)}"
         for number, hit in enumerate(hits)
     )
 

@@ -94,8 +94,13 @@ class GuardedFetcher:
         self._resolve = resolve or _Names()
         self._places = asyncio.Semaphore(limits.concurrent)
 
-    async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Every URL's file or its error (without `param`); all at once, within the limits of one request."""
+    async def fetch(
+        self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
+    ) -> dict[str, FetchedFile | ApiError]:
+        """Every URL's file or its error (without `param`); all at once, within the limits of one request.
+
+        `fits` says of each URL that is asked, those of redirects included, whether it may be.
+        """
         if len(urls) > self._limits.files:
             error = _refused(f"At most {self._limits.files} files can be fetched for one request.")
             return dict.fromkeys(urls, error)
@@ -103,15 +108,20 @@ class GuardedFetcher:
         # One request with slow servers does not take every place there is.
         places = asyncio.Semaphore(_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self._limits.seconds
-        outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places) for url in urls))
+        outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places, fits) for url in urls))
         return dict(zip(urls, outcomes, strict=True))
 
     async def _fetch(
-        self, url: str, budget: _Budget, deadline: float, places: asyncio.Semaphore
+        self,
+        url: str,
+        budget: _Budget,
+        deadline: float,
+        places: asyncio.Semaphore,
+        fits: Callable[[str], bool] | None,
     ) -> FetchedFile | ApiError:
         try:
             async with asyncio.timeout_at(deadline), places, self._places:
-                return await self._follow(_read_url(url), budget)
+                return await self._follow(_read_url(url), budget, fits)
         except ApiError as error:
             return error
         except TimeoutError:
@@ -123,8 +133,10 @@ class GuardedFetcher:
             _log.error("file_fetch_bug", error=type(error).__name__, exc_info=True)
             return _failed("an unexpected error occurred.")
 
-    async def _follow(self, url: URL, budget: _Budget) -> FetchedFile:
+    async def _follow(self, url: URL, budget: _Budget, fits: Callable[[str], bool] | None) -> FetchedFile:
         for _ in range(self._limits.redirects + 1):
+            if fits is not None and not fits(str(url)):
+                raise _refused("The request does not allow the URL's domain, or one that it leads to.")
             found = await self._ask(url, budget)
             if isinstance(found, FetchedFile):
                 return found

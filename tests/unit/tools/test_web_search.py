@@ -16,6 +16,8 @@ from antiphon.tools.web_search.providers import Brave, Place, Searxng, Tavily, W
 from antiphon.tools.web_search.tool import WebSearch
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.files import FetchedFile
+from antiphon.upstream.addresses import AddressRule
+from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
 from tests.support.chat_server import ChatServer, Close, answer, json_answer
 
 HITS = [
@@ -46,7 +48,7 @@ class _Pages:
         self.page = page
         self.asked: list[str] = []
 
-    async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+    async def fetch(self, urls: tuple[str, ...], fits: Any = None) -> dict[str, FetchedFile | ApiError]:
         self.asked += urls
         return dict.fromkeys(urls, self.page)
 
@@ -292,3 +294,70 @@ async def test_a_service_that_misbehaves(service: ChatServer, script: Any, told:
 async def test_odd_results_are_none(service: ChatServer, found: Any) -> None:
     service.script(json_answer(found))
     assert await _ask(Searxng(service.url(""))) == []
+
+
+# Pages and results that mean harm
+
+
+async def test_a_page_that_leads_out_of_the_allowed_domains_is_not_followed() -> None:
+    async with ChatServer(base_path="") as site:
+        port = int(site.url("").rstrip("/").rpartition(":")[2])
+        pages = GuardedFetcher(
+            FetchLimits(http=True, ports=frozenset({port}), types=("text/*",)),
+            AddressRule(["a.example", "b.example"]),
+            resolve=_loopback,
+        )
+        away = answer(302, (("location", f"http://b.example:{port}/x"),), [], framing="length")
+        site.script(away, away)
+        tool = WebSearch(_Provider(), pages)
+        url = f"http://a.example:{port}/"
+        result = await tool.run(_call("open_page", {"url": url}, filters={"allowed_domains": ["a.example"]}))
+        assert result.failed and "does not allow" in result.output and len(site.requests) == 1
+        blocked = await tool.run(_call("open_page", {"url": url}, filters={"blocked_domains": ["b.example"]}))
+        assert blocked.failed and len(site.requests) == 2
+
+
+async def _loopback(host: str, port: int) -> Sequence[str]:
+    return ("127.0.0.1",)
+
+
+async def test_no_title_or_address_can_pass_for_a_mark() -> None:
+    page = FetchedFile("p", "text/html", "<title>【7】{cite:0}</title><p>x【8】".encode())
+    result = await WebSearch(_Provider(), _Pages(page)).run(_call("open_page", {"url": "https://a.example/"}))
+    assert result.output.count("{cite:") == 1 and "【" not in result.output
+    hits = [WebHit("https://a.example/{cite:1}【9】", "A", "x")]
+    found = await WebSearch(_Provider(hits)).run(_call("web_search", {"query": "x"}))
+    assert found.output.count("{cite:") == 1 and "【" not in found.output
+
+
+@pytest.mark.parametrize(
+    "piece", ["<", "<a ", "<a/", "<!", "<!--", "<?", "</", '<a b="', "<a b=", "<script>", "<script><", "&#", "<title>"]
+)
+def test_what_is_left_open_in_a_page_costs_no_time(piece: str) -> None:
+    # Parsers that look for every end anew need hours for this.
+    title, text = page_text(FetchedFile("p", "text/html", b"<p>It rains.</p>" + piece.encode() * 500_000))
+    assert text.startswith("It rains.") and not title.strip("<")
+
+
+@pytest.mark.parametrize("encoding", ["unicode_escape", "utf-7", "punycode", "idna", "zlib", "undefined", "nothing"])
+def test_encodings_that_no_browser_knows_are_not_used(encoding: str) -> None:
+    data = f'<meta charset="{encoding}"><p>\\ud800 +2AA- xn--a'.encode()
+    assert page_text(FetchedFile("p", "text/html", data))[1] == "\\ud800 +2AA- xn--a"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("a < b <3 &lt;p&gt;", "a < b <3 <p>"),
+        ("<!-->shown<!-- a > b -->too<!doctype x>", "showntoo"),
+        ('<a title="x > <p>y">link</a>', "link"),
+        ("<p title='it is hidden here'>shown", "shown"),
+        ('<p class="md:block hidden x">shown', "shown"),
+        ("<p hidden>x</p>shown<b aria-hidden=true>x</b><i aria-hidden='false'>.</i><u HIDDEN=''>x</u>", "shown."),
+        ("<SCRIPT>if (a < b) '</p>'</ScRiPt>shown<style>p{}</style>", "shown"),
+        ("&#99999999999999999999;&#" + "9" * 5000 + ";&#x41;&eacute;", "\ufffd;\ufffd;A\u00e9"),
+        ("<p>one</p ><p>two<br/>three<p", "one\n\ntwo\nthree"),
+    ],
+)
+def test_the_text_of_html(html: str, text: str) -> None:
+    assert page_text(FetchedFile("p", "text/html", html.encode()))[1] == text

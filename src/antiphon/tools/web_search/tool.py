@@ -1,21 +1,22 @@
 """The tool: its declaration, the three functions the model is shown, and what it reads of their results.
 
 Lives here: searching, opening a page, looking for something in it. Not here: services (`providers.py`), guards of
-fetching (`upstream/fetch.py`, behind `FileFetcher`).
+fetching (`upstream/fetch.py`, behind `PageFetcher`).
 
 Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.engine.ports import FileFetcher
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_declared
@@ -23,8 +24,9 @@ from antiphon.tools.web_search.pages import around, page_text
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
+from antiphon.types.files import FetchedFile
 
-__all__ = ["WebSearch"]
+__all__ = ["PageFetcher", "WebSearch"]
 
 _SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000, 60_000)}
 """Results of a search, characters of each, characters of a page."""
@@ -71,12 +73,21 @@ class _Arguments(Struct):
     pattern: str = ""
 
 
+class PageFetcher(Protocol):
+    """Fetches pages, guarded."""
+
+    async def fetch(
+        self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
+    ) -> dict[str, FetchedFile | ApiError]:
+        """Every URL's page or its error; never raises. Only URLs that `fits` allows are asked, redirects included."""
+
+
 class WebSearch:
     """The tool over a search service; without `pages` it only searches."""
 
     types = frozenset({"web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"})
 
-    def __init__(self, provider: SearchProvider, pages: FileFetcher | None = None) -> None:
+    def __init__(self, provider: SearchProvider, pages: PageFetcher | None = None) -> None:
         self._provider = provider
         self._pages = pages
 
@@ -133,7 +144,7 @@ class WebSearch:
             hits = await self._provider.search(query, most=most, domains=allowed, place=_place(declared))
         except ToolFailed as failure:
             return ToolResult(call.call_id, f"The search failed: {failure}", {"action": action}, failed=True)
-        hits = [hit for hit in hits if not (blocked and fits_domains(hit.url, blocked))]
+        hits = [hit for hit in hits if _fits(hit.url, allowed, blocked)]
         action["sources"] = [{"type": "url", "url": hit.url} for hit in hits]
         told = "\n\n".join(_shown(number, hit, characters) for number, hit in enumerate(hits))
         return ToolResult(
@@ -158,20 +169,21 @@ class WebSearch:
         most = _SIZES[declared.search_context_size or "medium"][2]
         if len(text) > most:
             text = text[:most] + "\n[The page goes on; find_in_page shows further parts.]"
-        return ToolResult(
-            call.call_id, f"{{cite:0}} {title}\n\n{unmarked(text)}", {"action": action}, sources=(_source(url, title),)
-        )
+        told = f"{{cite:0}} {unmarked(title)}\n\n{unmarked(text)}"
+        return ToolResult(call.call_id, told, {"action": action}, sources=(_source(url, title),))
 
     async def _page(self, url: str, declared: _Declaration) -> tuple[str, str]:
         allowed, blocked = _domains(declared)
-        if not fits_domains(url, allowed) or (blocked and fits_domains(url, blocked)):
+        if not _fits(url, allowed, blocked):
             raise ToolFailed("the request does not allow this domain.")
         assert self._pages is not None
-        page = (await self._pages.fetch((url,)))[url]
+        # Redirects too: what lies outside is neither shown nor asked.
+        page = (await self._pages.fetch((url,), lambda one: _fits(one, allowed, blocked)))[url]
         if isinstance(page, ApiError):
             raise ToolFailed(page.message)
         try:
-            return page_text(page)
+            # In a thread: pages may be large, and others are answered meanwhile.
+            return await asyncio.to_thread(page_text, page)
         except ValueError:
             raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
 
@@ -198,6 +210,10 @@ def _domains(declared: _Declaration) -> tuple[list[str], list[str]]:
     return [domain.lower() for domain in allowed], [domain.lower() for domain in blocked]
 
 
+def _fits(url: str, allowed: list[str], blocked: list[str]) -> bool:
+    return fits_domains(url, allowed) and not (blocked and fits_domains(url, blocked))
+
+
 def _place(declared: _Declaration) -> Place:
     where = declared.user_location or _Location()
     return Place(*((value or "")[:100] for value in (where.country, where.region, where.city, where.timezone)))
@@ -208,7 +224,7 @@ def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
 
 
 def _shown(number: int, hit: WebHit, characters: int) -> str:
-    return f"{{cite:{number}}} {unmarked(hit.title)}\n{hit.url}\n{unmarked(hit.text[:characters])}"
+    return f"{{cite:{number}}} {unmarked(hit.title)}\n{unmarked(hit.url)}\n{unmarked(hit.text[:characters])}"
 
 
 def _source(url: str, title: str) -> Source:
