@@ -19,6 +19,8 @@ HEAD = RequestHead("POST", "/v1/responses", (), "owner", "req_1")
 class _Reading:
     """Stands for an exchange; notes where it was read."""
 
+    awaits_prompt = False
+
     def __init__(self) -> None:
         self.thread = 0
 
