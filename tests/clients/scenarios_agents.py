@@ -7,6 +7,7 @@ import openai
 from agents import (
     Agent,
     ApplyPatchTool,
+    FileSearchTool,
     ModelSettings,
     OpenAIConversationsSession,
     OpenAIResponsesModel,
@@ -247,6 +248,33 @@ def image():
     same(received()[0]["messages"][-1]["content"][0]["image_url"]["url"], url)
 
 
+def file_search():
+    """The agent searches files that were uploaded; it sees the passages, and the answer cites the file."""
+    client = openai.OpenAI(base_url=BASE_URL, api_key="k")
+    store = client.vector_stores.create(name="birds")
+    file = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("swifts.md", b"# Swifts\n\nSwifts stay in the air for ten months.")
+    )
+    same(file.status, "completed")
+    script(
+        {"calls": [{"name": "file_search", "arguments": {"queries": ["how long in the air"]}}]},
+        {"content": "Ten months\u30101\u3011."},
+    )
+    tool = FileSearchTool(vector_store_ids=[store.id], max_num_results=3, include_search_results=True)
+    made = run(agent(tools=[tool]), "How long do swifts fly?")
+    same(made.final_output, "Ten months.")
+    items = [item.raw_item for item in made.new_items]
+    same([item.type for item in items], ["reasoning", "file_search_call", "reasoning", "message"])
+    _, search, _, message = items
+    same((search.type, search.status, search.queries), ("file_search_call", "completed", ["how long in the air"]))
+    same([(hit.filename, "ten months" in hit.text) for hit in search.results], [("swifts.md", True)])
+    [cited] = message.content[0].annotations
+    same((cited.type, cited.file_id, cited.filename), ("file_citation", file.id, "swifts.md"))
+    first, second = received()
+    same([tool["function"]["name"] for tool in first["tools"]], ["file_search"])
+    assert "ten months" in second["messages"][-1]["content"], second["messages"][-1]
+
+
 def forced_tool():
     script(adding(1), {"content": "Two."})
     same(run(agent(model_settings=ModelSettings(tool_choice="add")), "hi").final_output, "Two.")
@@ -270,5 +298,5 @@ def errors():
 
 SCENARIOS = named(
     *(text, tools, ids_again, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
-    *(reasoning, session, conversation, shell, patch, image, forced_tool, errors),
+    *(reasoning, session, conversation, shell, patch, image, file_search, forced_tool, errors),
 )

@@ -347,6 +347,29 @@ def ignored_is_named():
     same(answer.parse().output_text, HELLO)
 
 
+def vector_store():
+    """A store is filled by the client's own helpers, searched and deleted."""
+    store = client.vector_stores.create(name="birds", metadata={"a": "b"})
+    file = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id,
+        file=("swifts.md", b"Swifts stay in the air for ten months."),
+        attributes={"year": 2024},
+    )
+    same((file.status, file.last_error, file.attributes), ("completed", None, {"year": 2024}))
+    batch = client.vector_stores.file_batches.upload_and_poll(
+        store.id, files=[("planes.txt", b"Planes stay in the air for hours."), ("odd.bin", b"\x00\x01\x02")]
+    )
+    same((batch.status, batch.file_counts.completed, batch.file_counts.failed), ("completed", 1, 1))
+    newer = {"type": "gte", "key": "year", "value": 2024}
+    found = list(client.vector_stores.search(store.id, query="in the air", filters=newer))
+    same([(hit.filename, hit.content[0].text[:6]) for hit in found], [("swifts.md", "Swifts")])
+    same(len(list(client.vector_stores.search(store.id, query="in the air"))), 2)
+    same([file.status for file in client.vector_stores.files.list(store.id, filter="failed")], ["failed"])
+    same(client.vector_stores.retrieve(store.id).file_counts.total, 3)
+    same(client.vector_stores.delete(store.id).deleted, True)
+    same(status_of(lambda: client.vector_stores.retrieve(store.id)), 404)
+
+
 def uploaded():
     """A file is uploaded, found, read, shown to the model by its id, and deleted."""
     script()
@@ -397,5 +420,6 @@ SCENARIOS = named(
     *(one_call_at_a_time, custom_tool, stateless_reasoning, damaged_reasoning, leaving, rate_limit),
     *(rate_limit_before_a_stream, retried, bad_request, bad_request_upstream, other_errors, unknown_previous),
     *(failed_in_the_stream, cut_off, logprobs, cut_short, refused, kept, branched, ignored_is_named, uploaded),
+    *(vector_store,),
     *(other_endpoints,),
 )
