@@ -14,7 +14,7 @@ from tests.contracts import conversation_crash_child
 from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
 from tests.contracts.store_process import child_environment
 
-_ROUNDS = 6
+_ROUNDS = 4
 # Each response's items are in its conversation all together and in their order, or (when it failed) not at all; no
 # item is there whose response is not.
 _TORN = """
