@@ -24,7 +24,7 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.app_knowledge import Knowledge, open_search
 from antiphon.app_outgoing import direct_target, make_fetcher, section
-from antiphon.app_tools import make_tools, open_containers
+from antiphon.app_tools import container_routes, make_tools, open_containers
 from antiphon.config import AuthMode, ModelSettings, Settings, parse_address
 from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
 from antiphon.engine.background import Background, BackgroundOptions
@@ -212,6 +212,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
                     else ()
                 ),
                 *(knowledge.routes(upstream, routes) if knowledge else ()),
+                *(container_routes(settings, rooms) if rooms is not None else ()),
                 *PassedOn(upstream, routes, settings.upstream.path_allow if settings.has_default else ()).routes(),
             ),
         ),

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from antiphon.api.containers import ContainerApi
+from antiphon.api.route import Route
 from antiphon.app_outgoing import make_fetcher, make_permit
 from antiphon.config import Settings
 from antiphon.engine.file_ports import FileStore
@@ -28,7 +30,7 @@ from antiphon.tools.file_search import FileSearch
 from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
 from antiphon.tools.web_search.tool import WebSearch
 
-__all__ = ["make_tools", "open_containers"]
+__all__ = ["container_routes", "make_tools", "open_containers"]
 
 _log = structlog.get_logger(__name__)
 
@@ -86,6 +88,12 @@ async def open_containers(settings: Settings, files: FileStore | None) -> Contai
         files,
         per_owner=chosen.per_owner,
     )
+
+
+def container_routes(settings: Settings, rooms: ContainerRooms) -> tuple[Route, ...]:
+    """The endpoints for containers."""
+    chosen = settings.code_interpreter
+    return ContainerApi(rooms, memory=chosen.memory, idle_seconds=chosen.idle).routes()
 
 
 def _web_search(settings: Settings) -> WebSearch | None:

@@ -164,6 +164,41 @@ async def test_errors_and_limits_are_told_to_the_model(way: Way) -> None:
         assert response.status == "completed" and len({call.container_id for call in calls}) == 1
 
 
+async def test_containers_by_the_official_client(way: Way) -> None:
+    async with way.client() as client:
+        uploaded = await client.files.create(file=("in.txt", b"from files"), purpose="user_data")
+        container = await client.containers.create(name="mine", file_ids=[uploaded.id], memory_limit="1g")
+        assert (container.object, container.status, container.memory_limit) == ("container", "running", "1g")
+        big = bytes(range(256)) * 4 * 1024
+        file = await client.containers.files.create(container.id, file=("big.bin", big))
+        assert (file.path, file.bytes, file.source) == ("/mnt/data/big.bin", len(big), "user")
+        copy = await client.containers.files.create(container.id, file_id=uploaded.id)
+        assert copy.path == "/mnt/data/in.txt"
+        way.script(
+            "data = open('/mnt/data/big.bin', 'rb').read()\n"
+            "open('back.bin', 'wb').write(data[::-1])\nprint(open('in.txt').read())"
+        )
+        tool = {"type": "code_interpreter", "container": container.id}
+        response = await _ask(client, tools=[tool], stream=True)
+        assert response.output[0].outputs[0].logs == "from files\n" and response.output[0].container_id == container.id
+        files = {one.path: one async for one in client.containers.files.list(container.id)}
+        assert sorted(files) == ["/mnt/data/back.bin", "/mnt/data/big.bin", "/mnt/data/in.txt"]
+        back = files["/mnt/data/back.bin"]
+        assert back.source == "assistant"
+        got = await client.containers.files.content.retrieve(back.id, container_id=container.id)
+        assert await got.aread() == big[::-1]
+        again = await client.containers.files.retrieve(back.id, container_id=container.id)
+        assert again.model_dump() == back.model_dump()
+        await client.containers.files.delete(back.id, container_id=container.id)
+        assert container.id in [one.id async for one in client.containers.list(limit=1)]
+        await client.containers.delete(container.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.containers.retrieve(container.id)
+        with pytest.raises(openai.BadRequestError) as error:
+            await _ask(client, tools=[tool])
+        assert error.value.param == "tools[0].container"
+
+
 async def test_without_include_there_are_no_outputs(way: Way) -> None:
     async with way.client() as client:
         way.script("print(1)")

@@ -12,7 +12,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Container", "ContainerFailed", "ContainerFile", "ContainerRequest", "Containers"]
+from antiphon.errors import InvalidRequest
+
+__all__ = [
+    "MEMORY_LIMITS",
+    "Container",
+    "ContainerFailed",
+    "ContainerFile",
+    "ContainerRequest",
+    "Containers",
+    "memory_limit",
+    "read_memory",
+]
+
+MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
+"""The values of `memory_limit`, in bytes."""
 
 
 class ContainerFailed(Exception):
@@ -83,3 +97,27 @@ class Containers(Protocol):
 
     async def remove(self, owner: str, container_id: str, file_id: str) -> bool:
         """Delete a file; False when there is none."""
+
+
+def read_memory(where: str, asked: str | None, most: int) -> int:
+    """Bytes for a `memory_limit`; `1g` means at most that. Raises `InvalidRequest`."""
+    if asked is None:
+        return most
+    if asked not in MEMORY_LIMITS:
+        raise InvalidRequest(
+            f"Invalid value for '{where}'. Supported values are: {', '.join(MEMORY_LIMITS)}.",
+            param=where,
+            code="invalid_value",
+        )
+    if MEMORY_LIMITS[asked] > max(most, MEMORY_LIMITS["1g"]):
+        raise InvalidRequest(
+            f"A container can have {most >> 20} MiB of memory here, not {asked}.",
+            param=where,
+            code="unsupported_value",
+        )
+    return min(MEMORY_LIMITS[asked], most)
+
+
+def memory_limit(memory: int) -> str:
+    """The smallest `memory_limit` that is enough for so many bytes."""
+    return next((name for name, size in MEMORY_LIMITS.items() if memory <= size), "64g")

@@ -100,6 +100,7 @@ def public_routes(settings: Settings) -> list[Config]:
                 ("files", {"safe_regex": {"regex": "/v1/files(/.*)?"}}),
                 ("vector_stores", {"safe_regex": {"regex": "/v1/vector[_-]stores(/.*)?"}}),
                 ("search", {"path": "/v1/search"}),
+                ("containers", {"safe_regex": {"regex": "/v1/containers(/.*)?"}}),
                 ("prompts", {"safe_regex": {"regex": "/v1/prompts(/.*)?"}}),
                 ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
                 ("capabilities", {"safe_regex": {"regex": "/v1/antiphon/capabilities"}}),

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.engine.containers import ContainerFailed, ContainerFile, ContainerRequest
+from antiphon.engine.containers import ContainerFailed, ContainerFile, ContainerRequest, read_memory
 from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.tools.box import ToolFailed
@@ -28,10 +28,7 @@ from antiphon.tools.declared import read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
-__all__ = ["MEMORY_LIMITS", "CodeInterpreter"]
-
-MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
-"""The values of `memory_limit`, in bytes."""
+__all__ = ["CodeInterpreter"]
 
 _PARAMETERS = Raw(
     b'{"type":"object","properties":{"code":{"type":"string","description":"Python source code."}},'
@@ -145,7 +142,7 @@ class CodeInterpreter:
                 param=f"{where}.network_policy",
                 code="unsupported_parameter",
             )
-        memory = self._limit(where, container.memory_limit)
+        memory = read_memory(f"{where}.memory_limit", container.memory_limit, self._memory)
         file_ids = tuple(dict.fromkeys(container.file_ids or ()))
         for number, file_id in enumerate(file_ids):
             try:
@@ -160,23 +157,6 @@ class CodeInterpreter:
                 return _Choice(earlier.id, file_ids)
         request = ContainerRequest(_NAME, memory, self._idle_seconds)
         return _Choice(self.rooms.new_container_id(), file_ids, request)
-
-    def _limit(self, where: str, asked: str | None) -> int:
-        if asked is None:
-            return self._memory
-        if asked not in MEMORY_LIMITS:
-            raise InvalidRequest(
-                f"Invalid value for '{where}.memory_limit'. Supported values are: {', '.join(MEMORY_LIMITS)}.",
-                param=f"{where}.memory_limit",
-                code="invalid_value",
-            )
-        if MEMORY_LIMITS[asked] > max(self._memory, MEMORY_LIMITS["1g"]):
-            raise InvalidRequest(
-                f"A container can have {self._memory >> 20} MiB of memory here, not {asked}.",
-                param=f"{where}.memory_limit",
-                code="unsupported_value",
-            )
-        return min(MEMORY_LIMITS[asked], self._memory)
 
 
 def _code(arguments: str) -> str:

@@ -1,0 +1,382 @@
+"""Containers for code: made, listed, deleted, and the files in them.
+
+Lives here: the operations of OpenAI's API, and what is checked of a body. Not here: running code
+(`tools/code_interpreter/`), which only the tool does; how a form is cut into parts (`multipart.py`).
+
+A container that does not exist, has expired or is somebody else's is the same answer. Fields that cannot be kept
+(`skills`) are a 400; unknown ones are named in `antiphon-ignored`.
+
+Invariant: an upload that breaks off leaves no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from antiphon.api.file_content import show_content
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_body,
+    query_choice,
+    query_number,
+    query_value,
+    raw_response,
+)
+from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
+from antiphon.api.route import Route
+from antiphon.api.vector_shapes import ignored_fields, read_known
+from antiphon.engine.containers import (
+    Container,
+    ContainerFailed,
+    ContainerFile,
+    ContainerRequest,
+    Containers,
+    memory_limit,
+    read_memory,
+)
+from antiphon.engine.file_ports import StoredFile
+from antiphon.errors import InvalidRequest, NotFound, StoreError
+from antiphon.types.file_kinds import media_type_of, plain_name
+from antiphon.types.json import encode
+
+__all__ = ["ContainerApi"]
+
+_LISTED = 100
+_SHOWN_ID = 128
+_MOST_NAME = 256
+_MOST_FILES = 100
+_MOST_MINUTES = 20
+_MOST_FIELD = 4 * 1024
+_T = TypeVar("_T", Container, ContainerFile)
+_Result = TypeVar("_Result")
+
+
+class _Expiry(Struct):
+    anchor: str | None = None
+    minutes: int | None = None
+
+
+class _Policy(Struct):
+    type: str | None = None
+
+
+class _Create(Struct):
+    name: str | None = None
+    expires_after: _Expiry | None = None
+    file_ids: list[str] | None = None
+    memory_limit: str | None = None
+    network_policy: _Policy | None = None
+    skills: list[Any] | None = None
+
+
+class _CopyFile(Struct):
+    file_id: str | None = None
+
+
+class ContainerApi:
+    """The endpoints. `memory` (bytes) is the most a container may have, `idle_seconds` how long an unused one lives."""
+
+    def __init__(self, containers: Containers, *, memory: int, idle_seconds: float) -> None:
+        self._containers = containers
+        self._memory = memory
+        self._idle_seconds = idle_seconds
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the path table."""
+        one = "/v1/containers/{}"
+        return (
+            Route("/v1/containers", {"GET": self.list, "POST": self.create}),
+            Route(one, {"GET": self.get, "DELETE": self.delete}),
+            Route(one + "/files", {"GET": self.list_files, "POST": self.create_file}, streamed=True),
+            Route(one + "/files/{}", {"GET": self.get_file, "DELETE": self.delete_file}),
+            Route(one + "/files/{}/content", {"GET": self.content}),
+        )
+
+    async def create(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/containers`."""
+        body, ignored = read_known(request, _Create)
+        if not body.name:
+            raise _missing("name")
+        if len(body.name) > _MOST_NAME:
+            raise _invalid("name", f"at most {_MOST_NAME} characters")
+        if body.skills:
+            raise InvalidRequest(
+                "There are no skills here; leave 'skills' out.", param="skills", code="unsupported_parameter"
+            )
+        if body.network_policy is not None and body.network_policy.type != "disabled":
+            raise InvalidRequest(
+                "Code has no network here; leave 'network_policy' out.",
+                param="network_policy",
+                code="unsupported_parameter",
+            )
+        file_ids = tuple(dict.fromkeys(body.file_ids or ()))
+        if len(file_ids) > _MOST_FILES:
+            raise _invalid("file_ids", f"at most {_MOST_FILES} files")
+        made = await _done(
+            self._containers.create(
+                request.owner,
+                ContainerRequest(
+                    body.name,
+                    read_memory("memory_limit", body.memory_limit, self._memory),
+                    _idle(body.expires_after, self._idle_seconds),
+                    file_ids,
+                ),
+            )
+        )
+        return raw_response(_show(made), headers=ignored_fields(ignored))
+
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/containers`: newest first unless asked otherwise."""
+        every = await self._containers.list(request.owner)
+        name = query_value(request, "name")
+        return _page(request, [one for one in every if name is None or one.name == name], _show)
+
+    async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
+        """`GET /v1/containers/{id}`."""
+        found = await self._containers.get(request.owner, container_id)
+        if found is None:
+            raise _no_container(container_id)
+        return raw_response(_show(found))
+
+    async def delete(self, request: ApiRequest, container_id: str) -> ApiResponse:
+        """`DELETE /v1/containers/{id}`; code that runs in it is waited for."""
+        if not await self._containers.delete(request.owner, container_id):
+            raise _no_container(container_id)
+        return json_response({"id": container_id, "object": "container.deleted", "deleted": True})
+
+    async def create_file(self, request: ApiRequest, container_id: str) -> ApiResponse:
+        """`POST /v1/containers/{id}/files`: a form with `file`, or the `file_id` of an uploaded file."""
+        kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            made = await self._from_form(request, container_id)
+        else:
+            body = _CopyFile()
+            raw = b""
+            async for piece in request.pieces():
+                raw += piece
+                if len(raw) > _MOST_FIELD:
+                    raise InvalidRequest("The request body is too large.", code="invalid_json")
+            try:
+                body = msgspec.json.decode(raw or b"{}", type=_CopyFile)
+            except (msgspec.DecodeError, RecursionError):
+                raise InvalidRequest(
+                    "The request body is not a JSON object with 'file_id'.", code="invalid_json"
+                ) from None
+            if not body.file_id:
+                raise _missing("file_id")
+            made = await self._copied(request.owner, container_id, body.file_id)
+        if made is None:
+            raise _no_container(container_id)
+        return raw_response(_show_file(made))
+
+    async def list_files(self, request: ApiRequest, container_id: str) -> ApiResponse:
+        """`GET /v1/containers/{id}/files`: newest first unless asked otherwise."""
+        return _page(request, await self._files(request.owner, container_id), _show_file)
+
+    async def get_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
+        """`GET /v1/containers/{id}/files/{id}`."""
+        return raw_response(_show_file(await self._file(request.owner, container_id, file_id)))
+
+    async def delete_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
+        """`DELETE /v1/containers/{id}/files/{id}`."""
+        await self._file(request.owner, container_id, file_id)
+        if not await _done(self._containers.remove(request.owner, container_id, file_id)):
+            raise _no_file(file_id)
+        return json_response({"id": file_id, "object": "container.file.deleted", "deleted": True})
+
+    async def content(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
+        """`GET /v1/containers/{id}/files/{id}/content`: the bytes, or a range of them."""
+        found = await self._file(request.owner, container_id, file_id)
+        return await show_content(request, _Content(self._containers, request.owner, found))
+
+    async def _files(self, owner: str, container_id: str) -> Sequence[ContainerFile]:
+        found = await _done(self._containers.files(owner, container_id))
+        if found is None:
+            raise _no_container(container_id)
+        return found
+
+    async def _file(self, owner: str, container_id: str, file_id: str) -> ContainerFile:
+        for file in await self._files(owner, container_id):
+            if file.id == file_id:
+                return file
+        raise _no_file(file_id)
+
+    async def _copied(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:
+        return await _done(self._containers.put_uploaded(owner, container_id, file_id))
+
+    async def _from_form(self, request: ApiRequest, container_id: str) -> ContainerFile | None:
+        """The file goes into the container as it comes, and is there when the form is whole."""
+        form = _Form(request)
+        part = await form.part()
+        while part is not None and part.name not in ("file", "file_id"):
+            async for _ in form.data():
+                continue
+            part = await form.part()
+        if part is None:
+            raise _missing("file")
+        if part.name == "file_id":
+            value = b"".join([piece[:_MOST_FIELD] async for piece in form.data()])[:_MOST_FIELD]
+            await form.finish()
+            return await self._copied(request.owner, container_id, value.decode("utf-8", "replace").strip())
+        name = plain_name(part.filename or "")
+        if not name:
+            raise _invalid("file", "it must be a file, with a file name")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async for piece in form.data():
+                yield piece
+            await form.finish()
+
+        return await _done(self._containers.put(request.owner, container_id, name, pieces()))
+
+
+class _Form:
+    """The parts of a form, one after the other."""
+
+    def __init__(self, request: ApiRequest) -> None:
+        self._decoder = FormDecoder(boundary(request.header("content-type")))
+        self._events = self._read(request)
+
+    async def _read(self, request: ApiRequest) -> AsyncIterator[Part | PartData | PartEnd]:
+        async for piece in request.pieces():
+            for event in self._decoder.feed(piece):
+                yield event
+        self._decoder.finish()
+
+    async def part(self) -> Part | None:
+        """The next part, or None after the last."""
+        async for event in self._events:
+            if isinstance(event, Part):
+                return event
+        return None
+
+    async def data(self) -> AsyncIterator[bytes]:
+        """The content of the part."""
+        async for event in self._events:
+            if isinstance(event, PartEnd):
+                return
+            if isinstance(event, PartData):
+                yield event.data
+
+    async def finish(self) -> None:
+        """Read the rest, which must be a form too."""
+        async for _ in self._events:
+            continue
+
+
+class _Content:
+    """A file in a container as `OpenFile`. Its id changes whenever it is written, so the id is its tag."""
+
+    def __init__(self, containers: Containers, owner: str, file: ContainerFile) -> None:
+        self._containers = containers
+        self._owner = owner
+        self._file = file
+        name = file.path.rpartition("/")[2]
+        self.file = StoredFile(
+            file.id, name, "container", media_type_of(name), file.size, file.id, file.created_at, None
+        )
+
+    path: Path | None = None
+
+    async def read(self, start: int = 0, most: int | None = None) -> bytes:
+        """Bytes as they are now. Raises `StoreError` when the file has gone."""
+        most = self._file.size - start if most is None else most
+        data = await self._containers.read(self._owner, self._file.container_id, self._file.id, start, most)
+        if data is None:
+            raise StoreError("The file is gone.")
+        return data
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    async def __aenter__(self) -> _Content:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
+
+
+async def _done(doing: Awaitable[_Result]) -> _Result:
+    try:
+        return await doing
+    except ContainerFailed as failure:
+        raise InvalidRequest(str(failure), code="container_error") from None
+
+
+def _idle(expiry: _Expiry | None, usual: float) -> float:
+    if expiry is None:
+        return usual
+    if expiry.anchor != "last_active_at":
+        raise _invalid("expires_after.anchor", "it must be 'last_active_at'")
+    most = max(_MOST_MINUTES, int(usual // 60))
+    if expiry.minutes is None or not 1 <= expiry.minutes <= most:
+        raise _invalid("expires_after.minutes", f"it must be a whole number from 1 to {most}")
+    return expiry.minutes * 60.0
+
+
+def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], bytes]) -> ApiResponse:
+    limit = query_number(request, "limit", least=1, most=_LISTED, default=20)
+    after = query_value(request, "after")
+    newest = query_choice(request, "order", ("asc", "desc"), "desc") == "desc"
+    found = list(reversed(oldest_first)) if newest else list(oldest_first)
+    if after is not None:
+        places = [place for place, one in enumerate(found) if one.id == after]
+        if not places:
+            raise InvalidRequest("There is nothing with this id: 'after'.", param="after")
+        found = found[places[0] + 1 :]
+    page = found[:limit]
+    first, last = (page[0].id, page[-1].id) if page else (None, None)
+    return raw_response(list_body([show(one) for one in page], first, last, len(found) > limit))
+
+
+def _show(container: Container) -> bytes:
+    return encode(
+        {
+            "id": container.id,
+            "object": "container",
+            "created_at": int(container.created_at),
+            "status": "running",
+            "expires_after": {"anchor": "last_active_at", "minutes": max(1, round(container.idle_seconds / 60))},
+            "last_active_at": int(container.last_active_at),
+            "memory_limit": memory_limit(container.memory),
+            "name": container.name,
+            "network_policy": {"type": "disabled"},
+        }
+    )
+
+
+def _show_file(file: ContainerFile) -> bytes:
+    return encode(
+        {
+            "id": file.id,
+            "object": "container.file",
+            "created_at": int(file.created_at),
+            "bytes": file.size,
+            "container_id": file.container_id,
+            "path": f"/mnt/data/{file.path}",
+            "source": file.source,
+        }
+    )
+
+
+def _no_container(container_id: str) -> NotFound:
+    return NotFound(f"No such container: {container_id[:_SHOWN_ID]}. It may have expired.", param="container_id")
+
+
+def _no_file(file_id: str) -> NotFound:
+    return NotFound(f"No such container file: {file_id[:_SHOWN_ID]}", param="file_id")
+
+
+def _missing(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
+def _invalid(name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code="invalid_value")
