@@ -68,7 +68,11 @@ async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="antiphon-clients-") as data:
         # With a key of its own, as background responses need: no client's may reach the chat server.
-        environ = {"ANTIPHON_UPSTREAM__AUTH": "inject", "ANTIPHON_UPSTREAM__API_KEY": upstream.key}
+        environ = {
+            "ANTIPHON_UPSTREAM__AUTH": "inject",
+            "ANTIPHON_UPSTREAM__API_KEY": upstream.key,
+            "ANTIPHON_CODE_INTERPRETER__SANDBOX": "local",
+        }
         gateway = await start_gateway(upstream.base_url, Path(data), "--mode", mode, environ=environ)
         installed = Installed(folder, gateway.base_url, upstream.base_url.removesuffix("/v1"), mode)
         try:

@@ -7,6 +7,7 @@ import openai
 from agents import (
     Agent,
     ApplyPatchTool,
+    CodeInterpreterTool,
     FileSearchTool,
     ModelSettings,
     OpenAIConversationsSession,
@@ -275,6 +276,40 @@ def file_search():
     assert "ten months" in second["messages"][-1]["content"], second["messages"][-1]
 
 
+def code():
+    """The agent runs code in a real sandbox, which remembers what it did when the agent comes back with its items."""
+    tool = CodeInterpreterTool(tool_config={"type": "code_interpreter", "container": {"type": "auto"}})
+    asking = {"tools": [tool], "model_settings": ModelSettings(response_include=["code_interpreter_call.outputs"])}
+    source = "x = 6 * 7\nopen('answer.txt', 'w').write(str(x))\nprint(x)"
+    script(
+        {"calls": [{"name": "code_interpreter", "arguments": {"code": source}}]},
+        {"content": "It is in answer.txt\u30101\u3011."},
+    )
+    made = run(agent(**asking), "Calculate.")
+    same(made.final_output, "It is in answer.txt.")
+    call = next(item.raw_item for item in made.new_items if item.raw_item.type == "code_interpreter_call")
+    same((call.status, call.code), ("completed", source))
+    same([(one.type, one.logs) for one in call.outputs], [("logs", "42\n")])
+    [cited] = made.new_items[-1].raw_item.content[0].annotations
+    same(
+        (cited.type, cited.container_id, cited.filename),
+        ("container_file_citation", call.container_id, "answer.txt"),
+    )
+    first, second = received()
+    same([tool["function"]["name"] for tool in first["tools"]], ["code_interpreter"])
+    assert second["messages"][-1]["content"].startswith("42\n"), second["messages"][-1]
+    client = openai.OpenAI(base_url=BASE_URL, api_key="k")
+    file = client.containers.files.content.retrieve(cited.file_id, container_id=cited.container_id)
+    same(file.read(), b"42")
+    script(
+        {"calls": [{"name": "code_interpreter", "arguments": {"code": "print(x + 1)"}}]},
+        {"content": "43."},
+    )
+    again = run(agent(**asking), [*made.to_input_list(), {"role": "user", "content": "One more."}])
+    call_again = next(item.raw_item for item in again.new_items if item.raw_item.type == "code_interpreter_call")
+    same((call_again.container_id, call_again.outputs[0].logs), (call.container_id, "43\n"))
+
+
 def forced_tool():
     script(adding(1), {"content": "Two."})
     same(run(agent(model_settings=ModelSettings(tool_choice="add")), "hi").final_output, "Two.")
@@ -298,5 +333,5 @@ def errors():
 
 SCENARIOS = named(
     *(text, tools, ids_again, tools_by_id, streamed, structured, structured_after_a_tool, handoff, agent_as_a_tool),
-    *(reasoning, session, conversation, shell, patch, image, file_search, forced_tool, errors),
+    *(reasoning, session, conversation, shell, patch, image, file_search, code, forced_tool, errors),
 )
