@@ -1,7 +1,7 @@
 """Where settings come from: a YAML file, the environment, flags.
 
 Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
-values are right (`config.py`).
+values are right (`antiphon.config`).
 
 Invariant: an unknown name is an error in every source, with the nearest known name as advice.
 """

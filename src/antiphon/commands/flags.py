@@ -1,7 +1,7 @@
 """The flags that are settings, and how a parsed command line becomes settings.
 
 Lives here: which flag sets what. Not here: which command has which flags (`cli.py`), what settings there are
-(`config.py`).
+(`antiphon.config`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What settings say about every exchange, and the paths that exchanges serve.
 
-Lives here: values, made once per process. Not here: settings themselves (`config.py`), what an option leads to.
+Lives here: values, made once per process. Not here: settings themselves (`antiphon.config`), what an option leads to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which upstream serves a model, and how.
 
-Lives here: the routing table as plain values, and the choice. Not here: settings (`config.py`), connections
+Lives here: the routing table as plain values, and the choice. Not here: settings (`antiphon.config`), connections
 (`upstream/`), Envoy's routes (`envoy/routes.py`).
 
 Invariant: the first rule whose pattern fits decides; the choice depends on the model's name alone.

@@ -1,0 +1,87 @@
+"""The processes of a gateway: their logs, ports and Envoy.
+
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from antiphon.config.section import Section
+
+__all__ = ["EnvoySettings", "LogSettings", "SidecarSettings", "SidecarTlsSettings"]
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
+
+
+class SidecarTlsSettings(Section):
+    cert: Path | None = None
+    """PEM file with the certificate (and its chain) of the sidecar's TCP ports. Unset: no TLS."""
+    key: Path | None = None
+    """PEM file with its key, not encrypted."""
+    client_ca: Path | None = None
+    """PEM file with authorities: only clients (Envoy) with a certificate of theirs are let in. Unset: the secret alone
+    decides."""
+    ca: Path | None = None
+    """Envoy's side: PEM file with the authorities it trusts for the sidecar's certificate; unset: the system's."""
+    envoy_cert: Path | None = None
+    """Envoy's side: PEM file with the certificate it presents, where `client_ca` asks for one."""
+    envoy_key: Path | None = None
+    """Envoy's side: PEM file with that certificate's key."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> SidecarTlsSettings:
+        for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
+        if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
+            raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
+        return self
+
+
+class SidecarSettings(Section):
+    grpc: str = "unix:{data}/sidecar-0.grpc.sock"
+    """Where the ext_proc service listens: `unix:PATH` or `HOST:PORT`. `{data}` is the data folder."""
+    http: str = "unix:{data}/sidecar-0.http.sock"
+    """Where the sidecar's HTTP port listens (health, local routes, metrics)."""
+    transport: Literal["auto", "grpcio", "http2"] = "auto"
+    """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
+    `fast`), or `auto`: `http2` when it is installed."""
+    secret: SecretStr | None = None
+    """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
+    socket_mode: int = Field(0o600, ge=0, le=0o777)
+    """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
+    tls: SidecarTlsSettings = SidecarTlsSettings()
+    """TLS of the sidecar's TCP ports. Unix sockets need none."""
+    model_door: str = "unix:{data}/model-door.sock"
+    """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: Any) -> Any:
+        # In the environment everything is text; YAML has read its octal numbers already.
+        return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
+
+
+class EnvoySettings(Section):
+    binary: Path | None = None
+    """Path of the Envoy binary; unset: the `envoy` extra, then PATH."""
+    concurrency: int | None = Field(None, ge=1)
+    """Envoy worker threads; unset: Envoy's default (one per core)."""
+    log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
+    """Envoy's own log level."""
+    access_log: bool = False
+    """Write Envoy's access log (with token counts) to standard output."""
+    admin: str = "unix:{data}/envoy-admin.sock"
+    """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
+    retries: int = Field(2, ge=0)
+    """How often Envoy retries a model call that failed before the upstream answered."""

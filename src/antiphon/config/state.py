@@ -1,0 +1,129 @@
+"""What is kept, for how long, and what works on it.
+
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from antiphon.config.section import MIB, Section, base_url
+
+__all__ = [
+    "BackgroundSettings",
+    "ConversationSettings",
+    "EmbeddingSettings",
+    "FileSettings",
+    "RetentionSettings",
+    "VectorStoreSettings",
+]
+
+
+class FileSettings(Section):
+    """Files that clients upload (`/v1/files`). Their contents lie in the data folder, under `files/`."""
+
+    enabled: bool = True
+    """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
+    most_bytes: int = Field(512 * MIB, ge=1)
+    """Largest file."""
+    owner_bytes: int | None = Field(None, ge=1)
+    """The most that all files of one owner may take together, each counted as 4096 bytes at least; unset: no limit."""
+    input_bytes: int = Field(50 * MIB, ge=1)
+    """Most bytes of all files that one request brings to the model by `file_id`."""
+    sweep: float = Field(3_600.0, gt=0)
+    """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
+    first is made at the start."""
+
+
+class VectorStoreSettings(Section):
+    """Vector stores: files that are cut into chunks and found by their words, and by their meaning where there is an
+    embeddings server. They need uploaded files, so `files.enabled`."""
+
+    enabled: bool = True
+    """Have vector stores; off: their paths do not exist."""
+    ingest: int = Field(2, ge=0)
+    """Files that one process reads at once; 0: it leaves that to others."""
+    file_seconds: float = Field(60.0, gt=0)
+    """Seconds of processor time for reading one file; whatever takes longer has failed."""
+    file_memory_bytes: int = Field(1024 * MIB, ge=256 * MIB)
+    """Memory of the process that reads files."""
+    text_bytes: int = Field(64 * MIB, ge=1024)
+    """Longest text of one file."""
+    tokens: int = Field(5_000_000, ge=1_000)
+    """Most tokens of one file."""
+    matrix_bytes: int = Field(1024 * MIB, ge=MIB)
+    """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. The stores that were not searched for longest are
+    read from the disk again."""
+    lease: float = Field(60.0, gt=1)
+    """Seconds after which a file is taken up by another process when its own is gone."""
+    rewrite_model: str | None = None
+    """The model that rewrites queries when a search asks for it; unset: such a search is served without."""
+    rewrite_seconds: float = Field(10.0, gt=0)
+    """How long a search waits for that."""
+
+
+class EmbeddingSettings(Section):
+    """The server that makes vectors of texts, by OpenAI's `POST /embeddings`. Without one, search goes by words."""
+
+    url: str | None = None
+    """Base URL with its path prefix (`http://host:port/v1`)."""
+    api_key: SecretStr | None = None
+    """The key, sent as a bearer token."""
+    model: str = "text-embedding-3-small"
+    """The model. Chunks that another model made vectors of are found by their words until they are ingested again."""
+    dimensions: int | None = Field(None, ge=1)
+    """Numbers per vector, for models that can shorten them."""
+    batch: int = Field(64, ge=1, le=2048)
+    """Most texts in one call."""
+    concurrent: int = Field(4, ge=1)
+    """Most calls at once per process."""
+    seconds: float = Field(60.0, gt=0)
+    """How long one call may take."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        return None if value is None else base_url(value)
+
+
+class ConversationSettings(Section):
+    """Conversations."""
+
+    create_unknown: bool = False
+    """Make a conversation when a response names one that does not exist, so that clients may choose the ids; off: such
+    a request is a 400."""
+    lease: float = Field(30.0, ge=1)
+    """Seconds after which the conversation of a response whose process died can be used again."""
+
+
+class BackgroundSettings(Section):
+    """Responses with `background: true`."""
+
+    workers: int = Field(8, ge=0)
+    """How many run at once in each process; 0: this process runs none, it only queues them for others."""
+    per_owner: int = Field(100, ge=1)
+    """Most unfinished ones of one owner; above it the answer is a 429."""
+    on_restart: Literal["retry", "fail"] = "retry"
+    """What becomes of one whose process died or was stopped: `retry` runs it again from its beginning, `fail` ends it
+    as failed, saying so."""
+    attempts: int = Field(3, ge=1)
+    """With `on_restart: retry`: after how many processes died of it (or with it) it is failed all the same."""
+    lease: float = Field(15.0, ge=1)
+    """Seconds after which a process that was not heard of counts as dead, and others take its work."""
+    patience: float = Field(30.0, ge=0)
+    """Seconds for which an upstream that cannot be reached is tried again."""
+
+
+class RetentionSettings(Section):
+    """How long things are kept that nobody deletes."""
+
+    responses: float | None = Field(None, gt=0)
+    """Seconds after a chain's latest response, when the whole chain goes; unset: for ever."""
+    conversations: float | None = Field(None, gt=0)
+    """Seconds after a conversation's last change; unset: for ever. Responses made in it stay."""
+    events: float | None = Field(86_400.0, gt=0)
+    """Seconds after which the stream of a background response cannot be resumed any more; the response stays."""
+    sweep: float = Field(600.0, gt=0)
+    """Seconds between two searches for what is too old."""

@@ -1,0 +1,116 @@
+"""Tools that run here.
+
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+
+from antiphon.config.section import MIB, Section
+
+__all__ = ["CodeInterpreterSettings", "ConnectorSettings", "McpSettings", "ToolSettings", "WebSearchSettings"]
+
+
+class ToolSettings(Section):
+    """Tools that run here (file search and the like), between two turns of the model."""
+
+    seconds: float = Field(60.0, gt=0)
+    """How long one call may take; after that it has failed, and the model is told so."""
+    concurrent: int = Field(32, ge=1)
+    """Most calls at once per process; others wait."""
+    output_chars: int = Field(100_000, ge=100)
+    """How much of one call's output the model gets to read; the rest is cut off, saying so."""
+    calls: int = Field(128, ge=1)
+    """Most calls in one response; a request's `max_tool_calls` can only be less."""
+    turns: int = Field(32, ge=1)
+    """Most model calls in one response; in the last one the model must answer."""
+
+
+class WebSearchSettings(Section):
+    """The tool `web_search`."""
+
+    provider: Literal["none", "searxng", "brave", "tavily"] = "none"
+    """Who searches; none: the tool is left out of requests, and named in `antiphon-ignored`. A SearXNG of your own
+    needs `json` among its `search.formats`."""
+    url: str | None = None
+    """Base URL of the service; needed for searxng, else the service's own."""
+    api_key: SecretStr | None = None
+    """Its key (brave, tavily)."""
+    seconds: float = Field(15.0, gt=0)
+    """How long one search may take."""
+    pages: bool = True
+    """Let the model open pages too. They are fetched like `file_url`s: from public addresses, and what
+    `fetch.allow_private` names."""
+    page_bytes: int = Field(8 * MIB, ge=1024)
+    """Largest page."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WebSearchSettings:
+        if self.provider == "searxng" and not self.url:
+            raise ValueError("searxng needs 'url', the address of your instance")
+        if self.provider in ("brave", "tavily") and self.api_key is None:
+            raise ValueError(f"{self.provider} needs 'api_key'")
+        return self
+
+
+class ConnectorSettings(Section):
+    """An MCP server that requests name by `connector_id`."""
+
+    url: str
+    """Where it is; unlike a client's `server_url` it may be private, and plain http."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """What opens it; a request's own headers and `authorization` go before them."""
+
+
+class McpSettings(Section):
+    """The tool `mcp`: servers of the Model Context Protocol."""
+
+    enabled: bool = True
+    """Let requests use MCP servers; off, or without the extra `mcp`: such a request is a 400."""
+    allow: tuple[str, ...] = ()
+    """Servers that requests may name: hosts (`mcp.example.com`, `*.example.com`) and beginnings of URLs. Unset: every
+    public server with `owner.source: single`, none otherwise. Private ones must be in `fetch.allow_private` too."""
+    connectors: dict[str, ConnectorSettings] = Field(default_factory=dict)
+    """Servers of the operator's, by the name that requests use as `connector_id`."""
+    connect: float = Field(15.0, gt=0)
+    """Seconds to connect to a server and be greeted."""
+    idle: float = Field(60.0, gt=0)
+    """Seconds after its last use that a connection is kept for the same response."""
+    list_seconds: float = Field(300.0, ge=0)
+    """How long a server's list of tools is remembered."""
+    tools: int = Field(256, ge=1)
+    """Most tools of one server."""
+    answer_bytes: int = Field(8 * MIB, ge=1024)
+    """Largest answer of a server."""
+
+
+class CodeInterpreterSettings(Section):
+    """The tool `code_interpreter`: Python that the model writes, in a sandbox."""
+
+    sandbox: Literal["none", "local"] = "none"
+    """Where code runs; none: a request for the tool is a 400. local: in a process of this machine without network,
+    files or rights, which needs Linux with Landlock. It is tried out at every start; where it does not hold code in,
+    that is logged, and the tool stays off."""
+    python: str = ""
+    """The Python that runs the code, for example of a virtual environment with the libraries that models like (numpy,
+    pandas, matplotlib); empty: the one that Antiphon runs with."""
+    seconds: float = Field(30.0, gt=0)
+    """How long one piece of code may take; less than `tools.seconds`."""
+    memory: int = Field(1 << 30, ge=128 * MIB)
+    """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
+    disk_bytes: int = Field(512 * MIB, ge=MIB)
+    """All files of a container together."""
+    output_bytes: int = Field(64 * 1024, ge=1024)
+    """What one piece of code may print; the middle of more is left out."""
+    machines: int = Field(8, ge=1)
+    """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
+    variables, never their files."""
+    idle: float = Field(1_200.0, ge=60)
+    """Seconds after its last use that a container is deleted, unless its request says otherwise."""
+    per_owner: int = Field(100, ge=1)
+    """Most containers of one owner."""
+    sweep: float = Field(60.0, gt=0)
+    """Seconds between two looks for containers that have expired."""

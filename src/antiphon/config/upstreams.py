@@ -1,0 +1,130 @@
+"""Upstreams and models: who answers, and with whose credentials.
+
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from antiphon.config.section import Section, base_url
+
+__all__ = ["AuthMode", "ModelSettings", "UpstreamSettings"]
+
+_OF_THE_BODY = frozenset(
+    {"connection", "content-encoding", "content-length", "content-type", "expect", "host", "te", "transfer-encoding"}
+)
+
+
+class AuthMode(StrEnum):
+    """Which credentials an upstream call carries."""
+
+    INJECT = "inject"
+    PASSTHROUGH = "passthrough"
+    NONE = "none"
+
+
+class UpstreamSettings(Section):
+    url: str = "http://127.0.0.1:11434/v1"
+    """Base URL of the chat server, with its path prefix (`http://host:port/v1`, `https://host/api/v1`)."""
+    auth: AuthMode | None = None
+    """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is
+    a key, else `passthrough`."""
+    api_key: SecretStr | None = None
+    """The key sent with `auth: inject`, as a bearer token."""
+    profile: str = "auto"
+    """Which upstream profile describes the server's quirks; `auto` chooses by host name."""
+    models: tuple[str, ...] = ()
+    """When not empty: the only models served; all others are a 404 `model_not_found`."""
+    host: str | None = None
+    """The Host header (and SNI) towards the upstream; unset: the URL's host."""
+    ca_file: Path | None = None
+    """PEM file with the authorities trusted for a TLS upstream; unset: the system's."""
+    header_allow: tuple[str, ...] = ()
+    """Further client headers that may reach the upstream, in lower case."""
+    path_allow: tuple[str, ...] = ()
+    """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        return base_url(value)
+
+    @field_validator("header_allow")
+    @classmethod
+    def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(name.lower() for name in value)
+        # The body is another one there: translated, and no longer compressed.
+        if wrong := sorted(_OF_THE_BODY.intersection(names)):
+            raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
+        if private := sorted(name for name in names if name.startswith("x-antiphon-")):
+            raise ValueError(f"{', '.join(private)} is between Envoy and the sidecar and goes no further")
+        return names
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> UpstreamSettings:
+        if "authorization" in self.header_allow and self.auth_mode is not AuthMode.PASSTHROUGH:
+            raise ValueError("header_allow names authorization: whether it goes along is what 'auth' says")
+        return self
+
+    @property
+    def auth_mode(self) -> AuthMode:
+        """The effective credential mode."""
+        if self.auth is not None:
+            return self.auth
+        return AuthMode.INJECT if self.api_key is not None else AuthMode.PASSTHROUGH
+
+    @property
+    def tls(self) -> bool:
+        """Whether the upstream is reached over TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host name and port of the upstream."""
+        parts = urlsplit(self.url)
+        return str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def base_path(self) -> str:
+        """The path prefix, without a slash at its end (`/v1`, `/api/v1`, or empty)."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
+    def authority(self) -> str:
+        """The Host header towards the upstream."""
+        if self.host:
+            return self.host
+        return urlsplit(self.url).netloc
+
+
+class ModelSettings(Section):
+    match: str
+    """Which models: a name, or a pattern with `*`, `?`, `[…]` (case matters). The first entry that fits decides."""
+    upstream: str = "default"
+    """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`."""
+    mode: Literal["translate", "native", "disabled"] = "translate"
+    """`translate` to Chat Completions, `native` for an upstream that speaks Responses itself (bytes pass untouched,
+    nothing is stored here), `disabled` for models that are not to exist."""
+    model: str | None = None
+    """The model's name at the upstream; unset: the same. An alias, when `match` is a name of your own."""
+    profile: str | None = None
+    """The upstream profile for these models; unset: the upstream's."""
+    context_tokens: int | None = Field(None, ge=256)
+    """How many tokens of input the model takes; with it `truncation: auto` can drop the oldest turns."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if not self.match:
+            raise ValueError("match is empty")
+        if re.sub(r"\[!?\]?[^]]*\]", "", self.match).count("["):
+            raise ValueError(f"match {self.match!r} has a '[' without its ']'; a '[' itself is written '[[]'")
+        if self.mode == "native" and self.model is not None:
+            raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
+        return self
