@@ -243,7 +243,7 @@ def rows(model: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             found += rows(kind, f"{above}{name}.")
         else:
-            default = None if field.is_required() else field.default
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
             if isinstance(default, tuple):
                 default = ", ".join(map(str, default)) or None
             if name == "socket_mode":
