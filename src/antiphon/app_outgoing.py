@@ -7,8 +7,6 @@ Invariant: whatever a client can name goes through the guarded fetcher.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -18,7 +16,7 @@ from antiphon.engine.routes import DEFAULT_UPSTREAM
 from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
+from antiphon.upstream.fetch import FetchLimits, GuardedFetcher, Names
 from antiphon.upstream.http import UpstreamTarget
 
 __all__ = ["direct_target", "make_fetcher", "make_permit", "section"]
@@ -66,12 +64,16 @@ def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str,
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
+    names = Names()
+
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
         judge = own if is_registered else rule
         if not secure and not is_registered and not rule.is_named(host) and not settings.fetch.http:
             raise PermissionError("plain http")
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(entry[4][0]) for entry in found]
+        try:
+            addresses = await names(host, port)
+        except UnicodeError:
+            raise PermissionError("no name") from None
         # All of them: a name with one private address is not to be trusted with the others.
         if not addresses or not all(judge.allows(host, address) for address in addresses):
             raise PermissionError("not public")

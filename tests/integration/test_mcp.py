@@ -13,10 +13,12 @@ from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolRes
 from antiphon.errors import ApiError
 from antiphon.tools.box import Toolbox, ToolLimits
 from antiphon.tools.mcp.connections import ConnectionLimits, McpConnections
+from antiphon.tools.mcp.declaration import read_declaration
 from antiphon.tools.mcp.servers import Connector, McpServers
 from antiphon.tools.mcp.tool import ListLimits, Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
-from tests.support.chat_server import ChatServer, Close, answer, json_answer, never
+from antiphon.types.json import encode
+from tests.support.chat_server import Answer, ChatServer, Close, Received, answer, gzipped, json_answer, never
 from tests.support.mcp_server import OpenMcpServer, open_mcp_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -256,3 +258,160 @@ async def test_a_server_that_breaks_the_rules_is_an_error_of_its_own(script: Any
         result: ToolResult = await mcp.run(_call(_tool(scripted.url("/mcp")), "roll"))
         assert result.failed and result.fields["error"]["type"] == "http_error"
         await mcp.aclose()
+
+
+# What means harm
+
+
+class _Answers:
+    """An MCP server as far as one client needs it, whose results are scripted; it repeats what it was sent."""
+
+    def __init__(self, result: Any = None, error: Any = None, *, packed: bool = False) -> None:
+        self.result, self.error, self.packed = result, error, packed
+
+    def __call__(self, request: Received) -> Answer:
+        asked = request.json if request.body else {}
+        method, number = asked.get("method"), asked.get("id")
+        if request.method != "POST":
+            return json_answer({"error": "no"}, 405)
+        if number is None:
+            return answer(202, (), [], framing="length")
+        told: dict[str, Any]
+        if method == "initialize":
+            info = {"name": "x", "version": "1"}
+            told = {"result": {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}}
+        elif self.error is not None:
+            told = {"error": {"code": -32000, "message": f"{self.error} {request.header('authorization')}"}}
+        elif method == "tools/list":
+            told = {"result": {"tools": [{"name": "roll", "inputSchema": {"type": "object"}}]}}
+        else:
+            told = {"result": self.result}
+        made = json_answer({"jsonrpc": "2.0", "id": number, **told})
+        return gzipped(made) if self.packed else made
+
+
+@pytest.fixture
+async def harm() -> AsyncIterator[ChatServer]:
+    async with ChatServer() as server:
+        yield server
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": text}]}
+
+
+async def test_nothing_is_unpacked(mcp: Mcp, harm: ChatServer) -> None:
+    # A few kilobytes may become gigabytes.
+    harm.default = _Answers(_text("x" * 1_000_000), packed=True)
+    result = await mcp.run(_call(_tool(harm.url("/mcp")), "roll"))
+    assert result.failed and harm.requests[0].header("accept-encoding") == "identity"
+
+
+async def test_what_opens_a_server_is_not_repeated_by_its_errors_or_results(mcp: Mcp, harm: ChatServer) -> None:
+    tool = _tool(harm.url("/mcp"), authorization="t0ken-of-mine", headers={"X-Place": "here", "X-Api-Key": "k3y-k3y"})
+    harm.default = _Answers(error="not with")
+    failed = await mcp.run(_call(tool, "roll"))
+    assert failed.failed and "not with …" in failed.output and "t0ken" not in repr(failed)
+    with pytest.raises(ApiError) as refused:
+        await _prepared(mcp, tool)
+    assert "not with" in refused.value.message and "t0ken" not in refused.value.message
+    harm.default = _Answers(_text("Bearer t0ken-of-mine k3y-k3y here"))
+    result = await mcp.run(_call(tool, "roll"))
+    assert result.output == "… … here" and result.fields == {"output": "… … here"}
+
+
+async def test_a_flood_of_text_and_images_is_cut(mcp: Mcp, harm: ChatServer) -> None:
+    image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
+    harm.default = _Answers({"content": [{"type": "text", "text": "x" * 2_000_000}, *([image] * 40)]})
+    result = await mcp.run(_call(_tool(harm.url("/mcp")), "roll"))
+    assert len(result.images) == 16 and len(result.fields["output"]) < 1_100_000
+    assert "cut off" in result.fields["output"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"content": []},
+        {"content": "x"},
+        {"content": [{"type": "video"}]},
+        {"content": [{"type": "text", "text": "\ud800 {cite:0} \u30101\u3011"}]},
+        {"content": [{"type": "resource", "resource": {"uri": "file:///x", "text": "inside"}}]},
+        {"content": [{"type": "resource_link", "uri": "https://a.example", "name": "A"}]},
+        {"content": [{"type": "image", "mimeType": "x" * 100, "data": "\u0000"}]},
+        {"content": [], "structuredContent": {"a": [1, {"b": None}]}},
+        {"content": [{"type": "text", "text": "no"}], "isError": True},
+        {"isError": True},
+        [],
+        None,
+        5,
+    ],
+    ids=lambda told: json.dumps(told)[:40],
+)
+async def test_no_result_of_a_server_breaks_it(mcp: Mcp, harm: ChatServer, told: Any) -> None:
+    harm.default = _Answers(told)
+    box = Toolbox([mcp], ToolLimits(seconds=5.0))
+    result = await box.run(_call(_tool(harm.url("/mcp")), "roll"))
+    assert result.output or result.images
+    encode([result.output, result.fields, result.images])
+    assert "{cite:" not in result.output and "\u3010" not in result.output
+
+
+async def test_sessions_that_nobody_uses_are_forgotten_and_those_in_use_are_kept() -> None:
+    mcp = _mcp(sessions=2, idle_seconds=30.0)
+    async with open_mcp_server() as server:
+        tool = _tool(server.url)
+        waiting = asyncio.create_task(mcp.run(_call(tool, "wait", response_id="resp_0")))
+        await server.started.wait()
+        for number in range(1, 5):
+            assert not (await mcp.run(_call(tool, "roll", response_id=f"resp_{number}"))).failed
+        assert len(mcp._connections._sessions) == 2
+        server.stops.set()
+        assert (await waiting).output == "at last"
+        await mcp.aclose()
+        assert not mcp._connections._sessions
+    mcp = _mcp(idle_seconds=0.0)
+    async with open_mcp_server() as server:
+        assert not (await mcp.run(_call(_tool(server.url), "roll"))).failed
+        async with asyncio.timeout(5):
+            while mcp._connections._sessions:
+                await asyncio.sleep(0)
+        await mcp.aclose()
+
+
+async def test_too_many_connections_in_use_are_a_failure() -> None:
+    mcp = _mcp(sessions=1)
+    async with open_mcp_server() as server:
+        waiting = asyncio.create_task(mcp.run(_call(_tool(server.url), "wait")))
+        await server.started.wait()
+        refused = await mcp.run(_call(_tool(server.url), "roll", response_id="resp_2"))
+        assert refused.failed and "too many" in refused.output
+        server.stops.set()
+        assert (await waiting).output == "at last"
+        await mcp.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a.example/team/../admin",
+        "https://a.example/team/%2E%2e/admin",
+        "https://a.example/team/.",
+        "https://a.example\\@b.example/team/",
+        "https://b.example\\.a.example/team/",
+        "https://b.example\uff0f.a.example/",
+        "https://b.example\u3002a.example/",
+        "https://a.example@b.example/",
+        "https://@b.example/",
+        "https://[::1%25eth0]/",
+        "https://a.example:99999/",
+        "https://a.exam\tple/",
+        " https://",
+        "file:///etc/passwd",
+    ],
+)
+def test_urls_that_readers_may_read_differently_are_refused(url: str) -> None:
+    declared = read_declaration(_tool(url))
+    for allow in (None, ["https://a.example/team"], ["*.a.example", "*.example"]):
+        with pytest.raises(ApiError) as refused:
+            McpServers(allow, {}).find("tools[0]", declared)
+        assert (refused.value.status, refused.value.param) == (400, "tools[0].server_url")

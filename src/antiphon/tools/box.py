@@ -143,4 +143,6 @@ class Toolbox:
 
 
 def _failed(call: HostedCall, message: str) -> ToolResult:
-    return ToolResult(call.call_id, f"The call failed: {message}", {}, failed=True)
+    # Of all items only that of an MCP call has room for what went wrong; the others leave it out.
+    error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": message}]}
+    return ToolResult(call.call_id, f"The call failed: {message}", {"error": error}, failed=True)

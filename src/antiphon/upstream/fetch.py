@@ -35,7 +35,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 
-__all__ = ["FetchLimits", "GuardedFetcher", "Resolve"]
+__all__ = ["FetchLimits", "GuardedFetcher", "Names", "Resolve"]
 
 _log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class GuardedFetcher:
         self._limits = limits
         self._rule = rule
         self._tls = tls
-        self._resolve = resolve or _Names()
+        self._resolve = resolve or Names()
         self._places = asyncio.Semaphore(limits.concurrent)
 
     async def fetch(
@@ -325,7 +325,7 @@ def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     return make
 
 
-class _Names:
+class Names:
     """Every address that the system's resolver knows for a host.
 
     In threads of its own: a name server that a client controls may take its time, and the loop's own threads resolve

@@ -60,7 +60,9 @@ class _Tool:
 )
 async def test_a_failure_is_a_result_the_model_can_read(outcome: BaseException, told: str) -> None:
     result = await Toolbox([_Tool(outcome)], ToolLimits()).run(CALL)
-    assert result == ToolResult("call_1", told, {}, failed=True)
+    said = told.removeprefix("The call failed: ")
+    error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": said}]}
+    assert result == ToolResult("call_1", told, {"error": error}, failed=True)
 
 
 async def test_a_call_that_takes_too_long_has_failed() -> None:

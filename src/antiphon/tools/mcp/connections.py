@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,9 +38,9 @@ Permit = Callable[[str, int, bool, bool], Awaitable[str]]
 """`host, port, secure, registered -> address` to connect to; raises OSError when there is none that may be reached."""
 
 _CLIENT = Implementation(name="antiphon", version=__version__)
-# The client's own log names every URL, which may hold a secret.
+# Their own logs name URLs and show what servers sent, which may hold a secret; what went wrong is told by us.
 for _name in ("httpx2", "httpcore2", "mcp"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Refused(Exception):
@@ -78,11 +79,10 @@ class McpConnections:
         key = (response_id, server.key)
         kept = self._sessions.get(key)
         if kept is None or kept.ended:
+            self._make_room()
             kept = self._sessions[key] = _Session(server, self._permit, self._limits)
+            kept.on_end(partial(self._drop, key))
         self._sessions.move_to_end(key)
-        while len(self._sessions) > self._limits.sessions:
-            _, oldest = self._sessions.popitem(last=False)
-            oldest.close()
         try:
             with kept.used():
                 yield await kept.open()
@@ -97,9 +97,15 @@ class McpConnections:
             # Whatever the SDK's streams raise when the other end is gone.
             self._drop(key, kept)
             raise ServerFailed("the connection broke.") from error
-        finally:
-            if kept.ended and self._sessions.get(key) is kept:
-                del self._sessions[key]
+
+    def _make_room(self) -> None:
+        """End the session that was idle longest; those in use go on. Raises `ServerFailed`."""
+        if len(self._sessions) < self._limits.sessions:
+            return
+        idle = next(((key, one) for key, one in self._sessions.items() if not one.in_use), None)
+        if idle is None:
+            raise ServerFailed("too many connections are open; try again later.", 503)
+        self._drop(*idle)
 
     def _drop(self, key: tuple[str, str], session: _Session) -> None:
         session.close()
@@ -133,6 +139,15 @@ class _Session:
     def ended(self) -> bool:
         """Whether it cannot be used any more."""
         return self._task.done() or self._closing.is_set()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody waits for it or calls with it."""
+        return self._users > 0
+
+    def on_end(self, forget: Callable[[_Session], None]) -> None:
+        """Have it forgotten when it is over, whatever ended it."""
+        self._task.add_done_callback(lambda _: forget(self))
 
     async def open(self) -> ClientSession:
         """The session once it is initialized. Raises `ServerFailed`."""
@@ -237,11 +252,16 @@ class _Guarded(httpx2.AsyncBaseTransport):
             raise Refused("the server cannot be reached.") from None
         request.extensions = {**request.extensions, "sni_hostname": url.host}
         request.url = url.copy_with(host=address)
+        # What is unpacked has no limit.
+        request.headers["accept-encoding"] = "identity"
         answer = await self._inner.handle_async_request(request)
         # Redirects inside the SDK are judged by the name.
         request.url = url
         self.last_status = answer.status_code
         stream = answer.stream
+        if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            await answer.aclose()
+            raise httpx2.ReadError("it is compressed although that was not asked for")
         assert isinstance(stream, httpx2.AsyncByteStream)
         answer.stream = _Bounded(stream, self._most, endless=_is_stream(answer))
         return answer

@@ -10,6 +10,7 @@ what the operator registered may be anywhere.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,6 +22,12 @@ from antiphon.tools.mcp.declaration import McpDeclaration
 __all__ = ["Connector", "McpServer", "McpServers"]
 
 _MOST_URL = 2_048
+_OPENS = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
+_SHORTEST_SECRET = 6
+_SHORTEST_VALUE = 20
+# What another reader of the URL could take for another host or folder is not judged but refused.
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,16 @@ class McpServer:
         """The same for the same server with the same credentials, and says nothing about them."""
         text = "\0".join((self.url, *(part for pair in self.headers for part in pair)))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def hide(self, text: str) -> str:
+        """The server's words without what opens it: servers like to repeat it in their errors."""
+        for name, value in self.headers:
+            # An ordinary word that some header holds may stand in what a tool answers.
+            least = _SHORTEST_SECRET if _OPENS.search(name) else _SHORTEST_VALUE
+            for secret in (value, value.partition(" ")[2].strip()):
+                if len(secret) >= least:
+                    text = text.replace(secret, "…")
+        return text
 
 
 class McpServers:
@@ -85,7 +102,9 @@ class McpServers:
             parts, host = urlsplit(""), ""
         if (
             parts.scheme not in ("https", "http")
-            or not host
+            or not _HOST.fullmatch(host)
+            or _DOTS.search(parts.path)
+            or "\\" in url
             or parts.username is not None
             or len(url) > _MOST_URL
             or not url.isprintable()

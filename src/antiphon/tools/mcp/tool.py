@@ -32,6 +32,8 @@ from antiphon.types.json import decode_any, encode
 __all__ = ["ListLimits", "Mcp"]
 
 _MOST_PAGES = 20
+_MOST_IMAGES = 16
+_MOST_SHOWN = 1 << 20
 _INVALID_PARAMS = -32602
 
 
@@ -103,7 +105,7 @@ class Mcp:
             async with self._connections.session(server, call.response_id) as session:
                 result = await session.call_tool(call.target.name, arguments)
         except MCPError as error:
-            message = str(error.message)[:1000]
+            message = server.hide(str(error.message))[:1000]
             return _broken(call, {"type": "mcp_protocol_error", "code": error.code, "message": message}, message)
         except ServerFailed as failure:
             error_object = {"type": "http_error", "code": failure.status or 502, "message": str(failure)}
@@ -114,7 +116,7 @@ class Mcp:
                 {"type": "mcp_protocol_error", "code": -32600, "message": "unknown kind of result"},
                 "the server gave a result of an unknown kind.",
             )
-        return _result(call, result)
+        return _result(call, result, server)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -132,7 +134,7 @@ class Mcp:
         except (ServerFailed, MCPError) as failure:
             # The service's own status for what somebody else's server did.
             raise ApiError(
-                f"Error retrieving tool list from MCP server: '{declared.label}'. {str(failure)[:300]}",
+                f"Error retrieving tool list from MCP server: '{declared.label}'. {server.hide(str(failure))[:300]}",
                 status=424,
                 type="external_connector_error",
                 param=where,
@@ -187,18 +189,23 @@ def _arguments(text: str) -> dict[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def _result(call: HostedCall, result: CallToolResult) -> ToolResult:
+def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> ToolResult:
     texts, images = _contents(result.content)
     if not texts and not images and result.structured_content is not None:
         texts = [encode(result.structured_content).decode()]
-    said = "\n".join(texts)
+    said = _cut(server.hide("\n".join(texts)))
     if result.is_error:
-        content = [{"type": "text", "text": text} for text in texts]
+        content = [{"type": "text", "text": said}] if said else []
         return _broken(call, {"type": "mcp_tool_execution_error", "content": content}, said or "the tool says no more.")
-    shown = "\n".join([*texts, *("[an image]" for _ in images)])
+    shown = "\n".join([*([said] if said else ()), *("[an image]" for _ in images)])
     return ToolResult(
         call.call_id, unmarked(said) or ("" if images else "Done."), {"output": shown}, images=tuple(images)
     )
+
+
+def _cut(text: str) -> str:
+    """What is shown and stored of an output; what the model reads is limited by the toolbox."""
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 
 def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
@@ -208,7 +215,7 @@ def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
     for part in content:
         if isinstance(part, TextContent):
             texts.append(part.text)
-        elif isinstance(part, ImageContent):
+        elif isinstance(part, ImageContent) and len(images) < _MOST_IMAGES:
             images.append(f"data:{part.mime_type};base64,{part.data}")
         elif (resource := getattr(part, "resource", None)) is not None and isinstance(
             text := getattr(resource, "text", None), str
