@@ -18,6 +18,7 @@ from antiphon.config import load_settings
 from antiphon.engine.file_ports import FileFields
 from antiphon.errors import ConfigError
 from antiphon.ids import now
+from tests.support.embeddings_server import open_embeddings_server
 
 ALICE = "b:alice"
 
@@ -100,6 +101,30 @@ async def test_a_file_that_expires_leaves_the_stores(tmp_path: Path) -> None:
         assert (await ingested(app, store["id"]))["total"] == 1
         _, found = await ask(app, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": "fly"})
         assert [hit["filename"] for hit in found["data"]] == ["planes.txt"]
+
+
+async def test_an_embeddings_server_adds_meaning(tmp_path: Path) -> None:
+    async with open_embeddings_server() as server:
+        embeddings = {"url": server.url, "model": "words-1", "api_key": "sk-embed", "batch": 2}
+        async with opened(tmp_path, embeddings=embeddings) as app:
+            ids = [
+                await upload(app, f"{name}.txt", text)
+                for name, text in (("plane", b"The aircraft lands."), ("cat", b"A feline sleeps."), ("x", b"Else."))
+            ]
+            _, store = await ask(app, "POST", "/v1/vector_stores", {"file_ids": ids})
+            assert (await ingested(app, store["id"]))["completed"] == 3
+            path = f"/v1/vector_stores/{store['id']}/search"
+            _, found = await ask(app, "POST", path, {"query": "aeroplane", "max_num_results": 1})
+            assert [hit["filename"] for hit in found["data"]] == ["plane.txt"]
+            words_alone = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
+            _, found = await ask(app, "POST", path, {"query": "aeroplane", "ranking_options": words_alone})
+            assert found["data"] == []
+            assert set(server.keys) == {"Bearer sk-embed"}
+            assert {one["model"] for one in server.requests} == {"words-1"}
+            server.status = 500
+            _, found = await ask(app, "POST", path, {"query": "aircraft"})
+            assert [hit["filename"] for hit in found["data"]] == ["plane.txt"]
+            assert 'search_duration_seconds_count{by="vectors"} 1.0' in app.context.metrics.render().decode()
 
 
 async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
