@@ -73,7 +73,7 @@ class IngestOptions:
     files: int = 2
     lease: float = 60.0
     idle: float = 5.0
-    attempts: int = 8
+    attempts: int = 10
     pause: float = 2.0
     rest: float = 60.0
 
