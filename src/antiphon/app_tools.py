@@ -86,6 +86,7 @@ async def open_containers(settings: Settings, files: FileStore | None) -> Contai
         LocalSandbox(folder / "machines", limits, chosen.python),
         Records(folder / "records"),
         files,
+        most=chosen.containers,
         per_owner=chosen.per_owner,
     )
 

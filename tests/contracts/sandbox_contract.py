@@ -107,3 +107,18 @@ class SandboxContract:
         await sandbox.aclose()
         assert [file.path for file in await sandbox.list("a")] == ["file"]
         assert (await sandbox.run("a", "x", MEMORY)).failed
+
+    async def test_a_run_says_when_it_found_no_variables(self, sandbox: Sandbox) -> None:
+        fresh = [(await sandbox.run("a", "1", MEMORY)).fresh for _ in range(3)]
+        await sandbox.stop("a")
+        await sandbox.stop("a")
+        assert [*fresh, (await sandbox.run("a", "1", MEMORY)).fresh] == [True, False, False, True]
+
+    async def test_machines_with_files_are_known(self, sandbox: Sandbox) -> None:
+        assert list(await sandbox.keys()) == []
+        await sandbox.put("a", "in.txt", pieces(b"abc"))
+        await sandbox.put("b", "in.txt", pieces(b"abc"))
+        await sandbox.stop("a")
+        assert sorted(await sandbox.keys()) == ["a", "b"]
+        await sandbox.delete("a")
+        assert list(await sandbox.keys()) == ["b"]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import io
 import itertools
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -51,6 +52,7 @@ class MemorySandbox:
                 return io.StringIO(files[name][0].decode())
             return _Written(files, name, next(self._versions))
 
+        fresh = key not in self.variables
         variables = self.variables.setdefault(key, {"open": opened})
         self.variables.move_to_end(key)
         while len(self.variables) > self._limits.machines:
@@ -70,7 +72,7 @@ class MemorySandbox:
         output, most = printed.getvalue(), self._limits.output_bytes
         if len(output) > most:
             output = f"{output[: most // 2]}\n[left out]\n{output[-most // 2 :]}"
-        return Run(output, failed=failed)
+        return Run(output, failed=failed, fresh=fresh)
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
         """Keep it."""
@@ -95,6 +97,14 @@ class MemorySandbox:
     async def remove(self, key: str, path: str) -> None:
         """Forget it."""
         self.files.get(key, {}).pop(path, None)
+
+    async def stop(self, key: str) -> None:
+        """Forget the variables."""
+        self.variables.pop(key, None)
+
+    async def keys(self) -> Sequence[str]:
+        """Those with files."""
+        return builtins.list(self.files)
 
     async def delete(self, key: str) -> None:
         """Forget everything."""

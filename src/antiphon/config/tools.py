@@ -101,7 +101,7 @@ class CodeInterpreterSettings(Section):
     """How long one piece of code may take; less than `tools.seconds`."""
     memory: int = Field(1 << 30, ge=128 * MIB)
     """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
-    disk_bytes: int = Field(512 * MIB, ge=MIB)
+    disk_bytes: int = Field(256 * MIB, ge=MIB)
     """All files of a container together."""
     output_bytes: int = Field(64 * 1024, ge=1024)
     """What one piece of code may print; the middle of more is left out."""
@@ -110,7 +110,9 @@ class CodeInterpreterSettings(Section):
     variables, never their files."""
     idle: float = Field(1_200.0, ge=60)
     """Seconds after its last use that a container is deleted, unless its request says otherwise."""
-    per_owner: int = Field(100, ge=1)
+    containers: int = Field(200, ge=1)
+    """Most containers at once; all their files can take this many times `code_interpreter.disk_bytes`."""
+    per_owner: int = Field(50, ge=1)
     """Most containers of one owner."""
     sweep: float = Field(60.0, gt=0)
     """Seconds between two looks for containers that have expired."""

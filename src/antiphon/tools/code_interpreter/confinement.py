@@ -170,7 +170,13 @@ def _limit(limits: Limits) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NPROC)
     threads = threads if most == resource.RLIM_INFINITY else min(threads, most)
     resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
-    os.setpriority(os.PRIO_PROCESS, 0, 10)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    # When the machine has no memory left, it is this process that goes.
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError as error:
+        raise CannotConfine(f"oom_score_adj: {error.strerror}") from None
 
 
 def _threads_of(uid: int) -> int:

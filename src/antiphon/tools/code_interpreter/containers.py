@@ -4,7 +4,8 @@ Lives here: whose they are, one thing at a time in each, files in from `/v1/file
 the sandbox (`port.py`), the records' form (`records.py`), what the model sees (`tool.py`).
 
 A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or this
-process ends. Its files live as long as the container. The same container is never used twice at once.
+process ends. Its files live as long as the container. The same container is never used twice at once, not even by two
+processes that share the folder of the records.
 
 Invariant: no method touches a container before it is known to be the owner's and not expired.
 """
@@ -12,6 +13,8 @@ Invariant: no method touches a container before it is known to be the owner's an
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,16 +30,19 @@ from antiphon.tools.code_interpreter.records import PREFIX, Record, RecordedFile
 __all__ = ["ContainerRooms", "Ran"]
 
 _PIECE = 1 << 20
+_LOOK = 0.05
 _MOST_NAME = 255
 _Files = list[RecordedFile]
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """Code that was run: how it went, and the files that it made or changed."""
+    """Code that was run: how it went, and the files that it made or changed. `forgot`: the variables of earlier runs
+    were gone already."""
 
     run: Run
     files: tuple[ContainerFile, ...]
+    forgot: bool = False
 
 
 @dataclass(slots=True)
@@ -46,7 +52,7 @@ class _Lock:
 
 
 class ContainerRooms:
-    """`Containers` over a sandbox. `per_owner` is how many an owner may have at once."""
+    """`Containers` over a sandbox. `most` is how many there may be at once, `per_owner` how many of one owner."""
 
     def __init__(
         self,
@@ -54,7 +60,8 @@ class ContainerRooms:
         records: Records,
         files: FileStore | None,
         *,
-        per_owner: int = 100,
+        most: int = 200,
+        per_owner: int = 50,
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
@@ -62,7 +69,9 @@ class ContainerRooms:
         self._sandbox = sandbox
         self._records = records
         self._uploaded = files
+        self._most = most
         self._per_owner = per_owner
+        self._process = secrets.token_hex(8)
         self._new_id = make_id
         self._clock = clock
         self._locks: dict[str, _Lock] = {}
@@ -120,11 +129,16 @@ class ContainerRooms:
                     await self._copy(record, file_id)
             await self._look(record)
             try:
+                if record.process != self._process:
+                    # What our interpreter knows is from before another process ran something.
+                    await self._sandbox.stop(container_id)
                 run = await self._sandbox.run(container_id, code, record.memory)
             except SandboxFailed as failure:
                 raise ContainerFailed(str(failure)) from None
+            forgot = run.fresh and record.runs > 0
+            record.runs, record.process = record.runs + 1, self._process
             changed = await self._look(record)
-        return Ran(run, tuple(_shown_file(record, file) for file in changed))
+        return Ran(run, tuple(_shown_file(record, file) for file in changed), forgot)
 
     async def files(self, owner: str, container_id: str) -> Sequence[ContainerFile] | None:
         """See `Containers.files`."""
@@ -202,6 +216,12 @@ class ContainerRooms:
                 if again is not None and again.expired(self._clock()):
                     await self._drop(record.id)
                     gone += 1
+        for key in await self._sandbox.keys():
+            # Left behind by a process that died while it deleted them.
+            if await asyncio.to_thread(self._records.get, key) is None:
+                async with self._alone(key):
+                    if await asyncio.to_thread(self._records.get, key) is None:
+                        await self._drop(key)
         return (gone,)
 
     async def aclose(self) -> None:
@@ -227,7 +247,13 @@ class ContainerRooms:
         held.users += 1
         try:
             async with held.lock:
-                yield
+                # Other processes tell nobody when they are done.
+                while (lock := await asyncio.to_thread(self._records.lock, container_id)) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK)
+                try:
+                    yield
+                finally:
+                    os.close(lock)
         finally:
             held.users -= 1
             if not held.users:
@@ -256,9 +282,12 @@ class ContainerRooms:
     async def _make(self, owner: str, container_id: str, request: ContainerRequest) -> Record:
         for file_id in request.file_ids:
             await self.check_uploaded(owner, file_id)
-        if len(await self.list(owner)) >= self._per_owner:
-            raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
         at = self._clock()
+        owners = [record.owner for record in await asyncio.to_thread(self._records.every) if not record.expired(at)]
+        if owners.count(owner) >= self._per_owner:
+            raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
+        if len(owners) >= self._most:
+            raise ContainerFailed("There are too many containers at the moment. Try again later.")
         record = Record(container_id, owner, request.name, at, at, request.idle_seconds, request.memory)
         await self._save(record)
         try:

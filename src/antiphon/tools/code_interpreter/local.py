@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,11 +104,21 @@ class LocalSandbox:
         """See `Sandbox.remove`."""
         await asyncio.to_thread(disk.remove_file, self._files(key), path)
 
-    async def delete(self, key: str) -> None:
-        """See `Sandbox.delete`."""
+    async def stop(self, key: str) -> None:
+        """See `Sandbox.stop`."""
         machine = self._machines.pop(key, None)
         if machine is not None:
             await machine.end()
+
+    async def keys(self) -> Sequence[str]:
+        """See `Sandbox.keys`."""
+        with suppress(FileNotFoundError):
+            return await asyncio.to_thread(os.listdir, self._folder)
+        return ()
+
+    async def delete(self, key: str) -> None:
+        """See `Sandbox.delete`."""
+        await self.stop(key)
         await asyncio.to_thread(_delete, self._folder / key)
 
     async def aclose(self) -> None:
@@ -206,7 +216,7 @@ class _Machine:
         """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
         process = self._process
         assert process is not None and process.stdin is not None
-        started = time.time()
+        started, fresh = time.time(), not self.begun
         mark = secrets.token_hex(16)
         self._output.begin(mark.encode())
         self.begun = True
@@ -239,7 +249,7 @@ class _Machine:
             await asyncio.to_thread(disk.remove_changed, self._home / "files", started - 1.0)
         pictures = await asyncio.to_thread(self._pictures, answer) if answer and not lost else ()
         failed = bool(lost) or bool(said) or answer is None or answer.get("failed") is not False
-        return Run(self._output.take() + said, pictures, failed, lost)
+        return Run(self._output.take() + said, pictures, failed, lost, fresh)
 
     _full = False
 
@@ -292,14 +302,16 @@ class _Machine:
 
     def _pictures(self, answer: dict[str, object]) -> tuple[bytes, ...]:
         names = answer.get("pictures")
-        found = []
+        found: list[bytes] = []
+        left = self._limits.picture_bytes
         for name in names[:_MOST_PICTURES] if isinstance(names, list) else []:
             if not isinstance(name, str) or not _PICTURE.fullmatch(name):
                 continue
             with suppress(SandboxFailed):
-                data = disk.read_file(self._home / "scratch", name, 0, self._limits.picture_bytes + 1)
-                if data.startswith(_PNG) and len(data) <= self._limits.picture_bytes:
+                data = disk.read_file(self._home / "scratch", name, 0, left + 1)
+                if data.startswith(_PNG) and len(data) <= left:
                     found.append(data)
+                    left -= len(data)
             disk.remove_file(self._home / "scratch", name)
         return tuple(found)
 

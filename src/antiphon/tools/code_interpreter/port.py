@@ -11,7 +11,7 @@ Invariant: code in a machine reaches no network, no file but its own, no other p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,12 +25,12 @@ class SandboxFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """What code may use. `seconds` is one run; `memory` (bytes) the most a machine may be given; `disk_bytes` and
-    `files` all files of a machine together; `output_bytes` what one run may print; `threads` those of one machine;
-    `machines` how many interpreters live at once in this process."""
+    `files` all files of a machine together; `output_bytes` what one run may print, `picture_bytes` all its pictures;
+    `threads` those of one machine; `machines` how many interpreters live at once in this process."""
 
     seconds: float = 30.0
     memory: int = 1 << 30
-    disk_bytes: int = 512 << 20
+    disk_bytes: int = 256 << 20
     files: int = 2_000
     output_bytes: int = 64 * 1024
     picture_bytes: int = 4 << 20
@@ -50,12 +50,13 @@ class SandboxFile:
 @dataclass(frozen=True, slots=True)
 class Run:
     """How code went. `output` is what it printed, `pictures` are PNG files. `lost` says why the variables are gone, and
-    is empty while they are there."""
+    is empty while they are there; `fresh` that there were none when it began."""
 
     output: str
     pictures: tuple[bytes, ...] = ()
     failed: bool = False
     lost: str = ""
+    fresh: bool = False
 
 
 class Sandbox(Protocol):
@@ -76,8 +77,14 @@ class Sandbox(Protocol):
     async def remove(self, key: str, path: str) -> None:
         """Delete a file, if it is there."""
 
+    async def stop(self, key: str) -> None:
+        """End the interpreter, if there is one; files stay."""
+
     async def delete(self, key: str) -> None:
         """End the machine and delete its files."""
+
+    async def keys(self) -> Sequence[str]:
+        """All machines that have files."""
 
     async def aclose(self) -> None:
         """End all interpreters; files stay."""

@@ -8,6 +8,7 @@ Invariant: a record is there whole or not at all; names of files are ids of ours
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,10 @@ class Record(Struct):
     files: list[RecordedFile] = []
     copied: list[str] = []
     """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
+
+    runs: int = 0
+    process: str = ""
+    """How often code was run, and by which process last: its interpreter alone has the variables."""
 
     def expired(self, now: float) -> bool:
         """Whether nobody has used it for too long."""
@@ -92,8 +97,27 @@ class Records:
 
     def delete(self, container_id: str) -> None:
         """Delete it, if it is there."""
-        with suppress(FileNotFoundError):
-            (self._folder / f"{container_id}.json").unlink()
+        for ending in ("json", "lock"):
+            with suppress(FileNotFoundError):
+                (self._folder / f"{container_id}.{ending}").unlink()
+
+    def lock(self, container_id: str) -> int | None:
+        """Keep all other processes from this container until the descriptor is closed; None when one has it."""
+        path = self._folder / f"{container_id}.lock"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError("A container cannot be locked.") from error
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(opened).st_ino == path.stat().st_ino:
+                return opened
+        except OSError:
+            pass
+        # Somebody has it, or has just deleted it.
+        os.close(opened)
+        return None
 
     def every(self) -> list[Record]:
         """All of them, oldest first; one that cannot be read is left out."""

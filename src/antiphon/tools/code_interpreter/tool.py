@@ -175,7 +175,8 @@ def _result(call: HostedCall, ran: Ran) -> ToolResult:
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
     outputs += [{"type": "image", "url": image} for image in images]
-    told = [unmarked(run.output).rstrip("\n")] if run.output.strip() else []
+    told = ["[This is a new interpreter: variables of earlier calls are gone, files are still there.]"] * ran.forgot
+    told += [unmarked(run.output).rstrip("\n")] if run.output.strip() else []
     if run.lost:
         gone = f"[The interpreter was ended: {run.lost}. All variables are gone; files are still there.]"
         told.append(gone)
