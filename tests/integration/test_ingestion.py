@@ -126,7 +126,9 @@ async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch
     (child,) = children()
     assert b"sk-secret" not in Path(f"/proc/{child}/environ").read_bytes()
     limits = Path(f"/proc/{child}/limits").read_text()
-    assert any(line.startswith("Max file size") and line.split()[3] == "0" for line in limits.splitlines())
+    for limit in ("Max file size", "Max core file size", "Max processes"):
+        (line,) = (line for line in limits.splitlines() if line.startswith(limit))
+        assert line.removeprefix(limit).split()[:2] == ["0", "0"]
     await read(documents, tmp_path / "y", "a.txt")
     assert children() == [child]
     monkeypatch.setattr(readers, "_FILES_PER_PROCESS", 3)
