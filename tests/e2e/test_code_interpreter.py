@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +38,9 @@ class Way:
         return openai.AsyncOpenAI(base_url=self.gateway.base_url, api_key=key, max_retries=0)
 
     def script(self, *codes: str, say: str = "Done.") -> None:
+        """`say` is empty when the response does not come that far."""
         self.server.requests.clear()
-        self.server.script(*(_model(_call(code)) for code in codes), _model({"content": say}))
+        self.server.script(*(_model(_call(code)) for code in codes), *([_model({"content": say})] if say else ()))
 
     @property
     def read(self) -> list[str]:
@@ -204,6 +208,66 @@ async def test_without_include_there_are_no_outputs(way: Way) -> None:
         way.script("print(1)")
         response = await _ask(client, include=[])
         assert response.output[0].outputs is None and way.read == ["1"]
+
+
+def _sandboxes(data: Path) -> list[int]:
+    """The processes of a gateway's sandboxes."""
+    found = []
+    for one in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = one.name.isdigit() and (one / "cmdline").read_bytes()
+            if command and b"interpreter.py" in command and bytes(data) in command:
+                found.append(int(one.name))
+    return found
+
+
+async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
+    async with way.client() as client:
+        way.script("import time; time.sleep(60)", say="")
+        stream = await client.responses.create(model="demo-model", input="hi", tools=[AUTO], stream=True)  # type: ignore[list-item]
+        async for event in stream:
+            if event.type == "response.code_interpreter_call.interpreting":
+                break
+        before = _sandboxes(way.gateway.data)
+        async with asyncio.timeout(20):
+            while not before:
+                before = _sandboxes(way.gateway.data)
+                await asyncio.sleep(0.01)
+        await stream.close()
+        # Well before its time is up: what is left are sandboxes of other tests.
+        async with asyncio.timeout(2.5):
+            while set(before) <= set(_sandboxes(way.gateway.data)):
+                await asyncio.sleep(0.01)
+        way.script("print('fine')")
+        assert (await _ask(client)).output[0].outputs[0].logs == "fine\n"
+
+
+async def test_nothing_of_a_killed_gateway_goes_on_and_its_containers_are_found_again(tmp_path: Path) -> None:
+    async with ChatServer() as server:
+        gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)
+        way = Way(gateway, server)
+        try:
+            async with way.client() as client:
+                way.script("open('kept', 'w').write('kept')")
+                first = await _ask(client)
+                way.script("import time; time.sleep(60)", say="")
+                asking = asyncio.create_task(_ask(client))
+                async with asyncio.timeout(20):
+                    while len(_sandboxes(tmp_path)) < 2:
+                        await asyncio.sleep(0.01)
+                await gateway.stop(signal.SIGKILL)
+                with pytest.raises(openai.APIConnectionError):
+                    await asking
+                async with asyncio.timeout(10):
+                    while _sandboxes(tmp_path):
+                        await asyncio.sleep(0.01)
+            way.gateway = gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)
+            async with way.client() as client:
+                way.script("print(open('kept').read())")
+                later = await _ask(client, previous_response_id=first.id)
+                assert later.output[0].outputs[0].logs == "kept\n" and "new interpreter" in way.read[-1]
+        finally:
+            await gateway.stop()
 
 
 async def test_containers_and_files_outlive_a_restart(tmp_path: Path) -> None:
