@@ -73,8 +73,10 @@ this page says nothing about it.
 _DIFFERENCES = """
 ## Differences from OpenAI's service
 
-- Hosted tools do not run here. Web search, file search, image generation and computer use are left out and named;
-  `code_interpreter` and `mcp` are a 400, and so is a `tool_choice` that asks for any of them.
+- Hosted tools run here when the settings set them up. Those that are not, image generation and computer use are left
+  out and named; `code_interpreter` and `mcp` are then a 400, and so is a `tool_choice` that asks for any of them.
+- Code has no network, and cannot install packages; pictures are outputs as data URLs. A container that has expired is a
+  404 in `/v1/containers`, and a 400 in a request that names it.
 - A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after a
   409), one that does not exist a 400 `conversation_not_found`. What failed, was cancelled or has `store: false` adds
   nothing to it. Deleting it deletes its items; responses that were made in it stay. `GET /v1/conversations` lists them.

@@ -55,7 +55,9 @@ def make_tools(
         tools.append(LazyTool(frozenset({"mcp"}), lambda: _mcp(settings)))
     if rooms is not None:
         code = settings.code_interpreter
-        tools.append(CodeInterpreter(rooms, memory=code.memory, idle_seconds=code.idle))
+        tools.append(
+            CodeInterpreter(rooms, memory=code.memory, idle_seconds=code.idle, show_pictures=code.show_pictures)
+        )
     limits = settings.tools
     return Toolbox(
         tools,

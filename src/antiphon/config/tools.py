@@ -105,6 +105,8 @@ class CodeInterpreterSettings(Section):
     """All files of a container together."""
     output_bytes: int = Field(64 * 1024, ge=1024)
     """What one piece of code may print; the middle of more is left out."""
+    show_pictures: bool = False
+    """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
     machines: int = Field(8, ge=1)
     """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
     variables, never their files."""

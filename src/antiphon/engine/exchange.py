@@ -57,7 +57,7 @@ from antiphon.engine.records import make_record, prepare_input, stored_input
 from antiphon.engine.routes import ModelRoute
 from antiphon.engine.states import TRANSITIONS, Input, State
 from antiphon.engine.summary import SummaryTurn, compaction_object, is_too_long
-from antiphon.engine.tool_turns import ToolTurns, approved_calls, hosted_tools, later_choice
+from antiphon.engine.tool_turns import ToolTurns, approved_calls, hosted_tools, later_choice, without_lists
 from antiphon.errors import (
     ApiError,
     ExchangeStateError,
@@ -571,7 +571,7 @@ class ResponseExchange:
         hosted |= {one.tool.index: one.functions for one in self._prepared or () if one.tool.index in hosted}
         return translate_request(
             request,
-            items,
+            without_lists(items, self._prepared or ()),
             self._profile,
             model=self._route.model,
             context_tokens=self._route.context_tokens,
@@ -688,6 +688,7 @@ class ResponseExchange:
             most=min(self._request.max_tool_calls or most, most),
             most_turns=self._options.most_turns,
             include=self._request.include,
+            sees=self._profile.images,
         )
         approved = approved_calls(items)
         listed = turns.list_tools(items)

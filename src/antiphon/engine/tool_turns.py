@@ -43,7 +43,7 @@ from antiphon.types.json import encode, fragment_of, quoted
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import ToolChoice
 
-__all__ = ["Approved", "ToolTurns", "approved_calls", "hosted_tools", "later_choice"]
+__all__ = ["Approved", "ToolTurns", "approved_calls", "hosted_tools", "later_choice", "without_lists"]
 
 _PREFIXES = {
     CallKind.FILE_SEARCH: "fs",
@@ -52,6 +52,7 @@ _PREFIXES = {
     CallKind.MCP: "mcp",
 }
 _LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
+_NOT_SEEN = "[There are images, which cannot be shown to you.]"
 _UNKNOWN = "This tool does not exist."
 
 Approved = tuple[str, CallTarget, str]
@@ -79,7 +80,9 @@ class ToolTurns:
         most: int,
         most_turns: int,
         include: frozenset[str] = frozenset(),
+        sees: bool = True,
     ) -> None:
+        """`sees`: images can be shown to the model."""
         self._builder = builder
         self._prepared = prepared
         self.items = items
@@ -94,8 +97,10 @@ class ToolTurns:
         self._owner = owner
         self._left = most
         self._include = include
+        self._sees = sees
         self.citations = Citations()
         self._calls: list[tuple[CallTarget, str, str]] = []
+        self._approvals: Mapping[str, str] = {}
         self._waiting: list[tuple[str, HostedItem]] = []
         self._open: tuple[str, HostedItem] | None = None
         self._results: dict[str, ToolResult] = {}
@@ -144,7 +149,7 @@ class ToolTurns:
 
         `approvals` has, by call id, the ids of the requests that the client approved.
         """
-        approvals = approvals or {}
+        self._approvals = approvals = approvals or {}
         self._builder.start()
         self._calls, self._results, self._outputs = calls, {}, {}
         running = []
@@ -194,6 +199,12 @@ class ToolTurns:
             output = self._outputs.get(call_id)
             if output is None:
                 continue
+            asked = self._approvals.get(call_id)
+            if asked is not None:
+                # The request stands for the call: its thoughts are beside it.
+                told = InputItem(type="function_call_output", call_id=asked, output=self._told(call_id, output))
+                outputs.append(("tools", told))
+                continue
             call = InputItem(
                 type="function_call",
                 call_id=call_id,
@@ -208,6 +219,8 @@ class ToolTurns:
     def _told(self, call_id: str, output: str) -> Raw:
         """What the model gets to see of a call: text, or text and images."""
         images = self._images.get(call_id, ())
+        if images and not self._sees:
+            output, images = f"{output}\n{_NOT_SEEN}".lstrip(), ()
         text = quoted(fragment_of(output))
         if not images:
             return text
@@ -283,6 +296,17 @@ class ToolTurns:
                 server_label=target.namespace or "",
             )
         return msgspec.structs.replace(item, **prepared.fields)
+
+
+def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
+    """The conversation without lists of tools that the model is shown anyway.
+
+    A list would stand as a call without thoughts, which some servers refuse beside calls of the same turn.
+    """
+    declared = {function.namespace for one in prepared for function in one.functions}
+    if not declared:
+        return items
+    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or _label(item) not in declared]
 
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:

@@ -269,6 +269,16 @@ def test_a_picture_that_a_tool_gives_is_shown_to_the_model() -> None:
     assert seen["role"] == "user" and seen["content"][0]["image_url"]["url"] == "data:image/png;base64,AAAA"
 
 
+def test_a_server_without_images_is_told_of_them_instead() -> None:
+    def looked(call: HostedCall) -> ToolResult:
+        return ToolResult(call.call_id, "", {}, images=("data:image/png;base64,AAAA",))
+
+    turns = [("", ("file_search", {"query": "a"})), ("Pity.",)]
+    talk = Talk({"tools": [SEARCH]}, turns, ScriptedTools(looked), profile="deepseek")
+    assert talk.messages()[-1]["role"] == "tool" and "cannot be shown to you" in talk.messages()[-1]["content"]
+    assert talk.final["status"] == "completed"
+
+
 # MCP: lists, approvals, secrets
 
 
@@ -308,7 +318,7 @@ def test_a_call_that_needs_approval_waits_for_the_client_and_runs_in_the_next_re
     call = talk.final["output"][0]
     assert call["approval_request_id"] == asked["id"] and call["output"] == "6"
     assert json.loads(talk.tools.calls[0].arguments) == {"sides": 6}
-    assert talk.messages()[-1]["content"] == "6"
+    assert talk.messages()[-1]["content"] == "The user was asked for approval.\nThe user approved it.\n6"
 
 
 def test_a_call_that_is_not_approved_never_runs() -> None:

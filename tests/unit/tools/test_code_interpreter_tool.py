@@ -180,11 +180,14 @@ async def test_output_files_and_marks(setup: Setup) -> None:
     assert (quiet.output, quiet.fields, quiet.sources) == ("[It printed nothing.]", {"outputs": []}, ())
 
 
-async def test_pictures_are_outputs_and_shown_to_the_model(setup: Setup) -> None:
+@pytest.mark.parametrize("show", [True, False])
+async def test_pictures_are_outputs_and_can_be_shown_to_the_model(setup: Setup, show: bool) -> None:
+    setup.tool = CodeInterpreter(setup.rooms, memory=1 << 30, idle_seconds=100, show_pictures=show)
     setup.sandbox.answer = Run("text\n", pictures=(PNG, PNG))
     result = await setup.run("plot()")
     url = "data:image/png;base64," + b64encode(PNG).decode()
-    assert result.images == (url, url) and result.output == "text\n[2 pictures shown.]"
+    assert result.images == ((url, url) if show else ())
+    assert result.output == "text\n[2 pictures, shown to the user.]"
     assert result.fields["outputs"][1:] == [{"type": "image", "url": url}] * 2
 
 

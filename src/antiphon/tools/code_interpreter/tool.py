@@ -36,9 +36,9 @@ _PARAMETERS = Raw(
 )
 _DESCRIPTION = (
     "Run Python code in a sandbox without network and read what it prints; the value of a last expression is printed "
-    "too, and open matplotlib figures are shown. Variables and files stay for the next call. Files are in the working "
-    "folder, also known as /mnt/data; new programs and packages cannot be installed. When you mention a file that was "
-    "written, put its mark, such as \u30103\u3011, right behind its name: the user gets a link there."
+    "too, and open matplotlib figures are shown to the user. Variables and files stay for the next call. Files are in "
+    "the working folder, also known as /mnt/data; new programs and packages cannot be installed. When you mention a "
+    "file that was written, put its mark, such as \u30103\u3011, right behind its name: the user gets a link there."
 )
 _MOST_FILES = 20
 _REMEMBERED = 4_096
@@ -74,13 +74,17 @@ class _Choice:
 
 
 class CodeInterpreter:
-    """The tool. `memory` is the most a container may ask for, `idle_seconds` how long an unused one lives."""
+    """The tool. `memory` is the most a container may ask for, `idle_seconds` how long an unused one lives.
+
+    With `show_pictures` the model sees them too; without, it is told how many there are.
+    """
 
     types = frozenset({"code_interpreter"})
 
-    def __init__(self, rooms: ContainerRooms, *, memory: int, idle_seconds: float) -> None:
+    def __init__(self, rooms: ContainerRooms, *, memory: int, idle_seconds: float, show_pictures: bool = False) -> None:
         self.rooms = rooms
         self._memory = memory
+        self._show_pictures = show_pictures
         self._idle_seconds = idle_seconds
         self._choices: OrderedDict[tuple[str, int], _Choice] = OrderedDict()
 
@@ -102,7 +106,7 @@ class CodeInterpreter:
             raise ToolFailed(str(failure)) from None
         if ran is None:
             raise ToolFailed("the container has expired.")
-        return _result(call, ran)
+        return _result(call, ran, self._show_pictures)
 
     async def aclose(self) -> None:
         """End all interpreters."""
@@ -170,7 +174,7 @@ def _code(arguments: str) -> str:
     return code
 
 
-def _result(call: HostedCall, ran: Ran) -> ToolResult:
+def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
     run = ran.run
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
@@ -182,7 +186,7 @@ def _result(call: HostedCall, ran: Ran) -> ToolResult:
         told.append(gone)
         outputs.append({"type": "logs", "logs": gone})
     if images:
-        told.append(f"[{len(images)} picture{'s' if len(images) > 1 else ''} shown.]")
+        told.append(f"[{len(images)} picture{'s' if len(images) > 1 else ''}, shown to the user.]")
     shown = ran.files[:_MOST_FILES]
     if shown:
         written = "\n".join(
@@ -197,7 +201,7 @@ def _result(call: HostedCall, ran: Ran) -> ToolResult:
         {"outputs": outputs},
         failed=bool(run.lost),
         sources=tuple(_source(file) for file in shown),
-        images=images,
+        images=images if show_pictures else (),
     )
 
 
