@@ -20,12 +20,13 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Installed:
-    """The installed clients (`folder`), the gateway and the chat server they talk to."""
+    """The installed clients (`folder`), the gateway and the servers they talk to."""
 
     folder: Path
     base_url: str
     upstream_url: str
     mode: str
+    mcp_url: str = ""
 
     def python(self, environment: str = "py") -> str:
         """The interpreter of one of the environments."""
@@ -50,6 +51,7 @@ class Installed:
                 "BASE_URL": self.base_url,
                 "UPSTREAM_URL": self.upstream_url,
                 "MODE": self.mode,
+                "MCP_URL": self.mcp_url,
                 "GATEWAY_KEY": "k",
                 "CODEX_API_KEY": "k",
                 "OPENAI_AGENTS_DISABLE_TRACING": "1",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.clients.codex_scenarios import run_codex
 from tests.clients.processes import Installed, Result
+from tests.clients.tool_servers import ToolServers
 from tests.support.gateway import start_gateway
 from tests.support.strict_upstream import StrictUpstream
 
@@ -36,8 +37,10 @@ CLIENTS: dict[str, tuple[str, str]] = {
     "agents_py": ("python", "agents"),
     "pydantic_ai": ("python", "pydantic_ai"),
     "langchain": ("python", "langchain"),
+    "tools_py": ("python", "tools"),
     "openai_node": ("node", "openai_node"),
     "agents_node": ("node", "agents_node"),
+    "tools_node": ("node", "tools_node"),
     "ai_sdk": ("node", "ai_sdk"),
     "ai_sdk_open": ("node", "ai_sdk_open"),
     "codex": ("codex", ""),
@@ -65,6 +68,8 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
 async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int]:
     upstream = StrictUpstream(key="of-the-gateway")
     await upstream.start()
+    servers = ToolServers(folder)
+    await servers.start()
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="antiphon-clients-") as data:
         # With a key of its own, as background responses need: no client's may reach the chat server.
@@ -72,9 +77,10 @@ async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int
             "ANTIPHON_UPSTREAM__AUTH": "inject",
             "ANTIPHON_UPSTREAM__API_KEY": upstream.key,
             "ANTIPHON_CODE_INTERPRETER__SANDBOX": "local",
+            **servers.environ,
         }
         gateway = await start_gateway(upstream.base_url, Path(data), "--mode", mode, environ=environ)
-        installed = Installed(folder, gateway.base_url, upstream.base_url.removesuffix("/v1"), mode)
+        installed = Installed(folder, gateway.base_url, upstream.base_url.removesuffix("/v1"), mode, servers.mcp_url)
         try:
             for name in names:
                 upstream.problems.clear()
@@ -92,6 +98,7 @@ async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int
                     print(f"FAILED  {mode:5}  {name:12} the chat server refused: {problem}")
         finally:
             await gateway.stop()
+            await servers.stop()
             await upstream.stop()
     return passed, failed
 

@@ -239,6 +239,12 @@ class _Grouping:
     def _hosted(self, item: InputItem, number: int) -> None:
         """A call that was answered by whoever made it."""
         named, name, arguments, result = hosted_call(bytes(item.source), number)
+        asked = self._answered.get(item.approval_request_id or "")
+        if asked is not None and item.type == "mcp_call":
+            # It is the call that was asked for, beside the thoughts that led to it.
+            owner, place = self._answered[named] = asked
+            owner.outputs[place] += rb"\n" + result
+            return
         turn = self._open_turn(fresh=False)
         # A client's call that is still open may have the same id.
         call_id = f"{named}_{number}" if named in self._waiting else named

@@ -15,6 +15,7 @@ from antiphon.translation.citations import Source
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
+from tests.support.model_turns import model_turn
 from tests.support.strict_chat import check_chat_request
 
 SEARCH = {"type": "file_search", "vector_store_ids": ["vs_1"]}
@@ -319,6 +320,31 @@ def test_a_call_that_needs_approval_waits_for_the_client_and_runs_in_the_next_re
     assert call["approval_request_id"] == asked["id"] and call["output"] == "6"
     assert json.loads(talk.tools.calls[0].arguments) == {"sides": 6}
     assert talk.messages()[-1]["content"] == "The user was asked for approval.\nThe user approved it.\n6"
+
+
+def test_an_approved_call_stands_beside_the_thoughts_that_led_to_it() -> None:
+    """Servers that demand to see the thoughts of a turn's calls refuse a call without, in every later response."""
+    turn = model_turn("", ("dice__roll", "{}"), stream=False, reasoning="I roll.")
+    talk = Talk({"tools": [DICE]}, [])
+    talk.exchange.receive_upstream_head(200, JSON)
+    talk.exchange.receive_upstream_data(turn)
+    talk.exchange.receive_upstream_end()
+    talk._pump()
+    record = talk.outcome.records[0]
+    asked = talk.final["output"][-1]
+    assert [item["type"] for item in talk.final["output"]] == ["mcp_list_tools", "reasoning", "mcp_approval_request"]
+    items = (*record.input_items, *record.output_items)
+    answer = {"type": "mcp_approval_response", "approval_request_id": asked["id"], "approve": True}
+    request = {"tools": [DICE], "input": [answer], "previous_response_id": "resp_1"}
+    talk = Talk(request, [("Six.",)], context=Context(chain=Chain(items)))
+    told = talk.messages()
+    assert [message["role"] for message in told] == ["user", "assistant", "tool"]
+    assert told[1]["reasoning_content"] == "I roll." and told[2]["content"].endswith("approved it.\nnothing")
+    record = talk.outcome.records[0]
+    items = (*items, *record.input_items, *record.output_items)
+    request = {"tools": [DICE], "input": "again", "previous_response_id": "resp_2"}
+    told = Talk(request, [("Six.",)], context=Context(chain=Chain(items))).messages()
+    assert [message["role"] for message in told] == ["user", "assistant", "tool", "assistant", "user"]
 
 
 def test_a_call_that_is_not_approved_never_runs() -> None:
