@@ -72,7 +72,8 @@ async def open_containers(settings: Settings, files: FileStore | None) -> Contai
     if chosen.sandbox == "none":
         return None
     # Tried out, not believed: kernels and container runtimes differ.
-    reason = await asyncio.to_thread(why_unavailable, chosen.python)
+    folder = settings.data / "containers"
+    reason = await asyncio.to_thread(why_unavailable, chosen.python, folder)
     if reason:
         _log.error("code_interpreter_unavailable", reason=reason)
         return None
@@ -83,7 +84,6 @@ async def open_containers(settings: Settings, files: FileStore | None) -> Contai
         output_bytes=chosen.output_bytes,
         machines=chosen.machines,
     )
-    folder = settings.data / "containers"
     return ContainerRooms(
         LocalSandbox(folder / "machines", limits, chosen.python),
         Records(folder / "records"),

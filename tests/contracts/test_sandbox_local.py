@@ -271,6 +271,32 @@ async def test_what_it_says_is_not_believed(sandbox: LocalSandbox, tmp_path: Pat
     assert (await _run(sandbox, "1")).output == "1\n"
 
 
+async def test_what_libraries_do_works(sandbox: LocalSandbox) -> None:
+    """Copies, archives, databases, event loops, threads, signals of one's own, file types, time zones."""
+    code = """
+import asyncio, mimetypes, os, shutil, signal, sqlite3, tempfile, zipfile, zoneinfo
+from concurrent.futures import ThreadPoolExecutor
+open('a.csv', 'w').write('1')
+zipfile.ZipFile('a.zip', 'w').write('a.csv')
+shutil.copytree('.', '../scratch/copy')
+shutil.make_archive('b', 'gztar', '../scratch/copy')
+os.replace(shutil.copy2('a.csv', 'c.csv'), 'd.csv')
+with tempfile.TemporaryDirectory() as folder: open(folder + '/x', 'w').close()
+db = sqlite3.connect('t.db'); db.execute('create table t(a)'); db.commit(); db.close()
+async def both(): return await asyncio.gather(asyncio.to_thread(int, '1'), asyncio.sleep(0.01, 2))
+signal.signal(signal.SIGALRM, lambda *a: None); signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()
+mimetypes.guess_type('a.csv')[0], asyncio.run(both()), list(ThreadPoolExecutor(2).map(abs, [-1])), sorted(os.listdir())
+"""
+    run = await _run(sandbox, code)
+    assert run.output == "('text/csv', [1, 2], [1], ['a.csv', 'a.zip', 'b.tar.gz', 'd.csv', 't.db'])\n", run
+
+
+async def test_models_know_the_folder_by_another_name(sandbox: LocalSandbox) -> None:
+    code = "n = 'b'\nopen('/mnt/data/a', 'w').write('a')\nopen(f'/mnt/data/{n}', 'w').write('b')\nimport os\n"
+    assert (await _run(sandbox, code + "sorted(os.listdir('/mnt/data'))")).output.endswith("['a', 'b']\n")
+    assert (await _run(sandbox, "'/mnt/database', b'/mnt/data/x'")).output == "('/mnt/database', b'/mnt/data/x')\n"
+
+
 # Limits
 
 

@@ -221,6 +221,12 @@ def _sandboxes(data: Path) -> list[int]:
     return found
 
 
+def _state(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "gone"
+
+
 async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
     async with way.client() as client:
         way.script("import time; time.sleep(60)", say="")
@@ -228,15 +234,14 @@ async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
         async for event in stream:
             if event.type == "response.code_interpreter_call.interpreting":
                 break
-        before = _sandboxes(way.gateway.data)
+        # Those of other tests are frozen.
         async with asyncio.timeout(20):
-            while not before:
-                before = _sandboxes(way.gateway.data)
+            while not (running := [one for one in _sandboxes(way.gateway.data) if _state(one) in "RS"]):
                 await asyncio.sleep(0.01)
         await stream.close()
-        # Well before its time is up: what is left are sandboxes of other tests.
+        # Well before its time is up.
         async with asyncio.timeout(2.5):
-            while set(before) <= set(_sandboxes(way.gateway.data)):
+            while set(running) & set(_sandboxes(way.gateway.data)):
                 await asyncio.sleep(0.01)
         way.script("print('fine')")
         assert (await _ask(client)).output[0].outputs[0].logs == "fine\n"

@@ -99,6 +99,12 @@ _PRETENDED: dict[str, tuple[int, int]] = {
 _ABSENT: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
 """Libraries ask for these first and know another way."""
 
+_UNSUPPORTED: dict[str, tuple[int, int]] = {
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8), "lgetxattr": (192, 9),
+    "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
+}  # fmt: skip
+"""Whoever copies a file tries them, and is content with file systems that have no attributes."""
+
 _CLONE, _KILL, _TGKILL, _FCNTL = (56, 220), (62, 129), (234, 131), (72, 25)
 _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 261), (53, 199), (317, 277)
 
@@ -116,7 +122,7 @@ _PRCTLS = (15, 16, 0x53564D41)
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOSYS, _EOPNOTSUPP = 1, 38, 95
 
 
 def confine(folders: tuple[str, ...], limits: Limits) -> None:
@@ -204,7 +210,10 @@ def _become(uid: int, folders: tuple[str, ...]) -> None:
     # CAP_DAC_READ_SEARCH is number 2. Landlock still holds: it only makes what may be read readable.
     kept = 0 if reachable else 1 << 2
     header = struct.pack("=Ii", 0x20080522, 0)
-    _call("capset", _LIBC.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
+    if _LIBC.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
+        raise CannotConfine(
+            "as root without CAP_DAC_READ_SEARCH the Python and the data folder must be open to all users"
+        )
 
 
 def _passable(path: str) -> bool:
@@ -247,7 +256,7 @@ def _ruleset(folders: tuple[str, ...]) -> int:
             raise CannotConfine(f"the folder {path} cannot be opened")
     for path in library_folders():
         _allow(rules, path, _READ)
-    for path in ("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero"):
+    for path in ("/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/dev/urandom", "/dev/random", "/dev/zero"):
         _allow(rules, path, _READ)
     _allow(rules, "/dev/null", 1 << 1 | _READ | files & 1 << 14)
     return rules
@@ -285,7 +294,12 @@ def _filter_calls() -> None:
     if column == 0:
         # The x32 calls have the same architecture and numbers of their own.
         steps += [(_ABOVE, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL_PROCESS)]
-    for calls, answer in ((_CALLS, _ALLOW), (_PRETENDED, _ERRNO), (_ABSENT, _ERRNO | _ENOSYS)):
+    for calls, answer in (
+        (_CALLS, _ALLOW),
+        (_PRETENDED, _ERRNO),
+        (_ABSENT, _ERRNO | _ENOSYS),
+        (_UNSUPPORTED, _ERRNO | _EOPNOTSUPP),
+    ):
         for numbers in calls.values():
             if numbers[column] != _NONE:
                 steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, answer)]

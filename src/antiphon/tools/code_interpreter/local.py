@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import structlog
 
@@ -432,34 +432,38 @@ print("escaped:" + ",".join(out) + ";")
 """
 
 
-def why_unavailable(python: str = "") -> str:
-    """Try the sandbox out: empty when it holds code in on this machine, else the reason. Blocks for a moment."""
+def why_unavailable(python: str = "", folder: Path | None = None) -> str:
+    """Try the sandbox out: empty when it holds code in on this machine, else the reason. Blocks for a moment.
+
+    `folder` is where containers are to be: as root, it depends on who may pass there.
+    """
     python = python or sys.executable
+    home = (folder or Path(gettempdir())).absolute() / f"trial-{secrets.token_hex(8)}"
+    user = _user(home.name)
     try:
-        with TemporaryDirectory(prefix="antiphon-sandbox-") as folder:
-            home = Path(folder)
-            home.chmod(0o711)
-            user = _user("probe")
-            for name in ("files", "scratch"):
-                (home / name).mkdir(mode=0o700)
-                if user:
-                    os.chown(home / name, user, user)
-            done = subprocess.run(
-                _command(python, home, SandboxLimits(), 1 << 30, user),
-                input=json.dumps({"code": _ESCAPE, "mark": ""}).encode() + b"\n",
-                capture_output=True,
-                cwd="/",
-                env=_environment(home),
-                start_new_session=True,
-                timeout=_START_SECONDS,
-                check=False,
-            )
-            first = done.stdout.partition(b"\n")[0]
-            said = json.loads(first or b"{}")
+        home.mkdir(mode=0o711, parents=True)
+        for name in ("files", "scratch"):
+            (home / name).mkdir(mode=0o700)
+            if user:
+                os.chown(home / name, user, user)
+        os.listdir(home / "files")
+        done = subprocess.run(
+            _command(python, home, SandboxLimits(), 1 << 30, user),
+            input=json.dumps({"code": _ESCAPE, "mark": ""}).encode() + b"\n",
+            capture_output=True,
+            cwd="/",
+            env=_environment(home),
+            start_new_session=True,
+            timeout=_START_SECONDS,
+            check=False,
+        )
+        said = json.loads(done.stdout.partition(b"\n")[0] or b"{}")
     except subprocess.TimeoutExpired:
         return "it did not start in time"
     except (OSError, ValueError) as error:
         return f"it cannot be started: {error}"
+    finally:
+        _delete(home)
     if "refused" in said:
         return str(said["refused"])
     if b"escaped:;" in done.stderr:
@@ -492,6 +496,8 @@ def _environment(home: Path) -> dict[str, str]:
         "TMPDIR": str(home / "scratch"),
         "MPLCONFIGDIR": str(home / "scratch"),
         "MPLBACKEND": "agg",
+        # There are no processes for it, and it would say so each time.
+        "JOBLIB_MULTIPROCESSING": "0",
         "LANG": "C.UTF-8",
         "MALLOC_ARENA_MAX": "2",
         "PATH": "/nonexistent",
