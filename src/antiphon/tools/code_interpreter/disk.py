@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +59,7 @@ def list_files(folder: Path, most: int) -> list[SandboxFile]:
         except (OSError, UnicodeEncodeError):
             continue
         if stat.S_ISREG(state.st_mode):
-            version = f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}"
-            found.append(SandboxFile(path, state.st_size, version))
+            found.append(SandboxFile(path, state.st_size, _version(state)))
             if len(found) >= most:
                 break
     return sorted(found, key=lambda file: file.path)
@@ -98,7 +97,7 @@ def write_file(folder: Path, path: str, source: Path, owner: int) -> SandboxFile
             state = os.stat(last, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
         raise SandboxFailed(f"The file {path!r} cannot be written: {error.strerror}.") from None
-    return SandboxFile(path, state.st_size, f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}")
+    return SandboxFile(path, state.st_size, _version(state))
 
 
 def remove_file(folder: Path, path: str) -> None:
@@ -108,14 +107,15 @@ def remove_file(folder: Path, path: str) -> None:
         os.unlink(last, dir_fd=parent)
 
 
-def remove_changed(folder: Path, since: float) -> None:
-    """Delete what was made or changed since then (seconds since the epoch); code cannot forge that time."""
+def remove_changed(folder: Path, before: Iterable[SandboxFile]) -> None:
+    """Delete every file that is not as it was `before`. Code cannot forge when a file was changed last."""
+    kept = {(file.path, file.version) for file in before}
     deep = False
-    for depth, _, entry, parent in _walk(folder):
+    for depth, path, entry, parent in _walk(folder):
         deep = deep or depth >= _DEEPEST
         with suppress(OSError):
             state = entry.stat(follow_symlinks=False)
-            if not stat.S_ISDIR(state.st_mode) and state.st_ctime >= since:
+            if not stat.S_ISDIR(state.st_mode) and (path, _version(state)) not in kept:
                 os.unlink(entry.name, dir_fd=parent)
     if deep:
         # Nobody makes such a tree by accident, and where it begins cannot be told.
@@ -160,6 +160,10 @@ def clear(folder: Path) -> None:
                 return
     finally:
         os.close(top)
+
+
+def _version(state: os.stat_result) -> str:
+    return f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}"
 
 
 def _names(path: str) -> list[str]:

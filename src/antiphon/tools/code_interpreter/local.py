@@ -216,7 +216,8 @@ class _Machine:
         """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
         process = self._process
         assert process is not None and process.stdin is not None
-        started, fresh = time.time(), not self.begun
+        fresh = not self.begun
+        before = await asyncio.to_thread(disk.list_files, self._home / "files", self._limits.files)
         mark = secrets.token_hex(16)
         self._output.begin(mark.encode())
         self.begun = True
@@ -246,7 +247,7 @@ class _Machine:
                 self.kill()
         if lost and self._full:
             await self.end()
-            await asyncio.to_thread(disk.remove_changed, self._home / "files", started - 1.0)
+            await asyncio.to_thread(disk.remove_changed, self._home / "files", before)
         pictures = await asyncio.to_thread(self._pictures, answer) if answer and not lost else ()
         failed = bool(lost) or bool(said) or answer is None or answer.get("failed") is not False
         return Run(self._output.take() + said, pictures, failed, lost, fresh)
