@@ -16,7 +16,8 @@ from antiphon.engine.knowledge import Chunking, FileError
 from antiphon.engine.words import index_text
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-from antiphon.stores.vector_stores import BUMP, DELETE_ALL, TRASH_FILES, index_table
+from antiphon.stores.vector_store_sql import BUMP, DELETE_ALL, TRASH_FILES
+from antiphon.stores.vector_stores import index_table
 
 __all__ = ["SWEPT_CHUNKS", "SqliteIngestion"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores import chunk_index, ingestion, vector_stores
+from antiphon.stores import chunk_index, ingestion, vector_store_sql
 from antiphon.stores.migrate import migrate, packaged_migrations
 from antiphon.stores.sqlite_database import connect_writer
 from antiphon.stores.vector_filters import filter_condition
@@ -19,23 +19,23 @@ _FILTERS = Filter(
 )
 _CONDITION, _PARAMETERS = filter_condition(_FILTERS)
 _QUERIES = {
-    "get_store": vector_stores.GET_STORE,
-    "stores_forward": vector_stores.STORES_FORWARD,
-    "stores_backward": vector_stores.STORES_BACKWARD,
-    "update_store": vector_stores.UPDATE_STORE,
-    "touch_stores": vector_stores.TOUCH_STORES,
-    "insert_file": vector_stores.INSERT_FILE,
-    "insert_attribute": vector_stores.INSERT_ATTRIBUTE,
-    "drop_attributes": vector_stores.DROP_ATTRIBUTES,
-    "set_attributes": vector_stores.SET_ATTRIBUTES,
-    "delete_file": vector_stores.DELETE_FILE,
-    "delete_everywhere": vector_stores.DELETE_EVERYWHERE,
-    "get_file": vector_stores.GET_FILE,
-    "files_forward": vector_stores.FILES_FORWARD,
-    "files_backward": vector_stores.FILES_BACKWARD,
-    "get_batch": vector_stores.GET_BATCH,
-    "cancel_files": vector_stores.CANCEL_FILES,
-    "file_text": vector_stores.FILE_TEXT,
+    "get_store": vector_store_sql.GET_STORE,
+    "stores_forward": vector_store_sql.STORES_FORWARD,
+    "stores_backward": vector_store_sql.STORES_BACKWARD,
+    "update_store": vector_store_sql.UPDATE_STORE,
+    "touch_stores": vector_store_sql.TOUCH_STORES,
+    "insert_file": vector_store_sql.INSERT_FILE,
+    "insert_attribute": vector_store_sql.INSERT_ATTRIBUTE,
+    "drop_attributes": vector_store_sql.DROP_ATTRIBUTES,
+    "set_attributes": vector_store_sql.SET_ATTRIBUTES,
+    "delete_file": vector_store_sql.DELETE_FILE,
+    "delete_everywhere": vector_store_sql.DELETE_EVERYWHERE,
+    "get_file": vector_store_sql.GET_FILE,
+    "files_forward": vector_store_sql.FILES_FORWARD,
+    "files_backward": vector_store_sql.FILES_BACKWARD,
+    "get_batch": vector_store_sql.GET_BATCH,
+    "cancel_files": vector_store_sql.CANCEL_FILES,
+    "file_text": vector_store_sql.FILE_TEXT,
     "claimable": ingestion.CLAIMABLE,
     "claim": ingestion.CLAIM,
     "claimed": ingestion.CLAIMED,
@@ -77,7 +77,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             "VALUES (?, ?, 'o', x'7b7d', 1, 1)",
             (no, f"vs_{no}"),
         )
-        connection.execute(vector_stores.INDEX_TABLE.format(table=f"fts_vs_{no}"))
+        connection.execute(vector_store_sql.INDEX_TABLE.format(table=f"fts_vs_{no}"))
     for number in range(1, 1_001):
         connection.execute(
             "INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, "
