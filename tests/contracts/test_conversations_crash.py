@@ -9,6 +9,8 @@ import sys
 from contextlib import aclosing, closing
 from pathlib import Path
 
+import pytest
+
 from antiphon.stores import SESSIONS_FILE, open_stores
 from tests.contracts import conversation_crash_child
 from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
@@ -49,6 +51,7 @@ def killed_while_taking_turns(data: Path, prefix: str, acknowledgements: int) ->
     return [line.strip().decode() for line in lines if line.endswith(b"\n")]
 
 
+@pytest.mark.slow
 async def test_kill_9_leaves_whole_turns_and_no_lock(tmp_path: Path) -> None:
     chance = random.Random(20)
     acknowledged: set[str] = set()

@@ -9,6 +9,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from antiphon.engine.jobs import EventPiece, count_events
 from antiphon.stores import SESSIONS_FILE
 from tests.contracts import job_crash_child
@@ -66,6 +68,7 @@ def check(data: Path, words: list[list[str]]) -> None:
             assert response_id in states
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_every_response_whole_or_to_be_run_again(tmp_path: Path) -> None:
     chance = random.Random(21)  # where the kill falls within a commit is up to the machine all the same
     words: list[list[str]] = []

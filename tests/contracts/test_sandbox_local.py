@@ -307,6 +307,7 @@ async def test_an_endless_loop_is_interrupted_and_variables_stay(sandbox: LocalS
     assert time.monotonic() - started < 5 and (await _run(sandbox, "x")).output == "5\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

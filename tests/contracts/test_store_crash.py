@@ -9,6 +9,8 @@ import sys
 from contextlib import aclosing, closing
 from pathlib import Path
 
+import pytest
+
 from antiphon.stores import SESSIONS_FILE, open_store
 from tests.contracts import store_crash_child
 from tests.contracts.store_process import child_environment
@@ -38,6 +40,7 @@ def killed_while_saving(data: Path, prefix: str, acknowledgements: int) -> list[
     return [line.strip().decode() for line in lines if line.endswith(b"\n")]
 
 
+@pytest.mark.slow
 async def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     chance = random.Random(20)  # where the kill falls within a commit is up to the machine all the same
     acknowledged: set[str] = set()

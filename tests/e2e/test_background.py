@@ -23,7 +23,7 @@ from tests.support.gateway import Gateway, start_gateway
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 ASK: dict[str, Any] = {"model": "demo-model", "input": "hi", "background": True}
 STREAM = {**ASK, "stream": True}

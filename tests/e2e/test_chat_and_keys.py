@@ -16,7 +16,7 @@ from tests.e2e.conftest import Setup
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, json_answer, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 CHAT: dict[str, Any] = {"model": "demo-model", "messages": [{"role": "user", "content": "hi"}]}
 KEY = "a-key-of-the-gateway"

@@ -227,6 +227,7 @@ def _state(pid: int) -> str:
     return "gone"
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
     async with way.client() as client:
         way.script("import time; time.sleep(60)", say="")
@@ -247,6 +248,7 @@ async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
         assert (await _ask(client)).output[0].outputs[0].logs == "fine\n"
 
 
+@pytest.mark.slow
 async def test_nothing_of_a_killed_gateway_goes_on_and_its_containers_are_found_again(tmp_path: Path) -> None:
     async with ChatServer() as server:
         gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)
@@ -275,6 +277,7 @@ async def test_nothing_of_a_killed_gateway_goes_on_and_its_containers_are_found_
             await gateway.stop()
 
 
+@pytest.mark.slow
 async def test_containers_and_files_outlive_a_restart(tmp_path: Path) -> None:
     async with ChatServer() as server:
         gateway = await start_gateway(server.base_url, tmp_path, "--door", "http", environ=_ENVIRON)

@@ -16,7 +16,7 @@ import pytest
 from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
 from tests.support.gateway import Gateway, start_gateway
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 _LEASE = 1.0
 _ENVIRON = {"ANTIPHON_CONVERSATIONS__LEASE": str(_LEASE), "ANTIPHON_CONVERSATIONS__CREATE_UNKNOWN": "true"}

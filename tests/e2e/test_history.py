@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench.history import run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 async def test_history_costs_little_whatever_is_stored() -> None:

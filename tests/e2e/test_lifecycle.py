@@ -19,7 +19,7 @@ from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event,
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 _STREAM = {"model": "m", "input": "hi", "stream": True}
 _ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}

@@ -15,7 +15,7 @@ from tests.e2e.conftest import Setup
 from tests.support.chat_server import ChatServer, Wait, answer, completion, event, json_answer, text_stream
 from tests.support.gateway import start_gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 _TOOL: dict[str, Any] = {
     "type": "function",

@@ -16,7 +16,7 @@ from tests.support.gateway import post
 from tests.support.judge import check_stream, parse_sse
 from tests.support.recordings import Recording, all_recordings, cut
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def _chosen() -> list[Recording]:

@@ -16,7 +16,7 @@ import pytest_asyncio
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import Gateway, post, start_gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 _TEXT = {"model": "demo-model", "input": "hi"}
 _CHAT = {"model": "demo-model", "messages": [{"role": "user", "content": "hi"}]}

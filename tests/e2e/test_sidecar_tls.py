@@ -17,7 +17,7 @@ from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 _TEXT = {"model": "demo-model", "input": "hi"}
 _SECRET = "a-shared-secret"

@@ -23,7 +23,7 @@ from tests.support.judge import check_stream, parse_sse
 from tests.support.memory import forget_peak, peak
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 ALICE = {"authorization": "Bearer alice"}
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100

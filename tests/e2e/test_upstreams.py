@@ -16,7 +16,7 @@ import yaml
 from tests.support.chat_server import ChatServer, Close, WaitGone, answer, completion, json_answer, text_stream
 from tests.support.gateway import Answered, Gateway, post, start_gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 _TEXT = {"model": "native-1", "input": "hi"}
 JSON = (("content-type", "application/json"),)

@@ -152,6 +152,7 @@ async def test_pages_of_other_origins_are_refused(setup: Setup) -> None:
     assert refused.value.status == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["envoy", "http"])
 async def test_switched_off(tmp_path: Path, door: str) -> None:
     """The upgrade is refused with 426, at which Codex uses HTTP at once, and HTTP works."""
@@ -168,6 +169,7 @@ async def test_switched_off(tmp_path: Path, door: str) -> None:
             await gateway.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["envoy", "http"])
 async def test_a_stop_finishes_the_turn_and_closes(tmp_path: Path, door: str) -> None:
     """SIGTERM: what runs is finished, what is idle ends at once, and the gateway stops long before its drain time."""

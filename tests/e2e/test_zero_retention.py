@@ -11,7 +11,7 @@ import pytest
 from tests.support.chat_server import ChatServer, answer, completion, json_answer, text_stream
 from tests.support.gateway import post, start_gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 IN, OUT = "QUESTIONxyzzy", "ANSWERplugh"
 ASK = {"model": "demo-model", "input": f"Say {IN}.", "instructions": f"Be {IN}.", "store": False}

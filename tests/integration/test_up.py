@@ -27,6 +27,8 @@ from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event,
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30.0
 KEY = "key-that-nobody-may-see"
 STREAM = {"model": "demo-model", "input": "hi", "stream": True}
