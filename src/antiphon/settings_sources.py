@@ -87,8 +87,8 @@ def _advice(name: str, known: Iterable[str]) -> str:
 def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict[str, Any]:
     """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
 
-    Lists are separated by commas; what holds settings of its own (`models`, `upstreams`) is YAML. Raises `ConfigError`
-    for a variable that is no setting.
+    Lists are separated by commas or YAML in brackets; what holds settings of its own (`models`, `upstreams`) is YAML.
+    Raises `ConfigError` for a variable that is no setting.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, Any] = {}
@@ -106,16 +106,17 @@ def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
-    """The text of a variable as a value of this type."""
+    """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
     nested = typing.get_origin(kind) is dict or any(
         isinstance(part, type) and issubclass(part, BaseModel) for part in typing.get_args(kind)
     )
-    if nested:
+    listed = typing.get_origin(kind) is tuple
+    if nested or (listed and text.lstrip().startswith("[")):
         try:
             return yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{name} is not valid YAML: {error}") from None
-    if typing.get_origin(kind) is tuple:
+    if listed:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 

@@ -63,6 +63,13 @@ def test_lists_are_separated_by_commas_in_the_environment() -> None:
     assert settings.upstream.header_allow == ()
 
 
+@pytest.mark.parametrize("text", ['["a", "b/c:7b"]', " [a, 'b/c:7b']"])
+def test_lists_can_be_json_or_yaml_in_the_environment(text: str) -> None:
+    assert load_settings({}, {"ANTIPHON_UPSTREAM__MODELS": text}).upstream.models == ("a", "b/c:7b")
+    with pytest.raises(ConfigError, match="ANTIPHON_UPSTREAM__MODELS is not valid YAML"):
+        load_settings({}, {"ANTIPHON_UPSTREAM__MODELS": text[:-1]})
+
+
 @pytest.mark.parametrize("name", ["Content-Encoding", "content-length", "host", "transfer-encoding"])
 def test_headers_of_the_clients_body_cannot_be_passed_on(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"upstream\.header_allow: {name.lower()} cannot be passed on"):
