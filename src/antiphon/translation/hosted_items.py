@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from antiphon.translation.tool_map import flat_name
 from antiphon.types.json import decode_any, encode, fragment_of
 
 __all__ = ["HOSTED", "hosted_call"]
@@ -45,7 +46,7 @@ def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
     """
     item = decode_any(source)
     kind = str(item.get("type"))
-    name = str(item.get("name") or "") if kind == "mcp_call" else ""
+    name = _tool_of(item) if kind == "mcp_call" else ""
     arguments = {key: value for key, value in item.items() if key not in _NOT_SHOWN and key not in _RESULTS}
     if kind == "mcp_call":
         given = item.get("arguments")
@@ -57,7 +58,7 @@ def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
     call_id = item.get("call_id") or item.get("id")
     return (
         call_id if isinstance(call_id, str) and call_id else f"{kind}_{number}",
-        _fit(name) or kind.removesuffix("_call"),
+        name or kind.removesuffix("_call"),
         fragment_of(text),
         fragment_of(_result(item, kind)),
     )
@@ -77,8 +78,12 @@ def _result(item: dict[str, Any], kind: str) -> str:
     return "\n".join(parts)[:_LONGEST_RESULT]
 
 
-def _fit(name: str) -> str:
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "_" for letter in name)[:64]
+def _tool_of(item: dict[str, Any]) -> str:
+    """The name that the model knows an MCP server's tool by, when the same server is there again."""
+    name, label = item.get("name"), item.get("server_label")
+    if not isinstance(name, str) or not name:
+        return ""
+    return flat_name(name, label if isinstance(label, str) and label else None)
 
 
 def _is_object(text: str) -> bool:

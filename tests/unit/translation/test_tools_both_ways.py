@@ -409,6 +409,21 @@ def test_hosted_items_of_earlier_turns_are_shown_as_calls_with_results(item: dic
     assert {**stored, "id": item["id"]} == item
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"name": "roll", "server_label": "dice"}, "dice__roll"),
+        ({"name": "roll"}, "roll"),
+        ({"name": "look up", "server_label": "s"}, flat_name("look up", "s")),
+        ({"server_label": "dice"}, "mcp"),
+    ],
+)
+def test_an_mcp_call_of_an_earlier_turn_has_the_name_its_tool_has_now(fields: dict[str, Any], name: str) -> None:
+    call = {"type": "mcp_call", "id": "mcp_1", "arguments": "{}", "output": "4", **fields}
+    outcome = _run([], {"content": "ok"}, finish="stop", input=[{"role": "user", "content": "hi"}, call])
+    assert outcome.chat["messages"][1]["tool_calls"][0]["function"]["name"] == name
+
+
 # Whole requests of Codex
 
 
