@@ -19,11 +19,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -36,6 +37,9 @@ __all__ = ["main"]
 
 _MIB = 1 << 20
 _SETTLE_SECONDS = 10.0
+_JOB_SECONDS = 60.0
+# A lease of a killed process lasts half a minute; what it held is taken up then.
+_AFTER_RESTARTS = 60.0
 # What a process may grow from the middle of a run to its end: caches fill up, allocators round.
 _GROWTH, _SLACK = 1.10, 6 * _MIB
 
@@ -48,12 +52,15 @@ class Wrong(Exception):
 
 @dataclass
 class Load:
-    """What jobs use, and what they count."""
+    """What the jobs of one owner use, and what all of them count."""
 
     url: str
     session: aiohttp.ClientSession
+    owner: str
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    stored: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=500))
+    """Owners and ids of responses that are in the store."""
 
     async def stream(self, **request: Any) -> list[dict[str, Any]]:
         """All events of a streamed response, checked for numbering and the sentinel."""
@@ -113,9 +120,25 @@ async def _plain(load: Load, seed: int) -> None:
 
 async def _chain(load: Load, seed: int) -> None:
     first = _completed(await load.stream(input=f"the word is w{seed}"))
+    load.stored.append((load.owner, first["id"]))
     status, second = await load.json(input="what did I say before?", previous_response_id=first["id"])
     if status != 200 or f"w{seed}" not in _text(second):
         raise Wrong("the second turn does not know the first")
+
+
+async def _stranger(load: Load, seed: int) -> None:
+    """Others' responses are not to be seen, continued or deleted."""
+    others = [response_id for owner, response_id in load.stored if owner != load.owner]
+    if not others:
+        return
+    response_id = others[seed % len(others)]
+    for method in ("get", "delete"):
+        async with load.session.request(method, f"{load.url}/responses/{response_id}") as answer:
+            if answer.status != 404:
+                raise Wrong(f"{method} of another owner's response: HTTP {answer.status}")
+    status, answered = await load.json(input="what did I say before?", previous_response_id=response_id)
+    if (status, answered["error"]["code"]) != (400, "previous_response_not_found"):
+        raise Wrong(f"continuing another owner's response: HTTP {status}: {answered}")
 
 
 _TOOLS = [{"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}}]
@@ -353,6 +376,7 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
     ("count", _count, 8),
     ("json", _plain, 8),
     ("chain", _chain, 4),
+    ("stranger", _stranger, 1),
     ("tools", _tool, 3),
     ("reasoning", _think, 3),
     ("large", _large, 1),
@@ -373,17 +397,65 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
 )
 
 
-async def _work(load: Load, until: float, dice: random.Random) -> None:
+@dataclass
+class _Gateway:
+    """A gateway under load: its process, and how often it was taken down."""
+
+    command: tuple[str, ...]
+    log: Path
+    pipe: ParentPipe
+    process: Process
+    stops: int = 0
+    up: bool = True
+
+    @classmethod
+    async def start(cls, command: tuple[str, ...], log: Path, pipe: ParentPipe) -> _Gateway:
+        process = await Process.start(log, *command, "--listen", "127.0.0.1:0", pipe=pipe)
+        return cls(command, log, pipe, process)
+
+    @property
+    def url(self) -> str:
+        """Where it serves; the same after a restart."""
+        return self.process.ready
+
+    async def restart(self) -> None:
+        """Down and up again: killed and told to end by turns."""
+        self.up, self.stops = False, self.stops + 1
+        if self.stops % 2:
+            self.process.handle.kill()
+            await self.process.handle.wait()
+        else:
+            await self.process.stop()
+        log = self.log.with_suffix(f".{self.stops}")
+        self.process = await Process.start(log, *self.command, "--listen", urlsplit(self.url).netloc, pipe=self.pipe)
+        self.up = True
+
+
+async def _restarts(gateway: _Gateway, every: float, until: float) -> None:
+    """Restart it for as long as what that cuts off can be taken up again before the end."""
+    while time.monotonic() + every + _AFTER_RESTARTS < until:
+        await asyncio.sleep(every)
+        await gateway.restart()
+
+
+async def _work(shared: Load, gateways: list[_Gateway], until: float, dice: random.Random) -> None:
     names = [job for job in JOBS for _ in range(job[2])]
-    while time.monotonic() < until and len(load.wrong) < 20:
+    while time.monotonic() < until and len(shared.wrong) < 20:
         name, job, _ = dice.choice(names)
         seed = dice.randrange(1_000_000)
+        gateway = dice.choice([one for one in gateways if one.up])
+        stops, all_stops = gateway.stops, sum(one.stops for one in gateways)
         try:
-            async with asyncio.timeout(60):
-                await job(load, seed)
+            async with asyncio.timeout(_JOB_SECONDS):
+                await job(replace(shared, url=gateway.url), seed)
         except (Wrong, aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError) as error:
-            load.wrong.append(f"{name} ({seed}): {type(error).__name__}: {error}")
-        load.done[name] += 1
+            # What runs in the background runs anywhere, and begins anew when its process was killed.
+            anywhere = name.startswith("background") and sum(one.stops for one in gateways) != all_stops
+            if gateway.stops != stops or anywhere:
+                name = "cut off by a restart"
+            else:
+                shared.wrong.append(f"{name} ({seed}): {type(error).__name__}: {error}")
+        shared.done[name] += 1
 
 
 @dataclass
@@ -413,20 +485,24 @@ async def _run(given: argparse.Namespace, folder: Path) -> int:
 
 async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, pipe: ParentPipe) -> int:
     door = ("--door", "http") if given.mode == "http" else ("--mode", given.mode, "--transport", given.transport)
-    gateway = await Process.start(
-        folder / "log",
-        *(sys.executable, "-m", "antiphon", "up", "--upstream", upstream, "--listen", "127.0.0.1:0"),
+    settings = folder / "settings.yaml"
+    # Every client has a key of its own, by which its responses are its own; none of them is for the upstream.
+    settings.write_text(f"upstream: {{url: {json.dumps(upstream)}, auth: none}}\n")
+    command = (
+        *(sys.executable, "-m", "antiphon", "up", "--config", str(settings)),
         *("--data", str(folder / "data"), "--log-level", "warning", "--log-format", "json"),
         *("--workers", str(given.workers), *door),
-        pipe=pipe,
     )
+    gateways = [await _Gateway.start(command, folder / "log", pipe)]
     try:
+        if given.restarts:
+            gateways.append(await _Gateway.start(command, folder / "restarted.log", pipe))
         watched = [
             _Watched(cpu.program(pid) if cpu.program(pid).startswith("envoy") else "sidecar", pid)
-            for pid in cpu.children(gateway.pid)
+            for pid in cpu.children(gateways[0].process.pid)
             if cpu.program(pid).startswith("envoy") or {"extproc", "serve"} & set(cpu.command_line(pid)[1:4])
         ]
-        load = await _load(given, gateway.ready, watched)
+        load = await _load(given, gateways, watched)
         problems = [
             *load.wrong,
             *await _left_behind(watched, given.streams),
@@ -434,26 +510,39 @@ async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, p
             *_uploads(folder / "data"),
         ]
     finally:
-        await gateway.stop()
-    if gateway.handle.returncode != 0:
-        problems.append(f"antiphon ended with status {gateway.handle.returncode}")
-    problems += _complaints(folder / "log")
-    _report(given, load, watched, problems)
+        for gateway in gateways:
+            await gateway.process.stop()
+    for gateway in gateways:
+        if gateway.process.handle.returncode != 0:
+            problems.append(f"antiphon ended with status {gateway.process.handle.returncode}")
+    for log in (folder / "log", *folder.glob("restarted.*")):
+        problems += _complaints(log)
+    _report(given, load, gateways, watched, problems)
     return 1 if problems else 0
 
 
-async def _load(given: argparse.Namespace, url: str, watched: list[_Watched]) -> Load:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        load = Load(url, session)
+async def _load(given: argparse.Namespace, gateways: list[_Gateway], watched: list[_Watched]) -> Load:
+    async with contextlib.AsyncExitStack() as open_sessions:
+        connector = await open_sessions.enter_async_context(aiohttp.TCPConnector(limit=0))
+
+        async def client(name: str) -> aiohttp.ClientSession:
+            session = aiohttp.ClientSession(
+                connector=connector, connector_owner=False, headers={"authorization": f"Bearer key-of-{name}"}
+            )
+            return await open_sessions.enter_async_context(session)
+
+        load = Load(gateways[0].url, await client("all"), "all")
         await _count(load, 1)
         for process in watched:
             process.files_before = process.files()
         until = time.monotonic() + given.seconds
+        owners = [replace(load, session=await client(name), owner=name) for name in map(str, range(given.streams))]
         workers = [
-            asyncio.ensure_future(_work(load, until, random.Random(f"{given.seed}-{number}")))
-            for number in range(given.streams)
+            asyncio.ensure_future(_work(owner, gateways, until, random.Random(f"{given.seed}-{owner.owner}")))
+            for owner in owners
         ]
+        if given.restarts:
+            workers.append(asyncio.ensure_future(_restarts(gateways[1], given.restarts, until)))
         while not all(worker.done() for worker in workers):
             for process in watched:
                 process.memory.append(cpu.rss_bytes([process.pid]))
@@ -489,7 +578,7 @@ async def _unfinished(data: Path) -> list[str]:
     left = (
         "SELECT (SELECT count(*) FROM jobs), "
         "(SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress')), "
-        "(SELECT count(*) FROM conversations WHERE locked_by IS NOT NULL)"
+        "(SELECT count(*) FROM conversations WHERE locked_by IS NOT NULL AND locked_until > 1000 * unixepoch())"
     )
     until = time.monotonic() + _SETTLE_SECONDS
     while True:
@@ -511,19 +600,27 @@ def _uploads(data: Path) -> list[str]:
 
 
 def _complaints(log: Path) -> list[str]:
-    """Errors in the log, each kind once."""
+    """Errors in the log, each kind once; of a traceback its last lines."""
     kinds: dict[str, str] = {}
-    for line in log.read_text(errors="replace").splitlines():
-        if '"level": "error"' in line or '"level":"error"' in line or "Traceback" in line:
+    lines = log.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines):
+        if "Traceback" in line:
+            end = next((at for at in range(number + 1, len(lines)) if not lines[at].startswith(" ")), number)
+            kinds.setdefault(lines[end][:80], " | ".join(lines[max(number, end - 8) : end + 1]))
+        elif '"level": "error"' in line or '"level":"error"' in line:
             kinds.setdefault(line[:80], line[:400])
     return [f"log: {line}" for line in kinds.values()]
 
 
-def _report(given: argparse.Namespace, load: Load, watched: list[_Watched], problems: list[str]) -> None:
+def _report(
+    given: argparse.Namespace, load: Load, gateways: list[_Gateway], watched: list[_Watched], problems: list[str]
+) -> None:
     total = sum(load.done.values())
     print(f"{total} jobs in {given.seconds:g} s, {given.streams} at once, {given.mode}, {given.transport}:")
     for name, count in sorted(load.done.items()):
         print(f"  {count:7} {name}")
+    if given.restarts:
+        print(f"  {gateways[1].stops} restarts of one of two gateways, every other by kill -9")
     for process in watched:
         memory = [size / _MIB for size in process.memory]
         print(f"  {process.name}: {memory[0]:.0f} MiB at first, {max(memory):.0f} at most, {memory[-1]:.0f} at the end")
@@ -540,6 +637,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", default="auto", choices=("auto", "relay", "drive", "http"))
     parser.add_argument("--transport", default="http2", choices=("http2", "grpcio"))
     parser.add_argument("--workers", type=int, default=1, help="sidecar processes (default 1)")
+    parser.add_argument(
+        "--restarts", type=float, default=0.0, metavar="SECONDS",
+        help="a second gateway on the same data, which goes down and up again so often",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="which jobs come in which order")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="antiphon-soak-") as folder:
