@@ -140,49 +140,6 @@ SELECT :batch_id, no, :at FROM vector_stores WHERE id = :id AND owner = :owner
 INSERT_BATCH_FILE = (
     "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
 )
-
-_FILE = """
-INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, chunk_overlap,
-                          created_at)
-SELECT (SELECT last FROM file_numbers), no, :file_id, :filename, 'in_progress', :attributes, :chunking, :size, :overlap,
-       :at
-FROM vector_stores WHERE id = :id AND owner = :owner
-ON CONFLICT (store_no, file_id) DO UPDATE SET
-  no = excluded.no, filename = excluded.filename, title = '', status = 'in_progress', error_code = NULL,
-  error_message = NULL, attributes = excluded.attributes, chunking = excluded.chunking,
-  chunk_size = excluded.chunk_size, chunk_overlap = excluded.chunk_overlap, chunks = 0, usage_bytes = 0,
-  embedding_model = NULL, claim = NULL, lease_until = 0, attempts = 0
-"""
-INSERT_ATTRIBUTE = """
-INSERT INTO file_attributes (store_no, key, kind, value, file_no)
-SELECT f.store_no, :key, :kind, :value, f.no FROM vector_files f JOIN vector_stores s ON s.no = f.store_no
-WHERE s.id = :id AND s.owner = :owner AND f.file_id = :file_id
-"""
-DROP_ATTRIBUTES = """
-DELETE FROM file_attributes WHERE file_no IN (
-  SELECT f.no FROM vector_files f JOIN vector_stores s ON s.no = f.store_no
-  WHERE s.id = :id AND s.owner = :owner AND f.file_id = :file_id
-)
-"""
-SET_ATTRIBUTES = """
-UPDATE vector_files SET attributes = :attributes
-WHERE file_id = :file_id AND store_no = (SELECT no FROM vector_stores WHERE id = :id AND owner = :owner)
-"""
-DELETE_FILE = """
-DELETE FROM vector_files
-WHERE file_id = :file_id AND store_no = (SELECT no FROM vector_stores WHERE id = :id AND owner = :owner)
-"""
-DELETE_EVERYWHERE = """
-DELETE FROM vector_files
-WHERE file_id = :file_id AND store_no IN (SELECT no FROM vector_stores WHERE owner = :owner)
-"""
-INSERT_BATCH = """
-INSERT INTO vector_batches (id, store_no, created_at)
-SELECT :batch_id, no, :at FROM vector_stores WHERE id = :id AND owner = :owner
-"""
-INSERT_BATCH_FILE = (
-    "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
-)
 # A file that is added again stays in the batches it was added with.
 KEEP_BATCHES = """
 INSERT INTO kept_batches (batch_id)
