@@ -3,25 +3,26 @@
 Lives here: the commands, their flags, and how an error ends the process. Not here: what a command does (`commands/`);
 commands are imported only when they run, so that `antiphon --help` is quick.
 
-Invariant: what went wrong with settings is one line on standard error and exit status 2; a command's own status
-otherwise.
+Invariant: what is wrong with settings is told on standard error, all of it, a line each, with exit status 2; a
+command's own status otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from antiphon import __version__
-from antiphon.commands.flags import COMMON_FLAGS, SIDECAR_FLAGS, UP_FLAGS
+from antiphon.commands.flags import COMMON_FLAGS, DATA, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.errors import AntiphonError, ConfigError
 
-__all__ = ["main", "make_parser"]
-
-_COMMANDS: dict[str, tuple[str, tuple[dict[str, tuple[tuple[str, ...], str]], ...]]] = {
+_COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
     "up": ("start everything: sidecar processes and Envoy, or the HTTP door", (COMMON_FLAGS, UP_FLAGS)),
     "extproc": ("the sidecar alone: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
     "serve": ("the HTTP door alone", (COMMON_FLAGS,)),
@@ -35,27 +36,48 @@ _COMMANDS: dict[str, tuple[str, tuple[dict[str, tuple[tuple[str, ...], str]], ..
     ),
     "config": ("print the effective settings, secrets redacted", (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS)),
 }
+_EXAMPLES = {
+    "up": "antiphon up --upstream http://127.0.0.1:11434/v1",
+    "extproc": "antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",
+    "serve": "antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",
+    "envoy-config": "antiphon envoy-config --upstream http://vllm:8000/v1 > envoy.yaml",
+    "doctor": "antiphon doctor --upstream http://127.0.0.1:11434/v1 --model llama3.2",
+    "config": "antiphon config --config settings.yaml",
+}
+_MORE = "Everything else is a setting, in --config or in ANTIPHON_… variables: see docs/configuration.md."
+_ADMIN = {
+    "owners": "list the owners, and how much of each kind they have",
+    "export": "write everything of one owner to standard output, one JSON object a line",
+    "delete-owner": "delete everything of one owner; without --yes only say what would go",
+    "purge": "delete what is older than retention.* allows, and expired files",
+    "vacuum": "give the space of what was deleted back to the file system",
+    "backup": "write everything that is kept into one archive, while servers run",
+    "restore": "make a data folder from such an archive, where there is none yet",
+    "new-keys": "make new keys for those of the data folder that are lost; without --yes only say what goes with them",
+}
+_OF_AN_OWNER = ("export", "delete-owner")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="antiphon", description="The OpenAI Responses API in front of any Chat Completions server."
-    )
+    parser = _Parser(prog="antiphon", description="The OpenAI Responses API in front of any Chat Completions server.")
     parser.add_argument("--version", action="version", version=f"antiphon {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, groups) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-        for group in groups:
-            for flag, (path, description) in group.items():
-                command.add_argument(flag, dest=".".join(path), help=description)
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"Example: {_EXAMPLES[name]}. {_MORE}",
+        )
+        add_flags(command, *groups)
         if name == "extproc":
             command.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
         if name in ("extproc", "serve"):
             command.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
         if name == "serve":
             command.add_argument("--shared-port", action="store_true", help=argparse.SUPPRESS)
+            command.add_argument("--private-port", help=argparse.SUPPRESS)
         if name == "doctor":
             command.add_argument("--model", help="the model to ask; default: the first that is listed")
             command.add_argument("--key-env", metavar="NAME", help="variable with a client's key, for passthrough")
@@ -64,23 +86,49 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "envoy-config":
             command.add_argument("--snippet", action="store_true", help="only the parts an existing Envoy needs")
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
-    demo.add_argument("--listen", default="127.0.0.1:8081", help="HOST:PORT (port 0: any free port)")
-    admin = commands.add_parser(
-        "admin",
-        help="what is kept, by owner: list, export, delete; purge what is too old; give space back",
-        description="Works on the data folder, whether or not a server is using it.",
+    demo.add_argument(
+        "--listen",
+        default="127.0.0.1:8081",
+        metavar="HOST:PORT",
+        help="where it listens (port 0: any free port); default: %(default)s",
     )
-    admin.add_argument("action", choices=("owners", "export", "delete-owner", "purge", "vacuum"))
-    admin.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-    admin.add_argument("--data", dest="data", help=COMMON_FLAGS["--data"][1])
-    admin.add_argument("--owner", help="the owner, as 'owners' lists it")
-    admin.add_argument("--token-env", metavar="NAME", help="variable with the owner's bearer token")
-    admin.add_argument("--files", type=Path, metavar="FOLDER", help="export: also write the files' contents there")
-    admin.add_argument("--yes", action="store_true", help="delete-owner: do it; without it only say what would go")
+    _add_admin(commands)
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
     check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
     return parser
+
+
+def _add_admin(commands: Any) -> None:
+    text = "what is kept, by owner: list, export, delete; purge what is too old; give space back; backup, restore"
+    admin = commands.add_parser("admin", help=text, description=f"{text}. Works whether or not a server runs.")
+    actions = admin.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, said in _ADMIN.items():
+        action = actions.add_parser(name, help=said, description=said)
+        add_flags(action, {"--data": DATA})
+        if name in _OF_AN_OWNER:
+            action.add_argument("--owner", help="the owner, as 'owners' lists it")
+            action.add_argument("--token-env", metavar="NAME", help="variable with the owner's bearer token")
+        if name == "export":
+            action.add_argument("--files", type=Path, metavar="FOLDER", help="also write the files' contents there")
+        if name == "backup":
+            action.add_argument("--to", type=Path, metavar="FILE", dest="target", help="the archive to write")
+            action.add_argument("--without-keys", action="store_true", help="leave out the keys of the data folder")
+        if name == "restore":
+            action.add_argument("--from", type=Path, metavar="FILE", dest="source", help="the archive to read")
+        if name in ("delete-owner", "new-keys"):
+            action.add_argument("--yes", action="store_true", help="do it")
+
+
+class _Parser(argparse.ArgumentParser):
+    """What a command does not know is told with that command's usage, not with that of them all."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        # Those of a command come to nobody else.
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = import_module(f"antiphon.commands.{parsed.command.replace('-', '_')}")
     try:
         status = module.run(parsed)
+        sys.stdout.flush()
     except ConfigError as error:
         print(f"antiphon: {error}", file=sys.stderr)
         return 2
@@ -97,4 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still held back must not fail when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return int(status)

@@ -35,12 +35,10 @@ from typing import Any
 
 from aiohttp import web
 
-__all__ = ["MODELS", "DemoError", "Reply", "chunks", "completion", "make_app", "reply"]
-
 MODELS = ("demo", "demo-reasoner")
 
 _CREATED = 1_700_000_000
-_MOST_COUNTED = 10_000
+_MAX_COUNTED = 10_000
 _BODY_BYTES = 64 << 20
 _PLACE = re.compile(r"(?:\bin|\band|\bor|\bfor|,)\s+([A-Z][\w'-]*(?:\s[A-Z][\w'-]*)*)")
 _WORD = re.compile(r"\s*\S+\s*?(?=\s|$)")
@@ -94,9 +92,9 @@ def reply(request: Object) -> Reply:
         plan = f"I call {len(calls)} tool(s)." if calls else "I answer from the script."
         reasoning = f"The last message has {len(_words(_text(messages[-1])))} words. {plan}"
     finish_reason = "tool_calls" if calls else "stop"
-    most = request.get("max_completion_tokens") or request.get("max_tokens")
-    if isinstance(most, int) and not calls and len(_words(text)) > most:
-        text, finish_reason = "".join(_words(text)[:most]), "length"
+    limit = request.get("max_completion_tokens") or request.get("max_tokens")
+    if isinstance(limit, int) and not calls and len(_words(text)) > limit:
+        text, finish_reason = "".join(_words(text)[:limit]), "length"
     return Reply(
         id=f"chatcmpl-demo-{key}",
         model=model,
@@ -127,7 +125,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
     if calls:
         return "", calls, False
     if number := re.search(r"\bcount to (\d+)\b", last, re.IGNORECASE):
-        return " ".join(str(n) for n in range(1, min(int(number[1]), _MOST_COUNTED) + 1)), (), False
+        return " ".join(str(n) for n in range(1, min(int(number[1]), _MAX_COUNTED) + 1)), (), False
     if re.search(r"\binstructions\b", last, re.IGNORECASE):
         told = [_text(message) for message in messages if message.get("role") in ("system", "developer")]
         return ("My instructions: " + " ".join(told)) if told else "I have no instructions.", (), False

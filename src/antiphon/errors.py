@@ -1,8 +1,8 @@
 """The exception tree, and the one place that knows OpenAI's error object.
 
-Lives here: every exception that Antiphon raises on purpose, each with the HTTP status, `type`, `code` and
-`param` a client gets. Not here: how an upstream's error is mapped (`translation/upstream_errors.py`) and how an
-error is written to a socket (the doors).
+Lives here: every exception that a client may come to see, each with the HTTP status, `type`, `code` and `param` it
+gets, and the words for what is wrong with a parameter. Not here: exceptions that the package which raises them catches,
+how an upstream's error is mapped (`translation/upstream_errors.py`), how an error is written to a socket (the doors).
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and no
 message ever holds a secret or an upstream credential.
@@ -18,6 +18,9 @@ message ever holds a secret or an upstream credential.
     │   ├── ConversationLocked   409
     │   ├── VersionConflict      409
     │   ├── RequestTooLarge      413
+    │   │   └── HistoryTooLarge  what a request refers to is over the limit of bytes
+    │   ├── OwnerFull            429, an owner has stored as much as one may
+    │   ├── NoRoom               503, or 429 for an owner: the requests in flight take all there is
     │   ├── InternalError        500
     │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
     │   ├── Unavailable          503
@@ -29,28 +32,11 @@ message ever holds a secret or an upstream credential.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-__all__ = [
-    "AntiphonError",
-    "ApiError",
-    "ChainTooLong",
-    "ConfigError",
-    "ConversationLocked",
-    "ConversationTooLong",
-    "ExchangeStateError",
-    "InternalError",
-    "InvalidRequest",
-    "MethodNotAllowed",
-    "NotFound",
-    "RequestTooLarge",
-    "StoreError",
-    "Unauthorized",
-    "Unavailable",
-    "UpstreamFailed",
-    "UpstreamTimedOut",
-    "VersionConflict",
-]
+StoreReason = Literal["failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy"]
 
 
 class AntiphonError(Exception):
@@ -61,7 +47,8 @@ class ApiError(AntiphonError):
     """An error a client sees.
 
     `status` is the HTTP status, `type`, `param` and `code` the fields of OpenAI's error object, `message` tells
-    the user what to do, `headers` go out with the answer (for example `retry-after`).
+    the user what to do, `headers` go out with the answer (for example `retry-after`). `cause` and `operation` are for
+    the log alone: what went wrong inside, and while doing what.
     """
 
     status = 500
@@ -82,6 +69,8 @@ class ApiError(AntiphonError):
         self.param = param
         self.code = code
         self.headers = headers
+        self.cause = ""
+        self.operation = ""
         if status is not None:
             self.status = status
         if type is not None:
@@ -102,11 +91,11 @@ class InvalidRequest(ApiError):
 
 
 class ChainTooLong(InvalidRequest):
-    """The history behind a `previous_response_id` holds more than `most` items; none of it was read."""
+    """The history behind a `previous_response_id` holds more than `limit` items; none of it was read."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The conversation behind this previous_response_id holds more than {most} items, the most this server "
+            f"The conversation behind this previous_response_id holds more than {limit} items, the most this server "
             "continues. Start a new conversation.",
             param="previous_response_id",
             code="context_too_long",
@@ -114,11 +103,11 @@ class ChainTooLong(InvalidRequest):
 
 
 class ConversationTooLong(InvalidRequest):
-    """A conversation holds more than `most` items; a response cannot take them all."""
+    """A conversation holds more than `limit` items; a response cannot take them all."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The conversation holds more than {most} items, the most this server continues. "
+            f"The conversation holds more than {limit} items, the most this server continues. "
             "Delete some of its items, or start a new conversation.",
             param="conversation",
             code="context_too_long",
@@ -172,6 +161,50 @@ class RequestTooLarge(ApiError):
     type = "invalid_request_error"
 
 
+class HistoryTooLarge(RequestTooLarge):
+    """What a request refers to takes more than `limit` bytes; none of it was read."""
+
+    def __init__(self, limit: int, param: str) -> None:
+        brought = {"previous_response_id": "The history behind this previous_response_id"}.get(
+            param, "The conversation" if param == "conversation" else "What the input refers to by its id"
+        )
+        super().__init__(
+            f"{brought} takes more than {limit} bytes, the most that one request brings to the model "
+            "('limits.history_bytes'). Start a new conversation, or leave large items out.",
+            param=param,
+            code="history_too_large",
+        )
+
+
+class OwnerFull(ApiError):
+    """An owner has stored as much as one may: a 429 as for any quota, with the code that is no reason to try again."""
+
+    status = 429
+    type = "insufficient_quota"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The stored responses and conversations take as much as this server keeps for one owner ({limit} bytes, "
+            "'limits.owner_bytes'). Delete some, or send 'store': false.",
+            code="storage_limit_exceeded",
+            headers=(("x-should-retry", "false"),),
+        )
+
+
+class NoRoom(ApiError):
+    """What is in flight takes all that `setting` allows, to the whole process or (`of_owner`) to one owner; another
+    moment will do. These come in floods, so they are counted and told together (`observability/refusals.py`)."""
+
+    status = 503
+
+    def __init__(self, message: str, setting: str, *, of_owner: bool = False) -> None:
+        super().__init__(message, code="overloaded", headers=(("retry-after", "1"),))
+        self.setting = setting
+        self.of_owner = of_owner
+        if of_owner:
+            self.status, self.type, self.code = 429, "rate_limit_exceeded", "rate_limit_exceeded"
+
+
 class InternalError(ApiError):
     status = 500
     type = "server_error"
@@ -192,8 +225,102 @@ class UpstreamTimedOut(ApiError):
     type = "server_error"
 
 
+# What is wrong with a parameter, in OpenAI's words: each names the parameter, as a path (`tools[0].name`), and has the
+# code that goes with the words.
+
+
+def missing_parameter(name: str) -> InvalidRequest:
+    """It must be there."""
+    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
+def unknown_parameter(name: str, advice: str = "") -> InvalidRequest:
+    """There is none of this name; `advice` is a sentence."""
+    return InvalidRequest(
+        f"Unknown parameter: '{name}'.{advice and ' ' + advice}", param=name, code="unknown_parameter"
+    )
+
+
+def unsupported_parameter(message: str, name: str | None = None) -> InvalidRequest:
+    """It, or this value of it, cannot be had here; the message says what to do instead."""
+    return InvalidRequest(message, param=name, code="unsupported_parameter")
+
+
+def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
+    """Something is wrong with it; `problem` is a sentence without its end."""
+    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
+
+
+def invalid_value(name: str, advice: str) -> InvalidRequest:
+    """It is none of the values that it may be; `advice` is a sentence without its end."""
+    return InvalidRequest(f"Invalid value for '{name}': {advice}.", param=name, code="invalid_value")
+
+
+def invalid_type(name: str, problem: str) -> InvalidRequest:
+    """It is of another type; `problem` ("expected a string") is a sentence without its end."""
+    return InvalidRequest(f"Invalid type for '{name}': {problem}.", param=name, code="invalid_type")
+
+
+def array_too_long(name: str, limit: int, length: int | None = None) -> InvalidRequest:
+    """It has more than `limit` elements; `length`, where that is told."""
+    problem = f"array too long. Expected an array with maximum length {limit}"
+    if length is not None:
+        problem += f", but got an array with length {length} instead"
+    return invalid_parameter(name, problem, "array_above_max_length")
+
+
+def string_too_long(name: str, limit: int, length: int) -> InvalidRequest:
+    """It has `length` characters, more than `limit`."""
+    problem = f"string too long. Expected a string with maximum length {limit}, but got a string with length {length}"
+    return invalid_parameter(name, f"{problem} instead", "string_above_max_length")
+
+
+def unknown_cursor(name: str, where: str) -> InvalidRequest:
+    """A page begins or ends (`name`: after, before) at what is not there; `where`: "There is no file with this id"."""
+    return InvalidRequest(f"{where}: '{name}'.", param=name)
+
+
 class StoreError(AntiphonError):
-    """The store could not do what was asked; the cause is chained, the message holds no stored content."""
+    """The store could not do what was asked; the cause is chained, the message holds no stored content.
+
+    The message is for the log. `reason` is what others may know of it: `words` says it to clients and in `/ready`.
+    `unknown`: the write may yet take effect; all others certainly had none.
+    """
+
+    def __init__(self, message: str, *, reason: StoreReason = "failed", setting: str = "") -> None:
+        """`setting`: the limit that was reached, when one was."""
+        super().__init__(message)
+        self.reason: StoreReason = reason
+        self.setting = setting
+
+    @property
+    def words(self) -> str:
+        """Why, without a name of a file or a table."""
+        return _STORE_FAILURES[self.reason][2]
+
+
+_STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
+    "failed": (500, "storage_failed", "the store does not work"),
+    "damaged": (500, "storage_failed", "the database is damaged"),
+    # RFC 4918; clients try again after it as after any 5xx, and whoever looks at the status sees what is to be done.
+    "full": (507, "insufficient_storage", "the server's disk is full"),
+    "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
+    "unknown": (503, "storage_timed_out", "the disk does not say whether it has written"),
+    "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
+    "locked": (503, "storage_locked", "another process keeps the database locked"),
+    "read_only": (503, "storage_read_only", "the database cannot be written to"),
+    "busy": (503, "overloaded", "too many writes are waiting"),
+}
+
+
+def store_refusal(error: StoreError, what: str) -> ApiError:
+    """What a client is told: `what` could not be done, and why, in words; the log has the rest."""
+    status, code, words = _STORE_FAILURES[error.reason]
+    limit = f" ('{error.setting}')" if error.setting else ""
+    message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
+    refused = InternalError(message, status=status, code=code)
+    refused.cause = str(error)
+    return refused
 
 
 class ConfigError(AntiphonError):

@@ -12,8 +12,6 @@ import os
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "IdFactory", "is_id", "is_name", "new_id", "now"]
-
 IdFactory = Callable[[str], str]
 """`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
 

@@ -1,7 +1,8 @@
 """What must not stand in a text that goes to a client, although an upstream wrote it.
 
 Lives here: the shapes of credentials, of account ids, of internal addresses and file paths, and of stack traces. Not
-here: which texts are passed on at all (`translation/upstream_errors.py`).
+here: secrets that are known exactly (`known_secrets.py`), which texts are passed on at all
+(`translation/upstream_errors.py`).
 
 A message is not understood here, only searched: what looks like a secret goes, even if it is none. What helps a user
 (model names, parameter names, numbers, public URLs without their query) stays.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["redacted"]
+from antiphon.known_secrets import KnownSecrets, without
 
 _GONE = "[redacted]"
 _END = r"[A-Za-z0-9_\-*.…]"
@@ -85,10 +86,10 @@ _IN_ORDER = (
 )
 
 
-def redacted(text: str, most: int) -> str:
-    """The text without secrets and internals, on one line, at most `most` characters."""
+def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:
+    """The text without secrets and internals, on one line, at most `limit` characters; `secrets` are known exactly."""
     # Twice as much is searched as is kept, so that nothing half cut off stands at the end.
-    text = text[: 2 * most]
+    text = without(text[: 2 * limit], secrets)
     trace = _TRACE.search(text)
     if trace is not None:
         text = text[: trace.start()]
@@ -96,4 +97,4 @@ def redacted(text: str, most: int) -> str:
     for pattern, instead in _IN_ORDER:
         text = pattern.sub(instead, text)
     text = text.strip()
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,13 +1,13 @@
 """Sealed texts: what a client carries for us between requests and can neither read nor change.
 
 Lives here: the form of a sealed text, its keys and their rotation. Not here: what is sealed (reasoning, compactions:
-the exchange), and where keys come from (`app.py`, `local_keys.py`).
+the exchange), and where keys come from (`app/build.py`, `local_keys.py`).
 
 Form: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
 Version, key id, owner and kind are associated data: a text opens only for the owner and the use it was made for.
 
 Invariants: whatever is not exactly a text sealed with one of our keys, for this owner and kind, is one and the same
-`InvalidRequest` (nobody learns which part was wrong); opening never makes more than `most_bytes`.
+`InvalidRequest` (nobody learns which part was wrong); opening never makes more than `max_bytes`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ if TYPE_CHECKING:
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["Sealer"]
-
 _PREFIX = "as1_"
 _KEY_ID = 4
 _NONCE = 12
 _TAG = 16
-_MOST = 1 << 28
+_MAX_PAYLOAD = 1 << 28
 
 
 class Sealer:
     """Seals with the first secret, opens with all.
 
     `secrets` are texts or random bytes of any length (at least one; hashed to key size). `random_bytes` gives the
-    nonces: with random ones a key is good for 2**32 texts. `most_bytes` bounds a payload.
+    nonces: with random ones a key is good for 2**32 texts. `max_bytes` bounds a payload.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class Sealer:
         secrets: Sequence[bytes],
         *,
         random_bytes: Callable[[int], bytes] = os.urandom,
-        most_bytes: int = _MOST,
+        max_bytes: int = _MAX_PAYLOAD,
     ) -> None:
         if not secrets:
             raise ValueError("a sealer needs a key")
@@ -58,11 +56,11 @@ class Sealer:
         for key in keys:
             self._keys.setdefault(key.id, []).append(key)
         self._random_bytes = random_bytes
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
 
     def seal(self, owner: str, kind: str, payload: bytes) -> str:
-        """The payload as a text for this owner and use. Raises `ValueError` when it is over `most_bytes`."""
-        if len(payload) > self._most_bytes:
+        """The payload as a text for this owner and use. Raises `ValueError` when it is over `max_bytes`."""
+        if len(payload) > self._max_bytes:
             raise ValueError("the payload is too large to be sealed")
         key = self._first
         nonce = self._random_bytes(_NONCE)
@@ -95,7 +93,7 @@ class Sealer:
                 packed = key.cipher.decrypt(nonce, closed, _associated(key_id, owner, kind))
             except InvalidTag:
                 continue
-            return _unpacked(packed, self._most_bytes)
+            return _unpacked(packed, self._max_bytes)
         return None
 
 
@@ -132,13 +130,13 @@ def _decoded(text: str) -> bytes | None:
     return blob
 
 
-def _unpacked(packed: bytes, most: int) -> bytes | None:
+def _unpacked(packed: bytes, limit: int) -> bytes | None:
     """Decompressed; None when it is no zlib stream, not whole, or over the limit."""
     stream = zlib.decompressobj()
     try:
-        payload = stream.decompress(packed, most + 1)
+        payload = stream.decompress(packed, limit + 1)
     except zlib.error:
         return None
-    if len(payload) > most or not stream.eof or stream.unused_data:
+    if len(payload) > limit or not stream.eof or stream.unused_data:
         return None
     return payload

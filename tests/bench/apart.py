@@ -27,8 +27,6 @@ from tests.bench.rounds import BURST, say
 from tests.bench.stall import longest_turns
 from tests.bench.variants import CHAT, Process, Variant, start_variant
 
-__all__ = ["Apart", "measure_apart"]
-
 Apart = dict[str, dict[str, Values]]
 """By section (`start`, `turns`, `workers`, `generators`), row and figure."""
 

@@ -26,14 +26,13 @@ from typing import Any
 
 import orjson
 
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+
 # Only what every revision has: another one runs these lines too.
-from antiphon.engine.actions import RequestHead, SaveResponse
-from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.actions import RequestHead, SaveResponse
 from antiphon.errors import ExchangeStateError
 from antiphon.translation.profiles import PROFILES
 from tests.support.fixed import SequentialIds, fixed_clock
-
-__all__ = ["large_requests", "main"]
 
 _ROOT = Path(__file__).parents[2]
 _CHUNKS = 400
@@ -212,8 +211,8 @@ def _time_splice(bodies: Sequence[bytes]) -> float:
 
 def _completion(size: int) -> bytes:
     message = {"role": "assistant", "content": 'Some "text".\n' * (size // 13), "refusal": None}
-    answer = {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}
-    answer["choices"][0]["finish_reason"] = "stop"  # type: ignore[index]
+    answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+    answer["choices"][0]["finish_reason"] = "stop"
     answer["usage"] = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
     return json.dumps(answer).encode()
 

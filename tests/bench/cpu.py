@@ -12,8 +12,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["anonymous_bytes", "busy_seconds", "children", "command_line", "cpu_seconds", "program", "rss_bytes"]
-
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -18,8 +18,6 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.server import TransportName, open_transport
 from antiphon.doors.extproc.transport import MessageStream
 
-__all__ = ["Echo", "main"]
-
 
 def _echo(message: bytes) -> bytes:
     received = wire.decode(message)

@@ -29,8 +29,6 @@ from tests.bench import cpu
 from tests.support.gateway import start_gateway
 from tests.support.memory import forget_peak, peak
 
-__all__ = ["main"]
-
 _PIECE = 1 << 20
 _HEADERS = {"authorization": "Bearer bench"}
 _AT_ONCE = 4

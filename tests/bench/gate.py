@@ -22,18 +22,17 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
-from antiphon.app import App, build
-from antiphon.commands.process import keep_what_there_is
-from antiphon.config import Settings
+from antiphon.app.build import App, build
+from antiphon.commands.collecting import keep_what_there_is
+from antiphon.config.limits import LimitSettings
+from antiphon.config.settings import Settings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.relay import RelayTimeouts
-from antiphon.doors.extproc.stream import StreamOptions, serve_stream
+from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import StreamClosed
 from antiphon.observability.logs import configure
 from tests.bench.echo import Echo
 from tests.bench.upstream import completion, stream_events
-
-__all__ = ["main"]
 
 _CHUNKS = 400
 _STREAMS = 12
@@ -53,7 +52,7 @@ class _Messages:
     messages: list[bytes]
     at: int = 0
     sent: int = 0
-    bytes: int = 0
+    size: int = 0
     last: bytes = field(default=b"", repr=False)
 
     async def receive(self) -> bytes | None:
@@ -62,11 +61,14 @@ class _Messages:
         self.at += 1
         return self.messages[self.at - 1]
 
+    async def begin(self) -> None:
+        pass
+
     async def send(self, message: bytes) -> None:
         if self.at > len(self.messages):
             raise StreamClosed("gone")
         self.sent += 1
-        self.bytes += len(message)
+        self.size += len(message)
         self.last = message
 
 
@@ -114,7 +116,7 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
 class _Paths:
     def __init__(self, app: App) -> None:
         self._context = app.context
-        self._options = StreamOptions(always_drive=False, timeouts=RelayTimeouts())
+        self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
         stream = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
         short = b'{"model":"m","input":"Say something.","store":false}'
         self._stream = _conversation(stream, (("content-type", "text/event-stream"),), stream_events(_CHUNKS))
@@ -123,7 +125,7 @@ class _Paths:
     async def relay(self, messages: list[bytes], events: int) -> None:
         stream = _Messages(messages)
         await serve_stream(self._context, stream, self._options)
-        if stream.sent < events or len(stream.last) > 4096 + stream.bytes // 2:
+        if stream.sent < events or len(stream.last) > 4096 + stream.size // 2:
             raise SystemExit(f"bench: the relay sent {stream.sent} messages")
 
     async def echo(self, messages: list[bytes], events: int) -> None:

@@ -24,6 +24,8 @@ from typing import Any
 
 import aiohttp
 
+from antiphon.app.keys import OWNER_KEY, SEALING_KEY
+from antiphon.local_keys import local_key
 from antiphon.stores import SESSIONS_FILE, open_stores
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import start_gateway
@@ -35,6 +37,8 @@ _PER_CHAIN = 10
 
 async def fill(data: Path, responses: int) -> None:
     """Put so many responses into the database, in chains of ten, two items each, of a thousand owners."""
+    for name in (OWNER_KEY, SEALING_KEY):
+        local_key(data, name)  # as a server would have made them before its first row
     stores = await open_stores(data, chain_items=50_000)
     await stores.aclose()
     database = sqlite3.connect(data / SESSIONS_FILE)

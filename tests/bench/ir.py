@@ -25,15 +25,12 @@ from pathlib import Path
 
 import structlog
 
-from antiphon.engine.indexing import Embedder
-from antiphon.search.ingest import IngestOptions
-from antiphon.search.readers import ReadLimits
+from antiphon.config.state import EmbeddingSettings, VectorStoreSettings
+from antiphon.engine.ports.indexing import Embedder
 from antiphon.types.search import Ranking
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.embeddings import HttpEmbedder
-from tests.support.knowledge import ALICE, KnowledgeSetup, open_knowledge_setup
-
-__all__ = ["main"]
+from tests.support.vector_stores import ALICE, VectorStoreSetup, open_vector_store_setup
 
 _DEPTH = 100
 Judgements = dict[str, dict[str, float]]
@@ -65,7 +62,7 @@ def recall(ranked: Sequence[str], judged: dict[str, float], depth: int) -> float
 
 
 async def _measure(
-    setup: KnowledgeSetup, store_id: str, queries: list[dict[str, str]], judgements: Judgements, ranking: Ranking
+    setup: VectorStoreSetup, store_id: str, queries: list[dict[str, str]], judgements: Judgements, ranking: Ranking
 ) -> tuple[float, float, float, float]:
     sums = [0.0, 0.0, 0.0]
     asked = [query for query in queries if query["_id"] in judgements]
@@ -87,8 +84,8 @@ async def _run(folder: Path, embedder: Embedder | None) -> None:
     corpus, queries = _lines(folder / "corpus.jsonl"), _lines(folder / "queries.jsonl")
     judgements = _judgements(folder / "qrels.tsv")
     with tempfile.TemporaryDirectory() as data:
-        async with open_knowledge_setup(
-            Path(data), embedder=embedder, options=IngestOptions(files=2), limits=ReadLimits(), matrix_bytes=1 << 30
+        async with open_vector_store_setup(
+            Path(data), embedder=embedder, limits=VectorStoreSettings(), matrix_bytes=1 << 30
         ) as setup:
             store_id = (await setup.ask("POST", "", {"name": folder.name}))["id"]
             ids = []
@@ -123,7 +120,7 @@ def main() -> int:
     embedder = None
     if options.embeddings:
         upstream = HttpUpstream(UpstreamTarget(options.embeddings), head_seconds=300.0)
-        embedder = HttpEmbedder(upstream, options.model, seconds=300.0, batch=32)
+        embedder = HttpEmbedder(upstream, EmbeddingSettings(model=options.model, seconds=300.0, batch=32))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     asyncio.run(_run(options.folder, embedder))
     return 0

@@ -22,8 +22,6 @@ from typing import Any, TypedDict, cast
 
 import uvloop
 
-__all__ = ["Job", "main"]
-
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _STAMP = re.compile(rb"@(\d{6,20})@")
 _LAST = b"\r\n0\r\n\r\n"

@@ -24,8 +24,6 @@ from tests.bench import cpu
 from tests.bench.rounds import say
 from tests.bench.variants import RESPONSES, Process, Protocol, Variant
 
-__all__ = ["LITELLM_VERSION", "start_peer"]
-
 # 1.107.0 is reported to be compromised.
 LITELLM_VERSION = "1.106.2"
 _FOLDER = Path(__file__).parents[2] / ".peers" / "litellm"

@@ -19,8 +19,6 @@ from matplotlib.axes import Axes
 
 from tests.bench.report import Result
 
-__all__ = ["draw"]
-
 _NAMES = {
     "envoy": "Envoy alone",
     "echo": "no-op ext_proc",

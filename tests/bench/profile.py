@@ -20,8 +20,6 @@ from antiphon.commands.children import ParentPipe
 from tests.bench.load import Job
 from tests.bench.variants import Process, start_variant
 
-__all__ = ["main"]
-
 _WARM_SECONDS = 1.0
 
 

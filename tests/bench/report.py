@@ -12,8 +12,6 @@ from typing import Any, TypedDict
 
 from tests.bench.variants import LABELS
 
-__all__ = ["Result", "Values", "tables"]
-
 Values = dict[str, float]
 
 _TAILS = ("first_event_p999", "under_way_p999")
@@ -44,6 +42,7 @@ def tables(result: Result) -> str:
         f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores",
         _latency(result),
         _rates(result, streams),
+        _waits(result, streams),
         _others(result),
         _ratios(result, streams),
         *_apart(result),
@@ -113,6 +112,21 @@ def _rates(result: Result, streams: list[int]) -> str:
     keys = [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams] + ["saturated"]
     return _table(
         head, ([_label(name), *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
+    )
+
+
+def _waits(result: Result, streams: list[int]) -> str:
+    """That a request takes its turn: the slowest beside the usual ones."""
+    head = ["small JSON requests, ms, p50 / p99", *(f"{number} at once" for number in streams)]
+    return _table(
+        head,
+        (
+            [
+                _label(name),
+                *(_pair(values, f"whole_{number}_p50", f"whole_{number}_p99", 1000, 1) for number in streams),
+            ]
+            for name, values in result["median"].items()
+        ),
     )
 
 

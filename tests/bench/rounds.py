@@ -21,8 +21,6 @@ from tests.bench.load import Job
 from tests.bench.report import Values
 from tests.bench.variants import Process, Variant
 
-__all__ = ["BURST", "PACED_STREAMS", "Bench", "say"]
-
 BURST = 100
 PACED_STREAMS = 8
 _GRACE = 3.0
@@ -139,6 +137,7 @@ class Bench:
         """Small requests, answers in JSON."""
         answer = await self._job(variant, "json", 0, streams, cost=cost)
         values[f"requests_{streams}"] = answer["requests_per_second"]
+        _latency(values, f"whole_{streams}", answer, "whole")
 
     async def _stored(self, variant: Variant, values: Values) -> None:
         """The same, stored; and behind a history."""

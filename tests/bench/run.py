@@ -37,8 +37,6 @@ from tests.bench.rounds import BURST, PACED_STREAMS, Bench, say
 from tests.bench.targets import judge, targets_table
 from tests.bench.variants import LABELS, Process, start_variant
 
-__all__ = ["main"]
-
 _DESCRIPTORS = 65_536
 
 

@@ -24,18 +24,15 @@ from pathlib import Path
 
 import structlog
 
-from antiphon.engine.indexing import Chunk
-from antiphon.engine.knowledge import NewFile
-from antiphon.numbers import np
+from antiphon.config.state import VectorStoreSettings
+from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.search.dense import DenseSearch
-from antiphon.search.ingest import IngestOptions
-from antiphon.search.readers import ReadLimits
-from antiphon.search.searcher import KnowledgeSearcher
-from antiphon.stores.knowledge import KnowledgeStores, open_knowledge
+from antiphon.search.searcher import VectorStoreSearcher
+from antiphon.single_threaded_numpy import np
+from antiphon.stores.vector_database import VectorDatabase, open_vector_database
 from antiphon.types.search import Filter, Ranking
-from tests.support.knowledge import ALICE, open_knowledge_setup
-
-__all__ = ["main"]
+from tests.support.vector_stores import ALICE, open_vector_store_setup
 
 _WORDS = 60_000
 _CHUNK_WORDS = 220
@@ -81,7 +78,7 @@ def _vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
     return lambda count: " ".join(words[place] for place in np.searchsorted(ends, chooser.random(count)))
 
 
-async def _fill(knowledge: KnowledgeStores, store_id: str, chunks: int, vectors: _Random) -> float:
+async def _fill(database: VectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
     """Write so many chunks; seconds, without the time to make them up."""
     text = _vocabulary(1)
     files = chunks // _CHUNKS_PER_FILE
@@ -92,20 +89,20 @@ async def _fill(knowledge: KnowledgeStores, store_id: str, chunks: int, vectors:
             for number in range(start, min(start + 500, files))
         ]
         begun = time.perf_counter()
-        await knowledge.stores.add_files(ALICE, store_id, new)
-        jobs = await knowledge.ingestion.claim([f"c{start}-{n}" for n in range(len(new))], at=2e9, until=3e9)
+        await database.stores.add_files(ALICE, store_id, new)
+        jobs = await database.ingestion.claim([f"c{start}-{n}" for n in range(len(new))], 1e9)
         spent += time.perf_counter() - begun
         for job in jobs:
             pieces = [Chunk(text(_CHUNK_WORDS), _CHUNK_WORDS, vector) for vector in vectors.make(_CHUNKS_PER_FILE)]
             begun = time.perf_counter()
-            await knowledge.ingestion.append(job, 0, Path(job.filename).stem, pieces)
-            await knowledge.ingestion.complete(job, chunks=len(pieces), usage_bytes=0, model=vectors.model)
+            await database.ingestion.append(job, 0, Path(job.filename).stem, pieces)
+            await database.ingestion.complete(job, chunks=len(pieces), usage_bytes=0, model=vectors.model)
             spent += time.perf_counter() - begun
     return spent
 
 
 async def _times(
-    searcher: KnowledgeSearcher, store_id: str, ranking: Ranking, filters: Filter | None
+    searcher: VectorStoreSearcher, store_id: str, ranking: Ranking, filters: Filter | None
 ) -> tuple[list[float], float]:
     """Milliseconds of each search, sorted; and processor time per search."""
     text = _vocabulary(2, first=_STOP_WORDS)
@@ -129,17 +126,17 @@ def _memory() -> int:
 async def _measure(chunks: int, width: int) -> None:
     vectors = _Random(width, 3)
     with tempfile.TemporaryDirectory() as folder:
-        knowledge = await open_knowledge(Path(folder))
+        database = await open_vector_database(Path(folder))
         store = "vs_" + "1" * 48
-        await knowledge.stores.create(ALICE, store, name=None, description=None, metadata=b"{}", expires_days=None)
-        seconds = await _fill(knowledge, store, chunks, vectors)
-        await knowledge.aclose()
+        await database.stores.create(ALICE, store, name=None, description=None, metadata=b"{}", expires_days=None)
+        seconds = await _fill(database, store, chunks, vectors)
+        await database.aclose()
         before = _memory()
         begun = time.perf_counter()
-        knowledge = await open_knowledge(Path(folder))
+        database = await open_vector_database(Path(folder))
         opened = (time.perf_counter() - begun) * 1000
-        dense = DenseSearch(knowledge.index, 4 << 30)
-        searcher = KnowledgeSearcher(knowledge.index, embedder=vectors, dense=dense)
+        dense = DenseSearch(database.index, 4 << 30)
+        searcher = VectorStoreSearcher(database.index, embedder=vectors, dense=dense)
         begun = time.perf_counter()
         await searcher.search(ALICE, [store], ["anything at all"])
         first = (time.perf_counter() - begun) * 1000
@@ -162,16 +159,14 @@ async def _measure(chunks: int, width: int) -> None:
             times, used = await _times(searcher, store, ranking, filters)
             p99 = times[int(len(times) * 0.99) - 1]
             print(f"{name:28} {times[len(times) // 2]:6.1f} {p99:8.1f} {used:9.1f}", flush=True)
-        await knowledge.aclose()
+        await database.aclose()
 
 
 async def _ingest(megabytes: int) -> None:
     """Text files of 1 MB the whole way."""
     text = _vocabulary(4)
     with tempfile.TemporaryDirectory() as folder:
-        async with open_knowledge_setup(
-            Path(folder), options=IngestOptions(files=2), limits=ReadLimits(), start=False
-        ) as setup:
+        async with open_vector_store_setup(Path(folder), limits=VectorStoreSettings(), start=False) as setup:
             store_id = (await setup.ask("POST", "", {}))["id"]
             ids, size = [], 0
             for number in range(megabytes):
@@ -183,7 +178,7 @@ async def _ingest(megabytes: int) -> None:
             setup.ingester.start()
             await setup.ingested(store_id, seconds=3_600)
             seconds = time.perf_counter() - begun
-            ((chunks,),) = await setup.knowledge.readers.fetch("SELECT count(*) FROM chunks", {})
+            ((chunks,),) = await setup.database.readers.fetch("SELECT count(*) FROM chunks", {})
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"ingestion: {size / 1e6:.0f} MB of text, {chunks:,} chunks of 800/400 tokens in {seconds:.1f} s: "

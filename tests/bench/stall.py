@@ -20,16 +20,15 @@ import time
 from pathlib import Path
 from typing import cast
 
-from antiphon.app import build
-from antiphon.commands.process import keep_what_there_is, run_loop
-from antiphon.config import Settings
+from antiphon.app.build import build
+from antiphon.commands.collecting import collect_by_time, keep_what_there_is
+from antiphon.commands.process import run_loop
+from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor, TransportName
 from antiphon.observability.logs import configure
 from tests.bench.core import large_requests
 from tests.bench.variants import Process
 from tests.support.fake_envoy import FakeEnvoy
-
-__all__ = ["longest_turns"]
 
 _TICK = 0.0005
 _IDLE_SECONDS = 0.3
@@ -93,6 +92,7 @@ async def _serve(folder: Path, transport: TransportName) -> int:
     loop = asyncio.get_running_loop()
     clock = _Clock(loop)
     keep_what_there_is()
+    collect_by_time(loop.call_later)
     print("ready: 0", flush=True)
     # The parent holds the other end: its end is ours.
     while line := await loop.run_in_executor(None, sys.stdin.readline):

@@ -26,8 +26,6 @@ from typing import Any, cast
 
 import uvloop
 
-__all__ = ["completion", "main", "stream_events"]
-
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]+)"')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _PACED = re.compile(r"paced-(\d+)-(\d+)ms")

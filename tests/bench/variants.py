@@ -26,12 +26,11 @@ from typing import Any
 from antiphon.commands import guard
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
-from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.clusters import SidecarEndpoint
 from tests.bench import cpu
-
-__all__ = ["CHAT", "LABELS", "RESPONSES", "Process", "Protocol", "Variant", "start_variant"]
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
@@ -98,7 +97,7 @@ class Process:
     async def start(cls, log: Path, *command: str, wait: bool = True, pipe: ParentPipe | None = None) -> Process:
         """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input."""
         if pipe is not None:
-            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), *command)
+            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0", *command)
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
         with log.open("wb") as errors:
             handle = await asyncio.create_subprocess_exec(

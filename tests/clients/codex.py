@@ -15,8 +15,6 @@ from typing import Any
 from tests.clients.processes import Installed
 from tests.support.strict_upstream import StrictUpstream
 
-__all__ = ["Codex"]
-
 
 class Codex:
     """Codex in a home and a work folder of its own, and the chat server behind it."""

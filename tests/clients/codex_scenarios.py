@@ -19,8 +19,6 @@ from tests.clients.codex import Codex
 from tests.clients.processes import Installed, Result
 from tests.support.strict_upstream import StrictUpstream
 
-__all__ = ["run_codex"]
-
 HERE = Path(__file__).parent
 _HELLO = "Hello from the model."
 _PATCH = "*** Begin Patch\n*** Add File: patched.txt\n+by apply_patch\n*** End Patch"

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Installed", "Result"]
-
 _SECONDS = 120.0
 Result = dict[str, Any]
 

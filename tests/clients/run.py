@@ -23,8 +23,6 @@ from tests.clients.tool_servers import ToolServers
 from tests.support.gateway import start_gateway
 from tests.support.strict_upstream import StrictUpstream
 
-__all__ = ["main"]
-
 HERE = Path(__file__).parent
 # The client's name on the command line, what runs it, and the file with its scenarios.
 CLIENTS: dict[str, tuple[str, str]] = {

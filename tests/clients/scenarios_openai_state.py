@@ -32,7 +32,7 @@ def conversation():
     same(client.conversations.retrieve(kept.id).metadata, {"a": "b"})
     client.conversations.delete(kept.id)
     same(status_of(lambda: client.conversations.retrieve(kept.id)), 404)
-    same(status_of(lambda: create("Hi.", conversation=kept.id)), 400)
+    same(status_of(lambda: create("Hi.", conversation=kept.id)), 404)
 
 
 def background():

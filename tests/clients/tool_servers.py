@@ -16,8 +16,6 @@ from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, web
 
-__all__ = ["ToolServers"]
-
 _PAGE = "<title>Swifts</title><nav>Menu</nav><p>Swifts sleep in the air. They land to breed.</p>"
 _PATIENCE = 30.0
 

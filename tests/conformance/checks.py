@@ -16,27 +16,6 @@ from typing import Any
 from tests.support.judge import fold
 from tests.support.schemas import OPEN_RESPONSES, Violation, event_violations, valid
 
-__all__ = [
-    "Answer",
-    "Check",
-    "beyond",
-    "compacted",
-    "compaction_schema",
-    "completed",
-    "event_schema",
-    "fails",
-    "framing",
-    "has_item",
-    "has_output",
-    "one_message",
-    "order",
-    "phases",
-    "response_schema",
-    "says",
-    "status",
-    "strict_is_null",
-]
-
 Check = Callable[["Answer"], str | None]
 _TERMINAL = ("response.completed", "response.failed", "response.incomplete")
 

@@ -16,8 +16,6 @@ import aiohttp
 from tests.conformance.checks import Answer, Check
 from tests.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
 
-__all__ = ["Result", "Server", "run_all", "run_scenario"]
-
 Verdict = Literal["pass", "fail", "not yet"]
 _ENDS = ("response.completed", "response.failed", "response.incomplete", "error")
 

@@ -24,8 +24,6 @@ from antiphon.demo_upstream import make_app
 from tests.conformance.client import Result, Server, run_all
 from tests.support.gateway import start_gateway
 
-__all__ = ["DOORS", "main", "table"]
-
 DOORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "relay": ("up", ("--mode", "relay")),
     "drive": ("up", ("--mode", "drive")),

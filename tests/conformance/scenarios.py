@@ -34,8 +34,6 @@ from tests.conformance.checks import (
     strict_is_null,
 )
 
-__all__ = ["NOT_YET", "SCENARIOS", "Scenario", "Turn"]
-
 
 @dataclass(frozen=True)
 class Turn:

@@ -14,12 +14,10 @@ import dataclasses
 
 import pytest
 
-from antiphon.engine.actions import ResponseRecord
-from antiphon.engine.ports import ConversationStore, PageQuery, ResponseStore
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.state import ConversationStore, PageQuery, ResponseStore
 from antiphon.errors import ChainTooLong, ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
 from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS, ids, item, record
-
-__all__ = ["ConversationStoreContract", "in_conversation"]
 
 NO_METADATA = b"{}"
 LONG = 1000.0

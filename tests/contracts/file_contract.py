@@ -16,10 +16,8 @@ import time
 
 import pytest
 
-from antiphon.engine.file_ports import FileFields, FileQuery, FileStore, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, FileStore, NoRoom, StoredFile
 from tests.contracts.store_contract import ALICE, BOB
-
-__all__ = ["OWNER_BYTES", "FileStoreContract", "fields", "keep"]
 
 OWNER_BYTES = 10_000_000
 NOW = time.time()

@@ -3,7 +3,7 @@
 Lives here: the tests. Not here: who runs jobs, and what only a database can get wrong.
 
 Invariant: a test writes through `jobs` and reads through `peer`, which is the same store, a second one on the same
-data, or one in another process. Time is a number that the test says.
+data, or one in another process. No test waits for a lease: one of no seconds is over at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import json
 
 import pytest
 
-from antiphon.engine.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.jobs import Ending, EventPiece, Job, JobStore, Progress, TooManyJobs
-from antiphon.engine.ports import PageQuery, ResponseStore
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, JobStore, Progress, TooManyJobs
+from antiphon.engine.ports.state import PageQuery, ResponseStore
 from antiphon.errors import InvalidRequest, StoreError
 from tests.contracts.store_contract import ALICE, BOB, item, record
-
-__all__ = ["JobStoreContract", "finished", "piece", "queued"]
 
 MOST = 100
 ONE, TWO = "worker_one", "worker_two"
@@ -55,8 +53,14 @@ def piece(first: int, last: int) -> EventPiece:
     return EventPiece(last, b"".join(b"event: x\ndata: %d\n\n" % n for n in range(first, last + 1)))
 
 
-async def claim(jobs: JobStore, worker: str = ONE, at: float = 10.0, most: int = 9) -> list[Job]:
-    return await jobs.claim(worker, at, at + 30, most)
+async def claim(jobs: JobStore, worker: str = ONE, limit: int = 9, *, seconds: float = 1000.0) -> list[Job]:
+    return await jobs.claim(worker, seconds, limit)
+
+
+def page_of(page: EventPage | None) -> list[tuple[int, int]]:
+    """The first and the last number of each piece."""
+    assert page is not None
+    return [(one.first, one.last) for one in page.pieces]
 
 
 class JobStoreContract:
@@ -66,7 +70,7 @@ class JobStoreContract:
         self, jobs: JobStore, peer: JobStore, others: ResponseStore
     ) -> None:
         given = queued("a")
-        await jobs.enqueue(given, b'{"x":1}', EVENTS, most=MOST)
+        await jobs.enqueue(given, b'{"x":1}', EVENTS, limit=MOST)
         found = await others.get(ALICE, "resp_a")
         assert found is not None
         assert (found.status, found.body, found.output_items) == ("queued", given.body, ())
@@ -83,9 +87,9 @@ class JobStoreContract:
         assert await peer.events(ALICE, "resp_b", -1, 10) is None
 
     async def test_a_job_is_claimed_once(self, jobs: JobStore, peer: JobStore, others: ResponseStore) -> None:
-        await jobs.enqueue(queued("a"), b'{"x":1}', EVENTS, most=MOST)
-        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
-        (first,) = await claim(jobs, ONE, most=1)
+        await jobs.enqueue(queued("a"), b'{"x":1}', EVENTS, limit=MOST)
+        await jobs.enqueue(queued("b"), b"{}", None, limit=MOST)
+        (first,) = await claim(jobs, ONE, limit=1)
         assert (first.response_id, first.owner, first.request) == ("resp_a", ALICE, b'{"x":1}')
         assert (first.attempts, first.last_event) == (1, 1)
         assert json.loads(first.body) == {"id": "resp_a", "status": "in_progress", "background": True, "error": None}
@@ -98,18 +102,18 @@ class JobStoreContract:
 
     async def test_two_that_claim_at_the_same_time(self, jobs: JobStore, peer: JobStore) -> None:
         for n in range(20):
-            await jobs.enqueue(queued(f"a{n}"), b"{}", None, most=MOST)
-        one, two = await asyncio.gather(claim(jobs, ONE, most=20), claim(peer, TWO, most=20))
+            await jobs.enqueue(queued(f"a{n}"), b"{}", None, limit=MOST)
+        one, two = await asyncio.gather(claim(jobs, ONE, limit=20), claim(peer, TWO, limit=20))
         ids = [job.response_id for job in (*one, *two)]
         assert len(ids) == len(set(ids)) == 20
 
     async def test_a_lease_runs_out_unless_it_is_renewed(self, jobs: JobStore, peer: JobStore) -> None:
         for name in ("a", "b"):
-            await jobs.enqueue(queued(name), b"{}", EVENTS, most=MOST)
-        assert len(await claim(jobs, ONE, at=10)) == 2
-        await jobs.renew(ONE, ["resp_a", "resp_none"], 100)
-        await peer.renew(TWO, ["resp_b"], 100)
-        (taken,) = await claim(peer, TWO, at=41)
+            await jobs.enqueue(queued(name), b"{}", EVENTS, limit=MOST)
+        assert len(await claim(jobs, ONE, seconds=0)) == 2
+        assert await jobs.renew(ONE, ["resp_a", "resp_none"], 1000) == {"resp_a"}
+        assert await peer.renew(TWO, ["resp_b"], 1000) == frozenset()
+        (taken,) = await claim(peer, TWO)
         assert (taken.response_id, taken.attempts) == ("resp_b", 2)
         assert await jobs.held(ONE) == {"resp_a"}
         assert await jobs.append(ONE, "resp_b", piece(2, 2)) is False
@@ -118,7 +122,7 @@ class JobStoreContract:
         assert events is not None and (events.status, events.pieces) == ("in_progress", (EVENTS,))
 
     async def test_a_job_that_is_given_back_can_be_claimed_at_once(self, jobs: JobStore, peer: JobStore) -> None:
-        await jobs.enqueue(queued("a"), b"{}", None, most=MOST)
+        await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
         await claim(jobs, ONE)
         await jobs.release(TWO, "resp_a")
         assert await claim(peer, TWO) == []
@@ -126,9 +130,20 @@ class JobStoreContract:
         assert await jobs.held(ONE) == frozenset()
         (again,) = await claim(peer, TWO)
         assert again.attempts == 1
+        await peer.release(TWO, "resp_a", pause=1000, attempted=True)
+        assert await peer.held(TWO) == frozenset() and await claim(jobs, ONE) == []
+
+    async def test_nobody_takes_over_from_itself(self, jobs: JobStore, peer: JobStore) -> None:
+        await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
+        await claim(jobs, ONE, seconds=0)
+        assert await jobs.claim(ONE, 1000, 9, ["resp_a"]) == []
+        # What it holds and does not run is its own to run: it did not hear that it has it.
+        (again,) = await jobs.claim(ONE, 1000, 9)
+        assert again.response_id == "resp_a"
+        assert await claim(peer, TWO) == []
 
     async def test_a_stream_grows_and_is_read_from_anywhere(self, jobs: JobStore, peer: JobStore) -> None:
-        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
         await claim(jobs)
         for number in range(2, 12, 2):
             assert await jobs.append(ONE, "resp_a", piece(number, number + 1)) is True
@@ -139,7 +154,7 @@ class JobStoreContract:
         assert page.pieces[0].after(6) == b"event: x\ndata: 7\n\n"
         page = await peer.events(ALICE, "resp_a", 11, 10)
         assert page is not None and page.pieces == () and page.status == "in_progress"
-        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
+        await jobs.enqueue(queued("b"), b"{}", None, limit=MOST)
         assert await peer.progress(["resp_a", "resp_b", "resp_c"]) == {
             "resp_a": Progress("in_progress", 11),
             "resp_b": Progress("queued", -1),
@@ -150,7 +165,7 @@ class JobStoreContract:
         self, jobs: JobStore, peer: JobStore, others: ResponseStore
     ) -> None:
         given = queued("a")
-        await jobs.enqueue(given, b"{}", EVENTS, most=MOST)
+        await jobs.enqueue(given, b"{}", EVENTS, limit=MOST)
         await claim(jobs)
         done = finished("a", outputs=2)
         assert await jobs.finish(ONE, done, piece(2, 4)) is True
@@ -161,13 +176,13 @@ class JobStoreContract:
         assert chain is not None and chain.items == (*given.input_items, *done.output_items)
         events = await peer.events(ALICE, "resp_a", 1, 10)
         assert events is not None and (events.status, events.pieces) == ("completed", (piece(2, 4),))
-        assert await jobs.held(ONE) == frozenset() and await claim(peer, TWO, at=1000) == []
+        assert await jobs.held(ONE) == frozenset() and await claim(peer, TWO) == []
         assert await jobs.finish(ONE, done, None) is False
         assert await jobs.append(ONE, "resp_a", piece(5, 5)) is False
 
     async def test_it_can_be_continued_and_continues(self, jobs: JobStore, others: ResponseStore) -> None:
         await others.save(record("before"))
-        await jobs.enqueue(queued("a", prev="before"), b"{}", None, most=MOST)
+        await jobs.enqueue(queued("a", prev="before"), b"{}", None, limit=MOST)
         await claim(jobs)
         await jobs.finish(ONE, finished("a"), None)
         await others.save(record("after", prev="a"))
@@ -175,35 +190,77 @@ class JobStoreContract:
         assert chain is not None and len(chain.items) == 9
         for wrong, owner in (("none", ALICE), ("before", BOB)):
             with pytest.raises(StoreError):
-                await jobs.enqueue(queued("b", prev=wrong, owner=owner), b"{}", None, most=MOST)
+                await jobs.enqueue(queued("b", prev=wrong, owner=owner), b"{}", None, limit=MOST)
         assert await others.get(ALICE, "resp_b") is None and await claim(jobs) == []
 
     async def test_an_attempt_that_begins_anew_drops_what_was_sent_before(self, jobs: JobStore, peer: JobStore) -> None:
-        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
-        await claim(jobs)
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
+        await claim(jobs, seconds=0)
         await jobs.append(ONE, "resp_a", piece(2, 5))
         await jobs.append(ONE, "resp_a", piece(6, 7))
-        (again,) = await claim(peer, TWO, at=100)
+        (again,) = await claim(peer, TWO, seconds=0)
         assert again.last_event == 7
         assert await peer.append(TWO, "resp_a", piece(8, 9), restart=True) is True
         page = await jobs.events(ALICE, "resp_a", -1, 10)
         assert page is not None and page.pieces == (EVENTS, piece(8, 9))
-        (third,) = await claim(jobs, ONE, at=200)
+        (third,) = await claim(jobs, ONE)
         assert (third.attempts, third.last_event) == (3, 9)
         assert await jobs.finish(ONE, finished("a"), piece(10, 12), restart=True) is True
         page = await jobs.events(ALICE, "resp_a", -1, 10)
         assert page is not None and page.pieces == (EVENTS, piece(10, 12))
 
+    async def test_so_does_one_after_a_job_was_given_back(self, jobs: JobStore, peer: JobStore) -> None:
+        """It is the first attempt still, but not the first that wrote."""
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
+        await claim(jobs)
+        await jobs.append(ONE, "resp_a", piece(2, 5), restart=True)
+        await jobs.release(ONE, "resp_a")
+        (again,) = await claim(peer, TWO)
+        assert (again.attempts, again.last_event) == (1, 5)
+        assert await peer.append(TWO, "resp_a", piece(6, 7), restart=True) is True
+        assert await peer.append(TWO, "resp_a", piece(8, 8)) is True
+        assert page_of(await jobs.events(ALICE, "resp_a", -1, 10)) == [(0, 1), (6, 7), (8, 8)]
+
+    async def test_a_write_may_be_repeated_and_added_to(self, jobs: JobStore, peer: JobStore) -> None:
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
+        await claim(jobs)
+        for events in (piece(2, 5), piece(2, 5), piece(6, 7), piece(6, 9)):
+            assert await jobs.append(ONE, "resp_a", events, restart=events.first == 2) is True
+        assert page_of(await peer.events(ALICE, "resp_a", -1, 10)) == [(0, 1), (2, 5), (6, 9)]
+        assert await jobs.finish(ONE, finished("a"), piece(6, 12)) is True
+        assert page_of(await peer.events(ALICE, "resp_a", -1, 10)) == [(0, 1), (2, 5), (6, 12)]
+
+    async def test_what_was_written_before_a_claim_is_known_to_it(self, jobs: JobStore, peer: JobStore) -> None:
+        """A holder whose lease is over writes on until somebody claims its job, and not after that."""
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
+        await claim(jobs, seconds=0)
+        number = 2
+
+        async def write_on() -> None:
+            nonlocal number
+            while await jobs.append(ONE, "resp_a", piece(number, number)):
+                number += 1
+                await asyncio.sleep(0)
+
+        writing = asyncio.ensure_future(write_on())
+        while number < 5:
+            await asyncio.sleep(0)
+        (taken,) = await claim(peer, TWO)
+        await writing
+        assert taken.last_event == number - 1
+        assert await peer.append(TWO, "resp_a", piece(number, number + 2), restart=True) is True
+        assert page_of(await jobs.events(ALICE, "resp_a", -1, 100)) == [(0, 1), (number, number + 2)]
+
     async def test_an_early_end_counts_once_and_only_for_what_was_seen(
         self, jobs: JobStore, peer: JobStore, others: ResponseStore
     ) -> None:
-        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
         await claim(jobs)
         await jobs.append(ONE, "resp_a", piece(2, 3))
         kept = (StoredItem("msg_1", "message", b'{"id":"msg_1"}'),)
 
-        def ending(last: int, worker: str | None = None) -> Ending:
-            return Ending(
+        def ending(last: int, worker: str | None = None) -> JobEnd:
+            return JobEnd(
                 "resp_a", "cancelled", b'{"status":"cancelled"}', kept, last, piece(last + 1, last + 1), worker
             )
 
@@ -217,14 +274,14 @@ class JobStoreContract:
         assert (found.status, found.body, found.output_items) == ("cancelled", b'{"status":"cancelled"}', kept)
         page = await jobs.events(ALICE, "resp_a", 3, 10)
         assert page is not None and (page.status, page.pieces) == ("cancelled", (piece(4, 4),))
-        await jobs.enqueue(queued("b"), b"{}", None, most=MOST)
+        await jobs.enqueue(queued("b"), b"{}", None, limit=MOST)
         await claim(jobs)
-        assert await jobs.end(Ending("resp_b", "failed", b"{}", (), -1, None, ONE)) is True
+        assert await jobs.end(JobEnd("resp_b", "failed", b"{}", (), -1, None, ONE)) is True
 
     async def test_a_deleted_response_takes_its_job_along(
         self, jobs: JobStore, peer: JobStore, others: ResponseStore
     ) -> None:
-        await jobs.enqueue(queued("a"), b"{}", EVENTS, most=MOST)
+        await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
         await claim(jobs)
         assert await others.delete(BOB, "resp_a") is False
         assert await others.delete(ALICE, "resp_a") is True
@@ -232,37 +289,37 @@ class JobStoreContract:
         assert await jobs.append(ONE, "resp_a", piece(2, 2)) is False
         assert await jobs.finish(ONE, finished("a"), None) is False
         assert await peer.events(ALICE, "resp_a", -1, 10) is None
-        assert await claim(peer, TWO, at=1000) == []
+        assert await claim(peer, TWO) == []
 
     async def test_an_owner_has_so_many_and_no_more(self, jobs: JobStore, peer: JobStore) -> None:
         for name in ("a", "b"):
-            await jobs.enqueue(queued(name), b"{}", None, most=2)
+            await jobs.enqueue(queued(name), b"{}", None, limit=2)
         with pytest.raises(TooManyJobs) as refused:
-            await jobs.enqueue(queued("c"), b"{}", None, most=2)
+            await jobs.enqueue(queued("c"), b"{}", None, limit=2)
         assert refused.value.status == 429 and refused.value.code == "rate_limit_exceeded"
-        await jobs.enqueue(queued("d", owner=BOB), b"{}", None, most=2)
+        await jobs.enqueue(queued("d", owner=BOB), b"{}", None, limit=2)
         await claim(peer, TWO)
         await peer.finish(TWO, finished("a"), None)
-        await jobs.enqueue(queued("c"), b"{}", None, most=2)
+        await jobs.enqueue(queued("c"), b"{}", None, limit=2)
 
     async def test_owners_take_turns(self, jobs: JobStore, peer: JobStore) -> None:
         for n in range(4):
-            await jobs.enqueue(queued(f"a{n}"), b"{}", None, most=MOST)
+            await jobs.enqueue(queued(f"a{n}"), b"{}", None, limit=MOST)
         for n in range(2):
-            await jobs.enqueue(queued(f"b{n}", owner=BOB), b"{}", None, most=MOST)
-        first = await claim(jobs, ONE, most=3)
-        assert [job.response_id for job in first] == ["resp_a0", "resp_b0", "resp_a1"]
-        # Two of the one's run, and one of the other's.
-        (second,) = await claim(peer, TWO, most=1)
-        assert second.response_id == "resp_b1"
+            await jobs.enqueue(queued(f"b{n}", owner=BOB), b"{}", None, limit=MOST)
+        first = await claim(jobs, ONE, limit=3, seconds=0)
+        assert {job.response_id for job in first} == {"resp_a0", "resp_b0", "resp_a1"}
         # What was held by somebody who is gone goes before all of them.
-        await peer.renew(TWO, ["resp_b1"], 1000)
-        gone = await claim(peer, TWO, at=100, most=4)
-        assert {job.response_id for job in gone[:3]} == {"resp_a0", "resp_b0", "resp_a1"}
-        assert [job.attempts for job in gone] == [2, 2, 2, 1]
+        gone = await claim(peer, TWO, limit=3)
+        assert {(job.response_id, job.attempts) for job in gone} == {("resp_a0", 2), ("resp_b0", 2), ("resp_a1", 2)}
+        # Two of the one's run, and one of the other's.
+        (second,) = await claim(jobs, "worker_three", limit=1)
+        assert second.response_id == "resp_b1"
 
     async def test_the_oldest_goes_first(self, jobs: JobStore, peer: JobStore) -> None:
         for name in ("a", "b", "c"):
-            await jobs.enqueue(queued(name), b"{}", None, most=MOST)
-        taken = [(await claim(store, ONE, most=1))[0].response_id for store in (jobs, peer, jobs)]
+            await jobs.enqueue(queued(name), b"{}", None, limit=MOST)
+        taken = []
+        for number, store in enumerate((jobs, peer, jobs)):
+            taken += [job.response_id for job in await claim(store, f"worker_{number}", limit=1)]
         assert taken == ["resp_a", "resp_b", "resp_c"]

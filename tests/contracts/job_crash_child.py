@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +27,16 @@ async def _work(data: Path, prefix: str) -> None:
         number = 0
         while True:
             record = queued(f"{prefix}_{writer}_{number}")
-            await jobs.enqueue(record, b"{}", EVENTS, most=1 << 30)
+            await jobs.enqueue(record, b"{}", EVENTS, limit=1 << 30)
             os.write(1, f"queued {record.id}\n".encode())
             number += 1
 
     async def run(writer: int) -> None:
         worker = f"worker_{prefix}_{writer}"
         while True:
-            now = time.time()
-            # Half of what is claimed here is a job that an earlier process died of.
-            for job in await jobs.claim(worker, now + 1000 * (writer % 2), now + 2000, 3):
-                last, restart = job.last_event, job.attempts > 1
+            # What half of them held, the next process takes up; a process is longer in coming than these leases last.
+            for job in await jobs.claim(worker, 0.2 if writer % 2 else 1000.0, 3):
+                last, restart = job.last_event, True
                 for _ in range(_PIECES):
                     if not await jobs.append(worker, job.response_id, piece(last + 1, last + 3), restart=restart):
                         break

@@ -1,6 +1,7 @@
 """What every sandbox must do: state, files, output, limits, and holding code in.
 
-A subclass gives `sandbox`, made with `LIMITS`. Tests of holding code in are each sandbox's own: they know its walls.
+A subclass gives `sandbox`, made with `LIMITS`, whose time is so long that no test depends on it. Tests of holding code
+in are each sandbox's own: they know its walls.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from antiphon.tools.code_interpreter.port import Sandbox, SandboxFailed, SandboxLimits
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.tools.code_interpreter.port import Sandbox, SandboxFailed
 
-LIMITS = SandboxLimits(
-    seconds=1.0, memory=256 << 20, disk_bytes=8 << 20, files=50, output_bytes=4_000, threads=8, machines=2
+LIMITS = CodeInterpreterSettings(
+    seconds=120.0, memory=256 << 20, disk_bytes=8 << 20, files=50, output_bytes=4_000, threads=8, machines=2
 )
 MEMORY = LIMITS.memory
 

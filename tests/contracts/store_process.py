@@ -19,11 +19,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.stores import Stores, open_stores
-
-__all__ = ["ProcessPart", "ProcessStore", "StoreProcess", "child_environment"]
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -105,9 +103,6 @@ class ProcessStore:
     async def ping(self) -> None:
         await self.process.call("ping")
 
-    async def aclose(self) -> None:
-        await self.process.call("aclose")
-
 
 class ProcessPart:
     """Another store of the same process, by its name in `Stores`: `ProcessPart(process, "conversations").get(…)`."""
@@ -142,8 +137,8 @@ async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
             stores = await open_stores(Path(data), chain_items=chain_items)
             results: list[Any] = [None]
         else:
-            # `save` is the responses', `conversations.get` another store's.
-            names = [name if "." in name else f"responses.{name}" for name, _ in batch]
+            # `save` is the responses', `conversations.get` another store's, `aclose` that of all.
+            names = [name if "." in name or name == "aclose" else f"responses.{name}" for name, _ in batch]
             running = [_call(attrgetter(name)(stores), given) for name, (_, given) in zip(names, batch, strict=True)]
             results = await asyncio.gather(*running, return_exceptions=True)
         pickle.dump(results, answers)

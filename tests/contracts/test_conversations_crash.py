@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import subprocess
-import sys
 from contextlib import aclosing, closing
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from antiphon.stores import SESSIONS_FILE, open_stores
 from tests.contracts import conversation_crash_child
 from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
-from tests.contracts.store_process import child_environment
+from tests.contracts.killed import killed_at_work
 
 _ROUNDS = 4
 # Each response's items are in its conversation all together and in their order, or (when it failed) not at all; no
@@ -35,28 +33,12 @@ SELECT c.id FROM conversations c WHERE c.next_pos - c.created_at * 1000 <> (
 """
 
 
-def killed_while_taking_turns(data: Path, prefix: str, acknowledgements: int) -> list[str]:
-    """Run a child, `kill -9` it after so many acknowledgements; every response it acknowledged."""
-    child = subprocess.Popen(
-        [sys.executable, conversation_crash_child.__file__, str(data), prefix],
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        lines = [child.stdout.readline() for _ in range(acknowledgements)]
-        child.kill()
-        lines += child.stdout.readlines()
-    assert child.wait(timeout=20) == -9
-    return [line.strip().decode() for line in lines if line.endswith(b"\n")]
-
-
 @pytest.mark.slow
 async def test_kill_9_leaves_whole_turns_and_no_lock(tmp_path: Path) -> None:
     chance = random.Random(20)
     acknowledged: set[str] = set()
     for number in range(_ROUNDS):
-        new = killed_while_taking_turns(tmp_path, f"r{number}", chance.randrange(1, 400))
+        new = killed_at_work(conversation_crash_child, tmp_path, f"r{number}", chance.randrange(1, 400))
         assert new
         acknowledged.update(new)
         async with aclosing(await open_stores(tmp_path, chain_items=1_000_000)) as stores:

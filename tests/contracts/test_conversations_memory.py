@@ -15,7 +15,7 @@ from tests.support.memory_store import MemoryResponseStore
 class TestMemoryConversations(ConversationStoreContract):
     @pytest.fixture
     def store(self) -> MemoryConversationStore:
-        return MemoryConversationStore(most_items=CHAIN_ITEMS, clock=time.time)
+        return MemoryConversationStore(max_items=CHAIN_ITEMS, clock=time.time)
 
     @pytest.fixture
     def responses(self, store: MemoryConversationStore) -> MemoryResponseStore:

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports import ConversationStore, ResponseStore
+from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores, open_stores
+from antiphon.stores import Stores
 from tests.contracts.conversation_contract import LONG, NO_METADATA, ConversationStoreContract, in_conversation
-from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
+from tests.contracts.store_contract import ALICE
 from tests.contracts.store_process import ProcessPart, StoreProcess
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[StoreProcess]:
-    process = StoreProcess()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-    yield opened
-    await opened.aclose()
 
 
 class _OnSqlite(ConversationStoreContract):
@@ -48,18 +32,14 @@ class TestSqliteConversations(_OnSqlite):
 
 class TestTwoSqliteStoresOfConversations(_OnSqlite):
     @pytest.fixture
-    async def peer(self, stores: Stores, tmp_path: Path) -> AsyncIterator[ConversationStore]:
-        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-        yield opened.conversations
-        await opened.aclose()
+    def peer(self, other_stores: Stores) -> ConversationStore:
+        return other_stores.conversations
 
 
 class TestSqliteConversationsInTwoProcesses(_OnSqlite):
     @pytest.fixture
-    async def peer(self, stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[ProcessPart]:
-        await process.call("open", str(tmp_path), CHAIN_ITEMS)
-        yield ProcessPart(process, "conversations")
-        await process.call("aclose")
+    def peer(self, open_process: StoreProcess) -> ProcessPart:
+        return ProcessPart(open_process, "conversations")
 
     async def test_turns_of_both_processes_never_mix(
         self, store: ConversationStore, responses: ResponseStore, peer: ProcessPart, process: StoreProcess
@@ -76,7 +56,7 @@ class TestSqliteConversationsInTwoProcesses(_OnSqlite):
                     except ConversationLocked:
                         continue
                     break
-                assert len(found) % 3 == 0
+                assert found is not None and len(found) % 3 == 0
                 if here:
                     await responses.save(saved)
                 else:

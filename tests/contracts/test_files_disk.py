@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from antiphon.engine.file_ports import BlobClaim, FileQuery, NoRoom
+from antiphon.engine.ports.files import BlobClaim, FileQuery, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores
 from antiphon.stores.blobs import DiskBlobs
@@ -114,9 +117,9 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
     run = store._writer.run
     swept = []
 
-    async def sweep_first(statements: list[Statement]) -> Counts:
+    async def sweep_first(statements: list[Statement], **more: Any) -> Counts:
         swept.append(await other.files.sweep())
-        return await run(statements)
+        return await run(statements, **more)
 
     monkeypatch.setattr(store._writer, "run", sweep_first)
     async with store.uploading() as upload:
@@ -162,10 +165,10 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
     run = store._writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def late(statements: list[Statement]) -> Counts:
+    async def late(statements: list[Statement], **more: Any) -> Counts:
         begun.set()
         await go_on.wait()
-        return await run(statements)
+        return await run(statements, **more)
 
     monkeypatch.setattr(store._writer, "run", late)
     task = asyncio.create_task(keep(store, fields("a"), b"x"))
@@ -230,17 +233,82 @@ async def test_a_writer_that_nobody_waits_for_is_closed(tmp_path: Path, monkeypa
     await blobs.aclose()
 
 
+@contextmanager
+def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A disk that stands still in one call, in whichever thread: the events are that it does, and that it goes on."""
+    stands, goes_on = threading.Event(), threading.Event()
+    real = getattr(os, name)
+
+    def slow(*given: object) -> object:
+        if not goes_on.is_set():
+            stands.set()
+            assert goes_on.wait(30)
+        return real(*given)
+
+    monkeypatch.setattr(os, name, slow)
+    try:
+        yield stands, goes_on
+    finally:
+        goes_on.set()
+
+
+async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = DiskBlobs(tmp_path / "files")
+
+    async def upload() -> None:
+        async with blobs.writing() as writer:
+            await writer.write(b"x")
+            await writer.seal()
+
+    with _held(monkeypatch, "fsync") as (stands, goes_on):
+        task = asyncio.create_task(upload())
+        await until(stands.is_set)
+        task.cancel()
+        # The loop goes on although the flush does not: else only the thirty seconds above would end this.
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not goes_on.is_set() and not task.done()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not contents(tmp_path), "it was sealed, and nobody heard of it"
+    await blobs.aclose()
+
+
+async def test_who_leaves_during_a_read_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = DiskBlobs(tmp_path / "files")
+    async with blobs.writing() as writer:
+        await writer.write(b"hello")
+        kept = await writer.seal()
+    reader = await blobs.open(kept.key)
+    with _held(monkeypatch, "pread") as (stands, goes_on):
+        reading = asyncio.create_task(reader.read(0, 5))
+        await until(stands.is_set)
+        reading.cancel()
+        closing = asyncio.create_task(reader.aclose())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not goes_on.is_set() and not closing.done()
+        goes_on.set()
+        await closing
+    with pytest.raises(StoreError, match="closed"):
+        await reader.read(0, 1)
+    await blobs.aclose()
+
+
 CHILD = """
 import asyncio, sys, time
 from pathlib import Path
-from antiphon.engine.file_ports import FileFields
+from antiphon.engine.ports.files import FileFields
 from antiphon.stores import open_stores
 
 async def main():
     stores = await open_stores(Path(sys.argv[1]), chain_items=10)
     run = stores.files._writer.run
 
-    async def never(statements):
+    async def never(statements, **more):
         print("sealed", flush=True)
         await asyncio.Event().wait()
 

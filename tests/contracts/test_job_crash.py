@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from antiphon.engine.jobs import EventPiece, count_events
+from antiphon.engine.ports.jobs import EventPiece, count_events
 from antiphon.stores import SESSIONS_FILE
 from tests.contracts import job_crash_child
-from tests.contracts.store_process import child_environment
+from tests.contracts.killed import killed_at_work
 
 _ROUNDS = 8
-
-
-def killed_while_working(data: Path, prefix: str, acknowledgements: int) -> list[list[str]]:
-    """Run a child, `kill -9` it after so many acknowledgements; all that it acknowledged, in words."""
-    child = subprocess.Popen(
-        [sys.executable, job_crash_child.__file__, str(data), prefix],
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        lines = [child.stdout.readline() for _ in range(acknowledgements)]
-        child.kill()
-        lines += child.stdout.readlines()
-    assert child.wait(timeout=20) == -9
-    return [line.split() for line in (one.decode() for one in lines) if line.endswith("\n")]
 
 
 def check(data: Path, words: list[list[str]]) -> None:
@@ -73,6 +55,7 @@ def test_kill_9_leaves_every_response_whole_or_to_be_run_again(tmp_path: Path) -
     chance = random.Random(21)  # where the kill falls within a commit is up to the machine all the same
     words: list[list[str]] = []
     for number in range(_ROUNDS):
-        words += killed_while_working(tmp_path, f"r{number}", chance.randrange(50, 500))
+        lines = killed_at_work(job_crash_child, tmp_path, f"r{number}", chance.randrange(50, 500))
+        words += [line.split() for line in lines]
         check(tmp_path, words)
     assert {what for what, *_ in words} == {"queued", "appended", "finished"}

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from antiphon.engine.actions import StoredItem
-from antiphon.engine.jobs import Ending, JobStore
-from antiphon.engine.ports import ResponseStore
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.jobs import JobEnd, JobStore
+from antiphon.engine.ports.state import ResponseStore
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores, open_stores
+from antiphon.stores import Stores
 from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
-from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ids
+from tests.contracts.store_contract import ALICE, ids
 from tests.contracts.store_process import ProcessPart, ProcessStore, StoreProcess
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[StoreProcess]:
-    process = StoreProcess()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-    yield opened
-    await opened.aclose()
 
 
 class _OnSqlite(JobStoreContract):
@@ -58,7 +42,7 @@ class TestSqliteJobs(_OnSqlite):
             holder = f"resp_{name}"
             assert await conversations.load(ALICE, "conv_1", holder=holder, seconds=60) is not None
             waiting = queued(name)
-            await jobs.enqueue(replace(waiting, conversation_id="conv_1"), b"{}", None, most=MOST)
+            await jobs.enqueue(replace(waiting, conversation_id="conv_1"), b"{}", None, limit=MOST)
             await claim(jobs)
             done = replace(finished(name), conversation_id="conv_1")
             assert await jobs.finish(ONE, done if ends else replace(done, status="failed"), None) is True
@@ -68,16 +52,28 @@ class TestSqliteJobs(_OnSqlite):
             assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
             await conversations.release("resp_next")
 
+    async def test_a_job_keeps_its_conversation_though_the_lock_ran_out(self, stores: Stores, jobs: JobStore) -> None:
+        conversations = stores.conversations
+        await conversations.create(ALICE, "conv_1", b"{}")
+        assert await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=0.0) == ()
+        await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, limit=MOST)
+        with pytest.raises(ConversationLocked):
+            await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
+        with pytest.raises(ConversationLocked):
+            await conversations.delete(ALICE, "conv_1")
+        assert await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
+        assert await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60) == ()
+
     async def test_a_lock_that_was_taken_too_late_is_given_back(self, stores: Stores, jobs: JobStore) -> None:
         conversations = stores.conversations
         await conversations.create(ALICE, "conv_1", b"{}")
-        await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, most=MOST)
+        await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, limit=MOST)
         await claim(jobs)
         await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
         await jobs.unlock("resp_a")
         with pytest.raises(ConversationLocked):  # its job is there, so it keeps it
             await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
-        await jobs.end(Ending("resp_a", "cancelled", b"{}", (), -1, None))
+        await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
         with pytest.raises(ConversationLocked):  # it is over, so it gets nothing any more
             await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
         assert await stores.responses.delete(ALICE, "resp_a")
@@ -88,26 +84,18 @@ class TestSqliteJobs(_OnSqlite):
 
 class TestTwoSqliteStoresOfJobs(_OnSqlite):
     @pytest.fixture
-    async def second(self, stores: Stores, tmp_path: Path) -> AsyncIterator[Stores]:
-        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-        yield opened
-        await opened.aclose()
+    def peer(self, other_stores: Stores) -> JobStore:
+        return other_stores.background
 
     @pytest.fixture
-    def peer(self, second: Stores) -> JobStore:
-        return second.background
-
-    @pytest.fixture
-    def others(self, second: Stores) -> ResponseStore:
-        return second.responses
+    def others(self, other_stores: Stores) -> ResponseStore:
+        return other_stores.responses
 
 
 class TestSqliteJobsInTwoProcesses(_OnSqlite):
     @pytest.fixture
-    async def peer(self, stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[ProcessPart]:
-        await process.call("open", str(tmp_path), CHAIN_ITEMS)
-        yield ProcessPart(process, "background")
-        await process.call("aclose")
+    def peer(self, open_process: StoreProcess) -> ProcessPart:
+        return ProcessPart(open_process, "background")
 
     @pytest.fixture
     def others(self, peer: ProcessPart, process: StoreProcess) -> ResponseStore:

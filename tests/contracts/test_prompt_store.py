@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from antiphon.engine.ports import PageQuery, PromptChange, PromptStore
+from antiphon.engine.ports.actions import StoredPrompt
+from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores import Stores, open_stores
 from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS
@@ -24,6 +23,12 @@ def body(text: str) -> bytes:
     return f'{{"instructions":"{text}"}}'.encode()
 
 
+async def _versions(store: PromptStore) -> tuple[StoredPrompt, ...]:
+    page = await store.versions(ALICE, "pmpt_a", PageQuery(limit=100))
+    assert page is not None and not page.has_more
+    return page.prompts
+
+
 class PromptStoreContract:
     """The suite. Subclasses provide `store`, which is written to, and `peer`, which is read."""
 
@@ -32,7 +37,7 @@ class PromptStoreContract:
         assert (made.version, made.default_version, made.last_version) == (1, 1, 1)
         assert await peer.get(ALICE, "pmpt_a") == made
         assert await peer.get(ALICE, "pmpt_a", 1) == made
-        assert await peer.versions(ALICE, "pmpt_a") == (made,)
+        assert await _versions(peer) == (made,)
         with pytest.raises(StoreError):
             await peer.create(ALICE, "pmpt_a", None, NO_METADATA, body("other"))
 
@@ -40,7 +45,7 @@ class PromptStoreContract:
         await store.create(ALICE, "pmpt_a", None, NO_METADATA, body("x"))
         for owner, prompt_id in ((ALICE, "pmpt_none"), (BOB, "pmpt_a")):
             assert await peer.get(owner, prompt_id) is None
-            assert await peer.versions(owner, prompt_id) == ()
+            assert await peer.versions(owner, prompt_id, PageQuery()) is None
             assert await peer.change(owner, prompt_id, PromptChange(body=body("y"))) is None
             assert await peer.change(owner, prompt_id, PromptChange(renamed=True, name="n")) is None
             assert await peer.set_default(owner, prompt_id, 1) is None
@@ -61,9 +66,7 @@ class PromptStoreContract:
         assert third is not None and (third.version, third.default_version, third.last_version) == (3, 2, 3)
         default = await store.get(ALICE, "pmpt_a")
         assert default is not None and (default.version, default.body) == (2, body("two"))
-        assert [each.body for each in await peer.versions(ALICE, "pmpt_a")] == [
-            body(x) for x in ("three", "two", "one")
-        ]
+        assert [each.body for each in await _versions(peer)] == [body(x) for x in ("three", "two", "one")]
         first = await peer.get(ALICE, "pmpt_a", 1)
         assert first is not None and first.body == body("one") and first.name == "n"
 
@@ -79,7 +82,7 @@ class PromptStoreContract:
         await store.change(ALICE, "pmpt_a", PromptChange(body=body("two")))
         changed = await store.change(ALICE, "pmpt_a", PromptChange(renamed=True, name="new", metadata=b'{"c":"d"}'))
         assert changed is not None and changed.last_version == 2
-        for each in await peer.versions(ALICE, "pmpt_a"):
+        for each in await _versions(peer):
             assert (each.name, each.metadata) == ("new", b'{"c":"d"}')
         unnamed = await store.change(ALICE, "pmpt_a", PromptChange(renamed=True))
         assert unnamed is not None and (unnamed.name, unnamed.metadata) == (None, b'{"c":"d"}')
@@ -102,22 +105,43 @@ class PromptStoreContract:
         ]
         results = await asyncio.gather(*changes, return_exceptions=True)
         assert sum(isinstance(result, VersionConflict) for result in results) == 19
-        assert len(await store.versions(ALICE, "pmpt_a")) == 2
+        assert len(await _versions(store)) == 2
 
     async def test_many_changes_get_numbers_of_their_own(self, store: PromptStore, peer: PromptStore) -> None:
         await store.create(ALICE, "pmpt_a", None, NO_METADATA, body("one"))
         changes = [(store, peer)[n % 2].change(ALICE, "pmpt_a", PromptChange(body=body(f"v{n}"))) for n in range(30)]
         await asyncio.gather(*changes)
-        versions = await peer.versions(ALICE, "pmpt_a")
+        versions = await _versions(peer)
         assert [each.version for each in versions] == list(range(31, 0, -1))
         assert len({each.body for each in versions}) == 31
+
+    async def test_versions_come_in_pages(self, store: PromptStore, peer: PromptStore) -> None:
+        await store.create(ALICE, "pmpt_a", None, NO_METADATA, body("1"))
+        for number in range(2, 8):
+            await store.change(ALICE, "pmpt_a", PromptChange(body=body(str(number))))
+        for page, numbers, more in (
+            (PageQuery(limit=3), [7, 6, 5], True),
+            (PageQuery(limit=3, after="5"), [4, 3, 2], True),
+            (PageQuery(limit=3, after="2"), [1], False),
+            (PageQuery(limit=2, before="5"), [7, 6], False),
+            (PageQuery(limit=2, before="4"), [6, 5], True),
+            (PageQuery(limit=3, descending=False), [1, 2, 3], True),
+            (PageQuery(limit=5, after="3", descending=False), [4, 5, 6, 7], False),
+            (PageQuery(after="7", before="5"), [6], False),
+            (PageQuery(after="1"), [], False),
+        ):
+            found = await peer.versions(ALICE, "pmpt_a", page)
+            assert found is not None and ([each.version for each in found.prompts], found.has_more) == (numbers, more)
+        for cursor in ("0", "x", "1" * 30, ""):
+            with pytest.raises(InvalidRequest):
+                await peer.versions(ALICE, "pmpt_a", PageQuery(after=cursor))
 
     async def test_deleting_takes_all_versions(self, store: PromptStore, peer: PromptStore) -> None:
         await store.create(ALICE, "pmpt_a", None, NO_METADATA, body("one"))
         await store.change(ALICE, "pmpt_a", PromptChange(body=body("two")))
         assert await peer.delete(ALICE, "pmpt_a") is True
         assert await peer.delete(ALICE, "pmpt_a") is False
-        assert await store.versions(ALICE, "pmpt_a") == ()
+        assert await store.versions(ALICE, "pmpt_a", PageQuery()) is None
 
     @pytest.mark.parametrize(
         ("page", "expected", "more"),
@@ -155,20 +179,7 @@ class TestMemoryPrompts(PromptStoreContract):
         return store
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[StoreProcess]:
-    process = StoreProcess()
-    yield process
-    process.close()
-
-
 class _OnSqlite(PromptStoreContract):
-    @pytest.fixture
-    async def stores(self, tmp_path: Path) -> AsyncIterator[Stores]:
-        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-        yield opened
-        await opened.aclose()
-
     @pytest.fixture
     def store(self, stores: Stores) -> PromptStore:
         return stores.prompts
@@ -182,15 +193,34 @@ class TestSqlitePrompts(_OnSqlite):
 
 class TestTwoSqliteStoresOfPrompts(_OnSqlite):
     @pytest.fixture
-    async def peer(self, stores: Stores, tmp_path: Path) -> AsyncIterator[PromptStore]:
-        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
-        yield opened.prompts
-        await opened.aclose()
+    def peer(self, other_stores: Stores) -> PromptStore:
+        return other_stores.prompts
 
 
 class TestSqlitePromptsInTwoProcesses(_OnSqlite):
     @pytest.fixture
-    async def peer(self, stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[Any]:
-        await process.call("open", str(tmp_path), CHAIN_ITEMS)
-        yield ProcessPart(process, "prompts")
-        await process.call("aclose")
+    def peer(self, open_process: StoreProcess) -> ProcessPart:
+        return ProcessPart(open_process, "prompts")
+
+
+async def test_a_page_of_versions_ends_with_its_bytes(tmp_path: Path) -> None:
+    stores = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, page_bytes=1_000)
+    try:
+        await stores.prompts.create(ALICE, "pmpt_a", None, NO_METADATA, body("x" * 400))
+        for _ in range(4):
+            await stores.prompts.change(ALICE, "pmpt_a", PromptChange(body=body("x" * 400)))
+        await stores.prompts.change(ALICE, "pmpt_a", PromptChange(body=body("x" * 2_000)))
+        seen: list[list[int]] = []
+        after = None
+        while True:
+            page = await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(after=after))
+            assert page is not None
+            seen.append([each.version for each in page.prompts])
+            if not page.has_more:
+                break
+            after = str(seen[-1][-1])
+        assert seen == [[6], [5, 4], [3, 2], [1]]
+        before = await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(before="1"))
+        assert before is not None and [each.version for each in before.prompts] == [3, 2] and before.has_more
+    finally:
+        await stores.aclose()

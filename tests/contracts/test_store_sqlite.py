@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports import ResponseStore
-from antiphon.stores import SESSIONS_FILE, open_store
+from antiphon.engine.ports.state import PageQuery, ResponseStore
+from antiphon.errors import StoreError
+from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ResponseStoreContract, record
 from tests.contracts.store_process import ProcessStore, StoreProcess
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[StoreProcess]:
-    process = StoreProcess()
-    yield process
-    process.close()
-
-
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[ResponseStore]:
-    opened = await open_store(tmp_path, chain_items=CHAIN_ITEMS)
-    yield opened
-    await opened.aclose()
+def store(stores: Stores) -> ResponseStore:
+    return stores.responses
+
+
+async def test_closed_stores_refuse_and_may_be_closed_again(tmp_path: Path) -> None:
+    stores = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    store = stores.responses
+    await store.save(record("a"))
+    await stores.aclose()
+    await stores.aclose()
+    for call in (
+        store.save(record("b")),
+        store.get(ALICE, "resp_a"),
+        store.load_chain(ALICE, "resp_a"),
+        store.load_items(ALICE, ("msg_a_in0",)),
+        store.input_items(ALICE, "resp_a", PageQuery()),
+        store.delete(ALICE, "resp_a"),
+        store.ping(),
+    ):
+        with pytest.raises(StoreError):
+            await call
 
 
 class TestSqliteStore(ResponseStoreContract):
@@ -37,18 +47,14 @@ class TestSqliteStore(ResponseStoreContract):
 
 class TestTwoSqliteStores(ResponseStoreContract):
     @pytest.fixture
-    async def peer(self, store: ResponseStore, tmp_path: Path) -> AsyncIterator[ResponseStore]:
-        opened = await open_store(tmp_path, chain_items=CHAIN_ITEMS)
-        yield opened
-        await opened.aclose()
+    def peer(self, other_stores: Stores) -> ResponseStore:
+        return other_stores.responses
 
 
 class TestSqliteStoreInTwoProcesses(ResponseStoreContract):
     @pytest.fixture
-    async def peer(self, store: ResponseStore, process: StoreProcess, tmp_path: Path) -> AsyncIterator[ProcessStore]:
-        await process.call("open", str(tmp_path), CHAIN_ITEMS)
-        yield ProcessStore(process)
-        await process.call("aclose")
+    def peer(self, open_process: StoreProcess) -> ProcessStore:
+        return ProcessStore(open_process)
 
     async def test_both_processes_write_at_the_same_time(
         self, store: ResponseStore, peer: ProcessStore, tmp_path: Path

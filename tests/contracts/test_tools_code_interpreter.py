@@ -7,14 +7,16 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.local import LocalSandbox, why_unavailable
-from antiphon.tools.code_interpreter.port import SandboxLimits
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
+from antiphon.tools.code_interpreter.trial import try_out
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.memory_sandbox import MemorySandbox
 
@@ -23,7 +25,7 @@ CALLS = [
     ("code_interpreter", {"code": "print(6 * 7)"}),
     ("code_interpreter", {"code": "open('a.txt', 'w').write('a')"}),
 ]
-WRONG = [
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"container": None}, ".container"),
     ({"container": "cntr_other"}, ".container"),
     ({"container": 5}, ".container"),
@@ -37,7 +39,9 @@ WRONG = [
 
 
 def _tool(sandbox: MemorySandbox | LocalSandbox, folder: Path) -> CodeInterpreter:
-    return CodeInterpreter(ContainerRooms(sandbox, Records(folder), None), memory=1 << 30, idle_seconds=60)
+    return CodeInterpreter(
+        ContainerRooms(sandbox, Records(folder), None), CodeInterpreterSettings(memory=1 << 30, idle=60)
+    )
 
 
 class TestCodeInterpreter(ToolContract):
@@ -61,9 +65,9 @@ class TestCodeInterpreterLocally(ToolContract):
 
     @pytest.fixture
     def setup(self, tmp_path: Path) -> Setup:
-        if (reason := why_unavailable()) and not os.environ.get("CI"):
+        if (reason := try_out().reason) and not os.environ.get("CI"):
             pytest.skip(f"there is no local sandbox on this machine: {reason}")
-        sandbox = LocalSandbox(tmp_path / "machines", SandboxLimits(seconds=5.0))
+        sandbox = LocalSandbox(tmp_path / "machines", CodeInterpreterSettings(seconds=5.0))
 
         @asynccontextmanager
         async def slow() -> AsyncIterator[asyncio.Event]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from antiphon.engine.knowledge import Searcher, SearchHit
+from antiphon.engine.ports.vector_stores import Searcher, SearchHit
 from antiphon.errors import NotFound
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from antiphon.tools.mcp.connections import ConnectionLimits, McpConnections
+from antiphon.config.tools import McpSettings
+from antiphon.tools.mcp.connections import McpConnections
 from antiphon.tools.mcp.servers import McpServers
 from antiphon.tools.mcp.tool import Mcp
 from tests.contracts.tool_contract import Setup, ToolContract
@@ -34,7 +35,8 @@ class TestMcp(ToolContract):
                 yield server.started
 
             url = server.url
-            tool = Mcp(McpServers(None, {}), McpConnections(_anywhere, ConnectionLimits(connect_seconds=5.0)))
+            limits = McpSettings(connect=5.0)
+            tool = Mcp(McpServers(None, {}), McpConnections(_anywhere, limits), limits)
             yield Setup(
                 tool,
                 {

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from antiphon.config.limits import FetchSettings
 from antiphon.tools.web_search.providers import Searxng
 from antiphon.tools.web_search.tool import WebSearch
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
+from antiphon.upstream.fetch import GuardedFetcher
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.chat_server import Answer, ChatServer, Mark, Received, WaitGone, answer, json_answer
 
@@ -47,7 +48,7 @@ class TestWebSearch(ToolContract):
                 yield begun
                 hangs.clear()
 
-            pages = GuardedFetcher(FetchLimits(http=True, types=("text/*",)), AddressRule(["127.0.0.1"]))
+            pages = GuardedFetcher(FetchSettings(http=True, types=("text/*",)), AddressRule(["127.0.0.1"]))
             site = server.url("/page")
             yield Setup(
                 WebSearch(Searxng(server.url(""), key="s3cret"), pages),

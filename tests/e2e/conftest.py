@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.chat_server import ChatServer
-from tests.support.gateway import Gateway, start_gateway
-
-__all__ = ["DOORS", "Door", "Setup"]
+from tests.support.gateway import Gateway, running, start_gateway
 
 Door = Literal["relay", "relay-grpcio", "drive", "drive-grpcio", "http"]
 DOORS: tuple[Door, ...] = ("relay", "relay-grpcio", "drive", "drive-grpcio", "http")
@@ -28,6 +26,23 @@ _ARGUMENTS = {
 
 # Files by URL come from servers of the tests, on loopback.
 _ENVIRON = {"ANTIPHON_FETCH__ALLOW_PRIVATE": "127.0.0.1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gateway_outlives_its_module() -> Iterator[None]:
+    """What tests that failed leave behind must not take the time of those after them."""
+    yield
+    for gateway in running:
+        if gateway.process.returncode is None:
+            gateway.process.kill()
+    running.clear()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ChatServer]:
+    """A chat server of the test's own."""
+    async with ChatServer() as made:
+        yield made
 
 
 @dataclass
@@ -50,6 +65,7 @@ class _Setups:
             await server.start()
             data = self._folder.mktemp(door)
             gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[door], environ=_ENVIRON)
+            running.remove(gateway)
             self._made[door] = Setup(door, gateway, server)
         return self._made[door]
 

@@ -56,9 +56,11 @@ class Pair:
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     async with ChatServer() as chat, aiohttp.ClientSession() as session:
-        started = [await start_gateway(chat.base_url, tmp_path, command="serve", environ=_ENVIRON) for _ in range(2)]
-        yield Pair(*started, chat, session)
-        for gateway in started:
+        first, second = [
+            await start_gateway(chat.base_url, tmp_path, command="serve", environ=_ENVIRON) for _ in range(2)
+        ]
+        yield Pair(first, second, chat, session)
+        for gateway in (first, second):
             await gateway.stop()
 
 

@@ -285,7 +285,7 @@ async def test_a_relayed_cut_is_a_cut(doors: dict[Door, Setup]) -> None:
     created = json.loads(body.split(b"\n")[1].removeprefix(b"data: "))
     async with aiohttp.ClientSession() as session:
         url = f"{setup.gateway.base_url}/responses/{created['response']['id']}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 async with session.get(url) as stored:
                     value = await stored.json()

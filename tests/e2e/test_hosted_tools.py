@@ -24,8 +24,8 @@ from tests.support.mcp_server import OpenMcpServer, open_mcp_server
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 _ARGUMENTS = {"envoy": ("--mode", "auto"), "http": ("--door", "http")}
-SEARCH: dict[str, Any] = {"type": "web_search", "user_location": {"type": "approximate", "city": "Bonn"}}
-DICE: dict[str, Any] = {"type": "mcp", "server_label": "dice", "connector_id": "connector_gmail"}
+SEARCH: Any = {"type": "web_search", "user_location": {"type": "approximate", "city": "Bonn"}}
+DICE: Any = {"type": "mcp", "server_label": "dice", "connector_id": "connector_gmail"}
 
 
 @dataclass
@@ -92,8 +92,8 @@ async def test_a_web_search_in_a_stream(setup: Setup) -> None:
     setup.search.script(_found("https://a.example/1", "https://b.example/2"))
     setup.turns(_calls("web_search", {"query": "rain in Bonn"}), text_stream("It rains", "【", "2】."))
     async with setup.client() as client:
-        stream = await client.responses.create(model="demo-model", input="Rain?", tools=[SEARCH], stream=True)  # type: ignore[call-overload]
-        events = [one async for one in stream]
+        stream = await client.responses.create(model="demo-model", input="Rain?", tools=[SEARCH], stream=True)
+        events: list[Any] = [one async for one in stream]
     final = events[-1].response
     kinds = [one.type for one in events]
     assert "response.web_search_call.searching" in kinds and "response.output_text.annotation.added" in kinds
@@ -132,14 +132,14 @@ async def test_a_search_that_is_down_is_told_to_the_model(setup: Setup) -> None:
     setup.search.script(json_answer({}, 500))
     setup.turns(_calls("web_search", {"query": "x"}), text_stream("I cannot search."))
     async with setup.client() as client:
-        final = await client.responses.create(model="demo-model", input="Rain?", tools=[SEARCH])  # type: ignore[call-overload]
+        final: Any = await client.responses.create(model="demo-model", input="Rain?", tools=[SEARCH])
     assert final.status == "completed" and final.output[0].status == "failed"
 
 
 async def test_an_mcp_call_and_its_approval(setup: Setup) -> None:
     setup.turns(_calls("dice__roll", {"sides": 6}))
     async with setup.client() as client, setup.client("bob") as stranger:
-        asked: Any = await client.responses.create(model="demo-model", input="Roll!", tools=[DICE])  # type: ignore[call-overload]
+        asked: Any = await client.responses.create(model="demo-model", input="Roll!", tools=[DICE])
         assert [item.type for item in asked.output] == ["mcp_list_tools", "mcp_approval_request"]
         assert asked.tools[0].headers is None
         request = asked.output[1]
@@ -185,10 +185,10 @@ async def test_several_calls_of_one_turn_beside_a_failure(setup: Setup) -> None:
 
 
 async def test_servers_that_nobody_allowed_are_refused(setup: Setup) -> None:
-    declared = {"type": "mcp", "server_label": "x", "server_url": "https://mcp.example.com/mcp"}
+    declared: Any = {"type": "mcp", "server_label": "x", "server_url": "https://mcp.example.com/mcp"}
     async with setup.client() as client:
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.responses.create(model="demo-model", input="x", tools=[declared])  # type: ignore[call-overload]
+            await client.responses.create(model="demo-model", input="x", tools=[declared])
     assert refused.value.param == "tools[0].server_url"
 
 

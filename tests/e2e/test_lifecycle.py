@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import Door
-from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
+from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 
@@ -52,7 +52,7 @@ def _rows(gateway: Gateway) -> list[str]:
 
 
 async def _gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while Path(f"/proc/{pid}").exists() and "Z (" not in Path(f"/proc/{pid}/stat").read_text()[:0]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return
@@ -77,41 +77,15 @@ async def test_drain(door: Door, number: int, server: ChatServer, tmp_path: Path
             refused = await post(gateway.base_url + "/responses", _STREAM)
             assert refused.status == 503
             assert json.loads(refused.body)["error"]["type"] == "server_error"
-        except aiohttp.ClientConnectorError:
-            pass
+        except aiohttp.ClientOSError:
+            pass  # refused, or reset, when it was let into the queue of a listener that closed
         gate.set()
         body += await answered.content.read()
     assert check_stream(parse_sse(body))["status"] == "completed"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await gateway.process.wait() == 0, "\n".join(gateway.log[-20:])
     assert _rows(gateway) == ["completed"]
     assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize(("word", "name"), [("extproc", "sidecar 0"), ("envoy", "envoy")])
-async def test_a_dead_child_ends_everything_and_says_so(
-    word: str, name: str, server: ChatServer, tmp_path: Path
-) -> None:
-    gateway = await start_gateway(server.base_url, tmp_path)
-    others = _children(gateway.process.pid)
-    server.script(answer(parts=[event("a"), WaitGone()]))
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(gateway.base_url + "/responses", json=_STREAM) as answered,
-    ):
-        await answered.content.readuntil(b"output_text.delta")
-        os.kill(_child(gateway, word), signal.SIGKILL)
-        with pytest.raises(aiohttp.ClientError):
-            await answered.content.read()
-    assert await gateway.process.wait() == 1
-    assert gateway.reader is not None
-    await asyncio.wait({gateway.reader}, timeout=5)
-    assert any(name in line for line in gateway.log)
-    for pid in others:
-        await _gone(pid)
-    assert "in_progress" not in _rows(gateway) and "completed" not in _rows(gateway)
-    async with asyncio.timeout(5):
-        await server.requests[-1].gone.wait()
 
 
 async def test_children_do_not_outlive_a_killed_parent(server: ChatServer, tmp_path: Path) -> None:
@@ -130,13 +104,11 @@ async def test_without_its_sidecar_envoy_answers_json(server: ChatServer, tmp_pa
     sidecar = _child(gateway, "extproc")
     os.kill(sidecar, signal.SIGSTOP)
     try:
-        async with asyncio.timeout(20):
-            while True:
-                answered = await post(gateway.base_url + "/responses", _STREAM)
-                if answered.status == 503:
-                    break
+        async with asyncio.timeout(60):
+            answered = await post(gateway.base_url + "/responses", _STREAM)
     finally:
         os.kill(sidecar, signal.SIGCONT)
+    assert answered.status == 503
     error = json.loads(answered.body)["error"]
     assert error["code"] == "adapter_unavailable" and answered.headers["retry-after"] == "1"
     assert not [one for one in server.requests if one.path.endswith("/responses")]

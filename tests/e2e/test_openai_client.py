@@ -146,10 +146,10 @@ async def test_stored_things(client: openai.AsyncOpenAI) -> None:
     )
     found = await client.responses.retrieve(made.id)
     assert found.model_dump() == made.model_dump()
-    newest = await client.responses.input_items.list(made.id, limit=1)
-    assert newest.has_more and newest.data[0].content[0].text == "two"  # type: ignore[union-attr]
-    every = [item async for item in client.responses.input_items.list(made.id, limit=1, order="asc")]
-    assert [item.content[0].text for item in every] == ["one", "two"]  # type: ignore[union-attr]
+    newest: Any = await client.responses.input_items.list(made.id, limit=1)
+    assert newest.has_more and newest.data[0].content[0].text == "two"
+    every: list[Any] = [item async for item in client.responses.input_items.list(made.id, limit=1, order="asc")]
+    assert [item.content[0].text for item in every] == ["one", "two"]
     await client.responses.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(made.id)
@@ -205,7 +205,7 @@ async def test_leaving_cancels_the_model_call_and_leaves_a_failed_row(client: op
             break
     call = setup.server.requests[-1]
     await stream.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await call.gone.wait()
         while True:
             try:

@@ -115,9 +115,9 @@ async def test_a_conversation_that_is_busy(client: Any, setup: Setup) -> None:
 
 async def test_errors(client: Any) -> None:
     unknown = "conv_" + "0" * 48
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.NotFoundError) as missing:
         await client.responses.create(model="demo-model", input="hi", conversation=unknown)
-    assert (caught.value.code, caught.value.param) == ("conversation_not_found", "conversation")
+    assert (missing.value.code, missing.value.param) == ("conversation_not_found", "conversation")
     with pytest.raises(openai.BadRequestError) as caught:
         await client.conversations.create(items=[{"type": "message", "role": "user", "content": "x"}] * 21)
     assert (caught.value.code, caught.value.param) == ("array_above_max_length", "items")

@@ -94,6 +94,7 @@ async def test_secrets_of_tools_stay_where_they_are_used(mode: str, tmp_path: Pa
         registered = {"type": "mcp", "server_label": "own", "connector_id": "dice", "require_approval": "never"}
         ask = {"model": "m", "input": SAID, "tools": [remote, registered, {"type": "web_search"}]}
         bodies = []
+        more: dict[str, Any]
         try:
             for more in ({}, {"stream": True}, {"store": False}):
                 got = await post(url, {**ask, **more})

@@ -45,7 +45,7 @@ async def test_shutdown_while_a_tool_runs(mode: str, ends: bool, tmp_path: Path)
         tool = {"type": "mcp", "server_label": "dice", "server_url": mcp.url, "require_approval": "never"}
         body = {"model": "m", "input": "wait", "stream": True, "tools": [tool]}
         asking = asyncio.create_task(post(f"{gateway.base_url}/responses", body))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await mcp.started.wait()
         stopping = asyncio.create_task(gateway.stop())
         await gateway.log_line("draining")
@@ -53,7 +53,8 @@ async def test_shutdown_while_a_tool_runs(mode: str, ends: bool, tmp_path: Path)
             mcp.stops.set()
         async with asyncio.timeout(25):
             got, status = await asyncio.gather(asking, stopping)
-        assert status == 0, "\n".join(gateway.log[-20:])
+        # What had to be cut shows.
+        assert status == (0 if ends else 1), "\n".join(gateway.log[-20:])
         assert got.status == 200 and got.cut is not ends
         if ends:
             final = check_stream(parse_sse(got.body))

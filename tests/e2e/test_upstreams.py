@@ -37,16 +37,21 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("upstreams")
     async with AsyncExitStack() as stack:
         default, other, native = [await stack.enter_async_context(ChatServer()) for _ in range(3)]
+        # Profiles by name: what is scripted is asked for by the test alone.
         settings = {
-            "upstream": {"auth": "passthrough"},
+            "upstream": {"auth": "passthrough", "profile": "generic"},
             "upstreams": {
-                "other": {"url": other.base_url.replace("/v1", "/api/v2"), "api_key": "key-of-other"},
+                "other": {
+                    "url": other.base_url.replace("/v1", "/api/v2"),
+                    "api_key": "key-of-other",
+                    "profile": "generic",
+                },
                 "native": {
                     "url": native.base_url.replace("/v1", "/deep/v9"),
                     "api_key": "key-of-native",
                     "models": ["native-1", "native-cut"],
                 },
-                "nobody": {"url": "http://127.0.0.1:9/v1"},
+                "nobody": {"url": "http://127.0.0.1:9/v1", "profile": "generic"},
             },
             "owner": {"source": "single"},
             "timeouts": {"connect": 2},

@@ -72,7 +72,7 @@ async def test_the_official_client(way: Setup) -> None:
             await stranger.vector_stores.search(store.id, query="fly")
         with pytest.raises(openai.NotFoundError):
             await stranger.vector_stores.retrieve(store.id)
-        with pytest.raises(openai.BadRequestError, match="not found"):
+        with pytest.raises(openai.NotFoundError, match="not found"):
             await stores.files.create(store.id, file_id="file-" + "0" * 48)
 
         renamed = await stores.update(store.id, name="renamed", metadata={"a": "b"})
@@ -162,10 +162,10 @@ async def test_the_model_searches_a_store(setup: Setup) -> None:
         stream = await client.responses.create(
             model="demo-model", input="How long?", tools=[tool], include=["file_search_call.results"], stream=True
         )
-        events = [one async for one in stream]
+        events: list[Any] = [one async for one in stream]
         kinds = [one.type for one in events]
         assert kinds.index("response.file_search_call.searching") < kinds.index("response.file_search_call.completed")
-        final = events[-1].response  # type: ignore[union-attr]
+        final = events[-1].response
         search, message = final.output
         assert (search.type, search.status, search.queries) == (
             "file_search_call",

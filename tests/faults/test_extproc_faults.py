@@ -8,10 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
-from antiphon.doors.extproc.relay import RelayTimeouts
-from antiphon.engine.actions import RequestHead, ResponseRecord
-from antiphon.engine.exchange import ResponseExchange
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import RequestHead, ResponseRecord
 from antiphon.errors import StoreError
 from tests.support.chat_server import WaitGone, answer, completion, event, never, text_stream
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body, sse_events
@@ -93,7 +94,12 @@ async def test_the_client_leaves_a_relay_before_the_first_event(tmp_path: Path, 
             await stream.response_headers(200, SSE)
         await stream.leave()
         await _idle(opened)
-        assert _statuses(opened) == ["failed"]
+        (record,) = opened.store.records.values()
+        assert record.status == "failed"
+        # Behind the head Envoy does not tell a client that leaves from an upstream that breaks off.
+        message = json.loads(record.body)["error"]["message"]
+        assert ("or the upstream broke off" in message) is head
+        assert "client left" in message
         assert await opened.metric("responses_total", door="relay", outcome="cancelled") == 1
 
 
@@ -284,7 +290,7 @@ async def test_an_impossible_order_cuts_the_stream(tmp_path: Path) -> None:
 
 
 async def test_an_upstream_that_never_answers_is_a_504(tmp_path: Path) -> None:
-    async with open_door(tmp_path, timeouts=RelayTimeouts(head=0.02)) as opened:
+    async with open_door(tmp_path, timeouts=TimeoutSettings(head=0.02)) as opened:
         stream = opened.stream()
         await stream.request(request_body(stream=True))
         client = await stream.complete()
@@ -295,7 +301,7 @@ async def test_an_upstream_that_never_answers_is_a_504(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_an_upstream_whose_json_stops_is_a_504(tmp_path: Path, begun: bool) -> None:
-    async with open_door(tmp_path, timeouts=RelayTimeouts(idle=0.02)) as opened:
+    async with open_door(tmp_path, timeouts=TimeoutSettings(idle=0.02)) as opened:
         stream = await _relayed(opened, *([_COMPLETION[:20]] if begun else []), streamed=False)
         client = await stream.complete()
         assert client.status in (502, 504)
@@ -304,7 +310,7 @@ async def test_an_upstream_whose_json_stops_is_a_504(tmp_path: Path, begun: bool
 
 
 async def test_an_event_stream_that_stops_becomes_a_failed_response(tmp_path: Path) -> None:
-    async with open_door(tmp_path, timeouts=RelayTimeouts(idle=0.1), keepalive=0.01) as opened:
+    async with open_door(tmp_path, timeouts=TimeoutSettings(idle=0.1), keepalive=0.01) as opened:
         stream = await _relayed(opened, *text_stream("some")[:2])
         client = await stream.complete()
         # Our own comments do not keep a dead upstream alive.
@@ -314,8 +320,25 @@ async def test_an_event_stream_that_stops_becomes_a_failed_response(tmp_path: Pa
         assert _statuses(opened) == ["failed"]
 
 
+@pytest.mark.parametrize("large", [True, False])
+async def test_silence_is_only_the_upstreams_where_it_cannot_be_an_unread_stream(tmp_path: Path, large: bool) -> None:
+    """Envoy holds the upstream back when its client does not read, which looks the same from here."""
+    begun = [*text_stream("some")[:2], *([event("x" * 200_000)] if large else [])]
+    async with open_door(tmp_path, timeouts=TimeoutSettings(idle=0.1)) as opened:
+        with capture_logs() as lines:
+            stream = await _relayed(opened, *begun)
+            client = await stream.complete()
+            assert sse_events(client.body)[-2:] == ["response.failed", "[DONE]"]
+            await opened.context.admission.drained(DEADLINE)
+        (line,) = [line for line in lines if line["event"] == "response"]
+    assert (line["log_level"], line["code"]) == ("warning", "upstream_timeout")
+    assert line["fault"] == ("unknown" if large else "upstream")
+    assert ("the client does not read" in line["cause"]) == large and "timeouts.idle" in line["cause"]
+    assert (line["operation"], line["upstream"], line["status"]) == ("read_answer", "default", 200)
+
+
 async def test_an_upstream_that_does_not_end_after_its_last_event_is_not_waited_for(tmp_path: Path) -> None:
-    async with open_door(tmp_path, timeouts=RelayTimeouts(end=0.02)) as opened:
+    async with open_door(tmp_path, end_seconds=0.02) as opened:
         stream = await _relayed(opened, b"".join(text_stream("a")))
         client = await stream.complete()
         assert sse_events(client.body)[-2:] == ["response.completed", "[DONE]"]
@@ -324,7 +347,7 @@ async def test_an_upstream_that_does_not_end_after_its_last_event_is_not_waited_
 
 async def test_the_upstream_speaks_while_the_time_is_up(tmp_path: Path) -> None:
     # What the timer does and what a message leads to never overlap, whichever comes first.
-    async with open_door(tmp_path, timeouts=RelayTimeouts(idle=0.01), keepalive=0.002) as opened:
+    async with open_door(tmp_path, timeouts=TimeoutSettings(idle=0.01), keepalive=0.002) as opened:
         for _ in range(30):
             stream = await _relayed(opened, *text_stream("a")[:2])
             for number in range(20):
@@ -344,7 +367,7 @@ class _BrokenEnd(ResponseExchange):
 
 
 async def test_a_bug_in_silence_cuts_the_stream(tmp_path: Path) -> None:
-    async with open_door(tmp_path, timeouts=RelayTimeouts(head=0.02), exchange_type=_BrokenEnd) as opened:
+    async with open_door(tmp_path, timeouts=TimeoutSettings(head=0.02), exchange_type=_BrokenEnd) as opened:
         stream = opened.stream()
         await stream.request(request_body(stream=True))
         assert await stream.closed() is grpc.StatusCode.INTERNAL

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import (

@@ -13,8 +13,6 @@ from typing import Any
 
 from tests.support.recordings import Recording
 
-__all__ = ["Answer", "read_answer"]
-
 
 @dataclass
 class Answer:

@@ -18,8 +18,6 @@ from tests.support.exchanges import Outcome, run
 from tests.support.judge import parse_sse
 from tests.support.recordings import Recording
 
-__all__ = ["EXPECTED", "expected_path", "render", "replay"]
-
 EXPECTED = Path(__file__).parent / "expected"
 _SHOWN = ("item_id", "output_index", "status")
 

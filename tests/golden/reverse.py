@@ -18,13 +18,11 @@ from typing import Any
 
 import msgspec
 
-from antiphon.engine.actions import Chain, Context, Enqueue, RequestHead
-from antiphon.engine.jobs import JobRequest
+from antiphon.engine.ports.actions import Chain, Context, Enqueue, RequestHead
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.sealing import Sealer
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
 from tests.support.judge import parse_sse
-
-__all__ = ["Original", "compare", "originals"]
 
 _ROOT = Path(__file__).parent.parent / "recordings" / "responses"
 _HERE = {
@@ -395,7 +393,7 @@ def _diff_event(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
         state = "added" if kind.endswith("added") else "done"
         yield from _diff(theirs["item"], ours["item"], f"{theirs['item']['type']} {state}")
     rest = [{key: value for key, value in event.items() if key not in plain} for event in (theirs, ours)]
-    yield from _diff(*rest, kind)
+    yield from _diff(rest[0], rest[1], kind)
 
 
 def _diff_response(theirs: dict[str, Any], ours: dict[str, Any], *, in_stream: bool = True) -> Iterator[str]:
@@ -404,7 +402,7 @@ def _diff_response(theirs: dict[str, Any], ours: dict[str, Any], *, in_stream: b
     if not in_stream:
         comparable = _in_chat_order(comparable)
     rest = [{key: value for key, value in one.items() if key not in ("output", "tools")} for one in (theirs, ours)]
-    yield from _diff(*rest, "response")
+    yield from _diff(rest[0], rest[1], "response")
     tools = {_tool_key(tool): tool for tool in theirs.get("tools", ()) if tool["type"] in _CLIENT_TOOLS}
     echoed = {_tool_key(tool): tool for tool in ours["tools"]}
     for key in tools.keys() | echoed.keys():

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
-import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from antiphon.cli import main
-from antiphon.engine.file_ports import FileFields
-from antiphon.engine.indexing import Chunk
-from antiphon.engine.knowledge import NewFile
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.containers import ContainerRequest
+from antiphon.engine.ports.files import FileFields
+from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.local_keys import local_key
 from antiphon.stores import SESSIONS_FILE, open_stores
 from antiphon.stores.admin import OWNED
-from antiphon.stores.knowledge import VECTORS_FILE, open_knowledge
+from antiphon.stores.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.records import Records
 from tests.contracts.store_contract import ALICE, item, record
 
 BOB, CAROL = "b:bob", "b:carol"
@@ -35,9 +42,10 @@ def data(tmp_path: Path) -> Path:
                 await upload.write(b"hello " + name.encode())
                 await upload.keep(owner, FileFields(f"file-{name}", f"{name}/../x.txt", "user_data", "text/plain", 1.0))
         await stores.aclose()
-        knowledge = await open_knowledge(tmp_path)
+        local_key(tmp_path, "owner.key")
+        database = await open_vector_database(tmp_path)
         for owner, name in ((ALICE, "a"), (BOB, "b"), (CAROL, "c")):
-            await knowledge.stores.create(
+            await database.stores.create(
                 owner,
                 f"vs_{name}",
                 name=name,
@@ -46,14 +54,31 @@ def data(tmp_path: Path) -> Path:
                 expires_days=None,
                 files=[NewFile(f"file-{name}", f"{name}.txt", {"n": 1})],
             )
-        now = time.time()
-        for job in await knowledge.ingestion.claim(["1", "2", "3"], at=now, until=now + 60):
-            await knowledge.ingestion.append(job, 0, "", [Chunk(f"text of {job.owner}", 3)])
-            await knowledge.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
-        await knowledge.aclose()
+        for job in await database.ingestion.claim(["1", "2", "3"], 60):
+            await database.ingestion.append(job, 0, "", [Chunk(f"text of {job.owner}", 3)])
+            await database.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
+        await database.aclose()
+        for owner, text in ((ALICE, b"of alice"), (BOB, b"of bob")):
+            rooms = ContainerRooms(
+                LocalSandbox(tmp_path / "containers" / "machines", CodeInterpreterSettings()),
+                Records(tmp_path / "containers" / "records"),
+                None,
+            )
+            container = await rooms.create(owner, ContainerRequest("theirs", 1 << 30, 1200.0))
+            await rooms.put(owner, container.id, "my notes.txt", _pieces(text))
+            await rooms.put(owner, container.id, "my_notes.txt", _pieces(text + b", too"))
 
     asyncio.run(fill())
     return tmp_path
+
+
+async def _pieces(text: bytes) -> AsyncIterator[bytes]:
+    yield text
+
+
+def _containers(folder: Path) -> list[str]:
+    """Whose containers there are."""
+    return [head.owner for head in Records(folder / "containers" / "records").every()]
 
 
 def _rows(folder: Path, table: str, where: str = "1") -> int:
@@ -70,11 +95,11 @@ def _lines(text: str) -> list[dict[str, Any]]:
 def test_owners_are_listed_with_what_they_have(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["admin", "owners", "--data", str(data)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["owner", "responses", "conversations", "prompts", "files", "vector_stores"]
+    assert lines[0] == ["owner", "responses", "conversations", "prompts", "files", "vector_stores", "containers"]
     assert lines[1:] == [
-        [ALICE, "2", "1", "0", "1", "1"],
-        [BOB, "2", "1", "0", "1", "1"],
-        [CAROL, "0", "0", "0", "0", "1"],
+        [ALICE, "2", "1", "0", "1", "1", "1"],
+        [BOB, "2", "1", "0", "1", "1", "1"],
+        [CAROL, "0", "0", "0", "0", "1", "0"],
     ]
 
 
@@ -93,10 +118,12 @@ def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
         "files": 1,
         "vector_stores": 1,
         "vector_store_files": 1,
+        "containers": 1,
+        "container_files": 2,
     }
-    assert "bob" not in json.dumps(exported) and "_b" not in json.dumps([one["id"] for one in exported])
-    (copied,) = folder.iterdir()
-    assert copied.parent == folder and copied.read_bytes() == b"hello a"
+    assert "bob" not in json.dumps(exported) and not any(one["id"].endswith("_b") for one in exported)
+    copied = list(folder.iterdir())
+    assert sorted(file.read_bytes() for file in copied) == [b"hello a", b"of alice", b"of alice, too"]
 
 
 def test_nothing_goes_without_yes_and_with_it_only_the_owners(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +136,7 @@ def test_nothing_goes_without_yes_and_with_it_only_the_owners(data: Path, capsys
         assert _rows(data, table, f"owner = '{ALICE}'") == 0
         assert _rows(data, table, f"owner = '{BOB}'") > 0
     assert _rows(data, "response_items") == 6
+    assert _containers(data) == [BOB] and len(list((data / "containers" / "machines").iterdir())) == 1
     assert main([*wanted, "--yes"]) == 1
 
 
@@ -141,6 +169,27 @@ def test_a_vacuum_gives_space_back(data: Path, capsys: pytest.CaptureFixture[str
     assert before - after > 900_000
 
 
+def test_the_sizes_count_what_waits_in_the_log(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = data / SESSIONS_FILE
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("CREATE TABLE ballast (data BLOB)")
+    connection.execute("INSERT INTO ballast VALUES (zeroblob(1000000))")
+    connection.commit()
+    both = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")))
+    assert main(["admin", "vacuum", "--data", str(data)]) == 0
+    connection.close()
+    before = int(capsys.readouterr().out.splitlines()[0].split(": ")[1].split()[0])
+    assert before == both
+
+
+def test_an_owner_of_nothing_has_no_export(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    assert main(["admin", "export", "--data", str(data), "--owner", "nobody", "--files", str(folder)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "there is nothing of the owner nobody" in said.err and not folder.exists()
+
+
 def test_a_purge_uses_the_settings(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +210,17 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
     connection = sqlite3.connect(data / SESSIONS_FILE)
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     connection.close()
-    aside = {"schema_migrations", "chains", "jobs", "response_events", "files"}
+    aside = {
+        "schema_migrations",
+        "chains",
+        "jobs",
+        "response_events",
+        "files",
+        "owner_bytes",
+        "idempotency",
+        "lease_clock",
+        "sweeps",
+    }
     assert {table for table in tables if not table.startswith("sqlite_")} - aside == set(OWNED)
 
 
@@ -183,7 +242,7 @@ def test_vector_stores_are_exported_and_deleted_with_their_owner(
     ]
     assert lines[1]["data"] == {"filename": "a.txt", "status": "completed", "attributes": {"n": 1}}
     assert main(["admin", "delete-owner", "--data", str(data), "--owner", ALICE]) == 1
-    assert "1 vector stores of" in capsys.readouterr().out and _vector_rows(data, "vector_stores") == 3
+    assert "1 vector stores," in capsys.readouterr().out and _vector_rows(data, "vector_stores") == 3
     assert main(["admin", "delete-owner", "--data", str(data), "--owner", ALICE, "--yes"]) == 0
     assert main(["admin", "delete-owner", "--data", str(data), "--owner", CAROL, "--yes"]) == 0
     for table in ("vector_stores", "vector_files", "file_attributes", "chunks", "fts_vs_b_docsize"):
@@ -191,3 +250,73 @@ def test_vector_stores_are_exported_and_deleted_with_their_owner(
         assert _vector_rows(data, table) == (17 if table == "fts_vs_b_docsize" else 1), table
     assert main(["admin", "vacuum", "--data", str(data)]) == 0
     assert VECTORS_FILE in capsys.readouterr().out
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+def test_a_backup_and_what_is_restored_from_it(data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive, again = elsewhere / "backup.tar", elsewhere / "again"
+    for name in ("owner.key", "sealing.key"):
+        (data / name).write_text("k" * 64)
+    shutil.rmtree(data / "containers")  # these are in no backup
+    assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
+    said = capsys.readouterr().out
+    assert "contents of 2 files" in said and "it holds owner.key and sealing.key: whoever reads it" in said
+    assert main(["admin", "owners", "--data", str(data)]) == 0
+    before = capsys.readouterr().out
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
+    assert "contents of 2 files" in capsys.readouterr().out
+    assert main(["admin", "owners", "--data", str(again)]) == 0
+    assert capsys.readouterr().out == before
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_restore_without_the_keys_says_what_is_missing(
+    data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, again = elsewhere / "backup.tar", elsewhere / "again"
+    (data / "owner.key").unlink()
+    (data / "sealing.key").write_text("k" * 64)
+    monkeypatch.setenv("ANTIPHON_OWNER__KEY", "a key that the settings give" * 2)
+    assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
+    assert "it does not hold owner.key, without which it cannot be restored" in capsys.readouterr().out
+    monkeypatch.delenv("ANTIPHON_OWNER__KEY")
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
+    assert "the key owner.key is not in the backup" in capsys.readouterr().err.lower() and not again.exists()
+    monkeypatch.setenv("ANTIPHON_OWNER__KEY", "a key that the settings give" * 2)
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
+
+
+def test_a_backup_wants_to_know_where(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["admin", "backup", "--data", str(data)]) == 2 and "--to" in capsys.readouterr().err
+    assert main(["admin", "restore", "--data", str(data)]) == 2 and "--from" in capsys.readouterr().err
+
+
+def test_a_backup_without_a_key_that_is_lost_already_is_none(
+    data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever keeps such archives should hear of it now, not when one is needed."""
+    archive = elsewhere / "backup.tar"
+    assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 2
+    assert "key is gone" in capsys.readouterr().err and not archive.exists()
+
+
+def test_an_archive_that_was_cut_off_says_what_to_do(
+    data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, again = elsewhere / "backup.tar", elsewhere / "again"
+    for name in ("owner.key", "sealing.key"):
+        (data / name).write_text("k" * 64)
+    assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
+    whole = archive.read_bytes()
+    capsys.readouterr()
+    for left in (len(whole) // 2, 10 * 512, 700, 0):
+        archive.write_bytes(whole[:left])
+        assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
+        said = capsys.readouterr().err
+        assert "cut off" in said and "Copy it again" in said and "older backup" in said, (left, said)
+        assert not again.exists()

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from antiphon.engine.jobs import split_events
+from antiphon.engine.ports.jobs import split_events
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, completion, event, json_answer, text_stream
 from tests.support.judge import check_response, check_stream, parse_sse
@@ -49,7 +50,7 @@ async def test_queued_then_completed(one: BackgroundApp) -> None:
 
 
 async def test_what_is_asked_of_the_model_is_what_a_client_would_ask(many: Processes, one: BackgroundApp) -> None:
-    asked = {"instructions": "Be brief.", "temperature": 0.5, "max_output_tokens": 50}
+    asked: dict[str, Any] = {"instructions": "Be brief.", "temperature": 0.5, "max_output_tokens": 50}
     await one.ended((await one.create(**asked))["id"])
     async with one.session.post(f"{one.url}/responses", json={"model": "m", "input": "hi", **asked}) as got:
         assert got.status == 200
@@ -211,7 +212,7 @@ async def test_cancel_while_the_model_writes(many: Processes, one: BackgroundApp
     assert (events[-1]["type"], events[-1]["response"]["status"]) == ("response.failed", "cancelled")
     assert [item["sequence_number"] for item in events] == list(range(len(events)))
     # The model call ends with it, and nothing it still said counts.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await many.chat.requests[0].gone.wait()
     await until(lambda: not one.app.workers.running)
     assert await one.get(response_id) == cancelled
@@ -282,7 +283,7 @@ async def test_a_response_that_is_deleted_while_it_runs(many: Processes, one: Ba
         assert (await one.ask(f"/{response_id}", "DELETE"))[0] == 200
         await followed.whole()
     assert followed.cut and DONE not in followed.data
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await many.chat.requests[0].gone.wait()
     await until(lambda: not one.app.workers.running)
     assert (await one.ask(f"/{response_id}"))[0] == 404
@@ -328,7 +329,10 @@ async def test_a_prompt_in_the_background(many: Processes, one: BackgroundApp) -
 
 async def test_a_conversation_that_is_compacted_in_the_background(many: Processes, one: BackgroundApp) -> None:
     words = [{"role": "user", "content": "word " * 1000}, {"role": "user", "content": "Hi"}]
-    asked = {"input": words, "context_management": [{"type": "compaction", "compact_threshold": 1000}]}
+    asked: dict[str, Any] = {
+        "input": words,
+        "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    }
     many.chat.script(answer(parts=text_stream("A summary.")), answer(parts=text_stream("An answer.")))
     async with one.stream(**asked) as followed:
         final = check_stream(parse_sse(await followed.whole()))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from antiphon.stores.background import SqliteJobStore
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
-from tests.support.judge import check_response, parse_sse
+from tests.support.judge import check_response, fold, parse_sse
 from tests.support.waiting import until
 
 DONE = b"data: [DONE]\n\n"
@@ -87,16 +90,26 @@ async def test_one_that_kills_its_processes_is_given_up(many: Processes) -> None
         many.chat.script(held(asyncio.Event()))
         process = await many.start(attempts=2)
         response_id = response_id or (await process.create())["id"]
-        await until(lambda seen=attempt: len(many.chat.requests) == seen + 1)
+
+        def asked(seen: int = attempt) -> bool:
+            return len(many.chat.requests) == seen + 1
+
+        await until(asked)
         await process.kill()
         many.expire_leases()
-    last = await many.start(attempts=2)
-    assert (await last.ended(response_id))["status"] == "failed" and len(many.chat.requests) == 2
+    with capture_logs() as lines:
+        last = await many.start(attempts=2)
+        assert (await last.ended(response_id))["status"] == "failed" and len(many.chat.requests) == 2
+        # The killed ones, which are tasks of this process, have a line of their own, `cancelled`.
+        await until(lambda: any(line.get("outcome") == "failed" for line in lines))
+    (line,) = [line for line in lines if line.get("outcome") == "failed"]
+    assert (line["log_level"], line["fault"], line["operation"]) == ("warning", "ours", "restart")
+    assert line["response_id"] == response_id and "stopped before it was complete" in line["cause"]
 
 
 @pytest.mark.parametrize("on_restart", ["retry", "fail"])
 async def test_a_process_that_stops_leaves_nothing_behind(many: Processes, on_restart: str) -> None:
-    many.chat.script(held(asyncio.Event()))
+    many.chat.script(held(asyncio.Event()), answer(parts=text_stream("Again")))
     one = await many.start(on_restart=on_restart)
     async with one.stream() as followed:
         await followed.until(b'"delta":"Hel"')
@@ -107,6 +120,26 @@ async def test_a_process_that_stops_leaves_nothing_behind(many: Processes, on_re
     other = await many.start(on_restart=on_restart)
     ended = await other.ended(response_id)
     assert ended["status"] == ("completed" if on_restart == "retry" else "failed")
+    async with other.stream(response_id) as later:
+        events = parse_sse(await later.whole())
+    assert [item["type"] for item in events].count("response.in_progress") == 1
+    if on_restart == "retry":
+        # Of two attempts the second one alone is in the stream.
+        assert b"Hel" not in later.data and fold(events) == ended["output"]
+
+
+async def test_a_drain_ends_when_nothing_is_left_but_what_others_can_go_on_with(
+    many: Processes, one: BackgroundApp
+) -> None:
+    many.chat.script(held(asyncio.Event()), answer(parts=text_stream("Again")))
+    made = await one.create()
+    await until(lambda: many.chat.requests)
+    async with asyncio.timeout(30):
+        assert await one.app.drain(one.door.drain(60), 0.2) is True
+        await one.app.give_back()
+    assert many.sql("SELECT worker, attempts FROM jobs") == [(None, 0)]
+    other = await many.start()
+    assert (await other.ended(made["id"]))["status"] == "completed"
 
 
 async def test_two_processes_share_the_work(many: Processes, one: BackgroundApp) -> None:
@@ -211,6 +244,37 @@ async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes
     fourth = await one.ended((await one.create(conversation=conversation, input="more"))["id"])
     assert fourth["status"] == "completed" and (await items())[3:] == ["more", "Hello"]
     async with one.session.delete(f"{conversations}/{conversation}") as got:
+        assert got.status == 200
+
+
+async def test_a_client_that_leaves_while_its_response_is_queued(
+    many: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is queued all the same, and its conversation is its job's: nobody holds it for nothing."""
+    one = await many.start(workers=0)
+    async with one.session.post(f"{one.url}/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    enqueue, begun, gate = one.app.stores.background.enqueue, asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any, **named: Any) -> None:
+        begun.set()
+        await gate.wait()
+        await enqueue(*given, **named)
+
+    monkeypatch.setattr(SqliteJobStore, "enqueue", lambda _, *given, **named: slow(*given, **named))
+    asked = asyncio.ensure_future(one.create(conversation=conversation))
+    await begun.wait()
+    asked.cancel()
+    await until(lambda: not one.app.context.admission.active)
+    gate.set()
+    await until(lambda: many.sql("SELECT 1 FROM jobs"))
+    ((response_id,),) = many.sql("SELECT response_id FROM jobs")
+    held = one.app.runner._conversations
+    assert held is not None
+    await until(lambda: not held._leases._held)
+    await one.ask(f"/{response_id}/cancel", "POST")
+    turn = {"model": "m", "input": "more", "conversation": conversation}
+    async with one.session.post(f"{one.url}/responses", json=turn) as got:
         assert got.status == 200
 
 

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.http import ApiRequest
-from antiphon.app import build
-from antiphon.config import load_settings
+from antiphon.app.build import build
+from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest
-from antiphon.translation.fates import all_names
+from antiphon.translation import field_support
 from antiphon.translation.profiles import PROFILES
 from tests.support.http_door import RawAnswer, RawClient, post_bytes
 
-GROUPS = ("fields", "include", "tools", "tool_choice", "items", "content")
+GROUPS = ("fields", "parameters", "include", "tools", "tool_choice", "items", "content")
 SETTINGS: dict[str, Any] = {
     "upstream": {"url": "http://127.0.0.1:9/v1", "api_key": "key-of-default"},
     "upstreams": {
@@ -61,24 +62,25 @@ async def test_it_names_everything_once_with_its_fate(address: str) -> None:
     shown = (await ask(address)).json
     assert (shown["object"], shown["model"], shown["upstream"]) == ("antiphon.capabilities", None, "default")
     assert (shown["mode"], shown["profile"]) == ("translate", "generic")
-    assert [name for group in GROUPS for name in shown[group]] == list(all_names())
-    assert shown["fields"]["user"] == {"fate": "ignorable", "note": None}
+    named = [name for names in field_support.GROUPS.values() for name in names]
+    assert [name for group in GROUPS for name in shown[group]] == named
+    assert shown["fields"]["user"] == {"support": "ignorable", "note": None}
     assert shown["limits"]["input_items"] == 77 and shown["limits"]["context_tokens"] is None
 
 
 async def test_it_follows_the_model(address: str) -> None:
     fast, strict = (await ask(address, "?model=fast")).json, (await ask(address, "?model=strict")).json
     assert (fast["model"], fast["upstream"], fast["profile"]) == ("fast", "groq", "groq")
-    assert fast["fields"]["user"]["fate"] == "translated"
-    assert fast["fields"]["truncation.auto"]["fate"] == "emulated" and fast["limits"]["context_tokens"] == 4096
+    assert fast["fields"]["user"]["support"] == "translated"
+    assert fast["fields"]["truncation.auto"]["support"] == "emulated" and fast["limits"]["context_tokens"] == 4096
     assert (strict["upstream"], strict["profile"]) == ("default", "deepseek")
-    assert strict["content"]["content.input_image.image_url"]["fate"] == "unsupported"
+    assert strict["content"]["content.input_image.image_url"]["support"] == "unsupported"
 
 
 async def test_settings_count(address: str) -> None:
     shown = (await ask(address)).json
     assert shown["content"]["content.input_file.file_url"] == {
-        "fate": "unsupported",
+        "support": "unsupported",
         "note": "fetching files is switched off here",
     }
 
@@ -96,7 +98,7 @@ async def test_a_model_that_is_not_served_does_not_exist(address: str, model: st
 
 
 async def test_without_a_default_upstream_a_model_must_be_named() -> None:
-    capabilities = Capabilities(Routes(ModelRoute(PROFILES["generic"], mode="disabled")), {})
+    capabilities = Capabilities(ModelRoutes(ModelRoute(PROFILES["generic"], mode="disabled")), {})
     with pytest.raises(InvalidRequest, match="model="):
         await capabilities.show(ApiRequest("GET", "/v1/antiphon/capabilities"))
 
@@ -113,7 +115,9 @@ async def test_it_can_only_be_read(address: str) -> None:
 
 
 async def test_tools_that_run_here_are_told() -> None:
-    capabilities = Capabilities(Routes(ModelRoute(PROFILES["generic"])), {}, tools=frozenset({"web_search", "mcp"}))
+    capabilities = Capabilities(
+        ModelRoutes(ModelRoute(PROFILES["generic"])), {}, tools=frozenset({"web_search", "mcp"})
+    )
     answer = await capabilities.show(ApiRequest("GET", "/v1/antiphon/capabilities"))
     shown = json.loads(answer.body)
     runs = {
@@ -129,4 +133,14 @@ async def test_tools_that_run_here_are_told() -> None:
         "include:web_search_call.action.sources",
         "include:web_search_call.results",
     }
-    assert shown["tools"]["tools.file_search"]["fate"] == "ignorable"
+    assert shown["tools"]["tools.file_search"]["support"] == "ignorable"
+    assert shown["fields"]["max_tool_calls"]["note"] == "limits the calls of tools that run here"
+
+
+async def test_what_the_settings_let_pass_and_add_is_told_by_name() -> None:
+    route = ModelRoute(PROFILES["openai"], fields=frozenset({"top_k", "provider"}), extra={"seed": Raw(b"5")})
+    answer = await Capabilities(ModelRoutes(route), {}).show(ApiRequest("GET", "/v1/antiphon/capabilities"))
+    shown = json.loads(answer.body)
+    assert (shown["allowed"], shown["added"]) == (["provider", "top_k"], ["seed"])
+    assert shown["parameters"]["top_k"] == {"support": "translated", "note": "the settings let it pass"}
+    assert shown["parameters"]["min_p"]["support"] == "ignorable"

@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.api.chat import PassedOn
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.errors import ApiError
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -27,6 +27,7 @@ from tests.support.chat_server import (
     json_answer,
     text_stream,
 )
+from tests.support.embeddings_server import open_embeddings_server
 from tests.support.http_door import OpenHttpDoor, open_http_door, post_bytes
 
 CHAT = "/v1/chat/completions"
@@ -115,7 +116,7 @@ async def test_the_call_ends_with_the_client(door: OpenHttpDoor) -> None:
         call = await door.chat.received()
         await client.head()
         await client.part()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await call.gone.wait()
 
 
@@ -159,12 +160,12 @@ async def two_upstreams() -> AsyncIterator[tuple[PassedOn, ChatServer, ChatServe
             ModelRule("native-*", ModelRoute(GENERIC, mode="native", **there)),  # type: ignore[arg-type]
         )
         only = ModelRoute(GENERIC, models=frozenset({"demo-model"}))
-        yield PassedOn(pool, Routes(only, rules), ("/rerank", "/embeddings")), default, other
+        yield PassedOn(pool, ModelRoutes(only, rules), ("/rerank", "/embeddings")), default, other
         await pool.aclose()
 
 
 async def ask(passed: PassedOn, body: bytes, path: str = CHAT) -> ApiResponse:
-    [endpoint] = [route.methods["POST"] for route in passed.routes() if route.match(path) is not None]
+    [endpoint] = [endpoint.methods["POST"] for endpoint in passed.endpoints() if endpoint.match(path) is not None]
     headers = (("authorization", "Bearer k"), ("content-type", "application/json"))
     return await endpoint(ApiRequest("POST", path, (), headers, body))
 
@@ -205,7 +206,7 @@ async def test_a_body_without_a_model_is_the_default_upstreams() -> None:
     async with two_upstreams() as (passed, default, _):
         await ask(passed, b"{}")
         assert default.requests[0].body == b"{}"
-    nowhere = PassedOn(UpstreamPool({}), Routes(ModelRoute(GENERIC, mode="disabled")))
+    nowhere = PassedOn(UpstreamPool({}), ModelRoutes(ModelRoute(GENERIC, mode="disabled")))
     with pytest.raises(ApiError) as refused:
         await ask(nowhere, b"not json")
     assert (refused.value.status, refused.value.param) == (400, "model")
@@ -216,4 +217,27 @@ async def test_the_operators_own_paths() -> None:
         default.script(json_answer({"results": []}))
         got = await ask(passed, b'{"query":"x"}', "/v1/rerank")
         assert got.body == b'{"results": []}' and default.requests[0].path == "/v1/rerank"
-        assert [route.pattern for route in passed.routes()] == ["/v1/chat/completions", "/v1/embeddings", "/v1/rerank"]
+        assert [endpoint.pattern for endpoint in passed.endpoints()] == [
+            "/v1/chat/completions",
+            "/v1/embeddings",
+            "/v1/rerank",
+        ]
+
+
+async def test_the_embeddings_servers_model_is_asked_there() -> None:
+    async with open_embeddings_server() as server, ChatServer() as chat:
+        upstream = HttpUpstream(UpstreamTarget(chat.base_url))
+        other = HttpUpstream(UpstreamTarget(server.url, headers=(("authorization", "Bearer own"),)))
+        chat.default = lambda _: json_answer({"chat": True})
+        default = ModelRoute(PROFILES["generic"])
+        rules = (ModelRule("ruled", default),)
+        shown = {}
+        for model, name in (("vectors", "vectors"), ("vectors", "else"), ("ruled", "ruled")):
+            passed = PassedOn(upstream, ModelRoutes(default, rules), embeddings=(model, other))
+            body = json.dumps({"model": name, "input": ["a"]}).encode()
+            answered = await ask(passed, body, "/v1/embeddings")
+            shown[name] = "chat" not in json.loads(answered.body)
+        assert shown == {"vectors": True, "else": False, "ruled": False}
+        assert server.keys == ["Bearer own"]
+        await upstream.aclose()
+        await other.aclose()

@@ -12,10 +12,10 @@ import pytest
 
 from antiphon.api.containers import ContainerApi
 from antiphon.api.http import ApiRequest
-from antiphon.engine.file_ports import FileFields
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ApiError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.port import SandboxLimits
 from antiphon.tools.code_interpreter.records import Records
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
@@ -35,10 +35,10 @@ def form(*parts: tuple[str, str | None, bytes], end: bytes = b"--b--\r\n") -> by
 class Api:
     def __init__(self, folder: Path) -> None:
         self.now = 1_000.0
-        self.sandbox = MemorySandbox(SandboxLimits(disk_bytes=1_000))
+        self.sandbox = MemorySandbox(CodeInterpreterSettings.model_construct(disk_bytes=1_000))
         self.uploaded = MemoryFileStore(clock=lambda: self.now)
         self.rooms = ContainerRooms(self.sandbox, Records(folder), self.uploaded, per_owner=5, clock=lambda: self.now)
-        self._routes = ContainerApi(self.rooms, memory=2 << 30, idle_seconds=1_200).routes()
+        self._endpoints = ContainerApi(self.rooms, CodeInterpreterSettings(memory=2 << 30, idle=1_200)).endpoints()
 
     async def send(
         self, method: str, path: str, body: Any = None, *, owner: str = ALICE, headers: tuple[Any, ...] = ()
@@ -50,7 +50,7 @@ class Api:
             for at in range(0, len(raw), 7):
                 yield raw[at : at + 7]
 
-        for route in self._routes:
+        for route in self._endpoints:
             found = route.match(path)
             if found is None:
                 continue
@@ -93,6 +93,7 @@ def api(tmp_path: Path) -> Api:
 
 async def test_a_container_from_its_making_to_its_end(api: Api) -> None:
     body = {"name": "mine", "memory_limit": "1g", "expires_after": {"anchor": "last_active_at", "minutes": 5}}
+    assert not any(route.keyed for route in api._endpoints), "the router names a key that has no effect"
     status, made = await api.send("POST", "/v1/containers", body)
     assert status == 200 and made == {
         "id": made["id"],
@@ -213,7 +214,7 @@ async def test_what_is_no_container(api: Api, body: Any, param: str) -> None:
         (form(("file", "a.txt", b"1"), end=b""), (FORM,), None),
         (form(("file", "a.txt", b"x" * 2_000)), (FORM,), "container_error"),
         (b"{", (), "invalid_json"),
-        (b"[" * 3_000, (), "invalid_json"),
+        (b"[" * 3_000, (), "invalid_type"),
         (b"{}", (), "missing_required_parameter"),
         (b"x" * 10_000, (), "invalid_json"),
     ],
@@ -286,3 +287,14 @@ async def test_a_record_that_cannot_be_read_harms_only_itself(api: Api, tmp_path
     assert await api.rooms.sweep() == (0,)
     for name in ("../../etc/passwd", "cntr_", "cntr_../x", "x", "cntr_" + "a" * 100):
         assert await api.rooms.get(ALICE, name) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"file_id":"\xff"}', b'{"\xff":1}', b'{"file_id":"\\ud800"}', b"[", b"[]", b'{"file_id":5}', b"[" * 4000]
+)
+async def test_a_body_that_is_none_is_the_clients_fault(api: Api, body: bytes) -> None:
+    _, made = await api.send("POST", "/v1/containers", {"name": "x"})
+    status, got = await api.send(
+        "POST", f"/v1/containers/{made['id']}/files", body, headers=(("content-type", "application/json"),)
+    )
+    assert status == 400 and got["type"] == "invalid_request_error", got

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.engine.actions import StoredItem
-from antiphon.engine.owners import OwnerResolver
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.actions import StoredItem
 from antiphon.sealing import Sealer
 from tests.support.chat_server import (
     DEADLINE,
@@ -145,7 +145,7 @@ async def test_unknown_and_foreign_are_one_answer(door: OpenHttpDoor) -> None:
         request = {**TEXT, "conversation": name}
         answers.append(await door.ask(post_bytes(request, headers={"authorization": "Bearer bob"})))
     mine, none = answers
-    assert mine.status == none.status == 400 and none.error["code"] == "conversation_not_found"
+    assert mine.status == none.status == 404 and none.error["code"] == "conversation_not_found"
     assert mine.body.replace(conversation.encode(), b"") == none.body.replace(("conv_" + "0" * 48).encode(), b"")
     assert not door.chat.requests and await texts(door, conversation) == [("user", "secret")]
 

@@ -14,8 +14,8 @@ from antiphon.api.conversations import Conversations
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
-from antiphon.engine.actions import StoredItem
-from antiphon.engine.ports import ConversationStore, ResponseStore
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import open_stores
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -38,7 +38,7 @@ class Setup:
             models=ModelCatalog(self.upstream),
             ready=responses.ping,
             metrics=Metrics(),
-            areas=Conversations(conversations, responses).routes(),
+            areas=Conversations(conversations, responses).endpoints(),
         )
 
     async def send(
@@ -141,7 +141,7 @@ async def test_conversations_are_listed_in_pages(setup: Setup) -> None:
 
 
 async def test_items_are_stored_as_they_will_be_shown(setup: Setup) -> None:
-    given = [
+    given: list[dict[str, Any]] = [
         {**USER, "id": "msg_mine", "type": "message"},
         {"role": "assistant", "content": [{"type": "output_text", "text": "hi", "annotations": [], "logprobs": []}]},
         {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
@@ -234,7 +234,7 @@ _MANY = {str(n): "x" for n in range(17)}
     [
         ("POST", "", b"{", None, "invalid_json"),
         ("POST", "", b"[]", None, "invalid_type"),
-        ("POST", "", {"metadata": {"a": 1}}, "metadata[...]", "invalid_type"),
+        ("POST", "", {"metadata": {"a": 1}}, "metadata", "invalid_type"),
         ("POST", "", {"metadata": _MANY}, "metadata", "object_above_max_properties"),
         ("POST", "", {"metadata": {"k" * 65: "v"}}, "metadata", "string_above_max_length"),
         ("POST", "", {"metadata": {"k": "v" * 513}}, "metadata", "string_above_max_length"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
+from antiphon.commands import doctor as doctor_command
 from antiphon.commands.upstream_probes import Support
 from antiphon.commands.upstream_report import fitting_profile
+from antiphon.config.settings import Settings
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.tools.code_interpreter.trial import Trial
 from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import (
     Answer,
@@ -130,10 +135,51 @@ async def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixtu
         arguments = ["doctor", "--config", str(config), "--upstream", server.base_url, "--data", str(tmp_path / "d")]
         assert await asyncio.to_thread(main, arguments) == 0
     shown = capsys.readouterr()
-    assert shown.err == "doctor: all good\n"
+    # A model that does not think is nothing bad, but "all good" would not be said beside a "no".
+    assert "reasoning that is shown: no" in shown.out
+    assert shown.err == "doctor: nothing to fix, 1 to note\n"
     lines = shown.out.splitlines()
     assert lines[0] == "this machine" and f"upstream default ({server.base_url})" in lines
     assert any(re.match(r"  ok       streaming: yes", line) for line in lines)
+
+
+async def test_all_good_is_said_where_nothing_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(message={"reasoning_content": "hm"})
+        arguments = ["doctor", "--upstream", server.base_url, "--data", str(tmp_path / "d"), "--door", "http"]
+        assert await asyncio.to_thread(main, arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "doctor: all good\n" and ": no (" not in shown.out
+
+
+async def test_problems_and_notes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server(lambda body: "no" if {"stream", "logprobs"} & body.keys() else None)
+        arguments = ["doctor", "--upstream", server.base_url, "--data", str(tmp_path / "d"), "--door", "http"]
+        assert await asyncio.to_thread(main, arguments) == 1
+    shown = capsys.readouterr()
+    problems, notes = shown.out.count("\n  problem "), shown.out.count("\n  note ")
+    assert problems and notes and shown.err.startswith(f"doctor: {problems} to fix, {notes} to note")
+
+
+async def test_each_finding_is_told_when_it_is_known(tmp_path: Path) -> None:
+    """Not all of them at the end, which a server that hangs puts off by a minute for every question."""
+    async with ChatServer() as server:
+        respond = chat_server()
+        server.default = lambda request: respond(request) if request.path == "/v1/models" else never()
+        command = (sys.executable, "-m", "antiphon", "doctor", "--upstream", server.base_url, "--door", "http")
+        asked = await asyncio.create_subprocess_exec(
+            *command, "--data", str(tmp_path / "d"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        assert asked.stdout is not None
+        try:
+            async with asyncio.timeout(40):
+                while b"can be reached and lists 2 models" not in await asked.stdout.readline():
+                    pass
+            assert asked.returncode is None
+        finally:
+            asked.kill()
+            await asked.wait()
 
 
 async def test_a_refused_token_limit_is_a_problem_with_its_cure(doctor: Doctor) -> None:
@@ -150,7 +196,7 @@ async def test_a_refused_token_limit_is_a_problem_with_its_cure(doctor: Doctor) 
         assert PROFILES[suggested].token_limit_field == "max_completion_tokens"
         report = await doctor(server.base_url, settings=f"upstream: {{profile: {suggested}}}\n")
         assert report.status == 0
-        assert report.line("max_tokens: no").startswith("ok")
+        assert report.line("max_tokens: by other means").startswith("ok")
 
 
 async def test_a_server_without_tools_and_formats(doctor: Doctor) -> None:
@@ -213,9 +259,7 @@ async def test_lm_studio_is_known_by_its_own_paths_and_its_profile_fits(doctor: 
 @pytest.mark.parametrize(
     ("profile", "signs"),
     [
-        ("ollama", {"owner": "library"}),
         ("ollama", {"beside": {"/api/version": {"version": "0.12.3"}}}),
-        ("vllm", {"owner": "vllm"}),
         ("vllm", {"beside": {"/version": {"version": "0.11.0"}}}),
         ("sglang", {"beside": {"/server_info": {"model_path": "x", "version": "0.5", "dtype": "auto"}}}),
         ("llamacpp", {"beside": {"/props": {"default_generation_settings": {}, "total_slots": 1}}}),
@@ -228,6 +272,41 @@ async def test_what_the_server_is(doctor: Doctor, profile: str, signs: dict[str,
         report = await doctor(server.base_url)
     assert report.line("profile generic is not made for it").endswith(f"set upstream.profile: {profile}")
     assert report.status == 0
+
+
+@pytest.mark.parametrize(("owner", "profile"), [("library", "ollama"), ("vllm", "vllm"), ("llamacpp", "llamacpp")])
+async def test_a_server_that_names_itself_has_its_profile_as_when_it_is_served(
+    doctor: Doctor, owner: str, profile: str
+) -> None:
+    def refuse(body: dict[str, Any]) -> str | None:
+        return "tool_choice must be a string" if isinstance(body.get("tool_choice"), dict) else None
+
+    async with ChatServer() as server:
+        server.default = chat_server(refuse if profile == "llamacpp" else lambda body: None, owner=owner)
+        report = await doctor(server.base_url)
+        assert report.line(f"profile {profile}") == f"ok | profile {profile} (the server says so) fits | "
+        report_of_one_that_is_named = await doctor(server.base_url, "--profile", "generic")
+    assert report_of_one_that_is_named.line("profile generic").endswith(f"set upstream.profile: {profile}")
+    if profile == "llamacpp":
+        assert report.line("a named tool_choice").startswith("ok | a named tool_choice: by other means")
+        assert not any(one["lacking"] for one in report.findings if "tool_choice" in one["what"])
+
+
+async def test_a_prefix_that_may_be_wrong_is_asked_about(doctor: Doctor) -> None:
+    question = "is the prefix of upstream.url right (…/v1)?"
+    async with ChatServer() as server:
+        server.default = chat_server()
+        for more in ((), ("--model", "m1")):
+            report = await doctor(server.url("/v2"), *more)
+            start = "model m1 does not answer" if more else "no model to ask"
+            assert report.status == 1 and report.line(start).endswith(question)
+
+        def unlisted(request: Received) -> Answer:
+            return json_answer({}, 404) if request.path == "/v1/models" else chat_server()(request)
+
+        server.default = unlisted
+        report = await doctor(server.base_url, "--model", "m1")
+    assert report.status == 0 and question not in json.dumps(report.findings, ensure_ascii=False)
 
 
 async def test_the_signs_are_looked_for_without_the_key(doctor: Doctor) -> None:
@@ -351,6 +430,24 @@ async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
 
 
 # Whose profile fits
+
+
+@pytest.mark.parametrize(
+    ("trial", "verdict", "said"),
+    [
+        (Trial("", "memory"), "ok", "in memory, of fixed size"),
+        (Trial("", "counted"), "note", "counted"),
+        (Trial("the kernel has no Landlock"), "problem", "no Landlock"),
+    ],
+)
+def test_what_holds_code_in_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trial: Trial, verdict: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor_command, "try_out", lambda python, folder: trial)
+    chosen = CodeInterpreterSettings(sandbox="local")
+    (found,) = doctor_command._sandbox(Settings(data=tmp_path, code_interpreter=chosen))
+    assert found.verdict == verdict and said in found.what
+    assert list(doctor_command._sandbox(Settings(data=tmp_path))) == []
 
 
 def _refused(*names: str) -> list[Support]:

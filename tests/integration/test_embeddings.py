@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from antiphon.engine.indexing import EmbeddingFailed
+from antiphon.config.state import EmbeddingSettings
+from antiphon.engine.ports.indexing import EmbeddingFailed
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.embeddings import HttpEmbedder
 
@@ -62,7 +63,7 @@ async def server() -> AsyncIterator[Server]:
 @pytest.fixture
 async def embedder(server: Server) -> AsyncIterator[HttpEmbedder]:
     target = UpstreamTarget(server.url, headers=(("authorization", "Bearer sk-embed"),))
-    made = HttpEmbedder(HttpUpstream(target), "m", batch=3, seconds=5.0)
+    made = HttpEmbedder(HttpUpstream(target), EmbeddingSettings(model="m", batch=3, seconds=5.0))
     yield made
     await made.aclose()
 
@@ -90,7 +91,7 @@ async def test_vectors_in_base64(server: Server, embedder: HttpEmbedder) -> None
 
 
 async def test_dimensions_are_asked_for_and_part_of_the_models_name(server: Server) -> None:
-    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget(server.url)), "m", dimensions=2)
+    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget(server.url)), EmbeddingSettings(model="m", dimensions=2))
     assert embedder.model == "m/2"
     await embedder.embed(["a"])
     assert server.requests[0]["dimensions"] == 2
@@ -147,7 +148,7 @@ async def test_a_vector_of_zeros_stays_one(server: Server, embedder: HttpEmbedde
 
 
 async def test_nobody_there() -> None:
-    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget("http://127.0.0.1:9/v1")), "m")
+    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget("http://127.0.0.1:9/v1")), EmbeddingSettings(model="m"))
     with pytest.raises(EmbeddingFailed) as raised:
         await embedder.embed(["a"])
     assert raised.value.retry
@@ -162,7 +163,7 @@ async def test_a_server_that_hangs(server: Server) -> None:
         return web.Response()
 
     server.answer = hang
-    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget(server.url)), "m", seconds=0.05)
+    embedder = HttpEmbedder(HttpUpstream(UpstreamTarget(server.url)), EmbeddingSettings(model="m", seconds=0.05))
     with pytest.raises(EmbeddingFailed, match=r"no answer within 0\.05 s"):
         await embedder.embed(["a"])
     stop.set()

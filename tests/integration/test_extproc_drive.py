@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.translation.encode import KEEPALIVE
-from tests.support.chat_server import Reset, Wait, answer, event, json_answer, text_stream
+from tests.support.chat_server import Reset, Wait, WaitGone, answer, event, json_answer, text_stream
 from tests.support.extproc_door import open_door, request_body, sse_events
 
 
@@ -126,3 +126,18 @@ async def test_only_drive_calls_the_model_from_here(tmp_path: Path, mode: str) -
         await stream.request(request_body())
         await stream.forwarded()
         assert opened.chat.requests == []
+
+
+async def test_a_stream_has_a_size_with_its_end(tmp_path: Path) -> None:
+    # Envoy takes it all, whether its client reads or not.
+    limit = 512 * 1024
+    async with open_door(tmp_path, mode="drive", drive_stream_bytes=limit) as opened:
+        opened.chat.script(answer(parts=[*text_stream("x")[:1], *[event("x" * 1000)] * 5_000, WaitGone()]))
+        stream = opened.stream()
+        await stream.request(request_body(stream=True))
+        client = await stream.complete()
+        assert sse_events(client.body)[-2:] == ["response.failed", "[DONE]"]
+        assert b'"stream_too_large"' in client.body and b"limits.drive_stream_bytes" in client.body
+        assert len(client.body) <= limit + 128 * 1024
+        (record,) = opened.store.records.values()
+        assert record.status == "failed"

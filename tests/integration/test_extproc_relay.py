@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.translation.encode import KEEPALIVE
-from tests.support.chat_server import DONE_EVENT, completion, event, text_stream
+from tests.support.chat_server import DONE_EVENT, answer, completion, event, text_stream
+from tests.support.exchanges import limits
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body, sse_events
-from tests.support.fake_envoy import EnvoyStream
+from tests.support.fake_envoy import DEADLINE, EnvoyStream
+from tests.support.http_door import open_http_door, post_bytes
 
 _COMPLETION = json.dumps(completion("Hello")).encode()
 
@@ -198,6 +203,64 @@ async def test_what_is_complete_is_sent_at_once_but_ended_with_the_upstream(tmp_
         await stream.complete()
 
 
+async def test_after_the_sentinel_nothing_holds_the_clients_stream_open(tmp_path: Path) -> None:
+    # Neither silence nor comments without an end: what may still come is the end, and that soon.
+    async with open_door(tmp_path, end_seconds=0.05) as opened:
+        quiet, noisy = await _streaming(opened), await _streaming(opened)
+        for stream in (quiet, noisy):
+            await stream.response_body(b"".join(text_stream("a")))
+            await stream.until(lambda stream=stream: b"[DONE]" in stream.client.body)  # type: ignore[misc]
+        async with asyncio.timeout(DEADLINE):
+            while not noisy.client.ended:
+                await noisy.response_body(b": still here\n\n")
+                await asyncio.sleep(0.005)
+        for stream in (quiet, noisy):
+            assert (await stream.complete()).body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_error_whose_body_never_ends_reaches_the_client(tmp_path: Path, streamed: bool) -> None:
+    async with open_door(tmp_path, exchange={"limits": limits(upstream_error_bytes=2000)}) as opened:
+        stream = opened.stream()
+        await stream.request(request_body(stream=streamed))
+        await stream.forwarded()
+        await stream.response_headers(500, (("content-type", "text/plain"),))
+        for _ in range(3):
+            await stream.response_body(b"y" * 1000)
+        client = await stream.complete()
+        assert (client.status, json.loads(client.body)["error"]["type"]) == (500, "server_error")
+
+
+@pytest.mark.parametrize("part", [b"", b'{"error":'])
+async def test_an_error_whose_body_does_not_come_reaches_the_client(tmp_path: Path, part: bytes) -> None:
+    times = TimeoutSettings(error_body=0.05)
+    async with open_door(tmp_path, exchange={"times": times}) as opened:
+        stream = opened.stream()
+        await stream.request(request_body(stream=True))
+        await stream.forwarded()
+        await stream.response_headers(429, JSON)
+        if part:
+            await stream.response_body(part)
+        client = await stream.complete()
+        assert (client.status, json.loads(client.body)["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize("times", [TimeoutSettings(no_output=0.1), TimeoutSettings(response=0.1)])
+async def test_comments_do_not_keep_a_stream_alive(tmp_path: Path, times: TimeoutSettings) -> None:
+    async with open_door(tmp_path, exchange={"times": times}) as opened:
+        stream = await _streaming(opened)
+        await stream.response_body(text_stream("a")[0])
+        async with asyncio.timeout(DEADLINE):
+            while not stream.client.ended:
+                await stream.response_body(b": ping\n\n")
+                await asyncio.sleep(0.005)
+        client = await stream.complete()
+        assert sse_events(client.body)[-2:] == ["response.failed", "[DONE]"]
+        code = "upstream_no_output" if times.no_output == 0.1 else "response_timeout"
+        assert code.encode() in client.body
+        assert [record.status for record in opened.store.records.values()] == ["failed"]
+
+
 async def test_what_follows_the_sentinel_means_nothing(tmp_path: Path) -> None:
     async with open_door(tmp_path) as opened:
         stream = await _streaming(opened)
@@ -374,6 +437,25 @@ async def test_an_answer_in_an_unknown_coding_is_a_502(tmp_path: Path) -> None:
         await stream.forwarded()
         await stream.upstream(200, (*JSON, ("content-encoding", "br")), b"\x0b\x02\x80")
         assert (await stream.complete()).status == 502
+
+
+async def test_codings_are_undone_as_in_the_other_doors(tmp_path: Path) -> None:
+    """There aiohttp does it: bare deflate is taken, what follows the end of a gzip body is not."""
+    bare = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    answers = {
+        ("deflate", bare.compress(_COMPLETION) + bare.flush()): 200,
+        ("gzip", gzip.compress(_COMPLETION[:40]) + gzip.compress(_COMPLETION[40:])): 200,
+        ("gzip", gzip.compress(_COMPLETION) + b"garbage"): 502,
+    }
+    async with open_door(tmp_path) as opened, open_http_door() as door:
+        for (coding, body), status in answers.items():
+            stream = opened.stream()
+            await stream.request(request_body())
+            await stream.forwarded()
+            await stream.upstream(200, (*JSON, ("content-encoding", coding)), body)
+            assert (await stream.complete()).status == status, (coding, status)
+            door.chat.script(answer(200, (*JSON, ("content-encoding", coding)), [body]))
+            assert (await door.ask(post_bytes({"model": "demo-model", "input": "x"}))).status == status
 
 
 # Silence

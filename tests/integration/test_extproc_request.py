@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.engine.owners import OwnerResolver
+from antiphon.doors.owners import OwnerResolver
 from tests.support.chat_server import completion, text_stream
 from tests.support.compression import COMPRESSED
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body

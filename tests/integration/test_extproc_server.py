@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -166,6 +167,43 @@ async def test_during_the_notice_new_requests_are_still_served(tmp_path: Path) -
             pass
         assert await _complete(opened) == 200
         assert await draining
+
+
+async def test_the_notice_is_a_part_of_the_drain(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+        async with asyncio.timeout(DEADLINE):
+            assert not await opened.door.drain(0.05, notice=1000.0)
+        assert opened.context.admission.closed
+
+
+async def test_the_socket_of_a_living_process_is_never_taken(tmp_path: Path) -> None:
+    """Also of one that is so busy that nobody gets through to it any more."""
+    path = tmp_path / "busy.sock"
+    with contextlib.ExitStack() as living:
+        listening = living.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(path))
+        listening.listen(0)
+        for _ in range(64):
+            client = living.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            try:
+                client.connect(str(path))
+            except BlockingIOError:
+                break
+        else:
+            pytest.fail("its queue never was full")
+        async with open_door(tmp_path) as opened:
+            door = ExtProcDoor(opened.context, mode="auto")
+            with pytest.raises(ConfigError, match="is in use"):
+                await door.start(f"unix:{path}")
+        assert path.exists()
+    async with open_door(tmp_path) as opened:
+        door = ExtProcDoor(opened.context, mode="auto")
+        assert await door.start(f"unix:{path}") == f"unix:{path}"
+        await door.aclose()
 
 
 async def test_a_drain_that_takes_too_long_says_so(tmp_path: Path) -> None:

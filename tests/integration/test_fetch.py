@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.app_outgoing import make_fetcher
-from antiphon.config import load_settings
+from antiphon.app.outgoing import make_fetcher
+from antiphon.config.limits import FetchSettings
+from antiphon.config.settings import load_settings
 from antiphon.errors import ApiError, ConfigError
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import FetchLimits, GuardedFetcher, _only_to
+from antiphon.upstream.fetch import GuardedFetcher, _only_to
+from antiphon.upstream.fetch import Names as SystemNames
 from tests.support.chat_server import Answer, ChatServer, Close, Raw, Reset, Wait, answer, never
 from tests.support.tls import client_context, server_context
 
@@ -56,7 +59,7 @@ class Names:
 
 
 async def fetch(url: str, rule: AddressRule = LOOPBACK, resolve: Any = None, **limits: Any) -> FetchedFile | ApiError:
-    fetcher = GuardedFetcher(FetchLimits(**limits), rule, tls=client_context(), resolve=resolve)
+    fetcher = GuardedFetcher(FetchSettings(**limits), rule, tls=client_context(), resolve=resolve)
     return (await fetcher.fetch((url,)))[url]
 
 
@@ -90,7 +93,7 @@ async def test_several_files_at_once(server: ChatServer) -> None:
 
     server.default = respond
     urls = tuple(server.url(f"/{number}") for number in range(3))
-    found = await GuardedFetcher(FetchLimits(), LOOPBACK).fetch(urls)
+    found = await GuardedFetcher(FetchSettings(), LOOPBACK).fetch(urls)
     assert [found[url] for url in urls] == [FetchedFile(str(n), "text/plain", b"x") for n in range(3)]
 
 
@@ -250,7 +253,7 @@ async def test_names_are_resolved_in_threads_of_their_own(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("antiphon.upstream.fetch.socket.getaddrinfo", slow)
     error_of(await fetch("https://files.test/x", AddressRule()), "invalid_file_url")
-    assert [host for host, _ in asked] == ["files.test"] and asked[0][1].startswith("fetch-names")
+    assert [host for host, _ in asked] == ["files.test"] and asked[0][1].startswith("antiphon-names")
 
 
 # Redirects
@@ -311,13 +314,22 @@ async def test_a_body_without_an_end_is_left_at_the_limit(server: ChatServer) ->
 async def test_the_size_counts_for_all_files_together(server: ChatServer) -> None:
     server.default = lambda _: plain(b"x" * 600)
     urls = (server.url("/a"), server.url("/b"))
-    found = await GuardedFetcher(FetchLimits(total_bytes=1_000), LOOPBACK).fetch(urls)
+    found = await GuardedFetcher(FetchSettings(total_bytes=1_000), LOOPBACK).fetch(urls)
     assert sorted(type(outcome).__name__ for outcome in found.values()) == ["FetchedFile", "InvalidRequest"]
+
+
+async def test_a_file_counts_as_often_as_it_is_named(server: ChatServer) -> None:
+    url = server.url("/x")
+    server.default = lambda _: plain(b"x" * 600)
+    limits = FetchSettings(total_bytes=1_500, files=1)
+    assert isinstance((await GuardedFetcher(limits, LOOPBACK).fetch((url, url)))[url], FetchedFile)
+    refused = (await GuardedFetcher(limits, LOOPBACK).fetch((url,) * 3))[url]
+    assert "1500 bytes" in error_of(refused, "file_too_large") and len(server.requests) == 2
 
 
 async def test_more_files_than_allowed_are_refused_before_any_is_fetched(server: ChatServer) -> None:
     urls = tuple(server.url(f"/{number}") for number in range(3))
-    found = await GuardedFetcher(FetchLimits(files=2), LOOPBACK).fetch(urls)
+    found = await GuardedFetcher(FetchSettings(files=2), LOOPBACK).fetch(urls)
     assert all("At most 2 files" in error_of(found[url], "invalid_file_url") for url in urls)
     assert not server.requests
 
@@ -336,7 +348,7 @@ async def test_a_server_that_drips_ends_with_the_time(server: ChatServer) -> Non
 async def test_waiting_for_a_place_counts_as_time(server: ChatServer) -> None:
     server.default = lambda _: never()
     urls = (server.url("/a"), server.url("/b"))
-    found = await GuardedFetcher(FetchLimits(concurrent=1, seconds=0.05), LOOPBACK).fetch(urls)
+    found = await GuardedFetcher(FetchSettings(concurrent=1, seconds=0.05), LOOPBACK).fetch(urls)
     assert all("seconds" in error_of(found[url], "file_download_failed") for url in urls)
     assert len(server.requests) == 1
 
@@ -439,7 +451,7 @@ async def test_a_client_that_leaves_ends_the_fetch(server: ChatServer) -> None:
 async def test_from_the_settings(server: ChatServer) -> None:
     server.script(plain())
     settings = load_settings({"fetch": {"allow_private": ["127.0.0.1"]}})
-    fetcher = make_fetcher(settings)
+    fetcher = make_fetcher(settings.fetch)
     assert fetcher is not None
     url = server.url("/x")
     assert isinstance((await fetcher.fetch((url,)))[url], FetchedFile)
@@ -447,6 +459,29 @@ async def test_from_the_settings(server: ChatServer) -> None:
 
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"fetch\.allow_private: '10\.0\.0\.1/8'"):
-        make_fetcher(load_settings({"fetch": {"allow_private": ["10.0.0.1/8"]}}))
+        make_fetcher(load_settings({"fetch": {"allow_private": ["10.0.0.1/8"]}}).fetch)
     with pytest.raises(ConfigError, match=r"fetch\.ca_file"):
-        make_fetcher(load_settings({"fetch": {"ca_file": "/nothing"}}))
+        make_fetcher(load_settings({"fetch": {"ca_file": "/nothing"}}).fetch)
+
+
+async def test_names_whose_servers_do_not_answer_are_refused_and_not_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may name servers of its own; whose name is asked behind theirs learns soon that it cannot be."""
+    go_on = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: str, *given: Any, **named: Any) -> Any:
+        if host.endswith(".slow.test"):
+            assert go_on.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return real(host, *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    names, others = SystemNames(limit=2, seconds=0.05), SystemNames()
+    stuck = [asyncio.ensure_future(names(f"{number}.slow.test", 80)) for number in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="no thread"):
+        await names("localhost", 80)
+    assert "127.0.0.1" in await others("localhost", 80)
+    go_on.set()
+    assert all(isinstance(each, OSError) for each in await asyncio.gather(*stuck, return_exceptions=True))
+    assert "127.0.0.1" in await names("localhost", 80)

@@ -301,7 +301,7 @@ async def test_a_full_disk(door: OpenHttpDoor, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("antiphon.stores.blobs.os.write", full)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
-    assert (answer.status, answer.error["code"]) == (500, "storage_failed")
+    assert (answer.status, answer.error["code"]) == (507, "insufficient_storage")
     assert "No space" not in answer.error["message"]
     assert left_on_disk(tmp_path) == []
 
@@ -327,7 +327,7 @@ async def test_what_the_store_does_is_counted(door: OpenHttpDoor, monkeypatch: p
     assert answer.status == 500
     monkeypatch.setattr("antiphon.stores.blobs.os.fsync", _full)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
-    assert (answer.status, answer.error["code"]) == (500, "storage_failed")
+    assert (answer.status, answer.error["code"]) == (507, "insufficient_storage")
     assert door.metric("storage_operations_total", operation="save_file", result="error") == 1
 
 
@@ -439,9 +439,9 @@ async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: Stores)
         await opened.aclose()
         read = kind.read
 
-        async def counted(self: Any, start: int = 0, most: int | None = None) -> bytes:
+        async def counted(self: Any, start: int = 0, limit: int | None = None) -> bytes:
             reads.append(start)
-            return await read(self, start, most)
+            return await read(self, start, limit)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kind, "read", counted)
@@ -576,7 +576,7 @@ async def test_the_official_client(door: OpenHttpDoor, tmp_path: Path) -> None:
 async def test_memory_stays_flat(stores: Stores) -> None:
     """Many times the size of any buffer goes through, one upload after another and several at once."""
     async with open_http_door(files=stores.files, file_bytes=64 << 20) as door:
-        stores.files._most = None
+        stores.files._limit = None
         piece = b"x" * (1 << 20)
 
         async def large(megabytes: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from antiphon.doors.http.path import split_target
-from antiphon.engine.owners import OwnerResolver
+from antiphon.doors.owners import OwnerResolver
 from antiphon.errors import ConfigError, InvalidRequest
 from tests.support.chat_server import (
     DEADLINE,
@@ -453,11 +453,10 @@ async def test_client_leaves_in_the_middle(door: OpenHttpDoor) -> None:
         while b'"delta":"Hel"' not in await client.part():
             pass
         call = await door.chat.received()
-        started = asyncio.get_running_loop().time()
         client.leave()
+        # Long before any limit of time.
         async with asyncio.timeout(DEADLINE):
             await call.gone.wait()
-        assert asyncio.get_running_loop().time() - started < 1
     stored = door.store.records[await door.stored("failed")]
     assert json.loads(stored.output_items[0].body)["content"][0]["text"] == "Hel"
     await finished(door)
@@ -632,6 +631,8 @@ async def test_too_many_requests_at_once() -> None:
         await client.head()
         got = await door.ask(post_bytes(ASK))
         assert got.status == 503 and got.error["code"] == "overloaded" and got.header("retry-after") == "1"
+        assert "limits.concurrent_requests" in got.error["message"]
+        assert door.metric("requests_refused_total", setting="limits.concurrent_requests") == 1
         assert (await door.ask(post_bytes(method="GET", path="/health"))).status == 200
         client.leave()
         await finished(door)
@@ -663,6 +664,23 @@ async def test_drain_lets_streams_finish(door: OpenHttpDoor) -> None:
         assert seen.endswith(b"data: [DONE]\n\n")
         assert await draining is True
     await door.stored("completed")
+
+
+async def test_metrics_are_shown_to_the_gateway_alone() -> None:
+    async with open_http_door(secret="shared-secret") as opened:
+        refused = await opened.ask(post_bytes(method="GET", path="/metrics"))
+        assert refused.status == 404 and refused.error["code"] == "unknown_url"
+        headers = {"x-antiphon-secret": "shared-secret"}
+        shown = await opened.ask(post_bytes(method="GET", path="/metrics", headers=headers))
+        assert shown.status == 200 and b"responses_in_flight" in shown.body
+
+
+async def test_during_the_notice_requests_are_served_and_ready_says_no(door: OpenHttpDoor) -> None:
+    draining = asyncio.create_task(door.door.drain(DEADLINE, notice=DEADLINE))
+    await until(lambda: door.context.admission.leaving)
+    assert (await door.ask(post_bytes(method="GET", path="/ready"))).status == 503
+    assert (await door.ask(post_bytes(ASK))).status == 200
+    draining.cancel()
 
 
 async def test_drain_that_takes_too_long_is_ended(door: OpenHttpDoor) -> None:

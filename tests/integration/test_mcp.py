@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.config.tools import McpSettings, ToolSettings
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
-from antiphon.tools.box import Toolbox, ToolLimits
-from antiphon.tools.mcp.connections import ConnectionLimits, McpConnections
+from antiphon.tools.box import Toolbox
+from antiphon.tools.mcp.connections import McpConnections
 from antiphon.tools.mcp.declaration import read_declaration
 from antiphon.tools.mcp.servers import Connector, McpServers
-from antiphon.tools.mcp.tool import ListLimits, Mcp
+from antiphon.tools.mcp.tool import Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.json import encode
 from tests.support.chat_server import Answer, ChatServer, Close, Received, answer, gzipped, json_answer, never
@@ -29,11 +30,16 @@ async def _anywhere(host: str, port: int, secure: bool, registered: bool) -> str
 
 
 def _mcp(
-    *, connectors: dict[str, Connector] | None = None, permit: Any = _anywhere, clock: Any = None, **limits: Any
+    *,
+    connectors: dict[str, Connector] | None = None,
+    permit: Any = _anywhere,
+    clock: Any = None,
+    max_sessions: int = 256,
+    **limits: Any,
 ) -> Mcp:
-    connections = McpConnections(permit, ConnectionLimits(**limits))
+    connections = McpConnections(permit, McpSettings(**limits), max_sessions)
     more = {"clock": clock} if clock is not None else {}
-    return Mcp(McpServers(None, connectors or {}), connections, ListLimits(), **more)
+    return Mcp(McpServers(None, connectors or {}), connections, McpSettings(), **more)
 
 
 def _tool(url: str, **declared: Any) -> HostedTool:
@@ -75,6 +81,8 @@ async def test_the_tools_of_a_server(server: OpenMcpServer, mcp: Mcp) -> None:
     (listed,) = prepared.items
     shown = json.loads(bytes(listed.tools))  # type: ignore[union-attr]
     assert shown[0]["name"] == "roll" and shown[0]["annotations"] == {"readOnlyHint": True}
+    # A server that says nothing; null is more than some clients bear.
+    assert shown[1]["annotations"] == {"read_only": False}
     assert shown[0]["input_schema"] == json.loads(bytes(roll.parameters))
 
 
@@ -162,12 +170,29 @@ async def test_arguments_that_are_no_object_never_reach_the_server(mcp: Mcp, arg
         assert result.failed and result.fields["error"]["type"] == "mcp_protocol_error" and not server.headers
 
 
-async def test_a_call_that_hangs_ends_with_the_toolboxs_time() -> None:
+async def test_a_call_that_hangs_ends_with_the_toolboxs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is over when the server has begun, however long it took to get there."""
+    begun: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        made = timeout(seconds)
+        if seconds == 1234.5:
+            begun.append(made)
+        return made
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
     mcp = _mcp()
-    box = Toolbox([mcp], ToolLimits(seconds=0.3))
+    box = Toolbox([mcp], ToolSettings(seconds=1234.5))
     async with open_mcp_server() as server:
-        result = await box.run(_call(_tool(server.url), "wait"))
-        assert server.started.is_set() and result.failed and "0.3 seconds" in result.output
+        call = asyncio.create_task(box.run(_call(_tool(server.url), "wait")))
+        started = asyncio.create_task(server.started.wait())
+        await asyncio.wait((call, started), return_when=asyncio.FIRST_COMPLETED)
+        assert not call.done(), call.result()
+        (one,) = begun
+        one.reschedule(asyncio.get_running_loop().time())
+        result = await call
+        assert result.failed and "1234.5 seconds" in result.output
         await box.aclose()
 
 
@@ -248,7 +273,7 @@ _REDIRECT = (("location", "http://169.254.169.254/latest"),)
     ids=["500", "nonsense", "list", "broken", "html", "events", "closed", "redirect", "flood", "hangs"],
 )
 async def test_a_server_that_breaks_the_rules_is_an_error_of_its_own(script: Any) -> None:
-    mcp = _mcp(connect_seconds=0.3, answer_bytes=1 << 20)
+    mcp = _mcp(connect=0.3, answer_bytes=1 << 20)
     async with ChatServer() as scripted:
         scripted.script(*([script] * 4))
         with pytest.raises(ApiError) as refused:
@@ -349,7 +374,7 @@ async def test_a_flood_of_text_and_images_is_cut(mcp: Mcp, harm: ChatServer) -> 
 )
 async def test_no_result_of_a_server_breaks_it(mcp: Mcp, harm: ChatServer, told: Any) -> None:
     harm.default = _Answers(told)
-    box = Toolbox([mcp], ToolLimits(seconds=5.0))
+    box = Toolbox([mcp], ToolSettings(seconds=5.0))
     result = await box.run(_call(_tool(harm.url("/mcp")), "roll"))
     assert result.output or result.images
     encode([result.output, result.fields, result.images])
@@ -357,7 +382,7 @@ async def test_no_result_of_a_server_breaks_it(mcp: Mcp, harm: ChatServer, told:
 
 
 async def test_sessions_that_nobody_uses_are_forgotten_and_those_in_use_are_kept() -> None:
-    mcp = _mcp(sessions=2, idle_seconds=30.0)
+    mcp = _mcp(max_sessions=2, idle=30.0)
     async with open_mcp_server() as server:
         tool = _tool(server.url)
         waiting = asyncio.create_task(mcp.run(_call(tool, "wait", response_id="resp_0")))
@@ -369,17 +394,17 @@ async def test_sessions_that_nobody_uses_are_forgotten_and_those_in_use_are_kept
         assert (await waiting).output == "at last"
         await mcp.aclose()
         assert not mcp._connections._sessions
-    mcp = _mcp(idle_seconds=0.0)
+    mcp = _mcp(idle=1e-6)
     async with open_mcp_server() as server:
         assert not (await mcp.run(_call(_tool(server.url), "roll"))).failed
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while mcp._connections._sessions:
                 await asyncio.sleep(0)
         await mcp.aclose()
 
 
 async def test_too_many_connections_in_use_are_a_failure() -> None:
-    mcp = _mcp(sessions=1)
+    mcp = _mcp(max_sessions=1)
     async with open_mcp_server() as server:
         waiting = asyncio.create_task(mcp.run(_call(_tool(server.url), "wait")))
         await server.started.wait()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.app_outgoing import make_permit
-from antiphon.config import load_settings
+from antiphon.app.outgoing import make_permit
+from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError
 
 PUBLIC = "93.184.215.14"

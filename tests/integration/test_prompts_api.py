@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.engine.owners import OwnerResolver
+from antiphon.doors.owners import OwnerResolver
 from tests.support.http_door import OpenHttpDoor, RawAnswer, open_http_door, post_bytes
 from tests.support.judge import check_response, parse_sse
 
@@ -334,3 +334,12 @@ async def test_over_a_websocket_and_in_a_count(door: OpenHttpDoor) -> None:
         event = await socket.receive_json(timeout=10)
         assert (event["type"], event["error"]["param"]) == ("error", "prompt.variables")
     assert chat(door)["messages"][0]["content"] == "You are Ann."
+
+
+async def test_a_template_holds_parameters_of_chat_servers_too(door: OpenHttpDoor) -> None:
+    prompt = await made(door, instructions="Hi.", seed=5, chat_template_kwargs={"enable_thinking": False})
+    assert (await create(door, {"id": prompt}, seed=6)).status == 200
+    sent = chat(door)
+    assert (sent["seed"], sent["chat_template_kwargs"]) == (6, {"enable_thinking": False})
+    wrong = await send(door, "POST", "/prompts", {"instructions": "Hi.", "top_k": "many"})
+    assert wrong.status == 400 and wrong.error["param"] == "top_k"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -25,7 +25,7 @@ async def chat() -> AsyncIterator[ChatServer]:
 async def rewrite(chat: ChatServer, query: str, route: ModelRoute | None = None, seconds: float = 5.0) -> str:
     upstream = HttpUpstream(UpstreamTarget(chat.base_url))
     rules = () if route is None else (ModelRule("small", route),)
-    rewriter = ModelRewriter(upstream, Routes(ModelRoute(GENERIC), rules), "small", seconds=seconds)
+    rewriter = ModelRewriter(upstream, ModelRoutes(ModelRoute(GENERIC), rules), "small", seconds=seconds)
     try:
         return await rewriter.rewrite(query, CLIENT)
     finally:
@@ -78,6 +78,6 @@ async def test_a_slow_model_is_not_waited_for(chat: ChatServer) -> None:
 
 async def test_a_model_that_is_not_there() -> None:
     upstream = HttpUpstream(UpstreamTarget("http://127.0.0.1:9/v1"))
-    rewriter = ModelRewriter(upstream, Routes(ModelRoute(GENERIC)), "small", seconds=5.0)
+    rewriter = ModelRewriter(upstream, ModelRoutes(ModelRoute(GENERIC)), "small", seconds=5.0)
     assert await rewriter.rewrite("How?", ()) == "How?"
     await upstream.aclose()

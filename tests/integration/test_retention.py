@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import ResponseRecord
+from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.retention import KeptFor, Retention
+from antiphon.stores.retention import Retention
+from antiphon.stores.sqlite_writer import SqliteWriter, Statement
+from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.contracts.store_contract import record as make_record
 
@@ -28,7 +35,8 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
 
 
 def _retention(stores: Stores, now: float, **kept: float) -> Retention:
-    return Retention(stores.retention._writer, KeptFor(**kept), clock=lambda: now)
+    used = stores.retention
+    return Retention(used._writer, used._readers, RetentionSettings(**{"events": None, **kept}), clock=lambda: now)
 
 
 def _count(folder: Path, table: str) -> int:
@@ -68,6 +76,129 @@ async def test_a_conversation_goes_with_its_items_unless_a_response_runs_on_it(s
     later = updated / 1000 + 700
     assert await _retention(stores, later, conversations=600).sweep() == (0, 1, 0)
     assert await kept.get(ALICE, "conv_idle") is None and await kept.get(ALICE, "conv_busy") is not None
+
+
+async def test_a_conversation_stays_while_a_job_is_there_for_it(stores: Stores, tmp_path: Path) -> None:
+    """Whoever ran it is gone and its lease is over; the next process goes on with it."""
+    await stores.conversations.create(ALICE, "conv_a", b"{}", ())
+    assert await stores.conversations.load(ALICE, "conv_a", holder="resp_a", seconds=0.0) == ()
+    waiting = replace(queued("a"), conversation_id="conv_a")
+    await stores.background.enqueue(waiting, b"{}", None, limit=10)
+    later = time.time() + 700
+    assert await _retention(stores, later, conversations=600).sweep() == (0, 0, 0)
+    assert await stores.conversations.get(ALICE, "conv_a") is not None
+    assert await stores.responses.delete(ALICE, "resp_a")
+    assert await _retention(stores, later, conversations=600).sweep() == (0, 1, 0)
+
+
+class _Watched(SqliteWriter):
+    """Notes how many rows each unit deletes, whoever deletes them."""
+
+    limit = 0
+
+    async def run(self, statements: Sequence[Statement], **named: Any) -> Any:
+        rows: list[Any] = []
+        count = Statement("SELECT count(*) FROM deleted", into=rows)
+        result = await super().run([Statement("DELETE FROM deleted"), *statements, count], **named)
+        self.limit = max(self.limit, rows[0][0])
+        return result[1:-1]
+
+
+@pytest.fixture
+async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
+    """Stores whose writer counts, and pieces of ten rows."""
+    monkeypatch.setattr("antiphon.stores.retention._ROWS", 10)
+    monkeypatch.setattr("antiphon.stores.SqliteWriter", _Watched)
+    opened = await open_stores(tmp_path, chain_items=1000)
+    with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as connection, connection:
+        connection.execute("CREATE TABLE deleted (x)")
+        for table in ("responses", "response_items", "response_events", "conversations", "conversation_items"):
+            connection.execute(
+                f"CREATE TRIGGER note_{table} AFTER DELETE ON {table} BEGIN INSERT INTO deleted VALUES (1); END"
+            )
+    yield opened
+    await opened.aclose()
+
+
+async def test_no_piece_is_larger_than_so_many_rows(watched: Stores, tmp_path: Path) -> None:
+    """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
+    prev = None
+    for number in range(40):
+        await watched.responses.save(record(f"long{number}", 100, prev))
+        prev = f"long{number}"
+    for number in range(20):
+        await watched.responses.save(record(f"short{number}", 100))
+    items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(95)]
+    await watched.conversations.create(ALICE, "conv_large", b"{}", items)
+    for number in range(15):
+        await watched.conversations.create(ALICE, f"conv_{number}", b"{}", items[:3])
+    for number in range(12):
+        await watched.background.enqueue(replace(queued(f"b{number}"), created_at=100), b"{}", EVENTS, limit=99)
+    jobs = await watched.background.claim(ONE, 100, 99)
+    for job in jobs:
+        await watched.background.finish(ONE, finished(job.response_id.removeprefix("resp_")), piece(2, 3))
+    writer = watched.retention._writer
+    assert isinstance(writer, _Watched)
+    writer.limit = 0
+    later = time.time() + 1e6
+    assert await _retention(watched, later, events=600).sweep() == (0, 0, 12)
+    assert _count(tmp_path, "response_events") == 0
+    assert await _retention(watched, later, conversations=600).sweep() == (0, 16, 0)
+    assert _count(tmp_path, "conversation_items") == 0
+    assert await _retention(watched, later, responses=600).sweep() == (33, 0, 0)
+    assert _count(tmp_path, "responses") == _count(tmp_path, "response_items") == 0
+    assert 5 <= writer.limit <= 10
+
+
+async def test_what_is_going_is_not_used_any_more(watched: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a chain or a conversation is never taken for the whole of it."""
+    prev = None
+    for number in range(10):
+        await watched.responses.save(record(f"long{number}", 100, prev))
+        prev = f"long{number}"
+    items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(30)]
+    await watched.conversations.create(ALICE, "conv_1", b"{}", items)
+    run, pieces = watched.retention._writer.run, 0
+
+    async def one_piece(statements: Sequence[Statement], **named: Any) -> Any:
+        nonlocal pieces
+        pieces += 1
+        if pieces > 1:
+            raise StoreError("The process ends here.")
+        return await run(statements, **named)
+
+    for kept in ({"responses": 600.0}, {"conversations": 600.0}):
+        pieces = 0
+        with monkeypatch.context() as patched, pytest.raises(StoreError):
+            patched.setattr(watched.retention._writer, "run", one_piece)
+            await _retention(watched, time.time() + 1e6, **kept).sweep()
+    assert await watched.responses.load_chain(ALICE, "resp_long9") is None
+    with pytest.raises(StoreError):
+        await watched.responses.save(record("next", 100, "long9"))
+    assert await watched.conversations.load(ALICE, "conv_1") is None
+    with pytest.raises(ConversationLocked):
+        await watched.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
+    # Another process, or the next one, goes on with it.
+    assert await _retention(watched, time.time(), responses=600, conversations=600).sweep() == (1, 1, 0)
+
+
+async def test_a_stream_that_is_gone_is_looked_at_no_more(stores: Stores) -> None:
+    await stores.background.enqueue(replace(queued("a"), created_at=100), b"{}", EVENTS, limit=99)
+    await stores.background.claim(ONE, 100, 99)
+    await stores.background.finish(ONE, finished("a"), piece(2, 3))
+    assert await _retention(stores, 1e6, events=600).sweep() == (0, 0, 1)
+    assert await _retention(stores, 1e6, events=600).sweep() == (0, 0, 0)
+    page = await stores.background.events(ALICE, "resp_a", -1, 10)
+    assert page is not None and page.pieces == () and page.status == "completed"
+
+
+async def test_one_process_clears_up_for_all(stores: Stores, tmp_path: Path) -> None:
+    others = await open_stores(tmp_path, chain_items=1000)
+    turns = [await each.retention.take_turn("state", 60) for each in (stores, others, stores)]
+    assert turns == [True, False, False]
+    assert await others.retention.take_turn("files", 0)
+    assert await stores.retention.take_turn("files", 60)
+    await others.aclose()
 
 
 async def test_nothing_goes_where_nothing_is_said(stores: Stores) -> None:

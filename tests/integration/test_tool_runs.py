@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.encode import KEEPALIVE
 from tests.support.chat_server import DEADLINE, answer, chunk, completion, event, json_answer, text_stream

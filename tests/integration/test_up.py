@@ -13,9 +13,9 @@ import signal
 import socket
 import sqlite3
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -23,22 +23,16 @@ import grpc.aio
 import pytest
 
 from antiphon.doors.extproc._pb import health_pb2
+from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 30.0
+SECONDS = 90.0
 KEY = "key-that-nobody-may-see"
 STREAM = {"model": "demo-model", "input": "hi", "stream": True}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A data folder with a path that is short enough for Unix sockets, which pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="ap-", dir="/tmp") as made:
-        yield Path(made)
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ async def _start(processes: list[_Process], *arguments: str, **environ: str) -> 
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**plain, **environ},
+            env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **environ},
         )
     )
     processes.append(process)
@@ -148,8 +142,8 @@ async def test_the_key_reaches_the_upstream_and_nothing_else(server: ChatServer,
             assert made.status == 200, made.body
             assert server.requests[-1].header("authorization") == f"Bearer {KEY}"
         pids = _descendants(gateway.process.pid)
-        # Sidecar, Envoy, and the process that watches for Envoy.
-        assert len(pids) == 3
+        # Sidecar, Envoy, and for each the process that watches for the parent's end.
+        assert len(pids) == 4
         for pid in (gateway.process.pid, *pids):
             assert KEY not in Path(f"/proc/{pid}/cmdline").read_text()
         files = list(folder.rglob("*"))
@@ -208,8 +202,12 @@ async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder
     )
     assert await up.end() == 1
     assert up.out == []
-    last = up.err[-3:]
-    assert last == ["antiphon: envoy ended with status 3; its last lines:", "  one", "    key: is wrong"]
+    lines = [json.loads(line) for line in up.err]
+    last = lines[-1]
+    assert (last["level"], last["message"]) == ("error", "gave_up")
+    assert last["problem"].startswith("envoy ended with status 3; what it wrote last is in the log above. ")
+    assert (last["name"], last["deaths"]) == ("envoy", 1) and "antiphon doctor" in last["problem"]
+    assert [line["message"] for line in lines].count("  key: is wrong") == 1
     assert not list((folder / "data" / "run").glob("antiphon-*"))
 
 
@@ -220,8 +218,36 @@ async def test_a_worker_that_cannot_start(door: str, processes: list[_Process], 
     assert await up.end() == 1
     assert up.out == []
     name = "sidecar 0" if door == "envoy" else "http door 0"
-    assert any(f"antiphon: {name} ended with status 1; its last lines:" in line for line in up.err)
-    assert "not a database" in "\n".join(up.err)
+    lines = [json.loads(line) for line in up.err]
+    assert lines[-1]["problem"].startswith(f"{name} ended with status 1;")
+    (told,) = [line for line in lines if "not a database" in str(line)]
+    assert (told["process"], told["level"]) == (name, "error") and not told["message"].startswith("antiphon")
+
+
+@pytest.mark.parametrize("door", ["envoy", "http"])
+@pytest.mark.parametrize(
+    ("setting", "given"),
+    [
+        ("upstream.ca_file", {"upstream": {"url": "https://x/v1", "ca_file": "/no/file"}}),
+        ("upstreams.a.ca_file", {"upstreams": {"a": {"url": "https://x/v1", "ca_file": "/no/file"}}}),
+        ("sidecar.tls.key", {"sidecar": {"tls": {"cert": __file__, "key": "/no/file"}}}),
+        ("sidecar.tls.ca", {"sidecar": {"tls": {"cert": "CERT", "key": "KEY", "ca": "/no/file"}}}),
+    ],
+)
+async def test_a_file_that_is_not_there_is_named_before_anything_starts(
+    door: str, setting: str, given: dict[str, Any], processes: list[_Process], folder: Path
+) -> None:
+    if door == "http" and setting.startswith("sidecar"):
+        return  # its ports are not open
+    signed = Authority(folder).sign("sidecar")
+    text = json.dumps(given).replace("CERT", str(signed.cert)).replace("KEY", str(signed.key))
+    (folder / "settings.yaml").write_text(text)
+    flags = ("--listen", "127.0.0.1:0", "--door", door, "--data", str(folder / "data"))
+    up = await _start(processes, "up", "--config", str(folder / "settings.yaml"), *flags)
+    assert await up.end() == 2
+    (line,) = up.err
+    assert line.startswith(f"antiphon: {setting}: /no/file cannot be ") and "No such file" in line
+    assert not (folder / "data").exists()
 
 
 @pytest.mark.e2e

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.types.transport import UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import (
     DEADLINE,
     ChatServer,
+    Reset,
     Wait,
     WaitGone,
     answer,
@@ -28,6 +32,7 @@ from tests.support.chat_server import (
     text_stream,
 )
 from tests.support.tls import client_context, server_context
+from tests.support.waiting import until
 
 POST = UpstreamRequest(
     "POST", "/chat/completions", (("content-type", "application/json"),), b'{"stream":true}', "m", True
@@ -66,6 +71,30 @@ async def test_request_arrives_as_given(server: ChatServer, upstream: HttpUpstre
         "content-type": "application/json",
         "content-length": str(len(POST.body)),
     }
+
+
+async def test_a_connection_that_breaks_behind_its_answer_is_no_error(
+    server: ChatServer, upstream: HttpUpstream
+) -> None:
+    """It was kept for the next call; how it ends is nobody's news."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    more, gate = asyncio.Event(), asyncio.Event()
+    parts = (b'{"a"', Wait(more), b":1}", Wait(gate), Reset())
+    server.script(replace(json_answer({}), parts=parts, framing="length", announced=7))
+    async with upstream.call(POST) as got:
+        async for _ in got.body():
+            more.set()
+    gate.set()
+    assert upstream._session is not None and upstream._session.connector is not None
+    pool = upstream._session.connector._conns
+    await until(lambda: not any(protocol.is_connected() for kept in pool.values() for protocol, _ in kept))
+    # Its last callbacks; and nothing holds what nobody waits for.
+    await asyncio.sleep(0)
+    pool.clear()
+    del got
+    gc.collect()
+    assert complaints == []
 
 
 async def test_get_has_no_body(server: ChatServer, upstream: HttpUpstream) -> None:
@@ -261,3 +290,31 @@ async def test_closed_client_makes_no_calls(server: ChatServer, upstream: HttpUp
 
 def test_contexts_are_verifying() -> None:
     assert client_context().verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(60.0, 2), (-1.0, 1)])
+async def test_a_call_is_repeated_only_if_the_server_cannot_have_worked_on_it(seconds: float, asked: int) -> None:
+    bodies: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers what is to warm a connection up, and dies of everything else."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                bodies.append(await reader.readexactly(length))
+                if bodies[-1] != b"warm":
+                    break
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    running = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = running.sockets[0].getsockname()
+    upstream = HttpUpstream(UpstreamTarget(f"http://{host}:{port}/v1"), stale_seconds=seconds)
+    await whole(upstream, replace(POST, body=b"warm"))
+    with pytest.raises(UpstreamCallFailed) as failed:
+        await whole(upstream, replace(POST, body=b"poison"))
+    assert failed.value.error.fault is UpstreamFault.CUT
+    assert bodies.count(b"poison") == asked
+    await upstream.aclose()
+    running.close()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from antiphon.types.transport import Headers
-from tests.support.knowledge import BOB, KnowledgeSetup, open_knowledge_setup
 from tests.support.schemas import OPENAI, valid
+from tests.support.vector_stores import BOB, VectorStoreSetup, open_vector_store_setup
 
 NOWHERE = "vs_" + "0" * 48
 NO_FILE = "file-" + "0" * 48
@@ -19,15 +19,15 @@ NO_BATCH = "vsfb_" + "0" * 48
 
 
 @pytest.fixture
-async def setup(tmp_path: Path) -> AsyncIterator[KnowledgeSetup]:
-    async with open_knowledge_setup(tmp_path) as opened:
+async def setup(tmp_path: Path) -> AsyncIterator[VectorStoreSetup]:
+    async with open_vector_store_setup(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-async def idle(tmp_path: Path) -> AsyncIterator[KnowledgeSetup]:
+async def idle(tmp_path: Path) -> AsyncIterator[VectorStoreSetup]:
     """One whose worker does nothing: files stay in progress."""
-    async with open_knowledge_setup(tmp_path, start=False) as opened:
+    async with open_vector_store_setup(tmp_path, start=False) as opened:
         yield opened
 
 
@@ -38,7 +38,7 @@ def check(name: str, value: Any) -> None:
 # Stores
 
 
-async def test_a_store_is_made_read_changed_and_deleted(setup: KnowledgeSetup) -> None:
+async def test_a_store_is_made_read_changed_and_deleted(setup: VectorStoreSetup) -> None:
     made = await setup.ask(
         "POST",
         "",
@@ -65,12 +65,12 @@ async def test_a_store_is_made_read_changed_and_deleted(setup: KnowledgeSetup) -
     assert (await setup.refused("GET", path))[0] == 404
 
 
-async def test_a_store_may_have_nothing(setup: KnowledgeSetup) -> None:
+async def test_a_store_may_have_nothing(setup: VectorStoreSetup) -> None:
     made = await setup.ask("POST", "")
     assert (made["name"], made["metadata"], made["expires_at"]) == (None, {}, None)
 
 
-async def test_lists_of_stores(setup: KnowledgeSetup) -> None:
+async def test_lists_of_stores(setup: VectorStoreSetup) -> None:
     empty = await setup.ask("GET", "")
     assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     ids = [(await setup.ask("POST", "", {"name": str(number)}))["id"] for number in range(3)]
@@ -84,7 +84,7 @@ async def test_lists_of_stores(setup: KnowledgeSetup) -> None:
     assert (await setup.ask("GET", "", owner=BOB))["data"] == []
 
 
-async def test_the_other_spelling_is_the_same(setup: KnowledgeSetup) -> None:
+async def test_the_other_spelling_is_the_same(setup: VectorStoreSetup) -> None:
     made = await setup.ask("POST", "", {"name": "x"}, prefix="/v1/vector-stores")
     assert await setup.ask("GET", f"/{made['id']}/files", prefix="/v1/vector-stores") == await setup.ask(
         "GET", f"/{made['id']}/files"
@@ -110,12 +110,14 @@ async def test_the_other_spelling_is_the_same(setup: KnowledgeSetup) -> None:
         (b"{", None),
     ],
 )
-async def test_wrong_stores(setup: KnowledgeSetup, body: Any, param: str | None) -> None:
+async def test_wrong_stores(setup: VectorStoreSetup, body: Any, param: str | None) -> None:
     status, error = await setup.refused("POST", "", body)
-    assert (status, error["param"]) == (400, param)
+    unknown = error["code"] == "file_not_found"
+    assert (status, error["param"]) == (404 if unknown else 400, param)
+    assert unknown == (body in ({"file_ids": [NO_FILE]}, {"file_ids": ["../etc"]}))
 
 
-async def test_what_means_nothing_is_named(setup: KnowledgeSetup) -> None:
+async def test_what_means_nothing_is_named(setup: VectorStoreSetup) -> None:
     answer = await setup.send("POST", "", {"name": "x", "colour": "red", "bad,name": 1})
     assert dict(answer.headers)["antiphon-ignored"] == "colour"
 
@@ -123,7 +125,7 @@ async def test_what_means_nothing_is_named(setup: KnowledgeSetup) -> None:
 # Files
 
 
-async def test_a_file_becomes_findable(setup: KnowledgeSetup) -> None:
+async def test_a_file_becomes_findable(setup: VectorStoreSetup) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     file_id = await setup.file("birds.txt", "Birds have wings.\n\nPenguins do not fly.")
     added = await setup.ask("POST", f"/{store_id}/files", {"file_id": file_id, "attributes": {"a": 1, "b": "x"}})
@@ -155,7 +157,7 @@ async def test_a_file_becomes_findable(setup: KnowledgeSetup) -> None:
     assert await setup.files.get("b:alice", file_id) is not None
 
 
-async def test_a_deleted_file_leaves_all_stores(setup: KnowledgeSetup) -> None:
+async def test_a_deleted_file_leaves_all_stores(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(birds="Birds fly.", planes="Planes fly.")
     page = await setup.ask("GET", f"/{store_id}/files")
     (file_id,) = [one["id"] for one in page["data"] if (await setup.files.get("b:alice", one["id"])).name[0] == "b"]  # type: ignore[union-attr]
@@ -164,7 +166,7 @@ async def test_a_deleted_file_leaves_all_stores(setup: KnowledgeSetup) -> None:
     assert (await setup.ask("GET", f"/{store_id}"))["file_counts"]["total"] == 1
 
 
-async def test_attributes_are_replaced(setup: KnowledgeSetup) -> None:
+async def test_attributes_are_replaced(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(birds="Birds fly.")
     (file,) = (await setup.ask("GET", f"/{store_id}/files"))["data"]
     path = f"/{store_id}/files/{file['id']}"
@@ -177,7 +179,7 @@ async def test_attributes_are_replaced(setup: KnowledgeSetup) -> None:
     assert (await setup.refused("POST", path, {}))[1]["param"] == "attributes"
 
 
-async def test_lists_of_files(setup: KnowledgeSetup) -> None:
+async def test_lists_of_files(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(one="Birds.", two="Planes.", three="Cats.")
     broken = await setup.file("x.pdf", "%PDF-1.4 nothing")
     await setup.ask("POST", f"/{store_id}/files", {"file_id": broken})
@@ -231,16 +233,26 @@ async def test_lists_of_files(setup: KnowledgeSetup) -> None:
         ),
     ],
 )
-async def test_wrong_files(idle: KnowledgeSetup, body: dict[str, Any], param: str) -> None:
+async def test_wrong_files(idle: VectorStoreSetup, body: dict[str, Any], param: str) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     if body.get("file_id") == "FILE":
         body = body | {"file_id": await idle.file("a.txt", "x")}
     status, error = await idle.refused("POST", f"/{store_id}/files", body)
-    assert (status, error["param"]) == (400, param)
+    assert (status, error["param"]) == (404 if error["code"] == "file_not_found" else 400, param)
     assert (await idle.ask("GET", f"/{store_id}"))["file_counts"]["total"] == 0
 
 
-async def test_somebody_elses_file_is_no_file(setup: KnowledgeSetup) -> None:
+async def test_a_file_that_is_not_there_is_a_404(idle: VectorStoreSetup) -> None:
+    store_id = (await idle.ask("POST", "", {}))["id"]
+    for path, body in (
+        (f"/{store_id}/files", {"file_id": NO_FILE}),
+        (f"/{store_id}/file_batches", {"file_ids": [NO_FILE]}),
+    ):
+        status, error = await idle.refused("POST", path, body)
+        assert (status, error["code"]) == (404, "file_not_found")
+
+
+async def test_somebody_elses_file_is_no_file(setup: VectorStoreSetup) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     theirs = await setup.file("secret.txt", "secret", owner=BOB)
     answers = []
@@ -250,7 +262,7 @@ async def test_somebody_elses_file_is_no_file(setup: KnowledgeSetup) -> None:
     assert answers[0] == answers[1]
 
 
-async def test_static_chunks(setup: KnowledgeSetup) -> None:
+async def test_static_chunks(setup: VectorStoreSetup) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     file_id = await setup.file("long.txt", " ".join(f"Sentence number {number} is here." for number in range(200)))
     static = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 50}}
@@ -267,7 +279,7 @@ async def test_static_chunks(setup: KnowledgeSetup) -> None:
 # Batches
 
 
-async def test_a_batch_from_beginning_to_end(setup: KnowledgeSetup) -> None:
+async def test_a_batch_from_beginning_to_end(setup: VectorStoreSetup) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     ids = [await setup.file(f"{name}.txt", f"{name} are here") for name in ("birds", "planes")]
     ids.append(await setup.file("odd.zip", b"PK\x03\x04 nothing"))
@@ -284,7 +296,7 @@ async def test_a_batch_from_beginning_to_end(setup: KnowledgeSetup) -> None:
     assert all(one["attributes"] == {"all": True} for one in (await setup.ask("GET", path + "/files"))["data"])
 
 
-async def test_each_file_of_a_batch_has_its_own(idle: KnowledgeSetup) -> None:
+async def test_each_file_of_a_batch_has_its_own(idle: VectorStoreSetup) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     first, second = await idle.file("a.txt", "a"), await idle.file("b.txt", "b")
     static = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 20}}
@@ -296,7 +308,7 @@ async def test_each_file_of_a_batch_has_its_own(idle: KnowledgeSetup) -> None:
     assert found[second][0] == {"n": 2} and found[second][1]["static"]["max_chunk_size_tokens"] == 800
 
 
-async def test_who_polls_is_told_when_to_ask_again(idle: KnowledgeSetup) -> None:
+async def test_who_polls_is_told_when_to_ask_again(idle: VectorStoreSetup) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     file_id = await idle.file("a.txt", "a")
     batch = await idle.ask("POST", f"/{store_id}/file_batches", {"file_ids": [file_id]})
@@ -309,7 +321,7 @@ async def test_who_polls_is_told_when_to_ask_again(idle: KnowledgeSetup) -> None
         assert "openai-poll-after-ms" not in dict((await idle.send("GET", path)).headers)
 
 
-async def test_a_batch_is_cancelled(idle: KnowledgeSetup) -> None:
+async def test_a_batch_is_cancelled(idle: VectorStoreSetup) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     ids = [await idle.file("a.txt", "a"), await idle.file("b.txt", "b")]
     made = await idle.ask("POST", f"/{store_id}/file_batches", {"file_ids": ids})
@@ -344,13 +356,13 @@ async def test_a_batch_is_cancelled(idle: KnowledgeSetup) -> None:
         ({"file_ids": [f"file-{number}" for number in range(2_001)]}, "file_ids"),
     ],
 )
-async def test_wrong_batches(idle: KnowledgeSetup, body: Any, param: str) -> None:
+async def test_wrong_batches(idle: VectorStoreSetup, body: Any, param: str) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     status, error = await idle.refused("POST", f"/{store_id}/file_batches", body)
-    assert (status, error["param"]) == (400, param)
+    assert (status, error["param"]) == (404 if error["code"] == "file_not_found" else 400, param)
 
 
-async def test_one_unknown_file_spoils_the_batch(idle: KnowledgeSetup) -> None:
+async def test_one_unknown_file_spoils_the_batch(idle: VectorStoreSetup) -> None:
     store_id = (await idle.ask("POST", "", {}))["id"]
     file_id = await idle.file("a.txt", "a")
     await idle.refused("POST", f"/{store_id}/file_batches", {"file_ids": [file_id, NO_FILE]})
@@ -380,15 +392,17 @@ async def test_one_unknown_file_spoils_the_batch(idle: KnowledgeSetup) -> None:
         ({"query": "x", "filters": {"type": "and", "filters": []}}, "filters.filters"),
         ({"query": "x", "ranking_options": {"ranker": "magic"}}, "ranking_options.ranker"),
         ({"query": "x", "ranking_options": {"score_threshold": 2}}, "ranking_options.score_threshold"),
+        ({"query": "x", "filter": {"type": "eq", "key": "a", "value": 1}}, "filter"),
+        ({"query": "x", "where": {"a": 1}}, "where"),
     ],
 )
-async def test_wrong_searches(setup: KnowledgeSetup, body: Any, param: str) -> None:
+async def test_wrong_searches(setup: VectorStoreSetup, body: Any, param: str) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     status, error = await setup.refused("POST", f"/{store_id}/search", body)
     assert (status, error["param"]) == (400, param)
 
 
-async def test_filters_that_are_too_large(setup: KnowledgeSetup) -> None:
+async def test_filters_that_are_too_large(setup: VectorStoreSetup) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
     leaf = {"type": "eq", "key": "a", "value": 1}
     deep: dict[str, Any] = leaf
@@ -403,7 +417,7 @@ async def test_filters_that_are_too_large(setup: KnowledgeSetup) -> None:
     assert await setup.names(store_id, "x", filters={"type": "eq", "key": "a", "value": 10**30}) == []
 
 
-async def test_several_queries_and_limits(setup: KnowledgeSetup) -> None:
+async def test_several_queries_and_limits(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(birds="Birds fly.", planes="Planes are made of metal.", cats="Cats sleep.")
     found = await setup.ask("POST", f"/{store_id}/search", {"query": ["metal", "sleeping"]})
     assert {hit["filename"] for hit in found["data"]} == {"planes.txt", "cats.txt"}
@@ -413,9 +427,9 @@ async def test_several_queries_and_limits(setup: KnowledgeSetup) -> None:
     assert await setup.names(store_id, "metal", ranking_options={"score_threshold": 0.99}) == []
 
 
-async def test_one_search_over_several_stores(setup: KnowledgeSetup) -> None:
+async def test_one_search_over_several_stores(setup: VectorStoreSetup) -> None:
     first, second = await setup.store(birds="Birds fly."), await setup.store(planes="Planes fly.")
-    body = {"vector_store_ids": [first, second], "query": "fly"}
+    body: dict[str, Any] = {"vector_store_ids": [first, second], "query": "fly"}
     found = await setup.ask("POST", "", body, prefix="/v1/search")
     assert {(hit["filename"], hit["vector_store_id"]) for hit in found["data"]} == {
         ("birds.txt", first),
@@ -427,6 +441,7 @@ async def test_one_search_over_several_stores(setup: KnowledgeSetup) -> None:
         ({"query": "fly"}, "vector_store_ids"),
         ({"query": "fly", "vector_store_ids": [first, NOWHERE]}, "vector_store_ids"),
         ({"query": "fly", "vector_store_ids": [f"vs_{number}" for number in range(17)]}, "vector_store_ids"),
+        ({"query": "fly", "vector_store_ids": [first], "filter": {}}, "filter"),
     ):
         status, error = await setup.refused("POST", "", body, prefix="/v1/search")
         assert (status, error["param"]) == (400, param)
@@ -445,7 +460,7 @@ class Shouting:
 
 async def test_a_query_is_rewritten_when_asked(tmp_path: Path) -> None:
     rewriter = Shouting()
-    async with open_knowledge_setup(tmp_path, rewriter=rewriter) as setup:
+    async with open_vector_store_setup(tmp_path, rewriter=rewriter) as setup:
         store_id = await setup.store(birds="Birds fly.")
         found = await setup.ask("POST", f"/{store_id}/search", {"query": "birds", "rewrite_query": True})
         assert found["search_query"] == ["BIRDS"] and len(found["data"]) == 1
@@ -454,7 +469,7 @@ async def test_a_query_is_rewritten_when_asked(tmp_path: Path) -> None:
         assert rewriter.asked == ["birds"]
 
 
-async def test_without_a_model_a_query_stays_and_that_is_said(setup: KnowledgeSetup) -> None:
+async def test_without_a_model_a_query_stays_and_that_is_said(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(birds="Birds fly.")
     answer = await setup.send("POST", f"/{store_id}/search", {"query": "birds", "rewrite_query": True})
     assert dict(answer.headers)["antiphon-ignored"] == "rewrite_query"
@@ -464,7 +479,7 @@ async def test_without_a_model_a_query_stays_and_that_is_said(setup: KnowledgeSe
 # Strangers, and what is not there
 
 
-async def test_a_stranger_gets_what_everybody_gets_for_nothing(setup: KnowledgeSetup) -> None:
+async def test_a_stranger_gets_what_everybody_gets_for_nothing(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(birds="Birds fly.")
     (file,) = (await setup.ask("GET", f"/{store_id}/files"))["data"]
     batch = await setup.ask("POST", f"/{store_id}/file_batches", {"file_ids": [file["id"]]})
@@ -512,16 +527,16 @@ async def test_a_stranger_gets_what_everybody_gets_for_nothing(setup: KnowledgeS
         ("GET", "/file_batches/x"),
     ],
 )
-async def test_what_is_not_in_the_store(setup: KnowledgeSetup, method: str, path: str) -> None:
+async def test_what_is_not_in_the_store(setup: VectorStoreSetup, method: str, path: str) -> None:
     store_id = (await setup.ask("POST", "", {}))["id"]
-    body = {"attributes": {}} if method == "POST" else None
+    body: Any = {"attributes": {}} if method == "POST" else None
     status, error = await setup.refused(method, f"/{store_id}{path}", body)
     assert status == 404 and "vector store" in error["message"]
 
 
 async def test_an_expired_store_is_shown_but_not_used(tmp_path: Path) -> None:
     at = [1_700_000_000.0]
-    async with open_knowledge_setup(tmp_path, clock=lambda: at[0]) as setup:
+    async with open_vector_store_setup(tmp_path, clock=lambda: at[0]) as setup:
         made = await setup.ask("POST", "", {"expires_after": {"anchor": "last_active_at", "days": 1}})
         store_id = made["id"]
         file_id = await setup.file("a.txt", "Birds.")

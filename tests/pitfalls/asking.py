@@ -12,27 +12,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from antiphon.engine.actions import Chain, Context, StoredItem
+from antiphon.engine.ports.actions import Chain, Context, StoredItem
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.strict_chat import check_chat_request
-
-__all__ = [
-    "FUNCTION",
-    "answered",
-    "call",
-    "call_item",
-    "chain",
-    "chat",
-    "chunk",
-    "error",
-    "events",
-    "final",
-    "kinds",
-    "output_item",
-    "sse",
-    "streamed",
-]
 
 FUNCTION: dict[str, Any] = {
     "type": "function",

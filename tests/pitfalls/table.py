@@ -8,8 +8,6 @@ Each was seen in a public thread about another server or in a peer's code; the n
 
 from __future__ import annotations
 
-__all__ = ["NOT_OURS", "PITFALLS"]
-
 PITFALLS: dict[int, str] = {
     # A. Requests
     1: "text.format is accepted and dropped",
@@ -74,7 +72,7 @@ PITFALLS: dict[int, str] = {
     58: "a call's id comes once, or never",
     59: "a name comes late, or again and again",
     60: "each piece of arguments is a new call",
-    61: "the first piece of arguments is put out twice",
+    61: "the first piece of arguments is emitted twice",
     62: "choices without an index",
     63: "usage in a chunk without choices is lost",
     64: "usage after the finish, or none at all",

@@ -119,20 +119,42 @@ def test_pitfall_16_a_web_search_of_any_action_is_shown(action: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "item",
+    ("item", "output", "seen"),
     [
-        {"type": "web_search_call", "status": "completed"},
-        {"type": "reasoning", "summary": [], "content": None, "encrypted_content": None},
-        {"type": "local_shell_call", "id": "lsh_1", "call_id": None, "action": {"type": "exec", "command": ["ls"]}},
-        {"type": "tool_search_call", "call_id": None, "execution": "client", "arguments": {"query": "q"}, "id": "t"},
+        ({"type": "web_search_call", "status": "completed"}, None, ("web_search", "{}", "Done; what was found is")),
+        ({"type": "reasoning", "summary": [], "content": None, "encrypted_content": None}, None, None),
+        (
+            {"type": "local_shell_call", "id": "lsh_1", "call_id": None, "action": {"type": "exec", "command": ["ls"]}},
+            {"type": "local_shell_call_output", "id": "lsh_1", "output": "x"},
+            ("local_shell", '{"command":["ls"]}', "x"),
+        ),
+        (
+            {
+                "type": "tool_search_call",
+                "call_id": None,
+                "execution": "client",
+                "arguments": {"query": "q"},
+                "id": "t",
+            },
+            {"type": "tool_search_output", "call_id": None, "tools": []},
+            ("tool_search", '{"query": "q"}', "No tools were found."),
+        ),
     ],
+    ids=lambda value: value.get("type") if isinstance(value, dict) else "",
 )
-def test_pitfall_17_items_without_ids_or_names_are_read(item: dict[str, Any]) -> None:
-    outputs = {
-        "local_shell_call": [{"type": "local_shell_call_output", "id": "lsh_1", "output": "x"}],
-        "tool_search_call": [{"type": "tool_search_output", "call_id": None, "tools": []}],
-    }
-    chat(input=[USER, item, *outputs.get(item["type"], []), USER])
+def test_pitfall_17_items_without_ids_or_names_are_read(
+    item: dict[str, Any], output: dict[str, Any] | None, seen: tuple[str, str, str] | None
+) -> None:
+    first, *between, last = chat(input=[USER, item, *([output] if output else []), USER])["messages"]
+    assert (first["content"], last["content"]) == (USER["content"], USER["content"])
+    if seen is None:
+        assert between == []
+        return
+    name, arguments, text = seen
+    called, told = between
+    (made,) = called["tool_calls"]
+    assert made["function"] == {"name": name, "arguments": arguments}
+    assert told["role"] == "tool" and told["tool_call_id"] == made["id"] and told["content"].startswith(text)
 
 
 def test_pitfall_17_what_is_needed_and_missing_is_named() -> None:

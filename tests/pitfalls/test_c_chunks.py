@@ -96,7 +96,7 @@ def test_pitfall_60_every_piece_of_arguments_belongs_to_the_same_call() -> None:
     assert kinds(outcome).count("function_call_arguments.delta") == len(pieces)
 
 
-def test_pitfall_61_the_first_piece_of_arguments_is_put_out_once() -> None:
+def test_pitfall_61_the_first_piece_of_arguments_is_emitted_once() -> None:
     outcome = streamed(call('{"x"', "f", index=0, id="a"), call(":1}", index=0), finish="tool_calls")
     deltas = [event["delta"] for event in events(outcome) if event["type"].endswith("arguments.delta")]
     assert deltas == ['{"x"', ":1}"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import RequestHead
+from antiphon.engine.ports.actions import RequestHead
 from antiphon.sealing import Sealer
 from tests.pitfalls.asking import FUNCTION, answered, call, chain, chunk, events, final, kinds, sse, streamed
 from tests.support import chat_server
@@ -108,7 +108,7 @@ def test_pitfall_79_nothing_comes_before_its_beginning_or_after_its_end() -> Non
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_pitfall_79_what_comes_after_the_end_is_not_put_out(together: bool) -> None:
+def test_pitfall_79_what_comes_after_the_end_is_not_emitted(together: bool) -> None:
     pieces = [sse(chunk(content="a"), chunk("stop")), sse(chunk(content="late"))]
     outcome = run(STREAM, [b"".join(pieces)] if together else pieces)
     assert final(outcome)["output"][0]["content"][0]["text"] == "a"
@@ -161,7 +161,7 @@ def test_pitfall_83_calls_are_in_the_stream_and_in_the_json(stream: bool) -> Non
     ]
 
 
-def test_pitfall_84_the_last_event_has_all_that_was_put_out() -> None:
+def test_pitfall_84_the_last_event_has_all_that_was_emitted() -> None:
     found = events(_mixed())
     done = [event["item"] for event in found if event["type"] == "response.output_item.done"]
     assert found[-1]["response"]["output"] == done and len(done) == 4
@@ -297,10 +297,10 @@ async def test_pitfall_91_the_door_sends_a_delta_before_the_upstream_has_gone_on
                 pass
             assert not gate.is_set()
             gate.set()
-            rest = b""
+            late = b""
             while part := await client.part():
-                rest += part
-    assert b"second" in rest
+                late += part
+    assert b"second" in late
 
 
 def test_pitfall_92_the_previous_id_comes_back_in_every_snapshot() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.engine.actions import RequestHead
-from antiphon.engine.exchange import COMPACT_PATH
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.response_exchange import COMPACT_PATH
+from antiphon.engine.ports.actions import RequestHead
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from tests.pitfalls.asking import FUNCTION, call, chunk, error, final, sse
@@ -80,7 +80,7 @@ async def test_pitfall_111_a_trigger_gives_exactly_one_compaction(stream: bool) 
 @pytest.mark.parametrize("trigger", [True, False])
 def test_pitfall_112_a_compaction_goes_where_the_model_goes(trigger: bool) -> None:
     theirs = ModelRoute(PROFILES["groq"], upstream="theirs", model="their-name")
-    routes = Routes(ModelRoute(PROFILES["generic"]), (ModelRule("theirs-*", theirs),))
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"]), (ModelRule("theirs-*", theirs),))
     items = [USER, {"type": "compaction_trigger"}] if trigger else [USER]
     exchange, outcome = make_exchange(routes=routes, sealer=Sealer([b"key"])), Outcome()
     path = "/v1/responses" if trigger else COMPACT_PATH

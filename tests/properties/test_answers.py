@@ -107,7 +107,7 @@ def _said(response: dict[str, Any]) -> list[tuple[str, str]]:
 def test_tags_are_found_wherever_the_chunks_end(model: str, content: str, places: list[int]) -> None:
     marks = sorted({0, len(content), *(place % (len(content) + 1) for place in places)})
     pieces = [content[start:end] for start, end in itertools.pairwise(marks)]
-    chunks = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+    chunks: list[Any] = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
     chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
     answer = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
     streamed = run({"model": model, "input": "hi", "stream": True}, [_sse(chunks)])

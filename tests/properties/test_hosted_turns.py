@@ -13,8 +13,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.engine.actions import Chain, Context, RequestHead, RunTools
-from antiphon.engine.hosted import HostedCall, ToolResult
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.ports.actions import Chain, Context, RequestHead, RunTools
+from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.translation.citations import Source
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
@@ -86,7 +87,7 @@ class _Scripted(ScriptedTools):
             )
         if kind == 1:
             return ToolResult(call.call_id, "", {}, images=("data:image/png;base64,AAAA",))
-        fields: dict[str, Any] = {
+        fields: dict[str, dict[str, Any]] = {
             "file_search": {
                 "queries": ["a"],
                 "results": [{"file_id": "f", "filename": "a", "score": 1.0, "text": "x", "attributes": {}}],
@@ -101,12 +102,14 @@ class _Scripted(ScriptedTools):
             },
             "code_interpreter": {"outputs": [{"type": "logs", "logs": "4"}]},
             "mcp": {"output": "6"},
-        }[call.tool.type]
+        }
         sources = (
             Source({"type": "file_citation", "file_id": "file_a", "filename": "a.txt"}),
             Source({"type": "url_citation", "url": "https://b.example", "title": "B"}),
         )
-        return ToolResult(call.call_id, "{cite:0} a {cite:1} b {cite:7}", fields, sources=sources[: kind - 1])
+        return ToolResult(
+            call.call_id, "{cite:0} a {cite:1} b {cite:7}", fields[call.tool.type], sources=sources[: kind - 1]
+        )
 
 
 def _play(
@@ -196,21 +199,30 @@ def _without_ids(value: Any) -> Any:
     st.booleans(),
 )
 def test_the_loop(
-    turns: list[Any], kinds: list[int], order: list[int], most: int | None, choice: Any, include: bool
+    turns: list[Any], kinds: list[int], order: list[int], limit: int | None, choice: Any, include: bool
 ) -> None:
     request: dict[str, Any] = {"model": "m", "input": "hi", "tools": TOOLS, "tool_choice": choice}
-    if most is not None:
-        request["max_tool_calls"] = most
+    if limit is not None:
+        request["max_tool_calls"] = limit
     if include:
         request["include"] = INCLUDE
     finals = []
     for stream in (True, False):
         tools = _Scripted(kinds=kinds)
-        outcome, streamed = _play({**request, "stream": stream}, turns, tools, order, most_turns=3, most_hosted_calls=5)
+        outcome, streamed = _play(
+            {**request, "stream": stream}, turns, tools, order, tool_limits=ToolSettings(turns=3, calls=5)
+        )
+        if _is_failed(outcome, streamed):
+            # The model was to call a tool at first, and did not.
+            called = [name for name, _ in turns[0][1]] if turns else []
+            assert called == [] if choice == "required" else "file_search" not in called
+            assert choice not in ("auto", "none")
+            finals.append({"output": "failed"})
+            continue
         final = _output(outcome, streamed)
         finals.append(final)
         ran = [item for item in final["output"] if item["type"] in HOSTED]
-        assert len(ran) == len(tools.calls) <= min(most or 5, 5)
+        assert len(ran) == len(tools.calls) <= min(limit or 5, 5)
         assert all(item["status"] in ("completed", "failed") for item in ran)
         assert len(outcome.calls) <= 3 + 1
         assert final["usage"]["total_tokens"] == 15 * len(outcome.calls)
@@ -222,6 +234,13 @@ def test_the_loop(
         (record,) = outcome.records
         assert [item.id for item in record.output_items] == [item["id"] for item in final["output"]]
     assert _without_ids(finals[0]["output"]) == _without_ids(finals[1]["output"])
+
+
+def _is_failed(outcome: Outcome, stream: bool) -> bool:
+    """Whether the choice was not followed, which is the one failure there is."""
+    error = outcome.json.get("error") if not stream else parse_sse(outcome.body)[-1]["response"]["error"]
+    assert error is None or error["code"] == "tool_choice_not_followed"
+    return error is not None
 
 
 def _check_told(messages: list[Any]) -> None:
@@ -252,7 +271,7 @@ def test_the_next_response_understands_what_is_replayed(
 ) -> None:
     """Through a chain, or sent back by the client (`store: false`); calls and requests for approval are answered."""
     first = {"model": "m", "input": "hi", "tools": TOOLS, "store": not by_client}
-    outcome, _ = _play(first, turns, _Scripted(kinds=kinds), [0], most_turns=3)
+    outcome, _ = _play(first, turns, _Scripted(kinds=kinds), [0], tool_limits=ToolSettings(turns=3))
     output = outcome.json["output"]
     answers: list[dict[str, Any]] = []
     for item in output:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.engine.records import prepare_input, read_history, stored_input
+from antiphon.engine.exchange.stored_items import prepare_input, read_history, stored_input
 from antiphon.errors import InvalidRequest
 from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
@@ -128,7 +128,7 @@ def _unseal(text: str, param: str) -> bytes:
 
 
 def _translate(items: list[tuple[str, InputItem]], body: bytes, profile: str) -> dict[str, Any]:
-    request = read_request(body, most_items=1000, most_tools=100)
+    request = read_request(body, max_items=1000, max_tools=100)
     translated = translate_request(request, items, PROFILES[profile], sources=ItemSources(_unseal))
     chat: dict[str, Any] = json.loads(translated.body)
     return chat
@@ -139,7 +139,7 @@ def _body(items: list[dict[str, Any]]) -> bytes:
 
 
 def _read(items: list[dict[str, Any]]) -> list[InputItem]:
-    return read_request(_body(items), most_items=1000, most_tools=100).input
+    return read_request(_body(items), max_items=1000, max_tools=100).input
 
 
 def _named(items: list[InputItem]) -> list[tuple[str, InputItem]]:

@@ -74,8 +74,8 @@ class Server:
             ready=responses.ping,
             metrics=Metrics(),
             areas=(
-                *Conversations(conversations, responses).routes(),
-                *Prompts(MemoryPromptStore(clock=lambda: 0.0)).routes(),
+                *Conversations(conversations, responses).endpoints(),
+                *Prompts(MemoryPromptStore(clock=lambda: 0.0)).endpoints(),
             ),
         )
 

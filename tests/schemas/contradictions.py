@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from tests.support.schemas import OPEN_RESPONSES, OPENAI
 
-__all__ = ["CONTRADICTIONS", "KNOWN", "Contradiction"]
-
 
 @dataclass(frozen=True)
 class Contradiction:
@@ -124,6 +122,13 @@ CONTRADICTIONS = (
         "anyOf",
         "json_schema",
         "Open Responses wants null in place of the echoed schema; OpenAI's service and clients have the schema.",
+    ),
+    Contradiction(
+        OPEN_RESPONSES,
+        "response.reasoning.effort",
+        "oneOf",
+        "reasoning effort",
+        "Open Responses knows fewer efforts than OpenAI (`minimal` and `max` are missing); what was used is echoed.",
     ),
     Contradiction(OPEN_RESPONSES, "response.reasoning_text.delta", "unknown", "reasoning", _REASONING),
     Contradiction(OPEN_RESPONSES, "response.reasoning_text.done", "unknown", "reasoning", _REASONING),

@@ -9,14 +9,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from antiphon.engine.hosted import HostedCall, ToolResult
+from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.sealing import Sealer
 from antiphon.translation.citations import Source
 from antiphon.translation.tool_map import CallKind
 from tests.support.exchanges import JSON, SSE, Outcome, run
 from tests.support.hosted_tools import ScriptedTools
-
-__all__ = ["SAMPLES", "Sample", "outcome_of"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ SAMPLES = {
 def outcome_of(name: str, *, stream: bool = True) -> Outcome:
     """What the exchange makes of a sample."""
     sample = SAMPLES[name]
-    options = {"sealer": Sealer([b"secret"], random_bytes=bytes)} if name == "sealed reasoning" else {}
+    options: dict[str, Any] = {"sealer": Sealer([b"secret"], random_bytes=bytes)} if name == "sealed reasoning" else {}
     return run(
         {"model": "m", "input": "hi", **sample.request, "stream": stream},
         [sample.body()],

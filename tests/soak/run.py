@@ -33,8 +33,6 @@ from antiphon.stores import FILES_FOLDER, SESSIONS_FILE
 from tests.bench import cpu
 from tests.bench.variants import Process
 
-__all__ = ["main"]
-
 _MIB = 1 << 20
 _SETTLE_SECONDS = 10.0
 _JOB_SECONDS = 60.0
@@ -106,9 +104,9 @@ def _text(response: dict[str, Any]) -> str:
 
 
 async def _count(load: Load, seed: int) -> None:
-    most = 20 + seed % 180
-    response = _completed(await load.stream(input=f"count to {most}", store=False))
-    if str(most) not in _text(response):
+    limit = 20 + seed % 180
+    response = _completed(await load.stream(input=f"count to {limit}", store=False))
+    if str(limit) not in _text(response):
         raise Wrong("the count is not complete")
 
 

@@ -16,17 +16,19 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 
-from antiphon.app import App, build
-from antiphon.config import AuthMode, BackgroundSettings, LimitSettings, Settings, UpstreamSettings
+from antiphon.app.build import App, build
+from antiphon.config.limits import LimitSettings
+from antiphon.config.owners import OwnerSettings
+from antiphon.config.settings import Settings
+from antiphon.config.state import BackgroundSettings
+from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores import SESSIONS_FILE
 from tests.support.chat_server import ChatServer
-
-__all__ = ["BackgroundApp", "Processes", "processes"]
 
 
 @dataclass
@@ -39,31 +41,30 @@ class BackgroundApp:
     session: aiohttp.ClientSession
     killed: bool = False
 
-    async def create(self, **request: Any) -> dict[str, Any]:
+    async def create(self, *, token: str = "", **request: Any) -> dict[str, Any]:
         """`POST /v1/responses` in the background; the JSON answer."""
         body = {"model": "m", "input": "hi", "background": True, **request}
-        async with self.session.post(f"{self.url}/responses", json=body) as got:
+        async with self.session.post(f"{self.url}/responses", json=body, headers=_bearer(token)) as got:
             value: dict[str, Any] = await got.json()
         return value
 
     async def ask(self, path: str = "", method: str = "GET", token: str = "") -> tuple[int, Any]:
         """Status and JSON of a request below `/v1/responses`."""
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        async with self.session.request(method, f"{self.url}/responses{path}", headers=headers) as got:
+        async with self.session.request(method, f"{self.url}/responses{path}", headers=_bearer(token)) as got:
             return got.status, await got.json()
 
-    async def get(self, response_id: str) -> dict[str, Any]:
+    async def get(self, response_id: str, token: str = "") -> dict[str, Any]:
         """A stored response."""
-        status, value = await self.ask(f"/{response_id}")
+        status, value = await self.ask(f"/{response_id}", token=token)
         assert status == 200, value
         found: dict[str, Any] = value
         return found
 
-    async def ended(self, response_id: str) -> dict[str, Any]:
+    async def ended(self, response_id: str, token: str = "") -> dict[str, Any]:
         """Ask for a response until it is over."""
         async with asyncio.timeout(10):
             while True:
-                value = await self.get(response_id)
+                value = await self.get(response_id, token)
                 if value["status"] not in ("queued", "in_progress"):
                     return value
                 await asyncio.sleep(0.002)
@@ -95,6 +96,10 @@ class BackgroundApp:
         await self.session.close()
         await self.door.aclose()
         await self.app.aclose()
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 class Follower:
@@ -159,14 +164,23 @@ class Processes:
     opened: list[BackgroundApp] = field(default_factory=list)
 
     async def start(
-        self, *, upstream: str = "", upstream_profile: str = "auto", keepalive: float = 15.0, **background: Any
+        self,
+        *,
+        upstream: str = "",
+        upstream_profile: str = "generic",
+        keepalive: float = 15.0,
+        limits: dict[str, Any] | None = None,
+        owner: Literal["bearer", "single"] = "bearer",
+        auth: AuthMode = AuthMode.NONE,
+        **background: Any,
     ) -> BackgroundApp:
-        """One more process, with these settings of `background`."""
+        """One more process, with these settings of `limits` and `background`."""
         settings = Settings(
             data=self.data,
-            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=AuthMode.NONE, profile=upstream_profile),
+            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
-            limits=LimitSettings(),
+            limits=LimitSettings(**(limits or {})),
+            owner=OwnerSettings(source=owner),
         )
         settings = settings.model_copy(
             update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}

@@ -29,30 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = [
-    "CHAT_MODELS",
-    "DONE_EVENT",
-    "Answer",
-    "ChatServer",
-    "Close",
-    "Mark",
-    "Raw",
-    "Received",
-    "Reset",
-    "Wait",
-    "WaitGone",
-    "answer",
-    "chunk",
-    "completion",
-    "event",
-    "gzipped",
-    "json_answer",
-    "never",
-    "split",
-    "text_stream",
-]
-
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds after which a wait of a test has failed."""
 
 DONE_EVENT = b"data: [DONE]\n\n"

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import zstandard
 
-__all__ = ["COMPRESSED", "zstd_streamed"]
-
 
 def zstd_streamed(data: bytes) -> bytes:
     """Without the content's size in the frame, as an encoder writes that is fed part by part (Codex's)."""

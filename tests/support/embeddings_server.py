@@ -1,6 +1,6 @@
 """A real HTTP server of OpenAI's `POST /embeddings`, with vectors that need no model.
 
-Lives here: the server. Not here: what its vectors mean (`knowledge.WordEmbedder`).
+Lives here: the server. Not here: what its vectors mean (`vector_stores.WordEmbedder`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from tests.support.knowledge import WordEmbedder
-
-__all__ = ["EmbeddingsServer", "open_embeddings_server"]
+from tests.support.vector_stores import WordEmbedder
 
 
 class EmbeddingsServer:

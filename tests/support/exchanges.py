@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from antiphon.engine.actions import (
+from antiphon.config.limits import LimitSettings
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.actions import (
     Action,
     CallUpstream,
     Context,
@@ -23,14 +25,11 @@ from antiphon.engine.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.hosted import ToolBox
+from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.hosted_tools import ScriptedTools
-
-__all__ = ["Outcome", "converse", "make_exchange", "pump", "run"]
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
@@ -57,6 +56,11 @@ class Outcome:
     def chat(self) -> Any:
         """The chat request that was sent."""
         return json.loads(self.calls[-1].request.body)
+
+
+def limits(**changed: int) -> LimitSettings:
+    """Limits that may be smaller than a setting can say."""
+    return LimitSettings.model_construct(None, **changed)
 
 
 def make_exchange(profile: str = "generic", **options: Any) -> ResponseExchange:
@@ -109,7 +113,7 @@ def _perform(exchange: ResponseExchange, outcome: Outcome, action: Action, conte
 
 
 async def converse(
-    request: dict[str, Any], turns: Iterable[bytes], box: ToolBox, *, context: Context | None = None, **options: Any
+    request: dict[str, Any], turns: Iterable[bytes], box: ToolRunner, *, context: Context | None = None, **options: Any
 ) -> Outcome:
     """One request whose tools are real; `turns` are the model's answers, as streams or objects as asked for."""
     exchange = make_exchange(tool_types=box.types, **options)

@@ -14,16 +14,18 @@ from typing import Any
 
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
-from antiphon.doors.context import Admission, DoorContext, DoorLimits
-from antiphon.doors.extproc.relay import RelayTimeouts
+from antiphon.config.limits import LimitSettings, TimeoutSettings
+from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
-from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.hosted import ToolBox
-from antiphon.engine.owners import OwnerResolver
-from antiphon.engine.ports import ResponseStore
-from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.refusals import Refusals
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
@@ -31,8 +33,6 @@ from tests.support.chat_server import ChatServer
 from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.memory_store import MemoryResponseStore
-
-__all__ = ["JSON", "SSE", "DoorSetup", "OpenDoor", "open_door", "request_body", "sse_events"]
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
@@ -53,13 +53,18 @@ class DoorSetup:
     request_body_bytes: int = 1 << 20
     request_seconds: float = 30.0
     concurrent: int = 100
+    bytes_in_flight: int = 64 << 20
+    owner_requests: int = 0
+    owner_bytes: int = 0
     keepalive: float = 15.0
     head_wait: float = 60.0
-    timeouts: RelayTimeouts = field(default_factory=RelayTimeouts)
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    end_seconds: float = 1.0
+    drive_stream_bytes: int = 64 << 20
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: ResponseStore | None = None
     exchange: dict[str, Any] = field(default_factory=dict)
-    tools: ToolBox | None = None
+    tools: ToolRunner | None = None
     exchange_type: type[ResponseExchange] = ResponseExchange
     clock: Clock = fixed_clock
 
@@ -100,26 +105,44 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
         runner = Runner(
             store,
             upstream,
-            timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
+            timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
             tools=setup.tools,
         )
-        admission = Admission(setup.concurrent)
+        refusals = Refusals(metrics.refused)
+        admission = Admission(
+            Budget(
+                setup.concurrent,
+                "limits.concurrent_requests",
+                unit="requests",
+                share=setup.owner_requests,
+                share_setting="limits.owner_requests",
+                refused=refusals.note,
+            )
+        )
         context = DoorContext(
             new_exchange=_exchanges(setup),
             runner=runner,
             router=Router(store=store, models=ModelCatalog(upstream), ready=store.ping, metrics=metrics),
             owners=setup.owners,
             admission=admission,
-            limits=DoorLimits(
-                request_body_bytes=setup.request_body_bytes,
-                request_seconds=setup.request_seconds,
+            # Without the rules that settings have: tests are about less.
+            limits=LimitSettings.model_construct(
+                request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),
+            timeouts=setup.timeouts.model_copy(update={"request": setup.request_seconds}),
             metrics=metrics,
             secret=setup.secret,
+            bodies=Budget(
+                setup.bytes_in_flight,
+                "limits.bytes_in_flight",
+                share=setup.owner_bytes,
+                share_setting="limits.owner_bytes_in_flight",
+                refused=refusals.note,
+            ),
         )
         transport = default_transport if setup.transport == "auto" else setup.transport
-        door = ExtProcDoor(context, mode=setup.mode, timeouts=setup.timeouts, transport=transport)
+        door = ExtProcDoor(context, mode=setup.mode, transport=transport, end_seconds=setup.end_seconds)
         address = await door.start(setup.address or f"unix:{folder}/grpc.sock")
         try:
             async with FakeEnvoy(address, secret=setup.secret) as envoy:
@@ -128,6 +151,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             await door.aclose()
             await runner.aclose()
             await upstream.aclose()
+            refusals.close()
 
 
 def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:

@@ -31,9 +31,7 @@ from google.protobuf.json_format import MessageToDict
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 
-__all__ = ["DEADLINE", "METHOD", "ClientView", "EnvoyStream", "FakeEnvoy", "UpstreamView", "Violation"]
-
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds after which a wait of a test has failed."""
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"

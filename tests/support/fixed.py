@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["FIXED_TIME", "SequentialIds", "fixed_clock"]
-
 FIXED_TIME = 1_700_000_000.0
 
 

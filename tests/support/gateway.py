@@ -15,9 +15,9 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["Answered", "Gateway", "post", "start_gateway"]
-
 DEADLINE = 60.0
+START_SECONDS = 120.0
+"""Less than any test may take: what did not start in time must not live on beside the tests after it."""
 
 
 @dataclass
@@ -55,12 +55,20 @@ class Gateway:
                 await asyncio.sleep(0.01)
 
 
+running: list[Gateway] = []
+"""Those that were started, till somebody clears it."""
+
+
 async def start_gateway(
     upstream: str | None, data: Path, *arguments: str, environ: dict[str, str] | None = None, command: str = "up"
 ) -> Gateway:
     """Start `antiphon up` (or `serve`) in front of this upstream (or of those in a settings file) and wait for its
     ready line."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    settings = Path(arguments[arguments.index("--config") + 1]).read_text() if "--config" in arguments else ""
+    if upstream is not None and "profile" not in settings:
+        # A profile by name: what is scripted is asked for by the test alone.
+        plain["ANTIPHON_UPSTREAM__PROFILE"] = "generic"
     process = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
@@ -74,10 +82,12 @@ async def start_gateway(
         *("--data", str(data), "--log-format", "json", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**plain, **(environ or {})},
+        # What a test scripts is for its own requests.
+        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **(environ or {})},
         limit=1 << 22,
     )
     gateway = Gateway("", data, process)
+    running.append(gateway)
 
     async def read() -> None:
         assert process.stderr is not None
@@ -86,10 +96,13 @@ async def start_gateway(
 
     gateway.reader = asyncio.ensure_future(read())
     assert process.stdout is not None
-    async with asyncio.timeout(DEADLINE):
-        line = (await process.stdout.readline()).decode()
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            line = (await process.stdout.readline()).decode()
+    except TimeoutError:
+        line = ""
     if not line.startswith("ready: "):
-        status = await gateway.stop()
+        status = await gateway.stop(signal.SIGKILL if process.returncode is None else signal.SIGTERM)
         raise AssertionError(f"antiphon {command} ended with {status}:\n" + "\n".join(gateway.log[-30:]))
     gateway.base_url = line.removeprefix("ready: ").strip()
     return gateway

@@ -8,12 +8,10 @@ from typing import Any
 
 from msgspec import Raw
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.items import McpListTools
-
-__all__ = ["ScriptedTools"]
 
 _QUERY = Raw(b'{"type":"object","properties":{"query":{"type":"string"}},"required":["query"]}')
 _ANYTHING = Raw(b'{"type":"object","properties":{}}')

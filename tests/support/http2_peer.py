@@ -19,10 +19,8 @@ from antiphon.doors.extproc.http2_call import Http2Limits
 from antiphon.doors.extproc.transport import SERVICE, MessageStream
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 
-__all__ = ["PROCESS", "Http2Peer", "Service", "serving"]
-
 PROCESS = f"/{SERVICE}/Process"
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 class Service:

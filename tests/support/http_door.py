@@ -20,20 +20,23 @@ from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
-from antiphon.doors.context import Admission, DoorContext, DoorLimits, WebSocketLimits
+from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.http.server import HttpDoor
-from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.file_ports import FileStore
-from antiphon.engine.hosted import ToolBox
-from antiphon.engine.leases import Leases
-from antiphon.engine.locked_conversations import LockedConversations
-from antiphon.engine.owners import OwnerResolver
-from antiphon.engine.routes import ModelRoute, Routes
-from antiphon.engine.runner import Runner, RunnerTimeouts
-from antiphon.engine.stored_files import StoredFiles
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.refusals import Refusals
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -43,8 +46,6 @@ from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.waiting import until
-
-__all__ = ["HttpSetup", "OpenHttpDoor", "RawAnswer", "RawClient", "open_http_door", "post_bytes"]
 
 
 @dataclass
@@ -59,6 +60,9 @@ class HttpSetup:
     request_seconds: float = 30.0
     send_seconds: float = 30.0
     concurrent: int = 100
+    bytes_in_flight: int = 64 << 20
+    owner_requests: int = 0
+    owner_bytes: int = 0
     keepalive: float = 15.0
     head_wait: float = 60.0
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
@@ -67,9 +71,9 @@ class HttpSetup:
     store: MemoryResponseStore = field(default_factory=MemoryResponseStore)
     files: FileStore = field(default_factory=lambda: MemoryFileStore(clock=now))
     file_bytes: int = 1 << 20
-    websocket: WebSocketLimits = field(default_factory=WebSocketLimits)
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     sealer: Sealer | None = None
-    tools: ToolBox | None = None
+    tools: ToolRunner | None = None
 
 
 @dataclass
@@ -122,7 +126,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
         runner = Runner(
             setup.store,
             upstream,
-            timeouts=RunnerTimeouts(keepalive=setup.keepalive, head_wait=setup.head_wait),
+            timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
             metrics=metrics,
             stored_files=StoredFiles(setup.files, 1 << 20),
             conversations=LockedConversations(setup.conversations, Leases()),
@@ -130,12 +134,22 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             tools=setup.tools,
         )
         setup.store.conversations = setup.conversations
-        admission = Admission(setup.concurrent)
+        refusals = Refusals(metrics.refused)
+        admission = Admission(
+            Budget(
+                setup.concurrent,
+                "limits.concurrent_requests",
+                unit="requests",
+                share=setup.owner_requests,
+                share_setting="limits.owner_requests",
+                refused=refusals.note,
+            )
+        )
         types = setup.tools.types if setup.tools is not None else frozenset[str]()
         options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer, tool_types=types)
 
         async def ready() -> None:
-            if admission.closed:
+            if admission.leaving:
                 raise Unavailable("The server is shutting down.", code="shutting_down")
             await setup.store.ping()
 
@@ -148,18 +162,27 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 ready=ready,
                 metrics=metrics,
                 areas=(
-                    *Conversations(setup.conversations, setup.store).routes(),
-                    *Prompts(setup.prompts).routes(),
-                    *Files(setup.files, most_bytes=setup.file_bytes, metrics=metrics).routes(),
-                    *PassedOn(upstream, Routes(ModelRoute(PROFILES["generic"]))).routes(),
+                    *Conversations(setup.conversations, setup.store).endpoints(),
+                    *Prompts(setup.prompts).endpoints(),
+                    *Files(setup.files, max_bytes=setup.file_bytes, metrics=metrics).endpoints(),
+                    *PassedOn(upstream, ModelRoutes(ModelRoute(PROFILES["generic"]))).endpoints(),
                 ),
             ),
             owners=setup.owners,
             admission=admission,
-            limits=DoorLimits(setup.request_body_bytes, setup.request_seconds, setup.send_seconds),
+            # Without the rules that settings have: tests are about less.
+            limits=LimitSettings.model_construct(request_body_bytes=setup.request_body_bytes),
+            timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
             metrics=metrics,
             secret=setup.secret,
             websocket=setup.websocket,
+            bodies=Budget(
+                setup.bytes_in_flight,
+                "limits.bytes_in_flight",
+                share=setup.owner_bytes,
+                share_setting="limits.owner_bytes_in_flight",
+                refused=refusals.note,
+            ),
         )
         door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges)
         address = await door.start(setup.address)
@@ -169,6 +192,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             await door.aclose()
             await runner.aclose()
             await upstream.aclose()
+            refusals.close()
 
 
 def post_bytes(

@@ -12,8 +12,6 @@ from typing import Any
 from tests.schemas.contradictions import KNOWN
 from tests.support.schemas import Violation, event_violations, response_violations
 
-__all__ = ["check_response", "check_stream", "fold", "parse_sse"]
-
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 # Calls whose text is not in one field, or that come without deltas.
 _WHOLE_ITEMS = {"local_shell_call", "tool_search_call"}

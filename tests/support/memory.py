@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["forget_peak", "peak"]
-
 
 def forget_peak(pid: int | str = "self") -> int:
     """Begin to measure anew; the process has so many kilobytes now."""

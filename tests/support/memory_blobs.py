@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from antiphon.engine.file_ports import Blob
+from antiphon.engine.ports.files import Blob
 from antiphon.errors import StoreError
-
-__all__ = ["MemoryBlobs"]
 
 
 class MemoryBlobs:
@@ -98,8 +96,8 @@ class _Reader:
     def path(self) -> Path | None:
         return None
 
-    async def read(self, start: int, most: int) -> bytes:
-        return self._data[start : start + most]
+    async def read(self, start: int, limit: int) -> bytes:
+        return self._data[start : start + limit]
 
     async def aclose(self) -> None:
         pass

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from antiphon.engine.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports import ConversationPage, ItemPage, PageQuery, StoredConversation
+from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
+from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
-
-__all__ = ["MemoryConversationStore"]
 
 T = TypeVar("T")
 
@@ -42,14 +40,19 @@ class _Conversation:
 class MemoryConversationStore:
     """Keeps conversations in a dict. `MemoryResponseStore(conversations=…)` appends to them."""
 
-    def __init__(self, *, most_items: int = 50_000, clock: Callable[[], float]) -> None:
+    def __init__(self, *, max_items: int = 50_000, clock: Callable[[], float]) -> None:
         self._all: dict[tuple[str, str], _Conversation] = {}
-        self._most = most_items
+        self._most = max_items
         self._clock = clock
         self._made = 0
 
     async def create(
-        self, owner: str, conversation_id: str, metadata: bytes, items: Sequence[StoredItem] = ()
+        self,
+        owner: str,
+        conversation_id: str,
+        metadata: bytes,
+        items: Sequence[StoredItem] = (),
+        once: OnceOnly | None = None,
     ) -> StoredConversation:
         if (owner, conversation_id) in self._all:
             raise StoreError("There is a conversation with this id already.")
@@ -58,6 +61,10 @@ class MemoryConversationStore:
         made.add(items)
         self._all[owner, conversation_id] = made
         return StoredConversation(conversation_id, made.created_at, metadata)
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """Keys are not kept here."""
+        return None
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
         found = self._all.get((owner, conversation_id))

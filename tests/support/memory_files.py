@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from antiphon.engine.file_ports import FileFields, FilePage, FileQuery, NoRoom, StoredFile
-
-__all__ = ["MemoryFileStore"]
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.files import FileFields, FilePage, FileQuery, NoRoom, StoredFile
 
 LEAST_ROOM = 4096
 
@@ -26,7 +25,7 @@ class MemoryFileStore:
 
     def __init__(self, *, owner_bytes: int | None = None, clock: Callable[[], float]) -> None:
         self.all: dict[tuple[str, str], tuple[StoredFile, bytes]] = {}
-        self.most = owner_bytes
+        self.limit = owner_bytes
         self._clock = clock
 
     @asynccontextmanager
@@ -78,9 +77,9 @@ class _Upload:
         self._parts.append(bytes(data))
         self.size += len(data)
 
-    async def keep(self, owner: str, fields: FileFields) -> StoredFile:
-        most = self._store.most
-        if most is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > most:
+    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
+        limit = self._store.limit
+        if limit is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > limit:
             raise NoRoom
         data = b"".join(self._parts)
         file = StoredFile(
@@ -106,8 +105,8 @@ class _Open:
     def path(self) -> Path | None:
         return None
 
-    async def read(self, start: int = 0, most: int | None = None) -> bytes:
-        return self._data[start:] if most is None else self._data[start : start + most]
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
+        return self._data[start:] if limit is None else self._data[start : start + limit]
 
     async def aclose(self) -> None:
         self._data = b""

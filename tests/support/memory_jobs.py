@@ -8,15 +8,14 @@ Invariant: a method changes everything it has to, or nothing: none awaits anythi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from antiphon.engine.actions import ResponseRecord
-from antiphon.engine.job_bodies import with_status
-from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, Progress, TooManyJobs
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, TooManyJobs
+from antiphon.engine.ports.stored_bodies import with_status
 from tests.support.memory_store import MemoryResponseStore
-
-__all__ = ["MemoryJobStore"]
 
 
 @dataclass
@@ -31,36 +30,37 @@ class _Held:
 class MemoryJobStore:
     """Keeps jobs and events in dicts, which tests may read."""
 
-    def __init__(self, responses: MemoryResponseStore) -> None:
+    def __init__(self, responses: MemoryResponseStore, clock: Callable[[], float] = time.monotonic) -> None:
         self.responses = responses
+        self.clock = clock
         self.jobs: dict[str, _Held] = {}
         self.pieces: dict[str, list[EventPiece]] = {}
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, most: int) -> None:
+    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, limit: int) -> None:
         self._sweep()
-        if sum(job.owner == record.owner for job in self.jobs.values()) >= most:
-            raise TooManyJobs(most)
+        if sum(job.owner == record.owner for job in self.jobs.values()) >= limit:
+            raise TooManyJobs(limit)
         await self.responses.save(record)
         self.jobs[record.id] = _Held(record.owner, request)
         if events is not None:
             self.pieces[record.id] = [events]
 
-    async def claim(self, worker: str, at: float, until: float, most: int) -> list[Job]:
+    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
         self._sweep()
-        free = [(response_id, job) for response_id, job in self.jobs.items() if job.until <= at]
+        free = [(one, job) for one, job in self.jobs.items() if job.until <= self.clock() and one not in besides]
         turns: dict[str, int] = {}
         for response_id, job in free:
             turns[response_id] = 0
-            if job.worker is None:
+            if not job.until:
                 running = sum(other.owner == job.owner and other.worker is not None for other in self.jobs.values())
                 before = sum(turns[one] > 0 and other.owner == job.owner for one, other in free if one in turns)
                 turns[response_id] = 1 + before + running
         claimed: list[Job] = []
-        for response_id, job in sorted(free, key=lambda each: turns[each[0]])[:most]:
+        for response_id, job in sorted(free, key=lambda each: turns[each[0]])[:limit]:
             record = self.responses.records[response_id]
             record = replace(record, status="in_progress", body=with_status(record.body, "in_progress"))
             self.responses.records[response_id] = record
-            job.worker, job.until, job.attempts = worker, until, job.attempts + 1
+            job.worker, job.until, job.attempts = worker, self.clock() + seconds, job.attempts + 1
             claimed.append(Job(response_id, job.owner, job.request, record.body, job.attempts, self._last(response_id)))
         return claimed
 
@@ -68,15 +68,17 @@ class MemoryJobStore:
         self._sweep()
         return frozenset(one for one, job in self.jobs.items() if job.worker == worker)
 
-    async def renew(self, worker: str, response_ids: Collection[str], until: float) -> None:
-        for response_id in response_ids:
-            if self._holds(worker, response_id):
-                self.jobs[response_id].until = until
+    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
+        held = frozenset(one for one in response_ids if self._holds(worker, one))
+        for response_id in held:
+            self.jobs[response_id].until = self.clock() + seconds
+        return held
 
-    async def release(self, worker: str, response_id: str) -> None:
+    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
         if self._holds(worker, response_id):
             job = self.jobs[response_id]
-            job.worker, job.until, job.attempts = None, 0.0, job.attempts - 1
+            job.worker, job.until = None, self.clock() + pause if pause else 0.0
+            job.attempts -= 0 if attempted else 1
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
         if not self._holds(worker, response_id):
@@ -98,7 +100,7 @@ class MemoryJobStore:
             self._add(record.id, events, restart)
         return True
 
-    async def end(self, ending: Ending) -> bool:
+    async def end(self, ending: JobEnd) -> bool:
         self._sweep()
         job = self.jobs.get(ending.response_id)
         if (
@@ -126,12 +128,12 @@ class MemoryJobStore:
             if (record := self.responses.records.get(one)) is not None
         }
 
-    async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
+    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
         record = self.responses.records.get(response_id)
         if record is None or record.owner != owner:
             return None
         pieces = [piece for piece in self.pieces.get(response_id, []) if piece.last > after]
-        return EventPage(record.status, tuple(pieces[:most]), more=len(pieces) > most)
+        return EventPage(record.status, tuple(pieces[:limit]), more=len(pieces) > limit)
 
     def _last(self, response_id: str) -> int:
         pieces = self.pieces.get(response_id)
@@ -142,9 +144,10 @@ class MemoryJobStore:
         return response_id in self.jobs and self.jobs[response_id].worker == worker
 
     def _add(self, response_id: str, events: EventPiece, restart: bool) -> None:
-        pieces = self.pieces[response_id]
+        pieces = self.pieces.setdefault(response_id, [])
         if restart:
             del pieces[1:]
+        pieces[:] = [piece for piece in pieces if piece.last < events.first]
         pieces.append(events)
 
     def _sweep(self) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from antiphon.engine.actions import StoredPrompt
-from antiphon.engine.ports import PageQuery, PromptChange, PromptPage
+from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
+from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-
-__all__ = ["MemoryPromptStore"]
 
 
 class MemoryPromptStore:
@@ -19,7 +17,15 @@ class MemoryPromptStore:
         self._all: dict[tuple[str, str], list[StoredPrompt]] = {}
         self._clock = clock
 
-    async def create(self, owner: str, prompt_id: str, name: str | None, metadata: bytes, body: bytes) -> StoredPrompt:
+    async def create(
+        self,
+        owner: str,
+        prompt_id: str,
+        name: str | None,
+        metadata: bytes,
+        body: bytes,
+        once: OnceOnly | None = None,
+    ) -> StoredPrompt:
         if any(prompt_id == each for _, each in self._all):
             raise StoreError("There is a prompt with this id already.")
         at = self._clock()
@@ -51,8 +57,18 @@ class MemoryPromptStore:
             between = found
         return PromptPage(tuple(between[: page.limit]), len(between) > page.limit)
 
-    async def versions(self, owner: str, prompt_id: str) -> tuple[StoredPrompt, ...]:
-        return tuple(reversed(self._all.get((owner, prompt_id), [])))
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+        found = self._all.get((owner, prompt_id))
+        if found is None:
+            return None
+        for name in ("after", "before"):
+            cursor = getattr(page, name)
+            if cursor is not None and not (cursor.isdecimal() and 0 < int(cursor) < 10**9):
+                raise InvalidRequest(f"Versions are numbered from 1 on: '{name}'.", param=name)
+        low, high = page.bounds
+        between = [each for each in found if int(low or 0) < each.version < int(high or len(found) + 1)]
+        walked = between[::-1] if page.backward else between
+        return PromptPage(page.shown(walked), len(walked) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
         versions = self._all.get((owner, prompt_id))

@@ -16,16 +16,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile, SandboxLimits
-
-__all__ = ["MemorySandbox"]
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile
 
 
 class MemorySandbox:
     """`Sandbox` in memory. `answer`, when it is set, is what every run gives."""
 
-    def __init__(self, limits: SandboxLimits | None = None) -> None:
-        self._limits = limits or SandboxLimits()
+    def __init__(self, limits: CodeInterpreterSettings | None = None) -> None:
+        self._limits = limits or CodeInterpreterSettings()
         self.files: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.answer: Run | SandboxFailed | None = None
@@ -60,7 +59,7 @@ class MemorySandbox:
         printed, failed = io.StringIO(), False
         try:
             tree = ast.parse(code)
-            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            last: Any = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             with redirect_stdout(printed):
                 exec(compile(tree, "<code>", "exec"), variables)
                 value = eval(compile(ast.Expression(last.value), "<code>", "eval"), variables) if last else None
@@ -69,9 +68,9 @@ class MemorySandbox:
         except Exception as error:
             failed = True
             printed.write("".join(traceback.format_exception_only(error)))
-        output, most = printed.getvalue(), self._limits.output_bytes
-        if len(output) > most:
-            output = f"{output[: most // 2]}\n[left out]\n{output[-most // 2 :]}"
+        output, limit = printed.getvalue(), self._limits.output_bytes
+        if len(output) > limit:
+            output = f"{output[: limit // 2]}\n[left out]\n{output[-limit // 2 :]}"
         return Run(output, failed=failed, fresh=fresh)
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
@@ -87,12 +86,12 @@ class MemorySandbox:
         """By path."""
         return [self._file(key, path) for path in sorted(self.files.get(key, ()))]
 
-    async def read(self, key: str, path: str, start: int, most: int) -> bytes:
+    async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
         """From memory."""
         _check(path)
         if path not in self.files.get(key, {}):
             raise SandboxFailed("There is no such file.")
-        return self.files[key][path][0][start : start + most]
+        return self.files[key][path][0][start : start + limit]
 
     async def remove(self, key: str, path: str) -> None:
         """Forget it."""

@@ -8,13 +8,13 @@ Invariant: what goes in is immutable, so nothing that a caller holds can change 
 
 from __future__ import annotations
 
-from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.job_bodies import is_over, unfinished_response
-from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
+from collections.abc import Sequence
+
+from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
 from tests.support.memory_conversations import MemoryConversationStore
-
-__all__ = ["MemoryResponseStore"]
 
 
 class MemoryResponseStore:
@@ -26,10 +26,8 @@ class MemoryResponseStore:
         self.records: dict[str, ResponseRecord] = {}
         self._history: dict[str, int] = {}
         self._chain_items = chain_items
-        self._closed = False
 
     async def save(self, record: ResponseRecord) -> None:
-        self._check_open()
         before = 0
         if record.previous_response_id is not None:
             previous = self._own(record.owner, record.previous_response_id)
@@ -45,7 +43,6 @@ class MemoryResponseStore:
         self._history[record.id] = before + max(1, len(record.input_items) + len(record.output_items))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        self._check_open()
         turn = self._own(owner, response_id)
         if turn is None:
             return None
@@ -70,7 +67,6 @@ class MemoryResponseStore:
         return Chain(items)
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        self._check_open()
         own = [record for record in self.records.values() if record.owner == owner]
         found: dict[str, StoredItem] = {}
         # Later wins: inputs before outputs, older before newer.
@@ -79,18 +75,15 @@ class MemoryResponseStore:
         return {item_id: found[item_id] for item_id in item_ids if item_id in found}
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
-        self._check_open()
         record = self._own(owner, response_id)
         if record is None:
             return None
         return StoredResponse(record.id, record.status, record.body, record.output_items)
 
     async def delete(self, owner: str, response_id: str) -> bool:
-        self._check_open()
         return self._own(owner, response_id) is not None and bool(self.records.pop(response_id))
 
     async def list(self, owner: str, page: PageQuery) -> ResponsePage:
-        self._check_open()
         own = [record for record in self.records.values() if record.owner == owner]
         own.sort(key=lambda record: record.created_at)
         if page.descending:
@@ -107,7 +100,6 @@ class MemoryResponseStore:
         return ResponsePage(found, has_more=len(between) > page.limit)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
-        self._check_open()
         record = self._own(owner, response_id)
         if record is None:
             return None
@@ -122,24 +114,17 @@ class MemoryResponseStore:
         return ItemPage(tuple(shown), has_more=len(between) > page.limit)
 
     async def ping(self) -> None:
-        self._check_open()
-
-    async def aclose(self) -> None:
-        self._closed = True
+        pass
 
     def _own(self, owner: str, response_id: str) -> ResponseRecord | None:
         record = self.records.get(response_id)
         return record if record is not None and record.owner == owner else None
 
     @staticmethod
-    def _index(items: list[StoredItem], item_id: str | None, name: str, absent: int) -> int:
+    def _index(items: Sequence[StoredItem], item_id: str | None, name: str, absent: int) -> int:
         if item_id is None:
             return absent
         for index, item in enumerate(items):
             if item.id == item_id:
                 return index
         raise InvalidRequest(f"There is no item with this id in the list: '{name}'.", param=name)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("The store is closed.")

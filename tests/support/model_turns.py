@@ -9,8 +9,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Called", "model_turn"]
-
 Called = tuple[str, str]
 """A function's chat name, and the arguments as the model wrote them."""
 

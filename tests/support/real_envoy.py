@@ -17,16 +17,15 @@ from typing import Any
 
 import aiohttp
 
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
-from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.clusters import SidecarEndpoint
 from tests.support.chat_server import ChatServer
 from tests.support.extproc_door import OpenDoor, open_door
 from tests.support.gateway import Answered, post
 
-__all__ = ["RealEnvoy", "real_envoy"]
-
-_DEADLINE = 30.0
+_DEADLINE = 90.0
 
 
 @dataclass
@@ -82,15 +81,22 @@ def _literals(headers: tuple[tuple[str, str], ...]) -> bytes:
 
 @asynccontextmanager
 async def real_envoy(
-    folder: Path, change: Callable[[dict[str, Any]], None] = lambda config: None, *, serves: bool = True, **door: Any
+    folder: Path,
+    change: Callable[[dict[str, Any]], None] = lambda config: None,
+    *,
+    serves: bool = True,
+    settings: dict[str, Any] | None = None,
+    **door: Any,
 ) -> AsyncIterator[RealEnvoy]:
-    """Open a door and start Envoy in front of it; `change` may alter the bootstrap, so that nothing is served."""
+    """Open a door and start Envoy in front of it, configured for these settings; `change` may alter the bootstrap, so
+    that nothing is served."""
     async with ChatServer() as chat, open_door(folder, **door) as opened:
         port = _free_port()
-        settings = Settings.model_validate(
-            {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
+        given = {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
+        config = bootstrap(
+            Settings.model_validate({**given, **(settings or {})}),
+            sidecars=[SidecarEndpoint(opened.address, f"unix:{folder}/http.sock")],
         )
-        config = bootstrap(settings, sidecars=[SidecarEndpoint(opened.address, f"unix:{folder}/http.sock")])
         change(config)
         (folder / "envoy.yaml").write_text(to_yaml(config))
         log = folder / "envoy.log"

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CUTS", "Recording", "all_recordings", "cut"]
-
 _ROOT = Path(__file__).parent.parent / "recordings"
 
 

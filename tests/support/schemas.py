@@ -20,8 +20,6 @@ from typing import Any
 
 import jsonschema
 
-__all__ = ["OPENAI", "OPEN_RESPONSES", "Violation", "check_error", "event_violations", "response_violations", "valid"]
-
 OPENAI = "openai"
 OPEN_RESPONSES = "open responses"
 _FOLDER = Path(__file__).parent.parent / "schemas"

@@ -12,8 +12,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Answer", "chunks", "completion"]
-
 _USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 _FIELDS = {
     # What the message is.

@@ -9,14 +9,14 @@ import json
 import re
 from typing import Any
 
-__all__ = ["check_chat_request"]
-
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _FIELDS = {
     *("model", "messages", "stream", "stream_options", "tools", "tool_choice", "parallel_tool_calls"),
     *("response_format", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens"),
     *("max_completion_tokens", "reasoning_effort", "verbosity", "logprobs", "top_logprobs", "service_tier"),
     *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"),
+    # What clients may add for servers of this kind; nothing sends them unasked.
+    *("seed", "stop", "top_k", "chat_template_kwargs"),
 }
 # The two spellings under which servers that need it take earlier reasoning.
 _MESSAGE_FIELDS = {
@@ -98,7 +98,10 @@ def _check_tools(chat: dict[str, Any]) -> None:
         assert set(function) <= {"name", "description", "parameters", "strict"}
         assert _NAME.fullmatch(function["name"]), function["name"]
         assert isinstance(function["parameters"], dict)
-        assert {"properties", "$ref", "anyOf", "oneOf", "allOf"} & set(function["parameters"]), "an object of nothing"
+        kind = function["parameters"].get("type", "object")
+        if kind == "object" or not isinstance(kind, (str, list)):
+            shapes = {"properties", "$ref", "anyOf", "oneOf", "allOf"}
+            assert shapes & set(function["parameters"]), "an object of nothing"
         names.append(function["name"])
     assert len(set(names)) == len(names), "two tools of one name"
     choice = chat.get("tool_choice", "auto")

@@ -26,8 +26,6 @@ from aiohttp import web
 from tests.support.scripted_answers import Answer, chunks, completion
 from tests.support.strict_chat import check_chat_request
 
-__all__ = ["StrictUpstream"]
-
 _ARGUMENTS = re.compile(r"\{.*\}", re.DOTALL)
 # How long a held answer stays open, and how long somebody waits for its end.
 _PATIENCE = 20.0

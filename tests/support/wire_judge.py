@@ -15,8 +15,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["compose", "judge"]
-
 
 def judge(kind: str, messages: Sequence[bytes]) -> list[dict[str, Any]]:
     """The messages as plain values, defaults left out, bytes in base64. `kind` is ProcessingRequest or …Response.

@@ -62,6 +62,15 @@ def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
     assert rows["chunks/s in a burst, of LiteLLM's bridge"] == "100x"
 
 
+@pytest.mark.parametrize(("slow", "met"), [(40_000.0, True), (41_000.0, False), (0.0, None)])
+def test_a_request_that_waits_for_all_others_is_a_target_missed(slow: float, met: bool | None) -> None:
+    median = {"http": {"whole_200_p50": 10_000.0, "whole_200_p99": slow}}
+    result = _result(median=median, cpu_us_per_chunk={"http": {}})
+    assert _verdicts(result)["tiny requests, 200 at once, http: p99 of p50"] is met
+    result["settings"]["streams"] = [200]
+    assert f"| Antiphon, HTTP door (no Envoy) | 10.0 / {slow / 1000:.1f} |" in tables(result)
+
+
 def test_the_longest_turn_leaves_the_idle_one_out() -> None:
     apart = {"turns": {"http2": {"idle": 9.0, "5 MB image": 2.0, "5 MB text": 3.0}}}
     rows = {row.figure: row for row in judge(_result(apart=apart))}

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 
 from antiphon.commands.child_settings import file_values, secret_environment
-from antiphon.config import load_settings
+from antiphon.config.settings import load_settings
 
 S = "s3cret-s3cret-s3cret"
 CASES: dict[str, dict[str, Any]] = {
     "nothing secret": {"limits": {"tools": 5}, "fetch": {"ports": [443, 8443]}},
     "one": {"upstream": {"url": "http://a.example/v1", "api_key": S}, "owner": {"key": S}},
     "lists": {"upstream": {"auth": "none"}, "owner": {"api_keys": [S, S + "2"]}, "sealing": {"keys": [S, S + "3"]}},
+    "odd characters": {
+        "upstream": {"auth": "none"},
+        "owner": {"key": f" {S}, and: 'more' # of it "},
+        "sealing": {"keys": [f"{S},{S}", f" {S} ", f"[{S}]", f'"{S}', f"{S}\\n\u2028#: {S}", f"\u00e4\U0001f511{S}"]},
+    },
+    "one list of one": {"upstream": {"auth": "none"}, "sealing": {"keys": [f"[{S}"]}},
     "upstreams": {
         "upstreams": {"a": {"url": "http://a.example/v1", "api_key": S}, "b": {"url": "http://b.example/v1"}},
         "models": [{"match": "x*", "upstream": "a"}],

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from antiphon import __version__
+from antiphon import __version__, cli
 from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
+from antiphon.config.upstreams import AuthMode
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,106 @@ def test_every_command_has_a_module_and_help(command: str, capsys: pytest.Captur
         main([command, "--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "parent-pipe" not in shown and "shared-port" not in shown
+    assert "parent-pipe" not in shown and "shared-port" not in shown and "private-port" not in shown
+
+
+def test_help_says_what_can_be_given_and_what_is_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["up", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for said in (
+        *("--upstream URL", "--listen HOST:PORT", "--workers N", "--door {envoy,http}", "--mode {auto,relay,drive}"),
+        *("--auth {inject,passthrough,none}", "default: http://127.0.0.1:11434/v1", "default: 127.0.0.1:8080"),
+        *("default: envoy", "Example: antiphon up --upstream"),
+    ):
+        assert said in shown, said
+    assert "UPSTREAM.URL" not in shown
+
+
+@pytest.mark.parametrize("action", list(cli._ADMIN))
+def test_every_action_of_admin_has_help_of_its_own(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["admin", action, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: antiphon admin {action} ")
+    assert ("--yes" in shown) is (action in ("delete-owner", "new-keys")) and ("--owner" in shown) is (
+        action in cli._OF_AN_OWNER
+    )
+
+
+@pytest.mark.parametrize("command", ["up", "admin owners"])
+def test_what_a_command_does_not_know_is_told_with_its_own_usage(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--nope"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: antiphon {command} ") and "unrecognized arguments: --nope" in said
+
+
+def test_the_credentials_of_a_first_use_are_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "very-secret")
+    words = "up --profile groq --api-key-env GROQ_API_KEY"
+    upstream = settings_of(make_parser().parse_args(words.split())).upstream
+    assert upstream.profile == "groq" and upstream.auth_mode is AuthMode.INJECT
+    assert upstream.api_key is not None and upstream.api_key.get_secret_value() == "very-secret"
+    assert settings_of(make_parser().parse_args(["up", "--auth", "none"])).upstream.auth_mode is AuthMode.NONE
+
+
+def test_all_that_is_wrong_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("listn: x\nworkers: many\nupstream: {uri: y, timeout: 3}\nlog: loud\ntimeouts: {drain: -1}\n")
+    monkeypatch.setenv("ANTIPHON_DOR", "http")
+    assert main(["config", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("antiphon: 7 settings are wrong:\n")
+    for wrong in ("listn is not", "upstream.uri is", "upstream.timeout is", "log must hold", "ANTIPHON_DOR is not"):
+        assert wrong in said, wrong
+    assert "\n  workers: " in said and "\n  timeouts.drain: " in said
+
+
+def test_rules_between_settings_are_all_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("upstream: {auth: inject}\nsidecar: {grpc: ':1'}\nmodels: [{match: a}, {match: a}]\n")
+    assert main(["config", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "3 settings are wrong" in said
+    for wrong in ("api_key is not set", "sidecar.grpc listens on TCP", "'a' is there twice"):
+        assert wrong in said, wrong
+
+
+def test_what_config_shows_in_place_of_a_secret_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__API_KEY", "very-secret")
+    monkeypatch.setenv("ANTIPHON_SEALING__KEYS", "0123456789abcdef")
+    assert main(["config"]) == 0
+    file = tmp_path / "again.yaml"
+    file.write_text(capsys.readouterr().out)
+    monkeypatch.delenv("ANTIPHON_UPSTREAM__API_KEY")
+    monkeypatch.delenv("ANTIPHON_SEALING__KEYS")
+    assert main(["up", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "upstream.api_key: ********** is what is shown in place of a secret" in said
+    assert "sealing.keys.0: **********" in said
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """More than a pipe holds, of which one line is read."""
+    rules = "".join(f"  - {{match: m{number}, mode: disabled}}\n" for number in range(3000))
+    file = tmp_path / "s.yaml"
+    file.write_text(f"models:\n{rules}")
+    command = [sys.executable, "-m", "antiphon", "config", "--config", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None and shown.stderr is not None
+        shown.stdout.readline()
+        shown.stdout.close()
+        assert shown.stderr.read() == ""
+        assert shown.wait(30) == 141
 
 
 def test_flags_become_settings(tmp_path: Path) -> None:
@@ -80,6 +180,10 @@ def test_config_prints_what_can_be_read_again(
         ("demo-upstream --listen nowhere", "is not HOST:PORT"),
         ("up --listen unix:/x", "is not HOST:PORT"),
         ("up --listen 127.0.0.1:0 --envoy /nowhere/envoy", "envoy.binary"),
+        ("config --profile llama.cpp", "upstream.profile: 'llama.cpp' is unknown; did you mean llamacpp?"),
+        ("up --profile llama.cpp", "did you mean llamacpp?"),
+        ("up --profile nothing-like-it", "choose of auto, "),
+        ("serve --api-key-env NOBODY_SET_THIS", "the variable NOBODY_SET_THIS is not set"),
     ],
 )
 def test_wrong_settings_are_one_line_and_status_2(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
-from antiphon.config import AuthMode, Settings, load_settings, parse_address
+from antiphon.app.build import make_routes
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings, load_settings
+from antiphon.config.sources import field_paths, merge
+from antiphon.config.upstreams import AuthMode
 from antiphon.errors import ConfigError
-from antiphon.settings_sources import field_paths, merge
 
 
 @pytest.fixture
@@ -31,7 +36,15 @@ def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
     assert (settings.upstream.url, settings.upstream.host) == ("http://flag/v1", "from-file")
 
 
-_SAMPLES = {"auth": "none", "keys": "0123456789abcdef", "api_keys": "0123456789abcdef", "url": "http://x/v1"}
+_SAMPLES = {
+    "auth": "none",
+    "keys": "0123456789abcdef",
+    "api_keys": "0123456789abcdef",
+    "url": "http://x/v1",
+    "listen": ":0",
+    "origins": "https://app.example",
+    "owner_bytes_in_flight": "0",
+}
 
 
 @pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
@@ -98,6 +111,42 @@ def test_variables_for_envoy_and_of_the_settings_file_are_no_settings() -> None:
     assert load_settings({}, environ) == Settings()
 
 
+_SERVICE = {
+    "ANTIPHON_SERVICE_HOST": "10.96.0.12",
+    "ANTIPHON_SERVICE_PORT": "8080",
+    "ANTIPHON_SERVICE_PORT_HTTP": "8080",
+    "ANTIPHON_PORT": "tcp://10.96.0.12:8080",
+    "ANTIPHON_PORT_8080_TCP": "tcp://10.96.0.12:8080",
+    "ANTIPHON_PORT_8080_TCP_PROTO": "tcp",
+    "ANTIPHON_PORT_8080_TCP_PORT": "8080",
+    "ANTIPHON_PORT_8080_TCP_ADDR": "10.96.0.12",
+}
+
+
+@pytest.mark.parametrize("name", ["ANTIPHON", "ANTIPHON_CHAT", "ANTIPHON_MY_SERVICE"])
+def test_what_kubernetes_says_of_a_service_is_no_setting(name: str) -> None:
+    """A Service called antiphon, or antiphon-chat, gives every pod beside it these variables."""
+    environ = {variable.replace("ANTIPHON", name, 1): value for variable, value in _SERVICE.items()}
+    assert load_settings({}, {**environ, "ANTIPHON_WORKERS": "2"}).workers == 2
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"ANTIPHON_PORT": "8080"},
+        {"ANTIPHON_LISTEN_PORT": "8080"},
+        {"ANTIPHON_SERVICE_PORT": "8080"},
+        {"ANTIPHON_SERVICE_HOST": "0.0.0.0"},
+        {**_SERVICE, "ANTIPHON_SERVICE_PROT": "8080"},
+        {**_SERVICE, "ANTIPHON_CHAT_SERVICE_PORT": "8080"},
+        {**_SERVICE, "ANTIPHON_PORT_HTTP": "8080"},
+    ],
+)
+def test_what_only_looks_like_it_is_still_wrong(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="is not a setting"):
+        load_settings({}, environ)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -114,6 +163,9 @@ def test_variables_for_envoy_and_of_the_settings_file_are_no_settings() -> None:
         ("upstream: {auth: inject}", "upstream.api_key is not set"),
         ("sidecar: {grpc: '0.0.0.0:9000'}", "sidecar.grpc listens on TCP"),
         ("listen: nowhere", "is not HOST:PORT"),
+        ("cors: {origins: [app.example]}", "'app.example' is no origin"),
+        ("cors: {origins: ['https://app.example/page']}", "is no origin"),
+        ("metrics: {listen: 'unix:/x'}", "is not HOST:PORT"),
         ("sidecar: {socket_mode: 0x1ff7}", "sidecar.socket_mode"),
     ],
 )
@@ -123,6 +175,42 @@ def test_the_file_is_checked(file: Path, text: str, says: str) -> None:
         load_settings({}, {}, file)
     assert says in str(failure.value)
     assert "user:pw" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('upstream: {url: "http://x/v1"\n api_key: KEY}', "line 2, column"),
+        ("upstream:\n  url: http://x/v1\n api_key: KEY\n", "line 3, column"),
+        ("upstream: {api_key: *KEY}", "line 1, column 21: found undefined alias"),
+        ("upstream: {api_key: !KEY x}", "line 1, column 21"),
+        ("upstream: {api_key: !!int KEY}", "cannot be read"),
+        ("upstream: {api_key: 'KEY}", "line 1, column"),
+        ("upstream: {api_key: KEY\x01}", "cannot be read"),
+        ("upstream: {api_key:KEY}", "upstream.api_key… is not a setting; did you mean upstream.api_key?"),
+        ("upstreams: {a: {api_key=KEY: }}", "upstreams.a.api_key…"),
+        ("upstream: {api_key: [KEY]}", "upstream.api_key: must be a text"),
+        ("sealing: {keys: [KEY]}", "sealing.keys: every key needs"),
+        ("upstream: {url: 'http://KEY:KEY'}", "upstream.url: the port"),
+        ("upstream: {url: 'http://me:KEY@x/v1'}", "upstream.url"),
+        ("mcp: {servers: {a: {url: 'http://x', headers: {authorization: {KEY: KEY}}}}}", "mcp."),
+    ],
+)
+def test_what_is_wrong_about_a_file_is_told_without_what_it_holds(file: Path, text: str, says: str) -> None:
+    key = "sk-secret"
+    file.write_text(text.replace("KEY", key))
+    with pytest.raises(ConfigError) as failure:
+        load_settings({}, {}, file)
+    assert says in str(failure.value)
+    assert "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize("text", ['[{"key": sk-secret, "match"', "{a: {api_key: sk-secret", "*sk-secret", "sk-secret"])
+@pytest.mark.parametrize("name", ["ANTIPHON_UPSTREAMS", "ANTIPHON_MODELS", "ANTIPHON_MCP__SERVERS"])
+def test_what_is_wrong_about_a_variable_is_told_without_what_it_holds(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_settings({}, {name: text})
+    assert "secret" not in str(failure.value)
 
 
 def test_an_empty_file_and_a_missing_one(file: Path) -> None:
@@ -231,8 +319,44 @@ def test_upstreams_and_models_from_the_environment() -> None:
     assert "secret-key" not in str(settings.redacted()) + repr(settings)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"upstream": {"profile_flags": {"named_tool": "required"}}},
+            "upstream.profile_flags: 'named_tool' is no flag",
+        ),
+        ({"upstream": {"field_allow": ["messages"]}}, "upstream.field_allow: messages cannot be let through"),
+        ({"upstream": {"field_allow": ["input"]}}, "upstream.field_allow: input cannot be let through"),
+        ({"models": [{"match": "a", "extra": {"n": 2}}]}, "models[0].extra: n cannot be added"),
+        ({"models": [{"match": "a", "extra": {"max_tokens": 2}}]}, "max_tokens cannot be added"),
+        ({"models": [{"match": "a", "profile_flags": {"think": "on"}}]}, "models[0].profile_flags: think: 'on'"),
+        ({"models": [{"match": "a", "mode": "native", "extra": {"seed": 2}}]}, "leave 'extra' and 'profile_flags' out"),
+    ],
+)
+def test_what_settings_may_not_add_to_a_request(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_settings(values)
+
+
+def test_what_settings_add_to_a_request() -> None:
+    settings = load_settings(
+        {
+            "upstream": {"field_allow": ["provider"], "profile_flags": {"images": False, "parameters": ["seed"]}},
+            "models": [{"match": "a", "extra": {"seed": 2}, "profile_flags": {"named_tool_choice": "required"}}],
+        }
+    )
+    # As a child process gets them.
+    routes = make_routes(load_settings(settings.model_dump(mode="json")))
+    route, other = routes.choose("a"), routes.choose("b")
+    assert (route.profile.named_tool_choice, route.profile.images) == ("required", False)
+    assert (other.profile.named_tool_choice, other.profile.parameters) == ("native", frozenset({"seed"}))
+    assert (dict(route.extra), dict(other.extra)) == ({"seed": Raw(b"2")}, {})
+    assert route.fields == frozenset({"provider"})
+
+
 def test_the_section_upstream_counts_when_it_is_given_or_alone() -> None:
-    others = {"upstreams": {"a": {}}}
+    others: dict[str, Any] = {"upstreams": {"a": {}}}
     assert list(load_settings().every_upstream) == ["default"]
     assert list(load_settings(others).every_upstream) == ["a"]
     assert list(load_settings({**others, "upstream": {"profile": "auto"}}).every_upstream) == ["default", "a"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from antiphon.api.file_content import FileParts, show_content
 from antiphon.api.http import ApiRequest
-from antiphon.engine.file_ports import FileFields, OpenFile, StoredFile
+from antiphon.engine.ports.files import FileFields, OpenFile, StoredFile
 from antiphon.errors import ApiError
 from tests.support.memory_files import MemoryFileStore
 
@@ -32,9 +32,9 @@ class Counted:
     def path(self) -> None:
         return None
 
-    async def read(self, start: int = 0, most: int | None = None) -> bytes:
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
         assert self.open
-        return await self._opened.read(start, most)
+        return await self._opened.read(start, limit)
 
     async def aclose(self) -> None:
         self.open = False
@@ -59,6 +59,8 @@ async def opened(data: bytes = DATA, name: str = "a.bin") -> Counted:
 _WORDS = ["bytes=", "bytes", "=", "-", ",", " ", "0", "7", "99", "100", "18446744073709551616", "lines", "\u0667"]
 
 
+# How fast examples are made is up to the machine.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     given_range=st.lists(st.sampled_from(_WORDS)).map("".join) | st.text(),
     condition=st.none() | st.text(),
@@ -109,7 +111,7 @@ async def test_an_answer_that_nobody_begins_to_read_closes_the_file() -> None:
 async def test_a_content_that_cannot_be_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     file = await opened()
 
-    async def fail(start: int = 0, most: int | None = None) -> bytes:
+    async def fail(start: int = 0, limit: int | None = None) -> bytes:
         raise OSError("gone")
 
     monkeypatch.setattr(file, "read", fail)

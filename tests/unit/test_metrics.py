@@ -51,3 +51,26 @@ def test_the_metrics_are_described() -> None:
     ):
         assert f"# HELP {name} " in text and f"# TYPE {name} {kind}" in text
     assert Metrics.content_type.startswith("text/plain")
+
+
+def test_what_is_described_is_what_there_is() -> None:
+    metrics = Metrics()
+    metrics.response_finished("completed", "relay", 0.2)
+    metrics.storage_operation("save", "ok", 0.001)
+    metrics.tool_execution("file_search", 0.5)
+    metrics.file_ingested("completed")
+    metrics.refused("limits.owner_requests")
+    metrics.searched("words", 0.1)
+    described = {one.name.removesuffix("_total"): one for one in metrics.described}
+    families = [
+        family
+        for family in text_string_to_metric_families(metrics.render().decode())
+        if not family.name.endswith("_created")
+    ]
+    assert {family.name for family in families} == set(described)
+    for family in families:
+        one = described[family.name]
+        assert (family.type, family.documentation) == (one.kind, one.text)
+        assert set(family.samples[0].labels) - {"le"} == set(one.labels)
+        for label in one.labels:
+            assert family.samples[0].labels[label] in one.labels[label] or label == "tool", (family.name, label)

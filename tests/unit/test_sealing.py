@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.app import make_sealer
-from antiphon.config import load_settings
+from antiphon.app.keys import make_sealer
+from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError, InvalidRequest
 from antiphon.local_keys import local_key
 from antiphon.sealing import Sealer
@@ -110,21 +110,21 @@ def test_padding_and_line_breaks_are_no_second_spelling() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
-    careless = Sealer([b"secret"], most_bytes=1 << 30)
+    careless = Sealer([b"secret"], max_bytes=1 << 30)
     bomb = careless.seal("ann", "reasoning", bytes(50_000_000))
     assert len(bomb) < 100_000
-    refused(Sealer([b"secret"], most_bytes=1_000_000), bomb)
+    refused(Sealer([b"secret"], max_bytes=1_000_000), bomb)
     assert len(careless.open("ann", "reasoning", bomb)) == 50_000_000
 
 
 def test_one_byte_over_the_limit_is_refused() -> None:
     text = Sealer([b"secret"]).seal("ann", "reasoning", bytes(1001))
-    assert Sealer([b"secret"], most_bytes=1001).open("ann", "reasoning", text) == bytes(1001)
-    refused(Sealer([b"secret"], most_bytes=1000), text)
+    assert Sealer([b"secret"], max_bytes=1001).open("ann", "reasoning", text) == bytes(1001)
+    refused(Sealer([b"secret"], max_bytes=1000), text)
 
 
 def test_a_payload_over_the_limit_is_not_sealed() -> None:
-    sealer = Sealer([b"secret"], most_bytes=10)
+    sealer = Sealer([b"secret"], max_bytes=10)
     assert sealer.open("ann", "reasoning", sealer.seal("ann", "reasoning", b"0123456789")) == b"0123456789"
     with pytest.raises(ValueError, match="too large"):
         sealer.seal("ann", "reasoning", b"0123456789a")

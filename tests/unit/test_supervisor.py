@@ -1,165 +1,165 @@
-"""Child processes: their output, their end, and that they do not outlive their parent."""
+"""A supervised child: started again with a growing pause, killed when it does not answer, given up in the end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-import antiphon
-from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.commands.children import Child, ParentPipe
+from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
+from tests.support.waiting import until
 
-SOURCE = Path(antiphon.__file__).parent.parent
-SECONDS = 20.0
+SECONDS = 90.0
+SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
 
 
-class _Parent:
-    """Starts children and collects their lines."""
+class _Kept:
+    """A child that is kept running, and what its children said."""
 
-    def __init__(self) -> None:
-        self.pipe = ParentPipe()
-        self.lines: list[tuple[str, str]] = []
-        self.children: list[Child] = []
+    def __init__(self, codes: Callable[[int], str], policy: RestartPolicy) -> None:
+        self.lines: list[str] = []
+        self.starts: list[float] = []
+        self.alive = True
+        self._codes = codes
+        self._pipe = ParentPipe()
+        self.supervised = Supervised("it", self._start, is_ready=self._is_ready, is_alive=self._is_alive, policy=policy)
+        self.task = asyncio.ensure_future(self.supervised.keep())
 
-    async def start(self, *command: str, name: str = "child", guarded: bool = False) -> Child:
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
-        child = await Child.start(
-            name, command, environ, pipe=self.pipe, write_line=lambda *line: self.lines.append(line), guarded=guarded
+    async def _start(self) -> Child:
+        self.starts.append(time.monotonic())
+        command = (sys.executable, "-c", self._codes(len(self.starts)))
+        return await Child.start(
+            "it", command, os.environ, pipe=self._pipe, write_line=lambda _, line: self.lines.append(line)
         )
-        self.children.append(child)
-        return child
 
-    async def python(self, code: str, *, name: str = "child") -> Child:
-        return await self.start(sys.executable, "-c", code, name=name)
+    async def _is_ready(self) -> bool:
+        return "up" in self.lines
 
-    async def line(self, text: str) -> None:
-        async with asyncio.timeout(SECONDS):
-            while not any(text in line for _, line in self.lines):
-                await asyncio.sleep(0.01)
+    async def _is_alive(self, seconds: float) -> bool:
+        return self.alive
+
+    async def aclose(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+        if self.supervised.child is not None:
+            await self.supervised.child.stop(0.1)
+        self._pipe.close()
+
+
+Keep = Callable[..., _Kept]
 
 
 @pytest.fixture
-async def parent() -> AsyncIterator[_Parent]:
-    made = _Parent()
-    try:
-        yield made
-    finally:
-        for child in made.children:
-            await child.stop(SECONDS)
-        made.pipe.close()
+async def keep() -> AsyncIterator[Keep]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(codes: Callable[[int], str] | str, **policy: float) -> _Kept:
+            kept = _Kept((lambda _: codes) if isinstance(codes, str) else codes, RestartPolicy(**policy))  # type: ignore[arg-type]
+            stack.push_async_callback(kept.aclose)
+            return kept
+
+        yield make
 
 
-async def test_output_of_both_kinds_is_forwarded_by_line(parent: _Parent) -> None:
-    child = await parent.python("import sys; print('a'); sys.stdout.flush(); print('b', file=sys.stderr)", name="x")
-    assert await child.wait() == 0
-    assert parent.lines == [("x", "a"), ("x", "b")]
-    assert child.status == 0
+async def test_what_ends_is_started_again(keep: Keep) -> None:
+    kept = keep(lambda n: "raise SystemExit(3)" if n == 1 else SLEEPS, hung=0, first_pause=0.01)
+    kept.supervised.lasting = True
+    await until(lambda: "up" in kept.lines, SECONDS)
+    assert len(kept.starts) == 2 and (kept.supervised.died, kept.supervised.hung) == (1, 0)
 
 
-async def test_the_last_lines_are_kept(parent: _Parent) -> None:
-    child = await parent.python("for n in range(1000): print(n)\nraise SystemExit(3)")
-    assert await child.wait() == 3
-    assert child.last_lines() == [str(number) for number in range(980, 1000)]
-    assert len(parent.lines) == 1000
+async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep) -> None:
+    kept = keep("print('no way'); raise SystemExit(3)")
+    with pytest.raises(
+        GivenUp, match=r"^it ended with status 3; what it wrote last is in the log above. 'antiphon doctor' checks "
+    ):
+        await asyncio.wait_for(kept.task, SECONDS)
+    assert len(kept.starts) == 1
 
 
-async def test_lines_without_end_and_bytes_that_are_no_text(parent: _Parent) -> None:
-    code = "import sys; sys.stdout.buffer.write(b'\\xff\\n\\n' + b'x' * 1_000_000 + b'\\nlast')"
-    child = await parent.python(code)
-    assert await child.wait() == 0
-    texts = [line for _, line in parent.lines]
-    assert texts[0] == "�" and texts[-1] == "last"
-    assert max(map(len, texts)) < 200_000 and sum(map(len, texts[1:-1])) == 1_000_000
+async def test_after_some_quick_deaths_the_place_is_given_up(keep: Keep) -> None:
+    kept = keep("print('no way'); raise SystemExit(3)", deaths=4, first_pause=0.05, longest_pause=0.1)
+    kept.supervised.lasting = True
+    with pytest.raises(GivenUp, match=r"status 3 \(4 times in a row, soon after its start\); what it wrote"):
+        await asyncio.wait_for(kept.task, SECONDS)
+    assert len(kept.starts) == 4
+    pauses = [after - before for before, after in zip(kept.starts, kept.starts[1:], strict=False)]
+    assert all(took >= pause for took, pause in zip(pauses, (0.05, 0.1, 0.1), strict=True))
 
 
-async def test_a_child_that_does_not_listen_is_killed(parent: _Parent) -> None:
-    child = await parent.python(
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+async def test_deaths_after_long_lives_are_never_too_many(keep: Keep) -> None:
+    code: Callable[[int], str] = lambda n: "raise SystemExit(3)" if n <= 5 else SLEEPS  # noqa: E731
+    kept = keep(code, deaths=2, quick=0.0, first_pause=0.01)
+    kept.supervised.lasting = True
+    await until(lambda: "up" in kept.lines, SECONDS)
+    assert len(kept.starts) == 6
+
+
+async def test_a_child_that_does_not_answer_is_killed_and_replaced(keep: Keep) -> None:
+    kept = keep(SLEEPS, hung=0.3, first_pause=0.01)
+    kept.supervised.lasting = True
+    await until(lambda: "up" in kept.lines, SECONDS)
+    kept.alive = False
+    await until(lambda: kept.supervised.hung, SECONDS)
+    kept.alive = True
+    await until(
+        lambda: len(kept.starts) == 2 and kept.supervised.child is not None and kept.supervised.child.status is None,
+        SECONDS,
     )
-    await parent.line("deaf")
-    await child.stop(0.1)
-    assert child.status == -signal.SIGKILL
-    # Once more changes nothing.
-    child.signal(signal.SIGTERM)
-    await child.stop(0.1)
+    assert kept.supervised.died == 0
 
 
-async def test_a_terminals_interrupt_does_not_reach_children(parent: _Parent) -> None:
-    child = await parent.python("import time; time.sleep(60)")
-    assert os.getpgid(child.pid) != os.getpgid(0)
+async def test_a_child_that_stands_still_right_after_everything_was_ready_is_replaced(keep: Keep) -> None:
+    """Its supervisor had not yet asked whether it is ready, and now it never says so."""
+    kept = keep("import time; time.sleep(60)", hung=0.3, first_pause=0.01)
+    await until(lambda: kept.starts, SECONDS)
+    kept.supervised.everything_is_ready()
+    kept.alive = False
+    await until(lambda: kept.supervised.hung, SECONDS)
 
 
-async def test_workers_are_told_the_pipe(parent: _Parent) -> None:
-    child = await parent.python("import os, sys; print(sys.argv[1:]); os.fstat(int(sys.argv[2]))")
-    assert await child.wait() == 0
-    assert parent.lines[0][1] == f"['--parent-pipe', '{parent.pipe.reading}']"
+async def test_one_answer_that_fails_is_no_reason(keep: Keep) -> None:
+    kept = keep(SLEEPS, hung=0.3)
+    kept.supervised.lasting = True
+    asked: list[float] = []
+
+    async def now_and_then(seconds: float) -> bool:
+        asked.append(seconds)
+        return len(asked) % 3 == 0
+
+    kept.supervised.is_alive = now_and_then
+    await until(lambda: len(asked) > 9, SECONDS)
+    assert len(kept.starts) == 1
 
 
-async def test_a_guarded_program_is_itself(parent: _Parent) -> None:
-    """Its process id, arguments, output, exit status and signals are the program's own."""
-    child = await parent.start("/bin/sh", "-c", "echo $$ $0; kill -USR1 $$", "zero", guarded=True)
-    assert await child.wait() == -signal.SIGUSR1
-    assert parent.lines == [("child", f"{child.pid} zero")]
-    missing = await parent.start("/nowhere/program", guarded=True)
-    assert await missing.wait() == 1
-    assert "No such file" in missing.last_lines()[-1]
+async def test_a_child_that_never_gets_ready_is_killed(keep: Keep) -> None:
+    kept = keep(lambda n: "import time; time.sleep(60)" if n == 1 else SLEEPS, hung=0.3, starting=4.0, first_pause=0.01)
+    kept.supervised.lasting = True
+    await until(lambda: "up" in kept.lines, SECONDS)
+    assert kept.supervised.hung == 1
 
 
-PARENT = """
-import asyncio, os, sys
-from antiphon.commands.children import Child, ParentPipe
-
-async def main():
-    pipe = ParentPipe()
-    write = lambda name, line: print(name, line, flush=True)
-    deaf = "trap '' TERM INT HUP; echo $$; while :; do sleep 1; done"
-    await Child.start("guarded", ["/bin/sh", "-c", deaf], os.environ, pipe=pipe, write_line=write, guarded=True)
-    code = "import os, select, sys; print(os.getpid(), flush=True); select.select([int(sys.argv[2])], [], [])"
-    await Child.start("worker", [sys.executable, "-c", code], os.environ, pipe=pipe, write_line=write)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
+async def test_giving_up_says_which_how_often_and_where_to_look(keep: Keep) -> None:
+    kept = keep("import os; os.kill(os.getpid(), 9)", deaths=2, first_pause=0.01)
+    kept.supervised.lasting = True
+    with pytest.raises(GivenUp) as told:
+        await asyncio.wait_for(kept.task, SECONDS)
+    assert (told.value.name, told.value.deaths) == ("it", 2)
+    said = str(told.value)
+    assert said.startswith("it was killed by SIGKILL (2 times in a row, soon after its start); it wrote nothing; ")
+    assert "want of memory" in said and said.endswith("'antiphon doctor' checks what it needs")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_children_end_with_a_parent_that_cannot_say_goodbye(number: int) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE, env=environ
-    )
-    assert parent.stdout is not None
-    try:
-        async with asyncio.timeout(SECONDS):
-            lines = [(await parent.stdout.readline()).decode().split() for _ in range(2)]
-    finally:
-        parent.send_signal(number)
-        await parent.wait()
-    assert {line[0] for line in lines} == {"guarded", "worker"}
-    async with asyncio.timeout(SECONDS):
-        for _, pid in lines:
-            while _is_running(int(pid)):
-                await asyncio.sleep(0.01)
-
-
-def _is_running(pid: int) -> bool:
-    """Zombies, which wait for whoever adopted them, do not count."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:
-        # Gone between the two looks, or a system without /proc.
-        return not Path("/proc/self").exists()
-
-
-def test_statuses_in_words() -> None:
-    assert describe_status(3) == "ended with status 3"
-    assert describe_status(-9) == "was killed by SIGKILL"
-    assert describe_status(-200) == "was killed by signal 200"
+async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_killed(keep: Keep) -> None:
+    kept = keep(SLEEPS, hung=0.1, deaths=1, quick=0.0)
+    await until(lambda: "up" in kept.lines, SECONDS)
+    kept.supervised.everything_is_ready()
+    kept.alive = False
+    with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; what it wrote last"):
+        await asyncio.wait_for(kept.task, SECONDS)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.doors.tls import TlsFiles
-from antiphon.envoy.bootstrap import SidecarEndpoint, clusters
+from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.errors import ConfigError
 from tests.support.certificates import Authority
 

@@ -1,6 +1,6 @@
 """Background responses by their id: cancelled, and streamed once more or on.
 
-Lives here: what these answer. Not here: creating one (the exchange), running one (`engine/workers.py`).
+Lives here: what these answer. Not here: creating one (the exchange), running one (`engine/running/workers.py`).
 
 Invariant: a missing response and somebody else's give the same answer; a head is sent only once it is sure that there
 is a stream.
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from antiphon.api.http import ApiRequest, ApiResponse, query_flag, query_number, query_value, raw_response
 from antiphon.api.responses import no_such_response
-from antiphon.engine.background import Background
-from antiphon.engine.job_bodies import is_background, whole_body
-from antiphon.engine.ports import ResponseStore
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.ports.stored_bodies import is_background, whole_body
+from antiphon.engine.running.background import Background
 from antiphon.errors import InvalidRequest
 from antiphon.ids import is_id
 from antiphon.types.transport import Headers
-
-__all__ = ["cancel_response", "stream_response"]
 
 _SSE_HEADERS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 
@@ -38,7 +36,7 @@ async def stream_response(
     """`GET /v1/responses/{id}?stream=true`: the stream from its beginning, or behind the event `starting_after`."""
     after = -1
     if query_value(request, "starting_after") is not None:
-        after = query_number(request, "starting_after", least=0, most=2**53, default=0)
+        after = query_number(request, "starting_after", least=0, limit=2**53, default=0)
     found = await store.get(request.owner, response_id) if is_id(response_id, "resp") else None
     if found is None:
         raise no_such_response(response_id)

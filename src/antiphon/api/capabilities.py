@@ -1,7 +1,7 @@
 """`GET /v1/antiphon/capabilities`: what becomes of everything a request can hold, for one model.
 
-Lives here: the answer's shape, and what settings change in the table. Not here: the table (`translation/fates.py`), the
-choice of an upstream (`engine/routes.py`).
+Lives here: the answer's shape, and what settings change in the table. Not here: the table
+(`translation/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
 
 Invariant: nothing is asked of an upstream, and nothing but names is told about it: no address, no key.
 """
@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.translation.fates import GROUPS, HOSTED_FATE, Fate, fate
+from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, Support, support_of
 from antiphon.translation.profiles import UpstreamProfile
 
-__all__ = ["Capabilities"]
-
 _FETCHED = "content.input_file.file_url"
-_NOT_FETCHED = Fate("unsupported", "fetching files is switched off here")
+_NOT_FETCHED = Support("unsupported", "fetching files is switched off here")
 _BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"})
-_NO_FILES = Fate("unsupported", "there are no files here")
-_KEYS = dict(zip(GROUPS, ("fields", "include", "tools", "tool_choice", "items", "content"), strict=True))
+_NO_FILES = Support("unsupported", "there are no files here")
+_LIMITED = Support("emulated", "limits the calls of tools that run here")
+_ALLOWED = Support("translated", "the settings let it pass")
+_KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Capabilities:
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
     whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here."""
 
-    routes: Routes
+    routes: ModelRoutes
     limits: Mapping[str, int]
     fetches: bool = True
     files: bool = True
@@ -39,7 +39,7 @@ class Capabilities:
 
     async def show(self, request: ApiRequest) -> ApiResponse:
         """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
-        them, to `{fate, note}`; with a native upstream the groups are empty, since requests pass untouched."""
+        them, to `{support, note}`; with a native upstream the groups are empty, since requests pass untouched."""
         model = query_value(request, "model")
         route = self.routes.choose(model) if model is not None else self.routes.default
         if model is None and route.mode == "disabled":
@@ -64,22 +64,34 @@ class Capabilities:
                 "mode": route.mode,
                 "profile": None if native else profile.name,
                 **{
-                    key: {} if native else {name: self._shown(name, route, profile) for name in GROUPS[group]}
+                    key: {} if native else {name: self._shown(name, route, profile) for name in self._names(group)}
                     for group, key in _KEYS.items()
                 },
+                # Names alone: what an operator sets is nobody else's.
+                "allowed": [] if native else sorted(route.fields),
+                "added": [] if native else sorted(route.extra),
                 "limits": {**self.limits, "context_tokens": route.context_tokens},
             }
         )
 
+    def _names(self, group: str) -> tuple[str, ...]:
+        """The group's names; of tools also those of other packages, which run here."""
+        more = (f"tools.{one}" for one in sorted(self.tools)) if _KEYS[group] == "tools" else ()
+        return tuple(dict.fromkeys((*GROUPS[group], *more)))
+
     def _shown(self, name: str, route: ModelRoute, profile: UpstreamProfile) -> dict[str, str | None]:
-        found = fate(profile, name, context_tokens=route.context_tokens)
+        if self._runs(name):
+            return {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
+        found = support_of(profile, name, context_tokens=route.context_tokens)
         if name == _FETCHED and not self.fetches:
             found = _NOT_FETCHED
         elif name in _BY_ID and not self.files:
             found = _NO_FILES
-        elif self._runs(name):
-            found = HOSTED_FATE
-        return {"fate": found.kind, "note": found.note or None}
+        elif name == "max_tool_calls" and self.tools:
+            found = _LIMITED
+        elif name in route.fields:
+            found = _ALLOWED
+        return {"support": found.kind, "note": found.note or None}
 
     def _runs(self, name: str) -> bool:
         """Whether a name speaks of a tool that runs here."""

@@ -20,18 +20,19 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Raw
 
+from antiphon.api.endpoint import Endpoint, Handler
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.api.route import Endpoint, Route
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.exchange.call_headers import of_nobody
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.idempotency import HEADER
+from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import InvalidRequest, NotFound
+from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
 from antiphon.translation.upstream_errors import map_transport_error
 from antiphon.types.json import encode, raw
 from antiphon.types.transport import Headers, header_value
-
-__all__ = ["MODEL_PATHS", "PassedOn"]
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
 """Paths of every upstream; the body names the model."""
@@ -50,21 +51,41 @@ _WIRE = frozenset(
 
 
 class PassedOn:
-    """`extra`: further paths of the default upstream, whose bodies may name no model."""
+    """`extra`: further paths of the default upstream, whose bodies may name no model. `embeddings` is a server of its
+    own for this model's embeddings, unless a rule names the model. `secrets` must not stand in an error; with
+    `several_owners` nothing is told of an account that they share."""
 
-    def __init__(self, upstream: Upstream, routes: Routes, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        routes: ModelRoutes,
+        extra: Sequence[str] = (),
+        *,
+        embeddings: tuple[str, Upstream] | None = None,
+        secrets: KnownSecrets = (),
+        several_owners: bool = True,
+    ) -> None:
+        self._secrets = secrets
+        self._several_owners = several_owners
         self._upstream = upstream
         self._routes = routes
+        self._embeddings = embeddings
         self._extra = tuple(path for path in extra if path not in MODEL_PATHS)
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        chosen = [Route(f"/v1{path}", {"POST": self._by_model(path)}) for path in MODEL_PATHS]
-        return (*chosen, *(Route(f"/v1{path}", {"POST": self._to_default(path)}) for path in self._extra))
+        chosen = [Endpoint(f"/v1{path}", {"POST": self._by_model(path)}, keyed=True) for path in MODEL_PATHS]
+        return (
+            *chosen,
+            *(Endpoint(f"/v1{path}", {"POST": self._to_default(path)}, keyed=True) for path in self._extra),
+        )
 
-    def _by_model(self, path: str) -> Endpoint:
+    def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
             model = read_model(request.body)
+            if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
+                own = ModelRoute(self._routes.default.profile, passthrough=False)
+                return await self._pass(request, own, path, request.body, self._embeddings[1])
             route = self._routes.choose(model) if model is not None else self._routes.default
             if model is None and route.mode == "disabled":
                 raise InvalidRequest(
@@ -83,13 +104,20 @@ class PassedOn:
 
         return post
 
-    def _to_default(self, path: str) -> Endpoint:
+    def _to_default(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
             return await self._pass(request, self._routes.default, path, request.body)
 
         return post
 
-    async def _pass(self, request: ApiRequest, route: ModelRoute, path: str, body: bytes) -> ApiResponse:
+    def _is_own(self, model: str | None) -> bool:
+        """Whether this model's embeddings are those of the embeddings server."""
+        named = any(rule.exact and rule.pattern == model for rule in self._routes.rules)
+        return self._embeddings is not None and model == self._embeddings[0] and not named
+
+    async def _pass(
+        self, request: ApiRequest, route: ModelRoute, path: str, body: bytes, upstream: Upstream | None = None
+    ) -> ApiResponse:
         allowed = _SENT | route.headers | (_OF_THE_ACCOUNT if route.passthrough else frozenset())
         headers = tuple((name, value) for name, value in request.headers if name in allowed)
         query = "?" + urlencode(request.query) if request.query else ""
@@ -102,21 +130,26 @@ class PassedOn:
             stream=False,
             upstream=route.upstream,
         )
+        # An account's key of requests is not everybody's.
+        unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
         stack = AsyncExitStack()
         try:
-            answer = await stack.enter_async_context(self._upstream.call(call))
+            answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
             raise map_transport_error(failure.error) from None
-        kept = _kept(answer.headers)
+        shared = self._several_owners and not route.passthrough
+        kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
-            return ApiResponse(answer.status, kept, b"", _Stream(answer, stack))
+            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack))
         async with stack:
             try:
                 whole = b"".join([part async for part in answer.body()])
             except UpstreamCallFailed as failure:
                 raise map_transport_error(failure.error) from None
+        if answer.status >= 400:
+            whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
-        return ApiResponse(answer.status, (*kept, *length), whole)
+        return ApiResponse(answer.status, (*kept, *unheard, *length), whole)
 
 
 class _Stream:
@@ -145,7 +178,7 @@ def _renamed(body: bytes, model: str) -> bytes:
     """The body with the model's name upstream; every other value as it was written."""
     try:
         return encode(_FIELDS.decode(body) | {"model": raw(model)})
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
 
 

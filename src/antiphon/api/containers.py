@@ -12,27 +12,29 @@ Invariant: an upload that breaks off leaves no file.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Struct
 
+from antiphon.api.endpoint import Endpoint
 from antiphon.api.file_content import show_content
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
     json_response,
-    list_body,
+    list_response,
     query_choice,
     query_number,
     query_value,
     raw_response,
+    read_body,
 )
+from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
-from antiphon.api.route import Route
-from antiphon.api.vector_shapes import ignored_fields, read_known
-from antiphon.engine.containers import (
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.containers import (
     Container,
     ContainerFailed,
     ContainerFile,
@@ -41,19 +43,25 @@ from antiphon.engine.containers import (
     memory_limit,
     read_memory,
 )
-from antiphon.engine.file_ports import StoredFile
-from antiphon.errors import InvalidRequest, NotFound, StoreError
+from antiphon.engine.ports.files import StoredFile
+from antiphon.errors import (
+    InvalidRequest,
+    NotFound,
+    StoreError,
+    invalid_parameter,
+    missing_parameter,
+    unknown_cursor,
+    unsupported_parameter,
+)
 from antiphon.types.file_kinds import media_type_of, plain_name
 from antiphon.types.json import encode
 
-__all__ = ["ContainerApi"]
-
 _LISTED = 100
 _SHOWN_ID = 128
-_MOST_NAME = 256
-_MOST_FILES = 100
-_MOST_MINUTES = 20
-_MOST_FIELD = 4 * 1024
+_MAX_NAME = 256
+_MAX_FILES = 100
+_MAX_MINUTES = 20
+_MAX_FIELD = 4 * 1024
 _T = TypeVar("_T", Container, ContainerFile)
 _Result = TypeVar("_Result")
 
@@ -81,51 +89,44 @@ class _CopyFile(Struct):
 
 
 class ContainerApi:
-    """The endpoints. `memory` (bytes) is the most a container may have, `idle_seconds` how long an unused one lives."""
+    """The endpoints. Of the settings: how much memory a container may have, and how long an unused one lives."""
 
-    def __init__(self, containers: Containers, *, memory: int, idle_seconds: float) -> None:
+    def __init__(self, containers: Containers, settings: CodeInterpreterSettings) -> None:
         self._containers = containers
-        self._memory = memory
-        self._idle_seconds = idle_seconds
+        self._settings = settings
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
         one = "/v1/containers/{}"
         return (
-            Route("/v1/containers", {"GET": self.list, "POST": self.create}),
-            Route(one, {"GET": self.get, "DELETE": self.delete}),
-            Route(one + "/files", {"GET": self.list_files, "POST": self.create_file}, streamed=True),
-            Route(one + "/files/{}", {"GET": self.get_file, "DELETE": self.delete_file}),
-            Route(one + "/files/{}/content", {"GET": self.content}),
+            Endpoint("/v1/containers", {"GET": self.list, "POST": self.create}),
+            Endpoint(one, {"GET": self.get, "DELETE": self.delete}),
+            Endpoint(one + "/files", {"GET": self.list_files, "POST": self.create_file}, streamed=True),
+            Endpoint(one + "/files/{}", {"GET": self.get_file, "DELETE": self.delete_file}),
+            Endpoint(one + "/files/{}/content", {"GET": self.content}),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/containers`."""
         body, ignored = read_known(request, _Create)
         if not body.name:
-            raise _missing("name")
-        if len(body.name) > _MOST_NAME:
-            raise _invalid("name", f"at most {_MOST_NAME} characters")
+            raise missing_parameter("name")
+        if len(body.name) > _MAX_NAME:
+            raise invalid_parameter("name", f"at most {_MAX_NAME} characters")
         if body.skills:
-            raise InvalidRequest(
-                "There are no skills here; leave 'skills' out.", param="skills", code="unsupported_parameter"
-            )
+            raise unsupported_parameter("There are no skills here; leave 'skills' out.", "skills")
         if body.network_policy is not None and body.network_policy.type != "disabled":
-            raise InvalidRequest(
-                "Code has no network here; leave 'network_policy' out.",
-                param="network_policy",
-                code="unsupported_parameter",
-            )
+            raise unsupported_parameter("Code has no network here; leave 'network_policy' out.", "network_policy")
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
-        if len(file_ids) > _MOST_FILES:
-            raise _invalid("file_ids", f"at most {_MOST_FILES} files")
+        if len(file_ids) > _MAX_FILES:
+            raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")
         made = await _done(
             self._containers.create(
                 request.owner,
                 ContainerRequest(
                     body.name,
-                    read_memory("memory_limit", body.memory_limit, self._memory),
-                    _idle(body.expires_after, self._idle_seconds),
+                    read_memory("memory_limit", body.memory_limit, self._settings.memory),
+                    _idle(body.expires_after, self._settings.idle),
                     file_ids,
                 ),
             )
@@ -157,20 +158,14 @@ class ContainerApi:
         if kind == "multipart/form-data":
             made = await self._from_form(request, container_id)
         else:
-            body = _CopyFile()
             raw = b""
             async for piece in request.pieces():
                 raw += piece
-                if len(raw) > _MOST_FIELD:
+                if len(raw) > _MAX_FIELD:
                     raise InvalidRequest("The request body is too large.", code="invalid_json")
-            try:
-                body = msgspec.json.decode(raw or b"{}", type=_CopyFile)
-            except (msgspec.DecodeError, RecursionError):
-                raise InvalidRequest(
-                    "The request body is not a JSON object with 'file_id'.", code="invalid_json"
-                ) from None
+            body = read_body(replace(request, body=raw), _CopyFile)
             if not body.file_id:
-                raise _missing("file_id")
+                raise missing_parameter("file_id")
             made = await self._copied(request.owner, container_id, body.file_id)
         if made is None:
             raise _no_container(container_id)
@@ -220,14 +215,14 @@ class ContainerApi:
                 continue
             part = await form.part()
         if part is None:
-            raise _missing("file")
+            raise missing_parameter("file")
         if part.name == "file_id":
-            value = b"".join([piece[:_MOST_FIELD] async for piece in form.data()])[:_MOST_FIELD]
+            value = b"".join([piece[:_MAX_FIELD] async for piece in form.data()])[:_MAX_FIELD]
             await form.finish()
             return await self._copied(request.owner, container_id, value.decode("utf-8", "replace").strip())
         name = plain_name(part.filename or "")
         if not name:
-            raise _invalid("file", "it must be a file, with a file name")
+            raise invalid_parameter("file", "it must be a file, with a file name")
 
         async def pieces() -> AsyncIterator[bytes]:
             async for piece in form.data():
@@ -285,10 +280,10 @@ class _Content:
 
     path: Path | None = None
 
-    async def read(self, start: int = 0, most: int | None = None) -> bytes:
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
         """Bytes as they are now. Raises `StoreError` when the file has gone."""
-        most = self._file.size - start if most is None else most
-        data = await self._containers.read(self._owner, self._file.container_id, self._file.id, start, most)
+        limit = self._file.size - start if limit is None else limit
+        data = await self._containers.read(self._owner, self._file.container_id, self._file.id, start, limit)
         if data is None:
             raise StoreError("The file is gone.")
         return data
@@ -314,26 +309,25 @@ def _idle(expiry: _Expiry | None, usual: float) -> float:
     if expiry is None:
         return usual
     if expiry.anchor != "last_active_at":
-        raise _invalid("expires_after.anchor", "it must be 'last_active_at'")
-    most = max(_MOST_MINUTES, int(usual // 60))
-    if expiry.minutes is None or not 1 <= expiry.minutes <= most:
-        raise _invalid("expires_after.minutes", f"it must be a whole number from 1 to {most}")
+        raise invalid_parameter("expires_after.anchor", "it must be 'last_active_at'")
+    limit = max(_MAX_MINUTES, int(usual // 60))
+    if expiry.minutes is None or not 1 <= expiry.minutes <= limit:
+        raise invalid_parameter("expires_after.minutes", f"it must be a whole number from 1 to {limit}")
     return expiry.minutes * 60.0
 
 
 def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], bytes]) -> ApiResponse:
-    limit = query_number(request, "limit", least=1, most=_LISTED, default=20)
+    limit = query_number(request, "limit", least=1, limit=_LISTED, default=20)
     after = query_value(request, "after")
     newest = query_choice(request, "order", ("asc", "desc"), "desc") == "desc"
     found = list(reversed(oldest_first)) if newest else list(oldest_first)
     if after is not None:
         places = [place for place, one in enumerate(found) if one.id == after]
         if not places:
-            raise InvalidRequest("There is nothing with this id: 'after'.", param="after")
+            raise unknown_cursor("after", "There is nothing with this id")
         found = found[places[0] + 1 :]
     page = found[:limit]
-    first, last = (page[0].id, page[-1].id) if page else (None, None)
-    return raw_response(list_body([show(one) for one in page], first, last, len(found) > limit))
+    return list_response([show(one) for one in page], [one.id for one in page], has_more=len(found) > limit)
 
 
 def _show(container: Container) -> bytes:
@@ -372,11 +366,3 @@ def _no_container(container_id: str) -> NotFound:
 
 def _no_file(file_id: str) -> NotFound:
     return NotFound(f"No such container file: {file_id[:_SHOWN_ID]}", param="file_id")
-
-
-def _missing(name: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-
-
-def _invalid(name: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code="invalid_value")

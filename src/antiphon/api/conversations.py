@@ -13,30 +13,30 @@ from __future__ import annotations
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from antiphon.api.endpoint import Endpoint
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    items_response,
     json_response,
-    list_body,
-    query_choice,
-    query_number,
-    query_value,
+    list_response,
+    made_again,
+    made_is_gone,
     raw_response,
     read_body,
+    read_page,
 )
-from antiphon.api.route import Route
-from antiphon.engine.actions import StoredItem
-from antiphon.engine.ports import ConversationStore, PageQuery, ResponseStore, StoredConversation
-from antiphon.engine.records import is_reference, prepare_input, resolve_references, stored_input
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.state import ConversationStore, OwnerRoom, ResponseStore, StoredConversation
+from antiphon.errors import NotFound, missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
-from antiphon.translation.checks import check_include, check_metadata
 from antiphon.translation.read_items import check_item, read_items
+from antiphon.translation.request_checks import check_include, check_metadata
 from antiphon.types.json import ABSENT, encode, given
 
-__all__ = ["MOST_ITEMS", "Conversations", "no_such_conversation"]
-
-MOST_ITEMS = 20
+MAX_ITEMS = 20
 """Items that one request may add."""
 
 _SHOWN_ID = 128
@@ -58,34 +58,56 @@ class _Add(Struct):
 class Conversations:
     """The endpoints. `responses` is asked for items that a client refers to by their id."""
 
-    def __init__(self, conversations: ConversationStore, responses: ResponseStore, make_id: IdFactory = new_id) -> None:
+    def __init__(
+        self,
+        conversations: ConversationStore,
+        responses: ResponseStore,
+        make_id: IdFactory = new_id,
+        *,
+        owner_room: OwnerRoom | None = None,
+    ) -> None:
+        self._owner_room = owner_room
         self._store = conversations
         self._responses = responses
         self._new_id = make_id
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
         return (
-            Route("/v1/conversations", {"GET": self.list, "POST": self.create}),
-            Route("/v1/conversations/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
-            Route("/v1/conversations/{}/items", {"GET": self.list_items, "POST": self.add_items}),
-            Route("/v1/conversations/{}/items/{}", {"GET": self.get_item, "DELETE": self.delete_item}),
+            Endpoint("/v1/conversations", {"GET": self.list, "POST": self.create}, keyed=True),
+            Endpoint("/v1/conversations/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
+            Endpoint("/v1/conversations/{}/items", {"GET": self.list_items, "POST": self.add_items}),
+            Endpoint("/v1/conversations/{}/items/{}", {"GET": self.get_item, "DELETE": self.delete_item}),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
         body = read_body(request, _Create)
         check_metadata(body.metadata or {})
+        once = request.once()
+        if once is not None and (known := await self._store.made(once)) is not None:
+            return await self._again(request, known)
         items = await self._read_items(request, body.items)
-        made = await self._store.create(request.owner, self._new_id("conv"), encode(body.metadata or {}), items)
+        try:
+            made = await self._store.create(
+                request.owner, self._new_id("conv"), encode(body.metadata or {}), items, once
+            )
+        except AlreadyMade as earlier:
+            return await self._again(request, earlier.object_id)
         return _shown(made)
+
+    async def _again(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
+        """The answer to a request that made this conversation before."""
+        found = await self._store.get(request.owner, conversation_id)
+        if found is None:
+            raise made_is_gone("conversation")
+        return made_again(_shown(found))
 
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
-        page = await self._store.list(request.owner, _page(request))
-        ids = [each.id for each in page.conversations]
-        first, last = (ids[0], ids[-1]) if ids else (None, None)
-        return raw_response(list_body([_resource(each) for each in page.conversations], first, last, page.has_more))
+        page = await self._store.list(request.owner, read_page(request))
+        found = page.conversations
+        return list_response([_resource(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
     async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}`."""
@@ -95,7 +117,7 @@ class Conversations:
         """`POST /v1/conversations/{id}`: replaces the metadata."""
         metadata = read_body(request, _Update).metadata
         if metadata is UNSET:
-            raise _missing("metadata")
+            raise missing_parameter("metadata")
         check_metadata(metadata or {})
         updated = None
         if is_name(conversation_id):
@@ -113,22 +135,22 @@ class Conversations:
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
         _read_include(request)
-        query = _page(request)
+        query = read_page(request)
         page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
         if page is None:
             raise no_such_conversation(conversation_id)
-        return _shown_items(page.items, page.has_more)
+        return items_response(page.items, has_more=page.has_more)
 
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
         _read_include(request)
         given_items = read_body(request, _Add).items
         if not given(given_items):
-            raise _missing("items")
+            raise missing_parameter("items")
         items = await self._read_items(request, given_items)
         if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
             raise no_such_conversation(conversation_id)
-        return _shown_items(items, has_more=False)
+        return items_response(items, has_more=False)
 
     async def get_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items/{item_id}`."""
@@ -154,7 +176,9 @@ class Conversations:
 
     async def _read_items(self, request: ApiRequest, value: Raw) -> tuple[StoredItem, ...]:
         """The items as they are stored: references replaced by what they name, ids given."""
-        items = read_items("items", value, MOST_ITEMS)
+        if self._owner_room is not None:
+            await self._owner_room.check(request.owner)
+        items = read_items("items", value, MAX_ITEMS)
         wanted = tuple(item.id for item in items if is_reference(item) and item.id)
         if wanted:
             found = await self._store.find_items(request.owner, wanted)
@@ -165,22 +189,9 @@ class Conversations:
         return stored_input(prepare_input(items, self._new_id))
 
 
-def _page(request: ApiRequest) -> PageQuery:
-    return PageQuery(
-        limit=query_number(request, "limit", least=1, most=100, default=20),
-        after=query_value(request, "after"),
-        before=query_value(request, "before"),
-        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
-    )
-
-
 def _read_include(request: ApiRequest) -> None:
     """`include` is checked and has no effect: what a backend can give is in the stored items already."""
     check_include([value for name, value in request.query if name in ("include", "include[]")])
-
-
-def _missing(name: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
 
 
 def _resource(conversation: StoredConversation) -> bytes:
@@ -196,11 +207,6 @@ def _resource(conversation: StoredConversation) -> bytes:
 
 def _shown(conversation: StoredConversation) -> ApiResponse:
     return raw_response(_resource(conversation))
-
-
-def _shown_items(items: tuple[StoredItem, ...], has_more: bool) -> ApiResponse:
-    first, last = (items[0].id, items[-1].id) if items else (None, None)
-    return raw_response(list_body([item.body for item in items], first, last, has_more))
 
 
 def no_such_conversation(conversation_id: str) -> NotFound:

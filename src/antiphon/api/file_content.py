@@ -16,12 +16,10 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.engine.file_ports import OpenFile, StoredFile
+from antiphon.engine.ports.files import OpenFile, StoredFile
 from antiphon.errors import ApiError, StoreError
 from antiphon.types.file_kinds import BYTES
 from antiphon.types.transport import Headers
-
-__all__ = ["FileParts", "show_content"]
 
 # What a reader that does not read holds in memory.
 _PART = 64 * 1024
@@ -44,11 +42,11 @@ class FileParts(AsyncIterator[bytes]):
         self._end = end
 
     async def __anext__(self) -> bytes:
-        most = min(_PART, self._end - self._at)
-        if most <= 0:
+        limit = min(_PART, self._end - self._at)
+        if limit <= 0:
             await self.aclose()
             raise StopAsyncIteration
-        part = await self._opened.read(self._at, most)
+        part = await self._opened.read(self._at, limit)
         if not part:
             raise StoreError("A stored file is shorter than it was.")
         self._at += len(part)

@@ -14,32 +14,40 @@ Invariant: what is refused leaves nothing behind.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from antiphon.api.endpoint import Endpoint
 from antiphon.api.file_content import show_content
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
     json_response,
-    list_body,
+    list_response,
+    made_again,
+    made_is_gone,
     query_choice,
     query_number,
     query_value,
     raw_response,
 )
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
-from antiphon.api.route import Route
-from antiphon.engine.file_ports import FileFields, FileQuery, FileStore, FileUpload, NoRoom, StoredFile
-from antiphon.errors import InvalidRequest, NotFound, RequestTooLarge, StoreError
+from antiphon.engine.ports.files import FileFields, FileQuery, FileStore, FileUpload, NoRoom, StoredFile
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.errors import (
+    InvalidRequest,
+    NotFound,
+    RequestTooLarge,
+    invalid_parameter,
+    missing_parameter,
+    unknown_cursor,
+)
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, plain_name
 from antiphon.types.json import encode
-
-__all__ = ["PURPOSES", "FileDeleted", "Files", "no_such_file", "show_file"]
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """What a file may be uploaded for."""
@@ -51,12 +59,12 @@ _Found = TypeVar("_Found")
 
 _LISTED = 10_000
 _SHOWN_ID = 128
-_LEAST_SECONDS, _MOST_SECONDS = 3_600, 2_592_000
+_MIN_SECONDS, _MAX_SECONDS = 3_600, 2_592_000
 _LINES = frozenset({"batch", "fine-tune"})
 
 # Each write goes to another thread and back: worth it for pieces of some size only.
 _PIECE = 128 * 1024
-_MOST_FIELD = 4 * 1024
+_MAX_FIELD = 4 * 1024
 # What a form has beside its file: boundaries, headers, the other fields.
 _FORM_BYTES = 256 * 1024
 
@@ -64,13 +72,13 @@ _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 class Files:
-    """The endpoints. `most_bytes` is the largest file."""
+    """The endpoints. `max_bytes` is the largest file."""
 
     def __init__(
         self,
         files: FileStore,
         *,
-        most_bytes: int = 512 << 20,
+        max_bytes: int = 512 << 20,
         on_delete: Sequence[FileDeleted] = (),
         metrics: Metrics | None = None,
         make_id: IdFactory = new_id,
@@ -78,32 +86,32 @@ class Files:
     ) -> None:
         """`on_delete`: what must be done elsewhere when a file is deleted."""
         self._files = files
-        self._most = most_bytes
+        self._limit = max_bytes
         self._on_delete = on_delete
         self._metrics = metrics
         self._new_id = make_id
         self._clock = clock
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
         return (
-            Route("/v1/files", {"GET": self.list, "POST": self.create}, streamed=True),
-            Route("/v1/files/{}", {"GET": self.get, "DELETE": self.delete}),
-            Route("/v1/files/{}/content", {"GET": self.content}),
+            Endpoint("/v1/files", {"GET": self.list, "POST": self.create}, streamed=True, keyed=True),
+            Endpoint("/v1/files/{}", {"GET": self.get, "DELETE": self.delete}),
+            Endpoint("/v1/files/{}/content", {"GET": self.content}),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/files`: a form with `file`, `purpose` and, if wished, `expires_after`."""
         cut = FormDecoder(boundary(request.header("content-type")))
         announced = request.header("content-length") or ""
-        if announced.isdigit() and int(announced) > self._most + _FORM_BYTES:
+        if announced.isdigit() and int(announced) > self._limit + _FORM_BYTES:
             raise self._too_large()
         async with self._files.uploading() as upload:
-            form = _Form(upload, self._most)
+            form = _Form(upload, self._limit)
             size = 0
             async for piece in request.pieces():
                 size += len(piece)
-                if size > self._most + _FORM_BYTES:
+                if size > self._limit + _FORM_BYTES:
                     raise self._too_large()
                 for event in cut.feed(piece):
                     if not await form.take(event):
@@ -111,7 +119,13 @@ class Files:
             cut.finish()
             fields = form.check(_file_id(self._new_id), self._clock())
             try:
-                made = await self._measured("save_file", upload.keep(request.owner, fields))
+                once = request.once(*_said(fields))
+                made = await self._measured("save_file", upload.keep(request.owner, fields, once))
+            except AlreadyMade as earlier:
+                found = await self._files.get(request.owner, earlier.object_id)
+                if found is None:
+                    raise made_is_gone("file") from None
+                return made_again(raw_response(show_file(found)))
             except NoRoom:
                 raise InvalidRequest(
                     "Your files would be larger than they may be together. Delete files that you no longer need.",
@@ -124,7 +138,7 @@ class Files:
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/files`: newest first unless asked otherwise; a page is up to 10,000 files."""
         query = FileQuery(
-            limit=query_number(request, "limit", least=1, most=_LISTED, default=_LISTED),
+            limit=query_number(request, "limit", least=1, limit=_LISTED, default=_LISTED),
             after=query_value(request, "after"),
             purpose=query_value(request, "purpose"),
             descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
@@ -132,10 +146,9 @@ class Files:
         known = query.after is None or is_name(query.after)
         page = await self._measured("list_files", self._files.list(request.owner, query)) if known else None
         if page is None:
-            raise InvalidRequest("There is no file with this id: 'after'.", param="after")
-        ids = [file.id for file in page.files]
-        first, last = (ids[0], ids[-1]) if ids else (None, None)
-        return raw_response(list_body([show_file(file) for file in page.files], first, last, page.has_more))
+            raise unknown_cursor("after", "There is no file with this id")
+        found = page.files
+        return list_response([show_file(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`GET /v1/files/{id}`."""
@@ -167,19 +180,18 @@ class Files:
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
     async def _measured(self, operation: str, doing: Awaitable[_Found]) -> _Found:
-        started = time.perf_counter()
-        result = "ok"
-        try:
+        with self._metrics.storage(operation) if self._metrics is not None else nullcontext():
             return await doing
-        except StoreError:
-            result = "error"
-            raise
-        finally:
-            if self._metrics is not None:
-                self._metrics.storage_operation(operation, result, time.perf_counter() - started)
 
     def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"The file is larger than {self._most} bytes.", param="file", code="file_too_large")
+        return RequestTooLarge(f"The file is larger than {self._limit} bytes.", param="file", code="file_too_large")
+
+
+def _said(fields: FileFields) -> tuple[bytes, ...]:
+    """What is said of a file: with its content, what its request is known by (forms differ each time they are sent)."""
+    lasts = "" if fields.expires_at is None else f"{fields.expires_at - fields.created_at:.0f}"
+    said = (fields.name, fields.purpose, fields.media_type, lasts)
+    return tuple(each.encode(errors="surrogateescape") for each in said)
 
 
 @dataclass(slots=True)
@@ -187,7 +199,7 @@ class _Form:
     """The form so far: the file goes to `upload`, fields are kept."""
 
     upload: FileUpload
-    most: int
+    limit: int
     file: Part | None = None
     start: bytes = b""
     fields: dict[str, str] = field(default_factory=dict)
@@ -209,24 +221,24 @@ class _Form:
     def check(self, file_id: str, at: float) -> FileFields:
         """What is said of the file, once the form is whole. Raises `InvalidRequest`."""
         if self.file is None:
-            raise _missing("file")
+            raise missing_parameter("file")
         purpose = self.fields.get("purpose")
         if purpose is None:
-            raise _missing("purpose")
+            raise missing_parameter("purpose")
         if purpose not in PURPOSES:
             known = ", ".join(f"'{each}'" for each in PURPOSES)
-            raise _invalid("purpose", f"{purpose[:64]!r} is not one of {known}")
+            raise invalid_parameter("purpose", f"{purpose[:64]!r} is not one of {known}")
         name = plain_name(self.file.filename or "")
         if not name:
-            raise _invalid("file", "its file name is empty")
+            raise invalid_parameter("file", "its file name is empty")
         media_type = media_type_of(name, self.file.media_type)
         if purpose == "vision":
             found = image_type(self.start)
             if found is None:
-                raise _invalid("file", "for the purpose 'vision' it must be a PNG, JPEG, GIF or WebP picture")
+                raise invalid_parameter("file", "for the purpose 'vision' it must be a PNG, JPEG, GIF or WebP picture")
             media_type = found
         if purpose in _LINES and not name.lower().endswith(".jsonl"):
-            raise _invalid("file", f"for the purpose '{purpose}' its name must end in .jsonl")
+            raise invalid_parameter("file", f"for the purpose '{purpose}' its name must end in .jsonl")
         return FileFields(file_id, name, purpose, media_type, at, self._expiry(at))
 
     def _expiry(self, at: float) -> float | None:
@@ -234,24 +246,24 @@ class _Form:
         if anchor is None and seconds is None:
             return None
         if anchor is None or seconds is None:
-            raise _missing(_ANCHOR if anchor is None else _SECONDS)
+            raise missing_parameter(_ANCHOR if anchor is None else _SECONDS)
         if anchor != "created_at":
-            raise _invalid(_ANCHOR, "it must be 'created_at'")
+            raise invalid_parameter(_ANCHOR, "it must be 'created_at'")
         number = int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) <= 9 else -1
-        if not _LEAST_SECONDS <= number <= _MOST_SECONDS:
-            raise _invalid(_SECONDS, f"it must be a whole number from {_LEAST_SECONDS} to {_MOST_SECONDS}")
+        if not _MIN_SECONDS <= number <= _MAX_SECONDS:
+            raise invalid_parameter(_SECONDS, f"it must be a whole number from {_MIN_SECONDS} to {_MAX_SECONDS}")
         return at + number
 
     def _begin(self, part: Part) -> None:
         if part.name == "file":
             if part.filename is None:
-                raise _invalid("file", "it must be a file, with a file name")
+                raise invalid_parameter("file", "it must be a file, with a file name")
             if self.file is not None:
-                raise _invalid("file", "there are several; upload one at a time")
+                raise invalid_parameter("file", "there are several; upload one at a time")
             self.file = part
         elif part.name in ("purpose", _ANCHOR, _SECONDS):
             if part.name in self.fields:
-                raise _invalid(part.name, "it is there twice")
+                raise invalid_parameter(part.name, "it is there twice")
         elif part.name.isprintable() and part.name.isascii() and part.name[:64] not in self.ignored:
             self.ignored.append(part.name[:64])
         self._now = part
@@ -261,15 +273,15 @@ class _Form:
         assert self._now is not None
         self._size += len(data)
         if self._now.name == "file":
-            if self._size > self.most:
+            if self._size > self.limit:
                 return False
             self._held += data
             if len(self._held) >= _PIECE:
                 await self._write()
-        elif self._size <= _MOST_FIELD:
+        elif self._size <= _MAX_FIELD:
             self._held += data
         elif self._now.name in ("purpose", _ANCHOR, _SECONDS):
-            raise _invalid(self._now.name, "it is too long")
+            raise invalid_parameter(self._now.name, "it is too long")
         return True
 
     async def _end(self) -> None:
@@ -313,11 +325,3 @@ def no_such_file(file_id: str) -> NotFound:
 def _file_id(make_id: IdFactory) -> str:
     # With a dash: there are clients that look for it.
     return "file-" + make_id("file").removeprefix("file_")
-
-
-def _missing(name: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-
-
-def _invalid(name: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code="invalid_value")

@@ -19,12 +19,18 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import ApiError, InternalError, InvalidRequest, UpstreamFailed
+from antiphon.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    UpstreamFailed,
+    invalid_parameter,
+    invalid_type,
+    unsupported_parameter,
+)
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
 from antiphon.types.json import NULL, encode, given
 from antiphon.types.transport import Headers
-
-__all__ = ["ClientFrame", "EventFrames", "NativeFrames", "Reply", "answered_error", "error_frame", "read_client_frame"]
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _STREAM_ID_LENGTH = 256
@@ -84,22 +90,18 @@ def read_client_frame(data: bytes) -> ClientFrame | Reply | None:
         )
     lane = fields.pop("stream_id", None)
     if (name := _text(lane, "stream_id")) is not None and len(name) > _STREAM_ID_LENGTH:
-        raise InvalidRequest(
-            f"Invalid 'stream_id': it is longer than {_STREAM_ID_LENGTH} characters.",
-            param="stream_id",
-            code="string_above_max_length",
+        raise invalid_parameter(
+            "stream_id", f"it is longer than {_STREAM_ID_LENGTH} characters", "string_above_max_length"
         )
     if _flag(fields.pop("background", None), "background", default=False):
-        raise InvalidRequest(
-            "Background responses cannot be created on a WebSocket; use POST /v1/responses.",
-            param="background",
-            code="unsupported_parameter",
+        raise unsupported_parameter(
+            "Background responses cannot be created on a WebSocket; use POST /v1/responses.", "background"
         )
     generate = _flag(fields.pop("generate", None), "generate", default=True)
     previous = fields.get("previous_response_id")
     try:
         previous_id = msgspec.json.decode(previous, type=str | None) if previous is not None else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         # The exchange says what is wrong with it.
         previous_id = None
     # Codex says so, others leave it out: on a socket there is nothing but a stream.
@@ -124,9 +126,7 @@ def _text(value: Raw | None, name: str) -> str | None:
     try:
         return msgspec.json.decode(value, type=str | None) if value is not None else None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest(
-            f"Invalid type for '{name}': expected a string.", param=name, code="invalid_type"
-        ) from None
+        raise invalid_type(name, "expected a string") from None
 
 
 def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
@@ -135,9 +135,7 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
     try:
         return msgspec.json.decode(value, type=bool)
     except msgspec.DecodeError:
-        raise InvalidRequest(
-            f"Invalid type for '{name}': expected a boolean.", param=name, code="invalid_type"
-        ) from None
+        raise invalid_type(name, "expected a boolean") from None
 
 
 class EventFrames:
@@ -215,7 +213,10 @@ class NativeFrames(EventFrames):
         if self._error is None:
             return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
         # Either spelling: the fields in an `error` object, or beside the type.
-        found = msgspec.json.decode(self._error, type=dict[str, object])
+        try:
+            found = msgspec.json.decode(self._error, type=dict[str, object])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = {}
         nested = found.get("error")
         return answered_error(502, (), encode({"error": nested if isinstance(nested, dict) else found}))
 
@@ -235,7 +236,7 @@ def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
     """The error that an HTTP answer carries instead of a stream."""
     found: object = None
     if status >= 400:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = msgspec.json.decode(body, type=dict[str, object]).get("error")
     if isinstance(found, dict):
         parts = {

@@ -16,8 +16,6 @@ import structlog
 from antiphon.api.http import ApiResponse, json_response
 from antiphon.errors import ApiError, StoreError
 
-__all__ = ["Readiness", "health", "ready"]
-
 Readiness = Callable[[], Awaitable[None]]
 """Raises `StoreError` or `Unavailable` when requests should go elsewhere."""
 
@@ -32,19 +30,31 @@ def health() -> ApiResponse:
     return json_response({"status": "ok"}, headers=_NO_STORE)
 
 
-async def ready(check: Readiness) -> ApiResponse:
-    """200 when requests can be served, else 503 with the reason."""
-    reason = ""
-    try:
-        async with asyncio.timeout(_SECONDS):
-            await check()
-    except TimeoutError:
-        reason = "the store does not answer"
-    except StoreError as error:
-        _log.warning("not_ready", error=str(error))
-        reason = "the store does not work"
-    except ApiError as error:
-        reason = error.code or "unavailable"
-    if reason:
-        return json_response({"status": "unavailable", "reason": reason}, 503, _NO_STORE)
-    return json_response({"status": "ok"}, headers=_NO_STORE)
+class ReadyProbe:
+    """`/ready` of one process. That the answer changed is logged once, not at every probe."""
+
+    def __init__(self, check: Readiness) -> None:
+        self._check = check
+        self._reason = ""
+
+    async def answer(self) -> ApiResponse:
+        """200 when requests can be served, else 503 with the reason."""
+        reason, cause = "", ""
+        try:
+            async with asyncio.timeout(_SECONDS):
+                await self._check()
+        except TimeoutError:
+            reason = "the store does not answer"
+        except StoreError as error:
+            reason, cause = error.words, str(error)
+        except ApiError as error:
+            reason = error.code or "unavailable"
+        if reason != self._reason:
+            self._reason = reason
+            if reason:
+                _log.warning("not_ready", reason=reason, **({"cause": cause} if cause else {}))
+            else:
+                _log.info("ready_again")
+        if reason:
+            return json_response({"status": "unavailable", "reason": reason}, 503, _NO_STORE)
+        return json_response({"status": "ok"}, headers=_NO_STORE)

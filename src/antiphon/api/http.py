@@ -10,29 +10,19 @@ OpenAI error object.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
 
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.engine.exchange.client_answer import REPLAYED
+from antiphon.engine.ports.actions import OnceOnly, StoredItem
+from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
+from antiphon.engine.ports.state import PageQuery
+from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter
+from antiphon.translation.request_checks import wrong_type
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
-
-__all__ = [
-    "ApiRequest",
-    "ApiResponse",
-    "error_response",
-    "json_response",
-    "list_body",
-    "nested_too_deeply",
-    "query_choice",
-    "query_flag",
-    "query_number",
-    "query_value",
-    "raw_response",
-    "read_body",
-]
 
 _Body = TypeVar("_Body")
 
@@ -62,6 +52,13 @@ class ApiRequest:
         async for piece in self.body_stream:
             yield piece
 
+    def once(self, *parts: bytes) -> OnceOnly | None:
+        """Its `Idempotency-Key`, for what these parts say (the body, unless there are any). Raises `InvalidRequest`."""
+        key = read_key(self.header(HEADER))
+        if key is None:
+            return None
+        return OnceOnly(self.owner, key, fingerprint(self.method, self.path, *(parts or (self.body,))))
+
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""
         return next((value for key, value in self.headers if key == name), None)
@@ -87,6 +84,16 @@ def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiRe
     return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
 
 
+def made_again(found: ApiResponse) -> ApiResponse:
+    """The answer of an earlier request with the same key."""
+    return replace(found, headers=(*found.headers, REPLAYED))
+
+
+def made_is_gone(what: str) -> NotFound:
+    """What an earlier request with the same key made is not there any more."""
+    return NotFound(f"The {what} that was made with this Idempotency-Key was deleted. Use a new key.", code="not_found")
+
+
 def error_response(error: ApiError) -> ApiResponse:
     """The answer for an error."""
     return raw_response(error.body(), error.status, error.headers)
@@ -104,10 +111,7 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
             body.decode()
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        param = where.rstrip("`").lstrip(".") or None
-        message = f"Invalid '{param}': {what}." if param else f"Invalid request body: {what}."
-        raise InvalidRequest(message, param=param, code="invalid_type") from None
+        raise wrong_type("", error) from None
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
@@ -123,10 +127,16 @@ def nested_too_deeply() -> InvalidRequest:
     return InvalidRequest("The request body is nested too deeply.", code="invalid_json")
 
 
-def list_body(data: Sequence[bytes], first_id: str | None, last_id: str | None, has_more: bool) -> bytes:
-    """OpenAI's list envelope around objects that are JSON already."""
-    envelope = encode({"first_id": first_id, "last_id": last_id, "has_more": has_more})
-    return b'{"object":"list","data":[%b],%b' % (b",".join(data), envelope[1:])
+def list_response(shown: Sequence[bytes], ids: Sequence[str], *, has_more: bool) -> ApiResponse:
+    """OpenAI's list envelope around objects that are JSON already, whose `ids` are the cursors."""
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    envelope = encode({"first_id": first, "last_id": last, "has_more": has_more})
+    return raw_response(b'{"object":"list","data":[%b],%b' % (b",".join(shown), envelope[1:]))
+
+
+def items_response(items: Sequence[StoredItem], *, has_more: bool) -> ApiResponse:
+    """A list of stored items."""
+    return list_response([item.body for item in items], [item.id for item in items], has_more=has_more)
 
 
 # Query parameters: the last of several wins, an absent one is None, a wrong one is a 400 naming it.
@@ -141,7 +151,7 @@ def query_value(request: ApiRequest, name: str) -> str | None:
     return found or None
 
 
-def query_number(request: ApiRequest, name: str, *, least: int, most: int, default: int) -> int:
+def query_number(request: ApiRequest, name: str, *, least: int, limit: int, default: int) -> int:
     """A whole number in a range."""
     text = query_value(request, name)
     if text is None:
@@ -151,17 +161,11 @@ def query_number(request: ApiRequest, name: str, *, least: int, most: int, defau
         raise InvalidRequest(f"Invalid value for '{name}': expected an integer.", param=name, code="invalid_type")
     number = int(text)
     if number < least:
-        raise InvalidRequest(
-            f"Invalid '{name}': integer below minimum value. Expected a value >= {least}, but got {number} instead.",
-            param=name,
-            code="integer_below_min_value",
-        )
-    if number > most:
-        raise InvalidRequest(
-            f"Invalid '{name}': integer above maximum value. Expected a value <= {most}, but got {number} instead.",
-            param=name,
-            code="integer_above_max_value",
-        )
+        problem = f"integer below minimum value. Expected a value >= {least}, but got {number} instead"
+        raise invalid_parameter(name, problem, "integer_below_min_value")
+    if number > limit:
+        problem = f"integer above maximum value. Expected a value <= {limit}, but got {number} instead"
+        raise invalid_parameter(name, problem, "integer_above_max_value")
     return number
 
 
@@ -176,6 +180,16 @@ def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], defau
             f"Invalid value for '{name}'. Supported values are: {supported}.", param=name, code="invalid_value"
         )
     return text
+
+
+def read_page(request: ApiRequest) -> PageQuery:
+    """Which page of a list: `limit`, `order`, `after` and `before`."""
+    return PageQuery(
+        limit=query_number(request, "limit", least=1, limit=100, default=20),
+        after=query_value(request, "after"),
+        before=query_value(request, "before"),
+        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
+    )
 
 
 def query_flag(request: ApiRequest, name: str) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from antiphon.api.http import ApiResponse
 from antiphon.observability.metrics import Metrics
 
-__all__ = ["show_metrics"]
-
 
 def show_metrics(metrics: Metrics) -> ApiResponse:
     """All metrics in the text format."""

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from secrets import token_bytes
 from typing import Any
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import Upstream, UpstreamCallFailed
-from antiphon.engine.routes import DEFAULT_UPSTREAM, Routes
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, NotFound, UpstreamFailed
+from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.json import decode_any
-from antiphon.types.transport import Headers
-
-__all__ = ["Model", "ModelCatalog", "ModelSource", "read_models"]
+from antiphon.types.transport import Headers, header_value
 
 _CREDENTIALS = 256
 _ERROR_BYTES = 256 * 1024
@@ -79,19 +79,21 @@ class ModelCatalog:
         passthrough: bool = False,
         headers: Iterable[str] = (),
         sources: Mapping[str, ModelSource] | None = None,
-        routes: Routes | None = None,
+        routes: ModelRoutes | None = None,
         seconds: float = 10.0,
         patience: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        secrets: KnownSecrets = (),
     ) -> None:
         self._upstream = upstream
+        self._secrets = secrets
         one = ModelSource(passthrough, tuple(allowed), frozenset(headers))
         self._sources = dict(sources) if sources is not None else {DEFAULT_UPSTREAM: one}
         self._routes = routes
         self._seconds = seconds
         self._patience = patience
         self._clock = clock
-        self._key = secrets.token_bytes(32)
+        self._key = token_bytes(32)
         self._known: OrderedDict[bytes, tuple[float, tuple[Model, ...]]] = OrderedDict()
 
     async def list(self, request: ApiRequest) -> ApiResponse:
@@ -169,7 +171,12 @@ class ModelCatalog:
             async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
                 return await self._read(name, source, headers)
         except TimeoutError:
-            raise UpstreamFailed("The upstream did not list its models in time.", code="models_not_listed") from None
+            late = UpstreamFailed("The upstream did not list its models in time.", code="models_not_listed")
+            late.operation = "list_models"
+            raise late from None
+        except ApiError as error:
+            error.operation = "list_models"
+            raise
 
     async def _read(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
         call = UpstreamRequest(
@@ -195,8 +202,11 @@ class ModelCatalog:
             if source.allowed:
                 return ()
             raise UpstreamFailed("The upstream does not list its models.", code="models_not_listed")
+        if not source.passthrough and is_about_the_key(answer.status, bytes(body)):
+            raise own_credentials_refused()
         if failed:
-            raise map_upstream_answer(answer.status, answer.headers, bytes(body))
+            token = bearer_token(header_value(call.headers, "authorization"))
+            raise map_upstream_answer(answer.status, answer.headers, bytes(body), (*self._secrets, *token))
         return read_models(bytes(body))
 
     def _upstream_headers(self, headers: Headers) -> Headers:

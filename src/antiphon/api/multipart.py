@@ -6,6 +6,9 @@ takes (`files.py`), sockets.
 A decoder is fed pieces of any size and hands on a part's content as soon as it cannot be the beginning of a boundary,
 so however large a part is, what is held is no more than one piece and a boundary.
 
+Not python-multipart (0.0.34): it takes a form that stops in the middle for a whole one, so whether it was whole would
+be found out here all the same.
+
 Invariant: whatever the bytes and however they are cut, the outcome is the same parts or an `InvalidRequest`.
 """
 
@@ -18,12 +21,10 @@ from urllib.parse import unquote_to_bytes
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["FormDecoder", "Part", "PartData", "PartEnd", "boundary"]
-
-_MOST_HEAD = 8 * 1024
-_MOST_PREAMBLE = 16 * 1024
-_MOST_PARTS = 64
-_MOST_BOUNDARY = 200
+_MAX_HEAD = 8 * 1024
+_MAX_PREAMBLE = 16 * 1024
+_MAX_PARTS = 64
+_MAX_BOUNDARY = 200
 
 _PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*)")
@@ -69,7 +70,7 @@ def boundary(content_type: str | None) -> bytes:
             "The request body must be multipart/form-data.", code="unsupported_content_type", status=415
         )
     found = _parameters(content_type or "").get("boundary", "")
-    if not 0 < len(found) <= _MOST_BOUNDARY or not found.isascii() or "\r" in found or "\n" in found:
+    if not 0 < len(found) <= _MAX_BOUNDARY or not found.isascii() or "\r" in found or "\n" in found:
         raise _broken("its content type names no usable boundary")
     return found.encode()
 
@@ -110,7 +111,7 @@ class FormDecoder:
         if not found:
             # All but what may be the first bytes of a boundary.
             place = len(self._buffer) - len(self._delimiter) + 1
-        if not in_body and place > _MOST_PREAMBLE:
+        if not in_body and place > _MAX_PREAMBLE:
             raise _broken("it does not begin with its boundary")
         if not found:
             if in_body and place > 0:
@@ -132,15 +133,15 @@ class FormDecoder:
             return True
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
-            if len(self._buffer) > _MOST_HEAD:
+            if len(self._buffer) > _MAX_HEAD:
                 raise _broken("the headers of a part are too long")
             return False
         lines = bytes(self._buffer[:end]).split(b"\r\n")
-        if end > _MOST_HEAD or lines[0].strip(b" \t"):
+        if end > _MAX_HEAD or lines[0].strip(b" \t"):
             raise _broken("a part does not begin as it should")
         self._parts += 1
-        if self._parts > _MOST_PARTS:
-            raise _broken(f"it has more than {_MOST_PARTS} parts")
+        if self._parts > _MAX_PARTS:
+            raise _broken(f"it has more than {_MAX_PARTS} parts")
         events.append(_read_part(lines[1:]))
         del self._buffer[: end + 4]
         self._state = _State.BODY

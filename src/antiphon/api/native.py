@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from urllib.parse import urlencode
 
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import Upstream, UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
+from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.upstream_errors import map_transport_error
 from antiphon.types.transport import Headers
-
-__all__ = ["NativeResponses"]
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta"})
@@ -32,7 +31,16 @@ _KEPT_PREFIXES = ("openai-", "x-ratelimit-")
 class NativeResponses:
     """The responses of the upstream of this name. `passthrough` and `headers`: what of the client's goes along."""
 
-    def __init__(self, upstream: Upstream, name: str, *, passthrough: bool, headers: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        name: str,
+        *,
+        passthrough: bool,
+        headers: Iterable[str] = (),
+        secrets: KnownSecrets = (),
+    ) -> None:
+        self._secrets = secrets
         self._upstream = upstream
         self._name = name
         self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
@@ -60,6 +68,8 @@ class NativeResponses:
                 body = b"".join([part async for part in answer.body()])
         except UpstreamCallFailed as failure:
             raise map_transport_error(failure.error) from None
+        if answer.status >= 400:
+            body = bytes_without(body, self._secrets)
         kept = tuple(
             (name, value) for name, value in answer.headers if name in _KEPT or name.startswith(_KEPT_PREFIXES)
         )

@@ -17,33 +17,40 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from antiphon.api.endpoint import Endpoint, Handler
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
     json_response,
-    list_body,
-    query_choice,
-    query_number,
+    list_response,
+    made_again,
+    made_is_gone,
     query_value,
     raw_response,
     read_body,
+    read_page,
 )
-from antiphon.api.route import Endpoint, Route
-from antiphon.engine.actions import StoredPrompt
-from antiphon.engine.ports import PageQuery, PromptChange, PromptStore
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.ports.actions import StoredPrompt
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.state import PromptChange, PromptStore
+from antiphon.errors import (
+    InvalidRequest,
+    NotFound,
+    invalid_parameter,
+    invalid_type,
+    missing_parameter,
+    unknown_parameter,
+)
 from antiphon.ids import IdFactory, is_id, new_id
-from antiphon.translation.checks import check_metadata, read_string
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS, PromptTemplate, variables_of
 from antiphon.translation.read_items import check_item
 from antiphon.translation.read_request import read_request
+from antiphon.translation.request_checks import check_metadata, read_string
 from antiphon.types.json import ABSENT, encode, given, raw
-
-__all__ = ["Prompts"]
 
 _SHOWN_ID = 128
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_LONGEST = {"name": 256, "description": 4096}
+_MAX_LENGTH = {"name": 256, "description": 4096}
 _OWN_FIELDS = frozenset({"name", "description", "metadata", "variables", "version", "set_as_default"})
 # What others call a prompt's text.
 _OTHER_NAMES = ("prompt", "template")
@@ -52,7 +59,7 @@ _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _FLAG = msgspec.json.Decoder(bool | None)
 _NUMBER = msgspec.json.Decoder(int | str | None)
 _TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
-_MOST_ITEMS, _MOST_TOOLS = 1_000, 1_024
+_MAX_ITEMS, _MAX_TOOLS = 1_000, 1_024
 _HOSTED = frozenset({"code_interpreter", "file_search", "image_generation", "mcp", "web_search", "web_search_preview"})
 
 
@@ -63,43 +70,45 @@ class Prompts:
         self._store = store
         self._new_id = make_id
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        default: dict[str, Endpoint] = {"POST": self.set_default, "PUT": self.set_default}
+        default: dict[str, Handler] = {"POST": self.set_default, "PUT": self.set_default}
         return (
-            Route("/v1/prompts", {"GET": self.list, "POST": self.create}),
-            Route("/v1/prompts/{}", {"GET": self.get, "POST": self.change, "PUT": self.replace, "DELETE": self.delete}),
-            Route("/v1/prompts/{}/versions", {"GET": self.list_versions}),
-            Route("/v1/prompts/{}/versions/{}", {"GET": self.get_version}),
-            Route("/v1/prompts/{}/default_version", default),
-            Route("/v1/prompts/{}/set-default-version", default),
+            Endpoint("/v1/prompts", {"GET": self.list, "POST": self.create}, keyed=True),
+            Endpoint(
+                "/v1/prompts/{}", {"GET": self.get, "POST": self.change, "PUT": self.replace, "DELETE": self.delete}
+            ),
+            Endpoint("/v1/prompts/{}/versions", {"GET": self.list_versions}),
+            Endpoint("/v1/prompts/{}/versions/{}", {"GET": self.get_version}),
+            Endpoint("/v1/prompts/{}/default_version", default),
+            Endpoint("/v1/prompts/{}/set-default-version", default),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/prompts`: the fields of a template, with `name`, `description` and `metadata`."""
         fields = _read_fields(request)
         template = _read_template(fields, {})
-        made = await self._store.create(
-            request.owner,
-            self._new_id("pmpt"),
-            _text("name", fields.get("name", ABSENT)),
-            _read_metadata(fields.get("metadata", ABSENT)) or b"{}",
-            template,
-        )
+        try:
+            made = await self._store.create(
+                request.owner,
+                self._new_id("pmpt"),
+                _text("name", fields.get("name", ABSENT)),
+                _read_metadata(fields.get("metadata", ABSENT)) or b"{}",
+                template,
+                request.once(),
+            )
+        except AlreadyMade as earlier:
+            found = await self._store.get(request.owner, earlier.object_id, 1)
+            if found is None:
+                raise made_is_gone("prompt") from None
+            return made_again(_shown(found))
         return _shown(made)
 
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
-        query = PageQuery(
-            limit=query_number(request, "limit", least=1, most=100, default=20),
-            after=query_value(request, "after"),
-            before=query_value(request, "before"),
-            descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
-        )
-        page = await self._store.list(request.owner, query)
-        ids = [each.id for each in page.prompts]
-        first, last = (ids[0], ids[-1]) if ids else (None, None)
-        return raw_response(list_body([_resource(each) for each in page.prompts], first, last, page.has_more))
+        page = await self._store.list(request.owner, read_page(request))
+        found = page.prompts
+        return list_response([_resource(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}`, in its default version or in `version`."""
@@ -110,12 +119,14 @@ class Prompts:
         return _shown(await self._known(request, prompt_id, version))
 
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}/versions`: all of them, newest first."""
-        found = await self._store.versions(request.owner, prompt_id) if is_id(prompt_id, "pmpt") else ()
-        if not found:
+        """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
+        page = None
+        if is_id(prompt_id, "pmpt"):
+            page = await self._store.versions(request.owner, prompt_id, read_page(request))
+        if page is None:
             raise _no_such_prompt(prompt_id)
-        numbers = [str(each.version) for each in found]
-        return raw_response(list_body([_resource(each) for each in found], numbers[0], numbers[-1], False))
+        numbers = [str(each.version) for each in page.prompts]
+        return list_response([_resource(each) for each in page.prompts], numbers, has_more=page.has_more)
 
     async def change(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`POST /v1/prompts/{id}`: fields of the template that are given replace those of the last version.
@@ -139,9 +150,7 @@ class Prompts:
         fields = read_body(request, dict[str, Raw])
         version = _read_version(fields.get("version", ABSENT))
         if version is None:
-            raise InvalidRequest(
-                "Missing required parameter: 'version'.", param="version", code="missing_required_parameter"
-            )
+            raise missing_parameter("version")
         made = None
         if is_id(prompt_id, "pmpt"):
             made = await self._store.set_default(request.owner, prompt_id, version)
@@ -207,7 +216,7 @@ def _read_fields(request: ApiRequest) -> dict[str, Raw]:
             fields["instructions"] = fields.pop(other)
     for name in fields:
         if name not in TEMPLATE_FIELDS and name not in _OWN_FIELDS:
-            raise InvalidRequest(f"Unknown parameter: '{name[:64]}'.", param=name[:64], code="unknown_parameter")
+            raise unknown_parameter(name[:64])
     return fields
 
 
@@ -233,8 +242,8 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
     wanted = {"id": "pmpt_0", "variables": dict.fromkeys(names, "text")}
     used = read_request(
         encode({"model": "model", "input": "text", "prompt": wanted}),
-        most_items=_MOST_ITEMS,
-        most_tools=_MOST_TOOLS,
+        max_items=_MAX_ITEMS,
+        max_tools=_MAX_TOOLS,
         hosted=_HOSTED,
         prompt=PromptTemplate(1, body),
     )
@@ -254,28 +263,19 @@ def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
     try:
         declared = _STRINGS.decode(value)
     except msgspec.MsgspecError:
-        raise InvalidRequest(
-            "Invalid type for 'variables': expected a list of names.", param="variables", code="invalid_type"
-        ) from None
+        raise invalid_type("variables", "expected a list of names") from None
     if different := sorted(set(declared) ^ set(names)):
-        raise InvalidRequest(
-            f"Invalid 'variables': {', '.join(name[:64] for name in different)} is declared and not used in the "
-            "template as '{{name}}', or used and not declared.",
-            param="variables",
-            code="invalid_value",
-        )
+        names_of = ", ".join(name[:64] for name in different)
+        problem = f"{names_of} is declared and not used in the template as '{{{{name}}}}', or used and not declared"
+        raise invalid_parameter("variables", problem)
 
 
 def _text(name: str, value: Raw) -> str | None:
     if not given(value):
         return None
     text = read_string(name, value)
-    if len(text) > _LONGEST[name]:
-        raise InvalidRequest(
-            f"Invalid '{name}': it may have at most {_LONGEST[name]} characters.",
-            param=name,
-            code="string_above_max_length",
-        )
+    if len(text) > _MAX_LENGTH[name]:
+        raise invalid_parameter(name, f"it may have at most {_MAX_LENGTH[name]} characters", "string_above_max_length")
     return text
 
 
@@ -286,9 +286,7 @@ def _read_metadata(value: Raw) -> bytes | None:
     try:
         metadata = _METADATA.decode(value)
     except msgspec.MsgspecError:
-        raise InvalidRequest(
-            "Invalid type for 'metadata': expected an object of strings.", param="metadata", code="invalid_type"
-        ) from None
+        raise invalid_type("metadata", "expected an object of strings") from None
     check_metadata(metadata or {})
     return encode(metadata or {})
 
@@ -299,9 +297,7 @@ def _read_flag(name: str, value: Raw) -> bool | None:
     try:
         flag: bool | None = _FLAG.decode(value)
     except msgspec.MsgspecError:
-        raise InvalidRequest(
-            f"Invalid type for '{name}': expected a boolean.", param=name, code="invalid_type"
-        ) from None
+        raise invalid_type(name, "expected a boolean") from None
     return flag
 
 
@@ -314,9 +310,7 @@ def _read_version(value: Raw) -> int | None:
     except msgspec.MsgspecError:
         text = ""
     if not _VERSION.fullmatch(text):
-        raise InvalidRequest(
-            "Invalid 'version': versions are numbered from 1 on.", param="version", code="invalid_value"
-        )
+        raise invalid_parameter("version", "versions are numbered from 1 on")
     return int(text)
 
 

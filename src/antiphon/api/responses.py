@@ -11,19 +11,17 @@ from __future__ import annotations
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    items_response,
     json_response,
-    list_body,
-    query_choice,
-    query_number,
+    list_response,
     query_value,
     raw_response,
+    read_page,
 )
-from antiphon.engine.job_bodies import whole_body
-from antiphon.engine.ports import PageQuery, ResponseStore
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.ports.stored_bodies import whole_body
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.ids import is_id
-
-__all__ = ["delete_response", "get_response", "list_input_items", "list_responses", "no_such_response"]
 
 _SHOWN_ID = 128
 
@@ -44,11 +42,9 @@ async def get_response(store: ResponseStore, request: ApiRequest, response_id: s
 
 async def list_responses(store: ResponseStore, request: ApiRequest) -> ApiResponse:
     """`GET /v1/responses`, newest first unless asked otherwise: whole responses. OpenAI has no such list."""
-    page = await store.list(request.owner, _page(request))
-    found = page.responses
-    first, last = (found[0].id, found[-1].id) if found else (None, None)
-    bodies = [whole_body(one.body, one.output_items) for one in found]
-    return raw_response(list_body(bodies, first, last, page.has_more))
+    page = await store.list(request.owner, read_page(request))
+    bodies = [whole_body(one.body, one.output_items) for one in page.responses]
+    return list_response(bodies, [one.id for one in page.responses], has_more=page.has_more)
 
 
 async def delete_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -60,22 +56,11 @@ async def delete_response(store: ResponseStore, request: ApiRequest, response_id
 
 async def list_input_items(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
     """`GET /v1/responses/{id}/input_items`, newest first unless asked otherwise."""
-    query = _page(request)
+    query = read_page(request)
     page = await store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
     if page is None:
         raise no_such_response(response_id)
-    items = page.items
-    first, last = (items[0].id, items[-1].id) if items else (None, None)
-    return raw_response(list_body([item.body for item in items], first, last, page.has_more))
-
-
-def _page(request: ApiRequest) -> PageQuery:
-    return PageQuery(
-        limit=query_number(request, "limit", least=1, most=100, default=20),
-        after=query_value(request, "after"),
-        before=query_value(request, "before"),
-        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
-    )
+    return items_response(page.items, has_more=page.has_more)
 
 
 def no_such_response(response_id: str) -> NotFound:

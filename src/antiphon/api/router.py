@@ -3,7 +3,8 @@
 Lives here: which method and path means which function, and that every error becomes an answer. Not here: how a path
 gets normalised (the doors, or Envoy), and what the functions do.
 
-Invariant: `handle` never raises (but for cancellation), and every error it answers is an OpenAI error object.
+Invariant: `handle` never raises (but for cancellation), every error it answers is an OpenAI error object, and an
+`Idempotency-Key` that has no effect is named in `antiphon-ignored`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ import structlog
 
 from antiphon.api.background import cancel_response, stream_response
 from antiphon.api.capabilities import Capabilities
-from antiphon.api.health import Readiness, health, ready
+from antiphon.api.endpoint import Endpoint, Handler
+from antiphon.api.health import Readiness, ReadyProbe, health
 from antiphon.api.http import ApiRequest, ApiResponse, error_response, nested_too_deeply, query_flag
 from antiphon.api.metrics import show_metrics
 from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
 from antiphon.api.responses import delete_response, get_response, list_input_items, list_responses
-from antiphon.api.route import Endpoint, Route
-from antiphon.engine.background import Background
-from antiphon.engine.exchange import COMPACT_PATH, COUNT_PATH
-from antiphon.engine.ports import ResponseStore
-from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError
+from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
+from antiphon.engine.ports.idempotency import HEADER
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.running.background import Background
+from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
-
-__all__ = ["EXCHANGE_PATH", "Router"]
+from antiphon.observability.outcome import write_outcome
 
 EXCHANGE_PATH = "/v1/responses"
+METRICS_PATH = "/metrics"
 _EXCHANGES = frozenset({EXCHANGE_PATH, COMPACT_PATH, COUNT_PATH})
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +54,7 @@ class Router:
         metrics: Metrics,
         native: NativeResponses | None = None,
         capabilities: Capabilities | None = None,
-        areas: Iterable[Route] = (),
+        areas: Iterable[Endpoint] = (),
         background: Background | None = None,
     ) -> None:
         """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist.
@@ -62,24 +65,24 @@ class Router:
         self._background = background
         self._store = store
         self._models = models
-        self._ready = ready
+        self._ready = ReadyProbe(ready)
         self._metrics = metrics
-        self.routes: tuple[Route, ...] = (
+        self.endpoints: tuple[Endpoint, ...] = (
             *areas,
-            Route(EXCHANGE_PATH, {"GET": self._list_responses}),
-            Route("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
-            Route("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
-            Route("/v1/responses/{}/cancel", {"POST": self._cancel_response}),
-            Route("/v1/models", {"GET": self._list_models}),
-            Route("/v1/models/{*}", {"GET": self._get_model}),
+            Endpoint(EXCHANGE_PATH, {"GET": self._list_responses}),
+            Endpoint("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
+            Endpoint("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
+            Endpoint("/v1/responses/{}/cancel", {"POST": self._cancel_response}),
+            Endpoint("/v1/models", {"GET": self._list_models}),
+            Endpoint("/v1/models/{*}", {"GET": self._get_model}),
             *(
-                [Route("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
+                [Endpoint("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
                 if capabilities
                 else []
             ),
-            Route("/health", {"GET": self._show_health}, open=True),
-            Route("/ready", {"GET": self._show_ready}, open=True),
-            Route("/metrics", {"GET": self._show_metrics}, open=True),
+            Endpoint("/health", {"GET": self._show_health}, open=True),
+            Endpoint("/ready", {"GET": self._show_ready}, open=True),
+            Endpoint(METRICS_PATH, {"GET": self._show_metrics}, open=True),
         )
 
     @staticmethod
@@ -90,33 +93,38 @@ class Router:
     def reads_body(self, method: str, path: str) -> bool:
         """Whether the answer depends on the request's body; otherwise it is not read."""
         return method in _WITH_BODY and any(
-            method in route.methods for route in self.routes if route.match(path) is not None
+            method in endpoint.methods for endpoint in self.endpoints if endpoint.match(path) is not None
         )
 
     def streams_body(self, method: str, path: str) -> bool:
         """Whether such a body is handed on as it comes (`reads_body` is true as well)."""
         return any(
-            route.streamed and method in route.methods and route.match(path) is not None for route in self.routes
+            endpoint.streamed and method in endpoint.methods and endpoint.match(path) is not None
+            for endpoint in self.endpoints
         )
 
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
-        return any(route.open and route.match(path) is not None for route in self.routes)
+        return any(endpoint.open and endpoint.match(path) is not None for endpoint in self.endpoints)
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The answer to any request; never raises."""
+        started = time.perf_counter()
         try:
             response = await self._answer(request)
         except ApiError as error:
+            failure = refusal(error)
+            if failure.loud:
+                write_outcome(_log, "request_failed", failure, time.perf_counter() - started, **_named(request))
             response = error_response(error)
         except RecursionError:
             # A part of a body, read where less of the stack is left than where the whole was.
             response = error_response(nested_too_deeply())
         except StoreError as error:
-            _log.error("store_failed", request_id=request.request_id, error=str(error), exc_info=True)
-            response = error_response(
-                InternalError("The stored data could not be read or changed.", code="storage_failed")
-            )
+            refused = store_refusal(error, "The stored data could not be read or changed")
+            refused.operation = "store"
+            write_outcome(_log, "store_failed", refusal(refused), time.perf_counter() - started, **_named(request))
+            response = error_response(refused)
         except Exception as error:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
             response = error_response(InternalError("The server had an error while processing your request."))
@@ -124,19 +132,18 @@ class Router:
         return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
-        for route in self.routes:
-            variables = route.match(request.path)
+        for endpoint in self.endpoints:
+            variables = endpoint.match(request.path)
             if variables is None:
                 continue
-            endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
-            if endpoint is not None:
-                return await endpoint(request, *variables)
+            handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)
+            if handler is not None:
+                response = await handler(request, *variables)
+                ignored = request.method in _WITH_BODY and not endpoint.keyed and request.header(HEADER) is not None
+                return _key_ignored(response) if ignored else response
             made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
-            return _other_method(request, (*route.methods, *made_by_doors))
-        raise NotFound(
-            f"Unknown request URL: {request.method} {request.path[:256]}. Please check the URL for typos.",
-            code="unknown_url",
-        )
+            return _other_method(request, (*endpoint.methods, *made_by_doors))
+        raise unknown_url(request.method, request.path)
 
     async def _list_responses(self, request: ApiRequest) -> ApiResponse:
         return await self._measured("list", list_responses(self._store, request))
@@ -174,15 +181,8 @@ class Router:
             return found
 
     async def _measured(self, operation: str, answer: Awaitable[ApiResponse]) -> ApiResponse:
-        started = time.perf_counter()
-        result = "ok"
-        try:
+        with self._metrics.storage(operation):
             return await answer
-        except StoreError:
-            result = "error"
-            raise
-        finally:
-            self._metrics.storage_operation(operation, result, time.perf_counter() - started)
 
     async def _list_models(self, request: ApiRequest) -> ApiResponse:
         return await self._models.list(request)
@@ -191,17 +191,34 @@ class Router:
         return await self._models.get(request, name)
 
     @staticmethod
-    def _list_capabilities(capabilities: Capabilities) -> Endpoint:
+    def _list_capabilities(capabilities: Capabilities) -> Handler:
         return lambda request: capabilities.show(request)
 
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return health()
 
     async def _show_ready(self, _request: ApiRequest) -> ApiResponse:
-        return await ready(self._ready)
+        return await self._ready.answer()
 
     async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
         return show_metrics(self._metrics)
+
+
+def _key_ignored(response: ApiResponse) -> ApiResponse:
+    """The answer, which says that the request's key had no effect."""
+    said = next((value for name, value in response.headers if name == "antiphon-ignored"), None)
+    others = tuple(pair for pair in response.headers if pair[0] != "antiphon-ignored")
+    named = HEADER if said is None else f"{said}, {HEADER}"
+    return replace(response, headers=(*others, ("antiphon-ignored", named)))
+
+
+def _named(request: ApiRequest) -> dict[str, str]:
+    return {"request_id": request.request_id, "method": request.method[:32], "path": request.path[:256]}
+
+
+def unknown_url(method: str, path: str) -> NotFound:
+    """The error for a path that does not exist, at least for whoever asks."""
+    return NotFound(f"Unknown request URL: {method} {path[:256]}. Please check the URL for typos.", code="unknown_url")
 
 
 def _other_method(request: ApiRequest, methods: tuple[str, ...]) -> ApiResponse:

@@ -16,37 +16,36 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from antiphon.api.endpoint import Endpoint
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
     json_response,
-    list_body,
+    list_response,
+    made_again,
+    made_is_gone,
     query_choice,
     query_number,
     query_value,
     raw_response,
+    read_page,
 )
-from antiphon.api.route import Route
+from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_shapes import (
-    ignored_fields,
-    missing,
     no_such_file,
     no_such_store,
     read_attributes,
     read_chunking,
-    read_known,
-    read_page,
     show_batch,
     show_file,
 )
-from antiphon.engine.file_ports import FileStore
-from antiphon.engine.knowledge import FilePage, NewFile, VectorFile, VectorStore, VectorStores
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.vector_stores import FilePage, NewFile, VectorFile, VectorStore, VectorStores
+from antiphon.errors import InvalidRequest, NotFound, array_too_long, invalid_parameter, missing_parameter
 from antiphon.ids import IdFactory, is_id, is_name
 
-__all__ = ["VectorFiles"]
-
-_MOST_BATCH = 2_000
+_MAX_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000
 _SHOWN_ID = 128
 # OpenAI's clients wait so many milliseconds before they ask again, and a second unless they are told.
@@ -79,28 +78,26 @@ class VectorFiles:
         self._files = files
         self._new_id = make_id
 
-    def routes(self, prefix: str) -> tuple[Route, ...]:
+    def endpoints(self, prefix: str) -> tuple[Endpoint, ...]:
         """The rows of the path table below a prefix."""
         files, batches = prefix + "/{}/files", prefix + "/{}/file_batches"
         return (
-            Route(files, {"GET": self.list, "POST": self.add}),
-            Route(files + "/{}", {"GET": self.get, "POST": self.change, "DELETE": self.remove}),
-            Route(files + "/{}/content", {"GET": self.content}),
-            Route(batches, {"POST": self.add_batch}),
-            Route(batches + "/{}", {"GET": self.get_batch}),
-            Route(batches + "/{}/cancel", {"POST": self.cancel_batch}),
-            Route(batches + "/{}/files", {"GET": self.list_batch}),
+            Endpoint(files, {"GET": self.list, "POST": self.add}, keyed=True),
+            Endpoint(files + "/{}", {"GET": self.get, "POST": self.change, "DELETE": self.remove}),
+            Endpoint(files + "/{}/content", {"GET": self.content}),
+            Endpoint(batches, {"POST": self.add_batch}, keyed=True),
+            Endpoint(batches + "/{}", {"GET": self.get_batch}),
+            Endpoint(batches + "/{}/cancel", {"POST": self.cancel_batch}),
+            Endpoint(batches + "/{}/files", {"GET": self.list_batch}),
         )
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
-        """The names of uploaded files. Raises `InvalidRequest` for one that is not there."""
+        """The names of uploaded files. Raises `NotFound` for one that is not there."""
         names = {}
         for file_id in file_ids:
             found = await self._files.get(owner, file_id) if is_name(file_id) else None
             if found is None:
-                raise InvalidRequest(
-                    f"File with id '{file_id[:_SHOWN_ID]}' not found.", param=param, code="file_not_found"
-                )
+                raise NotFound(f"File with id '{file_id[:_SHOWN_ID]}' not found.", param=param, code="file_not_found")
             names[file_id] = found.name
         return names
 
@@ -108,16 +105,29 @@ class VectorFiles:
         """`POST …/files`."""
         body, ignored = read_known(request, _Add)
         if not body.file_id:
-            raise missing("file_id")
+            raise missing_parameter("file_id")
         attributes = read_attributes("attributes", body.attributes)
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
+        once = request.once()
+        if once is not None and (known := await self._stores.made(once)) is not None:
+            return await self._added_again(request, store_id, known, ignored)
         await self._open_store(request, store_id)
         names = await self.filenames(request.owner, [body.file_id], "file_id")
         new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
-        if not await self._stores.add_files(request.owner, store_id, [new]):
-            raise no_such_store(store_id)
+        try:
+            if not await self._stores.add_files(request.owner, store_id, [new], once=once):
+                raise no_such_store(store_id)
+        except AlreadyMade as earlier:
+            return await self._added_again(request, store_id, earlier.object_id, ignored)
         added = await self._known(request, store_id, body.file_id)
         return raw_response(show_file(added), headers=ignored_fields(ignored))
+
+    async def _added_again(self, request: ApiRequest, store_id: str, file_id: str, ignored: list[str]) -> ApiResponse:
+        """The answer to a request that added this file before."""
+        found = await self._stores.get_file(request.owner, store_id, file_id)
+        if found is None:
+            raise made_is_gone("vector store's file")
+        return made_again(raw_response(show_file(found), headers=ignored_fields(ignored)))
 
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
@@ -137,7 +147,7 @@ class VectorFiles:
         """`POST …/files/{id}`: replaces the attributes."""
         body, ignored = read_known(request, _Change)
         if body.attributes is UNSET:
-            raise missing("attributes")
+            raise missing_parameter("attributes")
         attributes = read_attributes("attributes", body.attributes)
         await self._known(request, store_id, file_id)
         await self._stores.set_attributes(request.owner, store_id, file_id, attributes)
@@ -153,7 +163,7 @@ class VectorFiles:
 
     async def content(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
-        first = query_number(request, "page", least=0, most=1 << 20, default=0)
+        first = query_number(request, "page", least=0, limit=1 << 20, default=0)
         await self._known(request, store_id, file_id)
         texts = await self._stores.file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1)
         if texts is None:
@@ -172,13 +182,19 @@ class VectorFiles:
         """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
         body, ignored = read_known(request, _AddBatch)
         new = _batch(body)
+        once = request.once()
+        if once is not None and (known := await self._stores.made(once)) is not None:
+            return made_again(await self._shown_batch(request, store_id, known, ignored))
         await self._open_store(request, store_id)
         param = "file_ids" if body.file_ids is not None else "files"
         names = await self.filenames(request.owner, [one.file_id for one in new], param)
         batch_id = self._new_id("vsfb")
         files = [NewFile(one.file_id, names[one.file_id], one.attributes, one.chunking) for one in new]
-        if not await self._stores.add_files(request.owner, store_id, files, batch_id=batch_id):
-            raise no_such_store(store_id)
+        try:
+            if not await self._stores.add_files(request.owner, store_id, files, batch_id=batch_id, once=once):
+                raise no_such_store(store_id)
+        except AlreadyMade as earlier:
+            return made_again(await self._shown_batch(request, store_id, earlier.object_id, ignored))
         return await self._shown_batch(request, store_id, batch_id, ignored)
 
     async def get_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
@@ -252,7 +268,7 @@ def _batch(body: _AddBatch) -> Sequence[NewFile]:
     for number, one in enumerate(body.files or ()):
         where = f"files[{number}]"
         if not one.file_id:
-            raise missing(f"{where}.file_id")
+            raise missing_parameter(f"{where}.file_id")
         own = attributes if one.attributes is None else read_attributes(f"{where}.attributes", one.attributes)
         cut = chunking
         if one.chunking_strategy is not None:
@@ -260,13 +276,9 @@ def _batch(body: _AddBatch) -> Sequence[NewFile]:
         new[one.file_id] = NewFile(one.file_id, "", own, cut)
     name = "files" if body.files is not None else "file_ids"
     if not new:
-        raise InvalidRequest(f"Invalid '{name}': it is empty.", param=name, code="invalid_value")
-    if len(new) > _MOST_BATCH:
-        raise InvalidRequest(
-            f"Invalid '{name}': array too long. Expected an array with maximum length {_MOST_BATCH}.",
-            param=name,
-            code="array_above_max_length",
-        )
+        raise invalid_parameter(name, "it is empty")
+    if len(new) > _MAX_BATCH:
+        raise array_too_long(name, _MAX_BATCH)
     return list(new.values())
 
 
@@ -277,6 +289,5 @@ def _state(request: ApiRequest) -> str | None:
 
 
 def _shown(page: FilePage) -> ApiResponse:
-    ids = [file.file_id for file in page.files]
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return raw_response(list_body([show_file(file) for file in page.files], first, last, page.has_more))
+    found = page.files
+    return list_response([show_file(each) for each in found], [each.file_id for each in found], has_more=page.has_more)

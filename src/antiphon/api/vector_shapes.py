@@ -7,42 +7,24 @@ Invariant: an error names the field it is about.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.api.http import ApiRequest, query_choice, query_number, query_value, read_body
-from antiphon.engine.knowledge import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
-from antiphon.engine.ports import PageQuery
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.api.http import ApiRequest
+from antiphon.api.known_fields import read_known
+from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
+from antiphon.errors import NotFound, invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.types.json import encode
 from antiphon.types.search import Attributes
-from antiphon.types.transport import Headers
-
-__all__ = [
-    "Expiry",
-    "ignored_fields",
-    "missing",
-    "no_such_file",
-    "no_such_store",
-    "read_attributes",
-    "read_chunking",
-    "read_expiry",
-    "read_known",
-    "read_page",
-    "show_batch",
-    "show_file",
-    "show_store",
-]
 
 _SHOWN_ID = 128
-_MOST_ATTRIBUTES, _MOST_KEY, _MOST_VALUE = 16, 64, 512
-_LEAST_CHUNK, _MOST_CHUNK = 100, 4_096
+_MAX_ATTRIBUTES, _MAX_KEY, _MAX_VALUE = 16, 64, 512
+_MIN_CHUNK, _MAX_CHUNK = 100, 4_096
 
 _Body = TypeVar("_Body", bound=Struct)
-_FIELDS = msgspec.json.Decoder(dict[str, Raw])
 
 
 class Expiry(Struct):
@@ -52,27 +34,15 @@ class Expiry(Struct):
     days: int | None = None
 
 
-def read_known(request: ApiRequest, kind: type[_Body]) -> tuple[_Body, list[str]]:
-    """The body, and the names of its fields that mean nothing here."""
-    body = read_body(request, kind)
-    names = _FIELDS.decode(request.body or b"{}")
-    return body, [name for name in names if name not in kind.__struct_fields__]
-
-
-def ignored_fields(names: list[str]) -> Headers:
-    """The header that names what was ignored."""
-    plain = [name[:64] for name in names[:16] if name.isascii() and name.isprintable() and "," not in name]
-    return (("antiphon-ignored", ", ".join(plain)),) if plain else ()
-
-
-def read_page(request: ApiRequest) -> PageQuery:
-    """Which page of a list."""
-    return PageQuery(
-        limit=query_number(request, "limit", least=1, most=100, default=20),
-        after=query_value(request, "after"),
-        before=query_value(request, "before"),
-        descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",
-    )
+def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
+    """The body. Raises `InvalidRequest` for a field that is not known: what would narrow a search must not be lost."""
+    body, unknown = read_known(request, kind)
+    if unknown:
+        name = unknown[0][:64]
+        near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        advice = f"Did you mean '{near[0]}'?" if near else ""
+        raise unknown_parameter(name, advice)
+    return body
 
 
 def read_expiry(expiry: Expiry | None) -> int | None:
@@ -80,9 +50,9 @@ def read_expiry(expiry: Expiry | None) -> int | None:
     if expiry is None:
         return None
     if expiry.anchor != "last_active_at":
-        raise _invalid("expires_after.anchor", "expected 'last_active_at'")
+        raise invalid_parameter("expires_after.anchor", "expected 'last_active_at'")
     if expiry.days is None or not 1 <= expiry.days <= 365:
-        raise _invalid("expires_after.days", "expected an integer from 1 to 365")
+        raise invalid_parameter("expires_after.days", "expected an integer from 1 to 365")
     return expiry.days
 
 
@@ -91,18 +61,18 @@ def read_chunking(name: str, strategy: Mapping[str, Any] | None) -> Chunking:
     if strategy is None or strategy.get("type") == "auto":
         return AUTO_CHUNKING
     if strategy.get("type") != "static":
-        raise _invalid(f"{name}.type", "expected 'auto' or 'static'")
+        raise invalid_parameter(f"{name}.type", "expected 'auto' or 'static'")
     static = strategy.get("static")
     if not isinstance(static, dict):
-        raise missing(f"{name}.static")
+        raise missing_parameter(f"{name}.static")
     size = _whole(f"{name}.static.max_chunk_size_tokens", static.get("max_chunk_size_tokens"))
     overlap = _whole(f"{name}.static.chunk_overlap_tokens", static.get("chunk_overlap_tokens"))
-    if not _LEAST_CHUNK <= size <= _MOST_CHUNK:
-        raise _invalid(
-            f"{name}.static.max_chunk_size_tokens", f"expected an integer from {_LEAST_CHUNK} to {_MOST_CHUNK}"
+    if not _MIN_CHUNK <= size <= _MAX_CHUNK:
+        raise invalid_parameter(
+            f"{name}.static.max_chunk_size_tokens", f"expected an integer from {_MIN_CHUNK} to {_MAX_CHUNK}"
         )
     if not 0 <= overlap <= size // 2:
-        raise _invalid(f"{name}.static.chunk_overlap_tokens", "expected at most half of max_chunk_size_tokens")
+        raise invalid_parameter(f"{name}.static.chunk_overlap_tokens", "expected at most half of max_chunk_size_tokens")
     return Chunking("static", size, overlap)
 
 
@@ -110,16 +80,18 @@ def read_attributes(name: str, attributes: Mapping[str, Any] | None) -> Attribut
     """A file's attributes; null is none."""
     if attributes is None:
         return {}
-    if len(attributes) > _MOST_ATTRIBUTES:
-        raise _invalid(name, f"it may have at most {_MOST_ATTRIBUTES} pairs", "object_above_max_properties")
+    if len(attributes) > _MAX_ATTRIBUTES:
+        raise invalid_parameter(name, f"it may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties")
     for key, value in attributes.items():
-        if len(key) > _MOST_KEY:
-            raise _invalid(name, f"keys may have at most {_MOST_KEY} characters", "string_above_max_length")
+        if len(key) > _MAX_KEY:
+            raise invalid_parameter(name, f"keys may have at most {_MAX_KEY} characters", "string_above_max_length")
         where = f"{name}.{key}"
         if not isinstance(value, str | bool | int | float):
-            raise _invalid(where, "expected a string, a number or a boolean", "invalid_type")
-        if isinstance(value, str) and len(value) > _MOST_VALUE:
-            raise _invalid(where, f"values may have at most {_MOST_VALUE} characters", "string_above_max_length")
+            raise invalid_parameter(where, "expected a string, a number or a boolean", "invalid_type")
+        if isinstance(value, str) and len(value) > _MAX_VALUE:
+            raise invalid_parameter(
+                where, f"values may have at most {_MAX_VALUE} characters", "string_above_max_length"
+            )
     return dict(attributes)
 
 
@@ -190,11 +162,6 @@ def show_batch(batch: Batch) -> bytes:
     )
 
 
-def missing(name: str) -> InvalidRequest:
-    """The error for a field that must be there."""
-    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-
-
 def no_such_store(store_id: str) -> NotFound:
     """The 404 for an id in a path."""
     return NotFound(f"Vector store with id '{store_id[:_SHOWN_ID]}' not found.")
@@ -221,11 +188,7 @@ def _expiry(days: int | None) -> dict[str, Any]:
 
 def _whole(name: str, value: object) -> int:
     if value is None:
-        raise missing(name)
+        raise missing_parameter(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _invalid(name, "expected an integer", "invalid_type")
+        raise invalid_parameter(name, "expected an integer", "invalid_type")
     return value
-
-
-def _invalid(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)

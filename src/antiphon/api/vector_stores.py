@@ -16,38 +16,51 @@ from typing import Any, Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
-from antiphon.api.http import ApiRequest, ApiResponse, json_response, list_body, raw_response
-from antiphon.api.route import Route
+from antiphon.api.endpoint import Endpoint
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    list_response,
+    made_again,
+    made_is_gone,
+    raw_response,
+    read_page,
+)
+from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_files import VectorFiles
 from antiphon.api.vector_shapes import (
     Expiry,
-    ignored_fields,
-    missing,
     no_such_store,
     read_chunking,
     read_expiry,
-    read_known,
-    read_page,
+    read_strictly,
     show_store,
 )
-from antiphon.engine.file_ports import FileStore
-from antiphon.engine.knowledge import NewFile, Searcher, StoreChanges, VectorStores
-from antiphon.engine.search_options import read_filters, read_ranking
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.vector_stores import NewFile, Searcher, StoreChanges, VectorStores
+from antiphon.errors import (
+    InvalidRequest,
+    NotFound,
+    array_too_long,
+    invalid_parameter,
+    missing_parameter,
+    string_too_long,
+)
 from antiphon.ids import IdFactory, is_id, new_id
-from antiphon.translation.checks import check_metadata
+from antiphon.translation.request_checks import check_metadata
+from antiphon.translation.search_options import read_filters, read_ranking
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
-__all__ = ["PREFIXES", "QueryRewriter", "VectorStoreApi"]
-
 PREFIXES = ("/v1/vector_stores", "/v1/vector-stores")
 
-_MOST_FILES = 500
-_MOST_QUERIES, _MOST_QUERY = 16, 8_192
-_MOST_RESULTS, _RESULTS = 50, 10
-_MOST_STORES = 16
-_MOST_NAME, _MOST_DESCRIPTION = 256, 2_048
+_MAX_FILES = 500
+_MAX_QUERIES, _MAX_QUERY = 16, 8_192
+_MAX_RESULTS, _RESULTS = 50, 10
+_MAX_STORES = 16
+_MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 
 class QueryRewriter(Protocol):
@@ -103,27 +116,27 @@ class VectorStoreApi:
         self._new_id = make_id
         self._files = VectorFiles(stores, files, make_id)
 
-    def routes(self) -> tuple[Route, ...]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        rows = [Route("/v1/search", {"POST": self.search_several})]
+        rows = [Endpoint("/v1/search", {"POST": self.search_several})]
         for prefix in PREFIXES:
             rows += [
-                Route(prefix, {"GET": self.list, "POST": self.create}),
-                Route(prefix + "/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
-                Route(prefix + "/{}/search", {"POST": self.search}),
-                *self._files.routes(prefix),
+                Endpoint(prefix, {"GET": self.list, "POST": self.create}, keyed=True),
+                Endpoint(prefix + "/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
+                Endpoint(prefix + "/{}/search", {"POST": self.search}),
+                *self._files.endpoints(prefix),
             ]
         return tuple(rows)
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/vector_stores`."""
         body, ignored = read_known(request, _Create)
-        _check_length("name", body.name, _MOST_NAME)
-        _check_length("description", body.description, _MOST_DESCRIPTION)
+        _check_length("name", body.name, _MAX_NAME)
+        _check_length("description", body.description, _MAX_DESCRIPTION)
         check_metadata(body.metadata or {})
         ids = list(dict.fromkeys(body.file_ids or ()))
-        if len(ids) > _MOST_FILES:
-            raise _too_long("file_ids", _MOST_FILES)
+        if len(ids) > _MAX_FILES:
+            raise array_too_long("file_ids", _MAX_FILES)
         if body.chunking_strategy is not None and not ids:
             raise InvalidRequest(
                 "'chunking_strategy' is for the files in 'file_ids', and there are none.",
@@ -131,24 +144,37 @@ class VectorStoreApi:
                 code="invalid_value",
             )
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
+        once = request.once()
+        if once is not None and (known := await self._stores.made(once)) is not None:
+            return await self._again(request, known, ignored)
         names = await self._files.filenames(request.owner, ids, "file_ids")
-        made = await self._stores.create(
-            request.owner,
-            self._new_id("vs"),
-            name=body.name,
-            description=body.description,
-            metadata=encode(body.metadata or {}),
-            expires_days=read_expiry(body.expires_after),
-            files=[NewFile(file_id, names[file_id], chunking=chunking) for file_id in ids],
-        )
+        try:
+            made = await self._stores.create(
+                request.owner,
+                self._new_id("vs"),
+                name=body.name,
+                description=body.description,
+                metadata=encode(body.metadata or {}),
+                expires_days=read_expiry(body.expires_after),
+                files=[NewFile(file_id, names[file_id], chunking=chunking) for file_id in ids],
+                once=once,
+            )
+        except AlreadyMade as earlier:
+            return await self._again(request, earlier.object_id, ignored)
         return raw_response(show_store(made), headers=ignored_fields(ignored))
+
+    async def _again(self, request: ApiRequest, store_id: str, ignored: list[str]) -> ApiResponse:
+        """The answer to a request that made this store before."""
+        found = await self._stores.get(request.owner, store_id)
+        if found is None:
+            raise made_is_gone("vector store")
+        return made_again(raw_response(show_store(found), headers=ignored_fields(ignored)))
 
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/vector_stores`: newest first unless asked otherwise."""
         page = await self._stores.list(request.owner, read_page(request))
-        ids = [store.id for store in page.stores]
-        first, last = (ids[0], ids[-1]) if ids else (None, None)
-        return raw_response(list_body([show_store(store) for store in page.stores], first, last, page.has_more))
+        found = page.stores
+        return list_response([show_store(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET /v1/vector_stores/{id}`."""
@@ -160,7 +186,7 @@ class VectorStoreApi:
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}`: what is not given stays; `expires_after: null` takes the expiry away."""
         body, ignored = read_known(request, _Update)
-        _check_length("name", body.name, _MOST_NAME)
+        _check_length("name", body.name, _MAX_NAME)
         metadata = None if body.metadata is UNSET else body.metadata or {}
         check_metadata(metadata or {})
         expiry = None if body.expires_after is UNSET else body.expires_after
@@ -183,38 +209,33 @@ class VectorStoreApi:
 
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}/search`."""
-        body, ignored = read_known(request, _Search)
-        return await self._search(request, (store_id,), body, ignored)
+        return await self._search(request, (store_id,), read_strictly(request, _Search))
 
     async def search_several(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
-        body, ignored = read_known(request, _SearchSeveral)
+        body = read_strictly(request, _SearchSeveral)
         alone = [body.vector_store_id] if body.vector_store_id else []
         ids = list(dict.fromkeys([*(body.vector_store_ids or ()), *alone]))
         if not ids:
-            raise missing("vector_store_ids")
-        if len(ids) > _MOST_STORES:
-            raise _too_long("vector_store_ids", _MOST_STORES)
+            raise missing_parameter("vector_store_ids")
+        if len(ids) > _MAX_STORES:
+            raise array_too_long("vector_store_ids", _MAX_STORES)
         try:
-            return await self._search(request, ids, body, ignored, named=True)
+            return await self._search(request, ids, body, named=True)
         except NotFound as error:
             # In a body, not in the path.
             raise InvalidRequest(error.message, param="vector_store_ids", code="not_found") from None
 
     async def _search(
-        self, request: ApiRequest, ids: Sequence[str], body: _Search, ignored: Sequence[str], *, named: bool = False
+        self, request: ApiRequest, ids: Sequence[str], body: _Search, *, named: bool = False
     ) -> ApiResponse:
         queries = _queries(body.query)
         limit = _RESULTS if body.max_num_results is None else body.max_num_results
-        if not 1 <= limit <= _MOST_RESULTS:
-            raise InvalidRequest(
-                f"Invalid 'max_num_results': expected an integer from 1 to {_MOST_RESULTS}.",
-                param="max_num_results",
-                code="invalid_value",
-            )
+        if not 1 <= limit <= _MAX_RESULTS:
+            raise invalid_parameter("max_num_results", f"expected an integer from 1 to {_MAX_RESULTS}")
         filters = read_filters(body.filters, "filters")
         ranking = read_ranking(body.ranking_options, "ranking_options")
-        unknown = [*ignored]
+        unknown = []
         if body.rewrite_query:
             # The store's existence first: a model call for nothing helps nobody.
             await self._searcher.search(request.owner, ids, ())
@@ -249,30 +270,17 @@ class VectorStoreApi:
 
 def _queries(query: str | list[str] | None) -> list[str]:
     if query is None:
-        raise missing("query")
+        raise missing_parameter("query")
     queries = [query] if isinstance(query, str) else query
     if not queries or not any(one.strip() for one in queries):
-        raise InvalidRequest("Invalid 'query': it is empty.", param="query", code="invalid_value")
-    if len(queries) > _MOST_QUERIES:
-        raise _too_long("query", _MOST_QUERIES)
+        raise invalid_parameter("query", "it is empty")
+    if len(queries) > _MAX_QUERIES:
+        raise array_too_long("query", _MAX_QUERIES)
     for one in queries:
-        _check_length("query", one, _MOST_QUERY)
+        _check_length("query", one, _MAX_QUERY)
     return queries
 
 
-def _check_length(name: str, value: str | None, most: int) -> None:
-    if value is not None and len(value) > most:
-        raise InvalidRequest(
-            f"Invalid '{name}': string too long. Expected a string with maximum length {most}, but got a string with "
-            f"length {len(value)} instead.",
-            param=name,
-            code="string_above_max_length",
-        )
-
-
-def _too_long(name: str, most: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid '{name}': array too long. Expected an array with maximum length {most}.",
-        param=name,
-        code="array_above_max_length",
-    )
+def _check_length(name: str, value: str | None, limit: int) -> None:
+    if value is not None and len(value) > limit:
+        raise string_too_long(name, limit, len(value))

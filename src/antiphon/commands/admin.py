@@ -21,32 +21,35 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from antiphon.app import kept_for, owner_key
+from antiphon.app.keys import lost_keys, new_keys, owner_key
+from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
-from antiphon.config import Settings
-from antiphon.engine.file_ports import FileQuery, StoredFile
-from antiphon.engine.owners import OwnerResolver
+from antiphon.config.settings import Settings
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.errors import ConfigError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.admin import delete_owner, export_owner, list_owners, vacuum
-from antiphon.stores.knowledge import VECTORS_FILE
-from antiphon.stores.knowledge_admin import (
+from antiphon.stores.vector_admin import (
     count_stores,
     delete_stores,
     export_stores,
-    opened_knowledge,
+    opened_vector_database,
     sweep_stores,
 )
+from antiphon.stores.vector_database import VECTORS_FILE
+from antiphon.tools.code_interpreter import OwnersContainers
 
-__all__ = ["run"]
-
-_KINDS = ("responses", "conversations", "prompts", "files", "vector_stores")
+_KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
 _PART = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
+    if arguments.action == "restore":
+        print(restore(settings, _given(arguments.source, "--from")))
+        return 0
     path = settings.data / SESSIONS_FILE
     if not path.exists():
         raise ConfigError(f"data: there is no database in {settings.data}; name the folder with --data or --config")
@@ -58,15 +61,42 @@ def run(arguments: argparse.Namespace) -> int:
             if each.exists():
                 before, after = vacuum(each)
                 print(f"{each}: {before} bytes before, {after} after")
+    elif action == "new-keys":
+        return _new_keys(settings, sure=arguments.yes)
+    elif action == "backup":
+        print(backup(settings, _given(arguments.target, "--to"), with_keys=not arguments.without_keys))
     elif action == "purge":
         print(asyncio.run(_purge(settings)))
     elif action == "export":
+        owner = _owner(arguments, settings)
+        if owner not in _owners(settings):
+            # Standard output is for what there is.
+            print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
+            return 1
         if arguments.files is not None:
             arguments.files.mkdir(mode=0o700, parents=True, exist_ok=True)
-        asyncio.run(_export(settings, _owner(arguments, settings), arguments.files, sys.stdout))
+        asyncio.run(_export(settings, owner, arguments.files, sys.stdout))
     else:
         return _delete(settings, _owner(arguments, settings), sure=arguments.yes)
     return 0
+
+
+def _new_keys(settings: Settings, *, sure: bool) -> int:
+    lost = lost_keys(settings)
+    if not lost:
+        print("No key is missing that anything depends on.")
+    elif sure:
+        print(f"Made new: {', '.join(map(str, new_keys(settings)))}. What the old ones opened stays closed.")
+    else:
+        for name, why in lost.items():
+            print(f"{settings.data / name} is gone, and {why}")
+    return 0 if sure or not lost else 1
+
+
+def _given(path: Path | None, flag: str) -> Path:
+    if path is None:
+        raise ConfigError(f"name the archive with {flag}")
+    return path
 
 
 def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
@@ -86,11 +116,15 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
 def _owners(settings: Settings) -> dict[str, list[int]]:
     """How many of each kind every owner has."""
     stores = asyncio.run(count_stores(settings.data))
+    containers = OwnersContainers(settings.data).count()
     found = {
-        one.owner: [one.responses, one.conversations, one.prompts, one.files, stores.pop(one.owner, 0)]
+        one.owner: [one.responses, one.conversations, one.prompts, one.files]
         for one in list_owners(settings.data / SESSIONS_FILE)
     }
-    return found | {owner: [0, 0, 0, 0, count] for owner, count in stores.items()}
+    return {
+        owner: [*found.get(owner, [0, 0, 0, 0]), stores.get(owner, 0), containers.get(owner, 0)]
+        for owner in {*found, *stores, *containers}
+    }
 
 
 def _print_owners(settings: Settings, out: TextIO) -> None:
@@ -103,7 +137,7 @@ def _print_owners(settings: Settings, out: TextIO) -> None:
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
-    stores = await open_stores(settings.data, chain_items=settings.limits.chain_items, kept=kept_for(settings))
+    stores = await open_stores(settings.data, chain_items=settings.limits.chain_items, kept=settings.retention)
     try:
         yield stores
     finally:
@@ -111,13 +145,13 @@ async def _opened(settings: Settings) -> AsyncIterator[Stores]:
 
 
 async def _purge(settings: Settings) -> str:
-    async with _opened(settings) as stores, opened_knowledge(settings.data) as knowledge:
+    async with _opened(settings) as stores, opened_vector_database(settings.data) as database:
         chains, conversations, events = await stores.retention.sweep()
-        if knowledge is not None:
-            stores.files.on_expired = knowledge.stores.forget_file
+        if database is not None:
+            stores.files.on_expired = database.stores.forget_file
         expired = sum(await stores.files.sweep())
-        if knowledge is not None:
-            await sweep_stores(knowledge)
+        if database is not None:
+            await sweep_stores(database)
     return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
 
 
@@ -126,6 +160,17 @@ async def _export(settings: Settings, owner: str, folder: Path | None, out: Text
         _write(out, kind, row_id, of, json.loads(body))
     for kind, row_id, of, data in await export_stores(settings.data, owner):
         _write(out, kind, row_id, of, data)
+    containers = OwnersContainers(settings.data)
+    for kind, row_id, of, data in await containers.export(owner):
+        _write(out, kind, row_id, of, data)
+    if folder is not None:
+        number = 0
+        async for container_id, path, parts in containers.contents(owner):
+            # Different paths may be one name here.
+            number += 1
+            with (folder / f"{container_id}-{number}-{_UNFIT.sub('_', path)[-100:]}").open("wb") as copy:
+                async for part in parts:
+                    copy.write(part)
     async with _opened(settings) as stores:
         async for file in _files(stores, owner):
             _write(out, "files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
@@ -179,6 +224,7 @@ def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
 
 
 async def _delete_files(settings: Settings, owner: str) -> None:
+    await OwnersContainers(settings.data).delete(owner)
     await delete_stores(settings.data, owner)
     async with _opened(settings) as stores:
         for file in [file async for file in _files(stores, owner)]:

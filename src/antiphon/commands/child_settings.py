@@ -1,6 +1,7 @@
 """Settings on their way to a child process: a file for most of them, the environment for those that are secret.
 
-Lives here: telling the two apart, wherever in the settings a secret stands. Not here: starting children (`up.py`).
+Lives here: telling the two apart, wherever in the settings a secret stands, and what differs for the children of `up`.
+Not here: starting them (`up.py`).
 
 Invariant: no secret is in the file's values, and every setting is in one of the two.
 """
@@ -8,6 +9,8 @@ Invariant: no secret is in the file's values, and every setting is in one of the
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -15,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from antiphon.config import Settings
-from antiphon.settings_sources import field_paths
-
-__all__ = ["file_values", "secret_environment"]
+from antiphon.config.processes import MetricsSettings
+from antiphon.config.settings import Settings
+from antiphon.config.sources import field_paths
+from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 
 
 def file_values(settings: Settings) -> dict[str, Any]:
@@ -43,6 +46,45 @@ def secret_environment(settings: Settings) -> dict[str, str]:
         if _holds_secret(value):
             environ["ANTIPHON_" + "__".join(path).upper()] = _as_text(_revealed(value))
     return environ
+
+
+def placed_in(settings: Settings, folder: Path) -> Settings:
+    """The settings with `{data}` in addresses replaced by the folder of this run."""
+
+    def place(address: str) -> str:
+        return address.replace("{data}", str(folder))
+
+    sidecar = settings.sidecar
+    names = ("grpc", "http", "model_door")
+    # With Envoy it is our listener that closes; sidecars that went on serving would only delay the end.
+    notice = 0.0 if settings.door == "envoy" else settings.timeouts.notice
+    return settings.model_copy(
+        update={
+            "data": settings.data.absolute(),
+            "timeouts": settings.timeouts.model_copy(update={"notice": notice}),
+            # Ours, which shows theirs.
+            "metrics": MetricsSettings(),
+            "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
+            "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
+        }
+    )
+
+
+def _plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """Secrets travel in the environment, never in files or arguments."""
+    return {**_plain_environment(), **secret_environment(settings)}
+
+
+def envoy_environment(settings: Settings) -> dict[str, str]:
+    """What Envoy's process holds: the keys that it adds, and the shared secret."""
+    secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
+    secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
+    given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
+    return {**_plain_environment(), **given}
 
 
 def _at(settings: Settings, path: tuple[str, ...]) -> Any:
@@ -77,7 +119,8 @@ def _revealed(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    """Lists are separated by commas, what holds settings of its own is JSON (which is YAML)."""
-    if isinstance(value, list):
-        return ",".join(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    """A text is itself. Everything else is JSON that is YAML too: there a character beyond the first plane has an
+    escape of its own, and what is not escaped may be a line's end."""
+    if isinstance(value, str):
+        return value
+    return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from antiphon.commands import guard
-
-__all__ = ["Child", "ParentPipe", "describe_status"]
+from antiphon.commands.process import CLOSING_SECONDS, ORPHAN_SECONDS
 
 _KEPT_LINES = 20
 _LONGEST_LINE = 64 * 1024
 _OUTPUT_SECONDS = 1.0
+_ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
@@ -60,15 +60,15 @@ class Child:
         *,
         pipe: ParentPipe,
         write_line: Callable[[str, str], None],
-        guarded: bool = False,
+        foreign: bool = False,
     ) -> Child:
-        """Start it. `guarded` is for programs that know nothing of the pipe; all others get `--parent-pipe`."""
-        if guarded:
-            command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), *command]
-        else:
-            command = [*command, "--parent-pipe", str(pipe.reading)]
+        """Start it. `foreign` programs know nothing of the pipe: they are killed when this process is gone; all others
+        get `--parent-pipe`, and are killed only when they do not end by themselves."""
+        seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
+        guarded = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), f"{seconds:g}", *command]
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *guarded,
+            *(() if foreign else ("--parent-pipe", str(pipe.reading))),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -105,6 +105,10 @@ class Child:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        self.signal(signal.SIGKILL)
 
     async def stop(self, seconds: float) -> None:
         """SIGTERM, then SIGKILL after `seconds`."""

@@ -9,8 +9,6 @@ import yaml
 
 from antiphon.commands.flags import settings_of
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     yaml.safe_dump(settings_of(arguments).redacted(), sys.stdout, sort_keys=False)

@@ -10,11 +10,9 @@ import signal
 from aiohttp import web
 
 from antiphon.commands.process import run_loop
-from antiphon.config import parse_address
+from antiphon.config.section import parse_address
 from antiphon.demo_upstream import make_app
 from antiphon.errors import ConfigError
-
-__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

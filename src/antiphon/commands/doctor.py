@@ -16,19 +16,22 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from antiphon.app import prepare_data
+from antiphon.app.build import prepare_data
+from antiphon.app.extensions import extensions
+from antiphon.app.keys import key_problems
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
+from antiphon.commands.named_files import check_sidecar_files
 from antiphon.commands.upstream_report import Finding, examine
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.errors import AntiphonError
-
-__all__ = ["run"]
+from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
 _NEWEST_TESTED = "1.40"
@@ -36,30 +39,51 @@ _HERE, _ENVOY = "this machine", "Envoy"
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return asyncio.run(_run(arguments))
+
+
+async def _run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     key = os.environ.get(arguments.key_env, "") if arguments.key_env else ""
-    findings = [
-        *_this_machine(settings),
-        *asyncio.run(examine(settings, arguments.model, key, images=arguments.images)),
-    ]
-    problems = sum(finding.verdict == "problem" for finding in findings)
+    findings: list[Finding] = []
+
+    def take(finding: Finding) -> None:
+        if not arguments.json:
+            _show(finding, findings[-1].where if findings else "")
+        findings.append(finding)
+
+    for one in (_data_folder(settings), *_keys(settings), *_extensions(), *_sandbox(settings), *_envoy(settings)):
+        take(one)
+    async for finding in examine(settings, arguments.model, key, images=arguments.images):
+        take(finding)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
-        return 1 if problems else 0
-    where = ""
-    for finding in findings:
-        if finding.where != where:
-            where = finding.where
-            print(where)
-        print(f"  {finding.verdict:8} {finding.what}")
-        if finding.advice:
-            print(f"           → {finding.advice}")
-    print("doctor: all good" if not problems else f"doctor: {problems} to fix", file=sys.stderr)
-    return 1 if problems else 0
+    else:
+        print(f"doctor: {_summary(findings)}", file=sys.stderr)
+    return 1 if any(finding.verdict == "problem" for finding in findings) else 0
 
 
-def _this_machine(settings: Settings) -> list[Finding]:
-    return [_data_folder(settings), *_envoy(settings)]
+def _show(finding: Finding, where: str) -> None:
+    """Show it at once: the next one may take a minute. `where` is that of the one before."""
+    if finding.where != where:
+        print(finding.where)
+    print(f"  {finding.verdict:8} {finding.what}")
+    if finding.advice:
+        print(f"           → {finding.advice}")
+    sys.stdout.flush()
+
+
+def _summary(findings: list[Finding]) -> str:
+    """What was found, counted; good is only what lacks nothing."""
+    problems = sum(finding.verdict == "problem" for finding in findings)
+    notes = sum(finding.verdict == "note" for finding in findings)
+    known = sum(finding.lacking and finding.verdict == "ok" for finding in findings)
+    said = [f"{problems} to fix"] if problems else []
+    said += [f"{notes} to note"] if notes else []
+    said += [f"{known} that the server cannot do and its profile knows"] if known else []
+    if not said:
+        return "all good"
+    return ", ".join(said) if problems else f"nothing to fix, {', '.join(said)}"
 
 
 def _data_folder(settings: Settings) -> Finding:
@@ -72,27 +96,57 @@ def _data_folder(settings: Settings) -> Finding:
     return Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
 
 
-def _envoy(settings: Settings) -> list[Finding]:
+def _keys(settings: Settings) -> Iterator[Finding]:
+    try:
+        problems = key_problems(settings)
+    except AntiphonError as error:
+        problems = [f"data: {error}"]
+    for problem in problems:
+        yield Finding(_HERE, "problem", problem)
+
+
+def _extensions() -> Iterator[Finding]:
+    """Tools and profiles of other packages. That profiles can be loaded was seen when the settings were read."""
+    for one in extensions():
+        yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
+
+
+def _sandbox(settings: Settings) -> Iterator[Finding]:
+    chosen = settings.code_interpreter
+    if chosen.sandbox == "none":
+        return
+    trial = try_out(chosen.python, settings.data / "containers")
+    if trial.reason:
+        yield Finding(_HERE, "problem", f"code_interpreter: code cannot be held in here: {trial.reason}")
+    elif trial.room == "counted":
+        advice = "allow user namespaces, or the capability to mount, for files without these limits"
+        yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
+    else:
+        yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
+
+
+def _envoy(settings: Settings) -> Iterator[Finding]:
     if settings.door == "http":
-        return [Finding(_ENVOY, "note", "door: http, so no Envoy is needed")]
+        yield Finding(_ENVOY, "ok", "door: http, so no Envoy is needed")
+        return
     try:
         binary = find_envoy(settings.envoy.binary)
         found = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, timeout=_ENVOY_SECONDS, check=True
         )
     except (AntiphonError, OSError, subprocess.SubprocessError) as error:
-        return [Finding(_ENVOY, "problem", str(error), "or serve without it: antiphon up --door http")]
+        yield Finding(_ENVOY, "problem", str(error), "or serve without it: antiphon up --door http")
+        return
     version = re.search(r"\d+\.\d+\.\d+", found.stdout)
     text = version[0] if version else "of unknown version"
     tested = text.startswith(_NEWEST_TESTED)
-    findings = [
-        Finding(
-            _ENVOY,
-            "ok" if tested else "note",
-            f"Envoy {text} ({binary})",
-            "" if tested else f"tested with {_NEWEST_TESTED}",
-        )
-    ]
+    advice = "" if tested else f"tested with {_NEWEST_TESTED}"
+    yield Finding(_ENVOY, "ok" if tested else "note", f"Envoy {text} ({binary})", advice)
+    try:
+        check_sidecar_files(settings)
+    except AntiphonError as error:
+        yield Finding(_ENVOY, "problem", str(error))
+        return
     with tempfile.TemporaryDirectory(prefix="antiphon-doctor-") as folder:
         config = Path(folder) / "envoy.yaml"
         config.touch(0o600)
@@ -101,8 +155,10 @@ def _envoy(settings: Settings) -> list[Finding]:
         try:
             checked = subprocess.run(command, capture_output=True, text=True, timeout=_ENVOY_SECONDS, check=False)
         except (OSError, subprocess.SubprocessError) as error:
-            return [*findings, Finding(_ENVOY, "problem", f"the configuration could not be checked: {error}")]
+            yield Finding(_ENVOY, "problem", f"the configuration could not be checked: {error}")
+            return
     if checked.returncode:
         last = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-1:]
-        return [*findings, Finding(_ENVOY, "problem", f"the generated configuration is refused: {''.join(last)[:300]}")]
-    return [*findings, Finding(_ENVOY, "ok", "the generated configuration is accepted")]
+        yield Finding(_ENVOY, "problem", f"the generated configuration is refused: {''.join(last)[:300]}")
+        return
+    yield Finding(_ENVOY, "ok", "the generated configuration is accepted")

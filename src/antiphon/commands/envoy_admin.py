@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import aiohttp
-
-__all__ = ["EnvoyAdmin"]
+from antiphon.commands.asking import ask
 
 _SECONDS = 5.0
 
@@ -21,12 +19,11 @@ class EnvoyAdmin:
     """`address`: `unix:PATH` or `HOST:PORT`."""
 
     def __init__(self, address: str) -> None:
-        self._path = address.removeprefix("unix:") if address.startswith("unix:") else None
-        self._base = f"http://{address}" if self._path is None else "http://admin"
+        self._address = address
 
-    async def is_live(self) -> bool:
-        """Whether Envoy has initialised and listens."""
-        return await self._ask("GET", "/ready") is not None
+    async def is_live(self, seconds: float = _SECONDS) -> bool:
+        """Whether Envoy has initialised and listens, and says so within these seconds."""
+        return await self._ask("GET", "/ready", seconds) is not None
 
     async def healthy_endpoints(self, *clusters: str) -> int:
         """How many endpoints of these clusters have passed their health check."""
@@ -46,13 +43,14 @@ class EnvoyAdmin:
                 return int(port) if port else None
         return None
 
-    async def refuse_connections(self) -> None:
+    async def refuse_connections(self, seconds: float) -> None:
         """Close the public listener. What is in flight goes on, and so do the private listeners it may need."""
-        await self._ask("POST", "/drain_listeners?inboundonly")
+        await self._ask("POST", "/drain_listeners?inboundonly", seconds)
 
-    async def requests_in_flight(self, stat_prefix: str) -> int:
+    async def requests_in_flight(self, stat_prefix: str, seconds: float) -> int:
         """Requests on the listener with this prefix that Envoy has not answered whole; 0 when Envoy is gone."""
-        body = await self._ask("GET", f"/stats?filter=^http\\.{stat_prefix}\\.downstream_rq_active$") or b""
+        path = f"/stats?filter=^http\\.{stat_prefix}\\.downstream_rq_active$"
+        body = await self._ask("GET", path, seconds) or b""
         number = body.decode().rpartition(":")[2].strip()
         return int(number) if number.isdigit() else 0
 
@@ -61,14 +59,6 @@ class EnvoyAdmin:
         answer: dict[str, Any] = json.loads(body) if body else {}
         return answer
 
-    async def _ask(self, method: str, path: str) -> bytes | None:
+    async def _ask(self, method: str, path: str, seconds: float = _SECONDS) -> bytes | None:
         """The body of a 200, else None."""
-        connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
-        try:
-            async with (
-                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-                session.request(method, self._base + path) as answer,
-            ):
-                return await answer.read() if answer.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return None
+        return await ask(self._address, path, seconds, method=method)

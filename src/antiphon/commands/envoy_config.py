@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from antiphon.commands.flags import settings_of
-from antiphon.config import Settings, parse_address
-from antiphon.envoy.bootstrap import SidecarEndpoint, bootstrap, to_yaml
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.snippet import snippet
-
-__all__ = ["endpoints", "run"]
 
 _HEADER = """\
 # Envoy bootstrap for Antiphon, printed by `antiphon envoy-config`. Made for Envoy 1.40.
@@ -33,12 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
 def endpoints(settings: Settings) -> list[SidecarEndpoint]:
     """Where each worker listens: `-0` in a socket's name, or the port, counts up."""
     return [
-        SidecarEndpoint(_numbered(settings.sidecar.grpc, number), _numbered(settings.sidecar.http, number))
+        SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
         for number in range(settings.workers)
     ]
 
 
-def _numbered(address: str, number: int) -> str:
+def numbered(address: str, number: int) -> str:
+    """The address of a worker: `-0` in a socket's name, or the port, counts up."""
     if number == 0:
         return address
     if parse_address(address)[0] == "unix":

@@ -8,20 +8,22 @@ import sys
 
 import structlog
 
-from antiphon.app import build
-from antiphon.commands.envoy_config import endpoints
+from antiphon.app.build import build
+from antiphon.commands.collecting import collect_by_time, keep_what_there_is
+from antiphon.commands.envoy_config import endpoints, numbered
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import StopSignals, keep_what_there_is, run_loop
-from antiphon.config import Settings
-from antiphon.doors.extproc.relay import RelayTimeouts
+from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.tls import TlsFiles
 from antiphon.observability.logs import configure
 
-__all__ = ["run"]
-
 _log = structlog.get_logger(__name__)
+
+_NOTICE_SECONDS = 2.0
+"""Two of Envoy's health checks."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,31 +38,37 @@ def _tls(settings: Settings) -> TlsFiles | None:
 
 
 async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> int:
-    signals = StopSignals(parent_pipe)
+    signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="envoy")
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
-    timeouts = RelayTimeouts(head=settings.timeouts.head, idle=settings.timeouts.idle)
     tls = _tls(settings)
     processor = ExtProcDoor(
-        app.context, mode=settings.mode, timeouts=timeouts, transport=settings.sidecar.transport, tls=tls
+        app.context,
+        mode=settings.mode,
+        transport=settings.sidecar.transport,
+        tls=tls,
     )
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
-        keep_what_there_is()
-        _log.info("serving", grpc=grpc_at, http=http_at)
-        print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
-
-        async def drain() -> bool:
-            # Envoy learns by its health checks (two, each 1 s) that this process takes no more. Where there are others,
-            # it goes on serving until then; a last one refuses at once.
-            notice = min(2.0, settings.timeouts.drain) if settings.workers > 1 else 0.0
-            return await processor.drain(settings.timeouts.drain, notice=notice)
-
-        await signals.wait_and_drain(drain)
+        where = settings.metrics.listen
+        async with metrics_listener(where and numbered(where, worker), app.context.metrics):
+            keep_what_there_is()
+            collect_by_time(asyncio.get_running_loop().call_later)
+            _log.info("serving", grpc=grpc_at, http=http_at)
+            print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
+            # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
+            notice = _NOTICE_SECONDS if settings.timeouts.notice is None else settings.timeouts.notice
+            seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
+            drained = await signals.wait_and_drain(
+                lambda: app.drain(processor.drain(seconds, notice=notice), seconds),
+                app.context.admission,
+            )
     finally:
+        signals.closing()
+        await app.give_back()
         await asyncio.gather(processor.aclose(), http.aclose())
         await app.aclose()
-    return 0
+    return 0 if drained else 1

@@ -8,49 +8,116 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-from antiphon.config import Settings, load_settings
-from antiphon.settings_sources import CONFIG_VARIABLE
+from antiphon.app.extensions import known_profiles
+from antiphon.config.settings import Settings, load_settings
+from antiphon.config.sources import CONFIG_VARIABLE, advice
+from antiphon.errors import ConfigError
 
-__all__ = ["COMMON_FLAGS", "SIDECAR_FLAGS", "UP_FLAGS", "settings_of"]
 
-# flag, path of the setting, help
-COMMON_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--upstream": (("upstream", "url"), "base URL of the chat server, for example http://127.0.0.1:11434/v1"),
-    "--listen": (("listen",), "where clients connect, HOST:PORT (port 0: any free port)"),
-    "--data": (("data",), "data folder: databases, keys, sockets"),
-    "--mode": (("mode",), "auto, relay or drive (envoy door)"),
-    "--transport": (("sidecar", "transport"), "gRPC server of the sidecar: auto, grpcio or http2"),
-    "--log-level": (("log", "level"), "debug, info, warning or error"),
-    "--log-format": (("log", "format"), "auto, json or console"),
+class Flag(NamedTuple):
+    """What a flag sets, what it says, and what stands for its value (unless the setting has choices)."""
+
+    path: tuple[str, ...]
+    help: str
+    metavar: str = ""
+
+
+DATA = Flag(("data",), "data folder: databases, keys, sockets", "FOLDER")
+COMMON_FLAGS = {
+    "--upstream": Flag(("upstream", "url"), "base URL of the chat server, with its prefix", "URL"),
+    "--auth": Flag(("upstream", "auth"), "whose credentials the chat server sees: its own key, the client's, nobody's"),
+    "--profile": Flag(("upstream", "profile"), "what kind of chat server it is: vllm, ollama, llamacpp, …", "NAME"),
+    "--listen": Flag(("listen",), "where clients connect (port 0: any free port)", "HOST:PORT"),
+    "--data": DATA,
+    "--mode": Flag(("mode",), "who makes the first model call (envoy door)"),
+    "--transport": Flag(("sidecar", "transport"), "gRPC server of the sidecar"),
+    "--log-level": Flag(("log", "level"), "lowest level written"),
+    "--log-format": Flag(("log", "format"), "auto: console on a terminal, else JSON"),
 }
-UP_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--workers": (("workers",), "sidecar or HTTP door processes"),
-    "--door": (("door",), "envoy or http"),
-    "--envoy": (("envoy", "binary"), "path of the Envoy binary"),
+UP_FLAGS = {
+    "--workers": Flag(("workers",), "sidecar or HTTP door processes", "N"),
+    "--door": Flag(("door",), "what clients connect to: Envoy, or the HTTP door without one"),
+    "--envoy": Flag(("envoy", "binary"), "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
-SIDECAR_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "--grpc": (("sidecar", "grpc"), "where the ext_proc service listens: unix:PATH or HOST:PORT"),
-    "--http": (("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT"),
-    "--model-door": (("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls"),
+SIDECAR_FLAGS = {
+    "--grpc": Flag(("sidecar", "grpc"), "where the ext_proc service listens: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--http": Flag(("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--model-door": Flag(("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
+_KEY_VARIABLE = "api_key_env"
+
+
+def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> None:
+    """Give a command these flags, with the choices and the defaults of their settings."""
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    for group in groups:
+        for name, flag in group.items():
+            kind, default = _setting(flag.path)
+            said = f"{flag.help}; default: {default}" if default not in (None, "") else flag.help
+            command.add_argument(
+                name,
+                dest=".".join(flag.path),
+                help=said.replace("%", "%%"),
+                metavar=flag.metavar or None,
+                choices=None if flag.metavar else _choices(kind),
+            )
+            if name == "--auth":
+                command.add_argument(
+                    "--api-key-env", dest=_KEY_VARIABLE, metavar="NAME", help="variable with the chat server's key"
+                )
+
+
+def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
+    """The type and the default of a setting."""
+    section: Any = Settings()
+    for name in path[:-1]:
+        section = getattr(section, name)
+    default = getattr(section, path[-1])
+    return type(section).model_fields[path[-1]].annotation, default
+
+
+def _choices(kind: Any) -> list[str]:
+    """The values of an enumeration or a literal, also of one that may be left out."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [one.value for one in kind]
+    return [one for part in get_args(kind) for one in ([part] if isinstance(part, str) else _choices(part))]
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
+    paths = {".".join(flag.path) for group in (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS) for flag in group.values()}
     flags: dict[str, Any] = {}
     for name, value in vars(arguments).items():
-        known = any(
-            ".".join(path) == name for group in (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS) for path, _ in group.values()
-        )
-        if not known or value is None:
+        if name not in paths or value is None:
             continue
         section = flags
         *above, last = name.split(".")
         for part in above:
             section = section.setdefault(part, {})
         section[last] = value
+    variable = getattr(arguments, _KEY_VARIABLE, None)
+    if variable is not None:
+        if not os.environ.get(variable):
+            raise ConfigError(f"--api-key-env: the variable {variable} is not set")
+        flags.setdefault("upstream", {})["api_key"] = os.environ[variable]
     given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
-    return load_settings(flags, dict(os.environ), Path(given) if given else None)
+    settings = load_settings(flags, dict(os.environ), Path(given) if given else None)
+    _check_profiles(settings)
+    return settings
+
+
+def _check_profiles(settings: Settings) -> None:
+    """Whether all profiles exist. Here, so that every command says so, before it starts anything."""
+    named = [("upstream.profile", settings.upstream.profile)]
+    named += [(f"upstreams.{name}.profile", one.profile) for name, one in settings.upstreams.items()]
+    named += [(f"models ({one.match}): profile", one.profile) for one in settings.models if one.profile is not None]
+    known = ("auto", *known_profiles())
+    for where, name in named:
+        if name not in known:
+            near = advice(name, known) or f"; choose of {', '.join(known)}"
+            raise ConfigError(f"{where}: {name!r} is unknown{near}")

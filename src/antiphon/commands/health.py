@@ -13,10 +13,8 @@ import sys
 
 import aiohttp
 
+from antiphon.commands.asking import own_tls
 from antiphon.commands.flags import settings_of
-from antiphon.config import SidecarTlsSettings
-
-__all__ = ["run"]
 
 _SECONDS = 3.0
 
@@ -28,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = settings_of(arguments)
         sidecar = settings.place(settings.sidecar.http)
         if settings.sidecar.tls.cert is not None and not sidecar.startswith("unix:"):
-            sidecar, tls = f"https://{sidecar}", _own(settings.sidecar.tls)
+            sidecar, tls = f"https://{sidecar}", own_tls(settings.sidecar.tls)
         places = [sidecar, settings.listen]
     problems = []
     for place in places:
@@ -38,15 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"{place} {problem}")
     print(f"antiphon: {'; '.join(problems)}", file=sys.stderr)
     return 1
-
-
-def _own(files: SidecarTlsSettings) -> ssl.SSLContext:
-    """For our own port on this machine: whether it answers, not who it is."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if files.envoy_cert is not None:
-        context.load_cert_chain(files.envoy_cert, files.envoy_key)
-    return context
 
 
 async def _problem(place: str, tls: ssl.SSLContext | bool) -> str | None:

@@ -1,26 +1,40 @@
-"""What the serving commands share: the event loop, signals, the parent's pipe, draining.
+"""What the serving commands share: the event loop, signals, the parent's pipe, draining, and the end that always comes.
 
-Invariant: SIGTERM and SIGINT drain once (a second signal stops at once); a process whose parent died drains too, but
-briefly, since nobody waits for it and its port may be wanted.
+Invariants: SIGTERM and SIGINT drain once (a second signal stops at once); a process whose parent died drains too, but
+briefly, since nobody waits for it and its port may be wanted. However the drain goes, the process ends: a thread that
+needs nothing of the event loop ends it `CLOSING_SECONDS` after the time for the drain, and says where it hung.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
+import os
+import resource
+import selectors
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 import structlog
 
-__all__ = ["StopSignals", "keep_what_there_is", "run_loop"]
+from antiphon.observability.logs import flush
 
 _log = structlog.get_logger(__name__)
 
-_ORPHAN_SECONDS = 2.0
+ORPHAN_SECONDS = 2.0
+"""How long a process whose parent died goes on with what it has."""
+CLOSING_SECONDS = 1.1
+_CUT_SECONDS = 1.0
+"""How long the end may take once the drain is over: cut what is left, store it as failed, close."""
+_SAYING_SECONDS = 0.2
 _TURN_SECONDS = 0.0005
-_COLLECTOR = (10_000, 20, 50)
+_TASKS_SAID = 10
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
@@ -32,49 +46,168 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
         factory = uvloop.new_event_loop
     except ImportError:
         factory = None
+    # A stream takes two descriptors, and the soft limit (often 1024) is there for programs that use select().
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     # How long a thread may make the event loop wait for its turn (5 ms by default).
     sys.setswitchinterval(_TURN_SECONDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
-def keep_what_there_is() -> None:
-    """Everything is built: the collector need not look at it again (5 ms each time, for all streams).
+def time_to_cut(drain: float) -> float:
+    """Of the seconds for a drain, those in which what still runs then is cut and stored: begun any later, that would
+    not be over when the process must end."""
+    return min(_CUT_SECONDS, drain / 4)
 
-    Nor need it look often: a request leaves no cycles behind, and all streams wait while it looks.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTOR)
+
+class InFlight(Protocol):
+    """What the drain's lines tell, by kind: what is in flight, and what ended since the process leaves."""
+
+    @property
+    def in_flight(self) -> Mapping[str, int]: ...
+
+    ended: Counter[str]
 
 
 class StopSignals:
-    """Takes SIGTERM, SIGINT and the parent's end, from when it is made: a signal during the start is not lost."""
+    """Takes SIGTERM, SIGINT and the parent's end, from when it is made: a signal during the start is not lost.
 
-    def __init__(self, parent_pipe: int | None) -> None:
+    They are read by a thread: the C handler of a signal writes its number into a pipe whatever the main thread does, so
+    the last moment is known although the event loop may stand still. `drain`: seconds for a drain.
+    """
+
+    def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
+        self._drain = drain
+        self._signals = 0
+        self._because, self._seconds = "", drain
+        self._parent_pipe = parent_pipe
+        self._last: float | None = None
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal)
-        if parent_pipe is not None:
-            self._loop.add_reader(parent_pipe, self._on_parent_gone, parent_pipe)
+            signal.signal(number, _do_nothing)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        # A daemon: it goes on until the very end of the interpreter, which may wait for other threads for ever.
+        threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
-    def _on_signal(self) -> None:
-        (self._second if self._first.is_set() else self._first).set()
+    async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: InFlight) -> bool:
+        """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short.
 
-    def _on_parent_gone(self, pipe: int) -> None:
-        # The parent never writes: readable means that its end was closed.
-        self._loop.remove_reader(pipe)
-        self._first.set()
-        self._loop.call_later(_ORPHAN_SECONDS, self._second.set)
-
-    async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]]) -> None:
-        """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short."""
+        Whether everything in flight was finished. One line says what there is to finish and in which time, another
+        what became of it.
+        """
         await self._first.wait()
-        _log.info("draining")
+        _log.info(
+            "draining", because=self._because, seconds=self._seconds, **_counted("in_flight", admission.in_flight)
+        )
         draining = asyncio.ensure_future(drain())
         cut = asyncio.ensure_future(self._second.wait())
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
-        _log.info("drained" if draining.done() and draining.result() else "stopped_with_requests_in_flight")
+        drained = draining.done() and draining.result()
+        # What is in flight still is cut by what comes now.
+        ended = dict(admission.ended)
+        given_back = {"given_back": count} if (count := ended.pop("given_back", 0)) else {}
+        told = _counted("finished", ended) | given_back
+        if drained:
+            _log.info("drained", **told)
+        else:
+            _log.warning("stopped_with_requests_in_flight", **_counted("cut", admission.in_flight), **told)
         for task in (draining, cut):
             task.cancel()
+        return drained
+
+    def closing(self) -> None:
+        """Nothing is served any more: from now the process has `CLOSING_SECONDS` and the time to cut to end."""
+        self._end_within(time_to_cut(self._drain) + CLOSING_SECONDS)
+        os.write(self._writing, b"\0")
+
+    # The thread
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._reading, selectors.EVENT_READ)
+            if self._parent_pipe is not None:
+                selector.register(self._parent_pipe, selectors.EVENT_READ)
+            while self._last is None or time.monotonic() < self._last:
+                wait = None if self._last is None else max(0.0, self._last - time.monotonic())
+                for key, _ in selector.select(wait):
+                    if key.fd == self._reading:
+                        for number in os.read(self._reading, 64):
+                            self._on_signal(number)
+                    else:
+                        # The parent never writes: readable means that its end was closed.
+                        selector.unregister(key.fd)
+                        self._on_parent_gone()
+        self._end_now()
+
+    def _on_signal(self, number: int) -> None:
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            return
+        self._signals += 1
+        if self._signals == 1:
+            self._because = self._because or signal.Signals(number).name
+            self._end_within(self._drain + CLOSING_SECONDS)
+            self._tell(self._first.set)
+        else:
+            self._end_within(CLOSING_SECONDS)
+            self._tell(self._second.set)
+
+    def _on_parent_gone(self) -> None:
+        if not self._because:
+            self._because, self._seconds = "the parent process is gone", min(self._drain, ORPHAN_SECONDS)
+        self._end_within(ORPHAN_SECONDS + CLOSING_SECONDS)
+        self._tell(self._first.set)
+        self._tell(self._loop.call_later, ORPHAN_SECONDS, self._second.set)
+
+    def _end_within(self, seconds: float) -> None:
+        last = time.monotonic() + seconds
+        self._last = last if self._last is None else min(self._last, last)
+
+    def _tell(self, what: Callable[..., object], *given: object) -> None:
+        # A loop that is closed belongs to a process that is ending.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what, *given)
+
+    def _end_now(self) -> None:
+        _end_by_force(self._loop)
+
+
+def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """End this process then by force, if it has not ended by itself: a thread that never ends would hold it up."""
+    # A daemon, which goes on while the interpreter waits for other threads.
+    timer = threading.Timer(seconds, _end_by_force, (loop,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end_by_force(loop: asyncio.AbstractEventLoop) -> None:
+    # By another thread: nobody may be reading what this process says.
+    saying = threading.Thread(target=_say_where, args=(loop,), daemon=True)
+    saying.start()
+    saying.join(_SAYING_SECONDS)
+    os._exit(1)
+
+
+def _say_where(loop: asyncio.AbstractEventLoop) -> None:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    where = [f"{one.filename}:{one.lineno} {one.name}" for one in traceback.extract_stack(frame)[-6:]]
+    try:
+        tasks = [repr(task.get_coro()) for task in asyncio.all_tasks(loop)]
+    except RuntimeError:
+        # The main thread is making or ending some.
+        tasks = []
+    _log.error("ended_by_force", main_thread=where, tasks=tasks[:_TASKS_SAID], more_tasks=len(tasks[_TASKS_SAID:]))
+    flush(_SAYING_SECONDS)
+
+
+def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, Any]:
+    """How many there are, and of which kinds where there are any."""
+    return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
+
+
+def _do_nothing(*_: object) -> None:
+    """Signals are read from the pipe; without a handler of Python's, nothing would be written there."""

@@ -20,10 +20,8 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-__all__ = ["run_folder", "write_private"]
-
 # The path of a Unix socket has at most 107 bytes (103 on macOS); ours add a folder and names of up to 24.
-_LONGEST = 64
+_MAX_LENGTH = 64
 _SHORT = Path("/tmp")
 
 
@@ -31,7 +29,7 @@ _SHORT = Path("/tmp")
 def run_folder(data: Path) -> Iterator[Path]:
     """A new folder below the data folder, or below `/tmp` when socket paths would get too long there."""
     above = data.absolute() / "run"
-    if len(os.fsencode(above)) > _LONGEST:
+    if len(os.fsencode(above)) > _MAX_LENGTH:
         short = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
         above = short / f"antiphon-{os.getuid()}"
     _make_private(above)

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+from contextlib import nullcontext
 
-from antiphon.app import build
+from antiphon.app.build import build
+from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_of
-from antiphon.commands.process import StopSignals, keep_what_there_is, run_loop
-from antiphon.config import Settings
+from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
-
-__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)
-    return run_loop(_serve(settings, arguments.parent_pipe, arguments.shared_port))
+    if arguments.parent_pipe is None:
+        warn_of_open_listener(settings)
+        warn_of_few_descriptors(settings)
+    return run_loop(_serve(settings, arguments.parent_pipe, arguments.private_port, arguments.shared_port))
 
 
-async def _serve(settings: Settings, parent_pipe: int | None, shared_port: bool) -> int:
-    signals = StopSignals(parent_pipe)
+async def _serve(settings: Settings, parent_pipe: int | None, private_port: str | None, shared_port: bool) -> int:
+    signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="http")
     door = HttpDoor(app.context, private=False)
+    # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
+    private = HttpDoor(app.context, private=True, drive_exchanges=False)
     try:
+        if private_port is not None:
+            await private.start(private_port)
         bound = await door.start(settings.listen, shared_port=shared_port)
-        keep_what_there_is()
-        print(f"ready: http://{bound}/v1", flush=True)
-
-        async def drain() -> bool:
-            return await door.drain(settings.timeouts.drain)
-
-        await signals.wait_and_drain(drain)
+        asking = asking_upstreams(settings) if parent_pipe is None else nullcontext()
+        async with metrics_listener(settings.metrics.listen, app.context.metrics), asking:
+            keep_what_there_is()
+            collect_by_time(asyncio.get_running_loop().call_later)
+            print(f"ready: http://{bound}/v1", flush=True)
+            notice = settings.timeouts.notice or 0.0
+            seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
+            drained = await signals.wait_and_drain(
+                lambda: app.drain(door.drain(seconds, notice=notice), seconds), app.context.admission
+            )
     finally:
-        await door.aclose()
+        signals.closing()
+        await app.give_back()
+        await asyncio.gather(door.aclose(), private.aclose())
         await app.aclose()
-    return 0
+    return 0 if drained else 1

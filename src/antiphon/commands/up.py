@@ -1,10 +1,13 @@
 """`antiphon up`: everything, started, watched and drained.
 
-Lives here: which processes there are, when they count as ready, and the order in which they stop. Not here: one
-child's life (`children.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`).
+Lives here: which processes there are, when they count as ready, and the order in which they stop. Not here: when a
+child is started again (`supervisor.py`), one child's life (`children.py`) and settings (`child_settings.py`), Envoy's
+configuration (`envoy/`) and admin port (`envoy_admin.py`), forwarding output (`child_output.py`), adding up metrics
+(`merged_metrics.py`).
 
 Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
-a signal lets requests in flight finish and refuses new ones; when a child dies all stop, and the exit status says so.
+a signal lets requests in flight finish and refuses new ones; a child that dies or hangs is replaced, Envoy too, and the
+others go on; when that is of no use all stop, and the exit status says so.
 """
 
 from __future__ import annotations
@@ -12,38 +15,57 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
+import math
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-import aiohttp
 import structlog
+from prometheus_client.core import CounterMetricFamily
 
-from antiphon.app import prepare_data
-from antiphon.commands.child_settings import file_values, secret_environment
-from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.app.build import prepare_data
+from antiphon.commands.asking import ask, own_tls
+from antiphon.commands.child_output import ChildOutput
+from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
+from antiphon.commands.children import Child, ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
+from antiphon.commands.listen_address import answers, free_address, join_address
+from antiphon.commands.merged_metrics import MergedMetrics
+from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.named_files import check_named_files
+from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest
 from antiphon.commands.run_folder import run_folder, write_private
-from antiphon.config import Settings, parse_address
+from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
-from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
-
-__all__ = ["run"]
+from antiphon.observability.metrics import RESTARTS
+from antiphon.types.transport import SECRET_HEADER
 
 _log = structlog.get_logger(__name__)
 
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
+_CLOSING_SECONDS = 1.7
+"""From the end of the drain, or a second signal, to the end of all children."""
+_END_SECONDS = 1.8
+"""... and to the end of this process, by force if need be; two seconds are promised, and ending takes a moment."""
+_ENVOY_SECONDS = 0.3
+_LATE_SECONDS = 0.1
+_HURRY_SECONDS = 0.5
+"""While everything stops: an Envoy that hangs must not hold that up."""
+_MEASURE_SECONDS = 2.0
 _ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 
 
@@ -57,35 +79,54 @@ def run(arguments: argparse.Namespace) -> int:
         form = "console" if sys.stderr.isatty() else "json"
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     configure(settings.log.level, settings.log.format)
-    settings = settings.model_copy(update={"listen": _free_address(settings.listen)})
+    check_named_files(settings)
+    settings = settings.model_copy(update={"listen": free_address(settings.listen)})
+    warn_of_open_listener(settings)
+    warn_of_few_descriptors(settings)
     # Not on uvloop: its subprocesses inherit descriptors they were not given.
-    return asyncio.run(_Up(settings).run())
+    try:
+        return asyncio.run(_run(settings))
+    except ConfigError:
+        raise
+    except AntiphonError as error:
+        if settings.log.format == "console":
+            raise
+        # Whoever collects the log of a running gateway wants its last line to be like the others.
+        which = {"name": error.name, "deaths": error.deaths} if isinstance(error, GivenUp) else {}
+        _log.error("gave_up", problem=str(error), **which)
+        return 1
 
 
-class _Died(AntiphonError):
-    """A child ended that should not have."""
-
-    def __init__(self, child: Child, status: int) -> None:
-        lines = child.last_lines() or ["(it wrote nothing)"]
-        super().__init__("\n  ".join((f"{child.name} {describe_status(status)}; its last lines:", *lines)))
+async def _run(settings: Settings) -> int:
+    return await _Up(settings).run()
 
 
 class _Up:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._metrics_at = settings.metrics.listen
         self._pipe = ParentPipe()
-        self._workers: list[Child] = []
-        self._serving: set[str] = set()
-        self._port = 0
-        self._envoy: Child | None = None
+        self._workers: list[Supervised] = []
+        self._output = ChildOutput(settings)
+        self._envoy: Supervised | None = None
         self._admin: EnvoyAdmin | None = None
-        self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
-        self._watches: set[asyncio.Task[None]] = set()
+        self._keeping: set[asyncio.Task[NoReturn]] = set()
+        self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._clock = asyncio.get_running_loop().time
+        self._last: float | None = None
+        self._signalled = 0.0
+        self._merged = MergedMetrics()
 
     async def run(self) -> int:
         stop, cut = asyncio.Event(), asyncio.Event()
 
         def on_signal() -> None:
+            if stop.is_set():
+                self._end_at(self._clock() + _CLOSING_SECONDS)
+            else:
+                self._signalled = self._clock()
+            drain = 0.0 if stop.is_set() else self._settings.timeouts.drain
+            end_at_the_latest(asyncio.get_running_loop(), drain + _END_SECONDS)
             (cut if stop.is_set() else stop).set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,40 +134,59 @@ class _Up:
         prepare_data(self._settings.data)
         with run_folder(self._settings.data) as folder:
             try:
-                where = await self._until(stop, self._start(folder))
-                if where is None:
-                    return 0
-                self._announce(where)
-                await self._until(stop, asyncio.Event().wait())
-                _log.info("draining")
-                drained = await self._until(cut, self._drain(), deaths=False)
-                _log.info("drained" if drained else "stopped_with_requests_in_flight")
-                return 0 if drained else 1
+                async with metrics_listener(self._metrics_at, self._measured) as at:
+                    if at:
+                        _log.info("metrics", listen=at)
+                    return await self._serve(folder, stop, cut)
             finally:
                 await self._stop_all()
 
-    async def _until(self, stop: asyncio.Event, work: Coroutine[Any, Any, _T], *, deaths: bool = True) -> _T | None:
-        """What `work` returns; None when `stop` is set first. Raises `_Died` when a child ends."""
+    async def _serve(self, folder: Path, stop: asyncio.Event, cut: asyncio.Event) -> int:
+        where = await self._until(stop, self._start(folder))
+        if where is None:
+            return 0
+        for process in self._processes():
+            process.everything_is_ready()
+        self._announce(where)
+        async with asking_upstreams(self._settings):
+            await self._until(stop, asyncio.Event().wait())
+        # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
+        seconds = self._settings.timeouts.drain
+        _log.info("draining", seconds=seconds, processes=len(self._processes()), **await self._in_flight("in_flight"))
+        await self._keep_no_more()
+        drained = await self._until(cut, self._drain())
+        if drained:
+            _log.info("drained")
+        else:
+            # Those that a worker had to cut are counted in its own line.
+            _log.warning("stopped_with_requests_in_flight", **await self._in_flight("cut"))
+        return 0 if drained else 1
+
+    async def _in_flight(self, name: str) -> dict[str, int]:
+        """How many requests Envoy has not answered whole, where there is an Envoy."""
+        if self._admin is None:
+            return {}
+        return {name: await self._admin.requests_in_flight("antiphon", self._hurry())}
+
+    async def _until(self, stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What `work` returns; None when `stop` is set first. Raises `GivenUp` when a process is given up."""
         task = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(stop.wait())
-        ended = asyncio.ensure_future(self._ended.get())
-        waits: set[asyncio.Future[Any]] = {task, stopped, ended}
         try:
-            awaited = waits if deaths else {task, stopped}
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            if deaths and ended.done():
-                raise _Died(*ended.result())
+            await asyncio.wait({task, stopped, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                raise self._failed.result()
             return task.result() if task.done() else None
         finally:
-            for pending in waits:
-                pending.cancel()
-            await asyncio.wait(waits)
+            task.cancel()
+            stopped.cancel()
+            await asyncio.wait({task, stopped})
 
     # Start
 
     async def _start(self, folder: Path) -> str:
         """Start everything; the address at which it answers."""
-        self._settings = _placed_in(self._settings, folder)
+        self._settings = placed_in(self._settings, folder)
         if self._settings.door == "envoy":
             return await self._start_envoy(folder)
         return await self._start_http(folder)
@@ -134,20 +194,21 @@ class _Up:
     async def _start_envoy(self, folder: Path) -> str:
         settings = self._settings
         binary = find_envoy(settings.envoy.binary)
-        config = folder / "envoy.yaml"
-        text = to_yaml(bootstrap(settings, sidecars=endpoints(settings)))
-        write_private(config, fill_in_secret(text, settings))
-        for number in range(settings.workers):
-            await self._start_worker(folder, f"sidecar {number}", "extproc", "--worker", str(number))
+        # A configuration that cannot be made is told before anything is started.
+        self._envoy_command(binary, folder)
+        for number, place in enumerate(endpoints(settings)):
+            self._add_worker(folder, f"sidecar {number}", place.http, "extproc", "--worker", str(number))
         # The sidecars first: Envoy's first health check then finds them.
         await _poll(self._all_serving, "the sidecar processes")
-        command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
-        if settings.log.format == "json":
-            command += ["--log-format", _ENVOY_LOG]
-        if settings.envoy.concurrency is not None:
-            command += ["--concurrency", str(settings.envoy.concurrency)]
-        self._envoy = await self._start_child("envoy", command, _envoy_environment(settings), guarded=True)
         admin = self._admin = EnvoyAdmin(settings.place(settings.envoy.admin))
+
+        async def start() -> Child:
+            command, environ = self._envoy_command(binary, folder), envoy_environment(settings)
+            return await Child.start(
+                "envoy", command, environ, pipe=self._pipe, write_line=self._output.take, foreign=True
+            )
+
+        self._envoy = self._supervise("envoy", start, is_ready=admin.is_live, is_alive=admin.is_live)
         await _poll(admin.is_live, "Envoy")
         all_healthy = 2 * settings.workers
 
@@ -156,9 +217,22 @@ class _Up:
 
         await _poll(healthy, "the sidecar processes, as Envoy sees them,")
         host, port = parse_address(settings.listen)
-        where = _join(host, port or await admin.bound_port("public") or 0)
-        await _poll(lambda: _answers(where), f"http://{where}/ready")
+        where = join_address(host, port or await admin.bound_port("public") or 0)
+        # Another Envoy must listen where this one does.
+        self._settings = settings.model_copy(update={"listen": where})
+        await _poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
+
+    def _envoy_command(self, binary: Path, folder: Path) -> list[str]:
+        settings = self._settings
+        config = folder / "envoy.yaml"
+        write_private(config, fill_in_secret(to_yaml(bootstrap(settings, sidecars=endpoints(settings))), settings))
+        command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
+        if settings.log.format == "json":
+            command += ["--log-format", _ENVOY_LOG]
+        if settings.envoy.concurrency is not None:
+            command += ["--concurrency", str(settings.envoy.concurrency)]
+        return command
 
     async def _start_http(self, folder: Path) -> str:
         host, port = parse_address(self._settings.listen)
@@ -168,52 +242,76 @@ class _Up:
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 holder.bind((host, port))
                 port = int(holder.getsockname()[1])
-            self._settings = self._settings.model_copy(update={"listen": _join(host, port)})
+            self._settings = self._settings.model_copy(update={"listen": join_address(host, port)})
             shared = ("--shared-port",) if self._settings.workers > 1 else ()
             for number in range(self._settings.workers):
-                await self._start_worker(folder, f"http door {number}", "serve", *shared)
+                private = f"unix:{folder}/http-{number}.sock"
+                name = f"http door {number}"
+                self._add_worker(folder, name, private, "serve", *shared, "--private-port", private)
             await _poll(self._all_serving, "the HTTP door")
-        where = _join(host, port or self._port)
-        await _poll(lambda: _answers(where), f"http://{where}/ready")
+        where = join_address(host, port or self._output.port)
+        # Another worker must listen where this one does.
+        self._settings = self._settings.model_copy(update={"listen": where})
+        await _poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
 
-    async def _start_worker(self, folder: Path, name: str, *command: str) -> None:
-        file = folder / "settings.json"
-        if not file.exists():
+    def _add_worker(self, folder: Path, name: str, private: str, *command: str) -> None:
+        """A worker that we can ask on a port of its own."""
+        files = self._settings.sidecar.tls
+        tls: ssl.SSLContext | bool = True
+        if files.cert is not None and not private.startswith("unix:"):
+            private, tls = f"https://{private}", own_tls(files)
+        secret = self._settings.sidecar_secret()
+        headers = {SECRET_HEADER: secret} if secret else None
+        path = "/health" if self._metrics_at is None else "/metrics"
+
+        async def start() -> Child:
+            file = folder / "settings.json"
             write_private(file, json.dumps(file_values(self._settings)))
-        arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
-        self._workers.append(await self._start_child(name, arguments, _worker_environment(self._settings)))
+            arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
+            self._output.serving.discard(name)
+            environ = worker_environment(self._settings)
+            return await Child.start(name, arguments, environ, pipe=self._pipe, write_line=self._output.take)
 
-    async def _start_child(
-        self, name: str, command: Sequence[str], environ: Mapping[str, str], *, guarded: bool = False
-    ) -> Child:
-        child = await Child.start(name, command, environ, pipe=self._pipe, write_line=self._take_line, guarded=guarded)
+        async def is_ready() -> bool:
+            return name in self._output.serving
 
-        async def watch() -> None:
-            self._ended.put_nowait((child, await child.wait()))
+        async def is_alive(seconds: float) -> bool:
+            child = process.child
+            text = await ask(private, path, seconds, headers=headers, tls=tls)
+            if text is not None and child is not None and path == "/metrics":
+                self._merged.take(name, child.pid, text.decode())
+            return text is not None
 
-        task = asyncio.ensure_future(watch())
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
-        return child
+        process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
+        self._workers.append(process)
+
+    def _supervise(
+        self,
+        name: str,
+        start: Callable[[], Awaitable[Child]],
+        *,
+        is_ready: Callable[[], Awaitable[bool]],
+        is_alive: Callable[[float], Awaitable[bool]],
+    ) -> Supervised:
+        policy = RestartPolicy(hung=self._settings.timeouts.hung, starting=_START_SECONDS)
+        process = Supervised(name, start, is_ready=is_ready, is_alive=is_alive, policy=policy)
+
+        def gave_up(task: asyncio.Task[NoReturn]) -> None:
+            self._keeping.discard(task)
+            if not task.cancelled() and not self._failed.done():
+                self._failed.set_result(task.exception() or AssertionError(f"{name} is no longer kept"))
+
+        task = asyncio.ensure_future(process.keep())
+        self._keeping.add(task)
+        task.add_done_callback(gave_up)
+        return process
+
+    def _processes(self) -> list[Supervised]:
+        return [*self._workers, *([self._envoy] if self._envoy is not None else [])]
 
     async def _all_serving(self) -> bool:
-        return len(self._serving) == self._settings.workers
-
-    def _take_line(self, name: str, line: str) -> None:
-        """Forward a line of a child; a worker's first line says that it listens, which is ours to tell."""
-        if line.startswith(("ready: ", "serving: ")):
-            self._serving.add(name)
-            if self._settings.door == "http":
-                self._port = parse_address(line.removeprefix("ready: http://").removesuffix("/v1"))[1]
-            return
-        if self._settings.log.format == "console":
-            line = f"{name:<11} | {line}"
-        elif line.startswith('{"'):
-            line = f'{{"process":"{name}",{line[1:]}'
-        else:
-            line = json.dumps({"process": name, "level": "info", "message": line})
-        print(line, file=sys.stderr, flush=True)
+        return len(self._output.serving) == self._settings.workers
 
     def _announce(self, where: str) -> None:
         print(f"ready: http://{where}/v1", flush=True)
@@ -232,92 +330,85 @@ class _Up:
             )
             print("\n".join(lines), file=sys.stderr, flush=True)
 
+    # Numbers
+
+    async def _measured(self) -> bytes:
+        """The metrics of all workers as one, and our own."""
+        await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self._workers))
+        restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
+        for process in self._processes():
+            if process.child is None or process.child.status is not None:
+                self._merged.forget(process.name)
+            restarts.add_metric((process.name, "died"), process.died)
+            restarts.add_metric((process.name, "hung"), process.hung)
+        return self._merged.render([restarts])
+
     # Stop
+
+    async def _keep_no_more(self) -> None:
+        """From now on what ends is not started again."""
+        for task in self._keeping:
+            task.cancel()
+        if self._keeping:
+            await asyncio.wait(self._keeping)
 
     async def _drain(self) -> bool:
         """Refuse what is new, let what is in flight finish; False when the time for it was not enough."""
-        clock = asyncio.get_running_loop().time
-        last = clock() + self._settings.timeouts.drain + _STOP_SECONDS
+        seconds = self._settings.timeouts.drain
+        last = self._signalled + seconds
+        self._end_at(last + _CLOSING_SECONDS)
         if self._admin is not None:
-            await self._admin.refuse_connections()
-        for child in self._workers:
+            await self._admin.refuse_connections(_HURRY_SECONDS)
+        children = [
+            process.child for process in self._workers if process.child is not None and process.child.status is None
+        ]
+        for child in children:
             child.signal(signal.SIGTERM)
-        # The workers know how long they may take. What they finished may still be on its way through Envoy.
-        statuses = await asyncio.gather(*(child.wait() for child in self._workers))
+        # The workers know how long they may take, and end by themselves; one that cannot is killed.
+        ends = [asyncio.ensure_future(child.wait()) for child in children]
+        if ends:
+            await asyncio.wait(ends, timeout=last + CLOSING_SECONDS + _LATE_SECONDS - self._clock())
+        for child in children:
+            if child.status is None:
+                _log.error("killed", process=child.name, seconds=seconds + CLOSING_SECONDS)
+                child.kill()
+        if ends:
+            # Those that were killed; what they had started may hold their output open for longer.
+            await asyncio.wait(ends, timeout=_LATE_SECONDS)
+        # What they finished may still be on its way through Envoy.
         if self._admin is not None:
-            while in_flight := await self._admin.requests_in_flight("antiphon"):
-                if clock() > last:
+            while in_flight := await self._admin.requests_in_flight("antiphon", self._hurry()):
+                if self._clock() > last:
                     _log.warning("cut", requests=in_flight)
                     return False
                 await asyncio.sleep(_POLL_SECONDS)
-        return not any(statuses)
+        # One that knew no signals yet had served nobody.
+        return not any(child.status not in (0, -signal.SIGTERM) for child in children)
+
+    def _hurry(self) -> float:
+        """How long Envoy, which may stand still, is waited for: the end of everything needs some time too."""
+        return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
+
+    def _left(self) -> float:
+        """Until all children must have ended."""
+        return math.inf if self._last is None else max(_LATE_SECONDS, self._last - self._clock())
+
+    def _end_at(self, moment: float) -> None:
+        self._last = moment if self._last is None else min(self._last, moment)
 
     async def _stop_all(self) -> None:
         """Stop what still runs, at once. Envoy first: the sidecars then see their clients leave, and note it."""
-        if self._envoy is not None:
-            await self._envoy.stop(_STOP_SECONDS)
-        for child in self._workers:
+        await self._keep_no_more()
+        self._end_at(self._clock() + _STOP_SECONDS)
+        if self._envoy is not None and self._envoy.child is not None:
+            await self._envoy.child.stop(min(_ENVOY_SECONDS, self._left()))
+        children = [process.child for process in self._workers if process.child is not None]
+        for child in children:
             # Two different signals, so that they are two even if it was draining already or gets both at once.
             child.signal(signal.SIGINT)
-        await asyncio.gather(*(child.stop(_STOP_SECONDS) for child in self._workers))
+        left = self._left()
+        await asyncio.gather(*(child.stop(left) for child in children))
         self._pipe.close()
-        if self._watches:
-            await asyncio.wait(self._watches)
-
-
-def _free_address(listen: str) -> str:
-    """The address as numbers, if it can be listened on.
-
-    Asked here, since Envoy shares a port with whoever else listens on it without a word, and knows no names.
-    """
-    host, port = parse_address(listen)
-    if host == "unix":
-        raise ConfigError(f"listen: {listen} is not HOST:PORT")
-    try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        raise ConfigError(f"listen: cannot listen on {listen}: {error.strerror}") from None
-    return _join(str(where[0]), port)
-
-
-def _placed_in(settings: Settings, folder: Path) -> Settings:
-    """The settings with `{data}` in addresses replaced by the folder of this run."""
-
-    def place(address: str) -> str:
-        return address.replace("{data}", str(folder))
-
-    sidecar = settings.sidecar
-    names = ("grpc", "http", "model_door")
-    return settings.model_copy(
-        update={
-            "data": settings.data.absolute(),
-            "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
-            "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
-        }
-    )
-
-
-def _plain_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
-
-
-def _worker_environment(settings: Settings) -> dict[str, str]:
-    """Secrets travel in the environment, never in files or arguments."""
-    return {**_plain_environment(), **secret_environment(settings)}
-
-
-def _envoy_environment(settings: Settings) -> dict[str, str]:
-    secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
-    secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
-    given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
-    return {**_plain_environment(), **given}
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _poll(check: Callable[[], Awaitable[bool]], what: str) -> None:
@@ -328,17 +419,3 @@ async def _poll(check: Callable[[], Awaitable[bool]], what: str) -> None:
         if clock() > last:
             raise AntiphonError(f"{what} did not get ready within {_START_SECONDS:g} s; the log says more")
         await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _answers(where: str) -> bool:
-    """Whether a request through the listener is answered; a wildcard address is asked on this machine."""
-    host, port = parse_address(where)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STOP_SECONDS)) as session,
-            session.get(f"http://{_join(host, port)}/ready") as answer,
-        ):
-            return answer.status == 200
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return False

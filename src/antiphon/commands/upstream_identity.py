@@ -1,7 +1,7 @@
 """Which chat server is behind a URL, as far as it says so itself.
 
-Lives here: the signs. Not here: what the server can do (`upstream_probes.py`), choosing a profile by host name
-(`translation/profiles`).
+Lives here: paths of their own that servers have. Not here: the signs in a list of models, choosing a profile by host
+name (`translation/profiles`), what the server can do (`upstream_probes.py`).
 
 Invariant: only `GET` requests without credentials; a server that says nothing is `""`, never a guess.
 """
@@ -11,19 +11,10 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from antiphon.commands.upstream_probes import Answer, ChatProbes
+from antiphon.translation.profiles.signs import named_by_list
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 
-__all__ = ["identify", "usual_server"]
-
-_OWNERS = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "llamacpp": "llamacpp",
-    "library": "ollama",
-    "organization_owner": "lmstudio",
-}
-_SERVERS = {"llama.cpp": "llamacpp", "vllm": "vllm", "sglang": "sglang"}
 # path beside the API, keys that its JSON object holds all of, profile
 _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("/props", ("default_generation_settings",), "llamacpp"),
@@ -36,18 +27,14 @@ _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 _PORTS = {11434: "Ollama", 8000: "vLLM", 8080: "llama.cpp", 1234: "LM Studio", 30000: "SGLang", 3000: "TGI"}
 
+PREFIX_QUESTION = "is the prefix of upstream.url right (…/v1)?"
+"""What is asked where a path of the API is not found: some servers just have no list of models."""
+
 
 async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
     """The profile the server itself suggests, by its list of models, its headers, or paths of its own."""
-    entries = listed.json.get("data")
-    for entry in entries if isinstance(entries, list) else ():
-        owner = entry.get("owned_by") if isinstance(entry, dict) else None
-        if isinstance(owner, str) and owner in _OWNERS:
-            return _OWNERS[owner]
-    server = listed.headers.get("server", "").lower()
-    for sign, profile in _SERVERS.items():
-        if sign in server:
-            return profile
+    if profile := named_by_list(listed.json, listed.headers.get("server", "")):
+        return profile
     # Beside the API, and without the key that the target's headers may hold.
     headers = tuple((name, value) for name, value in target.headers if name != "authorization")
     beside = UpstreamTarget(url.removesuffix("/v1"), target.unix_path, headers, target.ssl)
@@ -61,6 +48,15 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
     finally:
         await client.aclose()
     return ""
+
+
+def certificate_advice(failure: str, section: str) -> str:
+    """What to do about a certificate that was refused; empty when it was something else."""
+    if "certificate" not in failure:
+        return ""
+    if "expired" in failure:
+        return "the certificate has expired: renew it at the server"
+    return f"name its authorities with {section}.ca_file, or its real host name with {section}.host"
 
 
 def usual_server(url: str) -> str:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.redaction import redacted
 from antiphon.types.json import decode_any
 from antiphon.upstream.client import HttpUpstream
-
-__all__ = ["Answer", "ChatProbes", "Support"]
 
 _TOKENS = 256
 _FEW = 16
@@ -97,8 +96,11 @@ class Support:
 class ChatProbes:
     """Asks one server about one model."""
 
-    def __init__(self, upstream: HttpUpstream, headers: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self, upstream: HttpUpstream, headers: tuple[tuple[str, str], ...], *, seconds: float | None = None
+    ) -> None:
         self._upstream = upstream
+        self._seconds = seconds or _SECONDS
         self._headers = headers
         self._limit_field = "max_tokens"
         self._thinking = ""
@@ -107,8 +109,8 @@ class ChatProbes:
         """`GET` a path below the base URL."""
         return await self._call("GET", path, b"")
 
-    async def run(self, model: str, *, images: bool = False) -> list[Support]:
-        """All probes; the first, `answers`, tells whether the others make sense."""
+    async def run(self, model: str, *, images: bool = False) -> AsyncIterator[Support]:
+        """All probes, each when it is over; the first, `answers`, tells whether the others make sense."""
         plain = await self._chat(model, "Say hello.")
         limit = Support("max_tokens", True, "taken")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:
@@ -118,22 +120,24 @@ class ChatProbes:
         message = _message(plain)
         if message is None:
             detail = plain.problem if plain.status != 200 else "HTTP 200, but no completion"
-            return [Support("answers", False, detail, refused=plain.refused)]
+            yield Support("answers", False, detail, refused=plain.refused)
+            return
         said = "text" if message.get("content") else f"no text within {_TOKENS} tokens"
-        found = [Support("answers", True, said), limit]
+        yield Support("answers", True, said)
+        yield limit
         self._note_thinking(message)
-        found += await self._stream(model)
-        found += await self._tools(model)
-        found += await self._formats(model)
-        found += [
-            await self._logprobs(model),
-            await self._taken("reasoning_effort", model, reasoning_effort="low"),
-            await self._role(model),
-        ]
+        for support in await self._stream(model):
+            yield support
+        async for support in self._tools(model):
+            yield support
+        async for support in self._formats(model):
+            yield support
+        yield await self._logprobs(model)
+        yield await self._taken("reasoning_effort", model, reasoning_effort="low")
+        yield await self._role(model)
         if images:
-            found.append(await self._image(model))
-        found.append(Support("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen"))
-        return found
+            yield await self._image(model)
+        yield Support("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen")
 
     # One probe each
 
@@ -157,30 +161,23 @@ class ChatProbes:
             Support("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
         ]
 
-    async def _tools(self, model: str) -> list[Support]:
+    async def _tools(self, model: str) -> AsyncIterator[Support]:
         said = "What is the weather in Paris? Use the tool."
         offered = await self._chat(model, said, tools=[_TOOL])
-        found = [self._called("tools", offered)]
+        yield self._called("tools", offered)
         if offered.refused:
-            return found
+            return
         streamed = await self._chat(model, said, tools=[_TOOL], stream=True)
         whole = _streamed_arguments(streamed)
-        found.append(
-            Support(
-                "tool calls in streams",
-                _is_json(whole),
-                "the arguments are JSON" if _is_json(whole) else ("no call was made" if not whole else "broken JSON"),
-                refused=streamed.refused,
-            )
+        yield Support(
+            "tool calls in streams",
+            _is_json(whole),
+            "the arguments are JSON" if _is_json(whole) else ("no call was made" if not whole else "broken JSON"),
+            refused=streamed.refused,
         )
-        found.append(
-            self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
-        )
-        found.append(
-            self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
-        )
-        found.append(await self._taken("parallel_tool_calls", model, tools=[_TOOL], parallel_tool_calls=False))
-        return found
+        yield self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
+        yield self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
+        yield await self._taken("parallel_tool_calls", model, tools=[_TOOL], parallel_tool_calls=False)
 
     def _called(self, name: str, answer: Answer) -> Support:
         message = _message(answer)
@@ -190,22 +187,20 @@ class ChatProbes:
         calls = message.get("tool_calls")
         return Support(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
 
-    async def _formats(self, model: str) -> list[Support]:
+    async def _formats(self, model: str) -> AsyncIterator[Support]:
         said = 'Answer with JSON: {"ok": true}'
         schema = {"type": "json_schema", "json_schema": {"name": "probe", "schema": _SCHEMA, "strict": True}}
-        found = []
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
             answer = await self._chat(model, said, response_format=response_format)
             message = _message(answer)
             if message is None:
-                found.append(Support(name, False, answer.problem, refused=answer.refused))
+                yield Support(name, False, answer.problem, refused=answer.refused)
                 continue
             fits = _is_json(message.get("content"))
-            found.append(Support(name, fits, "the answer is JSON" if fits else "taken, but the answer is no JSON"))
-        return found
+            yield Support(name, fits, "the answer is JSON" if fits else "taken, but the answer is no JSON")
 
     async def _logprobs(self, model: str) -> Support:
-        answer = await self._chat(model, "Say hello.", most=_FEW, logprobs=True, top_logprobs=1)
+        answer = await self._chat(model, "Say hello.", limit=_FEW, logprobs=True, top_logprobs=1)
         if answer.status != 200:
             return Support("logprobs", False, answer.problem, refused=answer.refused)
         present = any(choice.get("logprobs") for choice in _objects(answer.json.get("choices")))
@@ -213,18 +208,18 @@ class ChatProbes:
 
     async def _role(self, model: str) -> Support:
         messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
-        answer = await self._chat(model, "", most=_FEW, messages=messages)
+        answer = await self._chat(model, "", limit=_FEW, messages=messages)
         taken = answer.status == 200
         return Support("developer role", taken, "taken" if taken else answer.problem, refused=answer.refused)
 
     async def _image(self, model: str) -> Support:
         parts = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": _PIXEL}}]
-        answer = await self._chat(model, "", most=_FEW, messages=[{"role": "user", "content": parts}])
+        answer = await self._chat(model, "", limit=_FEW, messages=[{"role": "user", "content": parts}])
         taken = answer.status == 200
         return Support("images", taken, "taken" if taken else answer.problem, refused=answer.refused)
 
     async def _taken(self, name: str, model: str, **fields: Any) -> Support:
-        answer = await self._chat(model, "Say hello.", most=_FEW, **fields)
+        answer = await self._chat(model, "Say hello.", limit=_FEW, **fields)
         message = _message(answer)
         if message is None:
             return Support(name, False, answer.problem, refused=answer.refused)
@@ -244,22 +239,22 @@ class ChatProbes:
 
     # The calls
 
-    async def _chat(self, model: str, said: str, *, most: int = _TOKENS, **fields: Any) -> Answer:
-        body = {"model": model, "messages": [{"role": "user", "content": said}], self._limit_field: most, **fields}
+    async def _chat(self, model: str, said: str, *, limit: int = _TOKENS, **fields: Any) -> Answer:
+        body = {"model": model, "messages": [{"role": "user", "content": said}], self._limit_field: limit, **fields}
         return await self._call("POST", "/chat/completions", json.dumps(body).encode())
 
     async def _call(self, method: str, path: str, body: bytes) -> Answer:
         headers = (("content-type", "application/json"), ("accept", _KINDS), *self._headers)
         request = UpstreamRequest(method, path, headers, body, "", stream=False)
         try:
-            async with asyncio.timeout(_SECONDS), self._upstream.call(request) as answer:
+            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
                 parts = [part async for part in answer.body()]
                 told = dict(answer.headers)
                 return Answer(answer.status, b"".join(parts), told.get("content-type", ""), told)
         except UpstreamCallFailed as failure:
             return Answer(0, failure=f"{failure.error.fault.value}: {failure.error.detail}")
         except TimeoutError:
-            return Answer(0, failure=f"no answer within {_SECONDS:g} seconds")
+            return Answer(0, failure=f"no answer within {self._seconds:g} seconds")
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

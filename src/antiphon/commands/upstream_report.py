@@ -9,22 +9,23 @@ need is a `note` with its advice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from antiphon.app import make_routes
-from antiphon.app_outgoing import direct_target
-from antiphon.commands.upstream_identity import identify, usual_server
+from antiphon.app.build import make_routes
+from antiphon.app.extensions import known_profiles
+from antiphon.app.outgoing import direct_target, section
+from antiphon.commands.upstream_identity import PREFIX_QUESTION, certificate_advice, identify, usual_server
 from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
-from antiphon.config import AuthMode, Settings, UpstreamSettings
-from antiphon.engine.routes import DEFAULT_UPSTREAM, ModelRoute
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode, UpstreamSettings
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, corrected
 from antiphon.errors import AntiphonError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
+from antiphon.translation.profiles.signs import named_by_list
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
-
-__all__ = ["Finding", "examine", "fitting_profile"]
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -37,6 +38,8 @@ class Finding:
     verdict: Verdict
     what: str
     advice: str = ""
+    lacking: bool = False
+    """It is something that this server cannot do, also where its profile takes care of that."""
 
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
@@ -67,28 +70,34 @@ _ADVICE = {
     "finish_reason in streams": "such a stream counts as broken; the profile snowflake takes it as complete",
     "logprobs": "requests for log probabilities get none",
 }
+_OTHER_WAYS = frozenset({"max_tokens", "a named tool_choice", "developer role"})
+"""What a profile that does not send it reaches by other means, whole."""
 _ALIKE = " (whoever it is named after: it leaves these out)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
 
-async def examine(settings: Settings, model: str | None, key: str, *, images: bool) -> list[Finding]:
-    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own."""
+async def examine(settings: Settings, model: str | None, key: str, *, images: bool) -> AsyncIterator[Finding]:
+    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own.
+
+    Each finding comes when it is known.
+    """
     try:
         routes = make_routes(settings)
     except AntiphonError as error:
-        return [Finding("settings", "problem", str(error))]
+        yield Finding("settings", "problem", str(error))
+        return
     route = routes.choose(model) if model else None
-    findings: list[Finding] = []
     if route is not None and not route.serves(model or ""):
-        return [Finding("settings", "problem", f"the settings do not serve the model {model}", "see models:")]
+        yield Finding("settings", "problem", f"the settings do not serve the model {model}", "see models:")
+        return
     for name, upstream in settings.every_upstream.items():
         if route is not None and route.upstream != name:
             continue
         chosen = route or next((rule.route for rule in routes.rules if rule.route.upstream == name), routes.default)
         if name == DEFAULT_UPSTREAM and route is None:
             chosen = routes.default
-        findings += await _Upstream(settings, name, upstream, chosen).examine(model, key, images=images)
-    return findings
+        async for finding in _Upstream(settings, name, upstream, chosen).examine(model, key, images=images):
+            yield finding
 
 
 class _Upstream:
@@ -104,49 +113,67 @@ class _Upstream:
     def _find(self, verdict: Verdict, what: str, advice: str = "") -> Finding:
         return Finding(self._where, verdict, what, advice)
 
-    async def examine(self, model: str | None, key: str, *, images: bool) -> list[Finding]:
+    async def examine(self, model: str | None, key: str, *, images: bool) -> AsyncIterator[Finding]:
         try:
             target = direct_target(self._name, self._upstream)
         except AntiphonError as error:
-            return [self._find("problem", str(error))]
+            yield self._find("problem", str(error))
+            return
         client = HttpUpstream(target, connect_seconds=self._settings.timeouts.connect, head_seconds=60.0)
         passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
         probes = ChatProbes(client, (("authorization", f"Bearer {key}"),) if passed else ())
         try:
-            return await self._examine(target, probes, model, images=images)
+            async for finding in self._examine(target, probes, model, images=images):
+                yield finding
         finally:
             await client.aclose()
 
     async def _examine(
         self, target: UpstreamTarget, probes: ChatProbes, model: str | None, *, images: bool
-    ) -> list[Finding]:
+    ) -> AsyncIterator[Finding]:
         listed = await probes.get("/models")
         if listed.failure:
-            return [self._find("problem", f"cannot be reached: {listed.failure}", self._reach(listed.failure))]
+            yield self._find("problem", f"cannot be reached: {listed.failure}", self._reach(listed.failure))
+            return
         if listed.status in (401, 403):
-            return [self._find("problem", f"refuses the credentials: {listed.problem}", self._credentials())]
+            yield self._find("problem", f"refuses the credentials: {listed.problem}", self._credentials())
+            return
         names = [one for one in _ids(listed) if one]
         if listed.status == 200:
-            findings = [self._find("ok", f"can be reached and lists {len(names)} models")]
+            yield self._find("ok", f"can be reached and lists {len(names)} models")
         else:
-            findings = [self._find("note", f"can be reached, but lists no models: {listed.problem}")]
+            yield self._find("note", f"can be reached, but lists no models: {listed.problem}")
         if self._route.mode == "native":
-            return [*findings, self._find("note", "speaks Responses itself: requests pass as they are")]
+            yield self._find("note", "speaks Responses itself: requests pass as they are")
+            return
         chosen = self._route.model or model if model else self._choose(names)
         if not chosen:
-            return [*findings, self._find("problem", "no model to ask", "name one with --model")]
-        found = await probes.run(chosen, images=images)
+            question = f"; {self._prefix_question()}" if listed.status == 404 else ""
+            yield self._find("problem", "no model to ask", f"name one with --model{question}")
+            return
+        told = named_by_list(listed.json, listed.headers.get("server", ""))
+        said = bool(told) and self._route.assumed
+        if said:
+            # As the server does once it runs (`upstream/identity.py`).
+            self._route = corrected(self._route, self._name, PROFILES[told])
+        found: list[Support] = []
         profile = self._route.profile.for_model(chosen)
-        if not found[0].works:
-            what = f"model {chosen} does not answer: {found[0].detail}"
-            return [*findings, self._find("problem", what, await self._why_not(found[0], probes, names))]
-        findings.append(self._find("ok", f"model {chosen} answers ({found[0].detail})"))
-        findings += [self._judge(support, profile) for support in found[1:]]
+        async for support in probes.run(chosen, images=images):
+            found.append(support)
+            if len(found) > 1:
+                yield self._judge(support, profile)
+            elif support.works:
+                yield self._find("ok", f"model {chosen} answers ({support.detail})")
+            else:
+                what = f"model {chosen} does not answer: {support.detail}"
+                yield self._find("problem", what, await self._why_not(support, probes, names, listed.status))
+                return
         known = "" if self._host_known() else await identify(target, self._upstream.url, listed)
-        return [*findings, *self._fit(found, profile, known)]
+        for finding in self._fit(found, profile, known, said=said):
+            yield finding
 
     def _host_known(self) -> bool:
-        return any(profile.serves(self._upstream.address[0].lower()) for profile in PROFILES.values())
+        return any(profile.serves(self._upstream.address[0].lower()) for profile in known_profiles().values())
 
     def _choose(self, names: list[str]) -> str:
         """The model to ask when none was named."""
@@ -157,21 +184,26 @@ class _Upstream:
 
     def _judge(self, support: Support, profile: UpstreamProfile) -> Finding:
         """One probe's outcome, for this profile."""
-        what = f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})"
+        finding = self._find("ok", f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})")
         if support.works:
-            return self._find("ok", what)
+            return finding
+        if support.name in _OTHER_WAYS and not _SENDS[support.name](profile):
+            return self._find("ok", f"{support.name}: by other means, which the profile {profile.name} has")
         sends = support.name not in _SENDS or _SENDS[support.name](profile)
+        finding.lacking = True
         if support.refused and sends and support.name in _NEEDED:
-            return self._find("problem", what, _NEEDED[support.name])
-        if not sends:
-            return self._find("ok", what + f"; the profile {profile.name} knows")
-        return self._find("note", what, _ADVICE.get(support.name, ""))
+            finding.verdict, finding.advice = "problem", _NEEDED[support.name]
+        elif not sends:
+            finding.what += f"; the profile {profile.name} knows"
+        else:
+            finding.verdict, finding.advice = "note", _ADVICE.get(support.name, "")
+        return finding
 
-    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str) -> list[Finding]:
+    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str, *, said: bool) -> list[Finding]:
         """Whether the profile in force is the best one."""
         refused = [one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile)]
         best = fitting_profile(found, profile, known)
-        setting = "upstream.profile" if self._name == DEFAULT_UPSTREAM else f"upstreams.{self._name}.profile"
+        setting = f"{section(self._name)}.profile"
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:
             reason = f"sends what this server refuses: {', '.join(refused)}" if refused else "is not made for it"
@@ -189,6 +221,8 @@ class _Upstream:
                     "note", f"profile {profile.name} sends what this server refuses: {', '.join(refused)}", advice
                 )
             ]
+        if said:
+            return [self._find("ok", f"profile {profile.name} (the server says so) fits")]
         return [self._find("ok", f"profile {profile.name} fits{looks}")]
 
     # What to do about it
@@ -196,8 +230,8 @@ class _Upstream:
     def _reach(self, failure: str) -> str:
         if "resolved" in failure:
             return "check the host name in upstream.url"
-        if "certificate" in failure:
-            return "name its authorities with upstream.ca_file, or its real host name with upstream.host"
+        if advice := certificate_advice(failure, section(self._name)):
+            return advice
         if "before the head" in failure or "SSL" in failure:
             return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of upstream.url"
         if "timed out" in failure or "no connection within" in failure:
@@ -211,13 +245,18 @@ class _Upstream:
             return "upstream.api_key is wrong, or not allowed to list models"
         return "set upstream.api_key, or name a variable with a client's key: --key-env NAME"
 
-    async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str]) -> str:
+    def _prefix_question(self) -> str:
+        return PREFIX_QUESTION.replace("upstream.", f"{section(self._name)}.", 1)
+
+    async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str], listed: int) -> str:
         if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
             return self._credentials()
         if "HTTP 404" in answer.detail and not self._upstream.url.endswith("/v1"):
             below = await probes.get("/v1/models")
             if below.status == 200:
                 return f"the API is below /v1: upstream.url: {self._upstream.url}/v1"
+        if "HTTP 404" in answer.detail and listed == 404:
+            return self._prefix_question()
         if names:
             return f"name a chat model with --model; listed: {', '.join(names[:5])}"
         return "try the same request with curl, and see the server's log"

@@ -1,6 +1,6 @@
 """Whose things are whose, and the keys that keep them apart.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Literal
 from pydantic import SecretStr, field_validator
 
 from antiphon.config.section import Section
-
-__all__ = ["OwnerSettings", "SealingSettings"]
 
 
 class OwnerSettings(Section):

@@ -1,6 +1,6 @@
 """The processes of a gateway: their logs, ports and Envoy.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from antiphon.config.section import Section
-
-__all__ = ["EnvoySettings", "LogSettings", "SidecarSettings", "SidecarTlsSettings"]
+from antiphon.config.section import MIB, Section, parse_address
 
 
 class LogSettings(Section):
@@ -21,6 +19,20 @@ class LogSettings(Section):
     """Lowest level written."""
     format: Literal["auto", "json", "console"] = "auto"
     """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
+
+
+class MetricsSettings(Section):
+    listen: str | None = None
+    """Where Prometheus finds `/metrics`, `HOST:PORT` (port 0: any free port), for everybody who can reach it: with `up`
+    the sums of all its workers, which never go backwards when one of them is replaced; with `extproc` and `serve` those
+    of the one process (`extproc --worker 1`: the next port). Unset: nowhere but on the sidecar's HTTP port."""
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str | None) -> str | None:
+        if value is not None and parse_address(value)[0] == "unix":
+            raise ValueError(f"{value} is not HOST:PORT")
+        return value
 
 
 class SidecarTlsSettings(Section):
@@ -85,3 +97,5 @@ class EnvoySettings(Section):
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     retries: int = Field(2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
+    heap_bytes: int = Field(1024 * MIB, ge=64 * MIB)
+    """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["MIB", "Section", "base_url", "parse_address"]
-
 MIB = 1 << 20
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -32,6 +32,11 @@ def base_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
+    try:
+        _ = parts.port
+    except ValueError:
+        # Its own words hold what stands there.
+        raise ValueError("the port is no number below 65536") from None
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; use api_key")
     if parts.query or parts.fragment:

@@ -1,6 +1,6 @@
 """What is kept, for how long, and what works on it.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
@@ -11,30 +11,21 @@ from pydantic import Field, SecretStr, field_validator
 
 from antiphon.config.section import MIB, Section, base_url
 
-__all__ = [
-    "BackgroundSettings",
-    "ConversationSettings",
-    "EmbeddingSettings",
-    "FileSettings",
-    "RetentionSettings",
-    "VectorStoreSettings",
-]
-
 
 class FileSettings(Section):
     """Files that clients upload (`/v1/files`). Their contents lie in the data folder, under `files/`."""
 
     enabled: bool = True
     """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
-    most_bytes: int = Field(512 * MIB, ge=1)
+    max_bytes: int = Field(512 * MIB, ge=1)
     """Largest file."""
     owner_bytes: int | None = Field(None, ge=1)
     """The most that all files of one owner may take together, each counted as 4096 bytes at least; unset: no limit."""
     input_bytes: int = Field(50 * MIB, ge=1)
-    """Most bytes of all files that one request brings to the model by `file_id`."""
+    """Most bytes of all files that one request brings to the model by `file_id`, each as often as it is named."""
     sweep: float = Field(3_600.0, gt=0)
     """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
-    first is made at the start."""
+    first is made at the start. Of several processes one makes them."""
 
 
 class VectorStoreSettings(Section):
@@ -72,7 +63,8 @@ class EmbeddingSettings(Section):
     api_key: SecretStr | None = None
     """The key, sent as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The model. Chunks that another model made vectors of are found by their words until they are ingested again."""
+    """The model. Chunks that another model made vectors of are found by their words until they are ingested again.
+    Clients reach it by `POST /v1/embeddings` with this name, unless an entry of `models` has it."""
     dimensions: int | None = Field(None, ge=1)
     """Numbers per vector, for models that can shorten them."""
     batch: int = Field(64, ge=1, le=2048)
@@ -93,7 +85,7 @@ class ConversationSettings(Section):
 
     create_unknown: bool = False
     """Make a conversation when a response names one that does not exist, so that clients may choose the ids; off: such
-    a request is a 400."""
+    a request is a 404."""
     lease: float = Field(30.0, ge=1)
     """Seconds after which the conversation of a response whose process died can be used again."""
 
@@ -106,14 +98,28 @@ class BackgroundSettings(Section):
     per_owner: int = Field(100, ge=1)
     """Most unfinished ones of one owner; above it the answer is a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """What becomes of one whose process died or was stopped: `retry` runs it again from its beginning, `fail` ends it
-    as failed, saying so."""
+    """What becomes of one whose process died or was stopped, or whose model call was lost with our own Envoy: `retry`
+    runs it again from its beginning, `fail` ends it as failed, saying so."""
     attempts: int = Field(3, ge=1)
-    """With `on_restart: retry`: after how many processes died of it (or with it) it is failed all the same."""
+    """With `on_restart: retry`: after how many processes (or Envoys) died of it, or with it, it is failed all the
+    same."""
     lease: float = Field(15.0, ge=1)
     """Seconds after which a process that was not heard of counts as dead, and others take its work."""
     patience: float = Field(30.0, ge=0)
     """Seconds for which an upstream that cannot be reached is tried again."""
+    client_credentials: Literal["refuse", "seal"] = "refuse"
+    """What becomes of one whose upstream wants the client's own key (`upstream.auth: passthrough`; an upstream that
+    works without a key is found out, and gets none). `refuse`: a 400. `seal`: the key is kept with its job, encrypted
+    under `sealing.keys`, until the response is over."""
+
+
+class IdempotencySettings(Section):
+    """Requests with an `Idempotency-Key`."""
+
+    keep: float = Field(86_400.0, gt=0)
+    """Seconds for which a key is remembered after something was made with it: the same request gets that again."""
+    lease: float = Field(30.0, ge=1)
+    """Seconds after which the key of a response whose process died can be used again."""
 
 
 class RetentionSettings(Section):

@@ -1,6 +1,6 @@
 """Tools that run here.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from pydantic import Field, SecretStr, model_validator
 
 from antiphon.config.section import MIB, Section
 
-__all__ = ["CodeInterpreterSettings", "ConnectorSettings", "McpSettings", "ToolSettings", "WebSearchSettings"]
-
 
 class ToolSettings(Section):
     """Tools that run here (file search and the like), between two turns of the model."""
 
     seconds: float = Field(60.0, gt=0)
-    """How long one call may take; after that it has failed, and the model is told so."""
+    """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
     concurrent: int = Field(32, ge=1)
-    """Most calls at once per process; others wait."""
+    """Most calls at once per process, of one owner three quarters of them, of one response a quarter; others wait."""
     output_chars: int = Field(100_000, ge=100)
     """How much of one call's output the model gets to read; the rest is cut off, saying so."""
     calls: int = Field(128, ge=1)
     """Most calls in one response; a request's `max_tool_calls` can only be less."""
+    result_bytes: int = Field(32 * MIB, ge=1024)
+    """Most bytes of the results of all calls in one response, pictures included; a call whose result passes it has
+    failed, and the model is told so (a refusal would throw away what was made until then)."""
     turns: int = Field(32, ge=1)
     """Most model calls in one response; in the last one the model must answer."""
 
@@ -102,9 +103,16 @@ class CodeInterpreterSettings(Section):
     memory: int = Field(1 << 30, ge=128 * MIB)
     """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
     disk_bytes: int = Field(256 * MIB, ge=MIB)
-    """All files of a container together."""
+    """All files of a container together; an interpreter that lives holds them in memory where that can be
+    (docs/code-interpreter.md)."""
     output_bytes: int = Field(64 * 1024, ge=1024)
     """What one piece of code may print; the middle of more is left out."""
+    files: int = Field(2_000, ge=1)
+    """Most files of a container."""
+    picture_bytes: int = Field(4 * MIB, ge=1024)
+    """Most bytes of all pictures that one piece of code may draw; those beyond are left out."""
+    threads: int = Field(32, ge=1)
+    """Most threads of a container; code that has more is ended."""
     show_pictures: bool = False
     """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
     machines: int = Field(8, ge=1)

@@ -1,6 +1,6 @@
 """Upstreams and models: who answers, and with whose credentials.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`antiphon.config`).
+Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from antiphon.config.section import Section, base_url
-
-__all__ = ["AuthMode", "ModelSettings", "UpstreamSettings"]
+from antiphon.translation.parameters import DECIDED_HERE
+from antiphon.translation.profiles import read_flags
+from antiphon.translation.read_request import REQUEST_FIELDS
+from antiphon.types.json import encode
 
 _OF_THE_BODY = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "expect", "host", "te", "transfer-encoding"}
@@ -39,7 +41,8 @@ class UpstreamSettings(Section):
     api_key: SecretStr | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
-    """Which upstream profile describes the server's quirks; `auto` chooses by host name."""
+    """Which upstream profile describes the server's quirks; `auto` chooses by host name, or else by what the
+    server's list of models says it is (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
     models: tuple[str, ...] = ()
     """When not empty: the only models served; all others are a 404 `model_not_found`."""
     host: str | None = None
@@ -50,6 +53,12 @@ class UpstreamSettings(Section):
     """Further client headers that may reach the upstream, in lower case."""
     path_allow: tuple[str, ...] = ()
     """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
+    field_allow: tuple[str, ...] = ()
+    """Further top-level members of a request (or of its `extra_body`) that reach the chat server as they came, whatever
+    the profile says of them. What neither this nor the profile knows is named in `antiphon-ignored`."""
+    profile_flags: dict[str, Any] = Field(default_factory=dict)
+    """Single flags of the profile that are different here, as docs/chat-servers.md names them (for example
+    `{named_tool_choice: required}`)."""
 
     @field_validator("url")
     @classmethod
@@ -66,6 +75,15 @@ class UpstreamSettings(Section):
         if private := sorted(name for name in names if name.startswith("x-antiphon-")):
             raise ValueError(f"{', '.join(private)} is between Envoy and the sidecar and goes no further")
         return names
+
+    @field_validator("field_allow")
+    @classmethod
+    def _check_fields(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := sorted((DECIDED_HERE | REQUEST_FIELDS).intersection(value)):
+            raise ValueError(f"{', '.join(taken)} cannot be let through: what becomes of it is decided here")
+        return value
+
+    _check_flags = field_validator("profile_flags")(read_flags)
 
     @model_validator(mode="after")
     def _check_credentials(self) -> UpstreamSettings:
@@ -118,6 +136,25 @@ class ModelSettings(Section):
     """The upstream profile for these models; unset: the upstream's."""
     context_tokens: int | None = Field(None, ge=256)
     """How many tokens of input the model takes; with it `truncation: auto` can drop the oldest turns."""
+    profile_flags: dict[str, Any] = Field(default_factory=dict)
+    """Single flags of the profile that are different for these models, over `upstream.profile_flags`."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Members added to every chat request that responses of these models lead to, unless the client says them itself
+    (for example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`; of two objects, member by member). What
+    clients send to `/v1/chat/completions` passes as it is."""
+
+    _check_flags = field_validator("profile_flags")(read_flags)
+
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(DECIDED_HERE.intersection(value)):
+            raise ValueError(f"{', '.join(taken)} cannot be added: what becomes of it is decided here")
+        try:
+            encode(value)
+        except (TypeError, ValueError, UnicodeError) as error:
+            raise ValueError(f"cannot be written as JSON: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
@@ -127,4 +164,6 @@ class ModelSettings(Section):
             raise ValueError(f"match {self.match!r} has a '[' without its ']'; a '[' itself is written '[[]'")
         if self.mode == "native" and self.model is not None:
             raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
+        if self.mode == "native" and (self.extra or self.profile_flags):
+            raise ValueError("requests of a native model pass untouched: leave 'extra' and 'profile_flags' out")
         return self

@@ -1,7 +1,7 @@
 """What every door is given: the one way in to the engine and the API, and the state of the process.
 
-Lives here: the bundle that `app.py` builds once per process, and the count of requests in flight that draining
-waits for. Not here: anything about gRPC, HTTP or Envoy.
+Lives here: the bundle that `app/build.py` builds once per process, and the count of requests in flight, by kind, that
+draining waits for. Not here: anything about gRPC, HTTP or Envoy.
 
 Invariant: a request is admitted exactly once and released exactly once; after `close` none is admitted.
 """
@@ -9,36 +9,37 @@ Invariant: a request is admitted exactly once and released exactly once; after `
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from antiphon.api.router import Router
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.owners import OwnerResolver
-from antiphon.engine.runner import Runner
+from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.observability.metrics import Metrics
 
-__all__ = ["Admission", "DoorContext", "DoorLimits", "WebSocketLimits"]
-
-
-@dataclass(frozen=True, slots=True)
-class DoorLimits:
-    """Limits a door enforces itself: bytes of a request body (compressed and plain), seconds to send it, and seconds in
-    which a client must take some of an answer that comes in parts."""
-
-    request_body_bytes: int
-    request_seconds: float
-    send_seconds: float = 600.0
+Kind = Literal["response", "websocket", "background", "request"]
+"""What is in flight: responses of clients, turns on WebSockets, responses in the background, everything else."""
 
 
 class Admission:
     """Counts requests in flight and refuses new ones when full or draining."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._active = 0
+    def __init__(self, places: Budget) -> None:
+        """`places` are how many may be in flight, altogether and of one owner."""
+        self._places = places
+        self._kinds: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        """What ended since this process leaves, by kind; `given_back` are those that another process goes on with."""
+        self.gives_back = False
+        """Whether what ends in the background now is given back."""
+        self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -46,44 +47,64 @@ class Admission:
         """Called once, when no more requests are admitted: what is open without a request in it can go."""
 
     @property
+    def leaving(self) -> bool:
+        """Whether requests should go elsewhere: none are admitted any more, or soon."""
+        return self._leaving
+
+    @property
     def closed(self) -> bool:
-        """Whether the process is draining."""
+        """Whether no more requests are admitted."""
         return self._closed
 
     @property
     def active(self) -> int:
         """Requests in flight."""
-        return self._active
+        return self._places.used
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Requests in flight by kind."""
+        return {kind: count for kind, count in self._kinds.items() if count}
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold a place for one request; raises `Unavailable` (503) when draining or full."""
+    def admit(self, owner: str, kind: Kind = "request") -> Iterator[None]:
+        """Hold a place for one request of this owner; raises `Unavailable` when draining, `NoRoom` when full."""
         if self._closed:
             raise Unavailable(
                 "The server is shutting down. Try again; another instance will answer.",
                 code="shutting_down",
                 headers=(("retry-after", "1"), ("connection", "close")),
             )
-        if self._active >= self._most:
-            raise Unavailable(
-                "Too many requests are in flight. Try again shortly.",
-                code="overloaded",
-                headers=(("retry-after", "1"),),
-            )
-        self._active += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
+        with self._places.hold(owner) as place:
+            place.add(1)
+            self._kinds[kind] += 1
+            self._idle.clear()
+            try:
+                yield
+            finally:
+                place.close()
+                self._kinds[kind] -= 1
+                if self._leaving:
+                    self.ended["given_back" if kind == "background" and self.gives_back else kind] += 1
+                if not self._places.used:
+                    self._idle.set()
 
     def close(self) -> None:
         """Admit no more requests."""
-        self._closed = True
+        self._leaving = self._closed = True
         for told in tuple(self.on_close):
             told()
+
+    async def drain(self, seconds: float, notice: float) -> bool:
+        """Say that this process leaves, for `notice` seconds serve all the same, then admit no more and wait for what
+        is in flight; False when `seconds` were not enough for all that."""
+        clock = asyncio.get_running_loop().time
+        last = clock() + seconds
+        self._leaving = True
+        if notice > 0:
+            await asyncio.sleep(min(notice, seconds))
+        self.close()
+        return await self.drained(max(0.0, last - clock()))
 
     async def drained(self, seconds: float) -> bool:
         """Wait until nothing is in flight; False when `seconds` passed first."""
@@ -96,29 +117,12 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class WebSocketLimits:
-    """`enabled`: whether upgrades are taken at all. `origins`: pages that may connect (`*`: any), beside clients that
-    are no browsers and pages of this host itself.
-
-    `connections` are the most at once; one lives `seconds`, gets a ping every `ping_seconds`, and remembers
-    `memory_bytes` of responses that are not stored. `compress`: permessage-deflate, where the client offers it.
-    """
-
-    enabled: bool = True
-    origins: tuple[str, ...] = ()
-    connections: int = 1_000
-    seconds: float = 3_600.0
-    ping_seconds: float = 30.0
-    memory_bytes: int = 16 << 20
-    compress: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class DoorContext:
-    """Built once per process by `app.py`; doors only read it.
+    """Built once per process by `app/build.py`; doors only read it.
 
     `new_exchange` makes the state machine of one `POST /v1/responses`, `runner` performs its actions, `router`
-    answers every other path of ours. `secret` is the shared secret that a TCP peer must present, or None.
+    answers every other path of ours. `secret` is the shared secret that a TCP peer must present, or None;
+    `cors_origins` are the pages that may ask the public HTTP door.
     """
 
     new_exchange: Callable[[], ResponseExchange]
@@ -126,7 +130,11 @@ class DoorContext:
     router: Router
     owners: OwnerResolver
     admission: Admission
-    limits: DoorLimits
+    limits: LimitSettings
+    timeouts: TimeoutSettings
     metrics: Metrics
     secret: str | None = None
-    websocket: WebSocketLimits = WebSocketLimits()
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    cors_origins: tuple[str, ...] = ()
+    bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
+    """What all requests in flight hold together: their bodies, and what they refer to."""

@@ -1,44 +1,91 @@
-"""Undoing the compression of a request's body, for every door.
+"""A request's body that is read whole: its limits, and undoing its compression, for every door.
 
-Lives here: gzip, deflate and zstd, several of them one after another, and the guards against bodies that are made to
-grow. Not here: reading a body from a socket (the doors), and what upstreams send compressed (`extproc/content_coding`).
+Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
+guards against bodies that are made to grow. Not here: reading from a socket (the doors), bodies that are taken as they
+come (`http/upload.py`), and what upstreams send compressed (`extproc/content_coding`).
 
 A body is decoded when it is whole: its compressed size has a limit of its own, and no decoder is asked for more than
 what is left of the decoded size.
 
 Invariant: whatever the bytes, the outcome is the plain body or an `ApiError` (400 broken, 413 too large, 415 unknown
-coding); never more than `most` bytes are made, nor, beyond `_FREE`, more than `_RATIO` times what came.
+coding); never more than `limit` bytes are made, nor, beyond `_FREE`, more than `_RATIO` times what came.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
 import zlib
 from collections.abc import Callable
 
 import zstandard
 
+from antiphon.engine.exchange.budget import Hold
+from antiphon.engine.running.thread_pools import DECODING
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from antiphon.types.transport import Headers, header_value
 
-__all__ = ["content_codings", "decode_body", "decode_now", "too_large"]
-
 _FREE = 16 << 20
 _RATIO = 200
-_MOST_CODINGS = 3
-_MOST_MEMBERS = 1_000
+_MAX_CODINGS = 3
+_MAX_MEMBERS = 1_000
 # What takes longer than a few milliseconds does not hold up the other requests.
 _LARGE = 64 << 10
 
 _GZIP = zlib.MAX_WBITS | 16
-_LEAST_WINDOW, _MOST_WINDOW = 8 << 20, 128 << 20
+_MIN_WINDOW, _MAX_WINDOW = 8 << 20, 128 << 20
 
 
-def too_large(most: int, *, decoded: bool = False) -> RequestTooLarge:
+def too_large(limit: int, *, decoded: bool = False) -> RequestTooLarge:
     """The refusal of a body over the limit."""
     when = " when it is decompressed" if decoded else ""
-    return RequestTooLarge(f"The request body is larger than {most} bytes{when}.", code="request_too_large")
+    return RequestTooLarge(f"The request body is larger than {limit} bytes{when}.", code="request_too_large")
+
+
+def too_slow(seconds: float) -> ApiError:
+    """The refusal of a body that is not whole after so many seconds."""
+    return ApiError(
+        f"The request was not sent completely within {seconds:g} seconds.",
+        status=408,
+        type="invalid_request_error",
+        code="request_timeout",
+    )
+
+
+class WholeBody:
+    """A body that a door reads to its end: at most `limit` bytes, before and after decompression, held in `hold`.
+
+    Making one raises an `ApiError` (413, 415, 503) when by its headers it need not be read at all.
+    """
+
+    def __init__(self, headers: Headers, hold: Hold, limit: int) -> None:
+        self._codings = content_codings(headers)
+        self._hold = hold
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        length = header_value(headers, "content-length")
+        if length is not None and length.isdecimal():
+            declared = int(length[:18])
+            if declared > limit:
+                raise too_large(limit)
+            # No place is kept for what may never come; but what cannot fit now is not read at all.
+            hold.check(declared)
+
+    def add(self, part: bytes) -> None:
+        """What has come. Raises `ApiError` (413, 429, 503)."""
+        self._size += len(part)
+        if self._size > self._limit:
+            raise too_large(self._limit)
+        self._hold.add(len(part))
+        self._parts.append(part)
+
+    async def decoded(self) -> bytes:
+        """The plain body, once it is whole. Raises `ApiError` (400, 413, 429, 503)."""
+        parts, self._parts = self._parts, []
+        body = await decode_body(self._codings, parts[0] if len(parts) == 1 else b"".join(parts), self._limit)
+        if self._codings:
+            self._hold.add(max(0, len(body) - self._size))
+        return body
 
 
 def content_codings(headers: Headers) -> tuple[str, ...]:
@@ -50,23 +97,23 @@ def content_codings(headers: Headers) -> tuple[str, ...]:
     for coding in codings:
         if coding not in _DECODERS:
             raise _unsupported(f"content-encoding {coding[:32]!r} is not supported")
-    if len(codings) > _MOST_CODINGS:
-        raise _unsupported(f"more than {_MOST_CODINGS} content-encodings are not supported")
+    if len(codings) > _MAX_CODINGS:
+        raise _unsupported(f"more than {_MAX_CODINGS} content-encodings are not supported")
     return codings
 
 
-async def decode_body(codings: tuple[str, ...], body: bytes, most: int) -> bytes:
+async def decode_body(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
     """The plain body. Raises `InvalidRequest` (broken) or `RequestTooLarge`."""
     if not codings:
         return body
     if len(body) < _LARGE:
-        return decode_now(codings, body, most)
-    return await asyncio.to_thread(decode_now, codings, body, most)
+        return decode_now(codings, body, limit)
+    return await DECODING.run(decode_now, codings, body, limit)
 
 
-def decode_now(codings: tuple[str, ...], body: bytes, most: int) -> bytes:
+def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
     """`decode_body` without yielding to the event loop."""
-    allowed = min(most, max(_FREE, _RATIO * len(body)))
+    allowed = min(limit, max(_FREE, _RATIO * len(body)))
     for coding in reversed(codings):
         try:
             body = _DECODERS[coding](body, allowed)
@@ -76,12 +123,12 @@ def decode_now(codings: tuple[str, ...], body: bytes, most: int) -> bytes:
                 code="invalid_body",
             ) from None
         if len(body) > allowed:
-            if allowed < most:
+            if allowed < limit:
                 raise RequestTooLarge(
                     "The request body grows out of all proportion when it is decompressed. Send it uncompressed.",
                     code="request_too_large",
                 )
-            raise too_large(most, decoded=True)
+            raise too_large(limit, decoded=True)
     return body
 
 
@@ -92,49 +139,49 @@ class _Broken(Exception):
 # Each decoder takes a whole body and returns at most one byte more than it may.
 
 
-def _gunzip(body: bytes, most: int) -> bytes:
+def _gunzip(body: bytes, limit: int) -> bytes:
     """One or several gzip members."""
     parts: list[bytes] = []
     size = 0
-    for _ in range(_MOST_MEMBERS):
-        member, body = _inflate(zlib.decompressobj(_GZIP), body, most - size + 1)
+    for _ in range(_MAX_MEMBERS):
+        member, body = _inflate(zlib.decompressobj(_GZIP), body, limit - size + 1)
         parts.append(member)
         size += len(member)
-        if size > most or not body:
+        if size > limit or not body:
             return b"".join(parts)
     raise _Broken("it has too many members")
 
 
-def _deflate(body: bytes, most: int) -> bytes:
+def _deflate(body: bytes, limit: int) -> bytes:
     """The zlib form that the standard means, or the bare one that some clients send."""
     zlib_form = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    plain, rest = _inflate(zlib.decompressobj(zlib.MAX_WBITS if zlib_form else -zlib.MAX_WBITS), body, most + 1)
-    if rest and len(plain) <= most:
+    plain, rest = _inflate(zlib.decompressobj(zlib.MAX_WBITS if zlib_form else -zlib.MAX_WBITS), body, limit + 1)
+    if rest and len(plain) <= limit:
         raise _Broken("something follows its end")
     return plain
 
 
-def _inflate(stream: zlib._Decompress, body: bytes, most: int) -> tuple[bytes, bytes]:
-    """At most `most` plain bytes, and what follows the stream's end."""
+def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, bytes]:
+    """At most `limit` plain bytes, and what follows the stream's end."""
     try:
-        plain = stream.decompress(body, most)
+        plain = stream.decompress(body, limit)
     except zlib.error:
         raise _Broken("it is damaged") from None
-    if not stream.eof and len(plain) < most:
+    if not stream.eof and len(plain) < limit:
         raise _Broken("it stops in the middle")
     return plain, stream.unused_data
 
 
-def _unzstd(body: bytes, most: int) -> bytes:
+def _unzstd(body: bytes, limit: int) -> bytes:
     """One or several zstd frames."""
     # The decoder takes a frame that stops in the middle for whole, so the frames are looked at first.
     _check_frames(body)
-    window = min(_MOST_WINDOW, max(_LEAST_WINDOW, most))
+    window = min(_MAX_WINDOW, max(_MIN_WINDOW, limit))
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << (window - 1).bit_length())
     parts: list[bytes] = []
     try:
         with decoder.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
-            left = most + 1
+            left = limit + 1
             while left and (part := reader.read(min(left, 1 << 20))):
                 parts.append(part)
                 left -= len(part)
@@ -148,7 +195,7 @@ def _check_frames(body: bytes) -> None:
     place, end, frames = 0, len(body), 0
     while place < end or not frames:
         frames += 1
-        if frames > _MOST_MEMBERS:
+        if frames > _MAX_MEMBERS:
             raise _Broken("it has too many frames")
         magic = body[place : place + 4]
         if magic == b"\x28\xb5\x2f\xfd":

@@ -1,7 +1,7 @@
 """TLS of the sidecar's own TCP ports.
 
 Lives here: the files, and the context made of them. Not here: when it is used (`ExtProcDoor`, `HttpDoor`: on TCP only),
-and Envoy's side of it (`envoy/bootstrap.py`).
+and Envoy's side of it (`envoy/clusters.py`).
 
 Invariant: files that cannot be used are a `ConfigError` before anything listens; with `client_ca` nobody without a
 certificate signed by it gets further than the handshake.
@@ -15,8 +15,6 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-__all__ = ["TlsFiles"]
-
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -28,20 +26,37 @@ class TlsFiles:
 
     def context(self, protocol: str) -> ssl.SSLContext:
         """A server's context that speaks this protocol (`h2`, `http/1.1`). Raises `ConfigError`."""
+        check_readable("sidecar.tls.cert", self.cert)
+        check_readable("sidecar.tls.key", self.key)
+        if self.client_ca is not None:
+            check_readable("sidecar.tls.client_ca", self.client_ca)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([protocol])
         try:
             # Never asks for a passphrase on the terminal: an encrypted key is an error.
             context.load_cert_chain(self.cert, self.key, password=b"")
-            if self.client_ca is not None:
-                context.load_verify_locations(self.client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ssl.SSLError, ValueError) as error:
-            raise ConfigError(f"sidecar.tls: the files cannot be used: {error}") from None
+            what = f"sidecar.tls.cert ({self.cert}) and sidecar.tls.key ({self.key})"
+            raise ConfigError(f"{what} cannot be used together: {error}") from None
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ssl.SSLError, ValueError) as error:
+                raise ConfigError(f"sidecar.tls.client_ca: {self.client_ca} cannot be used: {error}") from None
+            context.verify_mode = ssl.CERT_REQUIRED
         return context
 
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
         """The bytes of certificate, key and authorities, checked. Raises `ConfigError`."""
         self.context("h2")
         return self.cert.read_bytes(), self.key.read_bytes(), self.client_ca.read_bytes() if self.client_ca else None
+
+
+def check_readable(setting: str, file: Path) -> None:
+    """Raises `ConfigError`, with the setting and the file, where it is not there or may not be read."""
+    try:
+        with file.open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{setting}: {file} cannot be read: {error.strerror}") from None

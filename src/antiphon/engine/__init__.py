@@ -1,1 +1,1 @@
-"""The engine: the pure exchange, the runner that performs its actions, and the ports it needs."""
+"""The engine: what it needs of the world (`ports/`), the pure exchange (`exchange/`), what performs it (`running/`)."""

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-__all__ = ["find_envoy"]
-
 
 def find_envoy(explicit: Path | None) -> Path:
     """The binary named in the settings, the one installed beside this Python (the `envoy` extra), or PATH's."""

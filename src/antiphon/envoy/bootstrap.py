@@ -1,7 +1,7 @@
 """A whole Envoy bootstrap, as a dictionary and as YAML.
 
-Lives here: listeners, filters, clusters, local replies. Not here: the routes (`routes.py`), starting Envoy
-(`commands/`).
+Lives here: listeners, filters, limits of the process. Not here: the routes (`routes.py`), where they lead
+(`clusters.py`), what Envoy answers itself (`local_replies.py`), starting Envoy (`commands/`).
 
 Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0.
 
@@ -12,53 +12,30 @@ whoever starts Envoy fills in (`fill_in_secret`).
 
 from __future__ import annotations
 
-import ipaddress
 import json
+import socket
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
-from antiphon.config import Settings, UpstreamSettings, parse_address
-from antiphon.envoy.messages import Config, address, cluster, error_body, http_filter, listener, typed
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.envoy.clusters import SidecarEndpoint, clusters
+from antiphon.envoy.cors import cors_filters, cors_policy
+from antiphon.envoy.local_replies import local_replies
+from antiphon.envoy.messages import Config, address, http_filter, listener, typed
 from antiphon.envoy.routes import (
     EXTPROC,
-    SECRET_HEADER,
     SECRET_PLACEHOLDER,
     SECRET_VARIABLE,
-    model_cluster,
+    SEEN_TOO,
     model_door_routes,
     public_routes,
+    to_another_sidecar,
 )
-from antiphon.errors import ConfigError
-
-__all__ = [
-    "SidecarEndpoint",
-    "bootstrap",
-    "clusters",
-    "connection_manager",
-    "extproc_filter",
-    "fill_in_secret",
-    "to_yaml",
-]
-
-_AUTHORITIES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-)
-
-
-@dataclass(frozen=True)
-class SidecarEndpoint:
-    """Where one sidecar process listens: `unix:PATH` or `HOST:PORT`."""
-
-    grpc: str
-    http: str
+from antiphon.types.transport import SECRET_HEADER
 
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Config:
@@ -68,23 +45,16 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Con
         "static_resources": {
             "listeners": [
                 # Inbound: draining closes this listener, while model calls still go through the other.
-                {**listener("public", settings.listen, connection_manager(settings)), "traffic_direction": "INBOUND"},
+                {
+                    **listener("public", settings.listen, connection_manager(settings)),
+                    "traffic_direction": "INBOUND",
+                    **client_limits(settings),
+                },
                 model_door(settings),
             ],
             "clusters": clusters(settings, sidecars),
         },
-        # Limits of the process, not of a request.
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": typed(
-                        "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                        max_active_downstream_connections=50000,
-                    ),
-                }
-            ]
-        },
+        "overload_manager": overload_manager(settings),
     }
 
 
@@ -114,6 +84,9 @@ def connection_manager(settings: Settings) -> Config:
         # Silence ends a stream after 5 minutes by default, in every phase; keep-alive comments come every 15 s.
         stream_idle_timeout="3600s",
         request_timeout="0s",
+        # Bodies are timed by the sidecar, which knows how; heads by nobody else.
+        request_headers_timeout=_seconds(settings.timeouts.request),
+        common_http_protocol_options={"idle_timeout": _seconds(settings.timeouts.client_idle)},
         # A cut stream reaches an HTTP/1 client 1 s late by default.
         delayed_close_timeout="0.25s",
         # One spelling of every path, before any route is matched.
@@ -123,15 +96,85 @@ def connection_manager(settings: Settings) -> Config:
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
         local_reply_config=local_replies(),
-        http_filters=[extproc_filter(settings), _router()],
+        http_filters=[*cors_filters(settings), extproc_filter(settings), _router()],
         route_config={
             "name": "public",
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": public_routes(settings)}],
+            "virtual_hosts": [
+                {"name": "all", "domains": ["*"], **cors_policy(settings), "routes": public_routes(settings)}
+            ],
         },
     )
     if settings.envoy.access_log:
         manager["access_log"] = [_access_log()]
     return manager
+
+
+def client_limits(settings: Settings) -> Config:
+    """What the public listener does to connections that hold it up. (The manager limits heads and idle connections.)"""
+    fields: Config = {
+        # A connection that sends nothing: this filter waits for its first bytes, and the wait has an end.
+        "listener_filters": [
+            {
+                "name": "envoy.filters.listener.http_inspector",
+                "typed_config": typed("filters.listener.http_inspector.v3.HttpInspector"),
+            }
+        ],
+        "listener_filters_timeout": _seconds(settings.timeouts.request),
+        # Envoy's default, said here because what is behind in sending is counted from it.
+        "per_connection_buffer_limit_bytes": 1 << 20,
+    }
+    if sys.platform == "linux":
+        # A client that takes nothing. Envoy knows no such limit while a response is being written; the kernel does.
+        milliseconds = int(settings.timeouts.send * 1000)
+        fields["socket_options"] = [
+            {
+                "description": "TCP_USER_TIMEOUT",
+                "level": int(socket.IPPROTO_TCP),
+                "name": int(socket.TCP_USER_TIMEOUT),
+                "int_value": milliseconds,
+                "state": "STATE_PREBIND",
+            }
+        ]
+    return fields
+
+
+def overload_manager(settings: Settings) -> Config:
+    """Limits of the process, not of a request."""
+    heap = "envoy.resource_monitors.fixed_heap"
+
+    def at(full: float) -> list[Config]:
+        return [{"name": heap, "threshold": {"value": full}}]
+
+    return {
+        "refresh_interval": "0.25s",
+        # Streams are told apart by what they hold from a megabyte on.
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": typed(
+                    "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=50000,
+                ),
+            },
+            {
+                "name": heap,
+                "typed_config": typed(
+                    "resource_monitors.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=settings.envoy.heap_bytes
+                ),
+            },
+        ],
+        "actions": [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.8)},
+            # HTTP/2's streams alone can be reset like this, those that hold most first. Those of HTTP/1 end by
+            # TCP_USER_TIMEOUT, and until then no more of them are taken.
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
+            },
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": at(0.95)},
+        ],
+    }
 
 
 def model_door(settings: Settings) -> Config:
@@ -145,7 +188,7 @@ def model_door(settings: Settings) -> Config:
         normalize_path=True,
         merge_slashes=True,
         # What a native upstream answers passes untouched: Envoy's own words in its place must be error objects too.
-        local_reply_config=local_replies(),
+        local_reply_config=local_replies(to_sidecar=True),
         http_filters=[_router()],
         route_config={
             "name": "model_door",
@@ -160,7 +203,12 @@ def model_door(settings: Settings) -> Config:
 
 def extproc_filter(settings: Settings) -> Config:
     """The external processor: off for every route but the one that opts in."""
-    service: Config = {"envoy_grpc": {"cluster_name": "sidecar_grpc"}}
+    # The filter comes before the router, so no route's retries are for it. Whoever answers first sends gRPC's head
+    # before it does anything that must not happen twice (`Peer.begin`); after a head Envoy retries nothing.
+    service: Config = {
+        "envoy_grpc": {"cluster_name": "sidecar_grpc"},
+        "retry_policy": to_another_sidecar(SEEN_TOO),
+    }
     if parse_address(settings.sidecar.grpc)[0] != "unix":
         service["initial_metadata"] = [{"key": SECRET_HEADER, "value": f"%ENVIRONMENT({SECRET_VARIABLE})%"}]
     return http_filter(
@@ -208,65 +256,6 @@ def _strip_trust(settings: Settings) -> Config:
     }
 
 
-def local_replies() -> Config:
-    """Envoy's own answers as OpenAI error objects.
-
-    Each is chosen by its details: an unfiltered format would also rewrite the sidecar's immediate responses.
-    """
-    unavailable = {"header": {"key": "retry-after", "value": "1"}}
-    return {
-        "mappers": [
-            _mapper(
-                "response.code_details.startsWith('ext_proc_error')",
-                "The responses adapter is not available. Try again shortly.",
-                "adapter_unavailable",
-                status_code=503,
-                headers_to_add=[unavailable],
-            ),
-            _mapper(
-                "response.code_details.startsWith('upstream_reset_after_response_started')",
-                "The upstream broke off its answer.",
-                "upstream_cut",
-                status_code=502,
-            ),
-            _mapper(
-                "response.code_details.startsWith('upstream_reset_before_response_started')"
-                " || response.code_details == 'no_healthy_upstream'",
-                "The upstream cannot be reached.",
-                "upstream_unreachable",
-                status_code=502,
-            ),
-            _mapper(
-                "response.code_details == 'request_payload_too_large'",
-                "The request body is too large.",
-                "request_too_large",
-                kind="invalid_request_error",
-            ),
-            _mapper(
-                "response.code_details.startsWith('path_normalization_failed')"
-                " || response.code_details.startsWith('http1.')"
-                " || response.code_details.startsWith('http2.')",
-                "The request is malformed.",
-                "invalid_request",
-                kind="invalid_request_error",
-            ),
-        ]
-    }
-
-
-def _mapper(expression: str, message: str, code: str, kind: str = "server_error", **fields: Any) -> Config:
-    return {
-        "filter": {
-            "extension_filter": {
-                "name": "cel",
-                "typed_config": typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression),
-            }
-        },
-        **fields,
-        "body_format_override": {"json_format": json.loads(error_body(message, kind, code))},
-    }
-
-
 def _access_log() -> Config:
     parts = {
         "method": "%REQ(:METHOD)%",
@@ -287,119 +276,5 @@ def _access_log() -> Config:
     }
 
 
-def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Config]:
-    """The upstream, and the sidecar's two ports."""
-    # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
-    # instead of hanging until the idle timeout. The sidecar's server tolerates these pings.
-    options = {"connection_keepalive": {"interval": "5s", "timeout": "5s"}}
-    http2 = {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-            "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": options}
-        )
-    }
-    health = {
-        "timeout": "1s",
-        "interval": "1s",
-        "no_traffic_interval": "1s",
-        "unhealthy_threshold": 2,
-        "healthy_threshold": 1,
-    }
-    common = {
-        "type": "STATIC",
-        "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
-        # With no healthy process a request is refused at once instead of tried on a dead one.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-    }
-    places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
-    grpc = [address(place) for place, _ in places]
-    http = [address(place) for _, place in places]
-    dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
-    return [
-        *(_model_cluster(name, upstream, settings) for name, upstream in settings.every_upstream.items()),
-        cluster(
-            "sidecar_grpc",
-            grpc,
-            **{**common, **dns},
-            health_checks=[{**health, "grpc_health_check": {}}],
-            **_sidecar_tls(settings, sidecars[0].grpc, "h2"),
-            typed_extension_protocol_options=http2,
-        ),
-        cluster(
-            "sidecar_http",
-            http,
-            **{**common, **dns},
-            health_checks=[{**health, "http_health_check": {"path": "/health"}}],
-            **_sidecar_tls(settings, sidecars[0].http, "http/1.1"),
-        ),
-    ]
-
-
-def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
-    """TLS towards a sidecar's port: for its host's name or address, with a certificate where it asks for one."""
-    files = settings.sidecar.tls
-    where = address(settings.place(place))
-    if files.cert is None or "pipe" in where:
-        return {}
-    host, is_ip = where["socket_address"]["address"], _is_ip(where)
-    context: Config = {
-        "alpn_protocols": [protocol],
-        "validation_context": {
-            "trusted_ca": {"filename": _authorities(files.ca, "sidecar.tls.ca")},
-            "match_typed_subject_alt_names": [
-                {"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}
-            ],
-        },
-    }
-    if files.envoy_cert is not None and files.envoy_key is not None:
-        own = (("certificate_chain", files.envoy_cert), ("private_key", files.envoy_key))
-        context["tls_certificates"] = [{name: {"filename": str(file.absolute())} for name, file in own}]
-    fields: Config = {"common_tls_context": context} if is_ip else {"sni": host, "common_tls_context": context}
-    upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **fields)
-    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
-
-
-def _is_ip(where: Config) -> bool:
-    try:
-        ipaddress.ip_address(where["socket_address"]["address"])
-    except ValueError:
-        return False
-    return True
-
-
-def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) -> Config:
-    host, port = upstream.address
-    where = {"socket_address": {"address": host, "port_value": port}}
-    fields: Config = {
-        "type": "STATIC" if _is_ip(where) else "STRICT_DNS",
-        "connect_timeout": f"{settings.timeouts.connect:g}s",
-    }
-    if not _is_ip(where):
-        fields["dns_lookup_family"] = "V4_PREFERRED"
-    if upstream.tls:
-        name = urlsplit(f"//{upstream.authority}").hostname or host
-        is_ip = _is_ip({"socket_address": {"address": name}})
-        kind = "IP_ADDRESS" if is_ip else "DNS"
-        fields["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": typed(
-                "transport_sockets.tls.v3.UpstreamTlsContext",
-                **({} if is_ip else {"sni": name}),
-                common_tls_context={
-                    "validation_context": {
-                        "trusted_ca": {"filename": _authorities(upstream.ca_file)},
-                        "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": name}}],
-                    }
-                },
-            ),
-        }
-    return cluster(model_cluster(called), [where], **fields)
-
-
-def _authorities(given: Path | None, setting: str = "upstream.ca_file") -> str:
-    if given is not None:
-        return str(given.absolute())
-    for path in _AUTHORITIES:
-        if Path(path).exists():
-            return path
-    raise ConfigError(f"no system certificate authorities were found: set {setting}")
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"

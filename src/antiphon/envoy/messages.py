@@ -10,16 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = [
-    "address",
-    "cluster",
-    "direct_response",
-    "error_body",
-    "http_filter",
-    "listener",
-    "typed",
-]
-
 Config = dict[str, Any]
 
 _EXTENSIONS = "type.googleapis.com/envoy.extensions."
@@ -77,14 +67,19 @@ def listener(name: str, where: str, manager: Config) -> Config:
     }
 
 
-def cluster(name: str, endpoints: list[Config], **fields: Any) -> Config:
-    """A cluster with these endpoint addresses."""
+def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: Any) -> Config:
+    """A cluster with these endpoint addresses; `retries` at once (one counts until its stream ends)."""
     return {
         "name": name,
         "connect_timeout": "5s",
         "circuit_breakers": {
             "thresholds": [
-                {"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000, "max_retries": 100}
+                {
+                    "max_connections": 100000,
+                    "max_pending_requests": 100000,
+                    "max_requests": 100000,
+                    "max_retries": retries,
+                }
             ]
         },
         **fields,

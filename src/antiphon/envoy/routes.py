@@ -12,26 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.config import AuthMode, Settings, UpstreamSettings, parse_address
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.envoy.messages import Config, direct_response, error_body, typed
-from antiphon.translation.token_count import COUNT_CALL
-
-__all__ = [
-    "BACKEND_HEADER",
-    "EXTPROC",
-    "KEY_VARIABLE",
-    "SECRET_HEADER",
-    "SECRET_PLACEHOLDER",
-    "SECRET_VARIABLE",
-    "key_variable",
-    "model_cluster",
-    "model_door_routes",
-    "public_routes",
-]
+from antiphon.translation.token_count import COUNTERS, TokenCounter
+from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER
 
 EXTPROC = "envoy.filters.http.ext_proc"
-BACKEND_HEADER = "x-antiphon-backend"
-SECRET_HEADER = "x-antiphon-secret"
 KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
 """Environment variable of Envoy's process that holds the upstream key with `upstream.auth: inject`."""
 SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
@@ -39,14 +27,36 @@ SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
 SECRET_PLACEHOLDER = f"${{{SECRET_VARIABLE}}}"
 """Stands for the secret where Envoy compares it: matchers take only literals, and what is printed holds no secret."""
 
+NOWHERE = "nowhere"
+"""A cluster without endpoints."""
+UNSEEN = "connect-failure,refused-stream,reset-before-request"
+"""When a request goes to another sidecar: no process has seen any of it."""
+SEEN_TOO = f"{UNSEEN},reset"
+"""The same, and when the process died before it answered anything."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 _BODY_LIMIT = 33_554_432
-_NOT_FOUND = error_body(
-    "There is nothing here. The API's paths begin with /v1/responses and /v1/models.", "invalid_request_error", None
-)
+NOTHING = "nothing"
+"""The name of the last route."""
+NOT_FOUND = "There is nothing here. The API's paths begin with /v1/responses and /v1/models."
 
 
 _NATIVE_PATHS = ("/responses", "/responses/compact", "/responses/input_tokens")
+
+
+_OWN_PATHS: dict[str, Config] = {
+    "responses_resource": {"safe_regex": {"regex": "/v1/responses(/.*)?"}},
+    "conversations": {"safe_regex": {"regex": "/v1/conversations(/.*)?"}},
+    "files": {"safe_regex": {"regex": "/v1/files(/.*)?"}},
+    "vector_stores": {"safe_regex": {"regex": "/v1/vector[_-]stores(/.*)?"}},
+    "search": {"path": "/v1/search"},
+    "containers": {"safe_regex": {"regex": "/v1/containers(/.*)?"}},
+    "prompts": {"safe_regex": {"regex": "/v1/prompts(/.*)?"}},
+    "models": {"safe_regex": {"regex": "/v1/models(/.*)?"}},
+    "capabilities": {"safe_regex": {"regex": "/v1/antiphon/capabilities"}},
+    "health": {"path": "/health"},
+    "ready": {"path": "/ready"},
+}
+"""What a sidecar answers by itself, by the route's name."""
 
 
 def key_variable(upstream: str) -> str:
@@ -70,62 +80,65 @@ def public_routes(settings: Settings) -> list[Config]:
                 "headers": [{"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}],
             },
             "route": {
-                "cluster": "sidecar_http",
-                "timeout": "0s",
+                **_sidecar_action(),
                 "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}],
             },
             **_sidecar_secret(settings),
         },
         {
-            **direct_response(
-                "responses",
-                {"path": "/v1/responses", "headers": [_method("POST")]},
-                502,
-                error_body("The request was not handled by the responses adapter.", "server_error", None),
-            ),
+            **_dead_end(settings),
             "typed_per_filter_config": {
                 EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
             },
         },
+        # What only reads may be read again.
         *(
             {
                 "name": name,
-                "match": match,
-                "route": {"cluster": "sidecar_http", "timeout": "0s"},
+                "match": {**match, **reads},
+                "route": _sidecar_action(retried),
                 **_sidecar_secret(settings),
             }
-            for name, match in (
-                ("responses_resource", {"safe_regex": {"regex": "/v1/responses(/.*)?"}}),
-                ("conversations", {"safe_regex": {"regex": "/v1/conversations(/.*)?"}}),
-                ("files", {"safe_regex": {"regex": "/v1/files(/.*)?"}}),
-                ("vector_stores", {"safe_regex": {"regex": "/v1/vector[_-]stores(/.*)?"}}),
-                ("search", {"path": "/v1/search"}),
-                ("containers", {"safe_regex": {"regex": "/v1/containers(/.*)?"}}),
-                ("prompts", {"safe_regex": {"regex": "/v1/prompts(/.*)?"}}),
-                ("models", {"safe_regex": {"regex": "/v1/models(/.*)?"}}),
-                ("capabilities", {"safe_regex": {"regex": "/v1/antiphon/capabilities"}}),
-                ("health", {"path": "/health"}),
-                ("ready", {"path": "/ready"}),
-            )
+            for name, match in _OWN_PATHS.items()
+            for reads, retried in (({"headers": [_method("GET")]}, SEEN_TOO), ({}, UNSEEN))
         ),
         *_passed_on(settings),
-        direct_response("nothing", {"prefix": "/"}, 404, _NOT_FOUND),
+        _nothing(settings),
     ]
+
+
+def _dead_end(settings: Settings) -> Config:
+    """The route of `POST /v1/responses`, which leads nowhere by itself."""
+    match = {"path": "/v1/responses", "headers": [_method("POST")]}
+    if settings.cors.origins:
+        # Envoy's cors filter knows no policy of a route that answers by itself.
+        return {"name": "responses", "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
+    said = error_body("The request was not handled by the responses adapter.", "server_error", None)
+    return direct_response("responses", match, 502, said)
+
+
+def _nothing(settings: Settings) -> Config:
+    """The route of all paths that do not exist."""
+    if settings.cors.origins:
+        # The same reason; `local_replies` makes it a 404.
+        return {"name": NOTHING, "match": {"prefix": "/"}, "route": {"cluster": NOWHERE, "timeout": "0s"}}
+    return direct_response(NOTHING, {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
 
 
 def _passed_on(settings: Settings) -> list[Config]:
     """Chat Completions and its like: straight to the upstream, unless the sidecar must decide something first."""
-    if not settings.decides_chat:
-        return [_to_model(settings, f"model{path}", path) for path in _model_paths(settings)]
     paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
+    decided = dict.fromkeys(paths, settings.decides_chat) | {"/embeddings": settings.decides_embeddings}
     return [
         {
             "name": f"sidecar{path}",
             "match": {"path": "/v1" + path},
-            "route": {"cluster": "sidecar_http", "timeout": "0s"},
+            "route": _sidecar_action(),
             **_sidecar_secret(settings),
         }
-        for path in dict.fromkeys(paths)
+        if here
+        else _to_model(settings, f"model{path}", path)
+        for path, here in decided.items()
     ]
 
 
@@ -141,7 +154,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
         paths = (*_MODEL_PATHS, *(_NATIVE_PATHS if name in native else ()))
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
-        routes.append(_tokenizer(settings, name, chosen))
+        routes += [_counting(settings, name, chosen, counter) for counter in COUNTERS.values()]
         if name == settings.native_of_ids:
             routes += _by_id(settings, name, chosen)
     if settings.native_of_ids == "default":
@@ -150,7 +163,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
     routes += [_to_model(settings, f"model{path}", path, headers=needed) for path in paths]
     if settings.has_default:
         routes.append(_to_model(settings, "models", "/models", method="GET", headers=needed))
-        routes.append(_tokenizer(settings, "default", needed))
+        routes += [_counting(settings, "default", needed, counter) for counter in COUNTERS.values()]
     refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
     return [*routes, direct_response("nothing", {"prefix": "/"}, 404, refused)]
 
@@ -160,11 +173,13 @@ def _model_paths(settings: Settings) -> tuple[str, ...]:
     return (*_MODEL_PATHS, *settings.upstream.path_allow) if settings.has_default else ()
 
 
-def _tokenizer(settings: Settings, upstream: str, headers: list[Config]) -> Config:
-    """Where a server counts tokens: beside its `/v1`, not below it."""
-    route = _to_model(settings, f"{upstream}{COUNT_CALL}", COUNT_CALL, headers=headers, upstream=upstream)
-    route["match"]["path"] = COUNT_CALL
-    route["route"]["prefix_rewrite"] = settings.every_upstream[upstream].base_path.removesuffix("/v1") + COUNT_CALL
+def _counting(settings: Settings, upstream: str, headers: list[Config], counter: TokenCounter) -> Config:
+    """Where a server counts tokens: below its base URL, or beside its `/v1`."""
+    route = _to_model(settings, f"{upstream}{counter.path}", counter.path, headers=headers, upstream=upstream)
+    if counter.above:
+        base = settings.every_upstream[upstream].base_path.removesuffix("/v1")
+        route["match"]["path"] = counter.path
+        route["route"]["prefix_rewrite"] = base + counter.path
     return route
 
 
@@ -244,6 +259,36 @@ def _to_model(
     elif where.auth_mode is AuthMode.NONE:
         route["request_headers_to_remove"].append("authorization")
     return route
+
+
+def _sidecar_action(retried: str = UNSEEN) -> Config:
+    """To a sidecar's own port; where one has just died, to another.
+
+    (What of a body is more than the listener's buffer is not sent again.)
+    """
+    return {"cluster": "sidecar_http", "timeout": "0s", "retry_policy": to_another_sidecar(retried)}
+
+
+def to_another_sidecar(retried: str) -> Config:
+    """The retry policy of whatever a sidecar is asked.
+
+    Not more than twice: a request that kills who reads it must not kill them all.
+    """
+    return {
+        "retry_on": retried,
+        "num_retries": 2,
+        # At once: who is asked next is alive.
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+            }
+        ],
+        # The balancer picks by chance, and prefers the dead one, which has nothing to do. So it is asked until it names
+        # another; with two processes a hundred times leave no chance for the dead one.
+        "host_selection_retry_max_attempts": 100,
+    }
 
 
 def _sidecar_secret(settings: Settings) -> Config:

@@ -1,7 +1,7 @@
 """What an existing Envoy needs, part by part.
 
 Lives here: cutting the bootstrap into parts by where they go, with the order among their neighbours. Not here: the
-parts themselves (`bootstrap.py`, `routes.py`).
+parts themselves (`bootstrap.py`, `clusters.py`, `routes.py`).
 
 Invariant: put where the headings say, the parts pass `envoy --mode validate` (a test does just that).
 """
@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import (
-    SidecarEndpoint,
-    bootstrap,
-    clusters,
+    client_limits,
     connection_manager,
     extproc_filter,
     model_door,
+    overload_manager,
     to_yaml,
 )
+from antiphon.envoy.clusters import SidecarEndpoint, clusters
+from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.messages import Config
-
-__all__ = ["parts", "snippet"]
 
 _MANAGER_OPTIONS = (
     "stream_idle_timeout",
+    "request_headers_timeout",
+    "common_http_protocol_options",
     "delayed_close_timeout",
     "normalize_path",
     "merge_slashes",
@@ -39,9 +40,17 @@ _HEADINGS = {
 Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
 must not send; local_reply_config.mappers come before your own. Without the path options a path such as /v1//responses
 is matched by none of the routes below.""",
+    "public_listener": """\
+Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its
+response. (TCP_USER_TIMEOUT is Linux's.)""",
+    "overload_manager": """\
+Limits of your Envoy's process. Without a limit of its heap clients that do not read may take all memory: a response
+that the sidecar makes (drive) is written whether they read or not.""",
     "http_filter": """\
 An entry of http_filters. Order: after your authentication filters (jwt_authn, ext_authz, oauth2), after rate limits
 that act on the client, before envoy.filters.http.router. It is disabled; only the route `responses` turns it on.""",
+    "virtual_host": """\
+Fields of your virtual host: which pages in browsers may ask (cors.origins).""",
     "routes": """\
 Routes of your virtual host, in this order, before your own. Leave out the pass-through routes (model...) that clients
 shall not use, and `nothing` unless everything else is to be a 404. The routes `translated...` and `native...` lead to
@@ -60,30 +69,14 @@ def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, 
     manager = connection_manager(settings)
     return {
         "connection_manager": {name: manager[name] for name in _MANAGER_OPTIONS},
-        "http_filter": [extproc_filter(settings)],
+        "public_listener": client_limits(settings),
+        "overload_manager": overload_manager(settings),
+        "http_filter": [*cors_filters(settings), extproc_filter(settings)],
+        **({"virtual_host": cors_policy(settings)} if settings.cors.origins else {}),
         "routes": manager["route_config"]["virtual_hosts"][0]["routes"],
         "clusters": clusters(settings, sidecars),
         "listener": [model_door(settings)],
     }
-
-
-def assemble(
-    found: dict[str, Config | list[Config]], settings: Settings, sidecars: Sequence[SidecarEndpoint]
-) -> Config:
-    """A bootstrap made of the parts alone, put where the headings say; for checking them."""
-    whole = bootstrap(settings, sidecars=sidecars)
-    manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    router = manager["http_filters"][-1]
-    for name in list(manager):
-        if name not in ("@type", "stat_prefix", "http_filters", "route_config"):
-            del manager[name]
-    assert isinstance(found["connection_manager"], dict)
-    manager.update(found["connection_manager"])
-    manager["http_filters"] = [*found["http_filter"], router]
-    manager["route_config"]["virtual_hosts"][0]["routes"] = found["routes"]
-    whole["static_resources"]["clusters"] = found["clusters"]
-    whole["static_resources"]["listeners"][1:] = found["listener"]
-    return whole
 
 
 def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> str:

@@ -1,6 +1,7 @@
 """Logs: JSON lines with a request id, or readable lines on a terminal.
 
-Lives here: the set-up of structlog and of the standard library's loggers, and redaction. Not here: what is logged.
+Lives here: the set-up of structlog and of the standard library's loggers, and redaction. Not here: what is logged, and
+how lines get out without anybody waiting (`log_output.py`).
 
 Invariants: everything goes to standard error; the values of keys that carry credentials never come out; no request or
 response body is ever logged.
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-__all__ = ["configure"]
+from antiphon.observability.log_output import LogOutput
 
 _SECRET_KEYS = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
@@ -30,6 +31,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     """Set up logging for this process; `auto` is readable on a terminal, else JSON."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = _LEVELS[level]
+    _open_output(console=console)
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -93,17 +95,49 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
         return json.dumps(event, default=str).encode()
 
 
+_out: LogOutput | None = None
+
+
+def write_line(line: bytes) -> None:
+    """A line that is made already, to where all log lines go. Never waits."""
+    if _out is not None:
+        _out.write(line)
+        return
+    # Standard error is none of the system's (a test's).
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.buffer.write(line + b"\n")
+        sys.stderr.buffer.flush()
+
+
+def flush(seconds: float) -> None:
+    """Wait until all lines are out, at most so long: before an end that runs no clean-up."""
+    if _out is not None:
+        _out.flush(seconds)
+
+
+def _open_output(*, console: bool) -> None:
+    global _out
+
+    def tell(number: int) -> bytes:
+        if console:
+            return f"{number} log lines were dropped: nobody read them".encode()
+        return _render(None, "", {"message": "log_lines_dropped", "level": "warning", "lines": number})
+
+    if _out is not None:
+        _out.close()
+        _out = None
+    with contextlib.suppress(OSError, ValueError):
+        _out = LogOutput(sys.stderr.fileno(), tell)
+
+
 class _Output:
-    """Standard error, a line at a time. That nobody reads it any more must not fail a request."""
+    """Standard error, a line at a time."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
     def msg(self, line: str | bytes) -> None:
-        data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.buffer.write(data + b"\n")
-            sys.stderr.buffer.flush()
+        write_line(line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace"))
 
     debug = info = warning = warn = error = exception = critical = fatal = failure = log = msg
 

@@ -1,4 +1,4 @@
-"""Knowledge: from uploaded files to answers with their sources.
+"""Vector stores: from uploaded files to answers with their sources.
 
 Lives here: reading documents (`extract*`, in a process of its own: `reader_process`, `readers`), cutting them
 (`tokens`, `chunking`), the worker that ingests them (`ingest`), and searching (`dense`, `ranking`, `searcher`). Not

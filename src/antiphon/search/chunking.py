@@ -16,8 +16,6 @@ from collections.abc import Iterator
 
 from antiphon.search.tokens import Tokenizer
 
-__all__ = ["cut"]
-
 # A sentence ends before the white space behind its mark: the space belongs to the next word, as tokenizers see it.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
 # A line of megabytes is cut window by window, so many characters for each token of a chunk: it is not counted again for

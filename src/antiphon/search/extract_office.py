@@ -1,6 +1,7 @@
 """Texts of PDF, Word, PowerPoint and Excel files.
 
-Lives here: one reader per format, each on a library of the extra `knowledge`. Not here: which file gets which reader.
+Lives here: one reader per format, each on a library of the extra `vector-stores`. Not here: which file gets which
+reader.
 
 Invariant: a file that a library cannot read is an `Unreadable`, and an archive is refused before it is unpacked when
 its own list says that it unpacks to too much.
@@ -13,15 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from antiphon.search.extract import Document, Unreadable, table_text
+from antiphon.search.document import Document, Unreadable, table_text
 
-__all__ = ["read_docx", "read_pdf", "read_pptx", "read_xlsx"]
-
-_MOST_ENTRIES = 20_000
-_NO_LIBRARY = "Files of this kind cannot be read here: install the extra 'knowledge'."
+_MAX_ENTRIES = 20_000
+_NO_LIBRARY = "Files of this kind cannot be read here: install the extra 'vector-stores'."
 
 
-def read_pdf(path: Path, most_bytes: int) -> Document:
+def read_pdf(path: Path, max_bytes: int) -> Document:
     """The text of all pages. Scans have none."""
     try:
         import pypdfium2 as pdfium
@@ -44,8 +43,8 @@ def read_pdf(path: Path, most_bytes: int) -> Document:
             page.close()
             pages.append(text.replace("\x00", ""))
             size += len(text)
-            if size > most_bytes:
-                raise Unreadable(f"The text of the file is longer than {most_bytes} bytes.")
+            if size > max_bytes:
+                raise Unreadable(f"The text of the file is longer than {max_bytes} bytes.")
         title = str(document.get_metadata_dict().get("Title") or "")
     except pdfium.PdfiumError:
         raise Unreadable("The PDF file is damaged.") from None
@@ -54,7 +53,7 @@ def read_pdf(path: Path, most_bytes: int) -> Document:
     return Document("\n\n".join(pages), title.strip())
 
 
-def read_docx(path: Path, most_bytes: int) -> Document:
+def read_docx(path: Path, max_bytes: int) -> Document:
     """Paragraphs and tables in their order."""
     try:
         import docx
@@ -73,10 +72,10 @@ def read_docx(path: Path, most_bytes: int) -> Document:
                 blocks.append(table_text([[cell.text for cell in row.cells] for row in block.rows]))
         return Document("\n\n".join(block for block in blocks if block.strip()), document.core_properties.title or "")
 
-    return _read_archive(path, most_bytes, read)
+    return _read_archive(path, max_bytes, read)
 
 
-def read_pptx(path: Path, most_bytes: int) -> Document:
+def read_pptx(path: Path, max_bytes: int) -> Document:
     """What is written on the slides, and the notes."""
     try:
         import pptx
@@ -93,7 +92,7 @@ def read_pptx(path: Path, most_bytes: int) -> Document:
             slides.append("\n".join(part for part in parts if part.strip()))
         return Document("\n\n".join(slides), deck.core_properties.title or "")
 
-    return _read_archive(path, most_bytes, read)
+    return _read_archive(path, max_bytes, read)
 
 
 def _shape_texts(shape: Any) -> Iterator[str]:
@@ -106,7 +105,7 @@ def _shape_texts(shape: Any) -> Iterator[str]:
         yield shape.text_frame.text
 
 
-def read_xlsx(path: Path, most_bytes: int) -> Document:
+def read_xlsx(path: Path, max_bytes: int) -> Document:
     """Every sheet, a row a line."""
     try:
         import openpyxl
@@ -123,17 +122,17 @@ def read_xlsx(path: Path, most_bytes: int) -> Document:
                 for row in sheet.iter_rows(values_only=True):
                     cells = ["" if value is None else str(value) for value in row]
                     size += sum(map(len, cells))
-                    if size > most_bytes:
-                        raise Unreadable(f"The text of the file is longer than {most_bytes} bytes.")
+                    if size > max_bytes:
+                        raise Unreadable(f"The text of the file is longer than {max_bytes} bytes.")
                     rows.append(cells)
                 if text := table_text(rows):
                     sheets.append(f"{sheet.title}\n{text}")
             return Document("\n\n".join(sheets), book.properties.title or "")
 
-    return _read_archive(path, most_bytes, read)
+    return _read_archive(path, max_bytes, read)
 
 
-def _read_archive(path: Path, most_bytes: int, read: Callable[[], Document]) -> Document:
+def _read_archive(path: Path, max_bytes: int, read: Callable[[], Document]) -> Document:
     """Read an office file after a look at what it unpacks to."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -141,7 +140,7 @@ def _read_archive(path: Path, most_bytes: int, read: Callable[[], Document]) -> 
     except (zipfile.BadZipFile, OSError, ValueError):
         raise Unreadable("The file is damaged.") from None
     # Pictures and fonts are larger than the text; XML is some times the text in it.
-    if len(entries) > _MOST_ENTRIES or sum(entry.file_size for entry in entries if _is_xml(entry)) > 8 * most_bytes:
+    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries if _is_xml(entry)) > 8 * max_bytes:
         raise Unreadable("The file unpacks to too much.")
     try:
         return read()

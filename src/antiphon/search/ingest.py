@@ -16,6 +16,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,15 +25,14 @@ from typing import Protocol
 
 import structlog
 
-from antiphon.engine.file_ports import FileStore, OpenFile
-from antiphon.engine.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
-from antiphon.engine.knowledge import Chunking, FileError
+from antiphon.config.state import VectorStoreSettings
+from antiphon.engine.ports.files import FileStore, OpenFile
+from antiphon.engine.ports.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
+from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.engine.running.thread_pools import DOCUMENTS
 from antiphon.errors import StoreError
-from antiphon.ids import Clock, now
 from antiphon.observability.metrics import Metrics
 from antiphon.search.readers import Piece, ReadingFailed
-
-__all__ = ["Documents", "IngestOptions", "Ingester"]
 
 _log = structlog.get_logger(__name__)
 
@@ -61,17 +61,13 @@ class Documents(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class IngestOptions:
-    """`files` at once; `lease` seconds a claim holds unless it is renewed; `idle` seconds between looks for work.
-
-    `rest`: seconds after which readers that have nothing to do are ended.
+class IngestPace:
+    """`idle`: seconds between looks for work; `rest`: seconds after which readers that have nothing to do are ended.
 
     `attempts`: how often a file is tried when the process or the embeddings server is what fails; the pause before
     another attempt doubles, from `pause` seconds.
     """
 
-    files: int = 2
-    lease: float = 60.0
     idle: float = 5.0
     attempts: int = 10
     pause: float = 2.0
@@ -90,19 +86,20 @@ class Ingester:
         ingestion: Ingestion,
         files: FileOpener | FileStore,
         readers: Documents,
+        settings: VectorStoreSettings,
         *,
         embedder: Embedder | None = None,
         metrics: Metrics | None = None,
-        options: IngestOptions = IngestOptions(),
-        clock: Clock = now,
+        pace: IngestPace = IngestPace(),
     ) -> None:
+        """Of the settings: how many `ingest` at once, and the `lease` of a claim unless it is renewed."""
         self._ingestion = ingestion
         self._files = files
         self._readers = readers
         self._embedder = embedder
         self._metrics = metrics
-        self._options = options
-        self._clock = clock
+        self._settings = settings
+        self._pace = pace
         self._running: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._closing = False
@@ -143,26 +140,26 @@ class Ingester:
             if more:
                 await asyncio.sleep(0)
                 continue
-            await self._readers.rest(self._options.rest)
+            await self._readers.rest(self._pace.rest)
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(self._options.idle, self._options.lease / 3)):
+                async with asyncio.timeout(min(self._pace.idle, self._settings.lease / 3)):
                     await self._woken.wait()
 
     async def _look(self) -> bool:
         """Renew, claim, clear up a piece. Whether there is more to clear up."""
-        at = self._clock()
-        if self._running and at >= self._renew_at:
-            held = await self._ingestion.renew(list(self._running), at + self._options.lease)
+        now, lease = asyncio.get_running_loop().time(), self._settings.lease
+        if self._running and now >= self._renew_at:
+            held = await self._ingestion.renew(list(self._running), lease)
             for claim, task in list(self._running.items()):
                 if claim not in held:
                     task.cancel()
-            self._renew_at = at + self._options.lease / 3
-        free = self._options.files - len(self._running)
+            self._renew_at = now + lease / 3
+        free = self._settings.ingest - len(self._running)
         if free > 0:
             claims = [secrets.token_hex(16) for _ in range(free)]
-            for job in await self._ingestion.claim(claims, at=at, until=at + self._options.lease):
+            for job in await self._ingestion.claim(claims, lease):
                 self._running[job.claim] = asyncio.get_running_loop().create_task(self._run(job))
-        return await self._ingestion.sweep(at)
+        return await self._ingestion.sweep()
 
     async def _run(self, job: IngestJob) -> None:
         try:
@@ -171,7 +168,7 @@ class Ingester:
             if self._closing:
                 with suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(_CLOSE_SECONDS):
-                        await self._ingestion.release(job, until=0.0, attempted=False)
+                        await self._ingestion.release(job, attempted=False)
         except _Lost:
             _log.info("ingestion_lost", file_id=job.file_id, vector_store_id=job.store_id)
         except StoreError as error:
@@ -186,14 +183,14 @@ class Ingester:
             self._woken.set()
 
     async def _serve(self, job: IngestJob) -> None:
-        if job.attempts > self._options.attempts:
+        if job.attempts > self._pace.attempts:
             await self._fail(job, FileError("server_error", "The file could not be processed in several attempts."))
             return
         file = await self._files.open(job.owner, job.file_id)
         if file is None:
             await self._fail(job, FileError("invalid_file", "The file does not exist any more."))
             return
-        started = self._clock()
+        started = time.perf_counter()
         places, used = 0, 0
         try:
             async with file, _on_disk(file) as path:
@@ -212,10 +209,10 @@ class Ingester:
             await self._fail(job, failed.error)
             return
         except EmbeddingFailed as failed:
-            if failed.retry and job.attempts < self._options.attempts:
-                pause = self._options.pause * 2 ** (job.attempts - 1)
+            if failed.retry and job.attempts < self._pace.attempts:
+                pause = self._pace.pause * 2 ** (job.attempts - 1)
                 _log.warning("embedding_failed", file_id=job.file_id, error=str(failed), retry_seconds=pause)
-                await self._ingestion.release(job, until=self._clock() + pause)
+                await self._ingestion.release(job, pause=pause)
                 self._count("retried")
             else:
                 await self._fail(job, FileError("server_error", f"The text could not be embedded: {failed}"))
@@ -229,7 +226,7 @@ class Ingester:
             file_id=job.file_id,
             vector_store_id=job.store_id,
             chunks=places,
-            milliseconds=round((self._clock() - started) * 1000),
+            seconds=round(time.perf_counter() - started, 6),
         )
 
     async def _embedded(self, chunks: list[Chunk]) -> list[Chunk]:
@@ -253,16 +250,16 @@ class Ingester:
 async def _on_disk(file: OpenFile) -> AsyncIterator[Path]:
     """The file's path for a process that reads it itself."""
     if file.path is not None:
-        yield await asyncio.to_thread(file.path.absolute)
+        yield await DOCUMENTS.run(file.path.absolute)
         return
-    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="antiphon-")
+    folder = await DOCUMENTS.run(tempfile.mkdtemp, prefix="antiphon-")
     try:
         path = Path(folder, "file")
         for start in range(0, file.file.size, _COPIED):
-            await asyncio.to_thread(_append, path, await file.read(start, _COPIED))
+            await DOCUMENTS.run(_append, path, await file.read(start, _COPIED))
         yield path
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, True)
+        await DOCUMENTS.run(shutil.rmtree, folder, True)
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from antiphon.engine.indexing import ChunkHit
+from antiphon.engine.ports.indexing import ChunkHit
 from antiphon.types.search import Ranking
-
-__all__ = ["fuse", "keyword_scores", "merge", "vector_scores"]
 
 _K = 60
 _HALF = 10.0
 
 
-def merge(lists: Iterable[list[ChunkHit]], most: int) -> list[ChunkHit]:
+def merge(lists: Iterable[list[ChunkHit]], limit: int) -> list[ChunkHit]:
     """The best of several lists of one side (from several stores), best first."""
     every = [hit for one in lists for hit in one]
     every.sort(key=lambda hit: (-hit.score, hit.chunk))
-    return every[:most]
+    return every[:limit]
 
 
 def keyword_scores(hits: list[ChunkHit]) -> dict[int, float]:

@@ -21,10 +21,9 @@ from typing import BinaryIO
 import msgspec
 
 from antiphon.search.chunking import cut
-from antiphon.search.extract import Unreadable, extract
+from antiphon.search.document import Unreadable
+from antiphon.search.extract import extract
 from antiphon.search.tokens import make_tokenizer
-
-__all__ = ["LENGTH", "ReadAnswer", "ReadRequest", "main"]
 
 LENGTH = struct.Struct(">I")
 _CHUNKS_PER_ANSWER = 64
@@ -37,8 +36,8 @@ class ReadRequest(msgspec.Struct):
     name: str
     size: int
     overlap: int
-    most_bytes: int
-    most_tokens: int
+    max_bytes: int
+    max_tokens: int
     seconds: int
 
 
@@ -82,15 +81,15 @@ def main() -> None:
 def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
     """Whether the process can go on."""
     try:
-        document = extract(Path(request.path), request.name, request.most_bytes)
+        document = extract(Path(request.path), request.name, request.max_bytes)
         answer = ReadAnswer(title=document.title[:512])
         tokens = 0
         for chunk, count in cut(document.text, request.size, request.overlap, make_tokenizer()):
             answer.chunks.append((_clean(chunk), count))
             tokens += count
             # Overlap counts once for the limit: it is about the file.
-            if tokens * (request.size - request.overlap) // request.size > request.most_tokens:
-                raise Unreadable(f"The file holds more than {request.most_tokens} tokens.")
+            if tokens * (request.size - request.overlap) // request.size > request.max_tokens:
+                raise Unreadable(f"The file holds more than {request.max_tokens} tokens.")
             if len(answer.chunks) == _CHUNKS_PER_ANSWER:
                 _send(answer, answers)
                 answer = ReadAnswer(title=document.title[:512])

@@ -5,6 +5,9 @@ Lives here: starting `reader_process`, watching it, and ending it. Not here: wha
 A process reads one file after the other, since starting one costs a third of a second; after a number of files, or one
 that went wrong, the next one gets a new process.
 
+A process that died while it had nothing to do says nothing about the file it would have read next: it is not taken, and
+when it dies before it answers anything, the file gets one new process.
+
 Invariant: when a reading ends, however it ends, its process is idle or dead.
 """
 
@@ -16,31 +19,22 @@ import signal
 import sys
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import msgspec
+import structlog
 
-from antiphon.engine.indexing import Chunk
-from antiphon.engine.knowledge import Chunking, FileError, FileErrorCode
+from antiphon.config.state import VectorStoreSettings
+from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.vector_stores import Chunking, FileError, FileErrorCode
 from antiphon.search.reader_process import LENGTH, ReadAnswer, ReadRequest
 
-__all__ = ["DocumentReaders", "Piece", "ReadLimits", "ReadingFailed"]
-
-_MOST_ANSWER = 64 << 20
+_log = structlog.get_logger(__name__)
+_MAX_ANSWER = 64 << 20
 _FILES_PER_PROCESS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class ReadLimits:
-    """For one file: seconds of processor time (and twice as many by the clock), bytes of memory, of text, tokens."""
-
-    seconds: float = 60.0
-    memory_bytes: int = 1 << 30
-    text_bytes: int = 64 << 20
-    tokens: int = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +51,14 @@ class ReadingFailed(Exception):
     def __init__(self, error: FileError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+class _Died(Exception):
+    """The process ended before it had answered everything."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass(eq=False)
@@ -78,7 +80,7 @@ class _Process:
 class DocumentReaders:
     """Reads files; as many at once as there are readings."""
 
-    def __init__(self, limits: ReadLimits = ReadLimits()) -> None:
+    def __init__(self, limits: VectorStoreSettings) -> None:
         self._limits = limits
         self._idle: list[_Process] = []
 
@@ -90,17 +92,32 @@ class DocumentReaders:
             name=name,
             size=chunking.size,
             overlap=chunking.overlap,
-            most_bytes=limits.text_bytes,
-            most_tokens=limits.tokens,
-            seconds=max(1, round(limits.seconds)),
+            max_bytes=limits.text_bytes,
+            max_tokens=limits.tokens,
+            seconds=max(1, round(limits.file_seconds)),
         )
-        process = self._idle.pop() if self._idle else await self._start()
-        process.files += 1
+        for attempt in range(2):
+            process = await self._take(new=attempt > 0)
+            answered = False
+            try:
+                async with aclosing(self._ask(process, msgspec.json.encode(request) + b"\n")) as pieces:
+                    async for piece in pieces:
+                        answered = True
+                        yield piece
+                return
+            except _Died as death:
+                # A process that has read files before may have been dying already; a new one had only this one.
+                if answered or process.files == 1:
+                    raise _failed(_why_ended(death.status)) from None
+                _log.warning("reader_died_idle", status=death.status)
+
+    async def _ask(self, process: _Process, request: bytes) -> AsyncGenerator[Piece, None]:
+        """One file by one process, which is idle or dead afterwards. Raises `ReadingFailed`, `_Died`."""
         reusable = False
         try:
             assert process.child.stdin is not None
             with suppress(ConnectionError):
-                process.child.stdin.write(msgspec.json.encode(request) + b"\n")
+                process.child.stdin.write(request)
                 await process.child.stdin.drain()
             while True:
                 # The clock runs only while the process works: who takes the chunks may be slow.
@@ -118,6 +135,19 @@ class DocumentReaders:
                 self._idle.append(process)
             else:
                 await process.end()
+
+    async def _take(self, *, new: bool) -> _Process:
+        """An idle process that lives, or a new one."""
+        while self._idle and not new:
+            process = self._idle.pop()
+            if process.child.returncode is None:
+                process.files += 1
+                return process
+            _log.warning("reader_died_idle", status=process.child.returncode)
+            await process.end()
+        process = await self._start()
+        process.files += 1
+        return process
 
     async def rest(self, seconds: float) -> None:
         """End the processes that had nothing to do for so long: each holds some 160 MB."""
@@ -137,7 +167,7 @@ class DocumentReaders:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "antiphon.search.reader_process", str(self._limits.memory_bytes)),
+            *(sys.executable, "-P", "-m", "antiphon.search.reader_process", str(self._limits.file_memory_bytes)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Libraries quote documents in their warnings.
@@ -151,18 +181,17 @@ class DocumentReaders:
     async def _answer(self, process: _Process) -> ReadAnswer:
         assert process.child.stdout is not None
         try:
-            async with asyncio.timeout(2 * self._limits.seconds):
+            async with asyncio.timeout(2 * self._limits.file_seconds):
                 head = await process.child.stdout.readexactly(LENGTH.size)
                 (length,) = LENGTH.unpack(head)
-                if length > _MOST_ANSWER:
+                if length > _MAX_ANSWER:
                     raise _failed("The file could not be read.")
                 return msgspec.msgpack.decode(await process.child.stdout.readexactly(length), type=ReadAnswer)
         except TimeoutError:
             raise _failed("The file takes too long to be read.") from None
         except asyncio.IncompleteReadError:
-            status = await process.child.wait()
             # Ended from outside while we are shutting down is no judgement on the file, but then nobody asks.
-            raise _failed(_why_ended(status)) from None
+            raise _Died(await process.child.wait()) from None
         except msgspec.DecodeError:
             raise _failed("The file could not be read.") from None
 

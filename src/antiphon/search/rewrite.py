@@ -13,13 +13,11 @@ import re
 import msgspec
 import structlog
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import Upstream, UpstreamCallFailed
-from antiphon.engine.routes import Routes
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
-
-__all__ = ["ModelRewriter"]
 
 _log = structlog.get_logger(__name__)
 
@@ -29,7 +27,7 @@ _ASKED = (
     "alone."
 )
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
-_MOST_QUERY = 1_024
+_MAX_QUERY = 1_024
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
 
 
@@ -48,7 +46,7 @@ class _Answer(msgspec.Struct):
 class ModelRewriter:
     """Asks `model` on its usual way, for at most so many seconds."""
 
-    def __init__(self, upstream: Upstream, routes: Routes, model: str, *, seconds: float) -> None:
+    def __init__(self, upstream: Upstream, routes: ModelRoutes, model: str, *, seconds: float) -> None:
         self._upstream = upstream
         self._model = model
         self._route = routes.choose(model)
@@ -95,4 +93,4 @@ class ModelRewriter:
 def _query(answer: _Answer) -> str:
     text = answer.choices[0].message.content if answer.choices else None
     lines = _THOUGHTS.sub("", text or "").strip().splitlines()
-    return lines[0].strip().strip("\"'`").strip()[:_MOST_QUERY] if lines else ""
+    return lines[0].strip().strip("\"'`").strip()[:_MAX_QUERY] if lines else ""

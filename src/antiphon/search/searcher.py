@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from antiphon.engine.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
-from antiphon.engine.knowledge import SearchHit
+from antiphon.engine.ports.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
+from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import Clock, is_id, now
 from antiphon.observability.metrics import Metrics
@@ -29,8 +29,6 @@ from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
 if TYPE_CHECKING:
     from antiphon.search.dense import DenseSearch
 
-__all__ = ["KnowledgeSearcher"]
-
 _log = structlog.get_logger(__name__)
 
 _CANDIDATES = 100
@@ -38,7 +36,7 @@ _PER_RESULT = 4
 _SHOWN_ID = 128
 
 
-class KnowledgeSearcher:
+class VectorStoreSearcher:
     """`Searcher` over an index; with vectors where there are an `embedder` and a `dense` search."""
 
     def __init__(
@@ -69,12 +67,12 @@ class KnowledgeSearcher:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
         stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
         queries = [query for query in dict.fromkeys(queries) if query.strip()]
-        most = max(_CANDIDATES, _PER_RESULT * limit)
+        candidates = max(_CANDIDATES, _PER_RESULT * limit)
         started = time.perf_counter()
         vectors = await self._embed(queries, ranking)
         found = await asyncio.gather(
             *(
-                self._one(stores, query, vector, filters, ranking, most)
+                self._one(stores, query, vector, filters, ranking, candidates)
                 for query, vector in zip(queries, vectors, strict=True)
             )
         )
@@ -83,7 +81,7 @@ class KnowledgeSearcher:
             for chunk, score in one.items():
                 scores[chunk] = max(score, scores.get(chunk, 0.0))
         best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
-        texts = await self._index.hits([chunk for _, chunk in best])
+        texts = await self._index.hits(stores, [chunk for _, chunk in best])
         if queries and self._metrics is not None:
             by = "words" if None in vectors else "vectors"
             self._metrics.searched(by, time.perf_counter() - started)
@@ -121,22 +119,22 @@ class KnowledgeSearcher:
         vector: bytes | None,
         filters: Filter | None,
         ranking: Ranking,
-        most: int,
+        limit: int,
     ) -> dict[int, float]:
         """The scores of one query's chunks."""
         # Without a vector words are all there is to go by, whatever they were to count.
         by_words = ranking.text_weight > 0 or vector is None
 
         async def keyword_side() -> list[ChunkHit]:
-            found = [await self._index.match(store, query, filters, most) for store in stores] if by_words else []
-            return merge(found, most)
+            found = [await self._index.match(store, query, filters, limit) for store in stores] if by_words else []
+            return merge(found, limit)
 
         async def vector_side() -> list[ChunkHit]:
             if vector is None or self._dense is None or self._embedder is None:
                 return []
             model = self._embedder.model
-            found = [await self._dense.search(store, model, vector, filters, most) for store in stores]
-            return merge(found, most)
+            found = [await self._dense.search(store, model, vector, filters, limit) for store in stores]
+            return merge(found, limit)
 
         # In threads of their own, the one in SQLite and the other in NumPy.
         keywords, nearest = await asyncio.gather(keyword_side(), vector_side())

@@ -16,8 +16,6 @@ import warnings
 from functools import cache
 from typing import Any, Protocol
 
-__all__ = ["EstimatedTokens", "Tokenizer", "make_tokenizer"]
-
 _PIECE = re.compile(r"[^\W_]{1,6}|[^\w\s]|_|\n+")
 
 
@@ -29,7 +27,7 @@ class Tokenizer(Protocol):
     def count(self, text: str) -> int:
         """How many tokens the text has."""
 
-    def fitting(self, text: str, most: int) -> int:
+    def fitting(self, text: str, limit: int) -> int:
         """How many characters of the text's beginning have at most so many tokens; at least one."""
 
 
@@ -42,10 +40,10 @@ class EstimatedTokens:
         """How many tokens the text has, about."""
         return sum(1 for _ in _PIECE.finditer(text))
 
-    def fitting(self, text: str, most: int) -> int:
+    def fitting(self, text: str, limit: int) -> int:
         """How many characters of the text's beginning have at most so many tokens."""
         for number, piece in enumerate(_PIECE.finditer(text)):
-            if number == most:
+            if number == limit:
                 return max(1, piece.start())
         return len(text)
 
@@ -62,15 +60,15 @@ class BpeTokens:
         """How many tokens the text has."""
         return len(self._encoding.encode(text, disallowed_special=()))
 
-    def fitting(self, text: str, most: int) -> int:
+    def fitting(self, text: str, limit: int) -> int:
         """How many characters of the text's beginning have at most so many tokens."""
         ids = self._encoding.encode(text, disallowed_special=())
-        if len(ids) <= most:
+        if len(ids) <= limit:
             return len(text)
         # The cut may fall into a letter of several tokens: its first bytes are left out.
-        characters = len(self._encoding.decode_bytes(ids[:most]).decode("utf-8", "ignore"))
+        characters = len(self._encoding.decode_bytes(ids[:limit]).decode("utf-8", "ignore"))
         # Cut off, the end may need another token or two.
-        while characters > 1 and self.count(text[:characters]) > most:
+        while characters > 1 and self.count(text[:characters]) > limit:
             characters -= 1
         return max(1, characters)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from antiphon.stores import SESSIONS_FILE
 from antiphon.stores.sqlite_database import connect_writer, reader_uri, store_error, wait_for_lock
-
-__all__ = ["OWNED", "OwnerData", "delete_owner", "export_owner", "list_owners", "vacuum"]
+from antiphon.stores.vector_database import VECTORS_FILE
 
 _AT_ONCE = 100
 
@@ -45,9 +45,10 @@ OWNED = {
 """What is exported of an owner, by kind: two columns that name a row, and its JSON."""
 
 _DELETE = (
-    "DELETE FROM chains WHERE id IN (SELECT chain_id FROM responses WHERE owner = :owner LIMIT :most)",
-    "DELETE FROM conversations WHERE rowid IN (SELECT rowid FROM conversations WHERE owner = :owner LIMIT :most)",
-    "DELETE FROM prompts WHERE rowid IN (SELECT rowid FROM prompts WHERE owner = :owner LIMIT :most)",
+    "DELETE FROM chains WHERE id IN (SELECT chain_id FROM responses WHERE owner = :owner LIMIT :limit)",
+    "DELETE FROM conversations WHERE rowid IN (SELECT rowid FROM conversations WHERE owner = :owner LIMIT :limit)",
+    "DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE owner = :owner LIMIT :limit)",
+    "DELETE FROM prompts WHERE rowid IN (SELECT rowid FROM prompts WHERE owner = :owner LIMIT :limit)",
 )
 _OWNERS = """
 SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM (
@@ -57,6 +58,11 @@ SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM 
   UNION ALL SELECT owner, 0, 0, 0, 1 FROM files
 ) GROUP BY owner ORDER BY owner
 """
+
+# Owners that a key tells apart have names that begin with "b:" (`doors/owners.py`).
+_ANY = "SELECT EXISTS (SELECT 1 FROM {table})"
+_HASHED = "SELECT EXISTS (SELECT 1 FROM {table} WHERE owner >= 'b:' AND owner < 'b;')"
+_TABLES = {SESSIONS_FILE: ("responses", "conversations", "prompts", "files"), VECTORS_FILE: ("vector_stores",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,22 @@ class OwnerData:
     conversations: int
     prompts: int
     files: int
+
+
+def has_rows(data: Path, *, hashed: bool) -> bool:
+    """Whether the databases in this folder hold anything; with `hashed`, anything of an owner who is known by the hash
+    of a token. Raises `StoreError`."""
+    question = _HASHED if hashed else _ANY
+    for name, tables in _TABLES.items():
+        path = data / name
+        if not path.exists():
+            continue
+        with closing(_reader(path)) as connection:
+            there = {row[0] for row in _read(connection, path, "SELECT name FROM sqlite_schema", {})}
+            for table in tables:
+                if table in there and next(_read(connection, path, question.format(table=table), {}))[0]:
+                    return True
+    return False
 
 
 def list_owners(path: Path) -> list[OwnerData]:
@@ -96,7 +118,7 @@ def delete_owner(path: Path, owner: str) -> int:
             while True:
                 try:
                     changed = wait_for_lock(
-                        lambda sql=sql: connection.execute(sql, {"owner": owner, "most": _AT_ONCE})  # type: ignore[misc]
+                        lambda sql=sql: connection.execute(sql, {"owner": owner, "limit": _AT_ONCE})  # type: ignore[misc]
                     ).rowcount
                 except sqlite3.Error as error:
                     raise store_error("Deleting", path, error) from error
@@ -107,18 +129,24 @@ def delete_owner(path: Path, owner: str) -> int:
 
 
 def vacuum(path: Path) -> tuple[int, int]:
-    """Give unused space back to the file system; the size before and after, in bytes. Raises `StoreError`.
+    """Give unused space back to the file system; the size before and after, in bytes, each with what
+    waits in the log of writes. Raises `StoreError`.
 
     Writers wait while it runs, and the file is rewritten: there must be room for it twice.
     """
-    before = path.stat().st_size
+    before = _size(path)
     with closing(_writer(path)) as connection:
         try:
             wait_for_lock(lambda: connection.execute("VACUUM"))
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise store_error("Rewriting", path, error) from error
-    return before, path.stat().st_size
+    return before, _size(path)
+
+
+def _size(path: Path) -> int:
+    log = path.with_name(f"{path.name}-wal")
+    return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
 
 
 def _reader(path: Path) -> sqlite3.Connection:

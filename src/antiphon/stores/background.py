@@ -1,7 +1,7 @@
 """What it means to keep background work: the `JobStore` over SQLite.
 
 Lives here: the SQL of jobs and event streams by name. Not here: responses as such (`responses.py`), who runs a job
-(`engine/background.py`), threads and transactions (`sqlite_writer.py`).
+(`engine/running/background.py`), threads and transactions (`sqlite_writer.py`).
 
 Invariant: a job's row is deleted by exactly one unit, and that unit also writes the response's last state and its
 last event; every statement of a worker demands that the worker still holds the job.
@@ -14,79 +14,103 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from antiphon.engine.actions import ResponseRecord
-from antiphon.engine.job_bodies import with_status
-from antiphon.engine.jobs import Ending, EventPage, EventPiece, Job, Progress, TooManyJobs
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, TooManyJobs
 from antiphon.errors import StoreError
+from antiphon.stores.conversations import RELEASE_CONVERSATION
+from antiphon.stores.idempotency import SqliteIdempotency
+from antiphon.stores.lease_clock import lease_now
+from antiphon.stores.pages import cut_off, within
 from antiphon.stores.responses import (
     INSERT_CONVERSATION_ITEMS,
     INSERT_ITEM,
     JOIN_CONVERSATION,
-    LEAVE_CONVERSATION,
     TOUCH_CHAIN,
     save_statements,
+    unsave_statements,
 )
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 
-__all__ = ["SqliteJobStore"]
+# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
+_PAGE_BYTES = 1 << 20
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
 # Inserts nothing when the owner has too many; the statement demands one row.
 INSERT_JOB = """
 INSERT INTO jobs (response_id, owner, request, created_at)
-SELECT :id, :owner, :request, :created_at WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :most
+SELECT :id, :owner, :request, :created_at WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUES (:id, :last, :data)"
 
 # What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
 # running lets the others go before. Of very many only the oldest are looked at.
-CLAIMABLE = """
+CLAIMABLE = "SELECT 1 FROM jobs WHERE lease_until <= :at LIMIT 1"
+CLAIM_JOBS = """
 WITH waiting (id, owner, at) AS (
-  SELECT response_id, owner, created_at FROM jobs WHERE lease_until = 0 ORDER BY created_at LIMIT 1000
+  SELECT response_id, owner, created_at FROM jobs 
+  WHERE lease_until = 0 AND response_id NOT IN (SELECT value FROM json_each(:besides))
+  ORDER BY created_at LIMIT 1000
 ),
 wanted (id, turn, at) AS (
   SELECT * FROM (
-    SELECT response_id, 0, created_at FROM jobs WHERE lease_until > 0 AND lease_until <= :at
-    ORDER BY lease_until LIMIT :most
+    SELECT response_id, 0, created_at FROM jobs
+    WHERE lease_until > 0 AND lease_until <= lease_now()
+      AND response_id NOT IN (SELECT value FROM json_each(:besides))
+    ORDER BY lease_until LIMIT :limit
   )
   UNION ALL
   SELECT * FROM (
     SELECT w.id, row_number() OVER (PARTITION BY w.owner ORDER BY w.at)
                  + (SELECT count(*) FROM jobs r WHERE r.owner = w.owner AND r.worker > ''), w.at
-    FROM waiting w ORDER BY 2, 3 LIMIT :most
+    FROM waiting w ORDER BY 2, 3 LIMIT :limit
   )
 )
-SELECT j.response_id, j.owner, j.request, r.body, j.attempts, j.lease_until,
+UPDATE jobs SET worker = :worker, lease_until = lease_now() + :lease, attempts = attempts + 1, claim = claim + 1
+WHERE response_id IN (SELECT id FROM wanted ORDER BY turn, at LIMIT :limit)
+"""
+START_RESPONSES = """
+UPDATE responses SET status = 'in_progress', body = with_status(body, 'in_progress'),
+                     own_bytes = own_bytes + length(with_status(body, 'in_progress')) - length(body)
+WHERE status = 'queued' AND id IN (SELECT response_id FROM jobs WHERE worker = :worker)
+"""
+# All that the worker holds and does not run: what it just claimed, and what it claimed without hearing of it. Read in
+# the claim's own transaction, so that nobody who held a job before can add to its stream any more.
+CLAIMED = """
+SELECT j.response_id, j.owner, j.request, r.body, j.attempts,
        (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
-FROM wanted CROSS JOIN jobs j ON j.response_id = wanted.id CROSS JOIN responses r ON r.id = j.response_id
-ORDER BY wanted.turn, wanted.at LIMIT :most
+FROM jobs j CROSS JOIN responses r ON r.id = j.response_id
+WHERE j.worker = :worker AND j.response_id NOT IN (SELECT value FROM json_each(:besides))
+ORDER BY j.created_at, j.response_id
 """
-# `lease_until` is as it was read: of two that read the same, one claims.
-CLAIM_JOB = """
-UPDATE jobs SET worker = :worker, lease_until = :until, attempts = attempts + 1
-WHERE response_id = :id AND lease_until = :seen
-"""
-START_RESPONSE = "UPDATE responses SET status = 'in_progress', body = :body WHERE id = :id"
 HELD_JOBS = "SELECT response_id FROM jobs WHERE worker = :worker"
 RENEW_JOBS = """
-UPDATE jobs SET lease_until = :until WHERE response_id IN (SELECT value FROM json_each(:ids)) AND worker = :worker
+UPDATE jobs SET lease_until = lease_now() + :lease
+WHERE response_id IN (SELECT value FROM json_each(:ids)) AND worker = :worker
+RETURNING response_id
 """
 RELEASE_JOB = """
-UPDATE jobs SET worker = NULL, lease_until = 0, attempts = attempts - 1 WHERE response_id = :id AND worker = :worker
+UPDATE jobs SET worker = NULL, lease_until = iif(:pause > 0, lease_now() + :pause, 0), attempts = attempts - :uncounted
+WHERE response_id = :id AND worker = :worker
 """
 
-APPEND_EVENTS = """
-INSERT INTO response_events (response_id, last_seq, data)
-SELECT :id, :last, :data FROM jobs WHERE response_id = :id AND worker = :worker
+# What the worker wrote from this number on, by a write of which it heard nothing, is written anew.
+TAKE_BACK_EVENTS = """
+DELETE FROM response_events
+WHERE response_id = :id AND last_seq >= :first
+  AND claim = (SELECT claim FROM jobs WHERE response_id = :id AND worker = :worker)
 """
-# `created` and `queued` are one piece, the first; they are true of every attempt.
+APPEND_EVENTS = """
+INSERT INTO response_events (response_id, last_seq, data, claim)
+SELECT :id, :last, :data, claim FROM jobs WHERE response_id = :id AND worker = :worker
+"""
+# Of earlier attempts; what was written when the response was queued is true of every one.
 DROP_EVENTS = """
 DELETE FROM response_events
-WHERE response_id = :id AND last_seq < :first
-  AND last_seq > (SELECT min(last_seq) FROM response_events WHERE response_id = :id)
+WHERE response_id = :id AND claim > 0 AND claim < (SELECT claim FROM jobs WHERE response_id = :id)
 """
 
 FINISH_JOB = "DELETE FROM jobs WHERE response_id = :id AND worker = :worker"
@@ -96,7 +120,9 @@ DELETE FROM jobs WHERE response_id = :id AND (:worker IS NULL OR worker = :worke
 """
 END_RESPONSE = """
 UPDATE responses SET status = :status, body = :body, completed_at = :completed_at, input_tokens = :input_tokens,
-                     output_tokens = :output_tokens, history_items = history_items + :weight
+                     output_tokens = :output_tokens, history_items = history_items + :weight,
+                     history_bytes = history_bytes + :bytes,
+                     own_bytes = own_bytes + :bytes + length(:body) - length(body)
 WHERE id = :id
 """
 PLACE_IN_CONVERSATION = """
@@ -105,37 +131,43 @@ UPDATE responses SET conversation_pos = (
 ) WHERE id = :id
 """
 
-UNLOCK = f"{LEAVE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
+UNLOCK = f"{RELEASE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
 
 PROGRESS = """
-SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id)
+SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
 FROM json_each(:ids) wanted CROSS JOIN responses r ON r.id = wanted.value
 """
 # No row: no such response. One row without a piece: nothing after that number.
 EVENTS = """
-SELECT r.status, e.last_seq, e.data
-FROM responses r LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq > :after
+WITH page (place, size) AS (
+  SELECT e.last_seq, length(e.data) FROM response_events e
+  WHERE e.response_id = :id AND e.last_seq > :after ORDER BY e.last_seq LIMIT :limit
+),
+{cut}
+SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
+FROM responses r LEFT JOIN cut LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
 WHERE r.id = :id AND r.owner = :owner
-ORDER BY e.last_seq LIMIT :most
-"""
+ORDER BY cut.place
+""".format(cut=within("place"))
 
 
 class SqliteJobStore:
     """`JobStore` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency | None = None) -> None:
+        self._keys = keys or SqliteIdempotency(writer, readers)
         self._writer = writer
         self._readers = readers
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, most: int) -> None:
+    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, limit: int) -> None:
         """Store the queued response and its job; see `JobStore.enqueue`."""
         named: dict[str, Any] = {
             "id": record.id,
             "owner": record.owner,
             "conversation_id": record.conversation_id,
             "request": request,
-            "created_at": _milliseconds(record.created_at),
-            "most": most,
+            "created_at": milliseconds(record.created_at),
+            "limit": limit,
         }
         unit = [
             # What the conversation gets it gets when the response is over.
@@ -146,48 +178,53 @@ class SqliteJobStore:
         if events is not None:
             unit.append(Statement(INSERT_EVENTS, {"id": record.id, "last": events.last, "data": events.data}))
         try:
-            await self._writer.run(unit)
+            bind, unbind = self._keys.bound(record.once, record.id)
+            undo = [*unbind, *unsave_statements(replace(record, conversation_id=None))]
+            await self._writer.run([*bind, *unit], undo=undo)
         except RowsMissing:
             rows = await self._readers.fetch(COUNT_JOBS, {"owner": record.owner})
-            if rows[0][0] >= most:
-                raise TooManyJobs(most) from None
+            if rows[0][0] >= limit:
+                raise TooManyJobs(limit) from None
             raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
 
-    async def claim(self, worker: str, at: float, until: float, most: int) -> list[Job]:
-        """Take up to `most` jobs; see `JobStore.claim`."""
-        rows = await self._readers.fetch(CLAIMABLE, {"at": _milliseconds(at), "most": most})
-        jobs = []
-        for response_id, owner, request, body, attempts, seen, last_event in rows:
-            body = with_status(body, "in_progress")
-            named = {"id": response_id, "worker": worker, "until": _milliseconds(until), "seen": seen, "body": body}
-            try:
-                await self._writer.run([Statement(CLAIM_JOB, named, rows=1), Statement(START_RESPONSE, named, rows=1)])
-            except RowsMissing:
-                continue  # somebody else was faster
-            last = -1 if last_event is None else last_event
-            jobs.append(Job(response_id, owner, request, body, attempts + 1, last))
-        return jobs
+    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
+        """Take up to `limit` jobs; see `JobStore.claim`."""
+        # Mostly there is nothing to do, which costs no write.
+        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
+            return []
+        named = {
+            "worker": worker,
+            "lease": milliseconds(seconds),
+            "limit": limit,
+            "besides": json.dumps(sorted(besides)),
+        }
+        rows: list[tuple[Any, ...]] = []
+        unit = [Statement(CLAIM_JOBS, named), Statement(START_RESPONSES, named), Statement(CLAIMED, named, into=rows)]
+        await self._writer.run(unit)
+        return [
+            Job(response_id, owner, request, body, attempts, -1 if last is None else last)
+            for response_id, owner, request, body, attempts, last in rows
+        ]
 
     async def held(self, worker: str) -> frozenset[str]:
         """The responses whose jobs this worker holds."""
-        return frozenset(row[0] for row in await self._readers.fetch(HELD_JOBS, {"worker": worker}))
+        return frozenset(row[0] for row in await self._readers.fetch(HELD_JOBS, {"worker": worker}, own=True))
 
-    async def renew(self, worker: str, response_ids: Collection[str], until: float) -> None:
-        """Hold these of the worker's jobs until then."""
-        named = {"worker": worker, "until": _milliseconds(until), "ids": json.dumps(sorted(response_ids))}
-        await self._writer.run([Statement(RENEW_JOBS, named)])
+    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
+        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
+        named = {"worker": worker, "lease": milliseconds(seconds), "ids": json.dumps(sorted(response_ids))}
+        rows: list[tuple[Any, ...]] = []
+        await self._writer.run([Statement(RENEW_JOBS, named, into=rows)])
+        return frozenset(row[0] for row in rows)
 
-    async def release(self, worker: str, response_id: str) -> None:
-        """Give a job back; the claim does not count as an attempt."""
-        await self._writer.run([Statement(RELEASE_JOB, {"worker": worker, "id": response_id})])
+    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
+        """Give a job back; see `JobStore.release`."""
+        named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
+        await self._writer.run([Statement(RELEASE_JOB, named)])
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
         """Add to the stream; see `JobStore.append`."""
-        named = {"id": response_id, "worker": worker, "last": events.last, "data": events.data}
-        unit = [Statement(APPEND_EVENTS, named, rows=1)]
-        if restart:
-            unit.append(Statement(DROP_EVENTS, {"id": response_id, "first": events.last}))
-        return await self._run(unit)
+        return await self._run(_writing(worker, response_id, events, restart=restart))
 
     async def finish(
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
@@ -198,33 +235,33 @@ class SqliteJobStore:
             "worker": worker,
             "status": record.status,
             "body": record.body,
-            "completed_at": None if record.completed_at is None else _milliseconds(record.completed_at),
+            "completed_at": None if record.completed_at is None else milliseconds(record.completed_at),
             "input_tokens": record.usage.input_tokens if record.usage else None,
             "output_tokens": record.usage.output_tokens if record.usage else None,
             "weight": len(record.output_items),
-            "at": _milliseconds(record.completed_at or record.created_at),
+            "bytes": sum(len(item.body) for item in record.output_items),
+            "at": milliseconds(record.completed_at or record.created_at),
             "owner": record.owner,
             "conversation_id": record.conversation_id,
             "joining": len(record.input_items) + len(record.output_items),
         }
         unit = [
+            # Before the job goes, which says whose attempt they are.
+            *_writing(worker, record.id, events, restart=restart),
             Statement(FINISH_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),
             Statement(TOUCH_CHAIN, named, rows=1),
             *_output_items(record.id, record.output_items),
-            *_last_events(record.id, events),
         ]
-        if restart and events is not None:
-            unit.append(Statement(DROP_EVENTS, {"id": record.id, "first": events.last}))
         if record.joins_conversation:
             unit.append(Statement(JOIN_CONVERSATION, named, rows=1))
             unit.append(Statement(PLACE_IN_CONVERSATION, named, rows=1))
             unit.append(Statement(INSERT_CONVERSATION_ITEMS, named))
         else:
-            unit.append(Statement(LEAVE_CONVERSATION, named))
+            unit.append(Statement(RELEASE_CONVERSATION, named))
         return await self._run(unit)
 
-    async def end(self, ending: Ending) -> bool:
+    async def end(self, ending: JobEnd) -> bool:
         """End a response early; see `JobStore.end`."""
         named = {
             "id": ending.response_id,
@@ -236,13 +273,14 @@ class SqliteJobStore:
             "input_tokens": None,
             "output_tokens": None,
             "weight": len(ending.output_items),
+            "bytes": sum(len(item.body) for item in ending.output_items),
         }
         unit = [
             Statement(END_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),
             *_output_items(ending.response_id, ending.output_items),
             *_last_events(ending.response_id, ending.events),
-            Statement(LEAVE_CONVERSATION, named),
+            Statement(RELEASE_CONVERSATION, named),
         ]
         return await self._run(unit)
 
@@ -253,16 +291,17 @@ class SqliteJobStore:
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
         """How far these responses are; those that do not exist are left out."""
         rows = await self._readers.fetch(PROGRESS, {"ids": json.dumps(sorted(response_ids))})
-        return {row[0]: Progress(row[1], -1 if row[2] is None else row[2]) for row in rows}
+        return {found: Progress(status, -1 if last is None else last) for found, status, last in rows}
 
-    async def events(self, owner: str, response_id: str, after: int, most: int) -> EventPage | None:
-        """Up to `most` pieces with events after this number, or None when there is no such response."""
-        named = {"owner": owner, "id": response_id, "after": after, "most": most + 1}
-        rows = await self._readers.fetch(EVENTS, named)
-        if not rows:
+    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
+        """Up to `limit` pieces with events after this number, or None when there is no such response."""
+        named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
+        found = await self._readers.fetch(EVENTS, named)
+        if not found:
             return None
-        pieces = tuple([EventPiece(row[1], row[2]) for row in rows[:most] if row[1] is not None])
-        return EventPage(rows[0][0], pieces, more=len(rows) > most)
+        rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
+        pieces = tuple([EventPiece(row["last_seq"], row["data"]) for row in rows[:limit]])
+        return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
 
     async def _run(self, unit: list[Statement]) -> bool:
         try:
@@ -277,11 +316,18 @@ def _output_items(response_id: str, items: tuple[Any, ...]) -> list[Statement]:
     return [Statement(INSERT_ITEM, rows, many=True)]
 
 
+def _writing(worker: str, response_id: str, events: EventPiece | None, *, restart: bool) -> list[Statement]:
+    named: dict[str, Any] = {"id": response_id, "worker": worker}
+    unit = []
+    if events is not None:
+        unit.append(Statement(TAKE_BACK_EVENTS, {**named, "first": events.first}))
+        unit.append(Statement(APPEND_EVENTS, {**named, "last": events.last, "data": events.data}, rows=1))
+    if restart:
+        unit.append(Statement(DROP_EVENTS, named))
+    return unit
+
+
 def _last_events(response_id: str, events: EventPiece | None) -> list[Statement]:
     if events is None:
         return []
     return [Statement(INSERT_EVENTS, {"id": response_id, "last": events.last, "data": events.data})]
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)

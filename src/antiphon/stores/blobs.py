@@ -7,8 +7,9 @@ from the first byte until its row is there (a lock belongs to the open file, so 
 system gives it back when the process dies: whoever gets the lock of a content without a row has found an orphan, and
 never one that is still on its way.
 
-Invariants: a file under its key is whole; a lock is waited for by nobody; a descriptor is used and closed under one
-lock, so that a cancelled caller's last write never hits another file.
+Invariants: a file under its key is whole; a lock of a file is waited for by nobody; a descriptor is used and closed
+under one lock, so that a cancelled caller's last write never hits another file; all that touches the disk, closing
+too, is done in the threads here: no slow disk stops the event loop.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Protocol, TypeVar
 
-from antiphon.engine.file_ports import Blob
-from antiphon.errors import StoreError
-
-__all__ = ["DiskBlobReader", "DiskBlobWriter", "DiskBlobs", "DiskClaim"]
+from antiphon.engine.ports.files import Blob
+from antiphon.errors import StoreError, StoreReason
 
 T = TypeVar("T")
 C = TypeVar("C", bound="_Closing")
@@ -67,8 +66,7 @@ class DiskBlobs:
         try:
             yield writer
         finally:
-            # At once and here: also when the caller is cancelled, and a close takes no time.
-            writer.close()
+            await self.finish(writer.close)
 
     async def open(self, key: str) -> DiskBlobReader:
         """Open a content; one that is not there is a `StoreError`."""
@@ -101,7 +99,7 @@ class DiskBlobs:
         try:
             yield claim if claim.path is not None else None
         finally:
-            claim.close()
+            await self.finish(claim.close)
 
     def place(self, key: str) -> Path:
         """Where a content lies once it is whole."""
@@ -115,9 +113,20 @@ class DiskBlobs:
             return await asyncio.get_running_loop().run_in_executor(self._threads, action)
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else type(error).__name__
-            raise StoreError(f"{doing} failed in {self._folder}: {cause}.") from error
+            reason: StoreReason = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
+            raise StoreError(f"{doing} failed in {self._folder}: {cause}.", reason=reason) from error
         except RuntimeError as error:
             raise StoreError("The store is closed.") from error
+
+    async def finish(self, close: Callable[[], None]) -> None:
+        """Close in a thread, since a write or a flush that is not over holds it up; done even if the caller leaves."""
+        try:
+            closing = asyncio.get_running_loop().run_in_executor(self._threads, close)
+        except RuntimeError:
+            # The store is closed, and nothing is under way any more.
+            close()
+            return
+        await asyncio.shield(closing)
 
     async def _made(self, doing: str, make: Callable[[], C]) -> C:
         """The same for what must be closed: when nobody waits for it any more, it is."""
@@ -125,8 +134,13 @@ class DiskBlobs:
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            making.add_done_callback(_close_result)
+            making.add_done_callback(self._close_made)
             raise
+
+    def _close_made(self, made: asyncio.Future[C]) -> None:
+        if not made.cancelled() and made.exception() is None:
+            with contextlib.suppress(RuntimeError):
+                self._threads.submit(made.result().close)
 
     def _shelves(self) -> Iterator[Path]:
         yield self._folder / _NEW
@@ -177,7 +191,7 @@ class DiskBlobWriter:
         self._size = 0
         self._key, self._descriptor = _begin(folder / _NEW)
         self._path = folder / _NEW / self._key
-        self._sealed = False
+        self._kept = False
 
     @property
     def size(self) -> int:
@@ -190,19 +204,21 @@ class DiskBlobWriter:
         await self._blobs.run("Writing a file", lambda: self._write(data))
 
     async def seal(self) -> Blob:
-        """Make it durable under its key."""
-        return await self._blobs.run("Storing a file", self._seal)
+        """Make it durable under its key. A caller that is gone before it hears of that keeps nothing."""
+        blob = await self._blobs.run("Storing a file", self._seal)
+        self._kept = True
+        return blob
 
     def discard(self) -> None:
         """What was sealed is not wanted after all."""
-        self._sealed = False
+        self._kept = False
 
     def close(self) -> None:
-        """Give the lock back; what was not sealed is gone."""
+        """Give the lock back; what nobody heard of is gone. Waits for a write or a flush, so never in the loop."""
         with self._using:
             if self._descriptor < 0:
                 return
-            if not self._sealed:
+            if not self._kept:
                 with contextlib.suppress(OSError):
                     self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -224,7 +240,7 @@ class DiskBlobWriter:
             _make_folder(place.parent.parent)
             _make_folder(place.parent)
             self._path.rename(place)
-            self._path, self._sealed = place, True
+            self._path = place
             # A folder on the way may be new as well.
             for folder in (place.parent, place.parent.parent, self._folder):
                 _flush(folder)
@@ -255,13 +271,13 @@ class DiskBlobReader:
         """Where it lies."""
         return self._path
 
-    async def read(self, start: int, most: int) -> bytes:
-        """Bytes from `start`, `most` of them unless the content ends before."""
-        return await self._blobs.run("Reading a file", lambda: self._read(start, most))
+    async def read(self, start: int, limit: int) -> bytes:
+        """Bytes from `start`, `limit` of them unless the content ends before."""
+        return await self._blobs.run("Reading a file", lambda: self._read(start, limit))
 
     async def aclose(self) -> None:
         """Let it go; waits for a read that is not over."""
-        self.close()
+        await self._blobs.finish(self.close)
 
     def close(self) -> None:
         """The same without an event loop."""
@@ -270,21 +286,16 @@ class DiskBlobReader:
                 os.close(self._descriptor)
                 self._descriptor = -1
 
-    def _read(self, start: int, most: int) -> bytes:
+    def _read(self, start: int, limit: int) -> bytes:
         with self._using:
             if self._descriptor < 0:
                 raise StoreError("This file is closed.")
             parts = []
-            while most > 0 and (part := os.pread(self._descriptor, most, start)):
+            while limit > 0 and (part := os.pread(self._descriptor, limit, start)):
                 parts.append(part)
                 start += len(part)
-                most -= len(part)
+                limit -= len(part)
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _close_result(made: asyncio.Future[C]) -> None:
-    if not made.cancelled() and made.exception() is None:
-        made.result().close()
 
 
 def _begin(folder: Path) -> tuple[str, int]:

@@ -12,16 +12,15 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from antiphon.engine.indexing import CHUNK_BITS, ChunkHit, KnownStore
-from antiphon.engine.knowledge import SearchHit
-from antiphon.engine.words import query_terms
+from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
+from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import StoreError
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.vector_filters import filter_condition
 from antiphon.stores.vector_stores import SqliteVectorStores, index_table
 from antiphon.types.search import Filter
-
-__all__ = ["SqliteChunkIndex"]
+from antiphon.types.search_terms import query_terms
 
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
@@ -35,7 +34,7 @@ _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status
 MATCH = f"""
 SELECT rowid, -bm25({{table}}, {TITLE_WEIGHT}, {TEXT_WEIGHT}) AS score FROM {{table}}
 WHERE {{table}} MATCH :query AND rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
-ORDER BY score DESC, rowid LIMIT :most
+ORDER BY score DESC, rowid LIMIT :limit
 """
 FILES = f"{_FOUND} AND f.embedding_model = :model AND {{condition}}"
 VECTORS = f"""
@@ -47,7 +46,7 @@ HITS = f"""
 SELECT c.id, f.file_id, f.filename, f.attributes, c.text, s.id
 FROM json_each(:chunks) w CROSS JOIN chunks c ON c.id = w.value
 CROSS JOIN vector_files f ON f.no = c.id >> {CHUNK_BITS} AND f.status = 'completed'
-CROSS JOIN vector_stores s ON s.no = f.store_no
+CROSS JOIN vector_stores s ON s.no = f.store_no AND s.id IN (SELECT value FROM json_each(:stores))
 """
 
 
@@ -60,17 +59,18 @@ class SqliteChunkIndex:
 
     async def known(self, owner: str, store_ids: Sequence[str], at: float) -> list[KnownStore]:
         """The owner's stores of these."""
-        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": round(at * 1000)}
-        return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in await self._readers.fetch(KNOWN, named)]
+        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": milliseconds(at)}
+        rows = await self._readers.fetch(KNOWN, named)
+        return [KnownStore(found, number, version, bool(expired)) for found, number, version, expired in rows]
 
-    async def match(self, store: KnownStore, query: str, filters: Filter | None, most: int) -> list[ChunkHit]:
+    async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
         """The chunks that hold words of the query, best first, by BM25."""
         terms = query_terms(query)
         if not terms:
             return []
         condition, named = filter_condition(filters)
         # Terms are letters and digits of any script: between quotes nothing of them is syntax.
-        named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "most": most}
+        named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "limit": limit}
         sql = MATCH.format(table=index_table(store.id), condition=condition)
         try:
             rows = await self._readers.fetch(sql, named)
@@ -91,10 +91,14 @@ class SqliteChunkIndex:
         rows = await self._readers.fetch(VECTORS, {"numbers": json.dumps(list(file_numbers))})
         return [(row[0], row[1]) for row in rows]
 
-    async def hits(self, chunks: Sequence[int]) -> dict[int, SearchHit]:
-        """The chunks' texts with their files; those that are gone are left out."""
-        rows = await self._readers.fetch(HITS, {"chunks": json.dumps(list(chunks))})
-        return {row[0]: SearchHit(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
+        """The chunks' texts with their files; those that are gone, or in another store than these, are left out."""
+        named = {"chunks": json.dumps(list(chunks)), "stores": json.dumps([store.id for store in stores])}
+        rows = await self._readers.fetch(HITS, named)
+        return {
+            chunk: SearchHit(file_id, filename, 0.0, json.loads(attributes), text, store_id)
+            for chunk, file_id, filename, attributes, text, store_id in rows
+        }
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Note that the stores were used now."""

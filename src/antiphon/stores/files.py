@@ -9,14 +9,14 @@ no row is without its content, and what is left over is a content without a row,
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from antiphon.engine.file_ports import (
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.files import (
     BlobReader,
     BlobStore,
     BlobWriter,
@@ -26,12 +26,14 @@ from antiphon.engine.file_ports import (
     NoRoom,
     StoredFile,
 )
-from antiphon.errors import StoreError
+from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.running.waiting import to_the_end
+from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-
-__all__ = ["SqliteFileStore", "SqliteFileUpload", "SqliteOpenFile"]
 
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""
@@ -44,22 +46,24 @@ USED = f"SELECT ifnull(sum(max(size, {LEAST_ROOM})), 0) FROM files WHERE owner =
 INSERT_FILE = f"""
 INSERT INTO files (owner, {COLUMNS})
 SELECT :owner, :id, :name, :purpose, :media_type, :size, :sha256, :created_at, :expires_at, :blob
-WHERE :most IS NULL
-  OR max(:size, {LEAST_ROOM}) + ({USED}) <= :most
+WHERE :limit IS NULL
+  OR max(:size, {LEAST_ROOM}) + ({USED}) <= :limit
 """
 GET_FILE = f"SELECT {COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
+# Its client was told that it could not be stored; the content is for the next sweep.
+DELETE_UNTOLD = "DELETE FROM files WHERE owner = :owner AND id = :id"
 DELETE_FILE = f"DELETE FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
 
 _LIST = f"""
 SELECT {COLUMNS} FROM files
 WHERE owner = :owner AND {_THERE} AND (:purpose IS NULL OR purpose = :purpose)
   AND (created_at, id) {{after}} (:after_at, :after)
-ORDER BY created_at {{order}}, id {{order}} LIMIT :most
+ORDER BY created_at {{order}}, id {{order}} LIMIT :limit
 """
 LIST_FORWARD = _LIST.format(after=">", order="ASC")
 LIST_BACKWARD = _LIST.format(after="<", order="DESC")
 
-EXPIRED = "SELECT owner, id, blob FROM files WHERE expires_at <= :at LIMIT :most"
+EXPIRED = "SELECT owner, id, blob FROM files WHERE expires_at <= :at LIMIT :limit"
 DELETE_EXPIRED = "DELETE FROM files WHERE owner = :owner AND id = :id AND expires_at <= :at"
 WANTED = "SELECT blob FROM files WHERE blob IN (SELECT value FROM json_each(:blobs))"
 
@@ -78,12 +82,14 @@ class SqliteFileStore:
         *,
         owner_bytes: int | None = None,
         clock: Clock = now,
+        keys: SqliteIdempotency | None = None,
     ) -> None:
         """`owner_bytes`: the most that all files of one owner may take."""
+        self._keys = keys or SqliteIdempotency(writer, readers)
         self._writer = writer
         self._readers = readers
         self._blobs = blobs
-        self._most = owner_bytes
+        self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
         """Called with owner and id before an expired file goes."""
@@ -96,7 +102,7 @@ class SqliteFileStore:
     async def uploading(self) -> AsyncIterator[SqliteFileUpload]:
         """Begin a new file."""
         async with self._blobs.writing() as content:
-            yield SqliteFileUpload(self._writer, content, self._most)
+            yield SqliteFileUpload(self._keys, content, self._limit)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
         """The file, or None."""
@@ -109,7 +115,7 @@ class SqliteFileStore:
         if row is None:
             return None
         try:
-            return SqliteOpenFile(_file(row), await self._blobs.open(row[8]))
+            return SqliteOpenFile(_file(row), await self._blobs.open(row["blob"]))
         except StoreError:
             # Deleted between the two: then the row is gone by now.
             if await self._row(owner, file_id) is None:
@@ -123,7 +129,7 @@ class SqliteFileStore:
             row = await self._row(owner, query.after)
             if row is None:
                 return None
-            after_at, after = row[6], row[0]
+            after_at, after = row["created_at"], row["id"]
         rows = await self._readers.fetch(
             LIST_BACKWARD if query.descending else LIST_FORWARD,
             {
@@ -132,7 +138,7 @@ class SqliteFileStore:
                 "purpose": query.purpose,
                 "after_at": after_at,
                 "after": after,
-                "most": query.limit + 1,
+                "limit": query.limit + 1,
             },
         )
         return FilePage(tuple([_file(row) for row in rows[: query.limit]]), has_more=len(rows) > query.limit)
@@ -147,7 +153,7 @@ class SqliteFileStore:
         if count:
             # The file is gone; if its content stays, that is for the next sweep.
             with suppress(StoreError):
-                await self._blobs.delete(row[8])
+                await self._blobs.delete(row["blob"])
         return bool(count)
 
     async def used(self, owner: str) -> int:
@@ -160,14 +166,14 @@ class SqliteFileStore:
 
     async def _sweep_expired(self) -> int:
         gone = 0
-        while rows := await self._readers.fetch(EXPIRED, {"at": self._now(), "most": _BATCH}):
+        while rows := await self._readers.fetch(EXPIRED, {"at": self._now(), "limit": _BATCH}):
             if self.on_expired is not None:
                 for row in rows:
-                    await self.on_expired(row[0], row[1])
-            named = [{"owner": row[0], "id": row[1], "at": self._now()} for row in rows]
+                    await self.on_expired(row["owner"], row["id"])
+            named = [{"owner": row["owner"], "id": row["id"], "at": self._now()} for row in rows]
             (count,) = await self._writer.run([Statement(DELETE_EXPIRED, named, many=True)])
             for row in rows:
-                await self._blobs.delete(row[2])
+                await self._blobs.delete(row["blob"])
             gone += count
         return gone
 
@@ -192,16 +198,16 @@ class SqliteFileStore:
         return rows[0] if rows else None
 
     def _now(self) -> int:
-        return _milliseconds(self._clock())
+        return milliseconds(self._clock())
 
 
 class SqliteFileUpload:
     """A file on its way in."""
 
-    def __init__(self, writer: SqliteWriter, content: BlobWriter, most: int | None) -> None:
-        self._writer = writer
+    def __init__(self, keys: SqliteIdempotency, content: BlobWriter, limit: int | None) -> None:
+        self._keys = keys
         self._content = content
-        self._most = most
+        self._limit = limit
 
     @property
     def size(self) -> int:
@@ -212,11 +218,11 @@ class SqliteFileUpload:
         """Append to the content."""
         await self._content.write(data)
 
-    async def keep(self, owner: str, fields: FileFields) -> StoredFile:
-        """Make it the owner's file. Raises `NoRoom`."""
+    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
+        """Make it the owner's file. Raises `NoRoom`, `AlreadyMade`."""
         blob = await self._content.seal()
-        created = _milliseconds(fields.created_at)
-        expires = _milliseconds(fields.expires_at) if fields.expires_at is not None else None
+        created = milliseconds(fields.created_at)
+        expires = milliseconds(fields.expires_at) if fields.expires_at is not None else None
         named = {
             "owner": owner,
             "id": fields.id,
@@ -228,13 +234,21 @@ class SqliteFileUpload:
             "created_at": created,
             "expires_at": expires,
             "blob": blob.key,
-            "most": self._most,
+            "limit": self._limit,
         }
         try:
-            await _to_its_end(self._writer.run([Statement(INSERT_FILE, named, rows=1)]))
+            unit, undo = [Statement(INSERT_FILE, named, rows=1)], [Statement(DELETE_UNTOLD, named)]
+            if once is not None:
+                # The content belongs to the request; only now it is known.
+                once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
+            # Until it has ended the lock of the content must be held.
+            await to_the_end(self._keys.make(once, fields.id, unit, undo))
         except RowsMissing:
             self._content.discard()
             raise NoRoom from None
+        except (AlreadyMade, ApiError):
+            self._content.discard()
+            raise
         return StoredFile(
             fields.id,
             fields.name,
@@ -264,9 +278,9 @@ class SqliteOpenFile:
         """Where its content lies on this machine's disk, if it does."""
         return self._content.path
 
-    async def read(self, start: int = 0, most: int | None = None) -> bytes:
-        """Bytes from `start`; without `most` all the rest."""
-        return await self._content.read(start, max(0, self._content.size - start) if most is None else most)
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
+        """Bytes from `start`; without `limit` all the rest."""
+        return await self._content.read(start, max(0, self._content.size - start) if limit is None else limit)
 
     async def aclose(self) -> None:
         """Let it go."""
@@ -280,21 +294,13 @@ class SqliteOpenFile:
 
 
 def _file(row: Row) -> StoredFile:
-    expires = row[7] / 1000 if row[7] is not None else None
-    return StoredFile(row[0], row[1], row[2], row[3], row[4], row[5], row[6] / 1000, expires)
-
-
-async def _to_its_end(writing: Coroutine[Any, Any, object]) -> None:
-    """Wait for the write also when the caller is cancelled: until then the content's lock must be held."""
-    task = asyncio.ensure_future(writing)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # looked at, so that nobody warns of it
-        raise
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+    return StoredFile(
+        id=row["id"],
+        name=row["name"],
+        purpose=row["purpose"],
+        media_type=row["media_type"],
+        size=row["size"],
+        sha256=row["sha256"],
+        created_at=row["created_at"] / 1000,
+        expires_at=row["expires_at"] / 1000 if row["expires_at"] is not None else None,
+    )

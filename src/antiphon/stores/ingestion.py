@@ -10,43 +10,50 @@ out of an index a second time is undone with its unit. A file is found only when
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from antiphon.engine.indexing import CHUNK_BITS, Chunk, IngestJob
-from antiphon.engine.knowledge import Chunking, FileError
-from antiphon.engine.words import index_text
+from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
+from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.ids import Clock, now
+from antiphon.stores.lease_clock import lease_now
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 from antiphon.stores.vector_store_sql import BUMP, DELETE_ALL, TRASH_FILES
 from antiphon.stores.vector_stores import index_table
-
-__all__ = ["SWEPT_CHUNKS", "SqliteIngestion"]
+from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500
 """How many chunks one piece of clearing up deletes: some milliseconds of the writer's time."""
 
 _JOB = """
-SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts,
-       f.lease_until, f.chunks
+SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts
 FROM vector_files f CROSS JOIN vector_stores s ON s.no = f.store_no
 """
-CLAIMABLE = _JOB + "WHERE f.status = 'in_progress' AND f.lease_until <= :at ORDER BY f.lease_until, f.no LIMIT :most"
-# `lease_until` is as it was read: of two that read the same, one claims. A file that was tried before gets another
-# number, so that nothing of the earlier attempt is in the way.
-TRASH_ATTEMPT = TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.lease_until = :seen")
-NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
-CLAIM = """
-UPDATE vector_files SET claim = :claim, lease_until = :until, attempts = attempts + 1,
+CLAIMABLE = "SELECT 1 FROM vector_files WHERE status = 'in_progress' AND lease_until <= :at LIMIT 1"
+# Of all that nobody holds, the one that waits longest: the same one in every statement of a claim, which is one
+# transaction. A file that was tried before gets another number, so that nothing of the earlier attempt is in the way.
+_NEXT = """(
+  SELECT no FROM vector_files WHERE status = 'in_progress' AND lease_until <= lease_now()
+  ORDER BY lease_until, no LIMIT 1
+)"""
+TRASH_ATTEMPT = TRASH_FILES.format(whose="s.id", which=f"f.no = {_NEXT} AND f.attempts > 0")
+NEW_NUMBER = f"""
+UPDATE file_numbers SET last = last + 1 WHERE (SELECT attempts FROM vector_files WHERE no = {_NEXT}) > 0
+"""
+CLAIM = f"""
+UPDATE vector_files SET claim = :claim, lease_until = lease_now() + :lease, attempts = attempts + 1,
   no = iif(attempts > 0, (SELECT last FROM file_numbers), no)
-WHERE no = :no AND lease_until = :seen AND status = 'in_progress'
+WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
 RENEW = """
-UPDATE vector_files SET lease_until = :until
-WHERE claim IN (SELECT value FROM json_each(:claims)) AND status = 'in_progress'
+UPDATE vector_files SET lease_until = lease_now() + :lease
+WHERE claim IN (SELECT value FROM json_each(:claims)) AND status = 'in_progress' RETURNING claim
 """
-HELD = "SELECT claim FROM vector_files WHERE claim IN (SELECT value FROM json_each(:claims)) AND status = 'in_progress'"
 RELEASE = """
-UPDATE vector_files SET claim = NULL, lease_until = :until, attempts = attempts - :uncounted
+UPDATE vector_files SET claim = NULL, lease_until = iif(:pause > 0, lease_now() + :pause, 0),
+  attempts = attempts - :uncounted
 WHERE claim = :claim AND status = 'in_progress'
 """
 # The file number must still be the claim's, and the store must be there: its index is.
@@ -73,7 +80,7 @@ EXPIRE_FILES = """
 DELETE FROM vector_files WHERE store_no = (SELECT no FROM vector_stores WHERE id = :id AND expires_at <= :at)
 """
 TRASH = "SELECT file_no, store_id, title FROM vector_trash ORDER BY file_no LIMIT 1"
-TRASHED_CHUNKS = "SELECT id, text FROM chunks WHERE id >= :first AND id < :end ORDER BY id LIMIT :most"
+TRASHED_CHUNKS = "SELECT id, text FROM chunks WHERE id >= :first AND id < :end ORDER BY id LIMIT :limit"
 DELETE_CHUNKS = "DELETE FROM chunks WHERE id >= :first AND id <= :last"
 EMPTIED = """
 DELETE FROM vector_trash
@@ -84,50 +91,48 @@ WHERE file_no = :no AND NOT EXISTS (SELECT 1 FROM chunks WHERE id >= :first AND 
 class SqliteIngestion:
     """`Ingestion` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now) -> None:
+        """`clock`: the dates by which stores expire."""
         self._writer = writer
         self._readers = readers
+        self._clock = clock
 
-    async def claim(self, claims: Sequence[str], *, at: float, until: float) -> list[IngestJob]:
+    async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
         """Take files that nobody holds; see `Ingestion.claim`."""
-        rows = await self._readers.fetch(CLAIMABLE, {"at": _ms(at), "most": len(claims)})
-        taken = []
-        for claim, row in zip(claims, rows, strict=False):
-            named = {"no": row[0], "seen": row[10], "claim": claim, "until": _ms(until)}
-            unit = [Statement(TRASH_ATTEMPT, named), Statement(NEW_NUMBER)] if row[9] else []
-            try:
-                await self._writer.run([*unit, Statement(CLAIM, named, rows=1)])
-            except RowsMissing:
-                continue  # somebody else was faster, or the file is gone
-            taken.append(claim)
-        if not taken:
+        # Mostly there is nothing to do, which costs no write.
+        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
             return []
-        jobs = await self._readers.fetch(CLAIMED, {"claims": _list(taken)})
+        unit = []
+        for claim in claims:
+            named = {"claim": claim, "lease": milliseconds(seconds)}
+            unit += [Statement(TRASH_ATTEMPT), Statement(NEW_NUMBER), Statement(CLAIM, named)]
+        jobs: list[tuple[Any, ...]] = []
+        await self._writer.run([*unit, Statement(CLAIMED, {"claims": _list(claims)}, into=jobs)])
         return [
             IngestJob(
-                number=row[0],
-                claim=row[1],
-                owner=row[2],
-                store_id=row[3],
-                file_id=row[4],
-                filename=row[5],
-                chunking=Chunking(row[6], row[7], row[8]),
-                attempts=row[9],
+                number=number,
+                claim=claim,
+                owner=owner,
+                store_id=store_id,
+                file_id=file_id,
+                filename=filename,
+                chunking=Chunking(kind, size, overlap),
+                attempts=attempts,
             )
-            for row in jobs
+            for number, claim, owner, store_id, file_id, filename, kind, size, overlap, attempts in jobs
         ]
 
-    async def renew(self, claims: Sequence[str], until: float) -> frozenset[str]:
-        """Hold these until then; those that are held still."""
-        named = {"claims": _list(claims), "until": _ms(until)}
-        await self._writer.run([Statement(RENEW, named)])
-        return frozenset(row[0] for row in await self._readers.fetch(HELD, {"claims": _list(claims)}))
+    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold these for so many seconds from now; those that are held still."""
+        rows: list[tuple[Any, ...]] = []
+        await self._writer.run([Statement(RENEW, {"claims": _list(claims), "lease": milliseconds(seconds)}, into=rows)])
+        return frozenset(row[0] for row in rows)
 
-    async def release(self, job: IngestJob, *, until: float, attempted: bool = True) -> None:
-        """Give a file back; nobody takes it up before `until`."""
+    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
+        """Give a file back; nobody takes it up for `pause` seconds."""
         # With `attempts` at 0 the next claim would keep the number, and with it what this attempt wrote.
         uncounted = 0 if attempted or job.attempts <= 1 else 1
-        named = {"claim": job.claim, "until": _ms(until), "uncounted": uncounted}
+        named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
         await self._writer.run([Statement(RELEASE, named)])
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
@@ -166,11 +171,12 @@ class SqliteIngestion:
         """How many files are in progress."""
         return int((await self._readers.fetch(WAITING, {}))[0][0])
 
-    async def sweep(self, at: float) -> bool:
+    async def sweep(self) -> bool:
         """Clear up a piece; see `Ingestion.sweep`."""
-        rows = await self._readers.fetch(EXPIRED, {"at": _ms(at)})
+        at = milliseconds(self._clock())
+        rows = await self._readers.fetch(EXPIRED, {"at": at})
         if rows:
-            named = {"id": rows[0][0], "at": _ms(at)}
+            named = {"id": rows[0][0], "at": at}
             which = "s.id = :id AND s.expires_at <= :at"
             await self._run(
                 Statement(TRASH_FILES.format(whose="NULL", which=which), named),
@@ -185,7 +191,7 @@ class SqliteIngestion:
             return False
         number, store_id, title = rows[0]
         first, end = number << CHUNK_BITS, (number + 1) << CHUNK_BITS
-        chunks = await self._readers.fetch(TRASHED_CHUNKS, {"first": first, "end": end, "most": SWEPT_CHUNKS})
+        chunks = await self._readers.fetch(TRASHED_CHUNKS, {"first": first, "end": end, "limit": SWEPT_CHUNKS})
         unit = []
         if chunks:
             span = {"first": chunks[0][0], "last": chunks[-1][0]}
@@ -209,7 +215,3 @@ class SqliteIngestion:
 
 def _list(values: Sequence[str]) -> str:
     return "[" + ",".join(f'"{value}"' for value in values) + "]"
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

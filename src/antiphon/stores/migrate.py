@@ -20,8 +20,6 @@ from importlib.resources import files
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite_database import wait_for_lock
 
-__all__ = ["Migration", "migrate", "packaged_migrations"]
-
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
@@ -63,11 +61,11 @@ def packaged_migrations(folder: str = "migrations") -> tuple[Migration, ...]:
 def migrate(connection: sqlite3.Connection, steps: Sequence[Migration]) -> None:
     """Apply the steps that are missing, all or none; raises `StoreError` for a database this build cannot serve."""
     # Without the lock first: the common start finds nothing to do and must not wait for a busy writer.
-    if not _missing(connection, steps):
+    if not missing_steps(connection, steps):
         return
     wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
-        missing = _missing(connection, steps)  # again: another process may have been faster
+        missing = missing_steps(connection, steps)  # again: another process may have been faster
         connection.execute(_CREATE_TABLE)
         for step in missing:
             for statement in _statements(step):
@@ -80,7 +78,8 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Migration]) -> None:
         raise
 
 
-def _missing(connection: sqlite3.Connection, steps: Sequence[Migration]) -> Sequence[Migration]:
+def missing_steps(connection: sqlite3.Connection, steps: Sequence[Migration]) -> Sequence[Migration]:
+    """The steps that this database has not seen; raises `StoreError` for one this build cannot serve."""
     applied = connection.execute(_READ).fetchall() if connection.execute(_HAS_TABLE).fetchone() else []
     if len(applied) > len(steps):
         raise StoreError(

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.engine.actions import StoredPrompt
-from antiphon.engine.ports import PageQuery, PromptChange, PromptPage
-from antiphon.errors import InvalidRequest, VersionConflict
+from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
+from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
+from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import SqliteIdempotency
+from antiphon.stores.pages import cut_off, within
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-
-__all__ = ["SqlitePromptStore"]
 
 INSERT_PROMPT = """
 INSERT INTO prompts (id, owner, name, default_version, last_version, created_at, updated_at, metadata)
@@ -38,7 +39,7 @@ WHERE p.id = :id AND p.owner = :owner
 # Strictly behind the edge, which is the cursor's place or the list's end.
 _LIST = f"""{_COLUMNS}
 FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = p.default_version
-WHERE p.owner = :owner {{behind}} ORDER BY p.created_at {{order}}, p.id {{order}} LIMIT :most
+WHERE p.owner = :owner {{behind}} ORDER BY p.created_at {{order}}, p.id {{order}} LIMIT :limit
 """
 _BEHIND = """
 AND (p.created_at, p.id) {sign} (SELECT created_at, id FROM prompts WHERE id = :cursor AND owner = :owner)
@@ -47,10 +48,19 @@ LIST_FORWARD = _LIST.format(order="ASC", behind="")
 LIST_BACKWARD = _LIST.format(order="DESC", behind="")
 LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"))
 LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"))
-VERSIONS = f"""{_COLUMNS}
-FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id
-WHERE p.id = :id AND p.owner = :owner ORDER BY v.version DESC
+_VERSIONS = f"""
+WITH page (place, size) AS (
+  SELECT v.version, length(v.body) FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id
+  WHERE p.id = :id AND p.owner = :owner AND v.version > :low AND v.version < :high
+  ORDER BY v.version {{order}} LIMIT :limit
+),
+{{cut}}
+{_COLUMNS.rstrip().removesuffix("v.body")} CASE WHEN cut.fits THEN v.body END AS body
+FROM cut JOIN prompts p ON p.id = :id JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = cut.place
+ORDER BY cut.place {{order}}
 """
+VERSIONS_FORWARD = _VERSIONS.format(order="ASC", cut=within("place ASC"))
+VERSIONS_BACKWARD = _VERSIONS.format(order="DESC", cut=within("place DESC"))
 
 # What is null stays as it is.
 UPDATE_PROMPT = """
@@ -74,16 +84,36 @@ DELETE_PROMPT = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 class SqlitePromptStore:
     """`PromptStore` on a writer and readers that are somebody else's to close."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, *, clock: Clock = now) -> None:
+    def __init__(
+        self,
+        writer: SqliteWriter,
+        readers: SqliteReaders,
+        *,
+        clock: Clock = now,
+        keys: SqliteIdempotency | None = None,
+        page_bytes: int = 16 << 20,
+    ) -> None:
+        """`page_bytes`: where a page of versions ends before its rows do."""
+        self._page_bytes = page_bytes
+        self._keys = keys or SqliteIdempotency(writer, readers)
         self._writer = writer
         self._readers = readers
         self._clock = clock
 
-    async def create(self, owner: str, prompt_id: str, name: str | None, metadata: bytes, body: bytes) -> StoredPrompt:
+    async def create(
+        self,
+        owner: str,
+        prompt_id: str,
+        name: str | None,
+        metadata: bytes,
+        body: bytes,
+        once: OnceOnly | None = None,
+    ) -> StoredPrompt:
         """Make a prompt whose first version is `body`."""
-        at = round(self._clock() * 1000)
+        at = milliseconds(self._clock())
         named = {"id": prompt_id, "owner": owner, "name": name, "metadata": metadata, "body": body, "at": at}
-        await self._writer.run([Statement(INSERT_PROMPT, named), Statement(INSERT_VERSION, named, rows=1)])
+        unit = [Statement(INSERT_PROMPT, named), Statement(INSERT_VERSION, named, rows=1)]
+        await self._keys.make(once, prompt_id, unit, [Statement(DELETE_PROMPT, named)])
         return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
 
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
@@ -93,26 +123,37 @@ class SqlitePromptStore:
 
     async def list(self, owner: str, page: PageQuery) -> PromptPage:
         """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
-        cursor = page.after if page.after is not None else page.before
-        turned = page.before is not None and page.after is None
-        backward = page.descending != turned
-        if cursor is None:
-            sql = LIST_BACKWARD if backward else LIST_FORWARD
-        else:
+        named = {"owner": owner, "cursor": None, "limit": page.limit + 1}
+        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
+        for name, cursor in page.cursors[:1]:
             if await self.get(owner, cursor) is None:
-                name = "before" if turned else "after"
-                raise InvalidRequest(f"There is no prompt with this id: '{name}'.", param=name)
-            sql = LIST_BACKWARD_BEHIND if backward else LIST_FORWARD_BEHIND
-        rows = await self._readers.fetch(sql, {"owner": owner, "cursor": cursor, "most": page.limit + 1})
-        shown = [_prompt(row) for row in rows[: page.limit]]
-        if turned:
-            shown.reverse()
-        return PromptPage(tuple(shown), has_more=len(rows) > page.limit)
+                raise unknown_cursor(name, "There is no prompt with this id")
+            named["cursor"] = cursor
+            sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
+        rows = await self._readers.fetch(sql, named)
+        return PromptPage(page.shown([_prompt(row) for row in rows]), has_more=len(rows) > page.limit)
 
-    async def versions(self, owner: str, prompt_id: str) -> tuple[StoredPrompt, ...]:
-        """All versions, newest first; empty when there is no such prompt."""
-        rows = await self._readers.fetch(VERSIONS, {"id": prompt_id, "owner": owner})
-        return tuple(_prompt(row) for row in rows)
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+        """A page of a prompt's versions; see `PromptStore.versions`."""
+        newest = await self.get(owner, prompt_id)
+        if newest is None:
+            return None
+        for name, cursor in page.cursors:
+            if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
+                raise unknown_cursor(name, "Versions are numbered from 1 on")
+        low, high = page.bounds
+        named = {
+            "id": prompt_id,
+            "owner": owner,
+            "low": int(low or 0),
+            "high": int(high or newest.last_version + 1),
+            "limit": page.limit + 1,
+            "bytes": self._page_bytes,
+        }
+        rows = await self._readers.fetch(VERSIONS_BACKWARD if page.backward else VERSIONS_FORWARD, named)
+        found, cut = cut_off(rows)
+        shown = page.shown([_prompt(row) for row in found])
+        return PromptPage(shown, has_more=cut or len(rows) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
         """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""
@@ -124,7 +165,7 @@ class SqlitePromptStore:
             "metadata": change.metadata,
             "body": change.body,
             "expected": change.expected_version,
-            "at": round(self._clock() * 1000),
+            "at": milliseconds(self._clock()),
         }
         unit = [Statement(UPDATE_PROMPT, named, rows=1)]
         if change.body is not None:
@@ -145,7 +186,7 @@ class SqlitePromptStore:
 
     async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
         """Make this version the default; None when there is no such prompt or version."""
-        named = {"id": prompt_id, "owner": owner, "version": version, "at": round(self._clock() * 1000)}
+        named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(self._clock())}
         (count,) = await self._writer.run([Statement(SET_DEFAULT, named)])
         return await self.get(owner, prompt_id) if count else None
 
@@ -157,13 +198,13 @@ class SqlitePromptStore:
 
 def _prompt(row: Row) -> StoredPrompt:
     return StoredPrompt(
-        id=row[0],
-        name=row[1],
-        version=row[2],
-        default_version=row[3],
-        last_version=row[4],
-        created_at=row[5] / 1000,
-        updated_at=row[6] / 1000,
-        metadata=row[7],
-        body=row[8],
+        id=row["id"],
+        name=row["name"],
+        version=row["version"],
+        default_version=row["default_version"],
+        last_version=row["last_version"],
+        created_at=row["created_at"] / 1000,
+        updated_at=row["updated_at"] / 1000,
+        metadata=row["metadata"],
+        body=row["body"],
     )

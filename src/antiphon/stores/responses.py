@@ -15,33 +15,39 @@ import json
 import sqlite3
 from typing import Any
 
-from antiphon.engine.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.job_bodies import is_over, unfinished_response
-from antiphon.engine.ports import ItemPage, PageQuery, ResponsePage, StoredResponse
-from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
+from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
+from antiphon.engine.running.waiting import look_at
+from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
+from antiphon.stores.conversations import RELEASE_CONVERSATION
+from antiphon.stores.idempotency import SqliteIdempotency
+from antiphon.stores.pages import asked, cut_off, item_page, named_items, stored_item, within
+from antiphon.stores.retention import SWEEPER
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-
-__all__ = ["SqliteResponseStore", "save_statements"]
 
 # A new tree is named after its first response: ids are unique already.
 INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)"
 
 _COLUMNS = """
-INSERT INTO responses (id, owner, chain_id, prev_id, history_items, status, model, created_at, completed_at,
-                       input_tokens, output_tokens, body, conversation_id, conversation_pos)
+INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
+                       completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos)
 """
 INSERT_FIRST_RESPONSE = f"""{_COLUMNS}
-VALUES (:id, :owner, :id, NULL, :weight, :status, :model, :created_at, :completed_at,
+VALUES (:id, :owner, :id, NULL, :weight, :bytes, :own_bytes, :status, :model, :created_at, :completed_at,
         :input_tokens, :output_tokens, :body, :conversation_id,
         (SELECT next_pos - :joining FROM conversations WHERE owner = :owner AND id = :conversation_id))
 """
 
-# Inserts nothing when the predecessor is gone or belongs to somebody else; the statement demands one row.
+# Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
+# the statement demands one row.
 INSERT_NEXT_RESPONSE = f"""{_COLUMNS}
-SELECT :id, :owner, prev.chain_id, prev.id, prev.history_items + :weight, :status, :model, :created_at, :completed_at,
-       :input_tokens, :output_tokens, :body, NULL, NULL
+SELECT :id, :owner, prev.chain_id, prev.id, prev.history_items + :weight, prev.history_bytes + :bytes, :own_bytes,
+       :status, :model, :created_at, :completed_at, :input_tokens, :output_tokens, :body, NULL, NULL
 FROM responses prev WHERE prev.id = :prev_id AND prev.owner = :owner
+  AND (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
 """
 
 TOUCH_CHAIN = """
@@ -56,8 +62,6 @@ UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(update
                          locked_by = NULL, locked_until = 0
 WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
 """
-# A response that failed adds nothing: a second try must not find its question asked already.
-LEAVE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
 INSERT_CONVERSATION_ITEMS = """
 INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body)
 SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
@@ -66,46 +70,59 @@ FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id 
 """
 
 # What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation.
-LOAD_BEFORE = """
-SELECT i.item_id, i.type, i.body FROM conversations c
+_THERE = f"AND c.locked_by IS NOT '{SWEEPER}'"  # some of a conversation that is being cleared away may be gone already
+LOAD_BEFORE = f"""
+WITH size (bytes) AS (
+  SELECT ifnull(sum(length(body)), 0) FROM conversation_items
+  WHERE owner = :owner AND conversation_id = :conversation_id AND pos < :pos
+)
+SELECT size.bytes AS size, i.item_id, i.type, i.body FROM conversations c CROSS JOIN size
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
-WHERE c.owner = :owner AND c.id = :conversation_id AND c.created_at * 1000 <= :pos ORDER BY i.pos LIMIT :most
+  AND size.bytes <= :bytes
+WHERE c.owner = :owner AND c.id = :conversation_id AND c.created_at * 1000 <= :pos {_THERE} ORDER BY i.pos LIMIT :limit
 """
 
 # Newest turn first in `turn`. The owner is checked in the seed only: any further condition on `responses` in the
 # recursive step makes SQLite build a Bloom filter over the whole table on every call, once ANALYZE has run.
-# A chain over the limit stops at the seed and brings no item; its size is in `history_items`. `depth < :most` can
-# only matter for a damaged database, in which a chain might run in a circle.
+# A chain over a limit stops at the seed and brings no item; its size is in `history_items` and `history_bytes`.
+# `depth < :limit` can only matter for a damaged database, in which a chain might run in a circle.
 LOAD_CHAIN = """
-WITH RECURSIVE turn (id, prev_id, depth, history_items, conversation_id, conversation_pos, status) AS (
-  SELECT id, CASE WHEN history_items <= :most THEN prev_id END, 0, history_items, conversation_id, conversation_pos,
-         status
+WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
+  SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
+         history_bytes, conversation_id, conversation_pos, status
   FROM responses WHERE id = :id AND owner = :owner
   UNION ALL
-  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.conversation_id, r.conversation_pos, r.status
+  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.history_bytes, r.conversation_id, r.conversation_pos,
+         r.status
   FROM turn CROSS JOIN responses r ON r.id = turn.prev_id
-  WHERE turn.depth < :most
+  WHERE turn.depth < :limit
 )
-SELECT turn.prev_id, turn.history_items, i.item_id, i.type, i.body, turn.conversation_id, turn.conversation_pos,
-       turn.status
-FROM turn LEFT JOIN response_items i ON i.response_id = turn.id AND turn.history_items <= :most
+SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
+       turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,
+       i.item_id, i.type, i.body
+FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
+  AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
 ORDER BY turn.depth DESC, i.dir, i.seq
 """
 
 # One item per wanted id, however often clients have used the id: an output before an input, the newest before
 # older ones. The index is read backwards until the first item of this owner.
 LOAD_ITEMS = """
-SELECT i.item_id, i.type, i.body
-FROM json_each(:ids) wanted CROSS JOIN response_items i ON i.rowid = (
-  SELECT c.rowid FROM response_items c CROSS JOIN responses r ON r.id = c.response_id
-  WHERE c.item_id = wanted.value AND r.owner = :owner
-  ORDER BY c.dir DESC, c.rowid DESC LIMIT 1
+WITH found (number, size) AS (
+  SELECT i.rowid, length(i.body)
+  FROM json_each(:ids) wanted CROSS JOIN response_items i ON i.rowid = (
+    SELECT c.rowid FROM response_items c CROSS JOIN responses r ON r.id = c.response_id
+    WHERE c.item_id = wanted.value AND r.owner = :owner
+    ORDER BY c.dir DESC, c.rowid DESC LIMIT 1
+  )
 )
+SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.body END AS body
+FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
 # The response itself is the row before its items, so that both come from one snapshot.
 GET_RESPONSE = """
-SELECT -1 AS seq, id, status, body FROM responses WHERE id = :id AND owner = :owner
+SELECT -1 AS seq, id AS item_id, status AS type, body FROM responses WHERE id = :id AND owner = :owner
 UNION ALL
 SELECT i.seq, i.item_id, i.type, i.body
 FROM responses r CROSS JOIN response_items i ON i.response_id = r.id AND i.dir = 1
@@ -119,34 +136,49 @@ _INPUT_ITEMS = """
 WITH edge (low, high) AS (
   SELECT (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :low),
          (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :high)
-)
-SELECT edge.low, edge.high, i.item_id, i.type, i.body
-FROM responses r CROSS JOIN edge
-LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0
-  AND i.seq > ifnull(edge.low, -1) AND i.seq < ifnull(edge.high, 9223372036854775807)
+),
+page (place, size) AS (
+  SELECT i.seq, length(i.body)
+  FROM response_items i
+  WHERE i.response_id = :id AND i.dir = 0
+    AND i.seq > ifnull((SELECT low FROM edge), -1) AND i.seq < ifnull((SELECT high FROM edge), 9223372036854775807)
+  ORDER BY i.seq {order} LIMIT :limit
+),
+{cut}
+SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
+FROM responses r CROSS JOIN edge LEFT JOIN cut
+LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut.place
 WHERE r.id = :id AND r.owner = :owner
-ORDER BY i.seq {order} LIMIT :most
+ORDER BY cut.place {order}
 """
-INPUT_ITEMS_FORWARD = _INPUT_ITEMS.format(order="ASC")
-INPUT_ITEMS_BACKWARD = _INPUT_ITEMS.format(order="DESC")
+INPUT_ITEMS_FORWARD = _INPUT_ITEMS.format(order="ASC", cut=within("place ASC"))
+INPUT_ITEMS_BACKWARD = _INPUT_ITEMS.format(order="DESC", cut=within("place DESC"))
 
 # A page lies strictly behind the edge, which is the cursor's place or the list's end. The rows of a page first, then
 # their output items, all from one snapshot.
 _LIST = """
 WITH edge (at, number) AS (SELECT created_at, rowid FROM responses WHERE id = :cursor AND owner = :owner),
-page (number, id, created_at, status, body) AS (
-  SELECT r.rowid, r.id, r.created_at, r.status, r.body FROM responses r
-  WHERE r.owner = :owner {behind} ORDER BY r.created_at {order}, r.rowid {order} LIMIT :most
-)
-SELECT page.id, page.status, page.body, i.item_id, i.type, i.body
-FROM page LEFT JOIN response_items i ON i.response_id = page.id AND i.dir = 1
-ORDER BY page.created_at {order}, page.number {order}, i.seq
+chosen (number, id, at) AS (
+  SELECT r.rowid, r.id, r.created_at FROM responses r
+  WHERE r.owner = :owner {behind} ORDER BY r.created_at {order}, r.rowid {order} LIMIT :limit
+),
+page (place, at, size) AS (
+  SELECT c.number, c.at, (SELECT length(body) FROM responses WHERE responses.rowid = c.number) + ifnull(
+    (SELECT sum(length(o.body)) FROM response_items o WHERE o.response_id = c.id AND o.dir = 1), 0)
+  FROM chosen c
+),
+{cut}
+SELECT r.id, r.status, CASE WHEN cut.fits THEN r.body END AS response, i.item_id, i.type, i.body
+FROM cut CROSS JOIN responses r ON r.rowid = cut.place
+LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 1 AND cut.fits
+ORDER BY r.created_at {order}, cut.place {order}, i.seq
 """
 _BEHIND = "AND (r.created_at, r.rowid) {sign} (SELECT at, number FROM edge)"
-LIST_FORWARD = _LIST.format(order="ASC", behind="")
-LIST_BACKWARD = _LIST.format(order="DESC", behind="")
-LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"))
-LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"))
+_OLDEST, _NEWEST = within("at ASC, place ASC"), within("at DESC, place DESC")
+LIST_FORWARD = _LIST.format(order="ASC", behind="", cut=_OLDEST)
+LIST_BACKWARD = _LIST.format(order="DESC", behind="", cut=_NEWEST)
+LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"), cut=_OLDEST)
+LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"), cut=_NEWEST)
 IS_RESPONSE = "SELECT 1 FROM responses WHERE id = :cursor AND owner = :owner"
 
 # First the chain when this response is the last one of it (the response then goes with its chain), else the
@@ -158,6 +190,12 @@ WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
 """
 DELETE_RESPONSE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
 
+# Its client was told that it could not be stored.
+LEAVE_NOTHING = """
+DELETE FROM conversation_items
+WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
+"""
+
 # Both halves of `ping`. The write is a real one (it sets a field of the file header that nothing else uses), so a
 # full disk or a lost write permission is seen before a response fails for it.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
@@ -165,20 +203,36 @@ PROBE_WRITE = "PRAGMA user_version = 1"
 
 
 class SqliteResponseStore:
-    """`ResponseStore` on a writer and readers of one database, which it owns and closes."""
+    """`ResponseStore` on a writer and readers that are somebody else's to close."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, *, chain_items: int) -> None:
-        """`chain_items`: the most items of history that `load_chain` returns."""
+    def __init__(
+        self,
+        writer: SqliteWriter,
+        readers: SqliteReaders,
+        *,
+        chain_items: int,
+        history_bytes: int,
+        page_bytes: int,
+        keys: SqliteIdempotency | None = None,
+    ) -> None:
+        """`chain_items` and `history_bytes`: the most of a history that is read at all; `page_bytes`: where a page of a
+        list ends before its rows do."""
         self._writer = writer
         self._readers = readers
         self._chain_items = chain_items
+        self._history_bytes = history_bytes
+        self._page_bytes = page_bytes
+        self._keys = keys or SqliteIdempotency(writer, readers)
         self._probe: asyncio.Task[None] | None = None
 
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
         try:
-            await self._writer.run(save_statements(record))
+            bind, unbind = self._keys.bound(record.once, record.id)
+            await self._writer.run([*bind, *save_statements(record)], undo=[*unbind, *unsave_statements(record)])
         except RowsMissing:
+            if record.once is not None:
+                raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None
             if record.conversation_id is not None:
                 raise StoreError("The conversation is gone, or another response has taken it over.") from None
             raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
@@ -188,35 +242,42 @@ class SqliteResponseStore:
             raise
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; raises `ChainTooLong` before any of a longer one is read."""
-        rows = await self._readers.fetch(LOAD_CHAIN, {"id": response_id, "owner": owner, "most": self._chain_items})
+        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read."""
+        named = {"id": response_id, "owner": owner, "limit": self._chain_items, "bytes": self._history_bytes}
+        rows = await self._readers.fetch(LOAD_CHAIN, named)
         if not rows:
             return None
-        oldest_prev_id, history_items = rows[0][0], rows[0][1]
-        if history_items > self._chain_items:
+        oldest, newest = rows[0], rows[-1]
+        if oldest["history_items"] > self._chain_items:
             raise ChainTooLong(self._chain_items)
-        if not is_over(rows[-1][7]):
+        size = newest["history_bytes"]
+        if size > self._history_bytes:
+            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
+        if not is_over(newest["status"]):
             raise unfinished_response(response_id)
-        if oldest_prev_id is not None:
+        if oldest["prev_id"] is not None:
             return None  # an ancestor was deleted
-        items = [_item(row, 2) for row in rows if row[2] is not None]
-        conversation_id, position = rows[0][5], rows[0][6]
-        if conversation_id is not None:
-            before = await self._before(owner, conversation_id, position, len(items))
+        items = [stored_item(row) for row in rows if row["item_id"] is not None]
+        if oldest["conversation_id"] is not None:
+            place = oldest["conversation_id"], oldest["conversation_pos"]
+            before = await self._before(owner, *place, len(items), size)
             if before is None:
                 return None
             items[:0] = before
         return Chain(tuple(items))
 
     async def _before(
-        self, owner: str, conversation_id: str, position: int | None, others: int
+        self, owner: str, conversation_id: str, position: int | None, others: int, size: int
     ) -> list[StoredItem] | None:
         """What a chain's first response found in its conversation; None when that conversation was deleted."""
-        most = max(0, self._chain_items - others)
-        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "most": most + 1}
+        limit = max(0, self._chain_items - others)
+        room = self._history_bytes - size
+        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "limit": limit + 1, "bytes": room}
         rows = await self._readers.fetch(LOAD_BEFORE, named)
-        items = [_item(row, 0) for row in rows if row[0] is not None]
-        if len(items) > most:
+        if rows and rows[0]["size"] > room:
+            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
+        items = [stored_item(row) for row in rows if row["item_id"] is not None]
+        if len(items) > limit:
             raise ChainTooLong(self._chain_items)
         return items if rows else None
 
@@ -224,8 +285,8 @@ class SqliteResponseStore:
         """The owner's items with these ids; see `ResponseStore.load_items`."""
         if not item_ids:
             return {}
-        rows = await self._readers.fetch(LOAD_ITEMS, {"owner": owner, "ids": json.dumps(sorted(set(item_ids)))})
-        return {row[0]: _item(row, 0) for row in rows}
+        named = {"owner": owner, "ids": json.dumps(sorted(set(item_ids))), "bytes": self._history_bytes}
+        return named_items(item_ids, await self._readers.fetch(LOAD_ITEMS, named), self._history_bytes)
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
         """The response with its output items, or None."""
@@ -233,7 +294,7 @@ class SqliteResponseStore:
         if not rows:
             return None
         _, stored_id, status, body = rows[0]
-        return StoredResponse(stored_id, status, body, tuple([_item(row, 1) for row in rows[1:]]))
+        return StoredResponse(stored_id, status, body, tuple([stored_item(row) for row in rows[1:]]))
 
     async def delete(self, owner: str, response_id: str) -> bool:
         """Delete the response and its items; False when there is none for this owner."""
@@ -243,27 +304,23 @@ class SqliteResponseStore:
 
     async def list(self, owner: str, page: PageQuery) -> ResponsePage:
         """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
-        cursor = page.after if page.after is not None else page.before
-        turned = page.before is not None and page.after is None
-        backward = page.descending != turned
-        named = {"owner": owner, "cursor": cursor, "most": page.limit + 1}
-        if cursor is None:
-            sql = LIST_BACKWARD if backward else LIST_FORWARD
-        else:
+        named = {"owner": owner, "cursor": None, "limit": page.limit + 1, "bytes": self._page_bytes}
+        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
+        for name, cursor in page.cursors[:1]:
+            named["cursor"] = cursor
             if not await self._readers.fetch(IS_RESPONSE, named):
-                name = "before" if turned else "after"
-                raise InvalidRequest(f"There is no response with this id: '{name}'.", param=name)
-            sql = LIST_BACKWARD_BEHIND if backward else LIST_FORWARD_BEHIND
+                raise unknown_cursor(name, "There is no response with this id")
+            sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
         found: dict[str, tuple[Row, list[StoredItem]]] = {}
-        for row in await self._readers.fetch(sql, named):
-            items = found.setdefault(row[0], (row, []))[1]
-            if row[3] is not None:
-                items.append(_item(row, 3))
-        responses = [StoredResponse(row[0], row[1], row[2], tuple(items)) for row, items in found.values()]
-        shown = responses[: page.limit]
-        if turned:
-            shown.reverse()
-        return ResponsePage(tuple(shown), has_more=len(responses) > page.limit)
+        rows, cut = cut_off(await self._readers.fetch(sql, named), "response")
+        for row in rows:
+            items = found.setdefault(row["id"], (row, []))[1]
+            if row["item_id"] is not None:
+                items.append(stored_item(row))
+        responses = [
+            StoredResponse(row["id"], row["status"], row["response"], tuple(items)) for row, items in found.values()
+        ]
+        return ResponsePage(page.shown(responses), has_more=cut or len(responses) > page.limit)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         """A page of the response's own input items, or None when there is no such response.
@@ -271,41 +328,23 @@ class SqliteResponseStore:
         `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
         before that item. An id that is not in the list is an `InvalidRequest`.
         """
-        low, high = (page.before, page.after) if page.descending else (page.after, page.before)
-        # `before` alone is walked towards the list's start, against the asked order, and then turned round.
-        turned = page.before is not None and page.after is None
-        backward = page.descending != turned
-        rows = await self._readers.fetch(
-            INPUT_ITEMS_BACKWARD if backward else INPUT_ITEMS_FORWARD,
-            {"id": response_id, "owner": owner, "low": low, "high": high, "most": page.limit + 1},
-        )
-        if not rows:
-            return None
-        found = {low: rows[0][0], high: rows[0][1]}
-        for name in ("after", "before"):
-            if (cursor := getattr(page, name)) is not None and found[cursor] is None:
-                raise InvalidRequest(f"There is no item with this id in the list: '{name}'.", param=name)
-        items = [_item(row, 2) for row in rows if row[2] is not None]
-        shown = items[: page.limit]
-        if turned:
-            shown.reverse()
-        return ItemPage(tuple(shown), has_more=len(items) > page.limit)
+        named = {"id": response_id, "owner": owner, **asked(page, self._page_bytes)}
+        sql = INPUT_ITEMS_BACKWARD if page.backward else INPUT_ITEMS_FORWARD
+        return item_page(await self._readers.fetch(sql, named), page)
 
     async def ping(self) -> None:
         """Raise `StoreError` unless the database can be written to and read."""
         # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
-            self._probe.add_done_callback(_seen)
+            # Whoever asked may have left; an error nobody waits for is not worth a warning.
+            self._probe.add_done_callback(look_at)
         await asyncio.shield(self._probe)
-
-    async def aclose(self) -> None:
-        """Finish what was accepted, then close. The writer goes last: it folds the log into the file."""
-        await self._readers.aclose()
-        await self._writer.aclose()
 
     async def _ask(self) -> None:
         await self._writer.run([Statement(PROBE_WRITE)])
+        if (full := self._writer.full) is not None:
+            raise StoreError(str(full), reason=full.reason)
         await self._readers.fetch(PROBE_READ, {})
 
 
@@ -315,19 +354,22 @@ def save_statements(record: ResponseRecord) -> list[Statement]:
         for direction, given in enumerate((record.input_items, record.output_items))
         for seq, item in enumerate(given)
     ]
+    size = sum(len(row[5]) for row in items)
     named: dict[str, Any] = {
         "id": record.id,
         "owner": record.owner,
+        "bytes": size,
+        "own_bytes": size + len(record.body),
         "prev_id": record.previous_response_id,
         "weight": max(1, len(items)),
         "status": record.status,
         "model": record.model,
-        "created_at": _milliseconds(record.created_at),
-        "completed_at": None if record.completed_at is None else _milliseconds(record.completed_at),
+        "created_at": milliseconds(record.created_at),
+        "completed_at": None if record.completed_at is None else milliseconds(record.completed_at),
         "input_tokens": record.usage.input_tokens if record.usage else None,
         "output_tokens": record.usage.output_tokens if record.usage else None,
         "body": record.body,
-        "at": _milliseconds(record.completed_at or record.created_at),
+        "at": milliseconds(record.completed_at or record.created_at),
         "conversation_id": record.conversation_id,
         "joining": len(items) if record.joins_conversation else 0,
     }
@@ -340,16 +382,16 @@ def save_statements(record: ResponseRecord) -> list[Statement]:
         # First, so that the response's row learns where its items begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *rows, Statement(INSERT_CONVERSATION_ITEMS, named)]
     if record.conversation_id is not None:
-        rows.append(Statement(LEAVE_CONVERSATION, named))
+        # A response that failed adds nothing: a second try must not find its question asked already.
+        rows.append(Statement(RELEASE_CONVERSATION, named))
     return rows
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _item(row: Row, at: int) -> StoredItem:
-    return StoredItem(row[at], row[at + 1], row[at + 2])
+def unsave_statements(record: ResponseRecord) -> list[Statement]:
+    """Takes back what `save_statements` did, should that take effect after its client was told that it failed."""
+    named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
+    gone = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE_RESPONSE, named)]
+    return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone
 
 
 def _is_duplicate(error: StoreError) -> bool:
@@ -358,9 +400,3 @@ def _is_duplicate(error: StoreError) -> bool:
         sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
         sqlite3.SQLITE_CONSTRAINT_UNIQUE,
     )
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    # Whoever asked may have left; an error nobody waits for is not worth a warning.
-    if not task.cancelled():
-        task.exception()

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from antiphon.errors import StoreError
-
-__all__ = ["LOCK_SECONDS", "connect_writer", "create_file", "reader_uri", "store_error", "wait_for_lock"]
+from antiphon.errors import StoreError, StoreReason
 
 T = TypeVar("T")
+
 
 LOCK_SECONDS = 5.0
 """How long a writer waits for the write lock of another process before it gives up."""
@@ -31,19 +30,27 @@ LOCK_SECONDS = 5.0
 _BUSY_SLICE_MS = 10
 _JOURNAL_LIMIT = 64 << 20
 
-_ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process kept it locked for too long",
-    sqlite3.SQLITE_LOCKED: "another connection kept it locked",
-    sqlite3.SQLITE_READONLY: "it cannot be written to; check the permissions of the file and its folder",
-    sqlite3.SQLITE_PERM: "access was refused; check the permissions of the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and is writable",
-    sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_IOERR: "the disk reported an error",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup or move it away",
-    sqlite3.SQLITE_NOTADB: "the file is not a database or is damaged; restore it from a backup or move it away",
-    sqlite3.SQLITE_TOOBIG: "a value is too large",
-    sqlite3.SQLITE_CONSTRAINT: "a rule of the database refused it",
+_ADVICE: dict[int, tuple[StoreReason, str]] = {
+    sqlite3.SQLITE_BUSY: ("locked", "another process kept it locked for too long"),
+    sqlite3.SQLITE_LOCKED: ("locked", "another connection kept it locked"),
+    sqlite3.SQLITE_READONLY: ("read_only", "it cannot be written to; check the permissions of the file and its folder"),
+    sqlite3.SQLITE_PERM: ("read_only", "access was refused; check the permissions of the file and its folder"),
+    sqlite3.SQLITE_CANTOPEN: ("failed", "it cannot be opened; check that the folder exists and is writable"),
+    sqlite3.SQLITE_FULL: ("full", "the disk is full"),
+    sqlite3.SQLITE_IOERR: ("failed", "the disk reported an error"),
+    sqlite3.SQLITE_CORRUPT: ("damaged", "it is damaged; restore it from a backup or move it away"),
+    sqlite3.SQLITE_NOTADB: (
+        "damaged",
+        "the file is not a database or is damaged; restore it from a backup or move it away",
+    ),
+    sqlite3.SQLITE_TOOBIG: ("failed", "a value is too large"),
+    sqlite3.SQLITE_CONSTRAINT: ("failed", "a rule of the database refused it"),
 }
+
+
+def milliseconds(seconds: float) -> int:
+    """A time, or a duration, as the databases keep it."""
+    return round(seconds * 1000)
 
 
 def create_file(path: Path) -> None:
@@ -99,10 +106,11 @@ def store_error(doing: str, path: Path, error: BaseException) -> StoreError:
     if isinstance(error, StoreError):
         return error
     cause = type(error).__name__
+    reason: StoreReason = "failed"
     if isinstance(error, sqlite3.Error):
-        cause = _ADVICE.get(_primary_code(error), "SQLite refused it")
+        reason, cause = _ADVICE.get(_primary_code(error), ("failed", "SQLite refused it"))
         cause += f" ({getattr(error, 'sqlite_errorname', None) or type(error).__name__})"
-    return StoreError(f"{doing} failed in database {path}: {cause}.")
+    return StoreError(f"{doing} failed in database {path}: {cause}.", reason=reason)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -1,6 +1,14 @@
 """The readers of a SQLite database: a small pool of connections that cannot write.
 
-Lives here: opening them, lending them, closing them. Not here: SQL of any store; writing (`sqlite_writer.py`).
+Lives here: opening them, lending them, closing them, and how long a query may take. Not here: SQL of any store;
+writing (`sqlite_writer.py`).
+
+A query whose time is over, or whose caller left, is interrupted; its connection is lent again when it has ended. One
+that stands still in the disk cannot be interrupted: until it ends there is a connection less, and nothing queues behind
+it.
+
+One connection is nobody's but the process's own: what renews and looks after leases never queues behind what clients
+read.
 
 Invariant: one query is one statement, hence one snapshot of the database, and it sees everything that was
 committed before it began, by any process. A connection serves one query at a time.
@@ -10,32 +18,43 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiosqlite
+import structlog
 
+from antiphon.engine.running.waiting import look_at
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite_database import reader_uri, store_error
 
-__all__ = ["Row", "SqliteReaders"]
+Row = sqlite3.Row
+"""Its columns by name, or unpacked; the names are those of the query."""
 
-Row = tuple[Any, ...]
+_log = structlog.get_logger(__name__)
 
 # A reader waits for a lock only while another process recovers the log after a crash.
 _BUSY_SECONDS = 5.0
+
+# Opening alone does not touch the file.
+_TOUCH = "SELECT count(*) FROM sqlite_schema"
 
 
 class SqliteReaders:
     """Runs queries; callers beyond the number of connections wait their turn."""
 
-    def __init__(self, path: Path, connections: int = 2) -> None:
+    def __init__(self, path: Path, connections: int = 2, *, seconds: float = 10.0) -> None:
+        """`seconds`: how long one query may take, waiting for a connection included."""
         self._path = path
+        self._seconds = seconds
         self._size = connections
         self._all: list[aiosqlite.Connection] = []
         # Last in, first out: the connection used last has the warmest cache.
         self._free: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
+        self._own: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
         self._closing = False
         self._accepted = 0
         self._idle = asyncio.Event()
@@ -44,20 +63,23 @@ class SqliteReaders:
     async def start(self) -> None:
         """Open the connections; the database exists already. Raises `StoreError`."""
         try:
+            # A thread of aiosqlite's that cannot open wakes the loop once more as it ends: by then there may be none.
+            sqlite3.connect(reader_uri(self._path), uri=True).close()
             for _ in range(self._size):
-                await self._open_one()
+                self._free.put_nowait(await self._open_one())
+            self._own.put_nowait(await self._open_one())
         except Exception as error:
             await self._close_all()
             raise store_error("Opening", self._path, error) from error
 
-    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[Row]:
-        """All rows of one query; raises `StoreError`."""
+    async def fetch(self, sql: str, parameters: Mapping[str, Any], *, own: bool = False) -> list[Row]:
+        """All rows of one query; raises `StoreError`. `own`: it is the process's own, and short."""
         if self._closing:
             raise StoreError("The store is closed.")
         self._accepted += 1
         self._idle.clear()
         try:
-            return await self._fetch(sql, parameters)
+            return await self._fetch(self._own if own else self._free, sql, parameters)
         finally:
             self._accepted -= 1
             if not self._accepted:
@@ -71,51 +93,63 @@ class SqliteReaders:
         await self._idle.wait()
         await self._close_all()
 
-    async def _fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[Row]:
-        connection = await self._free.get()
+    async def _fetch(
+        self, free: asyncio.LifoQueue[aiosqlite.Connection], sql: str, parameters: Mapping[str, Any]
+    ) -> list[Row]:
+        connection: aiosqlite.Connection | None = None
+        query: asyncio.Future[Any] | None = None
         try:
-            return cast(list[Row], await connection.execute_fetchall(sql, parameters))
+            async with asyncio.timeout(self._seconds):
+                connection = await free.get()
+                query = asyncio.ensure_future(connection.execute_fetchall(sql, parameters))
+                query.add_done_callback(partial(self._lend_again, free, connection))
+                rows: list[Row] = await asyncio.shield(query)
+                return rows
+        except TimeoutError:
+            message = f"Reading {self._path} took longer than {self._seconds:g} seconds ('timeouts.read')."
+            raise StoreError(message, reason="slow", setting="timeouts.read") from None
         except Exception as error:
             raise store_error("Reading", self._path, error) from error
         finally:
-            # Also when the caller was cancelled: the statement may still run in the connection's thread, and the
-            # next query simply queues behind it there.
-            self._free.put_nowait(connection)
+            if connection is not None and query is not None and not query.done():
+                await connection.interrupt()
 
-    async def _open_one(self) -> None:
-        failure: sqlite3.Error | None = None
+    def _lend_again(
+        self,
+        free: asyncio.LifoQueue[aiosqlite.Connection],
+        connection: aiosqlite.Connection,
+        query: asyncio.Future[Any],
+    ) -> None:
+        look_at(query)  # whoever asked may have left
+        free.put_nowait(connection)
 
-        def connect() -> sqlite3.Connection:
-            # aiosqlite abandons its thread when connecting fails, and the thread may then wake a loop that is
-            # closed. So it never fails here: the stand-in is closed properly at once.
-            nonlocal failure
-            try:
-                return _connect(self._path)
-            except sqlite3.Error as error:
-                failure = error
-                return sqlite3.connect(":memory:")
-
-        opening = aiosqlite.Connection(connect, iter_chunk_size=64)
-        # A program that ends without closing the store (a start that failed half-way) must end, not wait for a
-        # thread that nobody will stop. aiosqlite has no public switch for this.
-        opening._thread.daemon = True
-        connection = await opening
+    async def _open_one(self) -> aiosqlite.Connection:
+        connection = await _daemonic(self._path)
         self._all.append(connection)
-        if failure is not None:
-            raise failure
-        self._free.put_nowait(connection)
+        connection.row_factory = sqlite3.Row
+        await connection.execute_fetchall("PRAGMA query_only=ON")
+        await connection.execute_fetchall(_TOUCH)
+        return connection
 
     async def _close_all(self) -> None:
         while self._all:
-            await self._all.pop().close()
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._all.pop().close()
+            except TimeoutError:
+                # Its query stands still in the disk. The thread does not keep the process.
+                _log.error("reader_not_closed", database=str(self._path), seconds=self._seconds)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(reader_uri(path), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
-    try:
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute("SELECT count(*) FROM sqlite_schema")  # touches the file: opening alone does not
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _daemonic(path: Path) -> aiosqlite.Connection:
+    """A connection, still to be opened by awaiting it, whose thread does not keep the process from ending.
+
+    A program that ends without closing the store (a start that failed half-way), or while a query stands still in the
+    disk, must end. A thread is a daemon when the one that makes it is, and aiosqlite makes its thread here.
+    """
+    made: list[aiosqlite.Connection] = []
+    options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
+    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(reader_uri(path), **options)), daemon=True)
+    maker.start()
+    maker.join()
+    return made[0]

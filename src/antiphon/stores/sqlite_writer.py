@@ -1,33 +1,51 @@
 """The one writer of a SQLite database in this process: a thread with group commit.
 
-Lives here: the queue of units, the transaction they share, and how results travel back to the event loop. Not
-here: table names or SQL of any store; reading (`sqlite_readers.py`).
+Lives here: the queue of units, the transaction they share, how long a caller waits, and how results travel back to the
+event loop. Not here: table names or SQL of any store; reading (`sqlite_readers.py`).
 
 A *unit* is a list of statements that happen all or not at all. The thread takes every unit that is waiting, runs
 each in a savepoint of one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to
 disk) is shared by all of them. No transaction is ever held across an `await`.
 
-Invariant: a unit's future succeeds only after the commit that holds the unit; a unit that fails is undone alone
-and its neighbours stand; when the commit itself fails, every unit of the group fails. Each accepted unit is
-answered exactly once, also while closing.
+**One truth per unit.** A caller that gives up takes its unit back, until the moment at which the thread begins to
+commit: the two agree on that under one lock. So only a commit that the disk itself holds up can be late. Its outcome is
+waited for, longer; a caller that is told `unknown` in the end has its unit undone (`undo`) by the transaction that
+follows the late commit, before anything else is written here.
+
+Invariant: a unit's future succeeds only after the commit that holds the unit, into files that are still in their
+places; a unit that fails is undone alone and its neighbours stand; when the commit itself fails, every unit of the
+group fails. Each accepted unit is answered exactly once, also while closing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antiphon.errors import StoreError
-from antiphon.stores.sqlite_database import LOCK_SECONDS, connect_writer, create_file, store_error, wait_for_lock
+import structlog
 
-__all__ = ["RowsMissing", "SqliteWriter", "Statement", "WriterLimits"]
+from antiphon.config.limits import TimeoutSettings
+from antiphon.errors import StoreError
+from antiphon.stores.database_files import DatabaseFiles
+from antiphon.stores.sqlite_database import (
+    LOCK_SECONDS,
+    connect_writer,
+    create_file,
+    store_error,
+    wait_for_lock,
+)
+
+_log = structlog.get_logger(__name__)
+
+_CLEARLY_MORE = 1 << 18
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
@@ -38,13 +56,15 @@ Counts = tuple[int, ...]
 class Statement:
     """One statement of a unit. `many` runs it once per element of `parameters`.
 
-    `rows`: how many rows it must change; any other number undoes the unit with `RowsMissing`.
+    `rows`: how many rows it must change; any other number undoes the unit with `RowsMissing`. `into`: what it returns
+    (a SELECT, or RETURNING) is put there, and counts instead of what it changed; look at it once the unit succeeded.
     """
 
     sql: str
     parameters: Parameters = ()
     many: bool = False
     rows: int | None = None
+    into: list[Any] | None = None
 
 
 class RowsMissing(StoreError):
@@ -55,22 +75,40 @@ class RowsMissing(StoreError):
 class WriterLimits:
     """`queued` units may wait (one more is refused at once), `group` of them share a commit at most.
 
-    `lock_seconds`: how long to wait for another process's write lock.
+    `lock_seconds`: how long to wait for another process's write lock. A unit whose commit has not begun after `seconds`
+    is taken back; one whose commit has begun is waited for `settle_seconds` in all.
     """
 
     queued: int = 4096
     group: int = 256
     lock_seconds: float = LOCK_SECONDS
+    seconds: float = 10.0
+    settle_seconds: float = 30.0
+
+
+def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
+    """The limits of a writer that waits for the disk for so long."""
+    return WriterLimits(seconds=timeouts.save, settle_seconds=max(timeouts.save, timeouts.settle))
 
 
 @dataclass(slots=True, eq=False)
 class _Unit:
+    """The flags are guarded by the writer's lock. `withdrawn`: must not take effect. `committing`: cannot be taken back
+    any more. `committed`: took effect. `over`: its outcome is known. `forsaken`: its caller was told that nobody knows.
+    """
+
     statements: Sequence[Statement]
+    undo: Sequence[Statement]
     future: asyncio.Future[Counts]
     loop: asyncio.AbstractEventLoop
+    timer: asyncio.TimerHandle | None = None
     result: Counts = ()
     error: StoreError | None = None
-    withdrawn: bool = field(default=False)
+    withdrawn: bool = False
+    committing: bool = False
+    committed: bool = False
+    over: bool = False
+    forsaken: bool = False
 
 
 class SqliteWriter:
@@ -89,10 +127,14 @@ class SqliteWriter:
         self._changed = threading.Condition()
         self._waiting: deque[_Unit] = deque()
         self._closing = False
+        self._files = DatabaseFiles(path)
+        self._lost = False
+        self._room_when_full = 0
+        self.full: StoreError | None = None
+        """The disk was full when something was to be written last; small writes may succeed all the same."""
         self._ended = threading.Event()
         self._stop_watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._main, name="antiphon-sqlite-writer", daemon=True)
-        self._start_error: StoreError | None = None
         self._started: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
     async def start(self) -> None:
@@ -106,28 +148,63 @@ class SqliteWriter:
             await self.aclose()
             raise
 
-    async def run(self, statements: Sequence[Statement]) -> Counts:
+    async def run(self, statements: Sequence[Statement], *, undo: Sequence[Statement] = ()) -> Counts:
         """Run the statements as one unit; returns once they are durable.
 
-        Cancelling the caller withdraws a unit that was not begun; one that was begun may still be committed.
+        Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` is run should
+        they take effect later. Cancelling the caller takes the unit back if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
-        unit = _Unit(statements, loop.create_future(), loop)
+        unit = _Unit(statements, undo, loop.create_future(), loop)
         with self._changed:
             if self._closing:
                 raise StoreError("The store is closed.")
             if len(self._waiting) >= self._limits.queued:
-                raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.")
+                raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.", reason="busy")
             self._waiting.append(unit)
             self._changed.notify()
+        unit.timer = loop.call_later(self._limits.seconds, self._expire, unit)
         try:
             return await unit.future
         except asyncio.CancelledError:
-            unit.withdrawn = True
+            self._withdraw(unit)
             raise
+        finally:
+            unit.timer.cancel()
+
+    def _expire(self, unit: _Unit) -> None:
+        """The caller has waited long enough for the commit to begin."""
+        limits = self._limits
+        if unit.future.done():
+            return
+        if self._withdraw(unit):
+            message = f"Writing to {self._path} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
+            unit.future.set_exception(StoreError(message, reason="slow", setting="timeouts.save"))
+        else:
+            left = max(0.0, limits.settle_seconds - limits.seconds)
+            unit.timer = unit.loop.call_later(left, self._forsake, unit)
+
+    def _withdraw(self, unit: _Unit) -> bool:
+        """Take the unit back; False when its commit has begun."""
+        with self._changed:
+            unit.withdrawn = not unit.committing
+            return unit.withdrawn
+
+    def _forsake(self, unit: _Unit) -> None:
+        """The disk has not said for very long whether it has committed: the caller is told that."""
+        with self._changed:
+            if unit.over:
+                return  # it has: the answer is on its way
+            unit.forsaken = True
+        limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
+        if not unit.future.done():
+            then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
+            message = f"A commit in {self._path} did not end within {limit}{then}."
+            unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
-        """Run what was accepted, then close the database and end the thread."""
+        """Run what was accepted, then close the database and end the thread; a disk that stands still is not waited for
+        longer than any caller would."""
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[None] = loop.create_future()
         with self._changed:
@@ -137,8 +214,11 @@ class SqliteWriter:
                 stopped.set_result(None)
             else:
                 self._stop_watchers.append((loop, stopped))
-        await stopped
-        if self._thread.ident:
+        await asyncio.wait({stopped}, timeout=self._limits.settle_seconds)
+        if not stopped.done():
+            stopped.cancel()
+            _log.error("database_not_closed", database=str(self._path), seconds=self._limits.settle_seconds)
+        elif self._thread.ident:
             self._thread.join()  # its last act was to wake us
 
     # Everything below runs in the thread.
@@ -149,7 +229,14 @@ class SqliteWriter:
             connection = self._open()
             if connection is not None:
                 while group := self._take():
-                    self._answer(group, self._write(connection, group))
+                    error = self._write(connection, group)
+                    self._note_room(group, error)
+                    wrong = self._close_group(group, error)
+                    self._answer(group, error)
+                    if wrong:
+                        self._undo(connection, wrong)
+                    # Not until the next one comes: it may be large.
+                    del group, wrong
         finally:
             if connection is not None:
                 with contextlib.suppress(sqlite3.Error):
@@ -164,6 +251,8 @@ class SqliteWriter:
             create_file(self._path)
             connection = connect_writer(self._path)
             self._prepare(connection)
+            connection.execute("SELECT count(*) FROM sqlite_schema")  # by now the log is open too
+            self._files.remember()
         except Exception as cause:
             error = store_error("Opening", self._path, cause)
             error.__cause__ = cause if cause is not error else cause.__cause__
@@ -184,21 +273,90 @@ class SqliteWriter:
     def _write(self, connection: sqlite3.Connection, group: list[_Unit]) -> StoreError | None:
         """Run the group in one transaction; the error is the group's, a unit's own is noted on the unit."""
         try:
-            wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
-            for unit in group:
-                if not unit.withdrawn:
+            self._look()
+            while True:
+                wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
+                ran = [unit for unit in group if not unit.withdrawn]
+                for unit in ran:
                     self._run_unit(connection, unit)
+                if self._may_commit(ran):
+                    break
+                # One was taken back after its statements had run: all others once more, without it.
+                connection.execute("ROLLBACK")
+            self._look()
             connection.execute("COMMIT")
+            for unit in ran:
+                unit.committed = unit.error is None
+            self._look()
         except Exception as cause:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
             error = store_error("Writing", self._path, cause)
-            error.__cause__ = cause
+            error.__cause__ = cause if cause is not error else None
             return error
         return None
 
+    def _note_room(self, group: Sequence[_Unit], error: StoreError | None) -> None:
+        """Full until something is added again, or there is clearly more room than there was."""
+        failures = [unit.error for unit in group if unit.error is not None]
+        full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
+        if full is not None:
+            self.full, self._room_when_full = full, _room(self._path)
+        elif self.full is not None and error is None:
+            added = any(_adds(statement) for unit in group if unit.committed for statement in unit.statements)
+            if added or _room(self._path) > self._room_when_full + _CLEARLY_MORE:
+                self.full = None
+
+    def _may_commit(self, ran: Sequence[_Unit]) -> bool:
+        """From here on none of them can be taken back; False when one was."""
+        with self._changed:
+            if any(unit.withdrawn for unit in ran):
+                return False
+            for unit in ran:
+                unit.committing = True
+        return True
+
+    def _close_group(self, group: Sequence[_Unit], error: StoreError | None) -> list[_Unit]:
+        """The outcome is known; what took effect although its caller is told, or was told, that it failed."""
+        with self._changed:
+            for unit in group:
+                unit.over = True
+            return [unit for unit in group if unit.committed and (unit.forsaken or error is not None)]
+
+    def _undo(self, connection: sqlite3.Connection, wrong: Sequence[_Unit]) -> None:
+        undone = [unit for unit in wrong if unit.undo]
+        try:
+            wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
+            for unit in undone:
+                for statement in unit.undo:
+                    _run_statement(connection, statement)
+            connection.execute("COMMIT")
+        except Exception as cause:
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            _log.error(
+                "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self._path, cause))
+            )
+            return
+        _log.warning("late_commit_undone", database=str(self._path), writes=len(undone), kept=len(wrong) - len(undone))
+
+    def _look(self) -> None:
+        """Raises `StoreError` unless what is written will be found again; that this changed is said once."""
+        try:
+            self._files.check()
+        except StoreError as error:
+            if not self._lost:
+                _log.error("database_lost", error=str(error))
+            self._lost = True
+            raise
+        if self._lost:
+            _log.warning("database_found_again", database=str(self._path))
+        self._lost = False
+
     def _run_unit(self, connection: sqlite3.Connection, unit: _Unit) -> None:
+        unit.error = None
         connection.execute("SAVEPOINT unit")
         try:
             unit.result = tuple([_run_statement(connection, statement) for statement in unit.statements])
@@ -239,7 +397,10 @@ _Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
 
 def _run_statement(connection: sqlite3.Connection, statement: Statement) -> int:
-    if statement.many:
+    if statement.into is not None:
+        statement.into[:] = connection.execute(statement.sql, statement.parameters).fetchall()
+        changed = len(statement.into)
+    elif statement.many:
         changed = connection.executemany(statement.sql, statement.parameters).rowcount if statement.parameters else 0
     else:
         changed = connection.execute(statement.sql, statement.parameters).rowcount
@@ -248,8 +409,21 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> int:
     return changed
 
 
+def _adds(statement: Statement) -> bool:
+    return statement.sql.lstrip()[:6].upper() == "INSERT" and bool(statement.parameters)
+
+
+def _room(path: Path) -> int:
+    """Bytes that are free where the database is."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return 0
+    return found.f_bfree * found.f_frsize
+
+
 def _again(error: StoreError) -> StoreError:
-    copy = StoreError(*error.args)
+    copy = StoreError(*error.args, reason=error.reason)
     copy.__cause__ = error.__cause__
     return copy
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from antiphon.types.search import Attributes, Filter
 
-__all__ = ["attribute_rows", "filter_condition"]
-
 _OPERATORS = {"eq": "=", "ne": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _BIG = 1 << 63
 _NEGATIONS = frozenset({"ne", "nin"})

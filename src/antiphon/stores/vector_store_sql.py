@@ -8,40 +8,6 @@ Invariant: a statement on behalf of a client names the owner, or follows one in 
 
 from __future__ import annotations
 
-__all__ = [
-    "BUMP",
-    "CANCEL_BATCH",
-    "CANCEL_FILES",
-    "DELETE_ALL",
-    "DELETE_EVERYWHERE",
-    "DELETE_FILE",
-    "DELETE_STORE",
-    "DROP_ATTRIBUTES",
-    "DROP_INDEX",
-    "FILES_BACKWARD",
-    "FILES_FORWARD",
-    "FILE_TEXT",
-    "GET_BATCH",
-    "GET_FILE",
-    "GET_STORE",
-    "INDEX_TABLE",
-    "INSERT_ATTRIBUTE",
-    "INSERT_BATCH",
-    "INSERT_BATCH_FILE",
-    "INSERT_FILE",
-    "INSERT_PADDING",
-    "INSERT_STORE",
-    "NEW_NUMBER",
-    "ORPHAN_TRASH",
-    "PADDING",
-    "SET_ATTRIBUTES",
-    "STORES_BACKWARD",
-    "STORES_FORWARD",
-    "TOUCH_STORES",
-    "TRASH_FILES",
-    "UPDATE_STORE",
-]
-
 INDEX_TABLE = """
 CREATE VIRTUAL TABLE {table} USING fts5(
   title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
@@ -56,13 +22,14 @@ DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
 DROP_INDEX = "DROP TABLE IF EXISTS {table}"
 
 INSERT_STORE = """
-INSERT INTO vector_stores (id, owner, name, description, metadata, created_at, last_active_at, expires_days, expires_at)
-VALUES (:id, :owner, :name, :description, :metadata, :at, :at, :days, :at + :days * 86400000)
+INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_at, last_active_at, expires_days,
+                           expires_at)
+SELECT last, :id, :owner, :name, :description, :metadata, :at, :at, :days, :at + :days * 86400000 FROM file_numbers
 """
-_COUNT = "ifnull((SELECT count(*) FROM vector_files f WHERE f.store_no = s.no AND f.status = '{}'), 0)"
+_COUNT = "ifnull((SELECT count(*) FROM vector_files f WHERE f.store_no = s.no AND f.status = '{0}'), 0) AS {0}"
 _STORE = f"""
 SELECT s.id, s.created_at, s.last_active_at, s.name, s.description, s.metadata, s.expires_days, s.expires_at,
-       ifnull((SELECT sum(usage_bytes) FROM vector_files f WHERE f.store_no = s.no), 0),
+       ifnull((SELECT sum(usage_bytes) FROM vector_files f WHERE f.store_no = s.no), 0) AS usage_bytes,
        {_COUNT.format("in_progress")}, {_COUNT.format("completed")}, {_COUNT.format("failed")},
        {_COUNT.format("cancelled")}, s.no
 FROM vector_stores s
@@ -72,7 +39,7 @@ _PAGE = """
 WHERE s.owner = :owner
   AND (:low IS NULL OR s.no > (SELECT no FROM vector_stores WHERE id = :low AND owner = :owner))
   AND (:high IS NULL OR s.no < (SELECT no FROM vector_stores WHERE id = :high AND owner = :owner))
-ORDER BY s.no {} LIMIT :most
+ORDER BY s.no {} LIMIT :limit
 """
 STORES_FORWARD, STORES_BACKWARD = _STORE + _PAGE.format("ASC"), _STORE + _PAGE.format("DESC")
 UPDATE_STORE = """
@@ -96,6 +63,7 @@ SELECT f.no, {whose}, f.title FROM vector_files f JOIN vector_stores s ON s.no =
 ORPHAN_TRASH = "UPDATE vector_trash SET store_id = NULL WHERE store_id = :id"
 DELETE_STORE = "DELETE FROM vector_stores WHERE id = :id AND owner = :owner"
 
+# Stores take their numbers from the same counter as files: none is given out again when what had it is deleted.
 # A file that is there already becomes another ingestion of itself: its number changes, and its batches keep it.
 NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
 INSERT_FILE = """
@@ -140,17 +108,10 @@ SELECT :batch_id, no, :at FROM vector_stores WHERE id = :id AND owner = :owner
 INSERT_BATCH_FILE = (
     "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
 )
-# A file that is added again stays in the batches it was added with.
-KEEP_BATCHES = """
-INSERT INTO kept_batches (batch_id)
-SELECT b.batch_id FROM vector_batch_files b JOIN vector_files f ON f.no = b.file_no
-JOIN vector_stores s ON s.no = f.store_no
-WHERE f.file_id = :file_id AND s.id = :id AND s.owner = :owner
-"""
 
 _FILE = """
-SELECT f.file_id, s.id, f.filename, f.status, f.created_at, f.usage_bytes, f.chunking, f.chunk_size, f.chunk_overlap,
-       f.attributes, f.error_code, f.error_message, f.no, f.chunks
+SELECT f.file_id, s.id AS store_id, f.filename, f.status, f.created_at, f.usage_bytes, f.chunking, f.chunk_size,
+       f.chunk_overlap, f.attributes, f.error_code, f.error_message, f.no, f.chunks
 FROM vector_stores s JOIN vector_files f ON f.store_no = s.no
 """
 GET_FILE = _FILE + "WHERE s.id = :id AND s.owner = :owner AND f.file_id = :file_id"
@@ -162,7 +123,7 @@ WHERE s.id = :id AND s.owner = :owner AND (:state IS NULL OR f.status = :state)
   AND (:batch_id IS NULL OR f.no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id))
   AND (:low IS NULL OR {_CURSOR.format(">", "low")})
   AND (:high IS NULL OR {_CURSOR.format("<", "high")})
-ORDER BY f.created_at {{0}}, f.file_id {{0}} LIMIT :most
+ORDER BY f.created_at {{0}}, f.file_id {{0}} LIMIT :limit
 """
 FILES_FORWARD, FILES_BACKWARD = _FILE + _FILE_PAGE.format("ASC"), _FILE + _FILE_PAGE.format("DESC")
 
@@ -184,4 +145,4 @@ CANCEL_FILES = """
 UPDATE vector_files SET status = 'cancelled', claim = NULL, usage_bytes = 0
 WHERE status = 'in_progress' AND no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)
 """
-FILE_TEXT = "SELECT text FROM chunks WHERE id >= :first AND id < :end ORDER BY id LIMIT :most"
+FILE_TEXT = "SELECT text FROM chunks WHERE id >= :first AND id < :end ORDER BY id LIMIT :limit"

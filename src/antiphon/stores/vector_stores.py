@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from antiphon.engine.knowledge import (
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.state import PageQuery
+from antiphon.engine.ports.vector_stores import (
     Batch,
     Chunking,
     Counts,
@@ -25,9 +28,11 @@ from antiphon.engine.knowledge import (
     VectorFile,
     VectorStore,
 )
-from antiphon.engine.ports import PageQuery
-from antiphon.errors import InvalidRequest, StoreError
+from antiphon.errors import StoreError
 from antiphon.ids import Clock, is_id, now
+from antiphon.stores.idempotency import SqliteIdempotency
+from antiphon.stores.pages import asked, check_cursors
+from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
 from antiphon.stores.vector_filters import attribute_rows
@@ -65,7 +70,7 @@ from antiphon.stores.vector_store_sql import (
 )
 from antiphon.types.search import Attributes
 
-__all__ = ["SqliteVectorStores", "index_table"]
+INDEX_PREFIX = "fts_"
 
 _ACTIVE_MS = 60_000
 
@@ -76,21 +81,36 @@ def index_table(store_id: str) -> str:
     """The name of a store's full-text index. Ids of ours are letters, digits and underscores."""
     if not is_id(store_id, "vs"):
         raise StoreError("That is no id of a vector store.")
-    return f"fts_{store_id}"
+    return INDEX_PREFIX + store_id
+
+
+def _deletion(owner: str, store_id: str, rows: int | None = None) -> _Unit:
+    """A store goes with everything in it; `rows`: how many stores that must be."""
+    named = {"id": store_id, "owner": owner}
+    return [
+        Statement(TRASH_FILES.format(whose="NULL", which="s.id = :id AND s.owner = :owner"), named),
+        Statement(DELETE_STORE, named, rows=rows),
+        Statement(ORPHAN_TRASH, named),
+        Statement(DROP_INDEX.format(table=index_table(store_id))),
+    ]
 
 
 class SqliteVectorStores:
     """`VectorStores` on a writer and readers that somebody else owns and closes.
 
-    `on_work` is called when there are files to ingest.
+    `on_work` is called when there are files to ingest, `on_deleted` with the id of a store that is gone.
     """
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now) -> None:
+    def __init__(
+        self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, keys: SqliteIdempotency | None = None
+    ) -> None:
+        self._keys = keys or SqliteIdempotency(writer, readers, clock=clock)
         self._writer = writer
         self._readers = readers
         self._clock = clock
         self._touched: dict[str, int] = {}
         self.on_work: Callable[[], None] = lambda: None
+        self.on_deleted: Callable[[str], None] = lambda store_id: None
 
     async def create(
         self,
@@ -102,6 +122,7 @@ class SqliteVectorStores:
         metadata: bytes,
         expires_days: int | None,
         files: Sequence[NewFile] = (),
+        once: OnceOnly | None = None,
     ) -> VectorStore:
         """Make a store; see `VectorStores.create`."""
         at = self._now()
@@ -116,18 +137,23 @@ class SqliteVectorStores:
         }
         table = index_table(store_id)
         unit = [
-            Statement(INSERT_STORE, named),
+            Statement(NEW_NUMBER),
+            Statement(INSERT_STORE, named, rows=1),
             Statement(INDEX_TABLE.format(table=table)),
             Statement(INSERT_PADDING.format(table=table), PADDING, many=True),
         ]
         unit += self._additions(owner, store_id, files, None, at)
-        await self._writer.run(unit)
+        await self._keys.make(once, store_id, unit, _deletion(owner, store_id))
         if files:
             self.on_work()
         made = await self.get(owner, store_id)
         if made is None:
             raise StoreError("The vector store was deleted while it was made.")
         return made
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What this very request made before."""
+        return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
         """The store, or None."""
@@ -136,20 +162,10 @@ class SqliteVectorStores:
 
     async def list(self, owner: str, page: PageQuery) -> StorePage:
         """A page of the owner's stores, by their time of creation."""
-        low, high = (page.before, page.after) if page.descending else (page.after, page.before)
-        for name in ("after", "before"):
-            cursor = getattr(page, name)
-            if cursor is not None and await self.get(owner, cursor) is None:
-                raise InvalidRequest(f"There is no vector store with this id: '{name}'.", param=name)
-        turned = page.before is not None and page.after is None
-        rows = await self._readers.fetch(
-            STORES_BACKWARD if page.descending != turned else STORES_FORWARD,
-            {"owner": owner, "low": low, "high": high, "most": page.limit + 1},
-        )
-        shown = [self._store(row) for row in rows[: page.limit]]
-        if turned:
-            shown.reverse()
-        return StorePage(tuple(shown), has_more=len(rows) > page.limit)
+        await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
+        sql = STORES_BACKWARD if page.backward else STORES_FORWARD
+        rows = await self._readers.fetch(sql, {"owner": owner, **asked(page)})
+        return StorePage(page.shown([self._store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
         """Change the store; see `VectorStores.update`."""
@@ -171,14 +187,11 @@ class SqliteVectorStores:
 
     async def delete(self, owner: str, store_id: str) -> bool:
         """Delete the store with everything in it; False when there is none."""
-        named = {"id": store_id, "owner": owner}
-        unit = [
-            Statement(TRASH_FILES.format(whose="NULL", which="s.id = :id AND s.owner = :owner"), named),
-            Statement(DELETE_STORE, named, rows=1),
-            Statement(ORPHAN_TRASH, named),
-            Statement(DROP_INDEX.format(table=index_table(store_id))),
-        ]
-        return await self._run(unit, work=True)
+        deleted = await self._run(_deletion(owner, store_id, rows=1), work=True)
+        if deleted:
+            self._touched.pop(store_id, None)
+            self.on_deleted(store_id)
+        return deleted
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Note that the stores were used now (to a minute)."""
@@ -191,7 +204,13 @@ class SqliteVectorStores:
             await self._writer.run([Statement(TOUCH_STORES, {"owner": owner, "ids": json.dumps(due), "at": at})])
 
     async def add_files(
-        self, owner: str, store_id: str, files: Sequence[NewFile], *, batch_id: str | None = None
+        self,
+        owner: str,
+        store_id: str,
+        files: Sequence[NewFile],
+        *,
+        batch_id: str | None = None,
+        once: OnceOnly | None = None,
     ) -> bool:
         """Add files for ingestion; see `VectorStores.add_files`."""
         at = self._now()
@@ -200,7 +219,14 @@ class SqliteVectorStores:
         if batch_id is not None:
             unit.append(Statement(INSERT_BATCH, named, rows=1))
         unit += self._additions(owner, store_id, files, batch_id, at)
-        return await self._run(unit, work=True)
+        try:
+            # A late commit stays: what a file was in the store before is lost by then, and who tries again adds the
+            # same files once more, which changes nothing.
+            await self._keys.make(once, batch_id or files[0].file_id, unit, [])
+        except RowsMissing:
+            return False
+        self.on_work()
+        return True
 
     async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
         """The file in the store, or None."""
@@ -216,28 +242,11 @@ class SqliteVectorStores:
                 return None
         elif await self.get(owner, store_id) is None:
             return None
-        low, high = (page.before, page.after) if page.descending else (page.after, page.before)
-        for name in ("after", "before"):
-            cursor = getattr(page, name)
-            if cursor is not None and await self.get_file(owner, store_id, cursor) is None:
-                raise InvalidRequest(f"There is no file with this id in the vector store: '{name}'.", param=name)
-        turned = page.before is not None and page.after is None
-        rows = await self._readers.fetch(
-            FILES_BACKWARD if page.descending != turned else FILES_FORWARD,
-            {
-                "owner": owner,
-                "id": store_id,
-                "state": state,
-                "batch_id": batch_id,
-                "low": low,
-                "high": high,
-                "most": page.limit + 1,
-            },
-        )
-        shown = [_file(row) for row in rows[: page.limit]]
-        if turned:
-            shown.reverse()
-        return FilePage(tuple(shown), has_more=len(rows) > page.limit)
+        find = partial(self.get_file, owner, store_id)
+        await check_cursors(page, find, "There is no file with this id in the vector store")
+        named = {"owner": owner, "id": store_id, "state": state, "batch_id": batch_id, **asked(page)}
+        rows = await self._readers.fetch(FILES_BACKWARD if page.backward else FILES_FORWARD, named)
+        return FilePage(page.shown([_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
         """Replace a file's attributes; False when there is none."""
@@ -286,15 +295,19 @@ class SqliteVectorStores:
         ]
         return await self._run(unit, work=True)
 
-    async def file_text(self, owner: str, store_id: str, file_id: str, first: int, most: int) -> tuple[str, ...] | None:
+    async def file_text(
+        self, owner: str, store_id: str, file_id: str, first: int, limit: int
+    ) -> tuple[str, ...] | None:
         """The text of some of the file's chunks; see `VectorStores.file_text`."""
         rows = await self._readers.fetch(GET_FILE, {"owner": owner, "id": store_id, "file_id": file_id})
         if not rows:
             return None
-        if rows[0][3] != "completed":
+        if rows[0]["status"] != "completed":
             return ()
-        number = rows[0][12] << 20
-        texts = await self._readers.fetch(FILE_TEXT, {"first": number + first, "end": number + (1 << 20), "most": most})
+        number = rows[0]["no"] << 20
+        texts = await self._readers.fetch(
+            FILE_TEXT, {"first": number + first, "end": number + (1 << 20), "limit": limit}
+        )
         return tuple([row[0] for row in texts])
 
     def _additions(self, owner: str, store_id: str, files: Sequence[NewFile], batch_id: str | None, at: int) -> _Unit:
@@ -324,19 +337,19 @@ class SqliteVectorStores:
         return unit
 
     def _store(self, row: Row) -> VectorStore:
-        expires_at = row[7]
+        expires_at = row["expires_at"]
         return VectorStore(
-            id=row[0],
-            created_at=row[1] / 1000,
-            last_active_at=row[2] / 1000,
-            name=row[3],
-            description=row[4],
-            metadata=row[5],
-            expires_days=row[6],
+            id=row["id"],
+            created_at=row["created_at"] / 1000,
+            last_active_at=row["last_active_at"] / 1000,
+            name=row["name"],
+            description=row["description"],
+            metadata=row["metadata"],
+            expires_days=row["expires_days"],
             expires_at=None if expires_at is None else expires_at / 1000,
             expired=expires_at is not None and expires_at <= self._now(),
-            usage_bytes=row[8],
-            counts=Counts(row[9], row[10], row[11], row[12]),
+            usage_bytes=row["usage_bytes"],
+            counts=Counts(row["in_progress"], row["completed"], row["failed"], row["cancelled"]),
         )
 
     async def _run(self, unit: _Unit, *, work: bool = False) -> bool:
@@ -349,7 +362,7 @@ class SqliteVectorStores:
         return True
 
     def _now(self) -> int:
-        return round(self._clock() * 1000)
+        return milliseconds(self._clock())
 
 
 def _trash_one(named: dict[str, Any]) -> Statement:
@@ -367,15 +380,15 @@ def _attributes(owner: str, store_id: str, file_id: str, attributes: Attributes)
 
 def _file(row: Row) -> VectorFile:
     return VectorFile(
-        file_id=row[0],
-        store_id=row[1],
-        filename=row[2],
-        state=row[3],
-        created_at=row[4] / 1000,
-        usage_bytes=row[5],
-        chunking=Chunking(row[6], row[7], row[8]),
-        attributes=json.loads(row[9]),
-        error=None if row[10] is None else FileError(row[10], row[11]),
+        file_id=row["file_id"],
+        store_id=row["store_id"],
+        filename=row["filename"],
+        state=row["status"],
+        created_at=row["created_at"] / 1000,
+        usage_bytes=row["usage_bytes"],
+        chunking=Chunking(row["chunking"], row["chunk_size"], row["chunk_overlap"]),
+        attributes=json.loads(row["attributes"]),
+        error=None if row["error_code"] is None else FileError(row["error_code"], row["error_message"]),
     )
 
 

@@ -1,7 +1,7 @@
 """The toolbox: all tools of a process, with the limits that hold for every call.
 
-Lives here: which tool a call goes to, how many run at once, how long one may take, how much its output may be, and that
-a failure is a result. Not here: any tool.
+Lives here: which tool a call goes to, how long one may take, how much its output may be, and that a failure is a
+result. Not here: any tool, and whose turn it is when many run at once (`places.py`).
 
 Invariant: `run` answers every call with a result; nothing a tool does or raises reaches the exchange in another form.
 """
@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InternalError, StoreError
 from antiphon.observability.metrics import Metrics
-
-__all__ = ["LazyTool", "Tool", "ToolFailed", "ToolLimits", "Toolbox"]
+from antiphon.tools.places import Places
 
 _log = structlog.get_logger(__name__)
 _CUT = "\n[The rest was cut off: it is too long.]"
@@ -28,15 +28,6 @@ _CUT = "\n[The rest was cut off: it is too long.]"
 
 class ToolFailed(Exception):
     """A call failed in a way that the model should know of: the message is written for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolLimits:
-    """Seconds one call may take, calls at once in this process, characters of output that the model gets to read."""
-
-    seconds: float = 60.0
-    concurrent: int = 32
-    output_chars: int = 100_000
 
 
 class Tool(Protocol):
@@ -84,13 +75,13 @@ class LazyTool:
 
 
 class Toolbox:
-    """`ToolBox` over these tools."""
+    """`ToolRunner` over these tools."""
 
-    def __init__(self, tools: Iterable[Tool], limits: ToolLimits, metrics: Metrics | None = None) -> None:
+    def __init__(self, tools: Iterable[Tool], limits: ToolSettings, metrics: Metrics | None = None) -> None:
         self._tools = {kind: tool for tool in tools for kind in tool.types}
         self._limits = limits
         self._metrics = metrics
-        self._places = asyncio.Semaphore(limits.concurrent)
+        self._places = Places(limits.concurrent)
         self.types = frozenset(self._tools)
 
     async def prepare(
@@ -119,22 +110,25 @@ class Toolbox:
     async def run(self, call: HostedCall) -> ToolResult:
         """Run one call within the limits; never raises but for cancellation."""
         started = time.perf_counter()
+        begun = False
         try:
-            async with self._places, asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(self._limits.seconds), self._places.one(call.owner, call.response_id):
+                begun = True
                 result = await self._tools[call.tool.type].run(call)
         except ToolFailed as failure:
             result = _failed(call, str(failure))
         except ApiError as error:
             result = _failed(call, error.message)
         except TimeoutError:
-            result = _failed(call, f"The tool did not answer within {self._limits.seconds:g} seconds.")
+            done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
+            result = _failed(call, f"{done} within {self._limits.seconds:g} seconds.")
         except Exception as bug:
             _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)
             result = _failed(call, "The tool failed.")
         if self._metrics is not None:
             self._metrics.tool_execution(call.tool.type, time.perf_counter() - started)
-        most = self._limits.output_chars
-        return result if len(result.output) <= most else replace(result, output=result.output[:most] + _CUT)
+        limit = self._limits.output_chars
+        return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
     async def aclose(self) -> None:
         """Close every tool once."""

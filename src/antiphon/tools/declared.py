@@ -11,10 +11,8 @@ from typing import TypeVar
 
 import msgspec
 
-from antiphon.engine.hosted import HostedTool
-from antiphon.errors import InvalidRequest
-
-__all__ = ["read_declared"]
+from antiphon.engine.ports.hosted_tools import HostedTool
+from antiphon.translation.request_checks import wrong_type
 
 T = TypeVar("T")
 
@@ -24,6 +22,4 @@ def read_declared(tool: HostedTool, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(tool.declaration, type=kind)
     except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `$")
-        param = f"tools[{tool.index}]" + place.rstrip("`")
-        raise InvalidRequest(f"Invalid '{param}': {what}.", param=param, code="invalid_type") from None
+        raise wrong_type(f"tools[{tool.index}]", error) from None

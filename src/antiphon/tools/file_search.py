@@ -1,7 +1,7 @@
 """`file_search`: the model searches the vector stores that the request names.
 
 Lives here: the declaration, the function the model is shown, and what it reads of the hits. Not here: searching
-(`engine/knowledge.Searcher`), marks and annotations (`translation/citations.py`).
+(`engine/ports/vector_stores.Searcher`), marks and annotations (`translation/citations.py`).
 
 Invariant: only stores that the declaration names are searched, and only the owner's.
 """
@@ -13,16 +13,14 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.engine.knowledge import Searcher, SearchHit
-from antiphon.engine.search_options import read_filters, read_ranking
-from antiphon.errors import ApiError, InvalidRequest, NotFound
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.engine.ports.vector_stores import Searcher, SearchHit
+from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_declared
 from antiphon.translation.citations import unmarked
+from antiphon.translation.search_options import read_filters, read_ranking
 from antiphon.translation.tool_map import CallKind, HostedFunction
-
-__all__ = ["FileSearch"]
 
 _PARAMETERS = Raw(
     b'{"type":"object","properties":{"queries":{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":5,'
@@ -33,9 +31,9 @@ _DESCRIPTION = (
     "Search the files that belong to this conversation. The results are passages, each with a mark such as "
     "\u30103\u3011. Put the mark of a passage right behind every statement that you take from it."
 )
-_MOST_QUERIES = 5
-_MOST_RESULTS = 50
-_MOST_STORES = 16
+_MAX_QUERIES = 5
+_MAX_RESULTS = 50
+_MAX_STORES = 16
 
 
 class _Declaration(Struct):
@@ -44,6 +42,7 @@ class _Declaration(Struct):
     max_num_results: int | None = None
     filters: Any = None
     ranking_options: Any = None
+    filter: Any = None
 
 
 class _Arguments(Struct):
@@ -64,26 +63,25 @@ class FileSearch:
         """Check the declaration, and that the stores exist. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
         declared = read_declared(tool, _Declaration)
+        if declared.filter is not None:
+            # Passed over, it would let documents in that the client means to keep out.
+            raise InvalidRequest(
+                f"Unknown parameter: '{where}.filter'. Did you mean 'filters'?",
+                param=f"{where}.filter",
+                code="unknown_parameter",
+            )
         stores = _stores(declared)
         if not stores:
+            raise missing_parameter(f"{where}.vector_store_ids")
+        if len(stores) > _MAX_STORES:
             raise InvalidRequest(
-                f"Missing required parameter: '{where}.vector_store_ids'.",
-                param=f"{where}.vector_store_ids",
-                code="missing_required_parameter",
-            )
-        if len(stores) > _MOST_STORES:
-            raise InvalidRequest(
-                f"'{where}.vector_store_ids' has {len(stores)} entries; at most {_MOST_STORES} are allowed.",
+                f"'{where}.vector_store_ids' has {len(stores)} entries; at most {_MAX_STORES} are allowed.",
                 param=f"{where}.vector_store_ids",
                 code="array_above_max_length",
             )
-        most = declared.max_num_results
-        if most is not None and not 1 <= most <= _MOST_RESULTS:
-            raise InvalidRequest(
-                f"Invalid '{where}.max_num_results': use 1 to {_MOST_RESULTS}.",
-                param=f"{where}.max_num_results",
-                code="invalid_value",
-            )
+        limit = declared.max_num_results
+        if limit is not None and not 1 <= limit <= _MAX_RESULTS:
+            raise invalid_parameter(f"{where}.max_num_results", f"use 1 to {_MAX_RESULTS}")
         read_filters(declared.filters, f"{where}.filters")
         read_ranking(declared.ranking_options, f"{where}.ranking_options")
         try:
@@ -133,7 +131,7 @@ def _queries(arguments: str) -> list[str]:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return []
     found = [query.strip() for query in (*given.queries, given.query or "") if query.strip()]
-    return found[:_MOST_QUERIES]
+    return found[:_MAX_QUERIES]
 
 
 def _told(hits: list[SearchHit]) -> str:

@@ -3,7 +3,7 @@
 Lives here: reading the shapes chat servers use (OpenAI's nested and flat `url_citation`, Perplexity's list of
 `citations`). Not here: the events (`builder.py`).
 
-Invariant: every annotation that is put out is a `url_citation` with all its keys, and its offsets lie in the text.
+Invariant: every annotation that is emitted is a `url_citation` with all its keys, and its offsets lie in the text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from msgspec import Raw
 
 from antiphon.types.json import ABSENT, decode_any, encode
 
-__all__ = ["Annotations"]
-
-_MOST = 1000
+_MAX_FOUND = 1000
 
 
 class Annotations:
@@ -39,7 +37,7 @@ class Annotations:
             citation = inner if isinstance(inner, dict) else entry
             url = citation.get("url")
             # Files that a server read (`type: file`) have no place in a text.
-            if entry.get("type") == "url_citation" and isinstance(url, str) and len(self._found) < _MOST:
+            if entry.get("type") == "url_citation" and isinstance(url, str) and len(self._found) < _MAX_FOUND:
                 found = {key: citation.get(key) for key in ("url", "title", "start_index", "end_index")}
                 if found not in self._found:
                     self._found.append(found)
@@ -99,4 +97,4 @@ def _list(data: Raw) -> list[Any]:
         value = decode_any(bytes(data)) if data is not ABSENT else None
     except ValueError:
         return []
-    return value[:_MOST] if isinstance(value, list) else []
+    return value[:_MAX_FOUND] if isinstance(value, list) else []

@@ -13,13 +13,11 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import required
 from antiphon.translation.native_calls import native_arguments
+from antiphon.translation.request_checks import required
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.items import InputItem
 from antiphon.types.json import decode_any, encode, first, fragment_of, given
-
-__all__ = ["CALLS", "OUTPUTS", "call_of", "native_output"]
 
 CALLS = frozenset(
     {
@@ -87,7 +85,9 @@ def native_output(where: str, item: InputItem) -> bytes | None:
         text = "Tools that can be called now:\n" + "\n".join(found) if found else "No tools were found."
         return fragment_of(text)
     if kind == "mcp_approval_response":
-        return fragment_of("The user approved it." if item.approve else "The user refused it.")
+        said = fragment_of("The user approved it." if item.approve else "The user refused it.")
+        reason = bytes(item.reason)[1:-1] if first(item.reason) == b'"' else b""
+        return said + b" Reason: " + reason if reason else said
     if kind == "program_output":
         result = decode_any(bytes(item.source)).get("result")
         return fragment_of(result if isinstance(result, str) and result else "Done.")

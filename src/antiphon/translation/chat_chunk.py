@@ -16,8 +16,6 @@ from msgspec import Raw
 from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
 from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
 
-__all__ = ["NotAChunk", "fragment", "read_chunk", "read_transcript"]
-
 _decode = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL = tuple(b'"n')

@@ -1,7 +1,7 @@
 """Content parts of Responses items become chat content.
 
 Lives here: strings and parts of messages and of tool outputs, by what the upstream takes. Not here: which message they
-go into (`chat_messages.py`), fetching and reading files (`engine/runner.py`).
+go into (`chat_messages.py`), fetching and reading files (`engine/running/runner.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
 """
@@ -16,16 +16,22 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import ApiError, InvalidRequest
-from antiphon.translation.checks import check_choice, required
+from antiphon.errors import (
+    ApiError,
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+    unsupported_parameter,
+)
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_checks import check_choice, required, wrong_type
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
 from antiphon.types.json import ABSENT, encode, first, given, quoted
-
-__all__ = ["ContentRules", "joined_text", "message_content", "output_content"]
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
 _EMPTY = Raw(b'""')
@@ -55,20 +61,24 @@ _DETAILS = ("low", "high", "auto")
 
 @dataclass(frozen=True, slots=True)
 class ContentRules:
-    """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id."""
+    """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
+
+    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`).
+    """
 
     profile: UpstreamProfile
     files: Mapping[str, FetchedFile | ApiError]
+    sent: dict[str, str] | None = None
+
+    def note(self, kind: str, where: str) -> None:
+        if self.sent is not None:
+            self.sent.setdefault(kind, where)
 
 
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw:
     """The chat content of a message: a JSON string, or for users with more than text an array of parts."""
     if not given(content):
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.content'.",
-            param=f"{where}.content",
-            code="missing_required_parameter",
-        )
+        raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
         return content
     parts = _parts(f"{where}.content", content)
@@ -78,11 +88,7 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         if len(parts) == 1 or role != "user":
             return quoted(rb"\n".join(_text(f"{where}.content[{n}]", part) for n, part in enumerate(parts)))
     elif role != "user":
-        raise InvalidRequest(
-            f"Invalid '{where}.content': {role} messages take text only.",
-            param=f"{where}.content",
-            code="invalid_value",
-        )
+        raise invalid_parameter(f"{where}.content", f"{role} messages take text only")
     if not parts:
         return _EMPTY
     made = [bytes(_part(f"{where}.content[{n}]", part, rules)) for n, part in enumerate(parts)]
@@ -95,11 +101,7 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
     """A tool output as a text fragment, and the images in it as chat parts."""
     if not given(output):
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.output'.",
-            param=f"{where}.output",
-            code="missing_required_parameter",
-        )
+        raise missing_parameter(f"{where}.output")
     data = bytes(output)
     if data[:1] == b'"':
         return data[1:-1], []
@@ -114,11 +116,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         # An object instead of a string of JSON: the model gets the JSON.
         return encode(data.decode())[1:-1], []
     if data[:1] != b"[":
-        raise InvalidRequest(
-            f"Invalid type for '{where}.output': expected a string or a list of content parts.",
-            param=f"{where}.output",
-            code="invalid_type",
-        )
+        raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
     text, images = [], []
     for number, part in enumerate(_parts(f"{where}.output", Raw(data))):
         name = f"{where}.output[{number}]"
@@ -146,22 +144,14 @@ def _parts(where: str, content: Raw) -> list[InputPart]:
     try:
         return _PARTS.decode(content)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        param = where + path.removesuffix("`").replace("[...]", "")
-        raise InvalidRequest(
-            f"Invalid type for '{param}': {problem[:1].lower()}{problem[1:].replace('`', '')}.",
-            param=param,
-            code="invalid_type",
-        ) from None
+        raise wrong_type(where, error) from None
 
 
 def _text(where: str, part: InputPart) -> bytes:
     value = part.refusal if part.type == "refusal" else part.text if part.type in _TEXT else ABSENT
     if first(value) != b'"':
-        raise InvalidRequest(
-            f"Invalid '{where}': a part of type {str(part.type)[:64]!r} cannot stand here, or its text is missing.",
-            param=where,
-            code="invalid_value",
+        raise invalid_parameter(
+            where, f"a part of type {str(part.type)[:64]!r} cannot stand here, or its text is missing"
         )
     return bytes(value)[1:-1]
 
@@ -183,14 +173,11 @@ def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
         if not rules.profile.audio_input:
             raise _unsupported(where, "This model's server takes no audio; send text.")
         if first(part.input_audio) != b"{":
-            raise _missing(where, "input_audio")
+            raise missing_parameter(f"{where}.input_audio")
+        rules.note("audio", where)
         return Raw(b'{"type":"input_audio","input_audio":%b}' % bytes(part.input_audio))
     kind = required(where, "type", kind)
-    raise InvalidRequest(
-        f"Invalid value for '{where}.type': {kind[:64]!r} is not supported in a message.",
-        param=f"{where}.type",
-        code="invalid_value",
-    )
+    raise invalid_value(f"{where}.type", f"{kind[:64]!r} is not supported in a message")
 
 
 def _text_part(fragment: bytes) -> Raw:
@@ -212,6 +199,7 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
     if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
         check_choice(f"{where}.detail", part.detail, (*_DETAILS, "original"))
         detail = "high" if part.detail == "original" else part.detail or "auto"
+        rules.note("image", where)
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
         )
@@ -219,13 +207,9 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
         file = _brought(f"{where}.file_id", part.file_id, rules)
         kind = image_type(file.data[:FIRST_BYTES])
         if kind is None:
-            raise InvalidRequest(
-                f"Invalid '{where}.file_id': the file is no PNG, JPEG, GIF or WebP picture.",
-                param=f"{where}.file_id",
-                code="invalid_value",
-            )
+            raise invalid_parameter(f"{where}.file_id", "the file is no PNG, JPEG, GIF or WebP picture")
         return _image(where, InputPart(image_url=Raw(b'"%b"' % _data_url(kind, file.data)), detail=part.detail), rules)
-    raise _missing(where, "image_url")
+    raise missing_parameter(f"{where}.image_url")
 
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
@@ -246,7 +230,7 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
         return _file_part(where, name, media_type, data, part, rules)
     if part.file_id is not None:
         return _brought_file(where, _brought(f"{where}.file_id", part.file_id, rules), part, rules)
-    raise _missing(where, "file_data")
+    raise missing_parameter(f"{where}.file_data")
 
 
 def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
@@ -289,18 +273,8 @@ def _decoded(where: str, data: bytes) -> bytes:
         data = data.replace(rb"\/", b"/")
         return base64.b64decode(data.partition(b",")[2] if data.startswith(b"data:") else data, validate=True)
     except binascii.Error:
-        raise InvalidRequest(
-            f"Invalid '{where}.file_data': it is not base64.", param=f"{where}.file_data", code="invalid_value"
-        ) from None
+        raise invalid_parameter(f"{where}.file_data", "it is not base64") from None
 
 
 def _unsupported(where: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{where}': {what}", param=where, code="unsupported_parameter")
-
-
-def _missing(where: str, name: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Missing required parameter: '{where}.{name}'.",
-        param=f"{where}.{name}",
-        code="missing_required_parameter",
-    )
+    return unsupported_parameter(f"Invalid '{where}': {what}", where)

@@ -17,21 +17,19 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, invalid_value, missing_parameter
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.checks import check_choice, required
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.hosted_items import HOSTED, hosted_call
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
 from antiphon.translation.tool_map import fitting_call_id
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
-
-__all__ = ["ItemSources", "instruct", "translate_items"]
 
 _ROLES = ("user", "assistant", "system", "developer")
 
@@ -58,7 +56,7 @@ class _Sealed(Struct):
 
 
 class _Turn(Struct):
-    """What one assistant turn put out, until it is written as one message and its tool messages."""
+    """What one assistant turn emitted, until it is written as one message and its tool messages."""
 
     text: list[bytes] = []
     reasoning: list[bytes] = []
@@ -90,12 +88,14 @@ def translate_items(
     items: Iterable[tuple[str, InputItem]],
     profile: UpstreamProfile,
     sources: ItemSources,
+    sent: dict[str, str] | None = None,
 ) -> list[ChatMessage]:
     """The chat messages for these items, oldest first. Raises `InvalidRequest`.
 
-    `items` pairs each item with how an error names it (`input[3]`, or the history).
+    `items` pairs each item with how an error names it (`input[3]`, or the history); `sent` gets where the first image
+    and the first audio stand (`ContentRules.sent`).
     """
-    entries = _Grouping(ContentRules(profile, sources.files), sources).group(items)
+    entries = _Grouping(ContentRules(profile, sources.files, sent), sources).group(items)
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
@@ -139,9 +139,7 @@ class _Grouping:
                 self._add(where, item, number)
             except (ValueError, RecursionError, msgspec.MsgspecError):
                 # What was kept raw until now turns out to be unreadable, or nested too deeply.
-                raise InvalidRequest(
-                    f"Invalid '{where}': its content cannot be read.", param=where, code="invalid_value"
-                ) from None
+                raise invalid_parameter(where, "its content cannot be read") from None
         for call_id in self._waiting:
             raise InvalidRequest(
                 f"No tool output found for function call {call_id}.", param="input", code="invalid_value"
@@ -255,7 +253,8 @@ class _Grouping:
         turn.calls.append((call_id, name, quoted(arguments)))
 
     def _output(self, where: str, item: InputItem) -> None:
-        call_id = required(where, "call_id", self._answered_call(item))
+        name = "approval_request_id" if item.type == "mcp_approval_response" else "call_id"
+        call_id = required(where, name, self._answered_call(item))
         content, images = native_output(where, item), list[Raw]()
         if content is None:
             content, images = output_content(where, item.output, self._rules)
@@ -325,9 +324,5 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
 def _unknown(where: str, kind: str | None, item: InputItem) -> InvalidRequest:
     if kind is None or (kind == "item_reference" and not item.id):
         name = f"{where}.{'type' if kind is None else 'id'}"
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    return InvalidRequest(
-        f"Invalid value for '{where}.type': items of type {kind[:64]!r} are not supported.",
-        param=f"{where}.type",
-        code="invalid_value",
-    )
+        return missing_parameter(name)
+    return invalid_value(f"{where}.type", f"items of type {kind[:64]!r} are not supported")

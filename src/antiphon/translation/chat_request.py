@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.chat_messages import ItemSources, instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
+from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import keep_latest
@@ -25,19 +26,22 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
 
-__all__ = ["ChatTranslation", "translate_request"]
-
 _USAGE = Raw(b'{"include_usage":true}')
 _JSON_OBJECT = Raw(b'{"type":"json_object"}')
+_SOME_OBJECT = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
 _ANY_OBJECT = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
 
 
 class ChatTranslation(Struct):
-    """The chat request's body, what calls in its answer mean, and what of the request the upstream cannot do."""
+    """The chat request's body, what calls in its answer mean, and what of the request the upstream cannot do.
+
+    `sent`: where the first `image` and the first `audio` of the request stand, which some models do not take.
+    """
 
     body: bytes
     tools: ToolMap
     ignored: tuple[str, ...] = ()
+    sent: dict[str, str] = {}
 
 
 def translate_request(
@@ -47,14 +51,16 @@ def translate_request(
     *,
     model: str | None = None,
     sources: ItemSources | None = None,
-    most_tools: int = 1024,
+    max_tools: int = 1024,
     context_tokens: int | None = None,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
+    extra: Mapping[str, Raw] | None = None,
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
     `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens`
-    what the model takes, where that is known; `hosted` the functions of tools that run here.
+    what the model takes, where that is known; `hosted` the functions of tools that run here; `extra` what the operator
+    adds to every request of the model, unless the request says it itself.
     """
     made = make_chat_tools(
         request.tools,
@@ -62,7 +68,7 @@ def translate_request(
         items,
         profile,
         parallel=request.parallel_tool_calls,
-        most=most_tools,
+        limit=max_tools,
         hosted=hosted,
     )
     ignored: list[str] = []
@@ -77,14 +83,14 @@ def translate_request(
             fixed = sum(len(bytes(tool)) for tool in made.declarations) + len(bytes(request.instructions or b""))
             items = keep_latest(items, context_tokens - fixed // 4 - (request.max_output_tokens or 0))
     if request.logprobs and not profile.logprobs:
-        raise InvalidRequest(
+        raise unsupported_parameter(
             "This model's server gives no log probabilities; leave 'top_logprobs' and "
             "'message.output_text.logprobs' out.",
-            param="top_logprobs" if request.top_logprobs else "include",
-            code="unsupported_parameter",
+            "top_logprobs" if request.top_logprobs else "include",
         )
     reasoning, text = request.reasoning, request.text
-    messages = translate_items(request.instructions, items, profile, sources or ItemSources())
+    sent: dict[str, str] = {}
+    messages = translate_items(request.instructions, items, profile, sources or ItemSources(), sent)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
         # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
         raise InvalidRequest(
@@ -119,7 +125,33 @@ def translate_request(
             _set(chat, name, value, name in profile.passed_fields, ignored)
     if request.max_output_tokens is not None:
         setattr(chat, profile.token_limit_field, request.max_output_tokens)
-    return ChatTranslation(encode(chat), made.map, tuple(ignored))
+    more = _more_members(chat, request, profile, extra or {}, ignored)
+    return ChatTranslation(_joined(encode(chat), more), made.map, tuple(ignored), sent)
+
+
+def _more_members(
+    chat: ChatRequest,
+    request: CreateResponse,
+    profile: UpstreamProfile,
+    extra: Mapping[str, Raw],
+    ignored: list[str],
+) -> dict[str, Raw]:
+    """What goes along beside the fields of Chat Completions that are known here."""
+    asked: dict[str, Raw] = {}
+    for name, value in request.parameters.items():
+        if name in profile.parameters or name in request.allowed:
+            asked[profile.seed_field if name == "seed" else name] = value
+        else:
+            ignored.append(name)
+    if not extra:
+        return asked
+    unsaid = {name: value for name, value in extra.items() if getattr(chat, name, UNSET) is UNSET}
+    return laid_over(unsaid, asked)
+
+
+def _joined(body: bytes, more: dict[str, Raw]) -> bytes:
+    """A chat request with further members at its end."""
+    return b"%b,%b" % (body[:-1], encode(more)[1:]) if more else body
 
 
 _PASSED = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
@@ -180,7 +212,7 @@ def _response_format(
         if kind == "off" or not profile.json_object:
             instruct(messages, "Answer with one JSON object and nothing else.")
             return UNSET if kind == "off" else _ANY_OBJECT
-        return _JSON_OBJECT
+        return _SOME_OBJECT if profile.json_object_schema else _JSON_OBJECT
     if kind != "json_schema":
         schema = bytes(text.format.schema).decode()
         instruct(messages, f"Answer with JSON that matches this JSON schema, and nothing else:\n{schema}")

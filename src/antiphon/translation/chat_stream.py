@@ -1,7 +1,8 @@
 """Chat chunks become builder calls.
 
 Lives here: what the fields of a chunk lead to, in which order, and how an answer ends. A whole completion is one
-chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chat_chunk.py`), events (`builder.py`).
+chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chat_chunk.py`), how an ending and its reason are
+written (`answer_ending.py`), events (`builder.py`).
 
 Invariants: bad chunks never raise, they become the failed path; `null` and the empty string never open an item; of
 several spellings of reasoning one is used, never two.
@@ -11,67 +12,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from msgspec import Raw
 
-from antiphon.errors import ApiError
+from antiphon.known_secrets import KnownSecrets
 from antiphon.translation.annotations import Annotations
-from antiphon.translation.builder import OutputTooLarge, ResponseBuilder
+from antiphon.translation.answer_ending import Ending, failed, finish_of, plain_finish, reported
+from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
+from antiphon.translation.response_draft import OutputTooLarge
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
 from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.tool_map import ToolMap
-from antiphon.translation.upstream_errors import as_event_failure, read_stream_error
-from antiphon.translation.usage import read_groq_usage, read_usage
+from antiphon.translation.upstream_errors import read_stream_error
+from antiphon.translation.usage import read_groq_usage, read_usage, with_reasoning
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
-from antiphon.types.json import ABSENT, decode_any, first, given, text_of
+from antiphon.types.json import ABSENT, first, given, text_of
 from antiphon.types.response import UsageObject
 
-__all__ = ["ChatStream", "Ending"]
-
+_MAX_GARBAGE = 1_000
 # Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
 _TIERS = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
-# What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
-_FINISHES = {
-    "max_tokens": "length",
-    "max_output_tokens": "length",
-    "model_length": "length",
-    "safety": "content_filter",
-    "recitation": "content_filter",
-}
+_BYTES_PER_BYTE = 1024
+"""What an upstream may send for each byte of its output, beside what it may send without any."""
 _BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How the upstream's answer ended: `status` is completed, incomplete or failed.
-
-    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as
-    well when the upstream said what went wrong (a client that has got no head yet gets that).
-    """
-
-    status: str
-    reason: str = ""
-    code: str = ""
-    message: str = ""
-    error: ApiError | None = None
-
-
-def _failed(message: str, code: str = "server_error") -> Ending:
-    return Ending("failed", code=code, message=message)
-
-
-def _reported(error: ApiError) -> Ending:
-    """An error that the upstream put into its answer."""
-    code, message = as_event_failure(error)
-    return Ending("failed", code=code, message=message, error=error)
 
 
 class ChatStream:
@@ -85,16 +55,25 @@ class ChatStream:
         tools: ToolMap | None = None,
         logprobs: bool = False,
         event_limit: int,
-        most_calls: int,
+        idle_limit: int,
+        max_calls: int,
         citations: Citations | None = None,
+        secrets: KnownSecrets = (),
     ) -> None:
         """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations`
-        what the model may cite, when there is anything."""
+        what the model may cite, when there is anything; `idle_limit` how many bytes may come without output;
+        `secrets` must not stand in what an error says."""
         self._citations = citations
+        self._secrets = secrets
         self._builder = builder
         self._profile = profile
         self._sse = SseDecoder(event_limit)
-        self._calls = ToolCalls(builder, tools or ToolMap(), most_calls)
+        self._idle_limit = idle_limit
+        self._idle = 0
+        self._output = builder.size
+        self._calls = ToolCalls(builder, tools or ToolMap(), max_calls)
+        self._said_no = False
+        self._before = (builder.written, builder.reasoned)
         self._think = None if profile.think == "off" else ThinkTags(opened=profile.think == "opened")
         self._wants_logprobs = logprobs
         self._logprobs: list[Raw] = []
@@ -110,8 +89,18 @@ class ChatStream:
         # What was said while a call was not whole: it follows the call.
         self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._saw_chunk = False
-        self._garbage = False
+        self._garbage = 0
         self.ended = False
+
+    @property
+    def idle(self) -> int:
+        """Bytes that came since there was any output to speak of."""
+        return self._idle
+
+    @property
+    def output(self) -> int:
+        """Bytes of output so far."""
+        return self._output
 
     def receive_data(self, data: bytes) -> None:
         """Bytes of an event stream, in any split."""
@@ -119,17 +108,18 @@ class ChatStream:
             for event in self._sse.feed(data):
                 self._event(event)
         except EventTooLarge:
-            self._fail(_failed("The upstream sent an event that is too large.", "upstream_too_large"))
+            self._fail(failed("The upstream sent an event that is too large.", "upstream_too_large"))
+        self._watch_output(len(data))
 
     def receive_completion(self, body: bytes) -> None:
         """A whole JSON answer."""
         try:
             chunk = read_chunk(body.removeprefix(b"\xef\xbb\xbf"))
         except NotAChunk:
-            self._fail(_failed("The upstream's answer is not JSON.", "upstream_invalid"))
+            self._fail(failed("The upstream's answer is not JSON.", "upstream_invalid"))
             return
         if not chunk.choices and not given(chunk.error):
-            self._fail(_failed("The upstream's answer has no choices.", "upstream_invalid"))
+            self._fail(failed("The upstream's answer has no choices.", "upstream_invalid"))
             return
         self._chunk(chunk, whole=True)
         if self._failure is None and self._finish is None and self._builder.has_output:
@@ -149,28 +139,24 @@ class ChatStream:
             self._end_thinking()
             self._end_details()
             self._end_calls()
+            self._end_details()
+            if ending.status == "completed":
+                wrong = self._calls.failure(refused=self._said_no, answered=self._builder.has_output)
+                ending = wrong or ending
+            if ending.status == "completed" and not self._builder.has_output:
+                self._builder.empty_message()
+                if self._blanks:
+                    self._builder.text(self._blanks)
+            self._annotate()
         except OutputTooLarge:
-            ending = _failed("The model's output is too large.", "upstream_too_large")
-        if ending.status == "completed" and self._calls.nameless:
-            ending = _failed("The upstream sent a tool call without a name.", "upstream_invalid")
-        if ending.status == "completed" and self._calls.broken:
-            ending = _failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
-        if ending.status == "completed" and self._calls.forbidden and not self._builder.has_output:
-            ending = _failed(
-                f"The model called the tool '{self._calls.forbidden[:64]}', which tool_choice does not allow, and "
-                "answered nothing else. Try again, or allow the tool.",
-                "model_error",
-            )
-        if ending.status == "completed" and not self._builder.has_output:
-            self._builder.empty_message()
-            if self._blanks:
-                self._builder.text(self._blanks)
-        self._annotate()
+            ending = failed("The model's output is too large.", "upstream_too_large")
         self._builder.close("completed" if ending.status == "completed" else "incomplete")
         if ending.status == "completed" and self._builder.cut_calls:
-            ending = _failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
+            ending = failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
         if self._usage is not None:
-            self._builder.set_usage(self._usage)
+            written, reasoned = self._before
+            written, reasoned = self._builder.written - written, self._builder.reasoned - reasoned
+            self._builder.set_usage(with_reasoning(self._usage, written, reasoned))
         if ending.status != "failed":
             self._builder.response.service_tier = self._service_tier or "default"
         return ending
@@ -185,17 +171,17 @@ class ChatStream:
         if self._finish == "content_filter":
             return Ending("incomplete", reason="content_filter")
         if self._finish == "error":
-            return _failed("The upstream reported an error.")
+            return failed("The upstream reported an error.")
         if self._finish is not None:
             return Ending("completed")
         if self._builder.has_output or self._calls:
             if self._profile.end_without_finish == "completed" and self.ended:
                 # The sentinel came: it was not cut.
                 return Ending("completed")
-            return _failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
+            return failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
         if self._garbage and not self._saw_chunk:
-            return _failed("The upstream's answer is not a chat completion stream.", "upstream_invalid")
-        return _failed("The upstream's answer is empty.", "upstream_empty")
+            return failed("The upstream's answer is not a chat completion stream.", "upstream_invalid")
+        return failed("The upstream's answer is empty.", "upstream_empty")
 
     def _event(self, event: ServerSentEvent) -> None:
         if self.ended or self._failure is not None:
@@ -205,13 +191,18 @@ class ChatStream:
             self.ended = True
             return
         if event.type == b"error":
-            self._fail(_reported(read_stream_error(data)))
+            self._fail(reported(read_stream_error(data, self._secrets)))
             return
         try:
             chunk = read_chunk(data)
         except NotAChunk:
-            # One bad event is skipped; a stream of nothing else is an error at its end.
-            self._garbage = True
+            # One bad event is skipped; a stream of nothing else is an error at its end, and one of many at once: they
+            # are small, and each costs more than a good one.
+            self._garbage += 1
+            if self._garbage > _MAX_GARBAGE:
+                self._fail(
+                    failed(f"More than {_MAX_GARBAGE} of the upstream's events are no JSON.", "upstream_invalid")
+                )
             return
         self._chunk(chunk, whole=False)
 
@@ -239,14 +230,14 @@ class ChatStream:
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
                 elif choice.finish_details is not ABSENT:
-                    self._note_finish(_finish_of(choice.finish_details))
+                    self._note_finish(finish_of(choice.finish_details))
                 if choice.error is not ABSENT and not given(error):
                     # OpenRouter: a whole answer with its calls, and inside the choice that they are broken.
                     error = choice.error
         except OutputTooLarge:
-            self._fail(_failed("The model's output is too large.", "upstream_too_large"))
+            self._fail(failed("The model's output is too large.", "upstream_too_large"))
         except TooManyToolCalls:
-            self._fail(_failed("The model made too many tool calls.", "upstream_too_large"))
+            self._fail(failed("The model made too many tool calls.", "upstream_too_large"))
         usage = read_usage(chunk.usage) if chunk.usage is not ABSENT and given(chunk.usage) else None
         if usage is None and chunk.x_groq is not ABSENT and given(chunk.x_groq):
             usage = read_groq_usage(bytes(chunk.x_groq))
@@ -257,14 +248,26 @@ class ChatStream:
         if chunk.citations is not ABSENT and given(chunk.citations):
             self._note_annotations().receive_sources(chunk.citations, chunk.search_results)
         if error is not ABSENT and given(error) and bytes(error) not in (b'""', b"{}", b"false"):
-            self._fail(_reported(read_stream_error(b'{"error":%b}' % bytes(error))))
+            self._fail(reported(read_stream_error(b'{"error":%b}' % bytes(error), self._secrets)))
+
+    def _watch_output(self, received: int) -> None:
+        """Whether anything comes of what the upstream sends: comments, empty deltas, and what nobody asked for do not
+        count, however much of them comes."""
+        idle = self._idle + received
+        output = self._builder.size
+        if output != self._output:
+            # What came is paid for by what was emitted: a token with all that a server says of it is a kilobyte or so.
+            idle = max(0, idle - (output - self._output) * _BYTES_PER_BYTE)
+            self._output = output
+        self._idle = idle
+        if idle > self._idle_limit and not self.ended:
+            limit = f"more than {self._idle_limit} bytes (limits.no_output_bytes)"
+            self._fail(failed(f"The upstream sent {limit} without any output to speak of.", "upstream_no_output"))
 
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.
         if reason and self._finish not in ("length", "content_filter"):
-            # Some servers shout.
-            reason = reason.lower()
-            self._finish = _FINISHES.get(reason, reason)
+            self._finish = plain_finish(reason)
 
     def _delta(self, delta: Delta) -> None:
         # Most fields are absent in most chunks; asking so costs nothing, a call for each would.
@@ -352,7 +355,7 @@ class ChatStream:
 
     def _waits(self, say: Callable[[bytes], None], fragment: bytes) -> bool:
         """Keep this for later while a call is not whole: its other half is still to come (seen: GLM, llama.cpp).
-        Whole calls are put out."""
+        Whole calls are emitted."""
         if self._held or (self._calls and self._calls.unfinished):
             self._held.append((say, fragment))
             return True
@@ -366,7 +369,7 @@ class ChatStream:
             say(said)
 
     def _end_calls(self) -> None:
-        """No more calls: put them out, and what waited for them."""
+        """No more calls: emit them, and what waited for them."""
         halved = bool(self._held) and self._calls.unfinished
         self._calls.flush()
         if halved:
@@ -378,6 +381,7 @@ class ChatStream:
         if self._waits(self._refuse, refusal):
             return
         self._leave_text()
+        self._said_no = True
         self._builder.refusal(refusal)
 
     def _reason(self, reasoning: bytes) -> None:
@@ -409,7 +413,9 @@ class ChatStream:
             self._text(text)
 
     def _end_details(self) -> None:
-        """What belongs to the reasoning before, now that it is over."""
+        """What belongs to the reasoning before, now that it is over. A call that is not whole must be so first."""
+        if self._calls.unfinished:
+            return
         details, self._details = self._details, None
         if details is not None and (kept := details.take()):
             self._builder.reasoning_details(kept)
@@ -440,13 +446,3 @@ class ChatStream:
         if self._failure is None:
             self._failure = ending
         self.ended = True
-
-
-def _finish_of(details: Raw) -> str:
-    """The finish of an answer that says it in `finish_details` (old vision models)."""
-    try:
-        value = decode_any(bytes(details))
-    except ValueError:
-        return ""
-    kind = value.get("type") if isinstance(value, dict) else None
-    return kind if isinstance(kind, str) else ""

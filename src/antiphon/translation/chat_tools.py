@@ -19,13 +19,11 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_tools import decode_tools, read_tools
+from antiphon.translation.read_tools import decode_tools, may_be_called, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, given
 from antiphon.types.tools import Tool, ToolChoice
-
-__all__ = ["ChatTools", "make_chat_tools"]
 
 _NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
 _CUSTOM_PARAMETERS = Raw(
@@ -115,7 +113,7 @@ def make_chat_tools(
     profile: UpstreamProfile,
     *,
     parallel: bool | None,
-    most: int,
+    limit: int,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
     """Everything about tools that the model is told. Raises `InvalidRequest`.
@@ -138,7 +136,7 @@ def make_chat_tools(
         if item.call_id is not None:
             maker.map.call_ids.add(item.call_id)
         if item.type in ("additional_tools", "tool_search_output"):
-            brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), most)
+            brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), limit)
             for number, tool in enumerate(brought):
                 maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
         elif item.name is not None and item.type in _NAMED_CALLS:
@@ -155,6 +153,7 @@ def make_chat_tools(
 
 def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: UpstreamProfile) -> None:
     """The chat form of the choice. What the model may not call it is not shown either."""
+    made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
     elif choice.tools is not None:
@@ -212,6 +211,8 @@ class _Maker:
     def add(self, where: str, tool: Tool, *, hide_deferred: bool, namespace: Tool | None = None) -> None:
         if tool.type == "namespace":
             for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
+                if not may_be_called(inner):
+                    continue
                 inner.defer_loading = inner.defer_loading or tool.defer_loading
                 self.add(f"{where}.tools[{number}]", inner, hide_deferred=hide_deferred, namespace=tool)
             return
@@ -260,8 +261,10 @@ def _sound_schema(parameters: Raw) -> Raw:
     schema = _SCHEMA.decode(parameters)
     if not schema:
         return _NO_PARAMETERS
-    if _SHAPES.isdisjoint(schema) and bytes(schema.get("type", _OBJECT)) == _OBJECT:
-        return Raw(encode({"type": Raw(_OBJECT), **schema, "properties": {}}))
+    kind = bytes(schema.get("type", _OBJECT))
+    # What is no type at all says as little as none. Another type is for the server to judge.
+    if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
+        return Raw(encode({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)}))
     return parameters
 
 

@@ -20,10 +20,8 @@ from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode, fragment_of
 
-__all__ = ["Citations", "Source", "mark", "unmarked"]
-
 _OPEN, _CLOSE = "【", "】"
-_LONGEST = 64
+_MAX_LENGTH = 64
 _LONGEST_SENTENCE = 500
 _MARK = re.compile(r"\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*(?:[†:|][^【】]*)?")
 _OPENERS = (_OPEN.encode(), rb"\u3010")
@@ -100,7 +98,7 @@ class Citations:
             if not opener:
                 return
             inner, closer, after = rest.partition(_CLOSE)
-            if not closer and len(rest) <= _LONGEST and _OPEN not in rest:
+            if not closer and len(rest) <= _MAX_LENGTH and _OPEN not in rest:
                 self._held = opener + rest
                 return
             cited = self._cited(inner) if closer else None

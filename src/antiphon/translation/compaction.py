@@ -1,7 +1,7 @@
 """Compaction: a summary that stands for a conversation, and what of it must stay as it was.
 
 Lives here: what the model is asked for, what goes into a compaction and how one is taken apart again. Not here: when a
-conversation is compacted and who makes the call (`engine/exchange.py`), sealing.
+conversation is compacted and who makes the call (`engine/exchange/made_response.py`), sealing.
 
 What stays beside the summary: calls whose output has not come yet, with the reasoning before them (the client sends the
 output next), tools that items brought, and, where the conversation goes on in the same response, its latest turn.
@@ -21,18 +21,6 @@ from antiphon.translation.call_items import OUTPUTS
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, quoted
-
-__all__ = [
-    "COMPACTIONS",
-    "Named",
-    "Split",
-    "ask_for_summary",
-    "compaction_payload",
-    "expand_compactions",
-    "latest_users",
-    "split",
-    "take_trigger",
-]
 
 COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
 _BROUGHT = frozenset({"additional_tools", "tool_search_call", "tool_search_output"})

@@ -18,8 +18,6 @@ from enum import Enum, auto
 
 from antiphon.types.json import fragment_of, text_of
 
-__all__ = ["CustomInput"]
-
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 # Whole characters and escapes. The first half of a surrogate pair counts only once what follows it is known.
 _INSIDE = re.compile(

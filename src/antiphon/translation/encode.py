@@ -9,12 +9,12 @@ delta rendered from its template equals the event encoded by its class, byte for
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Raw
 
 from antiphon.types.events import Event
 from antiphon.types.json import encode
-
-__all__ = ["DONE", "KEEPALIVE", "DeltaTemplate", "frame", "padded"]
 
 DONE = b"data: [DONE]\n\n"
 """The sentinel that ends an event stream."""
@@ -57,6 +57,16 @@ class DeltaTemplate:
         """The framed event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
-    def render_padded(self, sequence_number: int, fragment: bytes, padding: bytes) -> bytes:
-        """The same with `obfuscation`."""
-        return padded(self.render(sequence_number, fragment), padding)
+
+class PaddedTemplate(DeltaTemplate):
+    """The same with `obfuscation`; `padding` makes the letters that go with a fragment."""
+
+    __slots__ = ("_padding",)
+
+    def __init__(self, event: Event, padding: Callable[[bytes], bytes]) -> None:
+        super().__init__(event)
+        self._padding = padding
+
+    def render(self, sequence_number: int, fragment: bytes) -> bytes:
+        """The framed event for this text fragment, padded."""
+        return padded(super().render(sequence_number, fragment), self._padding(fragment))

@@ -19,8 +19,6 @@ from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first
 
-__all__ = ["FileNotFetched", "file_ids", "file_urls", "forgive_history", "stored_file_ids", "stored_file_urls"]
-
 _GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 
 

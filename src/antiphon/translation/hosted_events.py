@@ -1,7 +1,7 @@
 """The events of tools that run here: what is told when a call begins, and what when it ended.
 
-Lives here: the grammar of hosted calls, as observed. Not here: when a tool runs (`engine/exchange.py`), numbers and
-indices (`builder.py`).
+Lives here: the grammar of hosted calls, as observed. Not here: when a tool runs (`engine/exchange/tool_turns.py`),
+numbers and indices (`builder.py`).
 
 An item is added as it is before anything is known of it; what it holds follows in its events and in its done event.
 
@@ -25,8 +25,6 @@ from antiphon.types.items import (
     McpListTools,
     WebSearchCall,
 )
-
-__all__ = ["begun", "ended", "opened"]
 
 Made = tuple[Callable[..., ev.Event], tuple[str, ...]]
 """An event's class and what it has beside number, item id and output index."""

@@ -15,8 +15,6 @@ from typing import Any
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.json import decode_any, encode, fragment_of
 
-__all__ = ["HOSTED", "hosted_call"]
-
 HOSTED = frozenset(
     {
         "web_search_call",

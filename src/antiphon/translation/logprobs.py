@@ -15,8 +15,6 @@ from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode
 
-__all__ = ["last_logprobs", "read_logprobs"]
-
 
 def read_logprobs(data: Raw) -> list[Raw]:
     """The entries for the tokens of the content; those of reasoning and refusals are no part of a text."""

@@ -3,7 +3,7 @@
 Lives here: reading those arguments into items, and writing earlier items back as arguments. Not here: which functions
 stand for them (`chat_tools.py`).
 
-Invariant: what does not have the form is no such item (the caller puts out a function call instead), so no client runs
+Invariant: what does not have the form is no such item (the caller emits a function call instead), so no client runs
 half a command.
 """
 
@@ -17,8 +17,6 @@ from msgspec import Raw
 from antiphon.translation.tool_map import CallKind
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall, ToolSearchCall
 from antiphon.types.json import decode_any, encode, first
-
-__all__ = ["NATIVE_PREFIXES", "native_arguments", "native_call"]
 
 NATIVE_PREFIXES = {
     CallKind.LOCAL_SHELL: "lsh",

@@ -3,7 +3,7 @@
 Lives here: what comes between such a call's added and done events. Not here: reading the call (`native_calls.py`),
 indices and numbers (`builder.py`).
 
-Such a call is put out once its arguments are whole (half a command must never be run), so each text has one delta.
+Such a call is emitted once its arguments are whole (half a command must never be run), so each text has one delta.
 Grammar and fields as observed: an item is added empty, a shell tells its commands one by one, a patch its diff (none
 when a file is deleted), the others nothing.
 
@@ -20,8 +20,6 @@ from msgspec import Raw, Struct
 from antiphon.types import events as ev
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall
 from antiphon.types.json import encode
-
-__all__ = ["native_events"]
 
 
 class _Action(Struct):

@@ -20,28 +20,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import read_string, wrong_type
+from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value
+from antiphon.translation.parameters import PARAMETERS
+from antiphon.translation.request_checks import read_string, wrong_type
 from antiphon.types.json import encode, first, given, raw
-
-__all__ = [
-    "TEMPLATE_FIELDS",
-    "FilledTemplate",
-    "PromptNotLoaded",
-    "PromptReference",
-    "PromptTemplate",
-    "fill",
-    "pin_prompt",
-    "read_reference",
-    "show_reference",
-    "variables_of",
-]
 
 TEMPLATE_FIELDS = frozenset(
     {
         *("model", "instructions", "input", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls"),
         *("text", "reasoning", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens"),
         *("top_logprobs", "include", "truncation", "context_management", "service_tier"),
+        *PARAMETERS,
     }
 )
 """What a template can say of a request."""
@@ -120,10 +109,8 @@ def read_reference(value: Raw) -> PromptReference | None:
     version = None
     if read.version is not None:
         if not _VERSION.fullmatch(str(read.version)):
-            raise InvalidRequest(
-                f"Invalid 'prompt.version': {str(read.version)[:64]!r} is no version; versions are numbered from 1 on.",
-                param="prompt.version",
-                code="invalid_value",
+            raise invalid_parameter(
+                "prompt.version", f"{str(read.version)[:64]!r} is no version; versions are numbered from 1 on"
             )
         version = int(read.version)
     return PromptReference(read.id, version, read.variables or {})
@@ -146,9 +133,14 @@ def variables_of(template: bytes) -> tuple[str, ...]:
     return tuple(dict.fromkeys(seen.names))
 
 
-def fill(template: bytes, values: Mapping[str, Raw]) -> FilledTemplate:
-    """Put the values into the template, a JSON object. Raises `InvalidRequest`."""
-    names = variables_of(template)
+def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> FilledTemplate:
+    """Put the values into the template, a JSON object.
+
+    Raises `InvalidRequest`, and `RequestTooLarge` for a result of more than so many bytes, before it is made.
+    """
+    seen = _Values({}, collect=True)
+    seen.fill(template)
+    names = tuple(dict.fromkeys(seen.names))
     missing = [name for name in names if name not in values]
     if missing:
         raise InvalidRequest(
@@ -161,6 +153,14 @@ def fill(template: bytes, values: Mapping[str, Raw]) -> FilledTemplate:
             f"Unknown prompt variables: {', '.join(name[:64] for name in unknown)}.",
             param="prompt.variables",
             code="unknown_parameter",
+        )
+    # A variable may stand in the template as often as one likes.
+    if len(template) + sum(len(values[name]) for name in seen.names) > max_bytes:
+        raise RequestTooLarge(
+            f"With its variables, each as often as it is used, the prompt takes more than {max_bytes} bytes, the most "
+            "that a request may have (limits.request_body_bytes).",
+            param="prompt.variables",
+            code="request_too_large",
         )
     return _Values(values).fill(template)
 
@@ -200,12 +200,7 @@ class _Values:
         elif read is not None and read.type in ("input_image", "input_file"):
             self._parts[name] = value
         else:
-            raise InvalidRequest(
-                f"Invalid type for '{where}': expected a string, or a part of type input_text, input_image or "
-                "input_file.",
-                param=where,
-                code="invalid_type",
-            )
+            raise invalid_type(where, "expected a string, or a part of type input_text, input_image or input_file")
 
     def _messages(self, value: Raw) -> Iterable[Raw]:
         if not given(value):
@@ -215,9 +210,7 @@ class _Values:
         try:
             sources = _RAWS.decode(value)
         except msgspec.MsgspecError:
-            raise InvalidRequest(
-                "Invalid type for 'input': expected a string or a list of messages.", param="input", code="invalid_type"
-            ) from None
+            raise invalid_type("input", "expected a string or a list of messages") from None
         for number, source in enumerate(sources):
             where = f"input[{number}]"
             try:
@@ -225,11 +218,7 @@ class _Values:
             except msgspec.ValidationError as error:
                 raise wrong_type(where, error) from None
             if message.type != "message":
-                raise InvalidRequest(
-                    f"Invalid value for '{where}.type': a prompt holds messages only.",
-                    param=f"{where}.type",
-                    code="invalid_value",
-                )
+                raise invalid_value(f"{where}.type", "a prompt holds messages only")
             yield self._message(where, source, message)
 
     def _message(self, where: str, source: Raw, message: _Message) -> Raw:

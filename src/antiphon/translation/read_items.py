@@ -12,18 +12,16 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import array_too_long, invalid_parameter, invalid_type, invalid_value
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.checks import required, wrong_type
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.hosted_items import HOSTED
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_checks import required, wrong_type
 from antiphon.types.items import InputItem
 from antiphon.types.json import given
-
-__all__ = ["check_item", "read_items"]
 
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _ITEM = msgspec.json.Decoder(InputItem)
@@ -31,23 +29,16 @@ _ROLES = ("user", "assistant", "system", "developer")
 _TAKES_ALL = ContentRules(UpstreamProfile("any", images=True, files="part"), {})
 
 
-def read_items(name: str, value: Raw, most: int) -> list[InputItem]:
+def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
     """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
     if not given(value):
         return []
     try:
         sources = _SOURCES.decode(value)
     except msgspec.ValidationError:
-        raise InvalidRequest(
-            f"Invalid type for '{name}': expected a list of items.", param=name, code="invalid_type"
-        ) from None
-    if len(sources) > most:
-        raise InvalidRequest(
-            f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
-            f"but got an array with length {len(sources)} instead.",
-            param=name,
-            code="array_above_max_length",
-        )
+        raise invalid_type(name, "expected a list of items") from None
+    if len(sources) > limit:
+        raise array_too_long(name, limit, len(sources))
     items = []
     for number, source in enumerate(sources):
         try:
@@ -55,9 +46,7 @@ def read_items(name: str, value: Raw, most: int) -> list[InputItem]:
         except msgspec.ValidationError as error:
             raise wrong_type(f"{name}[{number}]", error) from None
         except RecursionError:
-            raise InvalidRequest(
-                f"Invalid '{name}[{number}]': it is nested too deeply.", param=f"{name}[{number}]", code="invalid_value"
-            ) from None
+            raise invalid_parameter(f"{name}[{number}]", "it is nested too deeply") from None
         item.source = source
         items.append(item)
     return items
@@ -71,11 +60,8 @@ def check_item(where: str, item: InputItem) -> None:
     try:
         if kind == "message":
             if item.role not in _ROLES:
-                raise InvalidRequest(
-                    f"Invalid value for '{where}.role': {str(item.role)[:64]!r}. "
-                    f"Supported values are: {', '.join(_ROLES)}.",
-                    param=f"{where}.role",
-                    code="invalid_value",
+                raise invalid_value(
+                    f"{where}.role", f"{str(item.role)[:64]!r}. Supported values are: {', '.join(_ROLES)}"
                 )
             message_content(where, item.role, item.content, _TAKES_ALL)
         elif kind == "reasoning":
@@ -91,14 +77,8 @@ def check_item(where: str, item: InputItem) -> None:
         elif kind in COMPACTIONS:
             required(where, "encrypted_content", item.encrypted_content)
         elif kind not in HOSTED and kind != "additional_tools":
-            raise InvalidRequest(
-                f"Invalid value for '{where}.type': items of type {str(kind)[:64]!r} are not supported.",
-                param=f"{where}.type",
-                code="invalid_value",
-            )
+            raise invalid_value(f"{where}.type", f"items of type {str(kind)[:64]!r} are not supported")
     except FileNotFetched:
         pass  # fetched when a response needs it
     except (ValueError, RecursionError, msgspec.MsgspecError):
-        raise InvalidRequest(
-            f"Invalid '{where}': its content cannot be read.", param=where, code="invalid_value"
-        ) from None
+        raise invalid_parameter(where, "its content cannot be read") from None

@@ -1,7 +1,8 @@
 """A create-response body becomes a `CreateResponse`, or an error that says what to change.
 
-Lives here: types, ranges, combinations, and the fate of every field that is not translated (ignored and named, or a
-400). Not here: tools (`read_tools.py`), the echo (`echo.py`), the chat request (`chat_request.py`).
+Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
+Not here: ranges and choices (`request_limits.py`), tools (`read_tools.py`), the response object
+(`initial_response.py`), the chat request (`chat_request.py`).
 
 Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
 is dropped without being named in `ignored`.
@@ -14,20 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, missing_parameter, unsupported_parameter
 from antiphon.ids import is_name
-from antiphon.translation.checks import (
-    ENCRYPTED,
-    IGNORABLE_INCLUDES,
-    LOGPROBS,
-    NAME,
-    check_choice,
-    check_include,
-    check_metadata,
-    read_string,
-    wrong_type,
-)
 from antiphon.translation.compaction import take_trigger
+from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import (
     PromptNotLoaded,
     PromptTemplate,
@@ -37,6 +28,14 @@ from antiphon.translation.prompt_template import (
 )
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, read_tools
+from antiphon.translation.request_checks import (
+    ENCRYPTED,
+    IGNORABLE_INCLUDES,
+    LOGPROBS,
+    read_string,
+    wrong_type,
+)
+from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import read_tool_choice
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, first, given
@@ -49,8 +48,6 @@ from antiphon.types.request import (
     TextOptions,
 )
 from antiphon.types.tools import Tool
-
-__all__ = ["missing_input", "read_model", "read_request"]
 
 _OPTIONAL: dict[str, Any] = {
     "previous_response_id": str | None,
@@ -85,24 +82,6 @@ _SOURCES = msgspec.json.Decoder(list[Raw])
 _PLAIN_ITEMS = frozenset({None, "message", "function_call", "function_call_output", "reasoning", "item_reference"})
 _TOP = msgspec.json.Decoder(dict[str, Raw])
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "top_logprobs": (0, 20),
-    "max_output_tokens": (16, 2**53),
-    "max_tool_calls": (1, 2**53),
-}
-_CHOICES = {
-    "truncation": ("auto", "disabled"),
-    "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
-}
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-_SUMMARIES = ("auto", "concise", "detailed")
-_VERBOSITIES = ("low", "medium", "high")
-_LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
-
 _CHAT_FIELDS = {
     "messages": "'messages' belongs to Chat Completions; the Responses API takes 'input'.",
     "response_format": "'response_format' belongs to Chat Completions; the Responses API takes 'text.format'.",
@@ -125,11 +104,19 @@ class _Conversation(msgspec.Struct):
 _CONVERSATION = msgspec.json.Decoder(str | _Conversation)
 
 
+class Manner(msgspec.Struct):
+    """How the answer is to come."""
+
+    stream: bool | None = None
+    background: bool | None = None
+
+
 class _OnlyModel(msgspec.Struct):
     model: str | None = None
 
 
 _ONLY_MODEL = msgspec.json.Decoder(_OnlyModel)
+_MANNER = msgspec.json.Decoder(Manner)
 
 
 def read_model(body: bytes) -> str | None:
@@ -140,15 +127,25 @@ def read_model(body: bytes) -> str | None:
         return None
 
 
+def read_manner(body: bytes) -> Manner:
+    """How the answer to a body is to come that was read whole before, without looking at anything else."""
+    try:
+        return _MANNER.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return Manner()
+
+
 def read_request(
     body: bytes,
     *,
-    most_items: int,
-    most_tools: int,
+    max_items: int,
+    max_tools: int,
     hosted: frozenset[str] = frozenset(),
     prompt: PromptTemplate | None = None,
+    max_prompt_bytes: int = 1 << 26,
 ) -> CreateResponse:
-    """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names.
+    """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
+    which with its variables may take `max_prompt_bytes`.
 
     Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
     """
@@ -158,23 +155,31 @@ def read_request(
     if reference is not None:
         if prompt is None:
             raise PromptNotLoaded(reference)
-        filled = fill(prompt.body, reference.variables)
+        filled = fill(prompt.body, reference.variables, max_prompt_bytes)
         # What the request says itself wins.
         fields = {**filled.fields, **{name: value for name, value in fields.items() if given(value)}}
         fields["prompt"] = show_reference(reference, prompt)
-        messages = _prompt_messages(filled.messages, most_items)
+        messages = _prompt_messages(filled.messages, max_items)
     values: dict[str, Any] = {}
     ignored: list[str] = []
+    if "extra_body" in fields:
+        fields, ignored = spread_extra_body(fields, REQUEST_FIELDS)
+    parameters: dict[str, Raw] = {}
+    unknown: dict[str, Raw] = {}
     # A request has few of the many fields there are: only those are looked at.
     for name, value in fields.items():
         if name in _DECODERS:
             values[name] = _read(name, value)
+        elif is_parameter(name):
+            if (parameter := read_parameter(name, value)) is not None:
+                parameters[name] = parameter
         elif name in _CHAT_FIELDS and given(value):
-            raise InvalidRequest(_CHAT_FIELDS[name], param=name, code="unsupported_parameter")
+            raise unsupported_parameter(_CHAT_FIELDS[name], name)
         elif name not in _READ_APART:
-            ignored.append(name)
+            unknown[name] = value
+    ignored += unknown
     ignored.sort()
-    _check_values(values)
+    check_values(values)
     ignored += _ignored_inside(fields)
     ignored += _ignored_values(values, hosted)
     if values.get("background") and values.get("store") is False:
@@ -185,10 +190,10 @@ def read_request(
         )
     include: list[str] = values.get("include") or []
     options: StreamOptions | None = values.get("stream_options")
-    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), most_tools, hosted)
-    items = _read_input(fields.get("input", ABSENT), most_items)
+    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), max_tools, hosted)
+    items = _read_input(fields.get("input", ABSENT), max_items)
     compact = take_trigger(items)
-    brought, others = _brought_tools(items, most_tools)
+    brought, others = _brought_tools(items, max_tools)
     ignored += sorted({*left_out, *others})
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
@@ -232,7 +237,9 @@ def read_request(
         prewarm=bool((cache := values.get("prompt_cache_options")) is not None and cache.prewarm),
         include=frozenset(include),
         compact=compact,
-        compact_threshold=_read_threshold(values.get("context_management") or []),
+        compact_threshold=read_threshold(values.get("context_management") or []),
+        parameters=parameters,
+        others=unknown,
         ignored=tuple(ignored),
     )
     if not (request.input or request.previous_response_id or request.conversation or messages):
@@ -240,9 +247,9 @@ def read_request(
     return request
 
 
-def _prompt_messages(sources: list[Raw], most: int) -> list[InputItem]:
+def _prompt_messages(sources: list[Raw], limit: int) -> list[InputItem]:
     """The messages of a prompt's template."""
-    items = read_items("prompt.input", Raw(encode(sources)), most)
+    items = read_items("prompt.input", Raw(encode(sources)), limit)
     for item in items:
         item.type = "message"
     return items
@@ -264,16 +271,18 @@ _INSIDE = {
     "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
 }
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
+REQUEST_FIELDS = frozenset({*_OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
+"""Members of a request that have a meaning of their own here."""
 
 
-def _brought_tools(items: list[InputItem], most: int) -> tuple[list[Tool], list[str]]:
+def _brought_tools(items: list[InputItem], limit: int) -> tuple[list[Tool], list[str]]:
     """The tools that items of the input bring (Codex, tool searches), and what of them is left out."""
     tools: list[Tool] = []
     left_out: list[str] = []
     for number, item in enumerate(items):
         if item.type in ("additional_tools", "tool_search_output"):
             where = f"input[{number}].tools"
-            kept, others = read_tools(where, decode_tools(where, item.tools), most)
+            kept, others = read_tools(where, decode_tools(where, item.tools), limit)
             tools += kept
             left_out += others
     return tools, left_out
@@ -304,89 +313,6 @@ def _read(name: str, value: Raw) -> Any:
         raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if value is None:
-            continue
-        limits = _RANGES.get(name)
-        if limits is not None and not limits[0] <= value <= limits[1]:
-            low, high = limits
-            below = value < low
-            kind = "integer" if isinstance(value, int) else "decimal"
-            raise InvalidRequest(
-                f"Invalid '{name}': {value} is {'below the minimum' if below else 'above the maximum'} of "
-                f"{low if below else high:g}.",
-                param=name,
-                code=f"{kind}_{'below_min' if below else 'above_max'}_value",
-            )
-        if name in _CHOICES:
-            check_choice(name, value, _CHOICES[name])
-        most = _LENGTHS.get(name)
-        if most is not None and len(value) > most:
-            raise InvalidRequest(
-                f"Invalid '{name}': it may have at most {most} characters.",
-                param=name,
-                code="string_above_max_length",
-            )
-    text: TextOptions | None = values.get("text")
-    if text is not None:
-        _check_text(text)
-    reasoning: ReasoningOptions | None = values.get("reasoning")
-    if reasoning is not None:
-        check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
-        check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
-        check_choice("reasoning.generate_summary", reasoning.generate_summary, _SUMMARIES)
-    check_metadata(values.get("metadata") or {})
-    check_include(values.get("include") or ())
-
-
-def _read_threshold(entries: list[ContextManagement]) -> int | None:
-    threshold = None
-    for number, entry in enumerate(entries):
-        where = f"context_management[{number}]"
-        check_choice(f"{where}.type", entry.type, ("compaction",))
-        if entry.compact_threshold is not None and entry.compact_threshold < 1000:
-            raise InvalidRequest(
-                f"Invalid '{where}.compact_threshold': {entry.compact_threshold} is below the minimum of 1000.",
-                param=f"{where}.compact_threshold",
-                code="integer_below_min_value",
-            )
-        threshold = entry.compact_threshold or 0
-    return threshold
-
-
-def _check_text(text: TextOptions) -> None:
-    check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
-    if text.format is None:
-        return
-    check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
-    if text.format.type == "json_schema":
-        if not text.format.name:
-            raise InvalidRequest(
-                "Missing required parameter: 'text.format.name'.",
-                param="text.format.name",
-                code="missing_required_parameter",
-            )
-        if not NAME.fullmatch(text.format.name):
-            raise InvalidRequest(
-                "Invalid 'text.format.name': use 1 to 64 letters, digits, underscores or dashes.",
-                param="text.format.name",
-                code="invalid_value",
-            )
-        if not given(text.format.schema):
-            raise InvalidRequest(
-                "Missing required parameter: 'text.format.schema'.",
-                param="text.format.schema",
-                code="missing_required_parameter",
-            )
-        if first(text.format.schema) != b"{":
-            raise InvalidRequest(
-                "Invalid type for 'text.format.schema': expected an object, the JSON schema of the answer.",
-                param="text.format.schema",
-                code="invalid_type",
-            )
-
-
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     """Unknown keys of the fields that are objects, as dotted names."""
     return [
@@ -409,10 +335,10 @@ def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]
 
 def _read_model(value: Raw) -> str:
     if not given(value):
-        raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+        raise missing_parameter("model")
     model = read_string("model", value)
     if not model.strip():
-        raise InvalidRequest("Invalid 'model': it is empty.", param="model", code="invalid_value")
+        raise invalid_parameter("model", "it is empty")
     return model
 
 
@@ -435,11 +361,7 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
         raise InvalidRequest("'conversation' is not valid JSON.", param="conversation", code="invalid_json") from None
     conversation = named if isinstance(named, str) else named.id
     if not is_name(conversation):
-        raise InvalidRequest(
-            "Invalid 'conversation': an id has 1 to 64 letters, digits, underscores or dashes.",
-            param="conversation",
-            code="invalid_value",
-        )
+        raise invalid_parameter("conversation", "an id has 1 to 64 letters, digits, underscores or dashes")
     return conversation
 
 
@@ -450,7 +372,7 @@ def _read_instructions(value: Raw) -> Raw | None:
     return value
 
 
-def _read_input(value: Raw, most: int) -> list[InputItem]:
+def _read_input(value: Raw, limit: int) -> list[InputItem]:
     if not given(value):
         return []
     data = bytes(value)
@@ -461,9 +383,7 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
         items = _INPUT.decode(data)
     except msgspec.ValidationError as error:
         if data[:1] != b"[":
-            raise InvalidRequest(
-                "Invalid type for 'input': expected a string or a list of items.", param="input", code="invalid_type"
-            ) from None
+            raise invalid_type("input", "expected a string or a list of items") from None
         raise wrong_type("input", error) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
@@ -471,9 +391,9 @@ def _read_input(value: Raw, most: int) -> list[InputItem]:
         # What is shown or stored as it came needs its bytes; the usual items do not.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
             item.source = source
-    if len(items) > most:
+    if len(items) > limit:
         raise InvalidRequest(
-            f"'input' has {len(items)} items; at most {most} are allowed.",
+            f"'input' has {len(items)} items; at most {limit} are allowed.",
             param="input",
             code="array_above_max_length",
         )

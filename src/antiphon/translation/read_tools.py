@@ -17,12 +17,10 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import check_choice, required, wrong_type
+from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value
+from antiphon.translation.request_checks import check_choice, required, wrong_type
 from antiphon.types.json import first, given
 from antiphon.types.tools import Tool
-
-__all__ = ["NAMED", "UNNAMED", "decode_tools", "hosted_name", "read_tools"]
 
 NAMED = ("function", "custom", "namespace")
 """Types of tools that have a name of their own."""
@@ -30,7 +28,9 @@ NAMED = ("function", "custom", "namespace")
 UNNAMED = ("local_shell", "shell", "apply_patch", "tool_search")
 """Types of tools that the client runs and that have their type for a name."""
 
-_REFUSED = ("code_interpreter", "mcp")
+_REFUSED = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
+"""Without these tools an answer would be wrong; by the setting that has them run here."""
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME = 128
 _RAW_LIST = msgspec.json.Decoder(list[Raw])
@@ -60,9 +60,7 @@ def decode_tools(where: str, value: Raw) -> list[Tool]:
     try:
         sources = _RAW_LIST.decode(value)
     except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(
-            f"Invalid type for '{where}': expected an array of tools.", param=where, code="invalid_type"
-        ) from None
+        raise invalid_type(where, "expected an array of tools") from None
     tools = []
     for number, source in enumerate(sources):
         try:
@@ -80,15 +78,15 @@ def hosted_name(kind: str) -> str:
 
 
 def read_tools(
-    where: str, tools: list[Tool], most: int, hosted: frozenset[str] = frozenset()
+    where: str, tools: list[Tool], limit: int, hosted: frozenset[str] = frozenset()
 ) -> tuple[list[Tool], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
     `hosted` are the types of tools that run here.
     """
-    if len(tools) > most:
+    if len(tools) > limit:
         raise InvalidRequest(
-            f"'{where}' has {len(tools)} entries; at most {most} are allowed.",
+            f"'{where}' has {len(tools)} entries; at most {limit} are allowed.",
             param=where,
             code="array_above_max_length",
         )
@@ -108,7 +106,8 @@ def read_tools(
             continue
         if tool.type in _REFUSED:
             raise InvalidRequest(
-                f"The hosted tool '{tool.type}' cannot run here; remove it from '{where}'.",
+                f"The hosted tool '{tool.type}' cannot run here: the operator has not set it up "
+                f"('{_REFUSED[tool.type]}'). Remove it from '{where}'.",
                 param=f"{place}.type",
                 code="unsupported_tool",
             )
@@ -116,6 +115,12 @@ def read_tools(
             left_out.append(f"tools.{tool.type}")
             continue
         name = _check(place, tool)
+        if tool.type == "namespace":
+            inner = enumerate(decode_tools(f"{place}.tools", tool.tools))
+            left_out += [f"{place}.tools[{at}].allowed_callers" for at, one in inner if not may_be_called(one)]
+        elif not may_be_called(tool):
+            left_out.append(f"{place}.allowed_callers")
+            continue
         if name in names:
             raise InvalidRequest(
                 f"Two tools are called {name!r}; names must be unique.", param=f"{place}.name", code="invalid_value"
@@ -123,6 +128,15 @@ def read_tools(
         names.add(name)
         kept.append(tool)
     return kept, left_out
+
+
+def may_be_called(tool: Tool) -> bool:
+    """Whether the model itself may call a tool, and not only a program of its (which nothing runs here)."""
+    callers = tool.allowed_callers
+    if first(callers) != b"[":
+        return True
+    named = _RAW_LIST.decode(callers)
+    return not named or b'"direct"' in map(bytes, named)
 
 
 def _is_callable(tool: Tool) -> bool:
@@ -145,6 +159,8 @@ def _environment(value: Raw) -> str | None:
 
 def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
     """The tool's name, once it is known to be a proper tool; `spaced`: inside a namespace."""
+    if given(tool.parameters) and first(tool.parameters) != b"{":
+        raise invalid_type(f"{where}.parameters", "expected an object")
     if tool.type in UNNAMED:
         return tool.type
     if tool.name is None:
@@ -155,18 +171,12 @@ def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
         )
     if tool.type == "namespace":
         if not tool.name or len(tool.name) > 256:
-            raise InvalidRequest(
-                f"Invalid '{where}.name': use 1 to 256 characters.", param=f"{where}.name", code="invalid_value"
-            )
+            raise invalid_parameter(f"{where}.name", "use 1 to 256 characters")
         names: set[str] = set()
         for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
             place = f"{where}.tools[{number}]"
             if inner.type not in ("function", "custom"):
-                raise InvalidRequest(
-                    f"Invalid value for '{place}.type': a namespace holds functions and custom tools.",
-                    param=f"{place}.type",
-                    code="invalid_value",
-                )
+                raise invalid_value(f"{place}.type", "a namespace holds functions and custom tools")
             name = _check(place, inner, spaced=True)
             if name in names:
                 raise InvalidRequest(
@@ -178,17 +188,7 @@ def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
         return f"{tool.name} (namespace)"
     # Names of MCP tools (in namespaces) may hold anything: the model is shown a name that fits (`tool_map.py`).
     if not (0 < len(tool.name) <= _LONGEST_NAME and (spaced or _NAME.fullmatch(tool.name))):
-        raise InvalidRequest(
-            f"Invalid '{where}.name': use 1 to {_LONGEST_NAME} letters, digits, underscores or dashes.",
-            param=f"{where}.name",
-            code="invalid_value",
-        )
-    if given(tool.parameters) and first(tool.parameters) != b"{":
-        raise InvalidRequest(
-            f"Invalid type for '{where}.parameters': expected an object.",
-            param=f"{where}.parameters",
-            code="invalid_type",
-        )
+        raise invalid_parameter(f"{where}.name", f"use 1 to {_LONGEST_NAME} letters, digits, underscores or dashes")
     if tool.type == "custom" and given(tool.format):
         _check_format(f"{where}.format", tool.format)
     return tool.name

@@ -14,8 +14,6 @@ from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode, fragment_of
 
-__all__ = ["ReasoningDetails"]
-
 _JOINED = ("text", "summary")
 
 

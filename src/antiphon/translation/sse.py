@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-__all__ = ["EventTooLarge", "ServerSentEvent", "SseDecoder"]
-
+_COLON = ord(":")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -81,7 +80,11 @@ class SseDecoder:
             raise EventTooLarge(f"an event is larger than {self._limit} bytes")
         events: list[ServerSentEvent] = []
         for line in lines:
-            self._line(line, events)
+            if line:
+                if line[0] != _COLON:
+                    self._line(line, events)
+            elif self._data or self._type:
+                self._line(line, events)
         return events
 
     def close(self) -> list[ServerSentEvent]:

@@ -14,9 +14,8 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-__all__ = ["ThinkTags", "only_thought"]
-
 _OPEN, _CLOSE = b"<think>", b"</think>"
+_MAX_HELD = 1_024
 _BLANKS = re.compile(rb"(?: |\\n|\\r|\\t)*")
 # Some servers escape the brackets; an escaped backslash before them is no escape.
 _ESCAPED = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
@@ -63,7 +62,8 @@ class ThinkTags:
         data, self._held = self._held + fragment, b""
         if self._state is _State.START:
             start = _after_blanks(data)
-            if len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
+            # Blanks without end are text: to hold them for ever would be to read them again with every one that comes.
+            if len(data) < _MAX_HELD and len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
                 self._held = data
                 return b"", b""
             if not data.startswith(_OPEN, start):

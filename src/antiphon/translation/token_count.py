@@ -1,46 +1,63 @@
 """How many tokens a request has: asked of the server where it can count, else estimated.
 
-Lives here: the question, the answer, the object a client gets. Not here: the estimate (`truncation.py`), which servers
-count (`profiles/`).
+Lives here: where and how each kind of server is asked, its answer, the object a client gets. Not here: the estimate
+(`truncation.py`), which servers count (`profiles/`).
 
-Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint.
+Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
+(tools/server/README.md, build 10434).
 
 Invariant: an answer that cannot be used is no failure: the estimate stands in for it, and says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
-__all__ = ["COUNT_CALL", "count_question", "count_read", "counted"]
-
-COUNT_CALL = "/tokenize"
-_ASKED = ("model", "messages", "tools")
+_ASKED = ("model", "messages", "tools", "chat_template_kwargs")
 _ESTIMATED: Headers = (("antiphon-estimated", "input_tokens"),)
-_MOST = 1 << 53
+_MAX_COUNT = 1 << 53
 
 
-class _Count(Struct):
-    count: int
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """How one kind of server counts a chat request without running the model.
+
+    `path` lies below the base URL, with `above` beside its last `/v1`; `answer` is the member that holds the number;
+    `added` are members of the question that the chat request does not have.
+    """
+
+    path: str
+    answer: str
+    above: bool = False
+    added: Mapping[str, object] = field(default_factory=dict)
+
+    def question(self, chat: bytes) -> bytes:
+        """What the server is asked about this chat request."""
+        fields = msgspec.json.decode(chat, type=dict[str, Raw])
+        return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
+
+    def read(self, answer: bytes) -> int | None:
+        """The server's count, None when it gave none."""
+        try:
+            raw = msgspec.json.decode(answer, type=dict[str, Raw]).get(self.answer)
+            count = None if raw is None else msgspec.json.decode(raw, type=int)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        return count if count is not None and 0 <= count < _MAX_COUNT else None
 
 
-def count_question(chat: bytes) -> bytes:
-    """What the server is asked about this chat request."""
-    fields = msgspec.json.decode(chat, type=dict[str, Raw])
-    return encode({**{name: fields[name] for name in _ASKED if name in fields}, "add_generation_prompt": True})
-
-
-def count_read(answer: bytes) -> int | None:
-    """The server's count, None when it gave none."""
-    try:
-        count = msgspec.json.decode(answer, type=_Count).count
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return count if 0 <= count < _MOST else None
+COUNTERS: Mapping[str, TokenCounter] = {
+    "vllm": TokenCounter("/tokenize", "count", above=True, added={"add_generation_prompt": True}),
+    "llamacpp": TokenCounter("/chat/completions/input_tokens", "input_tokens"),
+}
+"""By the name that a profile's `tokenizer` gives."""
 
 
 def counted(tokens: int, *, estimated: bool) -> tuple[bytes, Headers]:

@@ -1,12 +1,12 @@
 """Tool calls put together from deltas, one after the other.
 
-Lives here: which delta belongs to which call, when a call may be opened, and which calls the request does not allow.
-Chat servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one open
-item at a time. Not here: the events (`builder.py`), which tool a name means (`tool_map.py`).
+Lives here: which delta belongs to which call, when a call may be opened, and what is wrong with calls in the
+end. Chat servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one
+open item at a time. Not here: the events (`builder.py`), which tool a name means (`tool_map.py`).
 
 Invariants: calls are opened in the order in which they first appeared; a call is opened only once its name is known;
-the arguments put out are the concatenation of the fragments received for that call; a call that `tool_choice` or
-`parallel_tool_calls` forbids is never put out.
+the arguments emitted are the concatenation of the fragments received for that call; a call that `tool_choice` or
+`parallel_tool_calls` forbids is never emitted.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from antiphon.translation.answer_ending import Ending, failed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import fragment
-from antiphon.translation.tool_map import CallKind, CallTarget, ToolMap
+from antiphon.translation.tool_map import ToolMap
 from antiphon.types.chat import ToolCallDelta
 from antiphon.types.json import text_of
-
-__all__ = ["TooManyToolCalls", "ToolCalls"]
 
 _LONGEST_ID = 64
 _PLACEHOLDER = [b"{}"]
@@ -48,32 +47,57 @@ class _Call:
 class ToolCalls:
     """Feeds a builder with calls; `flush` when no more deltas can come."""
 
-    def __init__(self, builder: ResponseBuilder, tools: ToolMap, most: int) -> None:
+    def __init__(self, builder: ResponseBuilder, tools: ToolMap, limit: int) -> None:
         self._builder = builder
         self._tools = tools
-        self._most = most
+        self._limit = limit
         self._calls: list[_Call] = []
         self._first = 0
         self._open: _Call | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a call that was closed already, so that what was put out is wrong."""
+        """Whether arguments came for a call that was closed already, so that what was emitted is wrong."""
         self.forbidden = ""
         """The name of a tool the model called although the request does not allow it."""
-        self._put = 0
+        self.made = 0
+        """How many calls were emitted, those of tools that run here among them."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
     @property
     def nameless(self) -> bool:
-        """Whether a call with arguments never got a name: it cannot be put out."""
+        """Whether a call with arguments never got a name: it cannot be emitted."""
         return any(not call.name and (call.waiting or call.id) for call in self._calls)
 
     @property
     def unfinished(self) -> bool:
         """Whether more arguments must come for a call that was begun."""
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
+
+    def failure(self, *, refused: bool, answered: bool) -> Ending | None:
+        """What is wrong with the calls of an answer that is complete otherwise, None if nothing is.
+
+        `refused`: the model declined to answer; `answered`: it gave any output that the client can see.
+        """
+        if self.nameless:
+            return failed("The upstream sent a tool call without a name.", "upstream_invalid")
+        if self.broken:
+            return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+        if self._tools.required and not self.made and not refused:
+            called = f"called '{self.forbidden[:64]}' instead" if self.forbidden else "called none"
+            return failed(
+                f"tool_choice requires the call of a tool that it names or allows, and the model {called}. Try again, "
+                "or let the model choose ('auto'); its server may not support the choice.",
+                "tool_choice_not_followed",
+            )
+        if self.forbidden and not answered:
+            return failed(
+                f"The model called the tool '{self.forbidden[:64]}', which tool_choice does not allow, and answered "
+                "nothing else. Try again, or allow the tool.",
+                "model_error",
+            )
+        return None
 
     def receive(self, delta: ToolCallDelta) -> None:
         """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
@@ -88,7 +112,7 @@ class ToolCalls:
         if call is None:
             if not (delta.id or name or part):
                 return
-            if len(self._calls) >= self._most:
+            if len(self._calls) >= self._limit:
                 raise TooManyToolCalls
             call = _Call(delta.index)
             self._calls.append(call)
@@ -106,10 +130,10 @@ class ToolCalls:
         self._advance()
 
     def flush(self) -> None:
-        """No more deltas come: put out every call that waited for an earlier one."""
+        """No more deltas come: emit every call that waited for an earlier one."""
         for call in self._calls[self._first :]:
             if call.name:
-                self._put_out(call, True)
+                self._emit(call, True)
             call.done = True
         self._first = len(self._calls)
         self._open = None
@@ -139,29 +163,29 @@ class ToolCalls:
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
 
     def _advance(self) -> None:
-        """Put out what can be put out: the open call's fragments, and the next call once the open one is whole."""
+        """Emit what can be emitted: the open call's fragments, and the next call once the open one is whole."""
         while self._first < len(self._calls):
             call = self._calls[self._first]
             if not call.name:
                 return
             followed = self._first + 1 < len(self._calls)
-            self._put_out(call, followed)
+            self._emit(call, followed)
             if not followed or not _is_whole(call):
                 return
             call.done = True
             self._open = None
             self._first += 1
 
-    def _put_out(self, call: _Call, last: bool) -> None:
-        """Put out what there is of a call; `last` when the next one has begun, or nothing more comes."""
+    def _emit(self, call: _Call, last: bool) -> None:
+        """Emit what there is of a call; `last` when the next one has begun, or nothing more comes."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
             return
         if self._open is not call:
-            if not self._may_put(call):
+            if not self._may_emit(call):
                 call.suppressed = True
-                self._put_out(call, last)
+                self._emit(call, last)
                 return
             if not _is_usable(call.id):
                 # Clients refuse ids that are too long, or hold what they cannot.
@@ -170,12 +194,10 @@ class ToolCalls:
                 # Two calls with one id could not be told apart; some servers count from 0 in every answer.
                 call.id = ""
             self._ids.add(call.id)
-            self._put += 1
-            target = self._tools.target(call.name)
-            if call.bare:
-                # A custom tool of the server's own kind: its input is no JSON.
-                target = CallTarget(CallKind.CUSTOM, target.name, target.namespace)
-            self._builder.open_call(call.id, target, bare=call.bare)
+            self.made += 1
+            # A custom tool of the server's own kind: its input is no JSON.
+            begin = self._builder.open_bare_call if call.bare else self._builder.open_call
+            begin(call.id, self._tools.target(call.name))
             self._open = call
         if call.waiting and (last or call.waiting != _PLACEHOLDER):
             for part in call.waiting:
@@ -183,11 +205,11 @@ class ToolCalls:
             call.sent += call.waiting
             call.waiting = []
 
-    def _may_put(self, call: _Call) -> bool:
+    def _may_emit(self, call: _Call) -> bool:
         if not self._tools.may_call(call.name):
             self.forbidden = call.name
             return False
-        return not (self._tools.single and self._put)
+        return not (self._tools.single and self.made)
 
 
 def _is_another(call: _Call, name: str, part: bytes) -> bool:

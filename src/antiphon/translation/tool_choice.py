@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.checks import check_choice, read_string, wrong_type
+from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
+from antiphon.translation.request_checks import check_choice, read_string, wrong_type
 from antiphon.types.json import ABSENT, encode, given
 from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = ["read_tool_choice"]
-
-
 _KnownTool = tuple[str | None, str | None, str | None]
 """Kind, name, namespace: a function and a custom tool of one name are two tools."""
+
+_ONE_FUNCTION = frozenset({"web_search", "file_search", "code_interpreter"})
+"""Hosted tools that the model is shown as one function of their name."""
 
 
 class _Named(Struct):
@@ -98,11 +98,7 @@ def read_tool_choice(
         return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom", *UNNAMED):
-        raise InvalidRequest(
-            f"tool_choice asks for {choice.type[:64]!r}, which cannot run here.",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
+        raise unsupported_parameter(f"tool_choice asks for {choice.type[:64]!r}, which cannot run here.", "tool_choice")
     if known is not None and (choice.type, *name) not in known:
         raise InvalidRequest(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
@@ -113,10 +109,11 @@ def read_tool_choice(
 
 
 def _hosted_pair(named: _Named | _Choice, *, whole: bool = False) -> tuple[str | None, str | None]:
-    """How a hosted tool is named inside: an MCP server is a namespace."""
+    """How a hosted tool is named inside: an MCP server is a namespace, and so is a tool of another package."""
     if named.type == "mcp":
         return (None if whole else named.name, named.server_label)
-    return (hosted_name(named.type or ""), None)
+    name = hosted_name(named.type or "")
+    return (name, None) if name in _ONE_FUNCTION else (None, name)
 
 
 def _allowed(choice: _Choice, known: set[_KnownTool] | None, hosted: frozenset[str]) -> ToolChoice:
@@ -162,7 +159,7 @@ def _known(tools: list[Tool]) -> set[_KnownTool]:
         elif tool.type == "mcp":
             known.add((tool.type, None, tool.server_label))
         elif tool.type not in (*NAMED, *UNNAMED):
-            known.add((tool.type, hosted_name(tool.type), None))
+            known.add((tool.type, *_hosted_pair(_Named(type=tool.type))))
         else:
             known.add((tool.type, tool.type if tool.type in UNNAMED else tool.name, None))
     return known

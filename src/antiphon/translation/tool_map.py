@@ -21,9 +21,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["HOSTED_KINDS", "CallKind", "CallTarget", "HostedFunction", "ToolMap", "fitting_call_id", "flat_name"]
-
-_LONGEST = 64
+_MAX_LENGTH = 64
 _HASH = 8
 _LONGEST_CALL_ID = 40
 _NINE = re.compile(r"[a-zA-Z0-9]{9}")
@@ -82,10 +80,10 @@ def flat_name(name: str, namespace: str | None = None) -> str:
     """The chat name of a tool: letters, digits, `_` and `-`, at most 64 characters."""
     whole = name if namespace is None else f"{namespace}__{name}"
     fit = _UNFIT.sub("_", whole)
-    if fit == whole and len(whole) <= _LONGEST:
+    if fit == whole and len(whole) <= _MAX_LENGTH:
         return whole
     digest = hashlib.sha256(f"{namespace or ''}\0{name}".encode()).hexdigest()[:_HASH]
-    return f"{fit[: _LONGEST - _HASH - 1]}_{digest}"
+    return f"{fit[: _MAX_LENGTH - _HASH - 1]}_{digest}"
 
 
 def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
@@ -103,13 +101,14 @@ def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
 class ToolMap:
     """The tools of one request, and which of them the model may call now.
 
-    `callable` holds the chat names that may be called (None: whatever the model calls); `single` says that one answer
-    may hold one call at most; `call_ids` are those of the calls in the history.
+    `callable` holds the chat names that may be called (None: whatever the model calls), `required` says that one must
+    be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history.
     """
 
     def __init__(self) -> None:
         self._targets: dict[str, CallTarget] = {}
         self.callable: frozenset[str] | None = None
+        self.required = False
         self.single = False
         self.call_ids: set[str] = set()
 
@@ -128,10 +127,6 @@ class ToolMap:
     def remember(self, target: CallTarget) -> None:
         """A tool that was called earlier and need not be declared any more; one that is declared goes before it."""
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
-
-    def knows(self, chat_name: str) -> bool:
-        """Whether a tool of this request has the name."""
-        return chat_name in self._targets
 
     def target(self, chat_name: str) -> CallTarget:
         """The tool a call means. A name nobody declared is a function of that name: the client may know it."""

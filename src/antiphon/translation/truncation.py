@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from antiphon.translation.call_items import OUTPUTS
 from antiphon.types.items import InputItem
 
-__all__ = ["estimate_body", "estimate_tokens", "keep_latest"]
-
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 _DATA = re.compile(rb'"data:[^"]{256,}"')

@@ -15,27 +15,20 @@ for secrets, and none longer than 2,000 characters.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.known_secrets import KnownSecrets, without
 from antiphon.redaction import redacted
+from antiphon.translation.refused_media import media_refusal
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-__all__ = [
-    "as_event_failure",
-    "error_in_stream",
-    "event_error_type",
-    "map_transport_error",
-    "map_upstream_answer",
-    "passed_headers",
-    "read_stream_error",
-]
-
-_MOST = 2_000
-_MOST_PLAIN = 300
-_MOST_HEADER = 256
+_MAX_MESSAGE = 2_000
+_MAX_PLAIN = 300
+_MAX_HEADER = 256
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,127}")
 
@@ -79,6 +72,16 @@ _KNOWN_TYPES = frozenset(
         "server_error",
     }
 )
+_OF_THE_CLIENT = frozenset(
+    {
+        "content_filter",
+        "context_length_exceeded",
+        "invalid_api_key",
+        "invalid_prompt",
+        "model_not_found",
+        "unsupported_parameter",
+    }
+)
 # Of the client's doing, or to be known to it; every other 4xx is about what the gateway sent.
 _CLIENT_STATUSES = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
 _SERVER_STATUSES = frozenset({500, 502, 503, 504})
@@ -102,19 +105,29 @@ _ENVOY_REPLIES = (
 )
 
 
-def map_upstream_answer(status: int, headers: Headers, body: bytes) -> ApiError:
-    """The error for an upstream's non-2xx answer."""
+def map_upstream_answer(
+    status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
+) -> ApiError:
+    """The error for an upstream's non-2xx answer; `secrets` are known exactly and must not stand in it.
+
+    `sent`: where the request held what not every model takes (`media_refusal`).
+    """
     for start, fault in _ENVOY_REPLIES:
         if body.startswith(start):
             return map_transport_error(UpstreamError(fault, "Envoy's local reply"))
-    told = _read(body)
-    message = told.message or _plain_text(headers, body) or f"The upstream answered {status} without an explanation."
-    return _judge(status, told, message, passed_headers(headers))
+    told = _read(body, secrets)
+    message = (
+        told.message or _plain_text(headers, body, secrets) or f"The upstream answered {status} without an explanation."
+    )
+    if (refused := media_refusal(status, message, sent or {})) is not None:
+        return refused
+    passed = tuple(pair for pair in passed_headers(headers) if without(pair[1], secrets) == pair[1])
+    return _judge(status, told, message, passed)
 
 
 def map_transport_error(error: UpstreamError) -> ApiError:
     """The error for a call that failed in transport."""
-    if error.fault is UpstreamFault.TIMED_OUT:
+    if error.fault in (UpstreamFault.TIMED_OUT, UpstreamFault.HELD):
         return UpstreamTimedOut("The upstream took too long to answer.", code="upstream_timeout")
     if error.fault is UpstreamFault.UNREACHABLE:
         return UpstreamFailed("The upstream cannot be reached.", code="upstream_unreachable")
@@ -123,15 +136,10 @@ def map_transport_error(error: UpstreamError) -> ApiError:
     return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
 
 
-def read_stream_error(data: bytes) -> ApiError:
+def read_stream_error(data: bytes, secrets: KnownSecrets = ()) -> ApiError:
     """The error for one that came inside a 2xx answer: its status is the number it names, else 502."""
-    told = _read(data)
+    told = _read(data, secrets)
     return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
-
-
-def error_in_stream(data: bytes) -> tuple[str, str]:
-    """(code, message) for an error that came inside a 2xx answer, as a failed response shows them."""
-    return as_event_failure(read_stream_error(data))
 
 
 def as_event_failure(error: ApiError) -> tuple[str, str]:
@@ -157,7 +165,7 @@ def event_error_type(code: str) -> str:
         return "too_many_requests"
     if code == "insufficient_quota":
         return "insufficient_quota"
-    if code in ("context_length_exceeded", "model_not_found", "invalid_prompt", "content_filter", "invalid_api_key"):
+    if code in _OF_THE_CLIENT:
         return "invalid_request_error"
     return "server_error"
 
@@ -168,10 +176,27 @@ def passed_headers(headers: Headers) -> Headers:
         (name, value)
         for name, value in headers
         if (name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIXES))
-        and len(value) <= _MOST_HEADER
+        and len(value) <= _MAX_HEADER
         and value.isascii()
         and value.isprintable()
+        and ((form := _FORMS.get(name)) is None or form(value))
     )
+
+
+def _at_most(limit: int) -> Callable[[str], bool]:
+    return lambda value: _NUMBER.fullmatch(value) is not None and float(value) <= limit
+
+
+# Of what tells a client how long to wait, only what makes sense: some wait for whatever is said. (OpenAI's SDKs read
+# parts of seconds too.)
+_NUMBER = re.compile(r"\d{1,12}(\.\d{1,6})?")
+_DATE = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
+_DAY = 86_400
+_FORMS: dict[str, Callable[[str], bool]] = {
+    "retry-after": lambda value: _at_most(_DAY)(value) or _DATE.fullmatch(value) is not None,
+    "retry-after-ms": _at_most(_DAY * 1000),
+    "x-should-retry": lambda value: value in ("true", "false"),
+}
 
 
 # What was told
@@ -236,11 +261,13 @@ def _is_no_model(status: int, text: str, message: str) -> bool:
 
 
 def _error(status: int, message: str, kind: str, code: str | None, param: str | None, headers: Headers) -> ApiError:
-    return ApiError(message, status=status, type=kind, code=code, param=param, headers=headers)
+    made = UpstreamFailed if status >= 500 else ApiError
+    return made(message, status=status, type=kind, code=code, param=param, headers=headers)
 
 
 def _retry_seconds(headers: Headers) -> str:
     """The seconds of `retry-after-ms` or `retry-after`, empty when neither is a plain number."""
+    headers = passed_headers(headers)
     milliseconds = header_value(headers, "retry-after-ms") or ""
     if milliseconds.isdecimal() and len(milliseconds) < 10:
         return f"{int(milliseconds) / 1000:g}"
@@ -251,7 +278,7 @@ def _retry_seconds(headers: Headers) -> str:
 # Shapes
 
 
-def _read(body: bytes) -> _Told:
+def _read(body: bytes, secrets: KnownSecrets) -> _Told:
     """What the body says, whichever of the shapes seen it has."""
     try:
         value = decode_any(body)
@@ -261,7 +288,7 @@ def _read(body: bytes) -> _Told:
         # Gemini's compatible endpoint wraps the object in a list.
         value = next((item for item in value if isinstance(item, dict)), None)
     if not isinstance(value, dict):
-        return _Told(message=redacted(value, _MOST)) if isinstance(value, str) else _Told()
+        return _Told(message=redacted(value, _MAX_MESSAGE, secrets)) if isinstance(value, str) else _Told()
     told = _Told()
     inner = value.get("error")
     if isinstance(inner, list):
@@ -275,12 +302,16 @@ def _read(body: bytes) -> _Told:
         told.message = inner
     for source in sources:
         _take(told, source)
-    told.message = redacted(told.message, _MOST)
+    told.message = redacted(told.message, _MAX_MESSAGE, secrets)
     # Deepseek gives the type once more as the code.
     told.code = (
         told.code if _CODE.fullmatch(told.code) and told.code not in _KNOWN_TYPES - {"insufficient_quota"} else ""
     )
     told.param = _our_param(told.param)
+    # Names are short and passed on as they are: one that holds anything secret is none.
+    told.code, told.param = (
+        name if redacted(name, _MAX_MESSAGE, secrets) == name else "" for name in (told.code, told.param)
+    )
     return told
 
 
@@ -314,7 +345,7 @@ def _message(source: dict[str, Any]) -> str:
     more = " ".join(_words(source.get("details")))
     metadata = source.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
-        raw = metadata["raw"][: 2 * _MOST]
+        raw = metadata["raw"][: 2 * _MAX_MESSAGE]
         try:
             more = _message_in(decode_any(raw)) or raw
         except ValueError:
@@ -364,10 +395,10 @@ def _our_param(name: str) -> str:
     return _PARAMS.get(top, name)
 
 
-def _plain_text(headers: Headers, body: bytes) -> str:
+def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
     """A short text that is no page: servers and proxies answer `Unauthorized` or `404 page not found`."""
     kind = (header_value(headers, "content-type") or "").lower()
-    if not 0 < len(body) <= _MOST_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
+    if not 0 < len(body) <= _MAX_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
         return ""
     try:
         text = body.decode().strip()
@@ -375,4 +406,4 @@ def _plain_text(headers: Headers, body: bytes) -> str:
         return ""
     if not text or text[0] in "<{[" or "\n" in text or not text.isprintable():
         return ""
-    return redacted(text, _MOST_PLAIN)
+    return redacted(text, _MAX_PLAIN, secrets)

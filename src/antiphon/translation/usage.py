@@ -1,6 +1,7 @@
 """Token usage, in every place and spelling a provider puts it.
 
-Lives here: reading a chat usage object into ours. Not here: when it is read (`chat_stream.py`).
+Lives here: reading a chat usage object into ours, and the sum of several model calls. Not here: when it is read
+(`chat_stream.py`), when it is summed (`engine/exchange/made_response.py`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
 non-negative integer.
@@ -12,11 +13,8 @@ from typing import Any
 
 from msgspec import Raw
 
-from antiphon.translation.builder import usage_object
 from antiphon.types.json import decode_any, encode
-from antiphon.types.response import UsageObject
-
-__all__ = ["read_groq_usage", "read_usage"]
+from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 
 
 def read_usage(data: Raw) -> UsageObject | None:
@@ -82,3 +80,38 @@ def read_groq_usage(data: bytes) -> UsageObject | None:
         return None
     usage = value.get("usage") if isinstance(value, dict) else None
     return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
+
+
+def usage_object(
+    input_tokens: int, output_tokens: int, total_tokens: int, cached: int, cache_write: int, reasoning: int
+) -> UsageObject:
+    """The usage object with both of its details objects."""
+    return UsageObject(
+        input_tokens=input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=cache_write),
+        output_tokens=output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
+        total_tokens=total_tokens,
+    )
+
+
+def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
+    """What two model calls of one response cost together."""
+    if other is None:
+        return one
+    return usage_object(
+        one.input_tokens + other.input_tokens,
+        one.output_tokens + other.output_tokens,
+        one.total_tokens + other.total_tokens,
+        one.input_tokens_details.cached_tokens + other.input_tokens_details.cached_tokens,
+        one.input_tokens_details.cache_write_tokens + other.input_tokens_details.cache_write_tokens,
+        one.output_tokens_details.reasoning_tokens + other.output_tokens_details.reasoning_tokens,
+    )
+
+
+def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObject:
+    """The server's counts; reasoning that it gave and did not count is estimated, by its share of the output:
+    `reasoned` of `written` bytes."""
+    if reasoned and not usage.output_tokens_details.reasoning_tokens:
+        usage.output_tokens_details.reasoning_tokens = round(usage.output_tokens * (reasoned / written))
+    return usage

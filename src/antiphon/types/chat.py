@@ -3,7 +3,7 @@
 Lives here: typed views of the fields that are used. Not here: what a wrong shape is turned into
 (`translation/chat_chunk.py`), nor any vendor's name.
 
-Invariant: decoding into these never copies text; text fields stay raw JSON until they are put out.
+Invariant: decoding into these never copies text; text fields stay raw JSON until they are emitted.
 """
 
 from __future__ import annotations
@@ -11,19 +11,6 @@ from __future__ import annotations
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT
-
-__all__ = [
-    "ChatMessage",
-    "ChatRequest",
-    "ChatToolCall",
-    "ChatToolCallFunction",
-    "Choice",
-    "Chunk",
-    "CustomDelta",
-    "Delta",
-    "FunctionDelta",
-    "ToolCallDelta",
-]
 
 
 class ChatToolCallFunction(Struct):

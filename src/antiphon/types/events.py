@@ -13,67 +13,6 @@ from msgspec import Raw, Struct
 from antiphon.types.items import OutputItem, OutputText, ReasoningText, Refusal, SummaryText
 from antiphon.types.response import Response
 
-__all__ = [
-    "TERMINAL",
-    "ApplyPatchDiffDelta",
-    "ApplyPatchDiffDone",
-    "CodeInterpreterCodeDelta",
-    "CodeInterpreterCodeDone",
-    "CodeInterpreterCompleted",
-    "CodeInterpreterInProgress",
-    "CodeInterpreterInterpreting",
-    "ContentPartAdded",
-    "ContentPartDone",
-    "CustomToolCallInputDelta",
-    "CustomToolCallInputDone",
-    "ErrorDetail",
-    "ErrorEvent",
-    "Event",
-    "FileSearchCompleted",
-    "FileSearchInProgress",
-    "FileSearchSearching",
-    "FunctionCallArgumentsDelta",
-    "FunctionCallArgumentsDone",
-    "McpCallArgumentsDelta",
-    "McpCallArgumentsDone",
-    "McpCallCompleted",
-    "McpCallFailed",
-    "McpCallInProgress",
-    "McpListToolsCompleted",
-    "McpListToolsFailed",
-    "McpListToolsInProgress",
-    "OutputItemAdded",
-    "OutputItemDone",
-    "OutputTextAnnotationAdded",
-    "OutputTextDelta",
-    "OutputTextDone",
-    "ReasoningDelta",
-    "ReasoningDone",
-    "ReasoningSummaryPartAdded",
-    "ReasoningSummaryPartDone",
-    "ReasoningSummaryTextDelta",
-    "ReasoningSummaryTextDone",
-    "ReasoningTextDelta",
-    "ReasoningTextDone",
-    "RefusalDelta",
-    "RefusalDone",
-    "ResponseCompleted",
-    "ResponseCreated",
-    "ResponseFailed",
-    "ResponseInProgress",
-    "ResponseIncomplete",
-    "ResponseQueued",
-    "ShellCommandAdded",
-    "ShellCommandDelta",
-    "ShellCommandDone",
-    "WebSearchCompleted",
-    "WebSearchInProgress",
-    "WebSearchSearching",
-]
-
-TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
-"""Types of the events that end a stream."""
-
 
 class Event(Struct, tag_field="type"):
     """What all events have."""

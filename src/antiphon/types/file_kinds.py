@@ -12,8 +12,6 @@ from __future__ import annotations
 import re
 from mimetypes import MimeTypes
 
-__all__ = ["BYTES", "FIRST_BYTES", "image_type", "is_text", "media_type_of", "plain_name"]
-
 BYTES = "application/octet-stream"
 """The media type of what could be anything."""
 
@@ -21,7 +19,7 @@ FIRST_BYTES = 16
 """How much of a file `image_type` looks at."""
 
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_MOST_NAME = 255
+_MAX_NAME = 255
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
 _TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
 _TEXT_ENDINGS = (
@@ -53,11 +51,11 @@ def plain_name(name: str) -> str:
     if name.strip(".") == "":
         return ""
     encoded = name.encode()
-    if len(encoded) <= _MOST_NAME:
+    if len(encoded) <= _MAX_NAME:
         return name
     stem, dot, ending = name.rpartition(".")
     kept = (dot + ending).encode() if stem and len(ending) <= 16 else b""
-    start = (stem if kept else name).encode()[: _MOST_NAME - len(kept)]
+    start = (stem if kept else name).encode()[: _MAX_NAME - len(kept)]
     return start.decode(errors="ignore") + kept.decode()
 
 

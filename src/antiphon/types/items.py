@@ -1,4 +1,4 @@
-"""Items and content parts: what a client sends in `input`, what is stored, what is put out.
+"""Items and content parts: what a client sends in `input`, what is stored, what is emitted.
 
 Lives here: the one tolerant shape all input items share (`InputItem`, clients omit and add keys freely) and the exact
 shapes of output items. Not here: how items become chat messages (`translation/chat_messages.py`).
@@ -13,33 +13,6 @@ from __future__ import annotations
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT
-
-__all__ = [
-    "ApplyPatchCall",
-    "CodeInterpreterCall",
-    "Compaction",
-    "CustomToolCall",
-    "FileSearchCall",
-    "FunctionCall",
-    "HostedItem",
-    "InputItem",
-    "InputPart",
-    "LocalShellCall",
-    "McpApprovalRequest",
-    "McpCall",
-    "McpListTools",
-    "Message",
-    "NativeCall",
-    "OutputItem",
-    "OutputText",
-    "Reasoning",
-    "ReasoningText",
-    "Refusal",
-    "ShellCall",
-    "SummaryText",
-    "ToolSearchCall",
-    "WebSearchCall",
-]
 
 
 class InputItem(Struct, gc=False):
@@ -71,6 +44,7 @@ class InputItem(Struct, gc=False):
     execution: str | None = None
     approval_request_id: str | None = None
     approve: bool | None = None
+    reason: Raw = ABSENT
     source: Raw = ABSENT
 
 
@@ -196,7 +170,7 @@ class ToolSearchCall(Struct, kw_only=True):
 
 
 NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
-"""Calls that are put out whole: nothing comes between their added and done events."""
+"""Calls that are emitted whole: nothing comes between their added and done events."""
 
 
 class Compaction(Struct, kw_only=True):
@@ -273,6 +247,6 @@ class McpApprovalRequest(Struct, kw_only=True):
 
 
 HostedItem = FileSearchCall | WebSearchCall | CodeInterpreterCall | McpCall | McpListTools | McpApprovalRequest
-"""What tools that run here put out."""
+"""What tools that run here emit."""
 
 OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem

@@ -14,8 +14,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ABSENT", "NULL", "decode_any", "encode", "first", "fragment_of", "given", "quoted", "raw", "text_of"]
-
 encode = msgspec.json.encode
 
 NULL = msgspec.Raw(b"null")

@@ -16,16 +16,6 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
 from antiphon.types.tools import Tool, ToolChoice
 
-__all__ = [
-    "ContextManagement",
-    "CreateResponse",
-    "PromptCacheOptions",
-    "ReasoningOptions",
-    "StreamOptions",
-    "TextFormat",
-    "TextOptions",
-]
-
 
 class TextFormat(Struct):
     type: str
@@ -66,6 +56,9 @@ class CreateResponse(Struct):
     `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: the conversation is
     to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens (0: when the
     model's context is nearly full). `prewarm`: everything but the model call.
+
+    `parameters` are what chat servers know and the Responses API does not, `others` further members that nobody knows,
+    `allowed` the names of both that the operator lets through.
     """
 
     model: str
@@ -104,4 +97,7 @@ class CreateResponse(Struct):
     include: frozenset[str] = frozenset()
     compact: bool = False
     compact_threshold: int | None = None
+    parameters: dict[str, Raw] = {}
+    others: dict[str, Raw] = {}
+    allowed: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()

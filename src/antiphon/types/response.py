@@ -1,7 +1,7 @@
 """The Response resource as every snapshot carries it.
 
 Lives here: all 31 keys that Open Responses requires plus those OpenAI adds, in OpenAI's observed order, and the
-usage object. Not here: how values come about (`translation/echo.py`, `translation/builder.py`).
+usage object. Not here: how values come about (`translation/initial_response.py`, `translation/builder.py`).
 
 Invariant: every key is present in every snapshot, `null` where nothing is known.
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.items import OutputItem
-
-__all__ = ["ConversationReference", "Response", "ResponseError", "UsageObject"]
 
 
 class InputTokensDetails(Struct):

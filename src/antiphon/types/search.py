@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DEFAULT_RANKING", "Attributes", "Filter", "Ranking"]
-
 Attributes = Mapping[str, str | float | bool]
 """A file's attributes in a vector store."""
 

@@ -12,8 +12,6 @@ from msgspec import Raw, Struct
 
 from antiphon.types.json import ABSENT
 
-__all__ = ["Tool", "ToolChoice"]
-
 
 class Tool(Struct):
     """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo)."""
@@ -28,6 +26,7 @@ class Tool(Struct):
     execution: str | None = None
     environment: Raw = ABSENT
     defer_loading: bool | None = None
+    allowed_callers: Raw = ABSENT
     server_label: str | None = None
     source: Raw = ABSENT
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Headers", "UpstreamError", "UpstreamFault", "header_value"]
-
 Headers = tuple[tuple[str, str], ...]
 """Header pairs in order, names in lower case; duplicates are kept."""
+
+
+LOCAL_REPLY = "x-antiphon-local-reply"
+"""The header by which Envoy says that an answer is its own, since no upstream gave one."""
+
+SECRET_HEADER = "x-antiphon-secret"
+"""What is shared with the gateway in front, which alone may use the sidecar's ports."""
+
+BACKEND_HEADER = "x-antiphon-backend"
+"""Which upstream a model call is for; Envoy's routes find the cluster by it. Clients cannot send it."""
 
 
 def header_value(headers: Headers, name: str) -> str | None:
@@ -20,10 +28,12 @@ def header_value(headers: Headers, name: str) -> str | None:
 
 
 class UpstreamFault(Enum):
-    """Why an upstream call ended without a proper end."""
+    """Why an upstream call ended without a proper end. `HELD`: nothing came in time, which may be the client's doing:
+    it did not read, and who is in between held the upstream back."""
 
     UNREACHABLE = "unreachable"
     TIMED_OUT = "timed_out"
+    HELD = "timed_out_or_held_back"
     CUT = "cut"
     TOO_LARGE = "too_large"
 

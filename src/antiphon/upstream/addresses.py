@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-__all__ = ["AddressRule", "is_public"]
-
 _NOT_PUBLIC_4 = tuple(
     IPv4Network(text)
     for text in (

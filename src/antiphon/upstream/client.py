@@ -19,8 +19,9 @@ from contextlib import asynccontextmanager, contextmanager
 import aiohttp
 from yarl import URL
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.running.waiting import look_at
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from antiphon.upstream.http import ConnectionUse, UpstreamTarget, open_session, server_name
 
@@ -28,6 +29,7 @@ __all__ = ["HttpUpstream", "UpstreamTarget"]
 
 _LARGE_BODY = 1 << 20
 _STALE_CONNECTIONS = 3
+_CAUSES = 8
 # What described the bytes on the wire and is no longer true of the bytes handed on.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
@@ -37,7 +39,8 @@ class HttpUpstream:
 
     `connect_seconds` limits names, TCP and TLS; `head_seconds` the wait for the head (connecting included);
     `idle_seconds` silence within the body; `body_limit` the bytes of a body that is not an event stream (a stream is
-    judged by the text in it, which the translation limits).
+    judged by the text in it, which the translation limits). A kept connection that breaks within `stale_seconds` was
+    closed before the server saw the request, which is sent again.
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class HttpUpstream:
         head_seconds: float = 600.0,
         idle_seconds: float = 300.0,
         body_limit: int = 64 << 20,
+        stale_seconds: float = 1.0,
     ) -> None:
         self._target = target
         self._connect_seconds = connect_seconds
         self._head_seconds = head_seconds
         self._idle_seconds = idle_seconds
         self._body_limit = body_limit
+        self._stale_seconds = stale_seconds
         self._base = target.base_url.rstrip("/")
         self._server_name = server_name(target)
         self._fixed_names = frozenset(name for name, _ in target.headers)
@@ -67,13 +72,16 @@ class HttpUpstream:
             async with asyncio.timeout(self._head_seconds):
                 response = await self._send(request)
         except TimeoutError as error:
+            _let_go(error)
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _failed(UpstreamFault.UNREACHABLE, f"no connection within {self._connect_seconds:g} s") from None
             raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {self._head_seconds:g} s") from None
         except aiohttp.ClientConnectorError as error:
+            _let_go(error)
             raise _failed(UpstreamFault.UNREACHABLE, _describe(error)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Connected, and then no HTTP head: the peer hung up, or speaks something else.
+            _let_go(error)
             raise _failed(UpstreamFault.CUT, f"{_describe(error)} before the head") from None
         try:
             yield _Answer(response, self._idle_seconds, self._body_limit)
@@ -96,8 +104,9 @@ class HttpUpstream:
                 return await self._send_once(request, use)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # A kept connection that the server closed while we wrote: it never saw the request, or never began
-                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer.
-                if isinstance(error, aiohttp.ClientConnectorError) or not use.reused:
+                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer, and
+                # so is one that was held for a while: the server may have worked on the request, and died of it.
+                if isinstance(error, aiohttp.ClientConnectorError) or not use.is_stale(self._stale_seconds):
                     raise
         return await self._send_once(request, ConnectionUse())
 
@@ -152,6 +161,7 @@ class _Answer:
                 try:
                     part = await content.readany()
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    _let_go(error)
                     failure = self._failure(error)
                     part = _left_over(content)
                 if part:
@@ -160,7 +170,11 @@ class _Answer:
                         raise _failed(UpstreamFault.TOO_LARGE, f"more than {self._body_limit} bytes")
                     yield part
                 if failure is not None:
-                    raise failure
+                    try:
+                        raise failure
+                    finally:
+                        # Its traceback holds this frame.
+                        del failure
                 if not part:
                     return
 
@@ -184,6 +198,8 @@ class _Answer:
             self._break_off()
             yield
             return
+        # How a connection ended is nobody's news once its answer was read or left.
+        lost.add_done_callback(look_at)
         lost.add_done_callback(self._on_lost)
         try:
             yield
@@ -191,8 +207,6 @@ class _Answer:
             lost.remove_done_callback(self._on_lost)
 
     def _on_lost(self, lost: asyncio.Future[None]) -> None:
-        if not lost.cancelled():
-            lost.exception()
         self._break_off()
 
     def _break_off(self) -> None:
@@ -207,12 +221,21 @@ class _Answer:
         return _failed(UpstreamFault.CUT, f"{_describe(error)} in the body")
 
 
+def _let_go(error: BaseException) -> None:
+    """Forget where a failure came from, which nobody asks: aiohttp's connections keep their exceptions, and these by
+    their frames the connections, with the request's body and what was read of the answer."""
+    one: BaseException | None = error
+    for _ in range(_CAUSES):
+        if one is None:
+            return
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+
+
 def _left_over(content: aiohttp.StreamReader) -> bytes:
     """What arrived before the failure and was not read yet; aiohttp's reader raises before it hands that out."""
-    data = b"".join(content._buffer)[content._buffer_offset :]
-    content._buffer.clear()
-    content._buffer_offset = 0
-    return data
+    content.set_exception(None)  # type: ignore[arg-type]  # so that the reader goes on; the caller has the failure
+    return content.read_nowait()
 
 
 def _describe(error: BaseException) -> str:

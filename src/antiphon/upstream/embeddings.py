@@ -17,13 +17,12 @@ from typing import Any
 
 import msgspec
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.indexing import EmbeddingFailed
-from antiphon.engine.ports import Upstream, UpstreamCallFailed
-from antiphon.numbers import np
+from antiphon.config.state import EmbeddingSettings
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.indexing import EmbeddingFailed
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
+from antiphon.single_threaded_numpy import np
 from antiphon.types.json import encode
-
-__all__ = ["HttpEmbedder"]
 
 # Bad input; the same texts will not do better later.
 _FINAL = frozenset({400, 413, 422})
@@ -44,29 +43,23 @@ class HttpEmbedder:
     def __init__(
         self,
         upstream: Upstream,
-        model: str,
-        *,
-        dimensions: int | None = None,
-        batch: int = 64,
-        concurrent: int = 4,
-        seconds: float = 60.0,
+        settings: EmbeddingSettings,
     ) -> None:
         self._upstream = upstream
-        self._model = model
-        self._dimensions = dimensions
-        self._batch = batch
-        self._seconds = seconds
-        self._calls = asyncio.Semaphore(concurrent)
+        self._settings = settings
+        self._calls = asyncio.Semaphore(settings.concurrent)
         self._width: int | None = None
 
     @property
     def model(self) -> str:
         """The model with its dimensions, when they were asked for."""
-        return f"{self._model}/{self._dimensions}" if self._dimensions else self._model
+        return (
+            f"{self._settings.model}/{self._settings.dimensions}" if self._settings.dimensions else self._settings.model
+        )
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
         """One vector per text; see `Embedder.embed`."""
-        parts = [texts[start : start + self._batch] for start in range(0, len(texts), self._batch)]
+        parts = [texts[start : start + self._settings.batch] for start in range(0, len(texts), self._settings.batch)]
         vectors: list[bytes] = []
         for part in parts:
             async with self._calls:
@@ -78,23 +71,23 @@ class HttpEmbedder:
         await self._upstream.aclose()
 
     async def _call(self, texts: Sequence[str]) -> list[bytes]:
-        asked: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
-        if self._dimensions:
-            asked["dimensions"] = self._dimensions
+        asked: dict[str, Any] = {"model": self._settings.model, "input": list(texts), "encoding_format": "float"}
+        if self._settings.dimensions:
+            asked["dimensions"] = self._settings.dimensions
         request = UpstreamRequest(
             method="POST",
             path="/embeddings",
             headers=(("content-type", "application/json"), ("accept", "application/json")),
             body=encode(asked),
-            model=self._model,
+            model=self._settings.model,
             stream=False,
         )
         try:
-            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
+            async with asyncio.timeout(self._settings.seconds), self._upstream.call(request) as answer:
                 body = b"".join([part async for part in answer.body()])
                 status = answer.status
         except TimeoutError:
-            raise EmbeddingFailed(f"the embeddings server gave no answer within {self._seconds:g} s") from None
+            raise EmbeddingFailed(f"the embeddings server gave no answer within {self._settings.seconds:g} s") from None
         except UpstreamCallFailed as error:
             raise EmbeddingFailed(f"the embeddings server failed: {error.error.fault.value}") from None
         if not 200 <= status < 300:

@@ -17,9 +17,8 @@ import asyncio
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from ipaddress import ip_address
@@ -31,21 +30,23 @@ import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.config.limits import FetchSettings
+from antiphon.engine.running.thread_pools import Pool
+from antiphon.errors import ApiError, InvalidRequest, Unavailable
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
-
-__all__ = ["FetchLimits", "GuardedFetcher", "Names", "Resolve"]
 
 _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """`host, port -> addresses`; raises OSError when there are none."""
 
-_MOST_URL = 8_192
-_MOST_NAME = 128
+_MAX_URL = 8_192
+_MAX_NAME = 128
 _AT_ONCE = 4
-_RESOLVERS = 4
+# A server of names that does not answer takes a thread for as long as the system's resolver tries.
+_RESOLVERS = 32
+_RESOLVER_SECONDS = 5.0
 _HEADER_BYTES = 16 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?")
@@ -59,30 +60,12 @@ _TYPES.add_type("application/yaml", ".yaml")
 _TYPES.add_type("application/yaml", ".yml")
 
 
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """`total_bytes` and `seconds` hold for all files of one request together, `concurrent` for the process.
-
-    `http` allows plain http, `ports` are allowed on public hosts; hosts that the address rule names may use any scheme
-    and port. `types` are patterns of media types.
-    """
-
-    total_bytes: int = 50 << 20
-    seconds: float = 30.0
-    files: int = 20
-    redirects: int = 3
-    concurrent: int = 16
-    http: bool = False
-    ports: frozenset[int] = frozenset({80, 443})
-    types: tuple[str, ...] = ("text/*", "application/pdf", "application/json")
-
-
 class GuardedFetcher:
     """Implements the port `FileFetcher`."""
 
     def __init__(
         self,
-        limits: FetchLimits,
+        limits: FetchSettings,
         rule: AddressRule,
         *,
         tls: ssl.SSLContext | None = None,
@@ -99,8 +82,12 @@ class GuardedFetcher:
     ) -> dict[str, FetchedFile | ApiError]:
         """Every URL's file or its error (without `param`); all at once, within the limits of one request.
 
+        A URL is fetched once, and its file counted as often as it is named: that often it is sent.
+
         `fits` says of each URL that is asked, those of redirects included, whether it may be.
         """
+        times = Counter(urls)
+        urls = tuple(times)
         if len(urls) > self._limits.files:
             error = _refused(f"At most {self._limits.files} files can be fetched for one request.")
             return dict.fromkeys(urls, error)
@@ -109,7 +96,15 @@ class GuardedFetcher:
         places = asyncio.Semaphore(_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self._limits.seconds
         outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places, fits) for url in urls))
-        return dict(zip(urls, outcomes, strict=True))
+        found = dict(zip(urls, outcomes, strict=True))
+        left = self._limits.total_bytes
+        for url, file in found.items():
+            if not isinstance(file, FetchedFile):
+                continue
+            left -= len(file.data) * times[url]
+            if left < 0:
+                found[url] = _too_large(self._limits.total_bytes)
+        return found
 
     async def _fetch(
         self,
@@ -230,7 +225,14 @@ class _Budget:
         """Raises the error a client gets when there is not enough."""
         self.left -= size
         if self.left < 0:
-            raise _failed(f"the files of the request are larger than {self.total} bytes.", code="file_too_large")
+            raise _too_large(self.total)
+
+
+def _too_large(total: int) -> ApiError:
+    return _failed(
+        f"the files of the request, each as often as it is named, are larger than {total} bytes (fetch.total_bytes).",
+        code="file_too_large",
+    )
 
 
 async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes:
@@ -245,8 +247,8 @@ async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes
 
 def _read_url(text: str, *, relative: bool = False) -> URL:
     """A URL as it was given; raises what a client gets."""
-    if len(text) > _MOST_URL:
-        raise _refused(f"The URL is longer than {_MOST_URL} characters.")
+    if len(text) > _MAX_URL:
+        raise _refused(f"The URL is longer than {_MAX_URL} characters.")
     try:
         url = URL(text.strip())
     except (ValueError, TypeError, IndexError):  # yarl indexes into an empty host
@@ -279,9 +281,9 @@ def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
     except ValueError:
         name = ""
     name = _UNNAMEABLE.sub("_", name).strip(" .")
-    if len(name) > _MOST_NAME:
+    if len(name) > _MAX_NAME:
         stem, dot, extension = name.rpartition(".")
-        name = stem[: _MOST_NAME - 12] + dot + extension[:11] if dot else name[:_MOST_NAME]
+        name = stem[: _MAX_NAME - 12] + dot + extension[:11] if dot else name[:_MAX_NAME]
     return name or "file"
 
 
@@ -328,16 +330,19 @@ def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
 class Names:
     """Every address that the system's resolver knows for a host.
 
-    In threads of its own: a name server that a client controls may take its time, and the loop's own threads resolve
-    the upstream's name.
+    In threads of its own: a name server that a client controls may take its time. Raises `OSError`, also when all of
+    them are taken by such.
     """
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="fetch-names")
+    def __init__(self, limit: int = _RESOLVERS, seconds: float = _RESOLVER_SECONDS) -> None:
+        self._threads = Pool("names", limit, seconds)
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        try:
+            found = await self._threads.run(ask)
+        except Unavailable:
+            raise OSError("no thread for resolving names got free") from None
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

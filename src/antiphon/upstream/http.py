@@ -10,6 +10,7 @@ identity encoding, and the framing headers.
 from __future__ import annotations
 
 import ssl
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -17,8 +18,6 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from antiphon.types.transport import Headers
-
-__all__ = ["ConnectionUse", "UpstreamTarget", "open_session", "server_name"]
 
 _HEADER_BYTES = 64 * 1024
 _READ_BYTES = 256 * 1024
@@ -45,7 +44,11 @@ class UpstreamTarget:
 class ConnectionUse:
     """What became known about the connection of one request."""
 
-    reused: bool = False
+    reused_at: float | None = None
+
+    def is_stale(self, seconds: float) -> bool:
+        """Whether it was a kept one, taken for use at most so many seconds ago."""
+        return self.reused_at is not None and time.monotonic() - self.reused_at <= seconds
 
 
 def open_session(target: UpstreamTarget, *, connect_seconds: float) -> aiohttp.ClientSession:
@@ -91,4 +94,4 @@ async def _note_reuse(
 ) -> None:
     use = context.trace_request_ctx
     if isinstance(use, ConnectionUse):
-        use.reused = True
+        use.reused_at = time.monotonic()

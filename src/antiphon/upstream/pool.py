@@ -1,7 +1,7 @@
 """Several upstreams behind one port.
 
 Lives here: finding the one a call names, directly or through the model door. Not here: the call itself (`client.py`),
-the choice (`engine/routes.py`).
+the choice (`engine/exchange/model_routes.py`).
 
 Invariant: a call goes to the upstream it names or nowhere.
 """
@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.ports import UpstreamAnswer
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamAnswer
+from antiphon.types.transport import BACKEND_HEADER
 from antiphon.upstream.client import HttpUpstream
-
-__all__ = ["ModelDoor", "UpstreamPool"]
-
-_BACKEND_HEADER = "x-antiphon-backend"
 
 
 class UpstreamPool:
@@ -43,7 +40,7 @@ class ModelDoor:
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
         if request.upstream != "default":
-            request = replace(request, headers=(*request.headers, (_BACKEND_HEADER, request.upstream)))
+            request = replace(request, headers=(*request.headers, (BACKEND_HEADER, request.upstream)))
         return self._door.call(request)
 
     async def aclose(self) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.answers import in_parts
 from antiphon.doors.extproc.content_coding import decoder_for
+from antiphon.doors.extproc.peer import in_parts
 from antiphon.doors.extproc.wire import Kind
 from tests.support.wire_judge import compose, judge
 
@@ -281,6 +281,9 @@ def test_gzip_and_deflate_in_any_split(size: int) -> None:
     assert _inflated("gzip", gzip.compress(text), size) == (text, "")
     assert _inflated(" GZIP ", gzip.compress(text), size) == (text, "")
     assert _inflated("deflate", zlib.compress(text), size) == (text, "")
+    bare = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    assert _inflated("deflate", bare.compress(text) + bare.flush(), size) == (text, "")
+    assert _inflated("gzip", gzip.compress(text) * 3, size) == (text * 3, "")
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
@@ -295,8 +298,12 @@ def test_nothing_to_undo(encoding: str | None) -> None:
         ("gzip", b"not gzip at all", "a broken gzip body"),
         ("gzip", gzip.compress(b"text", mtime=0)[:-4], "a gzip body that stops in the middle"),
         ("gzip", gzip.compress(bytes(70 << 20), 1, mtime=0), "a gzip body that grows out of all proportion"),
+        ("gzip", gzip.compress(b"text", mtime=0) + b"and more", "a broken gzip body"),
+        ("deflate", zlib.compress(b"text") + b"and more", "something behind the end of a deflate body"),
+        ("deflate", b"\xff\xff", "a broken deflate body"),
+        ("deflate", zlib.compress(b"text")[:-1], "a deflate body that stops in the middle"),
     ],
-    ids=["unknown", "broken", "cut", "bomb"],
+    ids=["unknown", "broken", "cut", "bomb", "garbage", "garbage behind deflate", "broken deflate", "cut deflate"],
 )
 def test_what_cannot_be_undone_is_a_named_fault(encoding: str, data: bytes, fault: str) -> None:
     assert _inflated(encoding, data, 1 << 30)[1] == fault

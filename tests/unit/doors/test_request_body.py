@@ -70,6 +70,13 @@ def test_the_header_names_codings_in_any_spelling(value: str, codings: tuple[str
     assert content_codings((("content-type", "application/json"), ("content-encoding", value))) == codings
 
 
+def test_three_codings_are_taken_and_a_fourth_is_a_415() -> None:
+    assert len(content_codings((("content-encoding", "gzip, gzip, gzip"),))) == 3
+    with pytest.raises(ApiError) as caught:
+        content_codings((("content-encoding", "gzip, gzip, gzip, gzip"),))
+    assert caught.value.status == 415 and "More than 3" in caught.value.message
+
+
 def test_no_header_is_no_coding_and_two_headers_are_one_list() -> None:
     assert content_codings(()) == ()
     assert content_codings((("content-encoding", "gzip"), ("content-encoding", "zstd"))) == ("gzip", "zstd")
@@ -174,9 +181,9 @@ def test_a_bomb_is_refused_after_what_it_may_make(
     made = 0
     decoder = request_body._DECODERS[coding]
 
-    def counting(body: bytes, most: int) -> bytes:
+    def counting(body: bytes, limit: int) -> bytes:
         nonlocal made
-        plain: bytes = decoder(body, most)
+        plain: bytes = decoder(body, limit)
         made = len(plain)
         return plain
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import Chain, Context, RequestHead, StoredItem
-from antiphon.engine.exchange import COMPACT_PATH, COUNT_PATH, ResponseExchange
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH, ResponseExchange
+from antiphon.engine.ports.actions import Chain, Context, RequestHead, StoredItem
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
@@ -187,7 +187,7 @@ def test_without_a_number_the_models_context_decides() -> None:
     request = {"input": long, "context_management": [{"type": "compaction"}]}
     outcome, _ = _run(request, "Fine.")
     assert outcome.head is not None and ("antiphon-ignored", "context_management") in outcome.head.headers
-    known = Routes(ModelRoute(PROFILES["generic"], context_tokens=2000))
+    known = ModelRoutes(ModelRoute(PROFILES["generic"], context_tokens=2000))
     outcome, _ = _run(request, SUMMARY, "Fine.", routes=known)
     assert [item["type"] for item in outcome.json["output"]] == ["compaction", "message"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.actions import ResponseRecord, StoredItem
-from antiphon.engine.connection_memory import ConnectionMemory
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.running.connection_memory import ConnectionMemory
 from tests.support.memory_store import MemoryResponseStore
 
 
@@ -35,7 +35,7 @@ async def _chain(memory: ConnectionMemory, name: str) -> list[str] | None:
 
 
 async def test_chains_of_what_is_remembered(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=1000)
+    memory = ConnectionMemory(store, max_bytes=1000)
     memory.keep(_record("a"))
     memory.keep(_record("b", "a"))
     memory.keep(_record("c", "a"))
@@ -43,12 +43,12 @@ async def test_chains_of_what_is_remembered(store: MemoryResponseStore) -> None:
     assert await _chain(memory, "c") == ["in_a", "out_a", "in_c", "out_c"]
     assert await _chain(memory, "d") is None
     assert store.records == {} and "a" in memory and None not in memory
-    await memory.aclose()
+    memory.shed()
     assert await _chain(memory, "a") is None
 
 
 async def test_chains_that_rest_on_the_store(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=1000)
+    memory = ConnectionMemory(store, max_bytes=1000)
     await memory.save(_record("a"))
     memory.keep(_record("b", "a"))
     memory.keep(_record("c", "b"))
@@ -59,7 +59,7 @@ async def test_chains_that_rest_on_the_store(store: MemoryResponseStore) -> None
 
 
 async def test_a_forgotten_turn_leaves_those_after_it(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=1000)
+    memory = ConnectionMemory(store, max_bytes=1000)
     memory.keep(_record("a"))
     memory.keep(_record("b", "a"))
     memory.forget("a")
@@ -70,7 +70,7 @@ async def test_a_forgotten_turn_leaves_those_after_it(store: MemoryResponseStore
 
 
 async def test_the_oldest_go_first(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=250)
+    memory = ConnectionMemory(store, max_bytes=250)
     memory.keep(_record("a", text="x" * 99))
     memory.keep(_record("b", text="x" * 99))
     assert "a" in memory and "b" in memory
@@ -84,14 +84,14 @@ async def test_the_oldest_go_first(store: MemoryResponseStore) -> None:
 
 
 async def test_never_more_than_a_few(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=1 << 20)
+    memory = ConnectionMemory(store, max_bytes=1 << 20)
     for number in range(40):
         memory.keep(_record(f"r{number}"))
     assert [number for number in range(40) if f"r{number}" in memory] == list(range(24, 40))
 
 
 async def test_items_of_both(store: MemoryResponseStore) -> None:
-    memory = ConnectionMemory(store, most_bytes=1000)
+    memory = ConnectionMemory(store, max_bytes=1000)
     await memory.save(_record("a"))
     memory.keep(_record("b"))
     assert set(await memory.load_items("me", ("in_a", "out_b", "nobody"))) == {"in_a", "out_b"}

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import (
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import (
     CancelReason,
     Context,
     Finish,
@@ -19,8 +21,6 @@ from antiphon.engine.actions import (
     SendHead,
     StoredItem,
 )
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.states import State
 from antiphon.errors import ConversationLocked, StoreError
 from tests.support.exchanges import JSON, SSE, make_exchange, run
 from tests.support.judge import check_response, check_stream, parse_sse
@@ -117,11 +117,19 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], param: str, code: str) 
     assert outcome.loads == []
 
 
-def test_an_unknown_conversation_is_a_400() -> None:
-    outcome = run(REQUEST, context=Context(conversation=None))
-    assert outcome.head is not None and outcome.head.status == 400
+@pytest.mark.parametrize(
+    ("name", "status", "code", "says"),
+    [
+        ("conv_1", 404, "conversation_not_found", "not found"),
+        ("resp_1", 400, "invalid_value", "begins with 'conv_'"),
+        ("mine", 400, "invalid_value", "begins with 'conv_'"),
+    ],
+)
+def test_an_unknown_conversation(name: str, status: int, code: str, says: str) -> None:
+    outcome = run({**REQUEST, "conversation": name}, context=Context(conversation=None))
+    assert outcome.head is not None and outcome.head.status == status
     error = outcome.json["error"]
-    assert (error["param"], error["code"]) == ("conversation", "conversation_not_found")
+    assert (error["param"], error["code"]) == ("conversation", code) and says in error["message"]
 
 
 def test_a_locked_conversation_is_a_409() -> None:

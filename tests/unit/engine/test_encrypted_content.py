@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import RequestHead
+from antiphon.engine.ports.actions import RequestHead
 from antiphon.sealing import Sealer
 from tests.support.exchanges import JSON, Outcome, make_exchange, pump, run
 

@@ -6,8 +6,11 @@ import json
 
 import pytest
 
-from antiphon.engine.actions import (
-    AbortUpstream,
+from antiphon.engine.exchange.made_response import MadeResponse
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.states import TRANSITIONS, Input, State
+from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
     Chain,
@@ -21,14 +24,13 @@ from antiphon.engine.actions import (
     SendHead,
     StoredItem,
 )
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.hosted import ToolResult
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
-from antiphon.engine.states import TRANSITIONS, Input, State
-from antiphon.errors import ExchangeStateError, StoreError
+from antiphon.engine.ports.hosted_tools import ToolResult
+from antiphon.engine.ports.state import StoredResponse
+from antiphon.errors import ExchangeStateError, NoRoom, StoreError
+from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError, UpstreamFault
-from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
+from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump, run
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_stream, parse_sse
 
@@ -88,9 +90,12 @@ def _in_state(state: State) -> ResponseExchange:
     return exchange
 
 
-_NATIVE = Routes(
+_NATIVE = ModelRoutes(
     ModelRoute(PROFILES["generic"]), (ModelRule("*", ModelRoute(PROFILES["generic"], upstream="other", mode="native")),)
 )
+
+
+_STORED = StoredResponse("resp_x", "completed", b'{"id":"resp_x","status":"completed"}', ())
 
 
 def _happen(exchange: ResponseExchange, happening: Input) -> None:
@@ -112,8 +117,27 @@ def _happen(exchange: ResponseExchange, happening: Input) -> None:
         exchange.receive_tool_result(ToolResult("call_a", "found", {}))
     elif happening is Input.FOLLOWED:
         exchange.receive_followed()
+    elif happening is Input.TURNED_AWAY:
+        exchange.turn_away(NoRoom("There is no room.", "limits.requests"))
+    elif happening is Input.AGAIN:
+        exchange.answer_again(_STORED)
+    elif happening is Input.LIMIT:
+        exchange.receive_time(0.0)
+        exchange.receive_time(1e9)
     else:
         exchange.cancel(CancelReason.CLIENT_GONE)
+
+
+def test_of_a_response_whose_client_left_no_events_are_made() -> None:
+    exchange = _in_state(State.STREAMING)
+    exchange.receive_upstream_data(_CHUNK)
+    exchange.actions()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    (save,) = exchange.actions()
+    assert isinstance(save, SaveResponse)
+    assert b"Hi" in save.record.output_items[0].body
+    served = exchange._served
+    assert isinstance(served, MadeResponse) and served.builder.take() == b""
 
 
 @pytest.mark.parametrize("state", State)
@@ -167,7 +191,7 @@ def test_a_failed_save_is_never_a_success() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_cancel_aborts_and_stores_failed(stream: bool) -> None:
+def test_cancel_stores_failed(stream: bool) -> None:
     exchange = make_exchange()
     body = json.dumps({"model": "m", "input": "hi", "stream": stream}).encode()
     exchange.receive_request(_HEAD, body)
@@ -175,8 +199,8 @@ def test_cancel_aborts_and_stores_failed(stream: bool) -> None:
     exchange.receive_upstream_data(_CHUNK)
     exchange.actions()
     exchange.cancel(CancelReason.CLIENT_GONE)
-    abort, save = exchange.actions()
-    assert isinstance(abort, AbortUpstream) and isinstance(save, SaveResponse)
+    (save,) = exchange.actions()
+    assert isinstance(save, SaveResponse)
     assert save.record.status == "failed"
     assert json.loads(save.record.output_items[0].body)["status"] == "incomplete"
     exchange.receive_saved()
@@ -203,12 +227,30 @@ def test_no_head_is_an_http_error(fault: UpstreamFault, stream: bool) -> None:
     assert b"secret" not in outcome.body and not outcome.records
 
 
+# States in which the client has the head of an event stream of ours.
+_OPEN = frozenset({State.RUNNING, State.STREAMING, State.SAVING, State.FOLLOWING})
+
+
+@pytest.mark.parametrize("state", State)
+def test_silence_is_a_comment_in_an_open_stream_and_nothing_elsewhere(state: State) -> None:
+    """What an upstream is still saying may become an error with a length: not a byte may come before it."""
+    exchange = _in_state(state)
+    exchange.receive_silence()
+    sent = exchange.actions()
+    if state is State.CALLING:
+        assert isinstance(sent[0], SendHead) and sent[0].streamed
+        exchange.receive_silence()
+        sent = exchange.actions()
+    assert exchange.state is state
+    assert sent == ([SendBody(KEEPALIVE)] if state in _OPEN | {State.CALLING} else [])
+
+
 def test_a_late_head_opens_the_stream_and_failures_become_events() -> None:
     exchange = make_exchange()
     exchange.receive_request(_HEAD, _STREAM)
     outcome = Outcome()
     pump(exchange, outcome)
-    exchange.open_stream()
+    exchange.receive_silence()
     pump(exchange, outcome)
     assert outcome.head is not None and outcome.head.status == 200 and b"response.created" in outcome.body
     exchange.receive_upstream_head(429, JSON)
@@ -341,31 +383,61 @@ def test_headers_reach_the_upstream_by_an_allow_list() -> None:
 
 def test_limits_are_failures_with_names() -> None:
     long = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 5000)
-    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], most_event_bytes=1024)
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], limits=limits(sse_event_bytes=1024))
     assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
-    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], most_upstream_bytes=1024)
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [long], limits=limits(upstream_body_bytes=1024))
     assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
     many = b"".join(
         b'data: {"choices":[{"delta":{"tool_calls":[{"index":%d,"id":"c%d",'
         b'"function":{"name":"f","arguments":"{}"}}]}}]}\n\n' % (number, number)
         for number in range(5)
     )
-    outcome = run({"model": "m", "input": "hi", "stream": True}, [many], most_tool_calls=3)
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [many], limits=limits(tool_calls=3))
     assert parse_sse(outcome.body)[-1]["response"]["error"]["code"] == "upstream_too_large"
-    outcome = run({"model": "m", "input": [{"role": "user", "content": "x"}] * 3}, most_input_items=2)
+    outcome = run({"model": "m", "input": [{"role": "user", "content": "x"}] * 3}, limits=limits(input_items=2))
     assert outcome.json["error"]["code"] == "array_above_max_length"
     body = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 5000)
-    outcome = run({"model": "m", "input": "hi"}, [body], headers=JSON, most_upstream_bytes=1024)
+    outcome = run({"model": "m", "input": "hi"}, [body], headers=JSON, limits=limits(upstream_body_bytes=1024))
     assert outcome.head is not None and outcome.head.status == 502
 
 
-def test_nothing_of_a_call_leaks_between_actions() -> None:
-    """An abort is asked for exactly when a call is open."""
+def test_after_an_error_in_the_stream_nothing_of_it_is_read() -> None:
     exchange = make_exchange()
     exchange.receive_request(_HEAD, _STREAM)
     (call,) = exchange.actions()
     assert isinstance(call, CallUpstream)
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(b'data: {"error":{"message":"boom"}}\n\n')
-    actions = exchange.actions()
-    assert any(isinstance(action, AbortUpstream) for action in actions)
+    assert isinstance(exchange.actions()[-1], SaveResponse)
+    exchange.receive_upstream_data(_CHUNK)
+    exchange.receive_upstream_end()
+    assert exchange.actions() == [] and exchange.state is State.SAVING
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_wrong_key_of_the_gateway_is_not_the_clients(stream: bool, status: int) -> None:
+    told = b'{"error":{"message":"Invalid API Key","code":"invalid_api_key"}}'
+    request = {"model": "m", "input": "hi", "stream": stream}
+    theirs = run(request, [told], status=status, headers=JSON, passthrough=True)
+    assert theirs.head is not None and theirs.head.status == status
+    ours = run(request, [told], status=status, headers=JSON, passthrough=False)
+    assert ours.head is not None and ours.head.status == 502
+    error = ours.json["error"]
+    assert error["code"] == "upstream_credentials_refused" and "gateway's own credentials" in error["message"]
+    assert b"Invalid API Key" not in ours.body
+
+
+def test_of_a_large_response_the_row_alone_is_kept_when_the_process_stops() -> None:
+    """It has a moment left for all its responses together."""
+    kept = {}
+    for reason in (CancelReason.SHUTTING_DOWN, CancelReason.CLIENT_GONE):
+        exchange = _in_state(State.STREAMING)
+        for _ in range(30):
+            exchange.receive_upstream_data(_CHUNK.replace(b"Hi", b"x" * 100_000))
+        exchange.actions()
+        exchange.cancel(reason)
+        (save,) = [action for action in exchange.actions() if isinstance(action, SaveResponse)]
+        assert save.record.status == "failed" and save.record.id == exchange.response_id
+        kept[reason] = sum(len(item.body) for item in save.record.output_items)
+    assert kept[CancelReason.SHUTTING_DOWN] == 0 and kept[CancelReason.CLIENT_GONE] > 3_000_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from antiphon.engine.actions import CallUpstream, Chain, Context, LoadContext, RequestHead, StoredItem
-from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.ports.actions import CallUpstream, Chain, Context, LoadContext, RequestHead, StoredItem
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.observability.metrics import Metrics
 from antiphon.types.files import FetchedFile
@@ -42,9 +43,9 @@ def test_a_request_without_files_asks_for_nothing() -> None:
     assert isinstance(call, CallUpstream)
 
 
-def test_files_are_asked_for_once_each_before_the_model_is_called() -> None:
+def test_files_are_asked_for_as_often_as_they_are_named_before_the_model_is_called() -> None:
     exchange = begin(input=[message("https://a/x", "https://b/y", "https://a/x")])
-    assert exchange.actions() == [LoadContext("ann", None, (), ("https://a/x", "https://b/y"))]
+    assert exchange.actions() == [LoadContext("ann", None, (), ("https://a/x", "https://b/y", "https://a/x"))]
 
 
 def test_files_of_history_and_references_are_asked_for_after_they_are_known() -> None:
@@ -81,10 +82,10 @@ async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
     fetcher = _Fetcher()
     runner = Runner(
         MemoryResponseStore(),
-        None,
-        timeouts=RunnerTimeouts(),
+        None,  # type: ignore[arg-type]
+        timeouts=TimeoutSettings(),
         metrics=Metrics(),
-        files=fetcher,  # type: ignore[arg-type]
+        files=fetcher,
     )
     exchange = begin(input=[message("https://a/x", "https://b/y")])
     await anext(runner.settle(exchange))
@@ -92,7 +93,7 @@ async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
 
 
 async def test_without_a_fetcher_every_file_is_a_clear_refusal() -> None:
-    runner = Runner(MemoryResponseStore(), None, timeouts=RunnerTimeouts(), metrics=Metrics())  # type: ignore[arg-type]
+    runner = Runner(MemoryResponseStore(), None, timeouts=TimeoutSettings(), metrics=Metrics())  # type: ignore[arg-type]
     exchange = begin(input=[message("https://a/x")])
     head = await anext(runner.settle(exchange))
     body = await anext(runner.settle(exchange))

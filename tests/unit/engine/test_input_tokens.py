@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import CancelReason, RequestHead
-from antiphon.engine.exchange import COUNT_PATH, ResponseExchange
+from antiphon.engine.exchange.response_exchange import COUNT_PATH, ResponseExchange
+from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 
@@ -26,7 +26,8 @@ def _asked(profile: str = "vllm", **more: Any) -> tuple[ResponseExchange, Outcom
 def _estimated(outcome: Outcome) -> bool:
     assert outcome.head is not None and outcome.head.status == 200 and outcome.json["object"] == "response.input_tokens"
     said = ("antiphon-estimated", "input_tokens") in outcome.head.headers
-    assert (400 <= outcome.json["input_tokens"] <= 700) is said
+    tokens: int = outcome.json["input_tokens"]
+    assert (400 <= tokens <= 700) is said
     return said
 
 
@@ -45,11 +46,14 @@ def test_a_server_that_counts_is_asked_beside_its_base_url() -> None:
     assert not _estimated(outcome) and not outcome.records and exchange.done
 
 
+@pytest.mark.parametrize("profile", ["vllm", "llamacpp"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"count":"many"}', b'{"count":-1}', b'{"tokens":[]}', b"\xff"])
 @pytest.mark.parametrize("status", [200, 404, 500])
 @pytest.mark.parametrize("headers", [JSON, SSE])
-def test_an_answer_that_is_none_is_replaced_by_the_estimate(body: bytes, status: int, headers: Any) -> None:
-    exchange, outcome = _asked()
+def test_an_answer_that_is_none_is_replaced_by_the_estimate(
+    profile: str, body: bytes, status: int, headers: Any
+) -> None:
+    exchange, outcome = _asked(profile)
     exchange.receive_upstream_head(status, headers)
     exchange.receive_upstream_data(body)
     exchange.receive_upstream_end()
@@ -62,6 +66,18 @@ def test_a_server_that_is_away_is_replaced_too() -> None:
     exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "nobody"))
     pump(exchange, outcome)
     assert _estimated(outcome)
+
+
+def test_llama_cpp_counts_below_its_base_url() -> None:
+    exchange, outcome = _asked("llamacpp")
+    (call,) = outcome.calls
+    assert (call.request.path, call.request.above) == ("/chat/completions/input_tokens", False)
+    assert set(json.loads(call.request.body)) == {"model", "messages", "tools"}
+    exchange.receive_upstream_head(200, JSON)
+    exchange.receive_upstream_data(b'{"input_tokens":329,"object":"response.input_tokens"}')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert outcome.json["input_tokens"] == 329 and not _estimated(outcome)
 
 
 def test_a_client_that_leaves_is_told_nothing() -> None:

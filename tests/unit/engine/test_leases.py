@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from antiphon.engine.leases import Leases
+from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 
 
@@ -18,9 +18,12 @@ class Store:
         self.renewed: list[tuple[set[str], float]] = []
         self.lost: set[str] = set()
         self.fails = False
+        self.at_work: asyncio.Event | None = None
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         self.renewed.append((set(holders), seconds))
+        if self.at_work is not None:
+            await self.at_work.wait()
         if self.fails:
             raise StoreError("not now")
         return frozenset(holders) - self.lost
@@ -103,6 +106,24 @@ async def test_what_was_lost_is_forgotten(leases: Leases, time: Time) -> None:
     await time.pass_by()
     await time.pass_by()
     assert [holders for holders, _ in store.renewed] == [{"resp_1", "resp_2"}, {"resp_2"}]
+
+
+async def test_what_is_taken_while_the_store_renews_is_renewed_the_next_time(leases: Leases, time: Time) -> None:
+    store = Store()
+    store.at_work = asyncio.Event()
+    store.lost = {"resp_1"}
+    leases.hold(store, "resp_1")
+    leases.hold(store, "resp_2")
+    await time.pass_by()
+    leases.hold(store, "resp_3")
+    # Given back and taken again: what the store will say of the first one is not true of this one.
+    leases.drop(store, "resp_1")
+    leases.hold(store, "resp_1")
+    store.at_work.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await time.pass_by()
+    assert [holders for holders, _ in store.renewed] == [{"resp_1", "resp_2"}, {"resp_1", "resp_2", "resp_3"}]
 
 
 async def test_a_store_that_fails_is_asked_again(leases: Leases, time: Time) -> None:

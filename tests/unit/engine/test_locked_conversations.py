@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import CallUpstream, CancelReason, LoadContext, RequestHead
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.leases import Leases
-from antiphon.engine.locked_conversations import LockedConversations
-from antiphon.engine.runner import Runner, RunnerTimeouts
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, LoadContext, RequestHead
+from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics
+from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import event
 from tests.support.exchanges import JSON, SSE, make_exchange
+from tests.support.fixed import fixed_clock
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_store import MemoryResponseStore
 
@@ -34,7 +37,7 @@ class Setup:
         self.runner = Runner(
             self.responses,
             None,  # type: ignore[arg-type]
-            timeouts=RunnerTimeouts(),
+            timeouts=TimeoutSettings(),
             metrics=Metrics(),
             conversations=LockedConversations(self.conversations, self.leases),
         )
@@ -177,9 +180,9 @@ async def test_a_lock_that_cannot_be_given_back_runs_out(setup: Setup, monkeypat
 
 async def test_who_is_refused_holds_nothing(setup: Setup) -> None:
     first = await setup.begin()
-    second = make_exchange()
+    options = ExchangeOptions(PROFILES["generic"])
+    second = ResponseExchange(options, lambda prefix: f"{prefix}_second", fixed_clock)
     body = json.dumps({"model": "m", "input": "hi", "conversation": "conv_1", "store": True}).encode()
-    second._new_id = lambda prefix: f"{prefix}_second"
     second.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
     await setup.settle(second)
     assert second.done and setup.held == {first.response_id} and not await setup.is_free()
@@ -189,9 +192,9 @@ async def test_without_conversations_there_are_none() -> None:
     runner = Runner(
         MemoryResponseStore(),
         None,  # type: ignore[arg-type]
-        timeouts=RunnerTimeouts(),
+        timeouts=TimeoutSettings(),
         metrics=Metrics(),
     )
-    context = await runner._load(LoadContext("owner", None, conversation="conv_1"))
+    context = await runner._loader.load(LoadContext("owner", None, conversation="conv_1"))
     assert getattr(context, "code", None) == "unsupported_parameter"
     await runner.aclose()

@@ -7,20 +7,27 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import AbortUpstream, CallUpstream, CancelReason, Finish, RequestHead, SendBody, SendHead
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import (
+    CallUpstream,
+    CancelReason,
+    Finish,
+    RequestHead,
+    SendBody,
+    SendHead,
+)
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
-from tests.support.exchanges import JSON, SSE, make_exchange
+from tests.support.exchanges import JSON, SSE, limits, make_exchange
 
 _GENERIC = PROFILES["generic"]
 _CUT = UpstreamError(UpstreamFault.CUT, "gone")
 
 
-def _native(**route: Any) -> Routes:
+def _native(**route: Any) -> ModelRoutes:
     rule = ModelRule("n*", ModelRoute(_GENERIC, upstream="other", mode="native", **route))
-    return Routes(ModelRoute(_GENERIC), (rule,))
+    return ModelRoutes(ModelRoute(_GENERIC), (rule,))
 
 
 def _asked(body: bytes, headers: Headers = (), **options: Any) -> ResponseExchange:
@@ -43,12 +50,12 @@ def _error(exchange: ResponseExchange) -> tuple[int, str]:
 def test_the_first_pattern_that_fits_the_whole_name_decides(model: str, upstream: str) -> None:
     patterns = (("gpt-4", "a"), ("gpt-*", "b"), ("gpt-5", "never"), ("?/[x-z]:*", "c"))
     rules = tuple(ModelRule(pattern, ModelRoute(_GENERIC, upstream=name)) for pattern, name in patterns)
-    assert Routes(ModelRoute(_GENERIC), rules).choose(model).upstream == upstream
+    assert ModelRoutes(ModelRoute(_GENERIC), rules).choose(model).upstream == upstream
 
 
 def test_an_alias_is_called_by_its_name_there_and_answered_by_its_name_here() -> None:
     rule = ModelRule("fast", ModelRoute(_GENERIC, upstream="other", model="very-fast-1"))
-    exchange = _asked(b'{"model":"fast","input":"hi"}', routes=Routes(ModelRoute(_GENERIC), (rule,)))
+    exchange = _asked(b'{"model":"fast","input":"hi"}', routes=ModelRoutes(ModelRoute(_GENERIC), (rule,)))
     (call,) = exchange.actions()
     assert isinstance(call, CallUpstream) and call.request.upstream == "other"
     assert json.loads(call.request.body)["model"] == "very-fast-1" and exchange.model == "fast"
@@ -70,7 +77,7 @@ def test_an_upstreams_list_of_models_holds_for_its_names_here_and_there(
     listed: tuple[str, ...], model: str, served: bool
 ) -> None:
     rules = (ModelRule("fast", ModelRoute(_GENERIC, model="real", models=frozenset(listed))),)
-    routes = Routes(ModelRoute(_GENERIC, models=frozenset(listed)), rules)
+    routes = ModelRoutes(ModelRoute(_GENERIC, models=frozenset(listed)), rules)
     assert routes.choose(model).serves(model) is served
     exchange = _asked(json.dumps({"model": model, "input": "x"}).encode(), routes=routes)
     if not served:
@@ -145,7 +152,7 @@ def test_a_native_answer_that_fails_before_it_is_whole_is_an_error_of_ours() -> 
     exchange.actions()
     exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "x"))
     assert _error(exchange) == (502, "upstream_unreachable")
-    exchange = _asked(b'{"model":"n"}', most_upstream_bytes=3)
+    exchange = _asked(b'{"model":"n"}', limits=limits(upstream_body_bytes=3))
     exchange.actions()
     exchange.receive_upstream_head(200, JSON)
     exchange.receive_upstream_data(b"1234")
@@ -160,17 +167,17 @@ def test_a_native_stream_that_fails_is_cut_and_nothing_is_put_behind_it() -> Non
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(b"data: 1")
     exchange.receive_upstream_end(_CUT)
-    assert exchange.actions()[2:] == [AbortUpstream(), Finish("cut", None, "n")]
+    assert exchange.actions()[2:] == [Finish("cut", None, "n")]
 
 
 def test_a_native_stream_is_as_long_as_a_response_may_be() -> None:
     """In drive Envoy takes all it is sent, however slow the client."""
-    exchange = _asked(b'{"model":"n"}', most_upstream_bytes=5)
+    exchange = _asked(b'{"model":"n"}', limits=limits(upstream_body_bytes=5))
     exchange.actions()
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(b"12345")
     exchange.receive_upstream_data(b"6")
-    assert exchange.actions()[1:] == [SendBody(b"12345"), AbortUpstream(), Finish("cut", None, "n")]
+    assert exchange.actions()[1:] == [SendBody(b"12345"), Finish("cut", None, "n")]
 
 
 def test_a_client_that_leaves_a_native_stream_ends_the_call() -> None:
@@ -179,4 +186,89 @@ def test_a_client_that_leaves_a_native_stream_ends_the_call() -> None:
     exchange.receive_upstream_head(200, SSE)
     exchange.actions()
     exchange.cancel(CancelReason.CLIENT_GONE)
-    assert exchange.actions() == [AbortUpstream(), Finish("cancelled", None, "n")]
+    assert exchange.actions() == [Finish("cancelled", None, "n")]
+
+
+# One account for all clients
+
+_SHARED = {"passthrough": False}
+
+
+def _with(field: str) -> bytes:
+    return b'{"model":"n1","input":"hi",%b}' % field.encode()
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ('"previous_response_id":"resp_of_alice"', "previous_response_id"),
+        ('"previous_response_id":"resp_of_alice","previous_response_id":null', "previous_response_id"),
+        ('"previous\\u005fresponse_id":"resp_of_alice"', "previous_response_id"),
+        ('"conversation":{"id":"conv_1"}', "conversation"),
+        ('"prompt":{"id":"pmpt_1"}', "prompt"),
+        ('"tools":[{"type":"file_search","vector_store_ids":["vs_1"]}]', "vector_store_ids"),
+        ('"tools":[{"type":"code_interpreter","container":"cntr_1"}]', "container"),
+        ('"tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["file_1"]}}]', "file_ids"),
+        ('"input":[{"type":"item_reference","id":"msg_1"}]', "item_reference"),
+        ('"input":[{"role":"user","content":[{"type":"input_file","file_id":"file_1"}]}]', "file_id"),
+        ('"input":[{"type":"function_call_output","output":[{"type":"input_image","file_id":"f"}]}]', "file_id"),
+    ],
+)
+def test_a_shared_account_keeps_nothing_that_clients_can_name(field: str, param: str) -> None:
+    exchange = _asked(_with(field), routes=_native(**_SHARED))
+    actions = exchange.actions()
+    assert not any(isinstance(action, CallUpstream) for action in actions)
+    error = json.loads(next(action.data for action in actions if isinstance(action, SendBody)))["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert "owner.source" in error["message"]
+    for allowed in ({"routes": _native(passthrough=True)}, {"routes": _native(**_SHARED), "several_owners": False}):
+        (call,) = _asked(_with(field), **allowed).actions()
+        assert isinstance(call, CallUpstream) and call.request.body == _with(field)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"previous_response_id":null,"conversation":null,"prompt":null',
+        '"tools":[{"type":"function","name":"f","parameters":{"properties":{"file_id":{"enum":["a"]}},"required":["file_id"]}}]',
+        '"tools":[{"type":"code_interpreter","container":{"type":"auto"}}]',
+        '"metadata":{"file_id":"file_1"},"instructions":"say item_reference"',
+    ],
+)
+def test_what_names_nothing_that_is_kept_goes_on(field: str) -> None:
+    (call,) = _asked(_with(field), routes=_native(**_SHARED)).actions()
+    assert isinstance(call, CallUpstream) and call.request.body == _with(field)
+
+
+@pytest.mark.parametrize("kind", [JSON, SSE])
+def test_a_shared_accounts_headers_are_nobodys_business(kind: Headers) -> None:
+    exchange = _asked(b'{"model":"n1","input":"hi"}', routes=_native(**_SHARED))
+    exchange.actions()
+    told = (
+        ("openai-organization", "acme"),
+        ("openai-project", "proj_secret"),
+        ("set-cookie", "a=b"),
+        ("x-ratelimit-remaining-requests", "12"),
+        ("cf-ray", "x"),
+        ("openai-processing-ms", "7"),
+        ("retry-after", "3"),
+    )
+    exchange.receive_upstream_head(200, (*kind, *told))
+    exchange.receive_upstream_data(b"{}")
+    exchange.receive_upstream_end()
+    head = next(action for action in exchange.actions() if isinstance(action, SendHead))
+    assert {name for name, _ in head.headers} - {"content-length"} == {
+        "content-type",
+        "openai-processing-ms",
+        "retry-after",
+    }
+
+
+def test_a_key_of_ours_in_a_native_error_goes() -> None:
+    exchange = _asked(b'{"model":"n1","input":"hi"}', routes=_native(**_SHARED), secrets=("hunter2plainkey",))
+    exchange.actions()
+    exchange.receive_upstream_head(401, JSON)
+    exchange.receive_upstream_data(b'{"error":{"message":"hunter2plainkey is wrong"}}')
+    exchange.receive_upstream_end()
+    body = next(action.data for action in exchange.actions() if isinstance(action, SendBody))
+    assert body == b'{"error":{"message":"[redacted] is wrong"}}'

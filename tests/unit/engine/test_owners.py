@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from antiphon.engine.owners import OwnerResolver
+from antiphon.doors.owners import OwnerResolver
 from antiphon.errors import Unauthorized
 
 KEYS = tuple(hashlib.sha256(key.encode()).digest() for key in ("first-key-of-sixteen", "second-key-of-sixteen"))

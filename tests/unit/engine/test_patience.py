@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from antiphon.engine.actions import UpstreamRequest
-from antiphon.engine.patience import PatientUpstream
-from antiphon.engine.ports import UpstreamCallFailed
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import UpstreamCallFailed
+from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 REQUEST = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
@@ -60,7 +60,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.patience._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 0.001)
 
 
 GOOD = Answer(200, [b"a", b"b"])

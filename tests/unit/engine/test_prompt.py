@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import (
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
     Context,
@@ -20,15 +24,12 @@ from antiphon.engine.actions import (
     SendHead,
     StoredPrompt,
 )
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.routes import ModelRoute, ModelRule, Routes
-from antiphon.engine.runner import Runner, RunnerTimeouts
-from antiphon.engine.states import State
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.files import FetchedFile
-from tests.support.exchanges import make_exchange
+from tests.support.exchanges import limits, make_exchange
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
 
@@ -53,9 +54,9 @@ def test_it_is_loaded_alone_and_first() -> None:
     assert load == LoadContext("owner", None, prompt=PromptUse("pmpt_1", 3))
     assert exchange.state is State.CONTEXT and exchange.awaits_prompt and not exchange.done
     exchange.receive_context(Context(prompt=prompt(instructions="x")))
-    (load,) = exchange.actions()
-    assert isinstance(load, LoadContext) and load.prompt is None and not exchange.awaits_prompt
-    assert (load.previous_response_id, load.item_ids) == ("resp_0", ("msg_1",))
+    (second,) = exchange.actions()
+    assert isinstance(second, LoadContext) and second.prompt is None and not exchange.awaits_prompt
+    assert (second.previous_response_id, second.item_ids) == ("resp_0", ("msg_1",))
 
 
 def test_then_it_is_an_ordinary_request() -> None:
@@ -89,6 +90,22 @@ def test_a_client_that_leaves_meanwhile() -> None:
     assert [type(action) for action in exchange.actions()] == [Finish] and exchange.done
 
 
+@pytest.mark.parametrize(("times", "room", "fits"), [(1, 2_000, True), (3, 2_000, False), (3, 4_000, True)])
+def test_a_variable_that_is_repeated_counts_as_often(times: int, room: int, fits: bool) -> None:
+    exchange, _ = begin(
+        {"limits": limits(request_body_bytes=room)}, prompt={"id": "pmpt_1", "variables": {"it": "x" * 1_000}}
+    )
+    exchange.receive_context(Context(prompt=prompt(input="{{it}}" * times)))
+    first, *rest = exchange.actions()
+    if fits:
+        assert isinstance(first, CallUpstream) and first.request.body.count(b"x" * 1_000) == times
+        return
+    assert isinstance(first, SendHead) and first.status == 413
+    (said,) = [json.loads(each.data)["error"] for each in rest if isinstance(each, SendBody)]
+    assert (said["code"], said["param"]) == ("request_too_large", "prompt.variables")
+    assert "limits.request_body_bytes" in said["message"]
+
+
 def test_files_in_variables_are_fetched() -> None:
     url = "https://example.com/a.txt"
     exchange, _ = begin(prompt={"id": "pmpt_1", "variables": {"it": {"type": "input_file", "file_url": url}}})
@@ -118,7 +135,7 @@ def test_in_the_background_the_version_is_settled_when_it_is_queued() -> None:
 
 
 def test_a_prompt_for_a_native_model_is_refused() -> None:
-    native = Routes(
+    native = ModelRoutes(
         ModelRoute(PROFILES["generic"]), (ModelRule("theirs", ModelRoute(PROFILES["generic"], mode="native")),)
     )
     exchange, _ = begin({"routes": native}, model=None)
@@ -137,7 +154,7 @@ async def test_it_is_loaded_before_a_door_decides_who_makes_the_call(template: d
     runner = Runner(
         MemoryResponseStore(),
         None,  # type: ignore[arg-type]
-        timeouts=RunnerTimeouts(),
+        timeouts=TimeoutSettings(),
         metrics=Metrics(),
         prompts=prompts,
     )

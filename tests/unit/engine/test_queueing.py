@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from antiphon.engine.actions import (
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
     Context,
@@ -21,11 +24,9 @@ from antiphon.engine.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.jobs import JobRequest, TooManyJobs, count_events, split_events
-from antiphon.engine.routes import ModelRoute, Routes
-from antiphon.engine.states import State
+from antiphon.engine.ports.jobs import JobRequest, TooManyJobs, count_events, split_events
 from antiphon.errors import InvalidRequest, StoreError
+from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
@@ -109,6 +110,16 @@ def test_with_stream_the_client_follows() -> None:
     assert isinstance(finish, Finish) and exchange.done
 
 
+def test_a_client_that_leaves_before_its_head_is_written_follows_nothing() -> None:
+    exchange = ask(STREAM)
+    queued(exchange)
+    exchange.receive_saved()
+    assert isinstance(exchange.next_action(), SendHead)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    (finish,) = exchange.actions()
+    assert isinstance(finish, Finish) and exchange.done
+
+
 def test_a_client_that_leaves_leaves_the_response_alone() -> None:
     exchange = ask(STREAM)
     queued(exchange)
@@ -154,8 +165,26 @@ def test_wrong_requests_are_refused_at_once() -> None:
 
 def test_credentials_of_clients_are_never_kept() -> None:
     bearer = (("authorization", "Bearer sk-secret"),)
-    found = refused(ask(ASK, bearer))
+    exchange = ask(ASK, bearer)
+    (asked,) = exchange.actions()
+    assert asked == LoadContext("owner", None, keyless="default")
+    exchange.receive_context(Context(keyless=False))
+    found = refused(exchange)
     assert (found["status"], found["param"], found["code"]) == (400, "background", "unsupported_parameter")
+    assert "'background.client_credentials: seal'" in found["message"] and "sk-" not in found["message"]
+    exchange = ask(ASK, bearer)
+    exchange.actions()
+    exchange.receive_context(Context(keyless=None))
+    assert refused(exchange)["status"] == 503
+    exchange = ask({**ASK, "conversation": "conv_a"}, bearer)
+    exchange.actions()
+    exchange.receive_context(Context(keyless=True))
+    # Then everything goes on as usual.
+    (loading,) = exchange.actions()
+    assert isinstance(loading, LoadContext) and loading.conversation == "conv_a"
+    exchange.receive_context(Context(conversation=()))
+    job = msgspec.json.decode(queued(exchange).request, type=JobRequest)
+    assert job.headers == [] and job.sealed == ""
     assert b"sk-secret" not in queued(ask(ASK, bearer, passthrough=False)).request
     own = (("x-team", "blue"), ("x-api-key", "sk-secret"), ("traceparent", "00-1"), ("cookie", "c"), ("accept", "a"))
     action = queued(ask(ASK, own, passthrough=False, upstream_headers=frozenset({"x-team"})))
@@ -163,6 +192,32 @@ def test_credentials_of_clients_are_never_kept() -> None:
     assert job.headers == [("x-team", "blue"), ("traceparent", "00-1")]
     found = refused(ask(ASK, own, passthrough=False, upstream_headers=frozenset({"x-api-key"})))
     assert found["param"] == "background" and "x-api-key" in found["message"] and "sk-" not in found["message"]
+
+
+def test_credentials_that_are_sealed_go_with_the_job_and_nowhere_else() -> None:
+    sealer = Sealer([b"k" * 32])
+    sent = (("authorization", "Bearer sk-secret"), ("x-api-key", "sk-more"), ("x-team", "blue"))
+    options: dict[str, Any] = {
+        "sealer": sealer,
+        "seal_credentials": True,
+        "upstream_headers": frozenset({"x-api-key", "x-team"}),
+    }
+    exchange = ask(ASK, sent, **options)
+    exchange.actions()
+    exchange.receive_context(Context(keyless=False))
+    action = queued(exchange)
+    assert b"sk-" not in action.request and b"sk-" not in action.record.body
+    job = msgspec.json.decode(action.request, type=JobRequest)
+    assert job.headers == [("x-team", "blue")] and job.sealed
+    again = make_exchange(background=True, **options)
+    again.receive_job(job, "owner", action.record.id, -1)
+    (call,) = again.actions()
+    assert isinstance(call, CallUpstream) and set(sent) <= set(call.request.headers)
+    # Another owner's, another key's, or without a key: the response fails, saying why.
+    for owner, changed in (("other", options), ("owner", {**options, "sealer": Sealer([b"x" * 32])})):
+        lost = make_exchange(background=True, **changed)
+        lost.receive_job(job, owner, action.record.id, -1)
+        assert refused(lost)["code"] == "credentials_lost"
 
 
 def test_without_a_queue_background_is_a_400() -> None:
@@ -229,7 +284,7 @@ def test_what_it_continues_is_loaded_again() -> None:
 
 def test_other_routes_keep_their_credentials() -> None:
     """Where the upstream has credentials of its own, the client's never go along anyway."""
-    routes = Routes(ModelRoute(PROFILES["generic"], passthrough=False))
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"], passthrough=False))
     action = queued(ask(ASK, (("authorization", "Bearer x"),), routes=routes))
     assert isinstance(action, Enqueue)
     loads = [a for a in run_again(action, -1).actions() if isinstance(a, LoadContext)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import Chain, Context, StoredItem
+from antiphon.engine.ports.actions import Chain, Context, StoredItem
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.strict_chat import check_chat_request
 
@@ -81,3 +81,30 @@ def test_hosted_items_are_stored_as_they_came_under_an_id_of_ours() -> None:
 def test_the_phase_of_a_message_is_kept() -> None:
     _, body = _stored({"type": "message", "role": "assistant", "content": "hm", "phase": "commentary"})
     assert body["phase"] == "commentary" and body["content"][0]["type"] == "output_text"
+
+
+def _shown(**item: Any) -> Any:
+    """The first item as `input_items` and a conversation show it."""
+    record = run({"model": "m", "input": [item, {"role": "user", "content": "so?"}]}, [ANSWER], headers=JSON).records[0]
+    return json.loads(record.input_items[0].body)
+
+
+def test_what_clients_leave_out_of_a_part_is_there_when_it_is_read_back() -> None:
+    said = {"type": "output_text", "text": "b"}
+    note = {"type": "url_citation", "url": "https://a.example", "title": "A", "start_index": 0, "end_index": 1}
+    (part,) = _shown(role="assistant", content=[said])["content"]
+    assert part == {**said, "annotations": [], "logprobs": []}
+    (part,) = _shown(role="assistant", content=[{**said, "annotations": [note], "logprobs": None}])["content"]
+    assert part == {**said, "annotations": [note], "logprobs": []}
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    parts = [{"type": "input_text", "text": "look"}, image, {**image, "detail": "low"}]
+    shown = _shown(role="user", content=parts)["content"]
+    assert shown == [parts[0], {**image, "detail": "auto"}, parts[2]]
+
+
+def test_images_in_outputs_of_tools_have_their_detail_too() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    record = run({"model": "m", "input": [call, output]}, [ANSWER], headers=JSON).records[0]
+    assert json.loads(record.input_items[1].body)["output"] == [{**image, "detail": "auto"}]

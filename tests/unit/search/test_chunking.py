@@ -123,12 +123,12 @@ def test_a_line_without_end_is_cut_between_words(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
-@given(text=st.text(min_size=1, max_size=200), most=st.integers(1, 50))
+@given(text=st.text(min_size=1, max_size=200), limit=st.integers(1, 50))
 @settings(deadline=None, max_examples=150)
-def test_what_fits_fits(tokenizer: Tokenizer, text: str, most: int) -> None:
-    characters = tokenizer.fitting(text, most)
+def test_what_fits_fits(tokenizer: Tokenizer, text: str, limit: int) -> None:
+    characters = tokenizer.fitting(text, limit)
     assert 1 <= characters <= len(text)
-    assert characters == 1 or tokenizer.count(text[:characters]) <= most
+    assert characters == 1 or tokenizer.count(text[:characters]) <= limit
 
 
 def test_the_estimate_is_near_for_prose() -> None:

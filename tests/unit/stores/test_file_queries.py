@@ -22,7 +22,7 @@ _NAMED = {
     "created_at": 0,
     "expires_at": None,
     "blob": "",
-    "most": 100,
+    "limit": 100,
     "at": 1,
     "after_at": 5,
     "after": "file-5",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores import chunk_index, ingestion, vector_store_sql
+from antiphon.stores import chunk_index, ingestion, lease_clock, vector_store_sql
 from antiphon.stores.migrate import migrate, packaged_migrations
 from antiphon.stores.sqlite_database import connect_writer
 from antiphon.stores.vector_filters import filter_condition
@@ -38,6 +38,8 @@ _QUERIES = {
     "file_text": vector_store_sql.FILE_TEXT,
     "claimable": ingestion.CLAIMABLE,
     "claim": ingestion.CLAIM,
+    "new_number": ingestion.NEW_NUMBER,
+    "trash_attempt": ingestion.TRASH_ATTEMPT,
     "claimed": ingestion.CLAIMED,
     "renew": ingestion.RENEW,
     "hold": ingestion.HOLD,
@@ -56,10 +58,10 @@ _QUERIES = {
 _NAMED: dict[str, Any] = {
     **_PARAMETERS,
     **dict.fromkeys(("id", "owner", "file_id", "batch_id", "claim", "model", "key", "kind", "query"), "x"),
-    **dict.fromkeys(("no", "at", "until", "seen", "first", "last", "end", "most", "store", "value", "limit"), 5),
+    **dict.fromkeys(("no", "at", "lease", "first", "last", "end", "store", "value", "limit"), 5),
     **dict.fromkeys(("name", "metadata", "days", "state", "filename", "attributes", "chunking", "title"), None),
     **dict.fromkeys(("new_name", "clear", "size", "overlap", "chunks", "usage_bytes"), 1),
-    **dict.fromkeys(("ids", "claims", "numbers"), "[1, 2]"),
+    **dict.fromkeys(("ids", "claims", "numbers", "stores"), "[1, 2]"),
     "low": None,
     "high": "file-7",
 }
@@ -70,6 +72,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     """Two stores with a thousand files, analysed."""
     connection = connect_writer(tmp_path_factory.mktemp("plans") / "vectors.db")
     migrate(connection, packaged_migrations("vector_migrations"))
+    lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
     for no in (1, 2):
         connection.execute(

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports import PageQuery
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, open_store
+from antiphon.stores import SESSIONS_FILE, open_stores
 from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
 
@@ -30,7 +32,8 @@ def mode(path: Path) -> int:
 async def test_folder_and_files_are_created_for_the_user_alone(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        store = await open_store(tmp_path / "deep" / "data", chain_items=10)
+        stores = await open_stores(tmp_path / "deep" / "data", chain_items=10)
+        store = stores.responses
         await store.save(record("a"))
     finally:
         os.umask(old)
@@ -39,7 +42,7 @@ async def test_folder_and_files_are_created_for_the_user_alone(tmp_path: Path) -
     files = {path.name: mode(path) for path in data.iterdir()}
     assert files[SESSIONS_FILE] == 0o600
     assert set(files.values()) == {0o600}
-    await store.aclose()
+    await stores.aclose()
     assert [path.name for path in data.iterdir()] == [SESSIONS_FILE]
 
 
@@ -47,60 +50,76 @@ async def test_what_exists_keeps_its_rights(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(0o750)
-    await (await open_store(data, chain_items=10)).aclose()
+    await (await open_stores(data, chain_items=10)).aclose()
     (data / SESSIONS_FILE).chmod(0o640)
-    await (await open_store(data, chain_items=10)).aclose()
+    await (await open_stores(data, chain_items=10)).aclose()
     assert (mode(data), mode(data / SESSIONS_FILE)) == (0o750, 0o640)
+
+
+@pytest.mark.parametrize("name", [SESSIONS_FILE, VECTORS_FILE])
+async def test_a_trigger_that_is_not_ours_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    await (await open_stores(tmp_path, chain_items=10)).aclose()
+    await (await open_vector_database(tmp_path)).aclose()
+    table = "responses" if name == SESSIONS_FILE else "vector_stores"
+    with closing(sqlite3.connect(tmp_path / name)) as connection:
+        connection.execute(f"CREATE TRIGGER spy AFTER INSERT ON {table} BEGIN SELECT 1; END")
+    with pytest.raises(StoreError, match="the trigger 'spy', which Antiphon did not make"):
+        await (open_stores(tmp_path, chain_items=10) if name == SESSIONS_FILE else open_vector_database(tmp_path))
 
 
 async def test_a_relative_folder_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store = await open_store(Path("a b?c#d%20ü"), chain_items=10)
+    stores = await open_stores(Path("a b?c#d%20ü"), chain_items=10)
+    store = stores.responses
     await store.save(record("a"))
     assert await store.get(ALICE, "resp_a") is not None
-    await store.aclose()
+    await stores.aclose()
     assert (tmp_path / "a b?c#d%20ü" / SESSIONS_FILE).is_file()
 
 
 async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=100)
+    stores = await open_stores(tmp_path, chain_items=100)
+    store = stores.responses
     expected = await save_chain(store, "t", 5)
-    await store.aclose()
-    store = await open_store(tmp_path, chain_items=100)
+    await stores.aclose()
+    stores = await open_stores(tmp_path, chain_items=100)
+    store = stores.responses
     chain = await store.load_chain(ALICE, "resp_t4")
     assert chain is not None and [item.id for item in chain.items] == expected
-    await store.aclose()
+    await stores.aclose()
 
 
 @pytest.mark.parametrize("data", ["file", "file/below", "/proc/antiphon"])
 async def test_a_folder_that_cannot_be(tmp_path: Path, data: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"folder|cannot be created"):
-        await open_store(tmp_path / data, chain_items=10)
+        await open_stores(tmp_path / data, chain_items=10)
 
 
 async def test_a_database_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / SESSIONS_FILE).mkdir()
     with pytest.raises(StoreError):
-        await open_store(tmp_path, chain_items=10)
+        await open_stores(tmp_path, chain_items=10)
 
 
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / SESSIONS_FILE).write_bytes(b"this is not a database, it only lies in its place\n" * 100)
     with pytest.raises(StoreError, match="not a database"):
-        await open_store(tmp_path, chain_items=10)
+        await open_stores(tmp_path, chain_items=10)
 
 
 async def test_a_damaged_database(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=1000)
+    stores = await open_stores(tmp_path, chain_items=1000)
+    store = stores.responses
     await save_chain(store, "t", 100)
-    await store.aclose()
+    await stores.aclose()
     path = tmp_path / SESSIONS_FILE
     healthy = path.read_bytes()
     # Everything after the schema's page is overwritten.
     path.write_bytes(healthy[:4096] + b"\xff" * (len(healthy) - 4096))
     try:
-        store = await open_store(tmp_path, chain_items=1000)
+        stores = await open_stores(tmp_path, chain_items=1000)
+        store = stores.responses
     except StoreError as error:
         assert "damaged" in str(error)
         return
@@ -115,41 +134,42 @@ async def test_a_damaged_database(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match="damaged"):
             await call
-    await store.aclose()
+    await stores.aclose()
 
 
 async def test_a_database_of_a_newer_antiphon(tmp_path: Path) -> None:
-    await (await open_store(tmp_path, chain_items=10)).aclose()
+    await (await open_stores(tmp_path, chain_items=10)).aclose()
     database = sqlite3.connect(tmp_path / SESSIONS_FILE)
     database.execute("INSERT INTO schema_migrations VALUES (9999, 'x')")
     database.commit()
     database.close()
     with pytest.raises(StoreError, match="newer"):
-        await open_store(tmp_path, chain_items=10)
+        await open_stores(tmp_path, chain_items=10)
 
 
 _UNPRIVILEGED = """
-import asyncio, os, sys
+import asyncio, ctypes, os, struct, sys
 from pathlib import Path
-import encodings.idna
-import antiphon.stores
 from antiphon.errors import StoreError
-from antiphon.stores.migrate import packaged_migrations
+from antiphon.stores import open_stores
 
-packaged_migrations()  # the last thing read from the installation, which may be private to root
 if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+    # Root, but for writing where modes do not let it (CAP_DAC_OVERRIDE): so it reads the installation wherever that is.
+    libc, header, rights = ctypes.CDLL(None), struct.pack("=Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    assert libc.capget(header, rights) == 0
+    words = list(struct.unpack("=6I", rights.raw))
+    words[0] &= ~2
+    words[1] &= ~2
+    assert libc.capset(header, struct.pack("=6I", *words)) == 0
 
 async def main():
-    store = await antiphon.stores.open_store(Path(sys.argv[1]), chain_items=10)
+    stores = await open_stores(Path(sys.argv[1]), chain_items=10)
+    store = stores.responses
     try:
         await store.ping()
     finally:
-        await store.aclose()
+        await stores.aclose()
 
-antiphon.stores.packaged_migrations = lambda steps=packaged_migrations(): steps
 try:
     asyncio.run(main())
 except StoreError as error:
@@ -170,7 +190,7 @@ def open_folder() -> Iterator[Path]:
 
 async def test_a_read_only_data_folder(open_folder: Path) -> None:
     data = open_folder / "data"
-    await (await open_store(data, chain_items=10)).aclose()
+    await (await open_stores(data, chain_items=10)).aclose()
     (data / SESSIONS_FILE).chmod(0o444)
     data.chmod(0o555)
     for folder in (data, open_folder / "data" / "new"):
@@ -187,13 +207,13 @@ async def test_a_read_only_data_folder(open_folder: Path) -> None:
 
 
 async def test_readers_cannot_write(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
     readers = SqliteReaders(tmp_path / SESSIONS_FILE)
     await readers.start()
     with pytest.raises(StoreError):
         await readers.fetch("DELETE FROM responses", {})
     await readers.aclose()
-    await store.aclose()
+    await stores.aclose()
 
 
 async def test_readers_of_nothing(tmp_path: Path) -> None:
@@ -203,27 +223,31 @@ async def test_readers_of_nothing(tmp_path: Path) -> None:
 
 
 async def test_closing_waits_for_reads_that_were_accepted(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
+    store = stores.responses
     await store.save(record("a"))
     reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(50)]
     await asyncio.sleep(0)
-    await store.aclose()
+    await stores.aclose()
     assert all(read is not None for read in await asyncio.gather(*reads))
 
 
 async def test_closing_while_saves_are_queued_loses_none(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
+    store = stores.responses
     saves = [asyncio.create_task(store.save(record(f"q{n}"))) for n in range(300)]
     await asyncio.sleep(0)
-    await store.aclose()
+    await stores.aclose()
     assert await asyncio.gather(*saves) == [None] * 300
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
+    store = stores.responses
     assert None not in await asyncio.gather(*[store.get(ALICE, f"resp_q{n}") for n in range(300)])
-    await store.aclose()
+    await stores.aclose()
 
 
 async def test_a_read_whose_caller_left_frees_its_connection(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
+    store = stores.responses
     await store.save(record("a"))
     reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(20)]
     await asyncio.sleep(0)
@@ -231,23 +255,24 @@ async def test_a_read_whose_caller_left_frees_its_connection(tmp_path: Path) -> 
         read.cancel()
     await asyncio.gather(*reads, return_exceptions=True)
     assert await store.get(ALICE, "resp_a") is not None
-    await store.aclose()
+    await stores.aclose()
 
 
 async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, chain_items=10)
+    stores = await open_stores(tmp_path, chain_items=10)
+    store = stores.responses
     frames = tmp_path / f"{SESSIONS_FILE}-wal"
     await store.ping()
     before = frames.stat().st_size
     await asyncio.gather(*[store.ping() for _ in range(50)])
     assert before < frames.stat().st_size <= before + 2 * (4096 + 24)
-    await store.aclose()
+    await stores.aclose()
 
 
 async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores import open_store\n"
-        "async def main():\n    global store\n    store = await open_store(Path(sys.argv[1]), chain_items=10)\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores import open_stores\n"
+        "async def main():\n    global stores\n    stores = await open_stores(Path(sys.argv[1]), chain_items=10)\n"
         "    raise SystemExit(3)\nasyncio.run(main())\n"
     )
     done = await asyncio.to_thread(

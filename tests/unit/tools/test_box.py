@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest, StoreError
-from antiphon.tools.box import Toolbox, ToolFailed, ToolLimits
+from antiphon.tools.box import Toolbox, ToolFailed
+from antiphon.tools.places import Places
 from antiphon.translation.tool_map import CallKind, CallTarget
 
 TOOL = HostedTool(0, "file_search", b'{"type":"file_search"}')
@@ -26,10 +29,12 @@ class _Tool:
         self.closed = 0
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        return await self._happen(PreparedTool(tool, ()))
+        prepared: PreparedTool = await self._happen(PreparedTool(tool, ()))
+        return prepared
 
     async def run(self, call: HostedCall) -> ToolResult:
-        return await self._happen(ToolResult(call.call_id, "fine", {}))
+        result: ToolResult = await self._happen(ToolResult(call.call_id, "fine", {}))
+        return result
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -59,20 +64,20 @@ class _Tool:
     ],
 )
 async def test_a_failure_is_a_result_the_model_can_read(outcome: BaseException, told: str) -> None:
-    result = await Toolbox([_Tool(outcome)], ToolLimits()).run(CALL)
+    result = await Toolbox([_Tool(outcome)], ToolSettings()).run(CALL)
     said = told.removeprefix("The call failed: ")
     error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": said}]}
     assert result == ToolResult("call_1", told, {"error": error}, failed=True)
 
 
 async def test_a_call_that_takes_too_long_has_failed() -> None:
-    result = await Toolbox([_Tool("waits")], ToolLimits(seconds=0.01)).run(CALL)
+    result = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(CALL)
     assert result.failed and "0.01 seconds" in result.output
 
 
 async def test_a_call_that_is_cancelled_is_no_result() -> None:
     tool = _Tool("waits")
-    task = asyncio.create_task(Toolbox([tool], ToolLimits()).run(CALL))
+    task = asyncio.create_task(Toolbox([tool], ToolSettings()).run(CALL))
     while not tool.running:
         await asyncio.sleep(0)
     task.cancel()
@@ -83,13 +88,13 @@ async def test_a_call_that_is_cancelled_is_no_result() -> None:
 
 async def test_a_flood_is_cut_and_says_so() -> None:
     tool = _Tool(ToolResult("call_1", "x" * 1000, {}))
-    result = await Toolbox([tool], ToolLimits(output_chars=100)).run(CALL)
+    result = await Toolbox([tool], ToolSettings(output_chars=100)).run(CALL)
     assert result.output.startswith("x" * 100 + "\n[") and len(result.output) < 200 and not result.failed
 
 
 async def test_no_more_run_at_once_than_the_limit() -> None:
     tool = _Tool("waits")
-    box = Toolbox([tool], ToolLimits(concurrent=2))
+    box = Toolbox([tool], ToolSettings(concurrent=2))
     tasks = [asyncio.create_task(box.run(CALL)) for _ in range(5)]
     while tool.running < 2:
         await asyncio.sleep(0)
@@ -97,21 +102,92 @@ async def test_no_more_run_at_once_than_the_limit() -> None:
     assert len(await asyncio.gather(*tasks)) == 5 and tool.most_running == 2
 
 
+async def _started(tool: _Tool, count: int) -> None:
+    async with asyncio.timeout(30):
+        while tool.running < count:
+            await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert tool.running == count
+
+
+async def test_no_response_and_no_owner_takes_all_places() -> None:
+    tool = _Tool("waits")
+    box = Toolbox([tool], ToolSettings(concurrent=8))
+    tasks = [asyncio.create_task(box.run(CALL)) for _ in range(100)]
+    await _started(tool, 2)
+    tasks += [asyncio.create_task(box.run(replace(CALL, response_id=f"r{number}"))) for number in range(100)]
+    await _started(tool, 6)
+    # Somebody else need not wait.
+    tasks.append(asyncio.create_task(box.run(replace(CALL, owner="other"))))
+    await _started(tool, 7)
+    tool.gate.set()
+    assert len(await asyncio.gather(*tasks)) == 201 and tool.most_running <= 8
+    assert not box._places._waiting and not box._places._owners and box._places._free == 8
+
+
+async def test_places_go_to_whom_has_the_fewest() -> None:
+    places = Places(2)
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    async def run(owner: str, name: str) -> None:
+        async with places.one(owner, name):
+            order.append(name)
+            await gate.wait()
+
+    first = [asyncio.create_task(run("a", f"a{number}")) for number in range(5)]
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(run("b", f"b{number}")) for number in range(2)]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*first, *others)
+    assert order[:2] == ["a0", "a1"] and set(order[2:6]) >= {"b0", "b1"} and order[2] == "b0"
+
+
+async def test_waiting_for_a_place_is_part_of_a_calls_time() -> None:
+    tool = _Tool("waits")
+    box = Toolbox([tool], ToolSettings(concurrent=2, seconds=0.05))
+    running = [asyncio.create_task(box.run(CALL)) for _ in range(2)]
+    while tool.running < 2:
+        await asyncio.sleep(0)
+    # Both places become free at the same time at which this one's time is over, or later.
+    result = await Toolbox.run(box, replace(CALL, owner="other"))
+    assert result.failed and "0.05 seconds" in result.output
+    for one in await asyncio.gather(*running):
+        assert one.failed and "did not answer within 0.05 seconds" in one.output
+    assert not box._places._waiting and box._places._free == 2
+
+
+async def test_who_gives_up_waiting_keeps_no_place() -> None:
+    places = Places(2)
+    async with places.one("a", "1"), places.one("a", "2"):
+        waiting = asyncio.create_task(places.one("b", "1").__aenter__())
+        also = asyncio.create_task(places.one("b", "2").__aenter__())
+        await asyncio.sleep(0)
+        also.cancel()
+        await asyncio.gather(also, return_exceptions=True)
+    # It got its place, and is cancelled before it runs on.
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert places._free == 2 and not places._waiting and not places._owners
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [(InvalidRequest("no such store"), 400), (StoreError("broken"), 500), (ZeroDivisionError(), 500)],
 )
 async def test_what_cannot_be_prepared_is_the_clients_answer(outcome: BaseException, status: int) -> None:
-    answer = await Toolbox([_Tool(outcome)], ToolLimits()).prepare("owner", "resp_1", (TOOL,))
+    answer = await Toolbox([_Tool(outcome)], ToolSettings()).prepare("owner", "resp_1", (TOOL,))
     assert isinstance(answer, ApiError) and answer.status == status
 
 
 async def test_what_takes_too_long_to_prepare_is_a_504() -> None:
-    answer = await Toolbox([_Tool("waits")], ToolLimits(seconds=0.01)).prepare("owner", "resp_1", (TOOL,))
+    answer = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).prepare("owner", "resp_1", (TOOL,))
     assert isinstance(answer, ApiError) and answer.status == 504
 
 
 async def test_every_tool_is_closed_once() -> None:
     tool = _Tool()
-    await Toolbox([tool], ToolLimits()).aclose()
+    await Toolbox([tool], ToolSettings()).aclose()
     assert tool.closed == 1

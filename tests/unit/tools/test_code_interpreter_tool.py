@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
-from antiphon.engine.file_ports import FileFields
-from antiphon.engine.hosted import HostedCall, HostedTool, ToolResult
-from antiphon.engine.tool_turns import hosted_tools
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.exchange.tool_turns import hosted_tools
+from antiphon.engine.ports.files import FileFields
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult
 from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms
@@ -36,9 +38,9 @@ class Setup:
         self.sandbox = MemorySandbox()
         self.files = MemoryFileStore(clock=lambda: self.now)
         self.rooms = self.another(self.sandbox)
-        self.tool = CodeInterpreter(self.rooms, memory=1 << 30, idle_seconds=100)
+        self.tool = CodeInterpreter(self.rooms, CodeInterpreterSettings(memory=1 << 30, idle=100))
 
-    def another(self, sandbox: MemorySandbox, **limits: int) -> ContainerRooms:
+    def another(self, sandbox: MemorySandbox, **limits: Any) -> ContainerRooms:
         return ContainerRooms(sandbox, Records(self.folder), self.files, clock=lambda: self.now, **limits)
 
     async def container(self, declared: HostedTool, response_id: str = "resp_1") -> str:
@@ -95,7 +97,7 @@ async def test_a_conversation_keeps_its_container_while_that_lives(setup: Setup)
 
 
 async def test_another_memory_limit_is_another_container(setup: Setup) -> None:
-    large = CodeInterpreter(setup.rooms, memory=4 << 30, idle_seconds=100)
+    large = CodeInterpreter(setup.rooms, CodeInterpreterSettings(memory=4 << 30, idle=100))
     first = (await large.prepare("owner", "resp_1", tool({"type": "auto", "memory_limit": "1g"}))).fields[
         "container_id"
     ]
@@ -124,14 +126,14 @@ async def test_a_named_container_that_expires_meanwhile(setup: Setup) -> None:
 def test_the_conversation_says_where_code_ran_last() -> None:
     types = frozenset({"code_interpreter", "mcp"})
     body = {"model": "m", "input": "hi", "tools": [{"type": "code_interpreter"}, {"type": "mcp", "server_label": "a"}]}
-    request = read_request(json.dumps(body).encode(), most_items=9, most_tools=9, hosted=types)
+    request = read_request(json.dumps(body).encode(), max_items=9, max_tools=9, hosted=types)
     items = [
-        ("a", InputItem(type="code_interpreter_call", source=encode({"container_id": name})))
+        ("a", InputItem(type="code_interpreter_call", source=Raw(encode({"container_id": name}))))
         for name in ("cntr_1", "cntr_2")
     ]
     assert [one.earlier for one in hosted_tools(request, types, items)] == ["cntr_2", None]
     assert [one.earlier for one in hosted_tools(request, types)] == [None, None]
-    broken = [("a", InputItem(type="code_interpreter_call", source=encode({"container_id": 5})))]
+    broken = [("a", InputItem(type="code_interpreter_call", source=Raw(encode({"container_id": 5}))))]
     assert hosted_tools(request, types, broken)[0].earlier is None
 
 
@@ -180,9 +182,26 @@ async def test_output_files_and_marks(setup: Setup) -> None:
     assert (quiet.output, quiet.fields, quiet.sources) == ("[It printed nothing.]", {"outputs": []}, ())
 
 
+async def test_a_file_whose_name_is_no_text_is_recorded_and_shown_readably(setup: Setup) -> None:
+    await setup.run("1")
+    container = await setup.container(tool())
+    setup.sandbox.files[container]["a\0ff.txt"] = (b"abc", 1)
+    for _ in range(2):
+        (file,) = await setup.rooms.files("owner", container) or ()
+        assert file.path == "a\\xff.txt"
+        assert await setup.rooms.remove("owner", container, file.id) is True
+        assert setup.sandbox.files[container] == {}
+        setup.sandbox.files[container]["a\0ff.txt"] = (b"abc", 2)
+    result = await setup.run("open('b', 'w').write('x')")
+    assert "{cite:0} /mnt/data/b (1 bytes)" in result.output
+    (found, _) = await setup.rooms.files("owner", container) or ()
+    found = next(one for one in await setup.rooms.files("owner", container) or () if one.path != "b")
+    assert found.path == "a\\xff.txt"
+
+
 @pytest.mark.parametrize("show", [True, False])
 async def test_pictures_are_outputs_and_can_be_shown_to_the_model(setup: Setup, show: bool) -> None:
-    setup.tool = CodeInterpreter(setup.rooms, memory=1 << 30, idle_seconds=100, show_pictures=show)
+    setup.tool = CodeInterpreter(setup.rooms, CodeInterpreterSettings(memory=1 << 30, idle=100, show_pictures=show))
     setup.sandbox.answer = Run("text\n", pictures=(PNG, PNG))
     result = await setup.run("plot()")
     url = "data:image/png;base64," + b64encode(PNG).decode()
@@ -265,7 +284,9 @@ async def test_processes_take_turns_in_a_container(setup: Setup) -> None:
 
 
 async def test_how_many_containers_there_may_be(setup: Setup) -> None:
-    small = CodeInterpreter(setup.another(setup.sandbox, most=3, per_owner=2), memory=1 << 30, idle_seconds=100)
+    small = CodeInterpreter(
+        setup.another(setup.sandbox, limit=3, per_owner=2), CodeInterpreterSettings(memory=1 << 30, idle=100)
+    )
 
     async def run(owner: str, number: int) -> ToolResult:
         target = CallTarget(CallKind.CODE_INTERPRETER, "code_interpreter")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.hosted import HostedTool
+from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import InvalidRequest
 from antiphon.tools.mcp.declaration import McpDeclaration, read_declaration
 from antiphon.tools.mcp.servers import Connector, McpServers

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.hosted import HostedCall, HostedTool
+from antiphon.config.limits import FetchSettings
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.web_search.pages import around, page_text
@@ -17,7 +18,7 @@ from antiphon.tools.web_search.tool import WebSearch
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import FetchLimits, GuardedFetcher
+from antiphon.upstream.fetch import GuardedFetcher
 from tests.support.chat_server import ChatServer, Close, answer, json_answer
 
 HITS = [
@@ -33,11 +34,11 @@ class _Provider:
         self.fails = ""
         self.closed = False
 
-    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
-        self.asked.append({"query": query, "most": most, "domains": list(domains), "place": place})
+    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+        self.asked.append({"query": query, "limit": limit, "domains": list(domains), "place": place})
         if self.fails:
             raise ToolFailed(self.fails)
-        return self.hits[:most]
+        return self.hits[:limit]
 
     async def aclose(self) -> None:
         self.closed = True
@@ -109,7 +110,7 @@ async def test_a_wrong_declaration_is_named(declared: dict[str, Any], param: str
 async def test_a_search_is_told_with_its_sources() -> None:
     provider = _Provider()
     result = await WebSearch(provider).run(_call("web_search", {"query": "rain"}, search_context_size="low"))
-    assert provider.asked[0]["most"] == 5
+    assert provider.asked[0]["limit"] == 5
     assert result.output.startswith("{cite:0} A\nhttps://a.example/1\nIt rains.")
     assert len(result.output) < 500 and "【" not in result.output and result.output.count("{cite:0}") == 1
     assert result.fields["action"] == {
@@ -227,7 +228,7 @@ async def service() -> AsyncIterator[ChatServer]:
 
 
 async def _ask(provider: Any, **more: Any) -> list[WebHit]:
-    given: dict[str, Any] = {"most": 3, "domains": [], "place": Place(), **more}
+    given: dict[str, Any] = {"limit": 3, "domains": [], "place": Place(), **more}
     try:
         return list(await provider.search("rain in May", **given))
     finally:
@@ -303,7 +304,7 @@ async def test_a_page_that_leads_out_of_the_allowed_domains_is_not_followed() ->
     async with ChatServer(base_path="") as site:
         port = int(site.url("").rstrip("/").rpartition(":")[2])
         pages = GuardedFetcher(
-            FetchLimits(http=True, ports=frozenset({port}), types=("text/*",)),
+            FetchSettings(http=True, ports=(port,), types=("text/*",)),
             AddressRule(["a.example", "b.example"]),
             resolve=_loopback,
         )
@@ -357,6 +358,7 @@ def test_encodings_that_no_browser_knows_are_not_used(encoding: str) -> None:
         ("<SCRIPT>if (a < b) '</p>'</ScRiPt>shown<style>p{}</style>", "shown"),
         ("&#99999999999999999999;&#" + "9" * 5000 + ";&#x41;&eacute;", "\ufffd;\ufffd;A\u00e9"),
         ("<p>one</p ><p>two<br/>three<p", "one\n\ntwo\nthree"),
+        ("<p>one\n  line<pre>a\n  b</pre>c\nd", "one line\n\na\nb\nc d"),
     ],
 )
 def test_the_text_of_html(html: str, text: str) -> None:

@@ -16,7 +16,7 @@ from antiphon.translation.read_request import read_request
 
 def _chat(profile: str = "generic", **fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
-    request = read_request(body, most_items=100, most_tools=100)
+    request = read_request(body, max_items=100, max_tools=100)
     items = [(f"input[{number}]", item) for number, item in enumerate(request.input)]
     found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile]).body)
     return found
@@ -43,7 +43,7 @@ def test_a_string_is_one_user_message() -> None:
 
 
 def test_pitfall_19_there_is_one_system_message_and_it_is_the_first() -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "system", "content": "b"},
         {"role": "developer", "content": [{"type": "input_text", "text": "c"}]},
     ]
@@ -208,7 +208,7 @@ def test_pitfall_44_a_text_file_is_its_text_also_with_slashes_escaped() -> None:
     for url in (data, f"data:text/plain;base64,{data}"):
         part = {"type": "input_file", "filename": "a.txt", "file_data": url}
         body = json.dumps({"model": "m", "input": [{"role": "user", "content": [part]}]}).replace("/", r"\/").encode()
-        request = read_request(body, most_items=9, most_tools=9)
+        request = read_request(body, max_items=9, max_tools=9)
         chat = json.loads(translate_request(request, [("input[0]", request.input[0])], PROFILES["generic"]).body)
         assert chat["messages"][0]["content"][0]["text"] == "File a.txt:\n<???>"
 
@@ -284,7 +284,7 @@ def test_a_thought_as_text_stays_where_reasoning_has_no_place() -> None:
 
 
 def test_extra_keys_of_echoed_items_are_tolerated() -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"type": "message", "role": "user", "content": "u", "id": "msg_1", "status": "completed"},
         {
             "type": "message",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.translation.sse import EventTooLarge, SseDecoder
-from antiphon.translation.upstream_errors import error_in_stream, map_upstream_answer
+from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer, read_stream_error
 from tests.support.exchanges import run
 from tests.support.judge import check_stream, parse_sse
 
@@ -238,7 +238,7 @@ def test_usage_after_the_finish_and_none_at_all() -> None:
     ],
 )
 def test_errors_in_a_stream(body: bytes, code: str, message: str) -> None:
-    assert error_in_stream(body) == (code, message)
+    assert as_event_failure(read_stream_error(body)) == (code, message)
 
 
 @pytest.mark.parametrize(
@@ -302,3 +302,53 @@ def test_a_byte_order_mark_before_a_whole_answer_is_passed_over() -> None:
     body = "\ufeff" + json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]})
     outcome = run({"model": "m", "input": "hi"}, [body.encode()], headers=(("content-type", "application/json"),))
     assert outcome.json["output"][0]["content"][0]["text"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "counted", "expected"),
+    [
+        # By its share of what was written: 30 of 40 letters.
+        ([{"reasoning_content": "r" * 30}, {"content": "t" * 10}], None, 75),
+        ([{"reasoning_content": "r" * 30}, {"content": "t" * 10}], 0, 75),
+        # The server's count is not touched.
+        ([{"reasoning_content": "r" * 30}, {"content": "t" * 10}], 9, 9),
+        ([{"reasoning_content": "r" * 30}], None, 100),
+        ([{"content": "t" * 10}], None, 0),
+        ([{"reasoning_content": "r" * 25}, _part('{"a":' + "1" * 69 + "}", "f", index=0, id="a")], None, 25),
+    ],
+)
+def test_reasoning_that_the_server_does_not_count_is_estimated(
+    deltas: list[dict[str, Any]], counted: int | None, expected: int
+) -> None:
+    usage: dict[str, Any] = {"prompt_tokens": 1, "completion_tokens": 100, "total_tokens": 101}
+    if counted is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": counted}
+    chunks = [_calls(delta) if "function" in delta else _delta(**delta) for delta in deltas]
+    final = _final(*chunks, {"choices": [], "usage": usage})
+    assert final["usage"]["output_tokens_details"] == {"reasoning_tokens": expected}
+    assert final["usage"]["output_tokens"] == 100
+
+
+def test_a_stream_of_events_that_are_no_json_ends() -> None:
+    """Each is small and costs more than a good one: without an end a few such streams would starve everybody."""
+    strays = b"event: foo\ndata: x\n\n" * 600
+    text = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+    outcome = run({"model": "m", "input": "hi", "stream": True}, [strays, text, strays, strays])
+    final = check_stream(parse_sse(outcome.body))
+    assert final["status"] == "failed" and "1000" in final["error"]["message"]
+
+
+def test_some_events_that_are_no_json_are_passed_over() -> None:
+    strays = b"data: ping\n\n" * 900
+    text = b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    final = check_stream(parse_sse(run({"model": "m", "input": "hi", "stream": True}, [strays, text]).body))
+    assert final["status"] == "completed" and final["output"][0]["content"][0]["text"] == "Hi"
+
+
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_blanks_without_end_are_not_held_back(blank: str) -> None:
+    """They could stand before a thought, so the first are held; all would be read again with each that comes."""
+    final = _final(*[_delta(content=blank)] * 3_000, _delta(content="Hi"))
+    assert final["output"][0]["content"][0]["text"] == blank * 3_000 + "Hi"
+    thought = _final(*[_delta(content=blank)] * 20, _delta(content="<think>so</think>Hi"))
+    assert [item["type"] for item in thought["output"]] == ["reasoning", "message"]

@@ -39,7 +39,7 @@ def _requests() -> Iterator[Any]:
 def test_a_clients_request_is_valid_for_a_strict_server(body: dict[str, Any], profile: str) -> None:
     sources = ItemSources(unseal=lambda text, param: b'{"text":"sealed thoughts"}')
     try:
-        request = read_request(json.dumps(body).encode(), most_items=1000, most_tools=1000)
+        request = read_request(json.dumps(body).encode(), max_items=1000, max_tools=1000)
         items = [(f"input[{number}]", item) for number, item in enumerate(request.input)]
         translated = translate_request(request, items, PROFILES[profile], sources=sources)
     except InvalidRequest as refusal:

@@ -61,7 +61,7 @@ def test_ids_of_files_and_pictures() -> None:
         {"type": "input_image", "image_url": "https://b"},
     ]
     output = {"type": "computer_screenshot", "file_id": "file-d"}
-    given_items = [
+    given_items: list[dict[str, Any]] = [
         {"role": "user", "content": content},
         {"type": "computer_call_output", "call_id": "1", "output": output},
     ]

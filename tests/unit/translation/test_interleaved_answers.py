@@ -13,7 +13,7 @@ STREAM = {"model": "m", "input": "hi", "stream": True}
 FIRST, SECOND = call('{"x"', "f", id="a", index=0), call(":1}", index=0)
 
 
-def _put_out(outcome: Outcome) -> list[tuple[str, str, str | None]]:
+def _emitted(outcome: Outcome) -> list[tuple[str, str, str | None]]:
     """Kind, text and status of each item."""
     made = []
     for item in final(outcome)["output"]:
@@ -38,13 +38,13 @@ CALL = ("function_call", '{"x":1}', "completed")
 @pytest.mark.parametrize("begun", [FIRST, call("", "f", id="a", index=0)], ids=["in the middle", "before arguments"])
 def test_what_is_said_inside_a_call_follows_it(between: Any, after: Any, begun: Any) -> None:
     rest = SECOND if begun is FIRST else call('{"x":1}', index=0)
-    assert _put_out(streamed(begun, between, rest, finish="tool_calls")) == [CALL, after]
+    assert _emitted(streamed(begun, between, rest, finish="tool_calls")) == [CALL, after]
 
 
 def test_what_is_said_inside_a_call_keeps_its_order_and_its_blanks() -> None:
     said = [chunk(content="one"), chunk(content=" "), chunk(content="two"), chunk(reasoning_content="r")]
     outcome = streamed(FIRST, *said, chunk(content="three"), SECOND, chunk(content=" four"), finish="tool_calls")
-    assert _put_out(outcome) == [
+    assert _emitted(outcome) == [
         CALL,
         ("message", "one two", "completed"),
         ("reasoning", "r", None),
@@ -54,10 +54,10 @@ def test_what_is_said_inside_a_call_keeps_its_order_and_its_blanks() -> None:
 
 def test_text_and_arguments_in_one_delta() -> None:
     both = chunk(content="word", tool_calls=[{"index": 0, "function": {"arguments": ":1}"}}])
-    assert _put_out(streamed(FIRST, both, finish="tool_calls")) == [CALL, ("message", "word", "completed")]
+    assert _emitted(streamed(FIRST, both, finish="tool_calls")) == [CALL, ("message", "word", "completed")]
 
 
-def test_what_waited_is_put_out_as_soon_as_the_call_is_whole() -> None:
+def test_what_waited_is_emitted_as_soon_as_the_call_is_whole() -> None:
     pieces = [sse(one, done=False) for one in (FIRST, chunk(content="word"), SECOND)]
     outcome = run(STREAM, [*pieces, sse(chunk("tool_calls"))])
     assert any(b'"word"' in part and b"response.completed" not in part for part in outcome.parts)
@@ -67,20 +67,20 @@ def test_text_after_a_whole_call_does_not_wait() -> None:
     pieces = [sse(one, done=False) for one in (FIRST, SECOND, chunk(content="word"))]
     outcome = run(STREAM, [*pieces, sse(chunk("tool_calls"))])
     assert any(b'"word"' in part for part in outcome.parts[:-1])
-    assert _put_out(outcome) == [CALL, ("message", "word", "completed")]
+    assert _emitted(outcome) == [CALL, ("message", "word", "completed")]
 
 
 @pytest.mark.parametrize("finish", ["length", "tool_calls", None])
 def test_half_a_call_that_something_follows_is_never_completed(finish: str | None) -> None:
     outcome = streamed(FIRST, chunk(content="word"), finish=finish)
-    made = _put_out(outcome)
+    made = _emitted(outcome)
     assert made[0] == ("function_call", '{"x"', "incomplete") and made[1][:2] == ("message", "word")
 
 
 def test_a_call_that_is_not_allowed_makes_nothing_wait() -> None:
     tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
     outcome = streamed(FIRST, chunk(content="word"), tools=[tool], tool_choice="none")
-    assert _put_out(outcome) == [("message", "word", "completed")]
+    assert _emitted(outcome) == [("message", "word", "completed")]
 
 
 # A placeholder before the arguments
@@ -89,16 +89,16 @@ def test_a_call_that_is_not_allowed_makes_nothing_wait() -> None:
 @pytest.mark.parametrize("rest", [['{"x":1}'], ['{"x"', ":1}"], ["{", '"x":1}']])
 def test_an_empty_object_before_the_arguments_is_none_of_them(rest: list[str]) -> None:
     pieces = [call(piece, index=0) for piece in rest]
-    assert _put_out(streamed(call("{}", "f", id="a", index=0), *pieces, finish="tool_calls")) == [CALL]
+    assert _emitted(streamed(call("{}", "f", id="a", index=0), *pieces, finish="tool_calls")) == [CALL]
 
 
 def test_an_empty_object_alone_is_the_arguments() -> None:
     empty = ("function_call", "{}", "completed")
     first, second = call("{}", "f", id="a", index=0), call("{}", "g", id="b", index=1)
-    assert _put_out(streamed(first, finish="tool_calls")) == [empty]
-    assert _put_out(streamed(first, call("", index=0), call("{}", index=0), finish="tool_calls")) == [empty]
-    assert _put_out(streamed(first, second, finish="tool_calls")) == [empty, empty]
-    assert _put_out(streamed(first, chunk(content="word"))) == [empty, ("message", "word", "completed")]
+    assert _emitted(streamed(first, finish="tool_calls")) == [empty]
+    assert _emitted(streamed(first, call("", index=0), call("{}", index=0), finish="tool_calls")) == [empty]
+    assert _emitted(streamed(first, second, finish="tool_calls")) == [empty, empty]
+    assert _emitted(streamed(first, chunk(content="word"))) == [empty, ("message", "word", "completed")]
     made = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert answered({"content": None, "tool_calls": [made]}, "tool_calls")["output"][0]["arguments"] == "{}"
 
@@ -115,13 +115,13 @@ def test_the_call_before_an_empty_object_is_announced_at_once() -> None:
 
 def test_an_event_with_a_whole_message_is_the_answer() -> None:
     whole = {"object": "chat.completion", "choices": [{"message": {"content": "all of it"}, "finish_reason": "stop"}]}
-    assert _put_out(run(STREAM, [sse(whole)])) == [("message", "all of it", "completed")]
+    assert _emitted(run(STREAM, [sse(whole)])) == [("message", "all of it", "completed")]
 
 
-def test_a_message_that_repeats_the_deltas_is_not_put_out_again() -> None:
+def test_a_message_that_repeats_the_deltas_is_not_emitted_again() -> None:
     repeated = {"choices": [{"message": {"content": "all of it"}, "finish_reason": "stop"}]}
     pieces = [chunk(content="all "), chunk(content="of it"), repeated]
-    assert _put_out(run(STREAM, [sse(*pieces)])) == [("message", "all of it", "completed")]
+    assert _emitted(run(STREAM, [sse(*pieces)])) == [("message", "all of it", "completed")]
 
 
 # A whole answer that is called a stream

@@ -267,6 +267,21 @@ def test_what_the_provider_wants_to_see_again_is_sealed_with_it() -> None:
     assert "reasoning_details" not in plain.chat["messages"][1]
 
 
+def test_sealed_details_in_the_middle_of_a_call_wait_for_its_end() -> None:
+    details = [{"type": "reasoning.encrypted", "data": "x", "index": 0}]
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a":'}}
+    outcome = _run(
+        _chunk(tool_calls=[call]),
+        _chunk(reasoning_details=details, tool_calls=[{"index": 0, "function": {"arguments": " "}}]),
+        _chunk(tool_calls=[{"index": 0, "function": {"arguments": "1}"}}]),
+        request={**_STATELESS, "tools": [{"type": "function", "name": "f", "parameters": {}}]},
+        sealer=_KEYS,
+    )
+    final = check_stream(parse_sse(outcome.body))
+    calls = [item for item in final["output"] if item["type"] == "function_call"]
+    assert [(item["arguments"], item["status"]) for item in calls] == [('{"a": 1}', "completed")]
+
+
 @pytest.mark.parametrize("blob", ["gAAAAfromsomewhereelse", "as1_AAAA", "x"])
 def test_a_foreign_blob_is_refused(blob: str) -> None:
     items = [{"type": "reasoning", "summary": [], "encrypted_content": blob}, {"role": "user", "content": "hi"}]

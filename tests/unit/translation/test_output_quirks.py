@@ -10,11 +10,11 @@ import pytest
 from antiphon.sealing import Sealer
 from antiphon.translation.think_tags import ThinkTags
 from tests.golden.rendering import replay
-from tests.support.exchanges import Outcome, run
+from tests.support.exchanges import Outcome, limits, run
 from tests.support.judge import check_stream, parse_sse
 from tests.support.recordings import all_recordings
 
-_ASKED = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+_ASKED: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
 _JSON = (("content-type", "application/json"),)
 _RECORDINGS = {recording.name: recording for recording in all_recordings()}
 
@@ -163,8 +163,11 @@ def test_log_probabilities_count_as_output() -> None:
     chunks = [_chunk(content="a", choice=_tokens("a")) for _ in range(50)]
     body = b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks)
     request = {"model": "m", "input": "hi", "stream": True}
-    assert _final(run(request, [body], most_upstream_bytes=1000))["error"]["code"] == "upstream_cut"
-    assert _final(run({**request, **_ASKED}, [body], most_upstream_bytes=1000))["error"]["code"] == "upstream_too_large"
+    assert _final(run(request, [body], limits=limits(upstream_body_bytes=1000)))["error"]["code"] == "upstream_cut"
+    assert (
+        _final(run({**request, **_ASKED}, [body], limits=limits(upstream_body_bytes=1000)))["error"]["code"]
+        == "upstream_too_large"
+    )
 
 
 def test_quirk_39_what_was_held_back_keeps_its_tokens() -> None:

@@ -18,7 +18,7 @@ COMPLETION = json.dumps(
     {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
 ).encode()
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
-TURNS = [
+TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "hi"},
     {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
     {"type": "function_call", "call_id": "call_of_another_server", "name": "look", "arguments": "{}"},

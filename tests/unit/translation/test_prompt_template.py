@@ -19,7 +19,9 @@ FILE = {"type": "input_file", "file_url": "https://example.com/a.pdf"}
 
 def filled(template: dict[str, Any], **values: Any) -> FilledTemplate:
     return fill(
-        json.dumps(template).encode(), {name: Raw(json.dumps(value).encode()) for name, value in values.items()}
+        json.dumps(template).encode(),
+        {name: Raw(json.dumps(value).encode()) for name, value in values.items()},
+        max_bytes=1 << 20,
     )
 
 

@@ -16,7 +16,7 @@ _TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 def _read(**fields: Any) -> CreateResponse:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
-    return read_request(body, most_items=10, most_tools=3)
+    return read_request(body, max_items=10, max_tools=3)
 
 
 def _refused(**fields: Any) -> InvalidRequest:
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, code: str) -
 )
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        read_request(body, most_items=10, most_tools=10)
+        read_request(body, max_items=10, max_tools=10)
     assert caught.value.code in ("invalid_json", "invalid_type")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.actions import Chain, Context, ResponseRecord, StoredItem
+from antiphon.engine.ports.actions import Chain, Context, ResponseRecord, StoredItem
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.tool_map import flat_name
 from tests.support.exchanges import JSON, Outcome, run
@@ -156,7 +156,7 @@ def test_a_choice_without_a_name_says_so() -> None:
 
 def test_an_emulated_choice_shows_only_that_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     emulating = replace(PROFILES["generic"], named_tool_choice="required")
-    monkeypatch.setitem(PROFILES, "emulating", emulating)  # type: ignore[arg-type]
+    monkeypatch.setitem(PROFILES, "emulating", emulating)
     body = json.dumps(_completion(("f", "{}"))).encode()
     request = {
         "model": "m",
@@ -283,7 +283,7 @@ def test_pitfall_29_a_local_shell_output_may_name_its_call_by_either_id() -> Non
 
 def test_a_search_that_openai_ran_has_no_call_id() -> None:
     found = [{"type": "namespace", "name": "rates", "tools": [FUNCTION]}]
-    items = [
+    items: list[dict[str, Any]] = [
         USER,
         {
             "type": "tool_search_call",
@@ -441,3 +441,36 @@ def test_tools_are_echoed_as_openai_does() -> None:
         space,
         {**search, "description": None, "parameters": None},
     ]
+
+
+ASKED = {"type": "mcp_approval_request", "id": "mcpr_1", "server_label": "s", "name": "t", "arguments": "{}"}
+REFUSED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": False}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({**REFUSED, "reason": 'Remote "access" declined.'}, 'The user refused it. Reason: Remote "access" declined.'),
+        ({**REFUSED, "approve": True, "reason": "Once."}, "The user approved it. Reason: Once."),
+        (REFUSED, "The user refused it."),
+        ({**REFUSED, "reason": None}, "The user refused it."),
+        ({**REFUSED, "reason": ""}, "The user refused it."),
+    ],
+)
+def test_the_reason_of_an_approval_reaches_the_model_in_every_later_turn(answer: dict[str, Any], told: str) -> None:
+    plain = [json.dumps(_completion(content="so")).encode()]
+    first = run({"model": "m", "input": [USER, ASKED, answer]}, plain, headers=JSON)
+    (record,) = first.records
+    context = Context(chain=Chain((*record.input_items, *record.output_items)))
+    then = {"model": "m", "input": "and?", "previous_response_id": record.id}
+    for outcome in (first, run(then, plain, headers=JSON, context=context)):
+        (output,) = (one["content"] for one in outcome.chat["messages"] if one["role"] == "tool")
+        assert output == f"The user was asked for approval.\n{told}"
+
+
+def test_an_approval_that_names_no_request_is_told_so() -> None:
+    answer = {"type": "mcp_approval_response", "approve": True}
+    outcome = run({"model": "m", "input": [USER, answer]})
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["param"] == "input[1].approval_request_id"
+    assert outcome.json["error"]["code"] == "missing_required_parameter"

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.engine.routes import ModelRoute, Routes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import Outcome, run
@@ -18,7 +18,7 @@ _LONG = "word " * 400
 
 
 def _run(items: list[dict[str, Any]], tokens: int | None, truncation: str = "auto") -> Outcome:
-    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=tokens))
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"], context_tokens=tokens))
     return run({"model": "m", "input": items, "truncation": truncation}, [b""], routes=routes)
 
 
@@ -65,7 +65,7 @@ def test_a_turn_whose_call_is_answered_later_goes_with_the_answer_or_not_at_all(
 
 def test_a_search_that_brought_tools_stays_with_what_it_found() -> None:
     tool = {"type": "function", "name": "found", "parameters": {"type": "object", "properties": {}}}
-    search = [
+    search: list[dict[str, Any]] = [
         {"role": "user", "content": f"one {_LONG}"},
         {"type": "tool_search_call", "call_id": "s", "execution": "client", "arguments": {"query": "x"}},
         {"type": "tool_search_output", "call_id": "s", "execution": "client", "tools": [tool]},
@@ -79,14 +79,14 @@ def test_a_compaction_stays_it_stands_for_what_was_dropped_before() -> None:
     sealer = Sealer([b"key"])
     sealed = sealer.seal("owner", "reasoning", b'{"text":"so far"}')
     items = [{"type": "compaction", "encrypted_content": sealed}, *_turn("one"), {"role": "user", "content": "last"}]
-    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=300))
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"], context_tokens=300))
     said = _said(run({"model": "m", "input": items, "truncation": "auto"}, [b""], routes=routes, sealer=sealer))
     assert "so far" in said and "one answer" not in said
 
 
 def test_instructions_count() -> None:
     items = [*_turn("one"), {"role": "user", "content": "last"}]
-    routes = Routes(ModelRoute(PROFILES["generic"], context_tokens=700))
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"], context_tokens=700))
     request = {"model": "m", "input": items, "truncation": "auto"}
     assert "one answer" in _said(run(request, [b""], routes=routes))
     assert "one answer" not in _said(run({**request, "instructions": _LONG}, [b""], routes=routes))

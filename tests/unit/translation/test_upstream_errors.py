@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.engine.actions import RequestHead
+from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import (
     as_event_failure,
-    error_in_stream,
     event_error_type,
     map_upstream_answer,
     passed_headers,
@@ -316,6 +315,35 @@ def test_of_an_upstreams_headers_those_about_limits_are_kept() -> None:
     assert map_upstream_answer(429, (*others, *kept), b"").headers == kept
 
 
+_WHEN = "Sun, 22 Nov 2026 13:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passes"),
+    [
+        ("retry-after", "0", True),
+        ("retry-after", "0.5", True),
+        ("retry-after", "86400", True),
+        ("retry-after", _WHEN, True),
+        ("retry-after", "86401", False),
+        ("retry-after", "99999999999", False),
+        ("retry-after", "-5", False),
+        ("retry-after", "abc", False),
+        ("retry-after", "1e3", False),
+        ("retry-after", "Infinity", False),
+        ("retry-after", "", False),
+        ("retry-after", "soon, " + _WHEN, False),
+        ("retry-after-ms", "1500", True),
+        ("retry-after-ms", "86400001", False),
+        ("retry-after-ms", _WHEN, False),
+        ("x-should-retry", "false", True),
+        ("x-should-retry", "perhaps", False),
+    ],
+)
+def test_a_time_to_wait_passes_when_it_is_one(name: str, value: str, passes: bool) -> None:
+    assert passed_headers(((name, value),)) == (((name, value),) if passes else ())
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_limits_are_told_with_good_answers_too(stream: bool) -> None:
     limits = (("x-ratelimit-remaining-requests", "7"), ("x-internal", "x"))
@@ -359,7 +387,7 @@ def test_limits_are_told_with_good_answers_too(stream: bool) -> None:
 def test_quirk_43_errors_in_an_answer(value: Any, status: int, code: str, message: str) -> None:
     body = json.dumps(value).encode()
     assert read_stream_error(body).status == status
-    shown = error_in_stream(body)
+    shown = as_event_failure(read_stream_error(body))
     assert shown[0] == code and shown[1].startswith(message)
 
 
@@ -369,6 +397,7 @@ def test_quirk_43_errors_in_an_answer(value: Any, status: int, code: str, messag
         ((("retry-after", "7"),), "Slow down. Please try again in 7s."),
         ((("retry-after", "9"), ("retry-after-ms", "1500")), "Slow down. Please try again in 1.5s."),
         ((("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"),), "Slow down."),
+        ((("retry-after", "9999999"),), "Slow down."),
         ((), "Slow down."),
     ],
 )
@@ -454,7 +483,7 @@ def test_any_answer_is_an_openai_error(status: int, body: bytes) -> None:
     assert set(fields) == {"message", "type", "param", "code"}
     assert fields["message"] and len(fields["message"]) <= 2_000
     assert all(fields[name] is None or isinstance(fields[name], str) for name in ("type", "param", "code"))
-    code, message = error_in_stream(body)
+    code, message = as_event_failure(read_stream_error(body))
     assert code and message
 
 
@@ -504,7 +533,7 @@ def test_a_refusal_that_comes_after_the_stream_was_opened_is_an_event_with_its_w
     body = json.dumps({"model": "m", "input": "x", "stream": True}).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
     pump(exchange, outcome)
-    exchange.open_stream()
+    exchange.receive_silence()
     exchange.receive_upstream_head(429, (*JSON, ("retry-after", "7")))
     exchange.receive_upstream_data(b'{"error":{"message":"Too fast, sk-abcdefghijkl.","type":"requests"}}')
     exchange.receive_upstream_end()
@@ -516,3 +545,26 @@ def test_a_refusal_that_comes_after_the_stream_was_opened_is_an_event_with_its_w
         "code": "rate_limit_exceeded",
         "message": "Too fast, [redacted]. Please try again in 7s.",
     }
+
+
+# Secrets that are known
+
+_OURS = "hunter2plainkey"
+
+
+@pytest.mark.parametrize("written", [_OURS, _OURS.upper(), "aHVudGVyMnBsYWlua2V5"])
+def test_known_secrets_stand_in_no_part_of_an_error(written: str) -> None:
+    error = {"message": f"the key {written} is wrong", "type": written, "code": written, "param": written}
+    body = json.dumps({"error": error}).encode()
+    headers = (("retry-after", written), ("x-ratelimit-reset-tokens", written))
+    mapped = map_upstream_answer(400, headers, body, (_OURS,))
+    assert mapped.message == "the key [redacted] is wrong"
+    assert (mapped.code, mapped.param, mapped.headers) == (None, None, ())
+    assert written not in str(mapped.body()) and written not in repr(read_stream_error(body, (_OURS,)).body())
+
+
+@pytest.mark.parametrize("name", ["code", "param"])
+def test_what_looks_like_a_secret_is_no_name(name: str) -> None:
+    body = json.dumps({"error": {"message": "no", name: "sk-abcdefghijklmnop"}}).encode()
+    mapped = map_upstream_answer(400, (), body)
+    assert (mapped.code, mapped.param) == (None, None)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
+from antiphon.api.http import ApiRequest, read_body
+from antiphon.errors import InvalidRequest
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.judge import check_response
 
 USER = {"role": "user", "content": "hi"}
 OK = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
 PARAMETERS = {"type": "object", "properties": {}}
+
+
+class _Made(Struct):
+    name: str
 
 
 def _ask(**fields: Any) -> Outcome:
@@ -161,3 +168,19 @@ def test_a_wrong_type_is_said_in_the_words_of_json(fields: dict[str, Any], messa
     found = _error(**fields)
     assert found["message"] == message and found["param"] == message.split("'")[1]
     assert found["code"] == ("invalid_type" if message.startswith("Invalid") else "missing_required_parameter")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param", "code", "message"),
+    [
+        (_Made, b"[]", None, "invalid_type", "Invalid request body: expected an object, but got an array instead."),
+        (_Made, b'{"name":5}', "name", "invalid_type", "Invalid type for 'name': expected a string, but got an"),
+        (_Made, b"{}", "name", "missing_required_parameter", "Missing required parameter: 'name'."),
+    ],
+)
+def test_every_other_path_says_it_in_the_same_words(
+    kind: Any, body: bytes, param: str | None, code: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as told:
+        read_body(ApiRequest("POST", "/v1/prompts", (), (), body, "", "req_1"), kind)
+    assert (told.value.param, told.value.code) == (param, code) and told.value.message.startswith(message)

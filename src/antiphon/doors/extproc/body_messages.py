@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-__all__ = ["REQUEST_BODY", "RESPONSE_BODY", "read_part", "write_part"]
-
 REQUEST_BODY, RESPONSE_BODY = 0x22, 0x2A
 """The first byte of a message from Envoy: field 4 or 5, with a length."""
 _ANSWERS = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}

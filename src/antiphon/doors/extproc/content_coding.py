@@ -1,18 +1,18 @@
 """Undoing a content-encoding that an upstream used although none was accepted.
 
-Lives here: gzip and deflate, in any split. Not here: who decides what a broken body means (the exchange does).
+Lives here: gzip and deflate, in any split, as aiohttp does it for the other doors: several gzip members, deflate with
+and without its zlib form, nothing else behind the end. Not here: who decides what a broken body means (the exchange).
 
-Invariant: a fault is remembered, never raised, and one part of the input makes no more than `MOST_PER_PART` bytes.
+Invariant: a fault is remembered, never raised, and one part of the input makes no more than `MAX_PER_PART` bytes.
 """
 
 from __future__ import annotations
 
 import zlib
 
-__all__ = ["MOST_PER_PART", "Inflate", "decoder_for"]
-
-MOST_PER_PART = 64 << 20
-_EITHER_FORMAT = zlib.MAX_WBITS | 32
+MAX_PER_PART = 64 << 20
+_GZIP = zlib.MAX_WBITS | 16
+_NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def decoder_for(encoding: str | None) -> Inflate | None:
@@ -24,26 +24,44 @@ def decoder_for(encoding: str | None) -> Inflate | None:
 class Inflate:
     """One body. `fault` names what is wrong with it, once something is."""
 
-    __slots__ = ("_decoder", "fault")
+    __slots__ = ("_decoder", "_name", "fault")
 
     def __init__(self, encoding: str) -> None:
-        self._decoder = zlib.decompressobj(_EITHER_FORMAT)
-        self.fault = "" if encoding in ("gzip", "x-gzip", "deflate") else f"content-encoding {encoding[:32]!r}"
+        self._name = _NAMES.get(encoding, "")
+        self._decoder: zlib._Decompress | None = None
+        self.fault = "" if self._name else f"content-encoding {encoding[:32]!r}"
 
     def feed(self, data: bytes) -> bytes:
         """The plain bytes that these bytes add."""
-        if self.fault:
-            return b""
-        try:
-            plain = self._decoder.decompress(data, MOST_PER_PART)
-        except zlib.error:
-            self.fault = "a broken gzip body"
-            return b""
-        if self._decoder.unconsumed_tail:
-            self.fault = "a gzip body that grows out of all proportion"
-        return plain
+        parts: list[bytes] = []
+        room = MAX_PER_PART
+        while data and not self.fault:
+            if self._decoder is None:
+                self._decoder = zlib.decompressobj(self._window(data[0]))
+            elif self._decoder.eof:
+                if self._name != "gzip":
+                    self.fault = f"something behind the end of a {self._name} body"
+                    break
+                self._decoder = zlib.decompressobj(_GZIP)
+            try:
+                # At least one: no limit is written as zero.
+                parts.append(self._decoder.decompress(data, max(room, 1)))
+            except zlib.error:
+                self.fault = f"a broken {self._name} body"
+                break
+            room -= len(parts[-1])
+            if self._decoder.unconsumed_tail or room < 0:
+                self.fault = f"a {self._name} body that grows out of all proportion"
+            data = self._decoder.unused_data
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def end(self) -> None:
         """No more bytes come: a body that stops in the middle is a fault."""
-        if not self.fault and not self._decoder.eof:
-            self.fault = "a gzip body that stops in the middle"
+        if not self.fault and (self._decoder is None or not self._decoder.eof):
+            self.fault = f"a {self._name} body that stops in the middle"
+
+    def _window(self, first: int) -> int:
+        """Of deflate some send the bare form; the zlib form, which the standard means, begins with its method."""
+        if self._name == "gzip":
+            return _GZIP
+        return zlib.MAX_WBITS if first & 15 == 8 else -zlib.MAX_WBITS

@@ -11,8 +11,6 @@ from urllib.parse import quote
 
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus
 
-__all__ = ["MessageSplitter", "status_trailers", "timeout_seconds", "with_prefix"]
-
 _PREFIX = 5
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _LONGEST_MESSAGE = 1024
@@ -24,12 +22,12 @@ def with_prefix(message: bytes) -> bytes:
 
 
 class MessageSplitter:
-    """Cuts a call's bytes into messages of at most `most` bytes."""
+    """Cuts a call's bytes into messages of at most `limit` bytes."""
 
-    __slots__ = ("_most", "_rest", "_wanted")
+    __slots__ = ("_limit", "_rest", "_wanted")
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._rest = bytearray()
         self._wanted = _PREFIX
 
@@ -68,9 +66,9 @@ class MessageSplitter:
     def _check(self, flag: int, length: int) -> None:
         if flag:
             raise CallFailed(GrpcStatus.UNIMPLEMENTED, "compressed messages are not supported")
-        if length > self._most:
+        if length > self._limit:
             raise CallFailed(
-                GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {length} bytes is larger than {self._most} bytes"
+                GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {length} bytes is larger than {self._limit} bytes"
             )
 
 

@@ -18,14 +18,13 @@ from typing import Any, Protocol
 from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 
-__all__ = ["Call", "CallOwner", "Http2Limits"]
-
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
     """What one peer may cost.
 
-    Bytes: one message; what may wait for a call in either direction; a call's receive window. `resets` is the burst
+    Bytes: one message; what may wait for a call in either direction; a call's receive window. `seconds` is how long it
+    may take nothing of what waits. `resets` is the burst
     and the rate per second of calls that the peer resets before they were answered: Envoy ends every call with a
     reset, but a call that was answered, so only the others count.
     """
@@ -37,12 +36,16 @@ class Http2Limits:
     resets: tuple[float, float] = (10_000.0, 1_000.0)
     header_bytes: int = 64 << 10
     header_count: int = 256
+    seconds: float = 600.0
 
 
 class CallOwner(Protocol):
     """The connection, as a call sees it."""
 
     limits: Http2Limits
+
+    def begin(self, call: Call) -> None:
+        """Send the head of the answer. Raises `StreamClosed`."""
 
     def send(self, call: Call, message: bytes) -> None:
         """Queue one message. Raises `StreamClosed`."""
@@ -72,6 +75,7 @@ class Call:
         "_timer",
         "_waiter",
         "_withheld",
+        "begun",
         "ended",
         "gone",
         "headed",
@@ -92,7 +96,10 @@ class Call:
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
+        self.begun = False
+        """The head was sent, alone or with the first message."""
         self.headed = False
+        """Something was answered."""
         self.ended = False
         self.gone = False
 
@@ -116,6 +123,13 @@ class Call:
             self._withheld = 0
         return message
 
+    async def begin(self) -> None:
+        """Send the head, if it was not sent."""
+        if self.gone:
+            raise StreamClosed("the peer ended the call")
+        if not self.begun:
+            self._connection.begin(self)
+
     async def send(self, message: bytes) -> None:
         """Send one message; waits while too much is queued."""
         if self.gone:
@@ -126,7 +140,11 @@ class Call:
             self._room = asyncio.get_running_loop().create_future()
             connection.block(self)
             try:
-                await self._room
+                async with asyncio.timeout(connection.limits.seconds):
+                    await self._room
+            except TimeoutError:
+                # Envoy takes all it is sent: one that does not is no longer there, whatever its connection says.
+                raise StreamClosed("the peer took nothing") from None
             finally:
                 self._room = None
             if self.gone:
@@ -138,7 +156,7 @@ class Call:
         """Serve the call in a task of its own, at most this long."""
         loop = asyncio.get_running_loop()
         self.task = loop.create_task(work)
-        self.task.add_done_callback(_observe)
+        self.task.add_done_callback(self._served)
         if seconds is not None:
             self._timer = loop.call_later(seconds, self._expire)
 
@@ -209,14 +227,15 @@ class Call:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0
 
+    def _served(self, task: asyncio.Task[None]) -> None:
+        # A cancelled task holds its frames, and these hold the call: all of the exchange would wait for the collector.
+        self.task = None
+        if not task.cancelled():
+            task.exception()
+
     def _expire(self) -> None:
         self._cancel(GrpcStatus.DEADLINE_EXCEEDED, "the call took longer than its grpc-timeout")
 
     def _cancel(self, status: GrpcStatus, message: str) -> None:
         self.finish(status, message)
         self.lose()
-
-
-def _observe(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()

@@ -1,7 +1,7 @@
 """One exchange whose model call Envoy makes: both directions are rewritten on one stream.
 
 Lives here: which answers Envoy accepts when, and the timers of a relayed response. Not here: bytes (`wire.py`), and
-every decision about the response (`engine/exchange.py`).
+every decision about the response (`engine/exchange/response_exchange.py`).
 
 Rules kept here, verified against Envoy 1.40.0:
 
@@ -13,6 +13,7 @@ Rules kept here, verified against Envoy 1.40.0:
   only as an immediate response. One with trailers ends with the trailers answer instead of `end_of_stream`.
 - An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once but ended with the
   upstream: ending it first would make Envoy drop the upstream's connection.
+- Of what follows, the end of the upstream's body alone is waited for, and that for `end_seconds` at most.
 - After the first part anything may be sent at any time: keep-alive comments, and an end when the upstream is silent.
 - An upstream that breaks off cuts the client's stream without asking us; all we see is the end of our own stream.
 """
@@ -20,10 +21,13 @@ Rules kept here, verified against Envoy 1.40.0:
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import (
+from antiphon.doors.extproc.content_coding import Inflate, decoder_for
+from antiphon.doors.extproc.idle_timer import Interludes
+from antiphon.doors.extproc.immediate_response import answer_whole
+from antiphon.doors.extproc.peer import (
     ClientRequest,
     Peer,
     StreamCut,
@@ -33,12 +37,11 @@ from antiphon.doors.extproc.answers import (
     refuse,
     with_request_id,
 )
-from antiphon.doors.extproc.content_coding import Inflate, decoder_for
-from antiphon.doors.extproc.interludes import Interludes
-from antiphon.doors.extproc.local import answer_whole
 from antiphon.doors.extproc.wire import Kind, Received
-from antiphon.engine.actions import (
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import (
     CallUpstream,
+    CancelReason,
     Finish,
     FollowResponse,
     RunTools,
@@ -46,30 +49,20 @@ from antiphon.engine.actions import (
     SendHead,
     UpstreamRequest,
 )
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.runner import Runner
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError
-from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.upstream_errors import map_transport_error
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
+from antiphon.types.transport import BACKEND_HEADER, Headers, UpstreamError, UpstreamFault, header_value
 
-__all__ = ["Relay", "RelayTimeouts", "translate_local_reply"]
-
-BACKEND_HEADER = "x-antiphon-backend"
+# Parts of a stream are small while its model writes.
+_LARGE = 4 * 1024
+# The least that a client can have left unread when Envoy begins to hold its upstream back: a window and a buffer.
+_FILLS = 128 * 1024
 # Envoy finds no route (404) for a request without it; it says how the client reached Envoy, nothing about the client.
 _ENVOYS_OWN = frozenset({"x-forwarded-proto"})
 # Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
 # describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
 _KEPT_RESPONSE_HEADERS = ("x-ratelimit-",)
-
-
-@dataclass(frozen=True, slots=True)
-class RelayTimeouts:
-    """Seconds: for the upstream's head, of silence in its body, and for its end after `[DONE]`."""
-
-    head: float = 600.0
-    idle: float = 300.0
-    end: float = 1.0
 
 
 class Relay:
@@ -83,13 +76,15 @@ class Relay:
         peer: Peer,
         exchange: ResponseExchange,
         request: ClientRequest,
-        timeouts: RelayTimeouts,
+        timeouts: TimeoutSettings,
+        end_seconds: float,
     ) -> None:
         self._runner = runner
         self._peer = peer
         self._exchange = exchange
         self._request = request
         self._timeouts = timeouts
+        self._end_seconds = end_seconds
         self._loop = asyncio.get_running_loop()
         # What the exchange wants the client to get.
         self._head: SendHead | None = None
@@ -106,9 +101,19 @@ class Relay:
         self._head_answered = False
         self._closing = False
         self._finished = False
-        # When the upstream was last heard, and when the client last got something.
+        # When the upstream was last heard, and when the client last got something; when the exchange is told the time,
+        # and when a stream that is complete ends without its upstream.
         self._heard = 0.0
         self._sent = 0.0
+        self._given = 0
+        self._told_at = 0.0
+        self._close_at = 0.0
+
+    @property
+    def reason_of_the_end(self) -> CancelReason:
+        """Who ended Envoy's stream before its time. Of a failure before the upstream's head Envoy tells us (its own
+        answer comes instead); behind it a client that leaves and an upstream that breaks off look alike."""
+        return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     async def run(self) -> None:
         """Answer the client to the end."""
@@ -118,6 +123,7 @@ class Relay:
             return
         await self._forward(call.request)
         self._heard = self._loop.time()
+        self._told_at = self._exchange.receive_time(self._heard)
         interludes = self._interludes = Interludes(self._peer, self._next_due, self._on_silence)
         interludes.schedule()
         try:
@@ -147,6 +153,7 @@ class Relay:
                 self.finish = action
             else:
                 assert not isinstance(action, FollowResponse | RunTools), "what takes more than a call is driven"
+                await self._peer.begin()
                 await self._runner.perform(exchange, action)
         return call
 
@@ -189,11 +196,17 @@ class Relay:
 
     async def _take(self, received: Received) -> None:
         kind = received.kind
+        if self._heard >= self._told_at:
+            # An upstream that never pauses leaves no silence to look at the time in.
+            self._told_at = self._exchange.receive_time(self._heard)
         if kind is Kind.RESPONSE_BODY:
             self._body_begun = True
             if received.body:
                 data = received.body if self._decoder is None else self._decoder.feed(received.body)
                 self._exchange.receive_upstream_data(data)
+                if len(data) >= _LARGE and self._exchange.floods:
+                    # Others come first. What waits meanwhile is bounded, and Envoy holds the upstream back.
+                    await self._runner.let_others_go_first()
             if received.end:
                 self._upstream_ended(kind)
         elif kind is Kind.RESPONSE_HEADERS:
@@ -210,6 +223,7 @@ class Relay:
         self._upstream_headers = headers
         self._decoder = decoder_for(header_value(headers, "content-encoding"))
         self._exchange.receive_upstream_head(int(header_value(headers, ":status") or 0), headers)
+        self._told_at = self._exchange.receive_time(self._heard)
         if received.end:
             self._bodiless = True
             self._decoder = None
@@ -234,7 +248,7 @@ class Relay:
         """Send what there is for the client, as far as Envoy takes it now."""
         await self._settle()
         if self._closing:
-            await self._close()
+            await self._close(now=self._heard >= self._close_at)
             return
         head = self._head
         if head is None:
@@ -254,6 +268,7 @@ class Relay:
             await self._send_ending(head, self.finish)
         elif self._waiting:
             body = self._take_waiting()
+            self._given += len(body)
             self._sent = self._loop.time()
             await self._peer.send(wire.response_body(body, end=False))
 
@@ -285,6 +300,7 @@ class Relay:
         orderly = head.streamed and finish.outcome in ("completed", "incomplete")
         if self._end is None and orderly:
             self._closing = True
+            self._close_at = self._loop.time() + self._end_seconds
             await self._peer.send(wire.response_body(body, end=False, metadata=told))
             self._interludes.schedule()
             return
@@ -326,39 +342,49 @@ class Relay:
         return tuple(
             name
             for name in dict.fromkeys(name for name, _ in self._upstream_headers)
-            if name[:1] != ":" and name not in ours and not name.startswith(_KEPT_RESPONSE_HEADERS)
+            if name[:1] != ":" and name not in ours and (head.raw or not name.startswith(_KEPT_RESPONSE_HEADERS))
         )
 
     # Silence
 
     def _next_due(self) -> float:
-        limit = self._upstream_limit()
-        if self._keeps_alive():
-            return min(self._heard + limit, self._sent + self._runner.timeouts.keepalive)
-        return self._heard + limit
+        if self._closing:
+            return self._close_at
+        due = min(self._heard + self._upstream_limit(), self._told_at)
+        return min(due, self._sent + self._runner.timeouts.keepalive) if self._keeps_alive() else due
 
     def _upstream_limit(self) -> float:
         """Seconds that the upstream may be silent in its present phase."""
-        if self._closing:
-            return self._timeouts.end
         return self._timeouts.idle if self._headed else self._timeouts.head
 
     def _keeps_alive(self) -> bool:
         head = self._head
         return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
 
+    def _silence(self, limit: float) -> UpstreamError:
+        """Whose silence it is. Envoy holds the upstream back when its client does not read, and tells nobody: that can
+        be so only when there was enough of the stream to fill what lies in between."""
+        said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
+        if self._given < _FILLS:
+            return UpstreamError(UpstreamFault.TIMED_OUT, said)
+        more = f"after {self._given} bytes of the stream: the upstream is silent, or the client does not read"
+        return UpstreamError(UpstreamFault.HELD, f"{said} {more}")
+
     async def _on_silence(self) -> None:
         if self._finished:
             return
-        limit = self._upstream_limit()
-        if self._loop.time() < self._heard + limit:
-            self._sent = self._loop.time()
-            await self._peer.send(wire.response_body(KEEPALIVE, end=False))
-        elif self._closing:
+        now, limit = self._loop.time(), self._upstream_limit()
+        if self._closing:
             await self._close(now=True)
+        elif now >= self._told_at:
+            self._told_at = self._exchange.receive_time(now)
+            await self._flush()
+        elif now >= self._heard + limit:
+            self._exchange.receive_upstream_end(self._silence(limit))
+            await self._flush()
         else:
-            fault = UpstreamError(UpstreamFault.TIMED_OUT, f"nothing came for {limit:g} seconds")
-            self._exchange.receive_upstream_end(fault)
+            self._sent = now
+            self._exchange.receive_silence()
             await self._flush()
 
 

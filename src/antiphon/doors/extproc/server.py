@@ -16,24 +16,25 @@ import importlib.util
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import Literal
 
 import structlog
 
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc.answers import PeerLeft, ProtocolError, StreamCut
-from antiphon.doors.extproc.relay import RelayTimeouts
-from antiphon.doors.extproc.stream import StreamOptions, serve_stream
+from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.peer import PeerLeft, ProtocolError, StreamCut
+from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, MessageStream, Transport
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
+from antiphon.types.transport import SECRET_HEADER
 
 __all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
 
 _log = structlog.get_logger(__name__)
 
-_SECRET = "x-antiphon-secret"
 _LONGEST_SOCKET_PATH = 107
 _NOTING_SECONDS = 10.0
 _FIRST_MESSAGE_SECONDS = 1.0
@@ -45,9 +46,9 @@ TransportName = Literal["auto", "grpcio", "http2"]
 class ExtProcDoor:
     """Serves `ExternalProcessor/Process` and gRPC health.
 
-    In mode `auto` Envoy makes the model call of a request with a single turn; hosted tools, which need more, do not
-    exist yet, so it is the same as `relay`. Transport `auto` is `http2` where its library is installed. `tls` is
-    for TCP.
+    In modes `auto` and `relay` Envoy makes the model call of a request with a single turn; what needs more (hosted
+    tools, compaction, background) is driven from here. Transport `auto` is `http2` where its library is installed.
+    `tls` is for TCP. `end_seconds`: see `ProcessorOptions`.
     """
 
     def __init__(
@@ -55,16 +56,19 @@ class ExtProcDoor:
         context: DoorContext,
         *,
         mode: Mode,
-        timeouts: RelayTimeouts | None = None,
         transport: TransportName = "auto",
         tls: TlsFiles | None = None,
+        end_seconds: float = 1.0,
     ) -> None:
         self._context = context
-        self._options = StreamOptions(always_drive=mode == "drive", timeouts=timeouts or RelayTimeouts())
+        self._options = ProcessorOptions(
+            always_drive=mode == "drive",
+            ahead=Ahead(context.limits, time.monotonic),
+            end_seconds=end_seconds,
+        )
         self._transport_name = transport
         self._tls = tls
         self._transport: Transport | None = None
-        self._serving = True
         self._socket: Path | None = None
 
     async def start(self, address: str, mode: int = 0o600) -> str:
@@ -90,19 +94,14 @@ class ExtProcDoor:
         return bound
 
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
-        """Report NOT_SERVING, refuse new requests, wait for those in flight; False when time ran out.
+        """Report NOT_SERVING, refuse new requests, wait for those in flight; False when `seconds` were not enough.
 
-        During `notice` seconds new requests are still served, so that an Envoy with other sidecars can notice first.
+        During the first `notice` of these seconds new requests are still served.
         """
-        self._serving = False
-        if notice > 0:
-            await asyncio.sleep(notice)
-        self._context.admission.close()
-        return await self._context.admission.drained(seconds)
+        return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop; what is still in flight is cut, and its rows are written."""
-        self._serving = False
         if self._transport is not None:
             self._context.admission.close()
             await self._transport.aclose(0.5)
@@ -119,7 +118,7 @@ class ExtProcDoor:
         """Whether the processor is serving."""
         if service not in ("", SERVICE):
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
-        return self._serving and not self._context.admission.closed
+        return not self._context.admission.leaving
 
     async def process(self, stream: MessageStream, secret: bytes | None) -> None:
         """Serve one stream."""
@@ -129,7 +128,7 @@ class ExtProcDoor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
                     await stream.receive()
-            raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {_SECRET} is missing or wrong")
+            raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
         try:
             await serve_stream(self._context, stream, self._options)
         except PeerLeft as left:
@@ -172,7 +171,10 @@ def _make_room(path: Path) -> None:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
-        else:
-            raise ConfigError(f"unix:{path} is in use: is another instance running?")
+            return
+        except OSError:
+            # Its queue is full (EAGAIN), or it may not be asked: somebody is there.
+            pass
+    raise ConfigError(f"unix:{path} is in use: is another instance running?")

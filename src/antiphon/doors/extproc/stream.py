@@ -1,7 +1,7 @@
 """One ext_proc stream is one client request: reading it whole, then choosing who answers.
 
 Lives here: the request phase, and the way out of every failure. Not here: how a model call is relayed (`relay.py`),
-answers that are made here (`local.py`), bytes (`wire.py`), the gRPC server (`server.py`).
+answers that are made here (`immediate_response.py`), bytes (`wire.py`), the gRPC server (`server.py`).
 
 All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. Those kept here:
 
@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
@@ -26,7 +24,9 @@ import structlog
 from antiphon.api.http import ApiRequest
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import (
+from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.immediate_response import Drive, answer_streamed, answer_whole
+from antiphon.doors.extproc.peer import (
     ClientRequest,
     Peer,
     PeerLeft,
@@ -35,17 +35,18 @@ from antiphon.doors.extproc.answers import (
     refuse,
     with_request_id,
 )
-from antiphon.doors.extproc.local import Drive, answer_streamed, answer_whole
-from antiphon.doors.extproc.relay import Relay, RelayTimeouts, translate_local_reply
+from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.extproc.wire import Kind
-from antiphon.doors.request_body import content_codings, decode_body, too_large
-from antiphon.engine.actions import CancelReason, RequestHead
+from antiphon.doors.request_body import WholeBody, too_slow
+from antiphon.engine.exchange.budget import Hold
+from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.ports.actions import CancelReason, RequestHead
+from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, NotFound
 from antiphon.ids import new_id
+from antiphon.observability.outcome import write_outcome
 from antiphon.types.transport import header_value
-
-__all__ = ["StreamOptions", "serve_stream"]
 
 _log = structlog.get_logger(__name__)
 
@@ -53,14 +54,16 @@ _PLAIN_PATHS = frozenset({"/health", "/ready"})
 
 
 @dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """`always_drive`: make every model call from here. Otherwise Envoy makes those of a single turn."""
+class ProcessorOptions:
+    """`always_drive`: make every model call from here. Otherwise Envoy makes those of a single turn.
+    `end_seconds`: how long the end of an upstream's body is waited for after its `[DONE]`."""
 
     always_drive: bool
-    timeouts: RelayTimeouts
+    ahead: Ahead
+    end_seconds: float = 1.0
 
 
-async def serve_stream(context: DoorContext, stream: MessageStream, options: StreamOptions) -> None:
+async def serve_stream(context: DoorContext, stream: MessageStream, options: ProcessorOptions) -> None:
     """Serve one stream to its end; any exception must abort the gRPC call.
 
     Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, `StreamCut` when
@@ -75,16 +78,22 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Str
         headers=opening.headers,
         request_id=header_value(opening.headers, "x-request-id") or new_id("req"),
     )
+    is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])
     try:
-        with context.admission.admit():
+        owner = _owner_of(context, request)
+        with context.admission.admit(owner, "response" if is_exchange else "request"):
             context.metrics.in_flight.inc()
             try:
-                await _serve(context, peer, request, options, ended=opening.end)
+                with context.bodies.hold(owner) as hold:
+                    await _serve(context, peer, request, owner, options, hold, ended=opening.end)
             finally:
                 context.metrics.in_flight.dec()
     except ApiError as error:
         if peer.answered:
             raise
+        # Refused before there was a response: it has no line yet.
+        path = request.path.partition("?")[0][:256]
+        write_outcome(_log, "request", refusal(error), 0.0, request_id=request.request_id, door="extproc", path=path)
         await refuse(peer, error, request.request_id)
     except (ProtocolError, PeerLeft, StreamCut):
         raise
@@ -115,25 +124,38 @@ def _check_modes(opening: wire.Received) -> None:
             raise ProtocolError(f"processing_mode.{name} is {mode}: set it to FULL_DUPLEX_STREAMED")
 
 
-async def _serve(
-    context: DoorContext, peer: Peer, request: ClientRequest, options: StreamOptions, *, ended: bool
-) -> None:
-    started = time.perf_counter()
-    path, _, query = request.path.partition("?")
+def _owner_of(context: DoorContext, request: ClientRequest) -> str:
+    """Whose request it is, nobody's (`""`) where anybody may ask. Raises `NotFound` and `Unauthorized`."""
+    path = request.path.partition("?")[0]
     is_exchange = context.router.is_exchange(request.method, path)
     if not (is_exchange or path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router knows private paths too (metrics); what comes through Envoy is public.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
     open_to_all = not is_exchange and context.router.is_open(path)
-    owner = "" if open_to_all else context.owners.resolve(request.headers)
-    if not ended and not await _read_body(context, peer, request):
+    return "" if open_to_all else context.owners.resolve(request.headers)
+
+
+async def _serve(
+    context: DoorContext,
+    peer: Peer,
+    request: ClientRequest,
+    owner: str,
+    options: ProcessorOptions,
+    hold: Hold,
+    *,
+    ended: bool,
+) -> None:
+    started = time.perf_counter()
+    path, _, query = request.path.partition("?")
+    if not ended and not await _read_body(context, peer, request, hold):
         return
-    if is_exchange:
-        await _serve_exchange(context, peer, request, owner, options, started)
+    if context.router.is_exchange(request.method, path):
+        await _serve_exchange(context, peer, request, owner, options, hold, started)
         return
     # An Envoy that sends us more than it needs to: these paths have an ordinary cluster.
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
     api_request = ApiRequest(request.method, path, pairs, request.headers, request.body, owner, request.request_id)
+    await peer.begin()
     answer = await context.router.handle(api_request)
     headers = with_request_id(answer.headers, request.request_id)
     if answer.stream is not None:
@@ -142,35 +164,20 @@ async def _serve(
         await answer_whole(peer, answer.status, headers, answer.body)
 
 
-async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -> bool:
+async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
     """Read to the request's end and decompress; False when Envoy answered the client by itself meanwhile."""
-    limits = context.limits
-    most = limits.request_body_bytes
-    codings = content_codings(request.headers)
-    length = header_value(request.headers, "content-length")
-    if length is not None and length.isdecimal() and int(length[:18]) > most:
-        raise too_large(most)
-    parts: list[bytes] = []
-    size = 0
+    body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
     try:
-        async with asyncio.timeout(limits.request_seconds):
+        async with asyncio.timeout(context.timeouts.request):
             while True:
                 received = await peer.receive()
                 if received.kind is not Kind.REQUEST_BODY:
                     break
-                size += len(received.body)
-                if size > most:
-                    raise too_large(most)
-                parts.append(received.body)
+                body.add(received.body)
                 if received.end:
                     break
     except TimeoutError:
-        raise ApiError(
-            f"The request was not sent completely within {limits.request_seconds:g} seconds.",
-            status=408,
-            type="invalid_request_error",
-            code="request_timeout",
-        ) from None
+        raise too_slow(context.timeouts.request) from None
     if received.kind is Kind.RESPONSE_HEADERS:
         await translate_local_reply(peer, received, request.request_id)
         return False
@@ -178,59 +185,55 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest) -
         request.trailers = True
     elif received.kind is not Kind.REQUEST_BODY:
         raise ProtocolError(f"{received.kind.value} came before the request's end")
-    request.body = await decode_body(codings, b"".join(parts), most)
+    request.body = await body.decoded()
     return True
 
 
 async def _serve_exchange(
-    context: DoorContext, peer: Peer, request: ClientRequest, owner: str, options: StreamOptions, started: float
+    context: DoorContext,
+    peer: Peer,
+    request: ClientRequest,
+    owner: str,
+    options: ProcessorOptions,
+    hold: Hold,
+    started: float,
 ) -> None:
     exchange = context.new_exchange()
+    exchange.hold = hold
     answer: Drive | Relay | None = None
     try:
         head = RequestHead(request.method, request.path, request.headers, owner, request.request_id)
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
+        del body
         if options.always_drive or exchange.needs_drive:
-            answer = Drive(context.runner, peer, exchange, request.request_id)
+            await peer.begin()
+            answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead)
         else:
-            answer = Relay(context.runner, peer, exchange, request, options.timeouts)
+            answer = Relay(context.runner, peer, exchange, request, context.timeouts, options.end_seconds)
         await answer.run()
     finally:
         try:
             if not exchange.done:
                 # The client left, Envoy cut the stream, or something broke: the row is written as failed.
-                stopping = context.admission.closed
-                reason = CancelReason.SHUTTING_DOWN if stopping else CancelReason.CLIENT_GONE
-                await _to_the_end(context.runner.abandon(exchange, reason))
+                reason = CancelReason.CLIENT_GONE if answer is None else answer.reason_of_the_end
+                if context.admission.closed:
+                    reason = CancelReason.SHUTTING_DOWN
+                # A client that leaves shows as the end of the messages first and as a cancellation right after it.
+                await to_the_end(context.runner.abandon(exchange, reason))
         finally:
             outcome = answer.finish.outcome if answer is not None and answer.finish is not None else "cancelled"
             seconds = time.perf_counter() - started
             door = answer.door if answer is not None else "relay"
             context.metrics.response_finished(outcome, door, seconds)
-            _log.info(
+            write_outcome(
+                _log,
                 "response",
+                exchange.failure,
+                seconds,
                 request_id=request.request_id,
-                response_id=exchange.response_id or None,
+                response_id=exchange.response_id,
                 door=door,
-                model=exchange.model or None,
+                model=exchange.model,
                 outcome=outcome,
-                milliseconds=round(seconds * 1000, 1),
             )
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for bounded work although this task is cancelled meanwhile.
-
-    A client that leaves shows as the end of the messages first and as a cancellation right after it.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError

@@ -14,8 +14,6 @@ from typing import Protocol
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import AntiphonError
 
-__all__ = ["SERVICE", "CallFailed", "Calls", "GrpcStatus", "MessageStream", "StreamClosed", "Transport"]
-
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 
@@ -52,6 +50,12 @@ class MessageStream(Protocol):
 
     async def receive(self) -> bytes | None:
         """The next message, or None when the peer has ended its side."""
+
+    async def begin(self) -> None:
+        """Tell the peer that its call is served here: until then it may hand the same call to another process.
+
+        Raises `StreamClosed` when the peer is gone.
+        """
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""

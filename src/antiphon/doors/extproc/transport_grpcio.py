@@ -7,6 +7,7 @@ Invariant: every call ends with a status; an exception in one call never touches
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import grpc
@@ -16,11 +17,9 @@ from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, StreamClosed
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
-
-__all__ = ["GrpcioTransport"]
+from antiphon.types.transport import SECRET_HEADER
 
 _HEALTH = "grpc.health.v1.Health"
-_SECRET = "x-antiphon-secret"
 _OPTIONS = (
     # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
     ("grpc.max_receive_message_length", -1),
@@ -31,6 +30,9 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+    # An Envoy that hangs takes nothing and leaves nothing: its connection must end, and its calls with it.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Two processes on one port would not share the load, but hide that one of them is too many.
     ("grpc.so_reuseport", 0),
 )
@@ -106,16 +108,28 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 class _GrpcioStream:
     """`MessageStream` over a servicer context with raw-bytes (de)serialisers."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_begun", "_context")
 
     def __init__(self, context: _Context) -> None:
         self._context = context
+        self._begun = False
 
     async def receive(self) -> bytes | None:
         message = await self._context.read()
         return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
+    async def begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            await self._context.send_initial_metadata(())
+        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise StreamClosed(type(error).__name__) from None
+
     async def send(self, message: bytes) -> None:
+        # The first message brings the head along, if it was not sent.
+        self._begun = True
         try:
             await self._context.write(message)
         except grpc.aio.BaseError as error:
@@ -125,6 +139,6 @@ class _GrpcioStream:
 
 def _presented(context: _Context) -> bytes | None:
     for name, value in context.invocation_metadata() or ():
-        if name == _SECRET:
+        if name == SECRET_HEADER:
             return value.encode() if isinstance(value, str) else value
     return None

@@ -39,16 +39,15 @@ from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, StreamClosed
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
-
-__all__ = ["Http2Transport"]
+from antiphon.types.transport import SECRET_HEADER
 
 _log = structlog.get_logger(__name__)
 
 _PROCESS = f"/{SERVICE}/Process".encode()
 _CHECK = b"/grpc.health.v1.Health/Check"
-_SECRET = b"x-antiphon-secret"
+_SECRET = SECRET_HEADER.encode()
 _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-_MOST_PER_WRITE = 1 << 20
+_MAX_PER_WRITE = 1 << 20
 _LINGER_SECONDS = 5.0
 _CUT_SECONDS = 10.0
 
@@ -121,6 +120,7 @@ class _Connection(asyncio.Protocol):
         self._blocked: list[Call] = []
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
+        self._flooded = False
 
     # What asyncio calls
 
@@ -239,7 +239,9 @@ class _Connection(asyncio.Protocol):
             call.finish(GrpcStatus.INTERNAL, "not a HealthCheckRequest")
             return
         kind = health_pb2.HealthCheckResponse
-        self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
+        # Who asked may have left with its question.
+        with contextlib.suppress(StreamClosed):
+            self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
         call.finish(GrpcStatus.OK)
 
     def _count_reset(self, call: Call | None) -> None:
@@ -250,7 +252,9 @@ class _Connection(asyncio.Protocol):
         now = self._loop.time()
         self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
         self._resets_at = now
-        if self._resets < 0:
+        if self._resets < 0 and not self._flooded:
+            # Once: one read may bring thousands more of them.
+            self._flooded = True
             _log.warning("extproc_reset_flood")
             self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
             self._flush()
@@ -259,12 +263,23 @@ class _Connection(asyncio.Protocol):
 
     # What calls use
 
+    def begin(self, call: Call) -> None:
+        """Send the head, now: what the process does next shall not overtake it. Raises `StreamClosed`."""
+        call.begun = True
+        try:
+            self._http2.send_response(call.id, _HEAD)
+        except NGH2Error as error:
+            raise StreamClosed(type(error).__name__) from None
+        self._flush()
+
     def send(self, call: Call, message: bytes) -> None:
         """Queue one message. Raises `StreamClosed`."""
         try:
             if not call.headed:
                 call.headed = True
-                self._http2.send_response(call.id, _HEAD)
+                if not call.begun:
+                    call.begun = True
+                    self._http2.send_response(call.id, _HEAD)
             self._http2.send_data(call.id, with_prefix(message))
         except NGH2Error as error:
             raise StreamClosed(type(error).__name__) from None
@@ -291,7 +306,8 @@ class _Connection(asyncio.Protocol):
         self._calls.pop(call.id, None)
         trailers = status_trailers(status, message)
         try:
-            if not call.headed:
+            if not call.begun:
+                call.begun = True
                 self._http2.send_response(call.id, _HEAD)
             self._http2.send_trailers(call.id, trailers)
         except NGH2Error:
@@ -318,7 +334,7 @@ class _Connection(asyncio.Protocol):
             return
         http2 = self._http2
         try:
-            while not self._paused and (data := http2.data_to_send(_MOST_PER_WRITE)):
+            while not self._paused and (data := http2.data_to_send(_MAX_PER_WRITE)):
                 transport.write(data)
         except NGH2Error as error:
             self._fail(error)

@@ -1,7 +1,7 @@
 """ext_proc messages as plain values; the only file that sees the generated message classes of the API.
 
 Lives here: decoding what Envoy sends and encoding what it is answered. Not here: which answer is legal when
-(`stream.py`, `relay.py`, `local.py`).
+(`stream.py`, `relay.py`, `immediate_response.py`).
 
 Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty); a header that is set replaces
 what was there, and a name that is given twice arrives twice; header bytes that are not UTF-8 survive the round trip.
@@ -17,23 +17,6 @@ from google.protobuf.message import DecodeError
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
 from antiphon.types.transport import Headers
-
-__all__ = [
-    "Kind",
-    "Metadata",
-    "Received",
-    "decode",
-    "immediate",
-    "local_body",
-    "local_head",
-    "request_body",
-    "request_head",
-    "request_trailers",
-    "response_body",
-    "response_head",
-    "response_replaced",
-    "response_trailers",
-]
 
 Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""

@@ -11,7 +11,7 @@ as if it were whole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -19,13 +19,13 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from antiphon.engine.actions import CancelReason, SendBody, SendHead
-from antiphon.engine.exchange import ResponseExchange
-from antiphon.engine.runner import Runner
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import CancelReason, SendBody, SendHead
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.types.transport import Headers
 
-__all__ = ["ExchangeAnswer", "make_response", "send_stream"]
+SERVER = ("server", "antiphon")
 
 _log = structlog.get_logger(__name__)
 
@@ -74,9 +74,10 @@ class ExchangeAnswer:
 
     async def _perform(self) -> None:
         # `drive` is a generator; closing it ends the model call at once.
-        async with aclosing(cast(Any, self._runner.drive(self._exchange))) as actions:
+        async with aclosing(self._runner.drive(self._exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
+                    assert self._head is not None, "a body before its head"
                     if self._stream is not None:
                         await self._stream.write(action.data)
                     else:
@@ -96,7 +97,7 @@ class ExchangeAnswer:
             await self._stream.write_eof()
 
     async def _open_stream(self, head: SendHead) -> None:
-        stream = web.StreamResponse(status=head.status, headers=CIMultiDict(self._headers(head)))
+        stream = web.StreamResponse(status=head.status, headers=_served(self._headers(head)))
         await stream.prepare(self._request)
         self._stream = stream
 
@@ -118,30 +119,33 @@ class ExchangeAnswer:
 
 def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
     """A whole response. A `connection: close` among the headers closes the connection after it."""
-    kept = CIMultiDict((name, value) for name, value in headers if name != "connection")
+    kept = _served((name, value) for name, value in headers if name != "connection")
     response = web.Response(status=status, headers=kept, body=body or None)
     if any(name == "connection" and value == "close" for name, value in headers):
         response.force_close()
     return response
 
 
+def _served(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """The headers, and who answers: a name without versions (aiohttp would tell its own and Python's)."""
+    return CIMultiDict((*headers, SERVER))
+
+
 async def send_stream(
-    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes], seconds: float
+    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
 ) -> web.StreamResponse:
     """An answer whose parts come over time; `parts` is closed at once when the client leaves.
 
-    When they break off, so does the client's stream: it must not look whole. So it does when the client takes nothing
-    for so many seconds.
+    When they break off, so does the client's stream: it must not look whole.
     """
-    response = web.StreamResponse(status=status, headers=CIMultiDict(headers))
+    response = web.StreamResponse(status=status, headers=_served(headers))
     async with aclosing(cast(Any, parts)):
         await response.prepare(request)
         try:
             async for part in parts:
-                async with asyncio.timeout(seconds):
-                    await response.write(part)
+                await response.write(part)
         except Exception as error:
-            if not isinstance(error, ConnectionError | TimeoutError):
+            if not isinstance(error, ConnectionError):
                 _log.error("stream_failed", exc_info=True)
             raise ConnectionResetError("the stream was cut") from error
     await response.write_eof()

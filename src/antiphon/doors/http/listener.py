@@ -1,10 +1,15 @@
-"""Sockets and connections under the HTTP door.
+"""Sockets under the HTTP door.
 
-Lives here: binding (TCP, Unix with its file mode), aiohttp's low-level server, and what it answers to bytes that are
-no HTTP. Not here: any request (`server.py`).
+Lives here: binding (TCP, Unix with its file mode), accepting, and refusing what is too much. Not here: how many
+connections there may be (`doors/descriptors.py`), what one does (`connection.py`), any request (`server.py`).
 
-Invariant: a Unix socket file has its mode before anybody can connect, a file that somebody still listens on is never
-taken over, and only our own file is removed at the end.
+Connections are accepted here and not by the event loop: libuv takes one per turn (since 1.45), so under load, when
+turns are long, those in the queue would wait for a second while others are served again and again. All that wait are
+taken in one turn.
+
+Invariants: a Unix socket file has its mode before anybody can connect, a file that somebody still listens on is never
+taken over, and only our own file is removed at the end; a client for which there is no descriptor waits in the kernel's
+queue and is not turned away (libuv would reset it).
 """
 
 from __future__ import annotations
@@ -13,100 +18,37 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from aiohttp import web
+import structlog
 
-from antiphon.doors.http.exchange import make_response
+from antiphon.doors.descriptors import max_connections
+from antiphon.doors.http.connection import DoorServer
 from antiphon.doors.tls import TlsFiles
-from antiphon.errors import ApiError, ConfigError, InternalError, InvalidRequest
+from antiphon.errors import ConfigError
 
-__all__ = ["Listener", "make_server"]
-
-_HEADER_BYTES = 64 * 1024
 _BACKLOG = 2048
 _CLOSE_SECONDS = 0.2
+_FULL_SECONDS = 0.05
+_TELL_SECONDS = 60.0
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-def make_server(handler: Handler, *, head_seconds: float, idle_seconds: float) -> web.Server:
-    """aiohttp's server around one handler, which is cancelled when its client leaves.
-
-    `head_seconds`: for the first request's head on a new connection; `idle_seconds`: between requests.
-    """
-    return _Server(
-        handler,
-        handler_cancellation=True,
-        head_seconds=head_seconds,
-        keepalive_timeout=idle_seconds,
-        access_log=None,
-        auto_decompress=False,
-        max_line_size=_HEADER_BYTES,
-        max_field_size=_HEADER_BYTES,
-    )
-
-
-class _Server(web.Server):
-    def __init__(self, handler: Handler, *, handler_cancellation: bool, head_seconds: float, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=handler_cancellation)
-        self._options = options
-        self._head_seconds = head_seconds
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._head_seconds, self._options)
-
-
-class _Connection(web.RequestHandler):
-    """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
-
-    __slots__ = ("_head_seconds", "_head_timer")
-
-    def __init__(self, server: _Server, head_seconds: float, options: dict[str, Any]) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self._head_seconds = head_seconds
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._head_timer = asyncio.get_running_loop().call_later(self._head_seconds, self._head_is_late)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        super().connection_lost(exc)
-
-    def _head_is_late(self) -> None:
-        if self._request_count == 0:
-            self.force_close()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("A response has begun; it can only be cut.")
-        error: ApiError
-        if status < 500:
-            error = InvalidRequest("The request is not valid HTTP.", code="invalid_http", status=status)
-        else:
-            error = InternalError("The server had an error while processing your request.")
-        close = (("content-type", "application/json"), ("connection", "close"))
-        return make_response(error.status, close, error.body())
+_log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """One bound address."""
+    """One bound address. `limit`: connections at once; when there are so many, those that are idle make room."""
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: DoorServer, limit: int | None = None) -> None:
         self._server = server
-        self._listening: asyncio.Server | None = None
+        self._limit = max_connections() if limit is None else limit
+        self._bound: list[socket.socket] = []
+        self._context: ssl.SSLContext | None = None
+        # Handshakes, mostly of TLS, that are under way.
+        self._opening: set[asyncio.Task[None]] = set()
+        self._again: asyncio.TimerHandle | None = None
+        self._told_at = -_TELL_SECONDS
         self._path: Path | None = None
         self._inode = 0
 
@@ -121,40 +63,119 @@ class Listener:
         Raises `ConfigError`.
         """
         if address.startswith("unix:"):
-            return await self._open_unix(Path(address.removeprefix("unix:")), mode)
+            path = Path(address.removeprefix("unix:"))
+            try:
+                self._bound = [_bind_unix(path, mode)]
+            except OSError as error:
+                raise ConfigError(f"cannot listen on unix:{path}: {_reason(error)}") from error
+            self._path, self._inode = path, _inode(path)
+            self._listen()
+            return f"unix:{path}"
         host, port = _split_address(address)
-        context = tls.context("http/1.1") if tls is not None else None
+        self._context = tls.context("http/1.1") if tls is not None else None
         try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                self._server, host, port, backlog=_BACKLOG, reuse_port=shared_port or None, ssl=context
-            )
+            self._bound = await _bind_tcp(host, port, shared_port=shared_port)
+            self._listen()
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {_reason(error)}") from error
-        name = self._listening.sockets[0].getsockname()
+        name = self._bound[0].getsockname()
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-
-    async def _open_unix(self, path: Path, mode: int) -> str:
-        try:
-            bound = _bind_unix(path, mode)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on unix:{path}: {_reason(error)}") from error
-        self._path, self._inode = path, _inode(path)
-        self._listening = await asyncio.get_running_loop().create_unix_server(
-            self._server, sock=bound, backlog=_BACKLOG
-        )
-        return f"unix:{path}"
 
     def refuse(self) -> None:
         """Accept no more connections."""
-        if self._listening is not None:
-            self._listening.close()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        for bound in self._bound:
+            asyncio.get_running_loop().remove_reader(bound)
+            bound.close()
+        self._bound = []
 
     async def aclose(self) -> None:
         """Close all connections and remove the socket file."""
         self.refuse()
+        if self._opening:
+            # One that is cut off between its halves would never be told of its end (uvloop).
+            _, slow = await asyncio.wait(self._opening, timeout=_CLOSE_SECONDS)
+            for opening in slow:
+                opening.cancel()
         await self._server.shutdown(_CLOSE_SECONDS)
         if self._path is not None and _inode(self._path) == self._inode:
             _remove(self._path)
+
+    def _listen(self) -> None:
+        try:
+            for bound in self._bound:
+                bound.listen(_BACKLOG)
+        except OSError:
+            self.refuse()
+            raise
+        self._watch()
+
+    def _watch(self) -> None:
+        self._again = None
+        for bound in self._bound:
+            asyncio.get_running_loop().add_reader(bound, self._accept, bound)
+
+    def _accept(self, bound: socket.socket) -> None:
+        """Take all that wait; at least one does."""
+        room = self._limit - self._server.open - len(self._opening)
+        if room <= 0:
+            self._pause("all connections are in use")
+            return
+        for _ in range(min(room, _BACKLOG)):
+            try:
+                accepted, _ = bound.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:
+                # It left while it waited.
+                continue
+            except OSError as error:
+                self._pause(_reason(error))
+                return
+            accepted.setblocking(False)
+            opening = asyncio.get_running_loop().create_task(self._open(accepted))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        # What fails here is the client's: it left, or is no partner for TLS. The transport closes the socket.
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._context)
+
+    def _pause(self, why: str) -> None:
+        """There is no room: look again soon. Of connections without a request, the oldest makes room."""
+        loop = asyncio.get_running_loop()
+        for bound in self._bound:
+            loop.remove_reader(bound)
+        self._again = loop.call_later(_FULL_SECONDS, self._watch)
+        made_room = self._server.close_idle()
+        if not made_room and loop.time() >= self._told_at + _TELL_SECONDS:
+            self._told_at = loop.time()
+            _log.warning("connections_wait", cause=why, open=self._server.open, limit=self._limit)
+
+
+async def _bind_tcp(host: str, port: int, *, shared_port: bool) -> list[socket.socket]:
+    """A socket for every address that the name has."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, where in dict.fromkeys(found):
+            bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared_port:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(where)
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -13,12 +13,10 @@ from urllib.parse import parse_qsl
 
 from antiphon.errors import InvalidRequest
 
-__all__ = ["split_target"]
-
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
-_MOST_FIELDS = 200
+_MAX_FIELDS = 200
 
 
 def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -27,7 +25,7 @@ def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     rest = rest.partition("#")[0]
     raw_path, _, raw_query = rest.partition("?")
     try:
-        query = tuple(parse_qsl(raw_query, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+        query = tuple(parse_qsl(raw_query, keep_blank_values=True, max_num_fields=_MAX_FIELDS))
     except ValueError:
         raise InvalidRequest("Too many query parameters.", code="invalid_url") from None
     return _normalise(raw_path or "/"), query

@@ -23,23 +23,26 @@ from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
 
 from antiphon.api.http import ApiRequest, error_response
-from antiphon.api.router import EXCHANGE_PATH, Router
-from antiphon.doors.context import DoorContext
+from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
+from antiphon.doors.context import DoorContext, Kind
+from antiphon.doors.http.connection import DoorServer, make_server
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
-from antiphon.doors.http.listener import Listener, make_server
+from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import split_target
-from antiphon.doors.http.upload import body_pieces, go_on_reading, is_unread
+from antiphon.doors.http.upload import UPLOAD_BYTES, body_pieces, go_on_reading, is_unread, misframed
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
-from antiphon.doors.request_body import content_codings, decode_body, too_large
+from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.doors.tls import TlsFiles
-from antiphon.engine.actions import CancelReason, RequestHead
+from antiphon.engine.exchange.budget import Hold
+from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.ports.actions import CancelReason, RequestHead
+from antiphon.engine.running.connection_memory import SocketMemory
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
 from antiphon.ids import new_id
-from antiphon.types.transport import Headers
+from antiphon.observability.outcome import write_outcome
+from antiphon.types import cors
+from antiphon.types.transport import SECRET_HEADER, Headers
 
-__all__ = ["SECRET_HEADER", "HttpDoor"]
-
-SECRET_HEADER = "x-antiphon-secret"
 _PRIVATE_PREFIX = "x-antiphon-"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
@@ -62,6 +65,9 @@ class _Call:
     outcome: str = ""
     response_id: str = ""
     model: str = ""
+    failure: Failure | None = None
+    added: Headers = ()
+    """What every answer says beside its own headers."""
 
 
 class HttpDoor:
@@ -76,9 +82,11 @@ class HttpDoor:
         self._private = private
         self._drive_exchanges = drive_exchanges
         self._listener: Listener | None = None
+        self._server: DoorServer | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
         self._sockets: set[WebSocketConnection] = set()
+        self._socket_memory = SocketMemory(context.websocket.total_bytes)
 
     async def start(
         self, address: str, mode: int = 0o600, *, shared_port: bool = False, tls: TlsFiles | None = None
@@ -90,17 +98,24 @@ class HttpDoor:
         """
         server = make_server(
             self._handle,
-            head_seconds=self._context.limits.request_seconds,
+            head_seconds=self._context.timeouts.request,
             # A proxy keeps connections for an hour: it must be the one that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
+            send_seconds=self._context.timeouts.send,
         )
+        self._server = server
         self._listener = Listener(server)
         return await self._listener.open(address, mode, shared_port=shared_port, tls=tls)
 
-    async def drain(self, seconds: float) -> bool:
-        """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough."""
-        self._context.admission.close()
-        return await self._context.admission.drained(seconds)
+    async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
+        """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough.
+
+        During the first `notice` of these seconds new requests are still served, while `/ready` says no.
+        """
+        if self._server is not None:
+            # A client that takes nothing does not use up the time of those that do.
+            self._server.hurry(notice + (seconds - notice) / 2)
+        return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop listening and end what is still running; its responses are stored as failed."""
@@ -123,6 +138,9 @@ class HttpDoor:
         self._running.add(task)
         given = request.headers.get("x-request-id", "")
         call = _Call(given if _REQUEST_ID.fullmatch(given) else new_id("req"), request.method)
+        # Behind Envoy it is Envoy's filter that says which pages may read.
+        origins = () if self._private else self._context.cors_origins
+        call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
         try:
             response = await self._answer(request, call)
             call.status = response.status
@@ -132,13 +150,14 @@ class HttpDoor:
         except Exception as failure:
             if isinstance(failure, ApiError):
                 error = failure
+                call.failure = refusal(error)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
             call.status = error.status
             answer = error_response(error)
             body = b"" if request.method == "HEAD" else answer.body
-            return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), body)
+            return make_response(answer.status, (*answer.headers, *call.added), body)
         finally:
             self._running.discard(task)
             self._write_log(call)
@@ -146,35 +165,56 @@ class HttpDoor:
     async def _answer(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         call.path = request.raw_path.partition("?")[0]
         call.path, query = split_target(request.raw_path)
+        if (preflight := self._preflight(request, call)) is not None:
+            return preflight
         self._check_peer(request, call)
         if call.path == EXCHANGE_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
         router = self._context.router
+        if call.path == METRICS_PATH and not call.trusted:
+            # Who is served how often is nobody's business who merely reaches this port.
+            raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
+        owner = "" if is_open else self._context.owners.resolve(call.headers)
         # Health and metrics are answered while draining, and when the server is full.
-        with nullcontext() if is_open else self._context.admission.admit():
-            owner = "" if is_open else self._context.owners.resolve(call.headers)
+        kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
+        with (
+            nullcontext() if is_open else self._context.admission.admit(owner, kind),
+            self._context.bodies.hold(owner) as hold,
+        ):
             if Router.is_exchange(call.method, call.path):
-                return await self._serve_exchange(request, call, owner)
+                return await self._serve_exchange(request, call, owner, hold)
             body, pieces = b"", None
             if router.streams_body(call.method, call.path):
-                pieces = body_pieces(request, call.headers, self._context.limits.request_seconds)
+                hold.add(UPLOAD_BYTES)
+                pieces = body_pieces(request, call.headers, self._context.timeouts.request)
             elif router.reads_body(call.method, call.path):
-                body = await self._read_body(request, call.headers)
+                body = await self._read_body(request, call.headers, hold)
             answer = await router.handle(
                 ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id, pieces)
             )
+            if call.method == "GET" and not is_open:
+                # What is read of the store, for as long as its client takes it. (Who changed something is told.)
+                hold.add(len(answer.body))
             if pieces is not None and is_unread(request):
                 answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
-                headers = (*answer.headers, ("x-request-id", call.id))
-                seconds = self._context.limits.send_seconds
-                return await send_stream(request, answer.status, headers, answer.stream, seconds)
-        return make_response(answer.status, (*answer.headers, ("x-request-id", call.id)), answer.body)
+                headers = (*answer.headers, *call.added)
+                return await send_stream(request, answer.status, headers, answer.stream)
+        return make_response(answer.status, (*answer.headers, *call.added), answer.body)
+
+    def _preflight(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse | None:
+        """The answer to a browser that asks, without credentials, what a page of an origin may do."""
+        origin = request.headers.get("origin", "")
+        asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
+        if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
+            return None
+        return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
         """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
+        self._check_single(request)
         assert self._listener is not None
         secret = self._context.secret
         call.trusted = self._listener.is_unix
@@ -188,29 +228,41 @@ class HttpDoor:
             headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
         call.headers = headers
 
-    async def _serve_exchange(self, request: web.BaseRequest, call: _Call, owner: str) -> web.StreamResponse:
+    def _check_single(self, request: web.BaseRequest) -> None:
+        """What says who asks stands once: of two, one reader takes the first and another the last."""
+        for name in ("authorization", SECRET_HEADER, self._context.owners.header):
+            if name and len(request.headers.getall(name, ())) > 1:
+                raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
+
+    async def _serve_exchange(
+        self, request: web.BaseRequest, call: _Call, owner: str, hold: Hold
+    ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == EXCHANGE_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         with self._counted(call):
-            body = await self._read_body(request, call.headers)
+            body = await self._read_body(request, call.headers, hold)
             exchange = self._context.new_exchange()
+            exchange.hold = hold
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
             await self._context.runner.receive(exchange, head, body)
-            answer = ExchangeAnswer(request, exchange, self._context.runner, (("x-request-id", call.id),))
+            del body
+            answer = ExchangeAnswer(request, exchange, self._context.runner, call.added)
             try:
                 return await answer.run(self._leaving)
             finally:
                 call.outcome = answer.outcome
                 # With a prompt they are known only when that was loaded.
                 call.model, call.response_id = exchange.model, exchange.response_id
+                call.failure = exchange.failure
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
         check_handshake(request, self._context.websocket, len(self._sockets))
-        with self._context.admission.admit():
-            owner = self._context.owners.resolve(call.headers)
+        owner = self._context.owners.resolve(call.headers)
+        with self._context.admission.admit(owner):
+            pass
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-        connection = WebSocketConnection(self._context, head, self._leaving)
+        connection = WebSocketConnection(self._context, head, self._leaving, self._socket_memory)
         self._sockets.add(connection)
         self._context.metrics.sockets.inc()
         # However it ends: the upgrade is what was answered.
@@ -238,52 +290,41 @@ class HttpDoor:
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
-    async def _read_body(self, request: web.BaseRequest, headers: Headers) -> bytes:
-        """The whole body, decompressed, within the limits of size and time."""
+    async def _read_body(self, request: web.BaseRequest, headers: Headers, hold: Hold) -> bytes:
+        """The whole body, decompressed, within the limits of size, memory and time."""
+        seconds = self._context.timeouts.request
         try:
-            codings = content_codings(headers)
+            body = WholeBody(headers, hold, self._context.limits.request_body_bytes)
+            async with asyncio.timeout(seconds):
+                await go_on_reading(request)
+                while part := await request.content.readany():
+                    body.add(part)
+        except TimeoutError:
+            raise _and_close(too_slow(seconds)) from None
         except ApiError as error:
             raise _and_close(error) from None
-        limits = self._context.limits
-        most = limits.request_body_bytes
-        if (request.content_length or 0) > most:
-            raise _and_close(too_large(most))
-        try:
-            async with asyncio.timeout(limits.request_seconds):
-                await go_on_reading(request)
-                parts: list[bytes] = []
-                size = 0
-                while part := await request.content.readany():
-                    size += len(part)
-                    if size > most:
-                        raise _and_close(too_large(most))
-                    parts.append(part)
-        except TimeoutError:
-            raise ApiError(
-                f"The request body did not arrive within {limits.request_seconds:g} seconds.",
-                status=408,
-                type="invalid_request_error",
-                code="request_timeout",
-                headers=_CLOSE,
-            ) from None
         except (web.RequestPayloadError, HTTPException):
-            raise InvalidRequest(
-                "The request body is not framed correctly.", code="invalid_body", headers=_CLOSE
-            ) from None
-        return await decode_body(codings, parts[0] if len(parts) == 1 else b"".join(parts), most)
+            raise misframed() from None
+        return await body.decoded()
 
     def _write_log(self, call: _Call) -> None:
-        write = _log.debug if call.path in _QUIET and call.status < 400 else _log.info
-        known = {"outcome": call.outcome, "response_id": call.response_id, "model": call.model}
-        write(
+        seconds = time.perf_counter() - call.started
+        if call.path in _QUIET and call.status < 400:
+            _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
+            return
+        write_outcome(
+            _log,
             "request",
+            call.failure,
+            seconds,
             door="http",
             request_id=call.id,
             method=call.method[:32],
             path=call.path[:256],
             status=call.status,
-            seconds=round(time.perf_counter() - call.started, 6),
-            **{name: value for name, value in known.items() if value},
+            outcome=call.outcome,
+            response_id=call.response_id,
+            model=call.model,
         )
 
 

@@ -1,7 +1,7 @@
 """A request's body as it comes, for endpoints that take it so.
 
 Lives here: pieces from the socket, how long each may take, and what broken ones mean. Not here: bodies that are read
-whole (`server.py`), and any limit of size (the endpoint knows it).
+whole (`doors/request_body.py`), and any limit of size (the endpoint knows it).
 
 Invariant: no more is taken from the socket than the endpoint asked for, so a slow disk holds the client back.
 """
@@ -18,8 +18,8 @@ from antiphon.doors.request_body import content_codings
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.transport import Headers
 
-__all__ = ["body_pieces", "go_on_reading", "is_unread"]
-
+UPLOAD_BYTES = 256 << 10
+"""What an upload holds at most: what was read ahead of the endpoint, and the piece it is at."""
 _CLOSE: Headers = (("connection", "close"),)
 
 
@@ -47,12 +47,15 @@ async def body_pieces(request: web.BaseRequest, headers: Headers, seconds: float
                 headers=_CLOSE,
             ) from None
         except (web.RequestPayloadError, HTTPException):
-            raise InvalidRequest(
-                "The request body is not framed correctly.", code="invalid_body", headers=_CLOSE
-            ) from None
+            raise misframed() from None
         if not piece:
             return
         yield piece
+
+
+def misframed() -> InvalidRequest:
+    """The refusal of a body whose end cannot be found; the connection is of no more use."""
+    return InvalidRequest("The request body is not framed correctly.", code="invalid_body", headers=_CLOSE)
 
 
 async def go_on_reading(request: web.BaseRequest) -> None:

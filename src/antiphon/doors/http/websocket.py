@@ -2,7 +2,7 @@
 
 Lives here: the handshake's conditions, reading frames ahead of the turn that runs, a turn from its frame to its last
 event, and all the ways in which a connection ends. Not here: what frames mean (`api/frames.py`), translation and model
-calls (the runner performs those), what is remembered (`engine/connection_memory.py`).
+calls (the runner performs those), what is remembered (`engine/running/connection_memory.py`).
 
 Invariants: one response at a time, in the order asked for, whatever `stream_id` says; an error is a frame and leaves
 the connection open; no turn begins after the connection's time is up or while the process drains, and one that runs is
@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -33,21 +32,24 @@ from antiphon.api.frames import (
     error_frame,
     read_client_frame,
 )
-from antiphon.doors.context import DoorContext, WebSocketLimits
+from antiphon.config.limits import WebSocketSettings
+from antiphon.doors.context import DoorContext
+from antiphon.doors.http.exchange import SERVER
 from antiphon.doors.request_body import too_large
-from antiphon.engine.actions import CancelReason, RequestHead, SendBody, SendHead
-from antiphon.engine.connection_memory import ConnectionMemory
-from antiphon.engine.exchange import ResponseExchange
+from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import CancelReason, RequestHead, SendBody, SendHead
+from antiphon.engine.ports.idempotency import HEADER
+from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
 from antiphon.errors import ApiError, InternalError, InvalidRequest, Unavailable
 from antiphon.ids import new_id
+from antiphon.observability.outcome import write_outcome
 from antiphon.types.transport import Headers
-
-__all__ = ["WebSocketConnection", "check_handshake", "is_upgrade"]
 
 _FRAMES_AHEAD = 16
 _CLOSE_SECONDS = 1.0
 # Of the handshake alone: they say nothing about a single request, or would be the same for each.
-_OF_THE_HANDSHAKE = frozenset({"openai-beta", "idempotency-key", "connection", "upgrade"})
+_OF_THE_HANDSHAKE = frozenset({"openai-beta", HEADER, "connection", "upgrade"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +60,7 @@ def is_upgrade(request: web.BaseRequest) -> bool:
     return request.method == "GET" and request.headers.get("upgrade", "").strip().lower() == "websocket"
 
 
-def check_handshake(request: web.BaseRequest, limits: WebSocketLimits, active: int) -> None:
+def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active: int) -> None:
     """Whether this client may have a WebSocket; raises the `ApiError` that it gets instead.
 
     A browser lets any page connect to any host and adds no credentials that would tell us apart, so a page must be of
@@ -100,8 +102,11 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 class WebSocketConnection:
     """One connection from its handshake to its end. `head` is the upgrade request; its owner is everybody's here."""
 
-    def __init__(self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason]) -> None:
+    def __init__(
+        self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
+    ) -> None:
         self._context = context
+        self._shared = shared
         self._limits = context.websocket
         headers = tuple(
             (name, value)
@@ -109,16 +114,18 @@ class WebSocketConnection:
             if name not in _OF_THE_HANDSHAKE and not name.startswith(_HANDSHAKE_PREFIX)
         )
         self._head = replace(head, method="POST", headers=headers)
+        # A key stands for one request, and all of the connection's would have this one.
+        self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
-        self._memory = ConnectionMemory(context.runner.store, most_bytes=self._limits.memory_bytes)
+        self._memory = ConnectionMemory(context.runner.store, max_bytes=self._limits.memory_bytes, shared=shared)
         self._runner = context.runner.over(self._memory)
-        self._most_bytes = context.limits.request_body_bytes
+        self._max_bytes = context.limits.request_body_bytes
         self._socket = web.WebSocketResponse(
             timeout=_CLOSE_SECONDS,
-            heartbeat=self._limits.ping_seconds,
+            heartbeat=self._limits.ping,
             # A frame a little over the limit is still read, so that its sender gets to know why it is refused.
-            max_msg_size=self._most_bytes + (1 << 16),
-            compress=self._limits.compress,
+            max_msg_size=self._max_bytes + (1 << 16),
+            compress=self._limits.compression,
             decode_text=False,
         )
         self._waiting: deque[bytes | ApiError] = deque()
@@ -136,6 +143,9 @@ class WebSocketConnection:
     async def run(self, request: web.BaseRequest) -> web.StreamResponse:
         """Shake hands and serve until the end. Raises `InvalidRequest` when it is no proper handshake."""
         self._socket.headers["x-request-id"] = self._head.request_id
+        self._socket.headers.update((SERVER,))
+        if self._ignored:
+            self._socket.headers["antiphon-ignored"] = self._ignored
         try:
             await self._socket.prepare(request)
         except HTTPException as refusal:
@@ -148,12 +158,16 @@ class WebSocketConnection:
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
+                # Until the next one comes nothing of this request is held but what is remembered.
+                del frame
         finally:
             self._context.admission.on_close.discard(self._news.set)
             timer.cancel()
             reader.cancel()
             await asyncio.wait({reader})
-            await self._memory.aclose()
+            self._shared.give(self._waiting_bytes)
+            self._waiting_bytes = 0
+            self._memory.shed()
         return self._socket
 
     # Frames in
@@ -164,13 +178,14 @@ class WebSocketConnection:
             while True:
                 message = await self._socket.receive()
                 if message.type is WSMsgType.TEXT:
-                    self._put(message.data if len(message.data) <= self._most_bytes else too_large(self._most_bytes))
+                    self._put(self._checked(message.data))
                 elif message.type is WSMsgType.BINARY:
                     self._put(InvalidRequest("Send JSON in text frames, not in binary ones.", code="invalid_frame"))
                 else:
                     # Closed, or no WebSocket any more: aiohttp has answered that itself.
                     return
-                while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._most_bytes:
+                del message
+                while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._max_bytes:
                     self._room.clear()
                     await self._room.wait()
         except ConnectionError:
@@ -179,6 +194,18 @@ class WebSocketConnection:
         finally:
             self._over = True
             self._news.set()
+
+    def _checked(self, frame: bytes) -> bytes | ApiError:
+        """The frame, for which there is room now; or why it is refused when its turn comes."""
+        if len(frame) > self._max_bytes:
+            return too_large(self._max_bytes)
+        if self._shared.take(len(frame), self._memory):
+            return frame
+        return Unavailable(
+            f"All WebSocket connections together hold as much as this server keeps ({self._shared.limit} bytes, "
+            "'websocket.total_bytes'). Try again shortly.",
+            code="overloaded",
+        )
 
     def _put(self, frame: bytes | ApiError) -> None:
         self._waiting.append(frame)
@@ -212,7 +239,9 @@ class WebSocketConnection:
                 return None
             if self._waiting:
                 frame = self._waiting.popleft()
-                self._waiting_bytes -= len(frame) if isinstance(frame, bytes) else 0
+                if isinstance(frame, bytes):
+                    self._waiting_bytes -= len(frame)
+                    self._shared.give(len(frame))
                 self._room.set()
                 return frame
             self._news.clear()
@@ -234,15 +263,20 @@ class WebSocketConnection:
             await self._send(error_frame(error))
             return
         turn = _Turn(
-            frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._most_bytes
+            frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes
         )
+        failure: Failure | None = None
         metrics, started = self._context.metrics, time.perf_counter()
         metrics.in_flight.inc()
         try:
-            with self._context.admission.admit():
+            owner = self._head.owner
+            with self._context.admission.admit(owner, "websocket"), self._context.bodies.hold(owner) as hold:
+                hold.add(len(turn.frame.body))
+                turn.exchange.hold = hold
                 await self._perform(turn)
         except ApiError as error:
             turn.outcome = "error"
+            failure = turn.exchange.failure or refusal(error)
             await self._runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
             await self._send(turn.frames.error(error))
         except (asyncio.CancelledError, ConnectionError):
@@ -259,14 +293,16 @@ class WebSocketConnection:
             seconds = time.perf_counter() - started
             metrics.in_flight.dec()
             metrics.response_finished(turn.outcome, "websocket", seconds)
-            _log.info(
+            write_outcome(
+                _log,
                 "response",
+                failure or turn.exchange.failure,
+                seconds,
                 request_id=turn.head.request_id,
-                response_id=turn.exchange.response_id or None,
+                response_id=turn.exchange.response_id,
                 door="websocket",
-                model=turn.exchange.model or None,
+                model=turn.exchange.model,
                 outcome=turn.outcome,
-                milliseconds=round(seconds * 1000, 1),
             )
 
     async def _perform(self, turn: _Turn) -> None:
@@ -284,7 +320,7 @@ class WebSocketConnection:
                 code="previous_response_not_found",
             )
         # `drive` is a generator; closing it ends the model call at once.
-        async with aclosing(cast(Any, self._runner.drive(exchange))) as actions:
+        async with aclosing(self._runner.drive(exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
                     for event in turn.receive(action.data):

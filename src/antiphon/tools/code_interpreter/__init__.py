@@ -1,5 +1,15 @@
 """`code_interpreter`: the model writes Python, a sandbox runs it.
 
-`port.py` is what a sandbox must do; `local.py` is one that needs nothing but Linux; `containers.py` keeps what belongs
-to whom; `tool.py` is what the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
+This is the face that everything else sees: the rooms for code (`open_rooms`), the tool over them, whether code can be
+held in here (`try_out`), and what an owner's containers hold (`OwnersContainers`). Behind it, `port.py` is what a
+sandbox must do; `local.py` is one that needs nothing but Linux; `containers.py` keeps what belongs to whom; `tool.py`
+is what the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
 """
+
+from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.opening import open_rooms
+from antiphon.tools.code_interpreter.owner_data import OwnersContainers
+from antiphon.tools.code_interpreter.tool import CodeInterpreter
+from antiphon.tools.code_interpreter.trial import HOLDS, try_out
+
+__all__ = ["HOLDS", "CodeInterpreter", "ContainerRooms", "OwnersContainers", "open_rooms", "try_out"]

@@ -9,6 +9,9 @@ opened. System calls: a list of what may be called, everything else is refused. 
 other programs, signals to others, tracing, mounting, shared memory, io_uring, changing limits or rights. Calls that
 change a file's mode, owner or times pretend to have worked: Landlock does not guard them, and libraries make them.
 
+Freezing: between runs the process is stopped from outside (SIGSTOP), and only SIGCONT undoes that. Nothing in here can
+bring one about: not `kill` and its like, and no timer or descriptor that sends a signal of one's choice.
+
 Invariant: `confine` raises `CannotConfine` unless every part is in force.
 
 Sources: the Linux manual pages landlock(7), seccomp(2), prctl(2), capset(2); numbers of system calls from Linux's
@@ -24,8 +27,7 @@ import resource
 import struct
 import sys
 import sysconfig
-
-__all__ = ["CannotConfine", "Limits", "confine", "landlock_version"]
+from collections.abc import Callable
 
 
 class CannotConfine(Exception):
@@ -33,7 +35,10 @@ class CannotConfine(Exception):
 
 
 class Limits:
-    """Bytes of address space and of one file, how many threads, descriptors; `uid` 0 keeps the user."""
+    """Bytes of address space and of one file, how many threads, descriptors; `uid` 0 keeps the user.
+
+    `counted`: calls that make files are shown to a counter (`space.py`).
+    """
 
     def __init__(self, memory: int, file_bytes: int, threads: int, descriptors: int, uid: int = 0) -> None:
         self.memory = memory
@@ -63,32 +68,30 @@ _CALLS: dict[str, tuple[int, int]] = {
     "open": (2, _NONE), "openat": (257, 56), "creat": (85, _NONE), "mkdir": (83, _NONE), "mkdirat": (258, 34),
     "rmdir": (84, _NONE), "unlink": (87, _NONE), "unlinkat": (263, 35), "rename": (82, _NONE), "renameat": (264, 38),
     "renameat2": (316, 276), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50),
-    "readlink": (89, _NONE), "readlinkat": (267, 78), "stat": (4, _NONE), "lstat": (6, _NONE), "fstat": (5, 80),
+    "stat": (4, _NONE), "lstat": (6, _NONE), "fstat": (5, 80),
     "newfstatat": (262, 79), "statx": (332, 291), "access": (21, _NONE), "faccessat": (269, 48),
     "faccessat2": (439, 439), "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166), "ftruncate": (77, 46),
-    "fallocate": (285, 47), "fsync": (74, 82), "fdatasync": (75, 83), "fadvise64": (221, 223),
+    "fsync": (74, 82), "fdatasync": (75, 83), "fadvise64": (221, 223),
     "readahead": (187, 213), "flock": (73, 32), "sendfile": (40, 71), "copy_file_range": (326, 285),
     # memory
     "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
     "brk": (12, 214), "msync": (26, 227),
     # threads
-    "futex": (202, 98), "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293),
-    "membarrier": (324, 283), "restart_syscall": (219, 128), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
+    "futex": (202, 98), "set_robust_list": (273, 99), "rseq": (334, 293),
+    "membarrier": (324, 283), "restart_syscall": (219, 128), "sched_yield": (24, 124),
     "getcpu": (309, 168), "set_tid_address": (218, 96), "exit": (60, 93), "exit_group": (231, 94),
     # time
-    "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
+    "nanosleep": (35, 101),
     "gettimeofday": (96, 169), "time": (201, _NONE), "getitimer": (36, 102), "setitimer": (38, 103),
     "alarm": (37, _NONE), "pause": (34, _NONE), "times": (100, 153), "getrusage": (98, 165),
-    "timer_create": (222, 107), "timer_settime": (223, 110), "timer_gettime": (224, 108), "timer_delete": (226, 111),
-    "timer_getoverrun": (225, 109),
     # its own signals
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
     "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
     # what it is
     "wait4": (61, 260), "waitid": (247, 95), "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173),
     "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "getgroups": (115, 158),
-    "getresuid": (118, 148), "getresgid": (120, 150), "getpgrp": (111, _NONE), "getpgid": (121, 155),
-    "getsid": (124, 156), "getrlimit": (97, 163), "getpriority": (140, 141), "capget": (125, 90), "uname": (63, 160),
+    "getresuid": (118, 148), "getresgid": (120, 150), "getpgrp": (111, _NONE),
+    "getrlimit": (97, 163), "capget": (125, 90), "uname": (63, 160),
     "sysinfo": (99, 179), "getrandom": (318, 278), "arch_prctl": (158, _NONE),
 }  # fmt: skip
 _PRETENDED: dict[str, tuple[int, int]] = {
@@ -102,10 +105,19 @@ _ABSENT: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 43
 _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8), "lgetxattr": (192, 9),
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
+    "fallocate": (285, 47),
 }  # fmt: skip
-"""Whoever copies a file tries them, and is content with file systems that have no attributes."""
+"""Whoever copies a file tries them, and is content with file systems that have no attributes. Reserving room goes past
+the limit of a file's size; libraries write instead."""
+
+_NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
+"""No path is a link: Landlock does not guard what one leads to."""
 
 _CLONE, _KILL, _TGKILL, _FCNTL = (56, 220), (62, 129), (234, 131), (72, 25)
+_CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))
+"""clock_gettime, clock_getres, clock_nanosleep."""
+
+_GETPGID, _GETSID, _GETPRIORITY, _GETAFFINITY = (121, 155), (124, 156), (140, 141), (204, 123)
 _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 261), (53, 199), (317, 277)
 
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
@@ -120,13 +132,26 @@ _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTLS = (15, 16, 0x53564D41)
 """A thread's name; names of areas of memory."""
 
+_CLOCKS = tuple(range(12))
+"""The machine's and its own; a number below 0 would be another process's."""
+
+_SIGNALS = tuple(number for number in range(65) if number != 18)
+"""All but SIGCONT."""
+
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
-_EPERM, _ENOSYS, _EOPNOTSUPP = 1, 38, 95
+_SHOW = 0x7FC00000
+_EPERM, _EINVAL, _ENOSYS, _EOPNOTSUPP = 1, 22, 38, 95
+_COUNTERS_THREADS = 2
 
 
-def confine(folders: tuple[str, ...], limits: Limits) -> None:
-    """Give up everything but reading the interpreter's libraries and writing in `folders`. Raises `CannotConfine`."""
+def confine(
+    folders: tuple[str, ...], limits: Limits, start_counter: Callable[[], Callable[[int], None]] | None = None
+) -> None:
+    """Give up everything but reading the interpreter's libraries and writing in `folders`. Raises `CannotConfine`.
+
+    With `start_counter` the counter is started as the user that this becomes, and given the calls that make files.
+    """
     if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES or struct.calcsize("P") != 8:
         raise CannotConfine("it needs Linux on x86_64 or aarch64")
     _limit(limits)
@@ -135,11 +160,18 @@ def confine(folders: tuple[str, ...], limits: Limits) -> None:
         _become(limits.uid, folders)
     elif os.geteuid() == 0:
         raise CannotConfine("as root it needs a user of its own")
+    give = start_counter() if start_counter is not None else None
     # After the change of user, which takes it away again.
     _call("prctl(PR_SET_PDEATHSIG)", _LIBC.prctl(1, 9, 0, 0, 0))
     _call("prctl(PR_SET_NO_NEW_PRIVS)", _LIBC.prctl(38, 1, 0, 0, 0))
     _call("landlock_restrict_self", _LIBC.syscall(446, rules, 0))
     os.close(rules)
+    if give is not None:
+        shown = _show_what_makes_files()
+        give(shown)
+        os.close(shown)
+    # The last thing: beside busy programs nothing goes on quickly from here.
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     _filter_calls()
 
 
@@ -168,15 +200,15 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_SIGPENDING, 64),
         (resource.RLIMIT_STACK, 8 << 20),
     ):
-        _, most = resource.getrlimit(kind)
-        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        _, limit = resource.getrlimit(kind)
+        value = value if limit == resource.RLIM_INFINITY else min(value, limit)
         resource.setrlimit(kind, (value, value))
-    # Threads count per user: with a user of its own they are this process's, else also everybody else's here.
-    threads = limits.threads + (0 if limits.uid else _threads_of(os.getuid()))
-    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
-    threads = threads if most == resource.RLIM_INFINITY else min(threads, most)
+    # Threads count per user. Without one of its own there are everybody else's; with one, what its predecessor left in
+    # the moment of its end, and its counter.
+    threads = limits.threads + _threads_of(limits.uid or os.getuid()) + _COUNTERS_THREADS
+    _, limit = resource.getrlimit(resource.RLIMIT_NPROC)
+    threads = threads if limit == resource.RLIM_INFINITY else min(threads, limit)
     resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
     # When the machine has no memory left, it is this process that goes.
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -280,7 +312,15 @@ def _allow(rules: int, path: str, rights: int) -> bool:
 # System calls: a program of four-byte comparisons over (number, architecture, pointer, six arguments)
 
 _Step = tuple[int, int, int, int]
-_LOAD, _EQUAL, _RETURN, _ABOVE = 0x20, 0x15, 0x06, 0x35
+_LOAD, _EQUAL, _RETURN, _ABOVE, _ANY_BIT = 0x20, 0x15, 0x06, 0x35, 0x45
+
+_MAKING = ((83, _NONE), (258, 34), (85, _NONE))
+"""mkdir, mkdirat, creat."""
+
+_OPENING = (((2, _NONE), 1), ((257, 56), 2))
+"""open, openat, and which argument has the flags."""
+
+_O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 
 
 def _filter_calls() -> None:
@@ -299,14 +339,20 @@ def _filter_calls() -> None:
         (_PRETENDED, _ERRNO),
         (_ABSENT, _ERRNO | _ENOSYS),
         (_UNSUPPORTED, _ERRNO | _EOPNOTSUPP),
+        (_NO_LINKS, _ERRNO | _EINVAL),
     ):
         for numbers in calls.values():
             if numbers[column] != _NONE:
                 steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, answer)]
     pid = os.getpid()
     steps += _only(_CLONE[column], (0, _THREAD_FLAGS))
-    steps += _only(_KILL[column], (0, (pid,)))
-    steps += _only(_TGKILL[column], (0, (pid,)))
+    steps += _only(_KILL[column], (0, (pid,)), (1, _SIGNALS))
+    steps += _only(_TGKILL[column], (0, (pid,)), (2, _SIGNALS))
+    for numbers in _CLOCK_CALLS:
+        steps += _only(numbers[column], (0, _CLOCKS), whole=False)
+    for numbers in (_GETPGID, _GETSID, _GETAFFINITY):
+        steps += _only(numbers[column], (0, (0, pid)), whole=False)
+    steps += _only(_GETPRIORITY[column], (0, (0,)), (1, (0, pid)), whole=False)
     steps += _only(_FCNTL[column], (1, _FCNTLS))
     steps += _only(_IOCTL[column], (1, _IOCTLS))
     steps += _only(_PRCTL[column], (0, _PRCTLS))
@@ -315,21 +361,47 @@ def _filter_calls() -> None:
     # A pair of connected streams, which event loops need; its ends cannot be given an address.
     steps += _only(_SOCKETPAIR[column], (0, (1,)), (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)))
     steps.append((_RETURN, 0, 0, _ERRNO | _EPERM))
+    _call("seccomp", _install(steps, column, 0))
+
+
+def _show_what_makes_files() -> int:
+    """Before the other filter: calls that make a file or folder wait for whoever has the descriptor that comes back."""
+    _, column = _ARCHITECTURES[platform.machine()]
+    steps: list[_Step] = [(_LOAD, 0, 0, 0)]
+    for numbers in _MAKING:
+        if numbers[column] != _NONE:
+            steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _SHOW)]
+    for numbers, index in _OPENING:
+        if numbers[column] != _NONE:
+            # A file without a name is no file that could be counted later.
+            body = [(_LOAD, 0, 0, 16 + 8 * index), (_ANY_BIT, 0, 1, _O_TMPFILE), (_RETURN, 0, 0, _ERRNO | _EOPNOTSUPP)]
+            body += [(_ANY_BIT, 0, 1, _O_CREAT), (_RETURN, 0, 0, _SHOW), (_RETURN, 0, 0, _ALLOW)]
+            steps += [(_EQUAL, 0, len(body), numbers[column]), *body]
+    steps.append((_RETURN, 0, 0, _ALLOW))
+    shown = _install(steps, column, 1 << 3)
+    _call("seccomp, new listener", shown)
+    return shown
+
+
+def _install(steps: list[_Step], column: int, flags: int) -> int:
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     held = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(steps), ctypes.addressof(held))
-    _call("seccomp", _LIBC.syscall(_SECCOMP[column], ctypes.c_uint(1), ctypes.c_uint(0), program))
+    return int(_LIBC.syscall(_SECCOMP[column], ctypes.c_uint(1), ctypes.c_uint(flags), program))
 
 
-def _only(number: int, *arguments: tuple[int, tuple[int, ...]]) -> list[_Step]:
+def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[_Step]:
     """Allow a call when each of these arguments is one of its values; refuse it otherwise.
 
-    Both halves of an argument are compared: kernels look at all of some arguments.
+    Both halves of an argument are compared: kernels look at all of some arguments. Not `whole`: of what they take for
+    an `int` they look at the lower half, and the upper one may be anything.
     """
     body: list[_Step] = []
     for index, values in arguments:
         place = 16 + 8 * index
-        body += [(_LOAD, 0, 0, place + 4), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | _EPERM), (_LOAD, 0, 0, place)]
+        if whole:
+            body += [(_LOAD, 0, 0, place + 4), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | _EPERM)]
+        body.append((_LOAD, 0, 0, place))
         body += [(_EQUAL, len(values) - place_of, 0, value) for place_of, value in enumerate(values)]
         body.append((_RETURN, 0, 0, _ERRNO | _EPERM))
     body.append((_RETURN, 0, 0, _ALLOW))

@@ -16,22 +16,21 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from antiphon.engine.containers import Container, ContainerFailed, ContainerFile, ContainerRequest
-from antiphon.engine.file_ports import FileStore, OpenFile
+from antiphon.engine.ports.containers import Container, ContainerFailed, ContainerFile, ContainerRequest
+from antiphon.engine.ports.files import FileStore, OpenFile
+from antiphon.engine.running.thread_pools import RECORDS
 from antiphon.errors import NotFound
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
-from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile
-from antiphon.tools.code_interpreter.records import PREFIX, Record, RecordedFile, Records
-
-__all__ = ["ContainerRooms", "Ran"]
+from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile, shown_path
+from antiphon.tools.code_interpreter.records import PREFIX, Head, Record, RecordedFile, Records
 
 _PIECE = 1 << 20
-_LOOK = 0.05
-_MOST_NAME = 255
+_LOOK, _PATIENCE = 0.05, 120.0
+_MAX_NAME = 255
 _Files = list[RecordedFile]
 
 
@@ -45,6 +44,13 @@ class Ran:
     forgot: bool = False
 
 
+class _InUse(ContainerFailed):
+    """Somebody else is using the container."""
+
+    def __init__(self) -> None:
+        super().__init__("The container is in use. Try again when the code that runs in it has ended.")
+
+
 @dataclass(slots=True)
 class _Lock:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -52,7 +58,7 @@ class _Lock:
 
 
 class ContainerRooms:
-    """`Containers` over a sandbox. `most` is how many there may be at once, `per_owner` how many of one owner."""
+    """`Containers` over a sandbox. `limit` is how many there may be at once, `per_owner` how many of one owner."""
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class ContainerRooms:
         records: Records,
         files: FileStore | None,
         *,
-        most: int = 200,
+        limit: int = 200,
         per_owner: int = 50,
         make_id: IdFactory = new_id,
         clock: Clock = now,
@@ -69,7 +75,7 @@ class ContainerRooms:
         self._sandbox = sandbox
         self._records = records
         self._uploaded = files
-        self._most = most
+        self._limit = limit
         self._per_owner = per_owner
         self._process = secrets.token_hex(8)
         self._new_id = make_id
@@ -94,7 +100,7 @@ class ContainerRooms:
     async def list(self, owner: str) -> Sequence[Container]:
         """See `Containers.list`."""
         at = self._clock()
-        every = await asyncio.to_thread(self._records.every)
+        every = await RECORDS.run(self._records.every)
         return [_shown(record) for record in every if record.owner == owner and not record.expired(at)]
 
     async def delete(self, owner: str, container_id: str) -> bool:
@@ -125,7 +131,7 @@ class ContainerRooms:
             if record is None:
                 return None
             for file_id in file_ids:
-                if file_id not in record.copied:
+                if file_id not in record.contents.copied:
                     await self._copy(record, file_id)
             await self._look(record)
             try:
@@ -148,7 +154,7 @@ class ContainerRooms:
             if record is None:
                 return None
             await self._look(record)
-        return [_shown_file(record, file) for file in record.files]
+        return [_shown_file(record, file) for file in record.contents.files]
 
     async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> ContainerFile | None:
         """See `Containers.put`."""
@@ -170,14 +176,14 @@ class ContainerRooms:
             file = await self._copy(record, file_id)
         return _shown_file(record, file)
 
-    async def read(self, owner: str, container_id: str, file_id: str, start: int, most: int) -> bytes | None:
+    async def read(self, owner: str, container_id: str, file_id: str, start: int, limit: int) -> bytes | None:
         """See `Containers.read`."""
         record = await self._record(owner, container_id)
         file = record.file(file_id) if record is not None else None
         if file is None:
             return None
         try:
-            return await self._sandbox.read(container_id, file.path, start, most)
+            return await self._sandbox.read(container_id, file.path, start, limit)
         except SandboxFailed:
             return None
 
@@ -189,7 +195,7 @@ class ContainerRooms:
             file = record.file(file_id) if record is not None else None
             if record is None or file is None:
                 return False
-            record.files.remove(file)
+            record.contents.files.remove(file)
             try:
                 await self._sandbox.remove(container_id, file.path)
             except SandboxFailed as failure:
@@ -206,58 +212,84 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete what has expired; how many went."""
+        """Delete what has expired; how many went. What somebody is using is left for the next time."""
         gone = 0
-        for record in await asyncio.to_thread(self._records.every):
-            if not record.expired(self._clock()):
-                continue
-            async with self._alone(record.id):
-                again = await asyncio.to_thread(self._records.get, record.id)
-                if again is not None and again.expired(self._clock()):
-                    await self._drop(record.id)
-                    gone += 1
+        for record in await RECORDS.run(self._records.every):
+            if record.expired(self._clock()):
+                with suppress(_InUse):
+                    async with self._alone(record.id, patience=0.0):
+                        again = await RECORDS.run(self._records.head, record.id)
+                        if again is not None and again.expired(self._clock()):
+                            await self._drop(record.id)
+                            gone += 1
         for key in await self._sandbox.keys():
             # Left behind by a process that died while it deleted them.
-            if await asyncio.to_thread(self._records.get, key) is None:
-                async with self._alone(key):
-                    if await asyncio.to_thread(self._records.get, key) is None:
-                        await self._drop(key)
+            if await RECORDS.run(self._records.head, key) is None:
+                with suppress(_InUse):
+                    async with self._alone(key, patience=0.0):
+                        if await RECORDS.run(self._records.head, key) is None:
+                            await self._drop(key)
         return (gone,)
+
+    async def drop(self, container_id: str) -> None:
+        """Delete a container, whoever's it is, when nobody uses it any more. Raises `ContainerFailed`."""
+        async with self._alone(container_id):
+            await self._drop(container_id)
 
     async def aclose(self) -> None:
         """End all interpreters."""
         await self._sandbox.aclose()
 
     async def _record(self, owner: str, container_id: str) -> Record | None:
-        record = await asyncio.to_thread(self._records.get, container_id)
-        known = record is not None and record.owner == owner and not record.expired(self._clock())
-        return record if known else None
+        record = await RECORDS.run(self._records.get, container_id, owner)
+        return record if record is not None and not record.expired(self._clock()) else None
 
     async def _save(self, record: Record) -> None:
-        await asyncio.to_thread(self._records.put, record)
+        await RECORDS.run(self._records.put, record)
 
     async def _drop(self, container_id: str) -> None:
-        await asyncio.to_thread(self._records.delete, container_id)
+        await RECORDS.run(self._records.delete, container_id)
         await self._sandbox.delete(container_id)
 
     @asynccontextmanager
-    async def _alone(self, container_id: str) -> AsyncIterator[None]:
-        """One thing at a time in a container."""
+    async def _alone(self, container_id: str, *, patience: float = _PATIENCE) -> AsyncIterator[None]:
+        """One thing at a time in a container. Raises `_InUse` when it cannot be had within so many seconds."""
         held = self._locks.setdefault(container_id, _Lock())
         held.users += 1
+        deadline = asyncio.get_running_loop().time() + patience
         try:
-            async with held.lock:
+            if held.lock.locked() and not patience:
+                raise _InUse
+            try:
+                async with asyncio.timeout_at(deadline if patience else None):
+                    await held.lock.acquire()
+            except TimeoutError:
+                raise _InUse from None
+            try:
                 # Other processes tell nobody when they are done.
-                while (lock := await asyncio.to_thread(self._records.lock, container_id)) is None:  # noqa: ASYNC110
+                while (lock := await self._locked(container_id)) is None:
+                    if asyncio.get_running_loop().time() >= deadline:
+                        raise _InUse
                     await asyncio.sleep(_LOOK)
                 try:
                     yield
                 finally:
                     os.close(lock)
+            finally:
+                held.lock.release()
         finally:
             held.users -= 1
             if not held.users:
                 self._locks.pop(container_id, None)
+
+    async def _locked(self, container_id: str) -> int | None:
+        """The lock that other processes see. A thread cannot be cancelled: what it got for nobody is given back."""
+        taking = asyncio.ensure_future(RECORDS.run(self._records.lock, container_id))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(_give_back)
+            raise
 
     @asynccontextmanager
     async def _using(
@@ -283,10 +315,10 @@ class ContainerRooms:
         for file_id in request.file_ids:
             await self.check_uploaded(owner, file_id)
         at = self._clock()
-        owners = [record.owner for record in await asyncio.to_thread(self._records.every) if not record.expired(at)]
+        owners = [record.owner for record in await RECORDS.run(self._records.every) if not record.expired(at)]
         if owners.count(owner) >= self._per_owner:
             raise ContainerFailed("You have too many containers. Delete those that you no longer need.")
-        if len(owners) >= self._most:
+        if len(owners) >= self._limit:
             raise ContainerFailed("There are too many containers at the moment. Try again later.")
         record = Record(container_id, owner, request.name, at, at, request.idle_seconds, request.memory)
         await self._save(record)
@@ -301,15 +333,15 @@ class ContainerRooms:
 
     async def _look(self, record: Record) -> _Files:
         """Bring the record's files up to date; those that are new or have changed since it was looked at last."""
-        known = {file.path: file for file in record.files}
+        known = {file.path: file for file in record.contents.files}
         changed: _Files = []
-        record.files = []
+        record.contents.files = []
         for found in await self._listed(record.id):
             file = known.get(found.path)
             if file is None or file.version != found.version:
                 file = self._recorded(found, "assistant")
                 changed.append(file)
-            record.files.append(file)
+            record.contents.files.append(file)
         return changed
 
     async def _listed(self, container_id: str) -> Sequence[SandboxFile]:
@@ -325,23 +357,28 @@ class ContainerRooms:
             raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
         async with opened:
             file = await self._write(record, name, _pieces(opened), "user")
-        record.copied.append(file_id)
+        record.contents.copied.append(file_id)
         return file
 
     async def _write(self, record: Record, name: str, pieces: AsyncIterator[bytes], source: str) -> RecordedFile:
         name = PurePosixPath(name).name
-        if not name or name == ".." or len(name.encode("utf-8", "replace")) > _MOST_NAME or not name.isprintable():
+        if not name or name == ".." or len(name.encode("utf-8", "replace")) > _MAX_NAME or not name.isprintable():
             raise ContainerFailed("This cannot be the name of a file in a container.")
         try:
             found = await self._sandbox.put(record.id, name, pieces)
         except SandboxFailed as failure:
             raise ContainerFailed(str(failure)) from None
         file = self._recorded(found, source)
-        record.files = [one for one in record.files if one.path != found.path] + [file]
+        record.contents.files = [one for one in record.contents.files if one.path != found.path] + [file]
         return file
 
     def _recorded(self, found: SandboxFile, source: str) -> RecordedFile:
         return RecordedFile(self._new_id("cfile"), found.path, found.size, found.version, self._clock(), source)
+
+
+def _give_back(taking: asyncio.Future[int | None]) -> None:
+    if not taking.cancelled() and taking.exception() is None and (lock := taking.result()) is not None:
+        os.close(lock)
 
 
 async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
@@ -351,11 +388,11 @@ async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _shown(record: Record) -> Container:
+def _shown(record: Head) -> Container:
     return Container(
         record.id, record.name, record.created_at, record.last_active_at, record.idle_seconds, record.memory
     )
 
 
 def _shown_file(record: Record, file: RecordedFile) -> ContainerFile:
-    return ContainerFile(file.id, record.id, file.path, file.size, file.created_at, file.source)
+    return ContainerFile(file.id, record.id, shown_path(file.path), file.size, file.created_at, file.source)

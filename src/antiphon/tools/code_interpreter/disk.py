@@ -3,27 +3,33 @@
 Lives here: how much there is, reading, writing, deleting. Not here: when (`local.py`).
 
 Everything goes by descriptors of folders, never through links: code inside can make neither links nor pipes, and this
-does not rely on it. All of it blocks: call it in a thread.
+does not rely on it. All of it blocks: call it in a thread. A folder is a path, or a descriptor where only that leads
+to it.
 
-Invariant: no path leaves the folder, whatever it holds.
+Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. Nobody outside is given such a text: see
+`port.SandboxFile`.
+
+Invariants: no path leaves the folder, whatever it holds; a file's name is no reason to leave it out.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from antiphon.tools.code_interpreter.port import SandboxFailed, SandboxFile
 
-__all__ = ["Use", "clear", "list_files", "read_file", "remove_changed", "remove_file", "use_of", "write_file"]
-
-_DEEPEST = 32
+Folder = Path | int
+_MAX_DEPTH = 32
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+_WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
 
 
 @dataclass(slots=True)
@@ -35,57 +41,58 @@ class Use:
     deep: bool = False
 
 
-def use_of(folder: Path, most: int) -> Use:
-    """Add up a folder; it stops counting beyond `most` entries."""
+def open_folder(folder: Folder) -> int:
+    """A descriptor of one's own. Raises `OSError`."""
+    return os.open(folder, _FOLDER) if isinstance(folder, Path) else os.open(".", _FOLDER, dir_fd=folder)
+
+
+def use_of(folder: Folder, limit: int, least: int = 0) -> Use:
+    """Add up a folder, each file with at least so many bytes; it stops counting beyond `limit` entries."""
     use = Use()
     for depth, _, entry, _ in _walk(folder):
         use.count += 1
-        if depth >= _DEEPEST:
+        if depth >= _MAX_DEPTH:
             use.deep = True
-        if use.deep or use.count > most:
+        if use.deep or use.count > limit:
             break
         with suppress(OSError):
-            use.bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+            state = entry.stat(follow_symlinks=False)
+            use.bytes += max(state.st_blocks * 512, least if stat.S_ISREG(state.st_mode) else 0)
     return use
 
 
-def list_files(folder: Path, most: int) -> list[SandboxFile]:
+def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
     """Regular files by path, at most so many."""
     found = []
     for _, path, entry, _ in _walk(folder):
         try:
             state = entry.stat(follow_symlinks=False)
-            path.encode()
-        except (OSError, UnicodeEncodeError):
+        except OSError:
             continue
         if stat.S_ISREG(state.st_mode):
-            found.append(SandboxFile(path, state.st_size, _version(state)))
-            if len(found) >= most:
+            found.append(SandboxFile(_written_out(path), state.st_size, _version(state)))
+            if len(found) >= limit:
                 break
     return sorted(found, key=lambda file: file.path)
 
 
-def read_file(folder: Path, path: str, start: int, most: int) -> bytes:
+def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
     """Bytes of a regular file. Raises `SandboxFailed` when there is none."""
     *names, last = _names(path)
     try:
         with _inside(folder, names) as parent:
-            try:
-                opened = os.open(last, _FILE, dir_fd=parent)
-            except PermissionError:
-                os.chmod(last, 0o600, dir_fd=parent)
-                opened = os.open(last, _FILE, dir_fd=parent)
+            opened = _open_file(last, parent)
             try:
                 if not stat.S_ISREG(os.fstat(opened).st_mode):
                     raise SandboxFailed(f"{path!r} is not a file.")
-                return os.pread(opened, most, start)
+                return os.pread(opened, limit, start)
             finally:
                 os.close(opened)
     except OSError:
         raise SandboxFailed(f"The file {path!r} does not exist any more.") from None
 
 
-def write_file(folder: Path, path: str, source: Path, owner: int) -> SandboxFile:
+def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFile:
     """Move a finished file in from `source`, in place of what is there."""
     *names, last = _names(path)
     try:
@@ -100,32 +107,91 @@ def write_file(folder: Path, path: str, source: Path, owner: int) -> SandboxFile
     return SandboxFile(path, state.st_size, _version(state))
 
 
-def remove_file(folder: Path, path: str) -> None:
+def remove_file(folder: Folder, path: str) -> None:
     """Delete a file, if it is there."""
     *names, last = _names(path)
     with suppress(OSError), _inside(folder, names) as parent:
         os.unlink(last, dir_fd=parent)
 
 
-def remove_changed(folder: Path, before: Iterable[SandboxFile]) -> None:
-    """Delete every file that is not as it was `before`. Code cannot forge when a file was changed last."""
-    kept = {(file.path, file.version) for file in before}
-    deep = False
-    for depth, path, entry, parent in _walk(folder):
-        deep = deep or depth >= _DEEPEST
-        with suppress(OSError):
+def scan(folder: Folder, limit: int) -> dict[str, str]:
+    """All files and folders by path, with what differs once one is written again."""
+    found: dict[str, str] = {}
+    for _, path, entry, _ in _walk(folder):
+        try:
             state = entry.stat(follow_symlinks=False)
-            if not stat.S_ISDIR(state.st_mode) and (path, _version(state)) not in kept:
-                os.unlink(entry.name, dir_fd=parent)
-    if deep:
-        # Nobody makes such a tree by accident, and where it begins cannot be told.
-        clear(folder)
+        except OSError:
+            continue
+        if stat.S_ISDIR(state.st_mode):
+            found[path] = ""
+        elif stat.S_ISREG(state.st_mode):
+            found[path] = _version(state)
+        if len(found) >= limit:
+            break
+    return found
 
 
-def clear(folder: Path) -> None:
+def is_cut_off(scanned: dict[str, str]) -> bool:
+    """Whether there are folders so deep that `scan` did not look into them."""
+    return any(not version and path.count("/") >= _MAX_DEPTH for path, version in scanned.items())
+
+
+def carry(source: Folder, target: Folder, before: dict[str, str], after: dict[str, str], owner: int) -> None:
+    """Bring `target` from what `source` was to what it is now. Raises `OSError`, when there is no room for example.
+
+    Holes stay holes: what is written is no more than what the files in `source` take.
+    """
+    gone = [path for path in before if path not in after or bool(before[path]) != bool(after[path])]
+    for path in sorted(gone, reverse=True):
+        *names, last = _names(path)
+        with suppress(OSError), _inside(target, names) as parent:
+            (os.unlink if before[path] else os.rmdir)(last, dir_fd=parent)
+    for path in sorted(path for path in after if after[path] != before.get(path)):
+        *names, last = _names(path)
+        with _inside(target, names) as parent:
+            if after[path]:
+                with _inside(source, names) as origin:
+                    _copy(last, origin, parent, owner)
+            else:
+                with suppress(FileExistsError):
+                    os.mkdir(last, 0o700, dir_fd=parent)
+                if owner:
+                    os.chown(last, owner, owner, dir_fd=parent)
+
+
+def _copy(name: str, source: int, target: int, owner: int) -> None:
+    taken = _open_file(name, source)
+    try:
+        incoming = f".carried-{os.urandom(8).hex()}"
+        written = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=target)
+        try:
+            size, at = os.fstat(taken).st_size, 0
+            os.ftruncate(written, size)
+            while at < size:
+                try:
+                    at = os.lseek(taken, at, os.SEEK_DATA)
+                except OSError:
+                    break  # nothing but a hole to its end
+                end = os.lseek(taken, at, os.SEEK_HOLE)
+                os.lseek(written, at, os.SEEK_SET)
+                while at < end and (sent := os.sendfile(written, taken, at, end - at)):
+                    at += sent
+            if owner:
+                os.fchown(written, owner, owner)
+            os.rename(incoming, name, src_dir_fd=target, dst_dir_fd=target)
+        except BaseException:
+            os.unlink(incoming, dir_fd=target)
+            raise
+        finally:
+            os.close(written)
+    finally:
+        os.close(taken)
+
+
+def clear(folder: Folder) -> None:
     """Empty a folder, however deep: what lies deeper is moved up first."""
     try:
-        top = os.open(folder, _FOLDER)
+        top = open_folder(folder)
     except OSError:
         return
     try:
@@ -166,17 +232,22 @@ def _version(state: os.stat_result) -> str:
     return f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}"
 
 
+def _written_out(path: str) -> str:
+    return path if path.isascii() else _NO_UTF8.sub(lambda found: f"\0{ord(found[0]) - 0xDC00:02x}", path)
+
+
 def _names(path: str) -> list[str]:
-    names = path.split("/")
+    """The names in a path of ours, or in one that was written out."""
+    names = _WRITTEN_OUT.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path).split("/")
     if not all(names) or any(name in (".", "..") or "\0" in name for name in names):
         raise SandboxFailed(f"{path!r} is not the path of a file.")
     return names
 
 
 @contextmanager
-def _inside(folder: Path, names: list[str]) -> Iterator[int]:
+def _inside(folder: Folder, names: list[str]) -> Iterator[int]:
     """A descriptor of the folder that these names lead to."""
-    opened = os.open(folder, _FOLDER)
+    opened = open_folder(folder)
     try:
         for name in names:
             inner = _open_folder(name, opened)
@@ -187,6 +258,14 @@ def _inside(folder: Path, names: list[str]) -> Iterator[int]:
         yield opened
     finally:
         os.close(opened)
+
+
+def _open_file(name: str, parent: int) -> int:
+    try:
+        return os.open(name, _FILE, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o600, dir_fd=parent)
+        return os.open(name, _FILE, dir_fd=parent)
 
 
 def _open_folder(name: str, parent: int) -> int | None:
@@ -203,10 +282,10 @@ def _open_folder(name: str, parent: int) -> int | None:
         return None
 
 
-def _walk(folder: Path) -> Iterator[tuple[int, str, os.DirEntry[str], int]]:
+def _walk(folder: Folder) -> Iterator[tuple[int, str, os.DirEntry[str], int]]:
     """Everything below: depth, path, entry, its folder's descriptor. Nothing below the deepest level."""
     try:
-        top = os.open(folder, _FOLDER)
+        top = open_folder(folder)
     except OSError:
         return
     yield from _below(top, "", 0)
@@ -218,7 +297,7 @@ def _below(opened: int, prefix: str, depth: int) -> Iterator[tuple[int, str, os.
             for entry in entries:
                 path = prefix + entry.name
                 yield depth, path, entry, opened
-                if depth < _DEEPEST and entry.is_dir(follow_symlinks=False):
+                if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
                     inner = _open_folder(entry.name, opened)
                     if inner is not None:
                         yield from _below(inner, path + "/", depth + 1)

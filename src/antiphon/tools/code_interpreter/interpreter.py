@@ -1,7 +1,8 @@
 """The sandbox's own process: an interpreter that keeps its variables from one piece of code to the next.
 
-Lives here: giving up all rights, then running what it is sent. Not here: how (`confinement.py`), who starts it, how
-long it may take, what becomes of its files (`local.py`). It is run as a file by whatever Python the operator chose.
+Lives here: giving up all rights, then running what it is sent. Not here: how (`confinement.py`, `space.py`), who starts
+it, how long it may take, what becomes of its files (`machine.py`). It is run as a file by whatever Python the operator
+chose.
 
 It is sent lines of JSON at its standard input, `{"code": …, "mark": …}`, and answers each with one at its standard
 output. What code prints goes to the error output, and after it the mark, which says that this is all.
@@ -11,11 +12,13 @@ Invariant: no foreign code runs before `confine` has returned. After that nothin
 
 from __future__ import annotations
 
+import _socket
 import ast
 import json
 import linecache
 import os
 import signal
+import struct
 import sys
 import traceback
 import types
@@ -25,7 +28,7 @@ from typing import Any
 _FOLDER = "/mnt/data"
 """Where models believe their files to be."""
 
-_MOST_PICTURES = 10
+_MAX_PICTURES = 10
 
 
 class Interpreter:
@@ -38,6 +41,9 @@ class Interpreter:
         sys.modules["__main__"] = self._module
         self._count = 0
         self.running = False
+        libraries = {os.path.dirname(os.__file__), *(path for path in sys.path if os.path.isabs(path))}
+        self._shorter = [(files, _FOLDER), (pictures, "/tmp")]
+        self._shorter += [(path + "/", "") for path in sorted(libraries, key=len, reverse=True)]
 
     def run(self, code: str) -> dict[str, Any]:
         """Run it as a notebook does: the value of a last expression is shown. Errors are printed, and said."""
@@ -66,7 +72,7 @@ class Interpreter:
             self._draw(pictures)
         except Exception as error:
             self._explain(error)
-        return {"failed": failed, "pictures": pictures[:_MOST_PICTURES]}
+        return {"failed": failed, "pictures": pictures[:_MAX_PICTURES]}
 
     def _show(self, value: object, pictures: list[str]) -> None:
         self._module.__dict__["_"] = value
@@ -84,7 +90,7 @@ class Interpreter:
         pyplot: Any = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
-        for number in pyplot.get_fignums()[:_MOST_PICTURES]:
+        for number in pyplot.get_fignums()[:_MAX_PICTURES]:
             path = self._path(pictures)
             pyplot.figure(number).savefig(path, format="png", bbox_inches="tight")
             pictures.append(os.path.basename(path))
@@ -107,7 +113,11 @@ class Interpreter:
         told = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
         # Our own frames say nothing, but where we are.
         told.stack = traceback.StackSummary.from_list([one for one in told.stack if one.filename != __file__][-20:])
-        print("".join(told.format()), end="", file=sys.stderr)
+        text = "".join(told.format())
+        # Where things lie on this machine says nothing to the model, and nobody else needs to know.
+        for path, shown in self._shorter:
+            text = text.replace(path, shown)
+        print(text, end="", file=sys.stderr)
 
 
 class _Places(ast.NodeTransformer):
@@ -125,26 +135,31 @@ class _Places(ast.NodeTransformer):
 
 def main() -> None:
     """`interpreter.py <JSON>`: the folders and limits; then the lines."""
-    os.closerange(3, max(64, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20))
     given = json.loads(sys.argv[1])
-    files, scratch = given["files"], given["scratch"]
+    files, scratch, control = given["files"], given["scratch"], given["control"]
+    last = max(64, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20)
+    os.closerange(3, control)
+    os.closerange(control + 1, last)
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
-    os.chdir(files)
     folder = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, folder)
     import confinement  # type: ignore[import-not-found]
+    import space  # type: ignore[import-not-found]
 
     sys.path.remove(folder)
     try:
-        confinement.confine((files, scratch), confinement.Limits(**given["limits"]))
+        counter = _room(given, space)
+        os.chdir(files)
+        confinement.confine((files, scratch), confinement.Limits(**given["limits"]), counter)
     except (confinement.CannotConfine, OSError) as error:
         _answer(answers, {"refused": str(error)})
         return
+    os.close(control)
     readable = confinement.library_folders()
     sys.path[:] = ["", *(path for path in sys.path if path.startswith(tuple(readable)) or path.endswith(".zip"))]
     sys.argv = [""]
@@ -153,7 +168,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
     sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
     sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
-    for name in ("confinement", "json"):
+    for name in ("confinement", "space", "json"):
         sys.modules.pop(name, None)
     interpreter = Interpreter(files, scratch)
 
@@ -173,6 +188,24 @@ def main() -> None:
                 continue
         os.write(2, request["mark"].encode())
         _answer(answers, result)
+
+
+def _room(given: dict[str, Any], space: Any) -> Any:
+    """Where files go; what starts their counter, where there is one. Goes on when the files are there."""
+    control = given["control"]
+    if given["space"] == "counted":
+        return lambda: space.counter(control)
+    uid = given["limits"]["uid"]
+    try:
+        opened = space.own_file_system(given["home"], given["disk_bytes"], given["max_files"], uid)
+    except OSError as error:
+        raise OSError(f"a file system of its own: {error.strerror}") from None
+    ours = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, control)
+    ours.sendmsg([b"m"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", opened))])
+    os.close(opened)
+    ours.recv(1)
+    ours.detach()
+    return None
 
 
 def _answer(answers: Any, value: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ Invariant: code in a machine reaches no network, no file but its own, no other p
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Run", "Sandbox", "SandboxFailed", "SandboxFile", "SandboxLimits"]
+_NO_TEXT = re.compile("\0([0-9a-f]{2})")
 
 
 class SandboxFailed(Exception):
@@ -23,28 +24,21 @@ class SandboxFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxLimits:
-    """What code may use. `seconds` is one run; `memory` (bytes) the most a machine may be given; `disk_bytes` and
-    `files` all files of a machine together; `output_bytes` what one run may print, `picture_bytes` all its pictures;
-    `threads` those of one machine; `machines` how many interpreters live at once in this process."""
-
-    seconds: float = 30.0
-    memory: int = 1 << 30
-    disk_bytes: int = 256 << 20
-    files: int = 2_000
-    output_bytes: int = 64 * 1024
-    picture_bytes: int = 4 << 20
-    threads: int = 32
-    machines: int = 8
-
-
-@dataclass(frozen=True, slots=True)
 class SandboxFile:
-    """A file of a machine: its path in the working folder, size in bytes, and what differs once it is written again."""
+    """A file of a machine: its path in the working folder, size in bytes, and what differs once it is written again.
+
+    A name is bytes, which code chooses: those that are no UTF-8 are written out in `path`, a NUL and two hexadecimal
+    digits each. No name has a NUL, so no two names are one path, and every file can be read by its path.
+    """
 
     path: str
     size: int
     version: str
+
+
+def shown_path(path: str) -> str:
+    """The path of a file as people and models read it."""
+    return _NO_TEXT.sub(r"\\x\1", path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ class Sandbox(Protocol):
     async def list(self, key: str) -> list[SandboxFile]:
         """All files of the machine, by path; a machine that does not exist has none."""
 
-    async def read(self, key: str, path: str, start: int, most: int) -> bytes:
+    async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
         """Bytes of a file from `start`; empty after its end."""
 
     async def remove(self, key: str, path: str) -> None:

@@ -1,7 +1,10 @@
-"""What is known of each container: one small file of JSON each, below the data folder.
+"""What is known of each container: one small file each, below the data folder.
 
 Lives here: reading, writing, listing, deleting them. Not here: the containers' own files (`port.Sandbox`), what the
 records mean (`containers.py`). All of it blocks: call it in a thread.
+
+A file is two lines of JSON: whose it is and how long it lives, then what is in it. Whoever asks for somebody else's
+reads no more than the first line, however much is in the container.
 
 Invariant: a record is there whole or not at all; names of files are ids of ours.
 """
@@ -19,8 +22,6 @@ from msgspec import Struct
 from antiphon.errors import StoreError
 from antiphon.ids import is_id
 
-__all__ = ["PREFIX", "Record", "RecordedFile", "Records"]
-
 PREFIX = "cntr"
 
 
@@ -35,8 +36,8 @@ class RecordedFile(Struct):
     source: str
 
 
-class Record(Struct):
-    """A container."""
+class Head(Struct):
+    """A container, without what is in it."""
 
     id: str
     owner: str
@@ -45,10 +46,6 @@ class Record(Struct):
     last_active_at: float
     idle_seconds: float
     memory: int
-    files: list[RecordedFile] = []
-    copied: list[str] = []
-    """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
-
     runs: int = 0
     process: str = ""
     """How often code was run, and by which process last: its interpreter alone has the variables."""
@@ -57,12 +54,26 @@ class Record(Struct):
         """Whether nobody has used it for too long."""
         return now > self.last_active_at + self.idle_seconds
 
+
+class Contents(Struct):
+    """What is in a container."""
+
+    files: list[RecordedFile] = []
+    copied: list[str] = []
+    """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
+
+
+class Record(Head):
+    """A container with what is in it."""
+
+    contents: Contents = msgspec.field(default_factory=Contents)
+
     def file(self, file_id: str) -> RecordedFile | None:
         """The file of this id."""
-        return next((file for file in self.files if file.id == file_id), None)
+        return next((file for file in self.contents.files if file.id == file_id), None)
 
 
-_READ = msgspec.json.Decoder(Record)
+_READ_HEAD, _READ_CONTENTS = msgspec.json.Decoder(Head), msgspec.json.Decoder(Contents)
 
 
 class Records:
@@ -71,24 +82,32 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, container_id: str) -> Record | None:
-        """The record, or None."""
-        if not is_id(container_id, PREFIX):
+    def get(self, container_id: str, owner: str | None = None) -> Record | None:
+        """The record, or None; with `owner` only when it is his."""
+        found = self._open(container_id, owner)
+        if found is None:
             return None
+        head, rest = found
+        record = msgspec.convert(head, Record, from_attributes=True)
         try:
-            return _READ.decode((self._folder / f"{container_id}.json").read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.DecodeError) as error:
+            record.contents = _READ_CONTENTS.decode(rest)
+        except msgspec.DecodeError as error:
             raise StoreError("A container's record cannot be read.") from error
+        return record
+
+    def head(self, container_id: str) -> Head | None:
+        """The record without what is in the container, or None."""
+        found = self._open(container_id, None, rest=False)
+        return found[0] if found is not None else None
 
     def put(self, record: Record) -> None:
         """Write it, in place of what is there."""
         path = self._folder / f"{record.id}.json"
         incoming = path.with_suffix(f".{os.urandom(8).hex()}")
+        head = msgspec.json.encode(msgspec.convert(record, Head, from_attributes=True))
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            incoming.write_bytes(msgspec.json.encode(record))
+            incoming.write_bytes(head + b"\n" + msgspec.json.encode(record.contents))
             incoming.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -119,14 +138,28 @@ class Records:
         os.close(opened)
         return None
 
-    def every(self) -> list[Record]:
+    def every(self) -> list[Head]:
         """All of them, oldest first; one that cannot be read is left out."""
         found = []
         with suppress(FileNotFoundError):
             for name in os.listdir(self._folder):
                 if name.endswith(".json"):
                     with suppress(StoreError):
-                        record = self.get(name.removesuffix(".json"))
-                        if record is not None:
-                            found.append(record)
-        return sorted(found, key=lambda record: (record.created_at, record.id))
+                        head = self.head(name.removesuffix(".json"))
+                        if head is not None:
+                            found.append(head)
+        return sorted(found, key=lambda head: (head.created_at, head.id))
+
+    def _open(self, container_id: str, owner: str | None, *, rest: bool = True) -> tuple[Head, bytes] | None:
+        if not is_id(container_id, PREFIX):
+            return None
+        try:
+            with open(self._folder / f"{container_id}.json", "rb") as file:
+                head = _READ_HEAD.decode(file.readline())
+                if owner is not None and head.owner != owner:
+                    return None
+                return head, file.read() if rest else b""
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise StoreError("A container's record cannot be read.") from error

@@ -19,16 +19,15 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.engine.containers import ContainerFailed, ContainerFile, ContainerRequest, read_memory
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.containers import ContainerFailed, ContainerFile, ContainerRequest, read_memory
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_parameter, unsupported_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
 from antiphon.tools.declared import read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
-
-__all__ = ["CodeInterpreter"]
 
 _PARAMETERS = Raw(
     b'{"type":"object","properties":{"code":{"type":"string","description":"Python source code."}},'
@@ -40,7 +39,7 @@ _DESCRIPTION = (
     "the working folder, also known as /mnt/data; new programs and packages cannot be installed. When you mention a "
     "file that was written, put its mark, such as \u30103\u3011, right behind its name: the user gets a link there."
 )
-_MOST_FILES = 20
+_MAX_FILES = 20
 _REMEMBERED = 4_096
 _NAME = "auto"
 
@@ -74,25 +73,20 @@ class _Choice:
 
 
 class CodeInterpreter:
-    """The tool. `memory` is the most a container may ask for, `idle_seconds` how long an unused one lives.
-
-    With `show_pictures` the model sees them too; without, it is told how many there are.
-    """
+    """The tool. With `show_pictures` the model sees pictures too; without, it is told how many there are."""
 
     types = frozenset({"code_interpreter"})
 
-    def __init__(self, rooms: ContainerRooms, *, memory: int, idle_seconds: float, show_pictures: bool = False) -> None:
+    def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
         self.rooms = rooms
-        self._memory = memory
-        self._show_pictures = show_pictures
-        self._idle_seconds = idle_seconds
+        self._settings = settings
         self._choices: OrderedDict[tuple[str, int], _Choice] = OrderedDict()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration and choose the container. Raises `ApiError`."""
         choice = await self._chosen(owner, response_id, tool)
         names = [await self.rooms.check_uploaded(owner, file_id) for file_id in choice.file_ids]
-        files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MOST_FILES])}." if names else ""
+        files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MAX_FILES])}." if names else ""
         function = HostedFunction(CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS)
         return PreparedTool(tool, (function,), fields={"container_id": choice.container_id})
 
@@ -106,7 +100,7 @@ class CodeInterpreter:
             raise ToolFailed(str(failure)) from None
         if ran is None:
             raise ToolFailed("the container has expired.")
-        return _result(call, ran, self._show_pictures)
+        return _result(call, ran, self._settings.show_pictures)
 
     async def aclose(self) -> None:
         """End all interpreters."""
@@ -127,9 +121,7 @@ class CodeInterpreter:
         where = f"tools[{tool.index}].container"
         container = read_declared(tool, _Declaration).container
         if container is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter"
-            )
+            raise missing_parameter(where)
         if isinstance(container, str):
             if await self.rooms.get(owner, container) is None:
                 raise InvalidRequest(
@@ -137,16 +129,12 @@ class CodeInterpreter:
                 )
             return _Choice(container)
         if container.type != "auto":
-            raise InvalidRequest(
-                f"Invalid value for '{where}.type': it must be 'auto'.", param=f"{where}.type", code="invalid_value"
-            )
+            raise invalid_value(f"{where}.type", "it must be 'auto'")
         if container.network_policy is not None and container.network_policy.type != "disabled":
-            raise InvalidRequest(
-                "Code has no network here; leave 'network_policy' out.",
-                param=f"{where}.network_policy",
-                code="unsupported_parameter",
+            raise unsupported_parameter(
+                "Code has no network here; leave 'network_policy' out.", f"{where}.network_policy"
             )
-        memory = read_memory(f"{where}.memory_limit", container.memory_limit, self._memory)
+        memory = read_memory(f"{where}.memory_limit", container.memory_limit, self._settings.memory)
         file_ids = tuple(dict.fromkeys(container.file_ids or ()))
         for number, file_id in enumerate(file_ids):
             try:
@@ -159,7 +147,7 @@ class CodeInterpreter:
             earlier = await self.rooms.get(owner, tool.earlier)
             if earlier is not None and (container.memory_limit is None or earlier.memory == memory):
                 return _Choice(earlier.id, file_ids)
-        request = ContainerRequest(_NAME, memory, self._idle_seconds)
+        request = ContainerRequest(_NAME, memory, self._settings.idle)
         return _Choice(self.rooms.new_container_id(), file_ids, request)
 
 
@@ -187,7 +175,7 @@ def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
         outputs.append({"type": "logs", "logs": gone})
     if images:
         told.append(f"[{len(images)} picture{'s' if len(images) > 1 else ''}, shown to the user.]")
-    shown = ran.files[:_MOST_FILES]
+    shown = ran.files[:_MAX_FILES]
     if shown:
         written = "\n".join(
             f"{{cite:{number}}} /mnt/data/{unmarked(file.path)} ({file.size} bytes)"

@@ -18,7 +18,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,9 +29,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, Implementation
 
 from antiphon import __version__
+from antiphon.config.tools import McpSettings
 from antiphon.tools.mcp.servers import McpServer
-
-__all__ = ["ConnectionLimits", "McpConnections", "Permit", "Refused", "ServerFailed"]
 
 Permit = Callable[[str, int, bool, bool], Awaitable[str]]
 """`host, port, secure, registered -> address` to connect to; raises OSError when there is none that may be reached."""
@@ -55,21 +53,12 @@ class ServerFailed(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Seconds to connect and initialize, of idleness until a session is closed; sessions at once; an answer's bytes."""
-
-    connect_seconds: float = 15.0
-    idle_seconds: float = 60.0
-    sessions: int = 256
-    answer_bytes: int = 8 << 20
-
-
 class McpConnections:
-    """The sessions of a process. `permit` judges addresses."""
+    """The sessions of a process, `max_sessions` at once. `permit` judges addresses."""
 
-    def __init__(self, permit: Permit, limits: ConnectionLimits) -> None:
+    def __init__(self, permit: Permit, limits: McpSettings, max_sessions: int = 256) -> None:
         self._permit = permit
+        self._max_sessions = max_sessions
         self._limits = limits
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
 
@@ -100,7 +89,7 @@ class McpConnections:
 
     def _make_room(self) -> None:
         """End the session that was idle longest; those in use go on. Raises `ServerFailed`."""
-        if len(self._sessions) < self._limits.sessions:
+        if len(self._sessions) < self._max_sessions:
             return
         idle = next(((key, one) for key, one in self._sessions.items() if not one.in_use), None)
         if idle is None:
@@ -125,7 +114,7 @@ class McpConnections:
 class _Session:
     """One session, and the task that holds its contexts."""
 
-    def __init__(self, server: McpServer, permit: Permit, limits: ConnectionLimits) -> None:
+    def __init__(self, server: McpServer, permit: Permit, limits: McpSettings) -> None:
         self._server = server
         self._permit = permit
         self._limits = limits
@@ -165,7 +154,7 @@ class _Session:
             self._users -= 1
             if not self._users:
                 loop = asyncio.get_running_loop()
-                self._idle = loop.call_later(self._limits.idle_seconds, self._closing.set)
+                self._idle = loop.call_later(self._limits.idle, self._closing.set)
 
     def close(self) -> None:
         """End it soon."""
@@ -175,14 +164,14 @@ class _Session:
 
     async def closed(self) -> None:
         """Wait for its end."""
-        await asyncio.wait({self._task}, timeout=self._limits.connect_seconds)
+        await asyncio.wait({self._task}, timeout=self._limits.connect)
         self._task.cancel()
 
     async def _hold(self) -> None:
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    async with asyncio.timeout(self._limits.connect_seconds):
+                    async with asyncio.timeout(self._limits.connect):
                         session = await self._enter(stack)
                 except TimeoutError:
                     raise ServerFailed("the server did not answer in time.") from None
@@ -203,7 +192,7 @@ class _Session:
     async def _enter(self, stack: AsyncExitStack) -> ClientSession:
         server = self._server
         transport = _Guarded(server, self._permit, self._limits.answer_bytes)
-        timeout = httpx2.Timeout(self._limits.connect_seconds, read=300.0)
+        timeout = httpx2.Timeout(self._limits.connect, read=300.0)
 
         def make_client(
             headers: dict[str, str] | None = None,
@@ -236,10 +225,10 @@ class _Session:
 class _Guarded(httpx2.AsyncBaseTransport):
     """Connects to addresses that were judged, reads no more than it may."""
 
-    def __init__(self, server: McpServer, permit: Permit, most_bytes: int) -> None:
+    def __init__(self, server: McpServer, permit: Permit, max_bytes: int) -> None:
         self._registered = server.registered
         self._permit = permit
-        self._most = most_bytes
+        self._limit = max_bytes
         self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
         self.last_status = 0
 
@@ -263,7 +252,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
             await answer.aclose()
             raise httpx2.ReadError("it is compressed although that was not asked for")
         assert isinstance(stream, httpx2.AsyncByteStream)
-        answer.stream = _Bounded(stream, self._most, endless=_is_stream(answer))
+        answer.stream = _Bounded(stream, self._limit, endless=_is_stream(answer))
         return answer
 
     async def aclose(self) -> None:
@@ -277,9 +266,9 @@ def _is_stream(answer: httpx2.Response) -> bool:
 class _Bounded(httpx2.AsyncByteStream):
     """A body that breaks off when it is too large. A stream of events has no end of its own; its events are bounded."""
 
-    def __init__(self, inner: httpx2.AsyncByteStream, most: int, *, endless: bool) -> None:
+    def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner
-        self._left = most * (16 if endless else 1)
+        self._left = limit * (16 if endless else 1)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._inner:

@@ -15,16 +15,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from antiphon.engine.hosted import HostedTool
-from antiphon.errors import InvalidRequest
+from antiphon.engine.ports.hosted_tools import HostedTool
+from antiphon.errors import InvalidRequest, invalid_value, missing_parameter, unsupported_parameter
 from antiphon.tools.declared import read_declared
-
-__all__ = ["McpDeclaration", "RemoteTool", "ToolFilter", "read_declaration"]
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,8192}")
-_MOST_HEADERS = 32
+_MAX_HEADERS = 32
 # What belongs to the connection, or would let a client speak as somebody else to a server of the operator's.
 _OWN_HEADERS = frozenset(
     {
@@ -113,14 +111,12 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
     where = f"tools[{tool.index}]"
     declared = read_declared(tool, McpDeclaration)
     if declared.server_label is None:
-        raise _missing(f"{where}.server_label")
+        raise missing_parameter(f"{where}.server_label")
     if not _LABEL.fullmatch(declared.server_label):
-        raise _wrong(f"{where}.server_label", "use 1 to 64 letters, digits, underscores or dashes")
+        raise invalid_value(f"{where}.server_label", "use 1 to 64 letters, digits, underscores or dashes")
     if declared.tunnel_id is not None:
-        raise InvalidRequest(
-            "Tunnels are not available here; use 'server_url' or 'connector_id'.",
-            param=f"{where}.tunnel_id",
-            code="unsupported_parameter",
+        raise unsupported_parameter(
+            "Tunnels are not available here; use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
         )
     if (declared.server_url is None) == (declared.connector_id is None):
         raise InvalidRequest(
@@ -129,26 +125,18 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
             code="missing_required_parameter" if declared.server_url is None else "invalid_value",
         )
     if isinstance(declared.require_approval, str) and declared.require_approval not in ("always", "never"):
-        raise _wrong(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
+        raise invalid_value(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
     _check_headers(f"{where}.headers", declared.headers or {})
     if declared.authorization is not None and not _VALUE.fullmatch(declared.authorization):
-        raise _wrong(f"{where}.authorization", "use a token as it stands in a header")
+        raise invalid_value(f"{where}.authorization", "use a token as it stands in a header")
     return declared
 
 
 def _check_headers(where: str, headers: dict[str, str]) -> None:
-    if len(headers) > _MOST_HEADERS:
-        raise _wrong(where, f"use at most {_MOST_HEADERS} headers")
+    if len(headers) > _MAX_HEADERS:
+        raise invalid_value(where, f"use at most {_MAX_HEADERS} headers")
     for name, value in headers.items():
         if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise _wrong(where, f"{name[:64]!r} and its value cannot be a header")
+            raise invalid_value(where, f"{name[:64]!r} and its value cannot be a header")
         if name.lower() in _OWN_HEADERS:
-            raise _wrong(where, f"the header {name!r} is the connection's own")
-
-
-def _missing(where: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
-
-
-def _wrong(where: str, advice: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid value for '{where}': {advice}.", param=where, code="invalid_value")
+            raise invalid_value(where, f"the header {name!r} is the connection's own")

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
 from antiphon.tools.mcp.declaration import McpDeclaration
 
-__all__ = ["Connector", "McpServer", "McpServers"]
-
-_MOST_URL = 2_048
+_MAX_URL = 2_048
 _OPENS = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 _SHORTEST_VALUE = 20
@@ -106,17 +104,14 @@ class McpServers:
             or _DOTS.search(parts.path)
             or "\\" in url
             or parts.username is not None
-            or len(url) > _MOST_URL
+            or len(url) > _MAX_URL
             or not url.isprintable()
         ):
-            raise InvalidRequest(
-                f"Invalid value for '{where}': use an https URL without credentials.", param=where, code="invalid_value"
-            )
+            raise invalid_value(where, "use an https URL without credentials")
         if self._allow is not None and not any(_allows(entry, url, host) for entry in self._allow):
-            raise InvalidRequest(
+            raise unsupported_parameter(
                 "This server is not among those that the gateway may reach. Ask its operator for it ('mcp.allow').",
-                param=where,
-                code="unsupported_parameter",
+                where,
             )
 
 

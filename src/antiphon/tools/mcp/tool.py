@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mcp import MCPError
@@ -18,7 +17,8 @@ from mcp.types import CallToolResult, ImageContent, TextContent
 from mcp.types import Tool as McpToolInfo
 from msgspec import Raw
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.config.tools import McpSettings
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
 from antiphon.ids import new_id
 from antiphon.tools.mcp.connections import McpConnections, ServerFailed
@@ -29,22 +29,17 @@ from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.items import McpListTools
 from antiphon.types.json import decode_any, encode
 
-__all__ = ["ListLimits", "Mcp"]
-
-_MOST_PAGES = 20
-_MOST_IMAGES = 16
-_MOST_SHOWN = 1 << 20
+_MAX_PAGES = 20
+_MAX_IMAGES = 16
+_MAX_SHOWN = 1 << 20
 _INVALID_PARAMS = -32602
+_NO_ANNOTATIONS = {"read_only": False}
+"""As OpenAI shows a tool whose server says nothing: with null, Vercel's AI SDK fails."""
 
-
-@dataclass(frozen=True, slots=True)
-class ListLimits:
-    """Tools of one server, characters of one tool's description, seconds a list is remembered, lists at once."""
-
-    tools: int = 256
-    description_chars: int = 4_000
-    seconds: float = 300.0
-    lists: int = 256
+_MAX_LISTS = 256
+"""How many servers' lists of tools are remembered."""
+_MAX_DESCRIPTION = 4_000
+"""Characters of one tool's description."""
 
 
 class Mcp:
@@ -56,7 +51,7 @@ class Mcp:
         self,
         servers: McpServers,
         connections: McpConnections,
-        limits: ListLimits = ListLimits(),
+        limits: McpSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._servers = servers
@@ -81,7 +76,7 @@ class Mcp:
                             "name": one.name,
                             "description": one.description,
                             "input_schema": one.schema,
-                            "annotations": one.annotations,
+                            "annotations": one.annotations or _NO_ANNOTATIONS,
                         }
                         for one in shown
                     ]
@@ -140,9 +135,9 @@ class Mcp:
                 param=where,
                 code="http_error",
             ) from None
-        self._lists[server.key] = (now + self._limits.seconds, tools)
+        self._lists[server.key] = (now + self._limits.list_seconds, tools)
         self._lists.move_to_end(server.key)
-        while len(self._lists) > self._limits.lists:
+        while len(self._lists) > _MAX_LISTS:
             self._lists.popitem(last=False)
         return tools
 
@@ -150,7 +145,7 @@ class Mcp:
         tools: dict[str, RemoteTool] = {}
         async with self._connections.session(server, response_id) as session:
             cursor: str | None = None
-            for _ in range(_MOST_PAGES):
+            for _ in range(_MAX_PAGES):
                 page = await session.list_tools(params={"cursor": cursor} if cursor else None)  # type: ignore[arg-type]
                 for one in page.tools:
                     if one.name and len(tools) < self._limits.tools:
@@ -162,7 +157,7 @@ class Mcp:
 
     def _remote(self, info: McpToolInfo) -> RemoteTool:
         annotations = info.annotations.model_dump(by_alias=True, exclude_none=True) if info.annotations else None
-        description = unmarked(info.description)[: self._limits.description_chars] if info.description else None
+        description = unmarked(info.description)[:_MAX_DESCRIPTION] if info.description else None
         return RemoteTool(info.name[:128], description, info.input_schema or {"type": "object"}, annotations)
 
 
@@ -205,7 +200,7 @@ def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> Tool
 
 def _cut(text: str) -> str:
     """What is shown and stored of an output; what the model reads is limited by the toolbox."""
-    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "\n[The rest was cut off: it is too long.]"
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 
 def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
@@ -215,7 +210,7 @@ def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
     for part in content:
         if isinstance(part, TextContent):
             texts.append(part.text)
-        elif isinstance(part, ImageContent) and len(images) < _MOST_IMAGES:
+        elif isinstance(part, ImageContent) and len(images) < _MAX_IMAGES:
             images.append(f"data:{part.mime_type};base64,{part.data}")
         elif (resource := getattr(part, "resource", None)) is not None and isinstance(
             text := getattr(resource, "text", None), str

@@ -1,61 +1,28 @@
 """What a model reads of a web page: its text.
 
-Lives here: text out of HTML, and the pieces of a text around a pattern. Not here: fetching (a guarded fetcher behind
-the port `FileFetcher`).
-
-Invariant: markup never reaches the model, and neither do scripts, styles and what a page hides.
+Lives here: which kinds of pages have a text, and the pieces of a text around a pattern. Not here: text out of HTML
+(`antiphon.html_text`), fetching (a guarded fetcher behind the port `FileFetcher`).
 """
 
 from __future__ import annotations
 
-import codecs
 import re
-from html import unescape
 
+from antiphon.html_text import decode_page, html_text
 from antiphon.types.files import FetchedFile
-
-__all__ = ["around", "page_text"]
-
-_SKIPPED = frozenset(
-    {"script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "nav", "footer", "head"}
-)
-_BLOCKS = frozenset(
-    {
-        *("p", "div", "section", "article", "main", "aside", "header", "ul", "ol", "table", "tr", "blockquote", "pre"),
-        *("h1", "h2", "h3", "h4", "h5", "h6", "br", "hr", "dl", "dt", "dd", "figure", "figcaption"),
-    }
-)
-_VOID = frozenset(
-    {"br", "hr", "img", "input", "meta", "link", "source", "wbr", "area", "base", "col", "embed", "track"}
-)
-_CHARSET = re.compile(rb"charset=[\"']?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
-_WEB_ENCODING = re.compile(
-    r"utf-8(-sig)?|utf-16(-[lb]e)?|ascii|iso8859-\d+|cp(125\d|874|866|932|949)|koi8-[ru]|gbk|gb2312|gb18030|big5(hkscs)?|"
-    r"euc_(jp|kr)|shift_jis|iso2022_jp|mac-(roman|cyrillic)"
-)
-_NAME = re.compile(r"[a-zA-Z][^\s/>]{0,64}")
-_IN_TAG = re.compile(r">|=\s{0,16}[\"']")
-_HIDDEN = re.compile(r"\s(aria-hidden|hidden)(?![^\s/=])(?!=false)")
-_MOST_ATTRIBUTES = 4_096
-_RAW = frozenset({"script", "style"})
-_LONG_REFERENCE = re.compile(r"&#[xX]?[0-9a-fA-F]{8,}")
-_BLANKS = re.compile(r"[ \t\r\f\v\u00a0]+")
-_LINES = re.compile(r"\n{3,}")
 
 
 def page_text(page: FetchedFile) -> tuple[str, str]:
     """Title and text of a page; raises ValueError for what is no text."""
     kind = page.media_type
     if kind in ("text/html", "application/xhtml+xml"):
-        reader = _Reader()
-        reader.read(_decoded(page.data))
-        return reader.title, reader.text
+        return html_text(decode_page(page.data))
     if kind.startswith("text/") or kind.endswith(("json", "xml", "yaml", "javascript")):
-        return page.name, _decoded(page.data)
+        return page.name, decode_page(page.data)
     raise ValueError(kind)
 
 
-def around(text: str, pattern: str, *, most: int = 10, reach: int = 300) -> list[str]:
+def around(text: str, pattern: str, *, limit: int = 10, reach: int = 300) -> list[str]:
     """The pieces of the text around a pattern, whatever its case; touching ones are one."""
     found: list[tuple[int, int]] = []
     for match in re.finditer(re.escape(pattern), text, re.IGNORECASE):
@@ -64,133 +31,4 @@ def around(text: str, pattern: str, *, most: int = 10, reach: int = 300) -> list
             found[-1] = (found[-1][0], end)
         else:
             found.append((start, end))
-    return [text[start:end].strip() for start, end in found[:most]]
-
-
-def _decoded(data: bytes) -> str:
-    named = _CHARSET.search(data[:2048])
-    for encoding in (_web_encoding(named[1].decode("ascii")) if named else "utf-8", "utf-8", "cp1252"):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return data.decode("utf-8", "replace")
-
-
-def _web_encoding(name: str) -> str:
-    """An encoding that browsers know too: some of Python's take very long, or give what is no text."""
-    try:
-        found = codecs.lookup(name).name
-    except LookupError:
-        return "utf-8"
-    return found if _WEB_ENCODING.fullmatch(found) else "utf-8"
-
-
-class _Reader:
-    """Takes the text out of HTML in one pass: nothing is looked at twice, whatever is left open.
-
-    A tag or comment without an end takes the rest of the page with it, as in browsers.
-    """
-
-    def __init__(self) -> None:
-        self.title = ""
-        self._parts: list[str] = []
-        self._skipping: list[str] = []
-        self._in_title = False
-
-    @property
-    def text(self) -> str:
-        """All text, blocks on lines of their own."""
-        lines = "\n".join(_BLANKS.sub(" ", line).strip() for line in "".join(self._parts).split("\n"))
-        return _LINES.sub("\n\n", lines).strip()
-
-    def read(self, html: str) -> None:
-        """Read a whole page."""
-        at = 0
-        while at < len(html):
-            start = html.find("<", at)
-            if start < 0:
-                self._data(html[at:])
-                return
-            if start > at:
-                self._data(html[at:start])
-            following = html[start + 1 : start + 2]
-            if following.isascii() and following.isalpha():
-                at = self._start_tag(html, start)
-            elif following == "/":
-                end = html.find(">", start)
-                name = _NAME.match(html, start + 2)
-                if name is not None:
-                    self._end(name[0].lower())
-                at = end + 1 if end >= 0 else len(html)
-            elif following in ("!", "?"):
-                closer = "-->" if html.startswith("<!--", start) else ">"
-                end = html.find(closer, start + 2)
-                at = end + len(closer) if end >= 0 else len(html)
-            else:
-                self._data("<")
-                at = start + 1
-
-    def _start_tag(self, html: str, start: int) -> int:
-        """Read a tag; returns where the page goes on."""
-        name = _NAME.match(html, start + 1)
-        assert name is not None
-        tag, at = name[0].lower(), name.end()
-        # The attributes, without what their values say but for its beginning.
-        bare: list[str] = []
-        while True:
-            mark = _IN_TAG.search(html, at)
-            if mark is None:
-                return len(html)
-            bare.append(html[at : mark.start()])
-            if mark[0] == ">":
-                break
-            end = html.find(mark[0][-1], mark.end())
-            if end < 0:
-                return len(html)
-            value = html[mark.end() : min(end, mark.end() + 8)].strip()
-            bare.append(f"={value} " if " " not in value else "=… ")
-            at = end + 1
-        self._start(tag, bool(_HIDDEN.search("".join(bare)[:_MOST_ATTRIBUTES].lower())))
-        if tag in _RAW:
-            end_tag = re.compile(f"</{tag}", re.IGNORECASE).search(html, mark.end())
-            return end_tag.start() if end_tag is not None else len(html)
-        return mark.end()
-
-    def _start(self, tag: str, hidden: bool) -> None:
-        self._in_title = tag == "title"
-        if tag == "body":
-            # The end of the head need not be written.
-            self._skipping.clear()
-        if tag in _VOID:
-            if tag == "br":
-                self._parts.append("\n")
-            return
-        if self._skipping:
-            if tag == self._skipping[0]:
-                self._skipping.append(tag)
-        elif tag in _SKIPPED or hidden:
-            self._skipping.append(tag)
-        elif tag == "li":
-            self._parts.append("\n- ")
-        elif tag in ("td", "th"):
-            self._parts.append(" | ")
-        elif tag in _BLOCKS:
-            self._parts.append("\n\n" if tag[0] in "hp" else "\n")
-
-    def _end(self, tag: str) -> None:
-        self._in_title = False
-        if self._skipping:
-            if tag == self._skipping[0]:
-                self._skipping.pop()
-        elif tag in _BLOCKS:
-            self._parts.append("\n")
-
-    def _data(self, data: str) -> None:
-        if self._skipping and not self._in_title:
-            return
-        data = unescape(_LONG_REFERENCE.sub("\ufffd", data))
-        if self._in_title and not self.title:
-            self.title = _BLANKS.sub(" ", data.replace("\n", " ")).strip()[:300]
-        elif not self._skipping:
-            self._parts.append(data)
+    return [text[start:end].strip() for start, end in found[:limit]]

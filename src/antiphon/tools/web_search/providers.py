@@ -22,12 +22,10 @@ import structlog
 from antiphon.tools.box import ToolFailed
 from antiphon.types.json import decode_any
 
-__all__ = ["Brave", "Place", "SearchProvider", "Searxng", "Tavily", "WebHit", "fits_domains"]
-
 _log = structlog.get_logger(__name__)
-_MOST_BYTES = 4 << 20
-_MOST_TEXT = 4_000
-_MOST_SITES = 8
+_MAX_BYTES = 4 << 20
+_MAX_TEXT = 4_000
+_MAX_SITES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Place:
 class SearchProvider(Protocol):
     """A search service."""
 
-    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
         """The best results, at most so many. With `domains` only from those (and their subdomains).
 
         Raises `ToolFailed`.
@@ -114,9 +112,9 @@ class _Service:
                 headers={"accept": "application/json", **(headers or {})},
                 allow_redirects=False,
             ) as answer:
-                data = await answer.content.read(_MOST_BYTES + 1)
-                while len(data) <= _MOST_BYTES and not answer.content.at_eof():
-                    data += await answer.content.read(_MOST_BYTES + 1 - len(data))
+                data = await answer.content.read(_MAX_BYTES + 1)
+                while len(data) <= _MAX_BYTES and not answer.content.at_eof():
+                    data += await answer.content.read(_MAX_BYTES + 1 - len(data))
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             _log.warning("web_search_failed", provider=self.name, error=type(error).__name__)
             raise ToolFailed("the search service cannot be reached.") from None
@@ -128,7 +126,7 @@ class _Service:
                 else f"the search service answered with status {answer.status}."
             )
         try:
-            value = decode_any(data) if len(data) <= _MOST_BYTES else None
+            value = decode_any(data) if len(data) <= _MAX_BYTES else None
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -142,14 +140,14 @@ class Searxng(_Service):
 
     name = "searxng"
 
-    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
         """SearXNG hands the query to other engines, most of which understand `site:`."""
         found = await self._ask("/search", query={"q": _with_sites(query, domains), "format": "json"})
         hits = _hits(found.get("results"), url="url", title="title", text="content", domains=domains)
         for box in found.get("infoboxes") or ():
             if isinstance(box, dict) and isinstance(box.get("id"), str):
                 hits += _hits([{**box, "url": box["id"]}], url="url", title="infobox", text="content", domains=domains)
-        return hits[:most]
+        return hits[:limit]
 
 
 class Brave(_Service):
@@ -157,9 +155,9 @@ class Brave(_Service):
 
     name = "brave"
 
-    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
         """Results of the web section, with their further snippets."""
-        sent = {"q": _with_sites(query, domains), "count": str(min(most, 20)), "extra_snippets": "true"}
+        sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
         if len(place.country) == 2:
             sent["country"] = place.country.upper()
         found = await self._ask("/res/v1/web/search", query=sent, headers={"x-subscription-token": self._key})
@@ -169,7 +167,7 @@ class Brave(_Service):
             if isinstance(one, dict) and isinstance(one.get("extra_snippets"), list):
                 more = [text for text in one["extra_snippets"] if isinstance(text, str)]
                 one["description"] = "\n".join([str(one.get("description") or ""), *more])
-        return _hits(results, url="url", title="title", text="description", domains=domains)[:most]
+        return _hits(results, url="url", title="title", text="description", domains=domains)[:limit]
 
 
 class Tavily(_Service):
@@ -177,17 +175,17 @@ class Tavily(_Service):
 
     name = "tavily"
 
-    async def search(self, query: str, *, most: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
         """Tavily takes domains itself."""
-        body: dict[str, Any] = {"query": query, "max_results": min(most, 20)}
+        body: dict[str, Any] = {"query": query, "max_results": min(limit, 20)}
         if domains:
             body["include_domains"] = list(domains)
         found = await self._ask("/search", body=body, headers={"authorization": f"Bearer {self._key}"})
-        return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:most]
+        return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:limit]
 
 
 def _with_sites(query: str, domains: Sequence[str]) -> str:
-    if not domains or len(domains) > _MOST_SITES:
+    if not domains or len(domains) > _MAX_SITES:
         return query
     sites = " OR ".join(f"site:{domain}" for domain in domains)
     return f"{query} ({sites})" if len(domains) > 1 else f"{query} {sites}"
@@ -201,6 +199,6 @@ def _hits(found: object, *, url: str, title: str, text: str, domains: Sequence[s
             continue
         if fits_domains(where, domains):
             words = (one.get(title), one.get(text))
-            named, said = (word.strip()[:_MOST_TEXT] if isinstance(word, str) else "" for word in words)
+            named, said = (word.strip()[:_MAX_TEXT] if isinstance(word, str) else "" for word in words)
             hits[where] = WebHit(where, named or where, said)
     return list(hits.values())

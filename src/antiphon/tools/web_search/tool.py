@@ -8,7 +8,6 @@ Invariant: with `allowed_domains` nothing else is shown or opened; pages are fet
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,8 +15,9 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.engine.hosted import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.engine.running.thread_pools import PAGES
+from antiphon.errors import ApiError, InvalidRequest, unsupported_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_declared
 from antiphon.tools.web_search.pages import around, page_text
@@ -26,13 +26,11 @@ from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.files import FetchedFile
 
-__all__ = ["PageFetcher", "WebSearch"]
-
 _SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000, 60_000)}
 """Results of a search, characters of each, characters of a page."""
 
 _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9-]{2,63}")
-_MOST_DOMAINS = 100
+_MAX_DOMAINS = 100
 _CITE = "Put the mark of a source, such as \u30103\u3011, right behind every statement that you take from it."
 _SEARCH = Raw(
     b'{"type":"object","properties":{"query":{"type":"string","description":"What to look for."}},'
@@ -102,10 +100,8 @@ class WebSearch:
                 code="invalid_value",
             )
         if declared.external_web_access is False:
-            raise InvalidRequest(
-                "There is no cache of the web here; leave 'external_web_access' out.",
-                param=f"{where}.external_web_access",
-                code="unsupported_parameter",
+            raise unsupported_parameter(
+                "There is no cache of the web here; leave 'external_web_access' out.", f"{where}.external_web_access"
             )
         for name in ("allowed_domains", "blocked_domains"):
             _check_domains(f"{where}.filters.{name}", getattr(declared.filters, name, None) or [])
@@ -138,10 +134,10 @@ class WebSearch:
         if not query:
             raise ToolFailed("'query' is empty.")
         action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
-        most, characters, _ = _SIZES[declared.search_context_size or "medium"]
+        limit, characters, _ = _SIZES[declared.search_context_size or "medium"]
         allowed, blocked = _domains(declared)
         try:
-            hits = await self._provider.search(query, most=most, domains=allowed, place=_place(declared))
+            hits = await self._provider.search(query, limit=limit, domains=allowed, place=_place(declared))
         except ToolFailed as failure:
             return ToolResult(call.call_id, f"The search failed: {failure}", {"action": action}, failed=True)
         hits = [hit for hit in hits if _fits(hit.url, allowed, blocked)]
@@ -166,9 +162,9 @@ class WebSearch:
         if finding:
             pieces = around(text, arguments.pattern) if arguments.pattern.strip() else []
             text = "\n\n[…]\n\n".join(pieces) or "The page does not hold these words."
-        most = _SIZES[declared.search_context_size or "medium"][2]
-        if len(text) > most:
-            text = text[:most] + "\n[The page goes on; find_in_page shows further parts.]"
+        limit = _SIZES[declared.search_context_size or "medium"][2]
+        if len(text) > limit:
+            text = text[:limit] + "\n[The page goes on; find_in_page shows further parts.]"
         told = f"{{cite:0}} {unmarked(title)}\n\n{unmarked(text)}"
         return ToolResult(call.call_id, told, {"action": action}, sources=(_source(url, title),))
 
@@ -183,15 +179,15 @@ class WebSearch:
             raise ToolFailed(page.message)
         try:
             # In a thread: pages may be large, and others are answered meanwhile.
-            return await asyncio.to_thread(page_text, page)
+            return await PAGES.run(page_text, page)
         except ValueError:
             raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
 
 
 def _check_domains(where: str, domains: list[str]) -> None:
-    if len(domains) > _MOST_DOMAINS:
+    if len(domains) > _MAX_DOMAINS:
         raise InvalidRequest(
-            f"'{where}' has {len(domains)} entries; at most {_MOST_DOMAINS} are allowed.",
+            f"'{where}' has {len(domains)} entries; at most {_MAX_DOMAINS} are allowed.",
             param=where,
             code="array_above_max_length",
         )

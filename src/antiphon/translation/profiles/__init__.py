@@ -11,6 +11,8 @@ Invariant: a profile never changes; translators ask for flags, never for names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from antiphon.translation.profiles import (
     azure,
     bedrock,
@@ -34,9 +36,17 @@ from antiphon.translation.profiles import (
     zai,
 )
 from antiphon.translation.profiles.families import ModelNote, on_models
-from antiphon.translation.profiles.profile import UpstreamProfile
+from antiphon.translation.profiles.profile import UpstreamProfile, read_flags, with_flags
 
-__all__ = ["PROFILES", "ModelNote", "UpstreamProfile", "choose_profile", "on_models"]
+__all__ = [
+    "PROFILES",
+    "ModelNote",
+    "UpstreamProfile",
+    "choose_profile",
+    "on_models",
+    "read_flags",
+    "with_flags",
+]
 
 _VENDORS = (
     azure,
@@ -72,8 +82,8 @@ PROFILES: dict[str, UpstreamProfile] = {
 """Every profile by name, `generic` first."""
 
 
-def choose_profile(name: str, host: str) -> UpstreamProfile:
-    """The profile called `name`, or with `auto` the one for this host. Raises KeyError for an unknown name."""
+def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile] = PROFILES) -> UpstreamProfile:
+    """The profile of these called `name`, or with `auto` the one for this host. Raises KeyError for an unknown name."""
     if name == "auto":
-        return next((profile for profile in PROFILES.values() if profile.serves(host.lower())), PROFILES["generic"])
-    return PROFILES[name]
+        return next((profile for profile in profiles.values() if profile.serves(host.lower())), PROFILES["generic"])
+    return profiles[name]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.families import on_models
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "azure",
@@ -18,6 +17,8 @@ PROFILE = UpstreamProfile(
     passed_fields=frozenset({"user"}),
     # As OpenAI: unknown keys in messages are refused.
     replay_reasoning="off",
+    # As OpenAI.
+    parameters=STANDARD_PARAMETERS,
     by_model=(
         # A 422, "Input should be a valid string", for a tool by name: azure/req_llm-azure-mai-ds-r1-tool-round-trip-1.
         on_models("*mai-ds-r1*", named_tool_choice="required"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "bedrock",
@@ -12,4 +11,6 @@ PROFILE = UpstreamProfile(
     hosts=("bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"),
     # bedrock/ruby_llm-chat-audio-models-bedrock--tral-voxtral-mini-3b-2507-can-understand-audio.
     audio_input=True,
+    # Documented for its OpenAI-compatible endpoints: OpenAI's own.
+    parameters=STANDARD_PARAMETERS,
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "cerebras",
@@ -19,4 +18,6 @@ PROFILE = UpstreamProfile(
     # Text models.
     images=False,
     files="text",
+    # The documented ones.
+    parameters=STANDARD_PARAMETERS,
 )

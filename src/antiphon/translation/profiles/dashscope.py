@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "dashscope",
     title="Alibaba Model Studio",
@@ -13,4 +11,6 @@ PROFILE = UpstreamProfile(
     # json_schema is documented for its newest models alone.
     structured_output="json_object",
     files="text",
+    # The documented ones.
+    parameters=frozenset({"seed", "stop", "top_k", "repetition_penalty", "enable_thinking", "thinking_budget"}),
 )

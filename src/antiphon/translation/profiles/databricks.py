@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "databricks",
     title="Databricks",
@@ -15,4 +13,6 @@ PROFILE = UpstreamProfile(
     # Not among the documented fields; what it asks for is seen to here.
     parallel_tool_calls=False,
     files="text",
+    # The documented ones.
+    parameters=frozenset({"stop", "top_k"}),
 )

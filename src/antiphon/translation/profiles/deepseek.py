@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "deepseek",
     title="DeepSeek",
@@ -21,4 +19,6 @@ PROFILE = UpstreamProfile(
     # deepseek/rig-deepseek-wire-shape-matrix-blocking-image-base64-part-reaches-the-wire.
     images=False,
     files="text",
+    # The documented ones (api/create-chat-completion); `thinking` switches thinking (guides/thinking_mode).
+    parameters=frozenset({"stop", "thinking"}),
 )

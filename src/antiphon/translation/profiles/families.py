@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-__all__ = ["FAMILIES", "ModelNote", "on_models"]
-
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:

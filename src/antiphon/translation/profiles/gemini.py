@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "gemini",
     title="Gemini (compatible endpoint)",
@@ -25,4 +23,6 @@ PROFILE = UpstreamProfile(
     replay_signatures=True,
     # Documented: audio understanding.
     audio_input=True,
+    # The only one of them that is documented.
+    parameters=frozenset({"stop"}),
 )

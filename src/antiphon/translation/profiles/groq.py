@@ -5,8 +5,6 @@ from __future__ import annotations
 from antiphon.translation.profiles.families import on_models
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "groq",
     title="Groq",
@@ -22,6 +20,8 @@ PROFILE = UpstreamProfile(
     # Documented for gpt-oss and Qwen 3 alone (docs/reasoning); others refuse the field.
     reasoning_effort=False,
     passed_fields=frozenset({"user", "service_tier"}),
+    # Documented (docs/openai): `logit_bias` is a 400; others are unknown keys.
+    parameters=frozenset({"seed", "stop"}),
     by_model=(
         on_models(
             "openai/gpt-oss*",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "lmstudio",
@@ -15,4 +14,6 @@ PROFILE = UpstreamProfile(
     # "'response_format.type' must be 'json_schema' or 'text'": the same tracker, issue 189.
     json_object=False,
     files="text",
+    # The documented ones.
+    parameters=STANDARD_PARAMETERS | {"top_k", "repeat_penalty"},
 )

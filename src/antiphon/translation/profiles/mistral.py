@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "mistral",
     title="Mistral",
@@ -19,4 +17,7 @@ PROFILE = UpstreamProfile(
     replay_reasoning="off",
     # Documents are named by URL there (`document_url`), there is no `file` part.
     files="text",
+    # Unknown keys are a 422, "Extra inputs are not permitted"; the seed is called `random_seed` there.
+    parameters=frozenset({"seed", "stop"}),
+    seed_field="random_seed",
 )

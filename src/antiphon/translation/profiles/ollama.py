@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "ollama",
     title="Ollama",
@@ -16,4 +14,6 @@ PROFILE = UpstreamProfile(
     replay_reasoning="reasoning",
     # Parts are text and image_url; anything else is "invalid message format".
     files="text",
+    # The others are passed over there without a word (openai/openai.go, ChatCompletionRequest).
+    parameters=frozenset({"seed", "stop"}),
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "openai",
@@ -25,4 +24,6 @@ PROFILE = UpstreamProfile(
     # It gives no reasoning, and refuses unknown keys in messages.
     replay_reasoning="off",
     think="off",
+    # Unknown keys are a 400.
+    parameters=STANDARD_PARAMETERS,
 )

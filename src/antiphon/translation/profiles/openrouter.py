@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile
-
-__all__ = ["PROFILE"]
 
 PROFILE = UpstreamProfile(
     "openrouter",
@@ -20,4 +19,6 @@ PROFILE = UpstreamProfile(
     # Encrypted and signed reasoning must come back as it was:
     # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
     replay_details=True,
+    # The documented ones (docs/api-reference/parameters).
+    parameters=STANDARD_PARAMETERS | {"top_k", "min_p", "top_a", "repetition_penalty"},
 )

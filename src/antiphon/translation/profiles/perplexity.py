@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "perplexity",
     title="Perplexity",
@@ -17,4 +15,6 @@ PROFILE = UpstreamProfile(
     # Its own part is `file_url`:
     # perplexity/ruby_llm-chat-document-models-perplexity-sonar-pro-understands-docx-documents.
     files="text",
+    # The only one of them that is documented.
+    parameters=frozenset({"top_k"}),
 )

@@ -8,14 +8,18 @@ Invariant: the defaults survive every server that was ever recorded; a flag is s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
+import msgspec
+
+from antiphon.translation.parameters import EVERY_PARAMETER
 from antiphon.translation.profiles.families import FAMILIES, ModelNote
 
-__all__ = ["UpstreamProfile"]
+__all__ = ["UpstreamProfile", "read_flags", "with_flags"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,10 @@ class UpstreamProfile:
     `strict_tools` say whether the field is sent at all; `effort_values` are the efforts the server knows (None: sent as
     they are, else the nearest; `default` stands for everything between none and high); `structured_output` is the
     strongest form of `text.format` it takes (weaker ones are emulated with an instruction), `json_object` whether it
-    takes that form too; `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a
-    call is required); `passed_fields` are request fields sent on under their own name; `images`, `files` and
+    takes that form too, and `json_object_schema` whether it keeps to it only with a schema beside it;
+    `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call is required);
+    `passed_fields` are request fields sent on under their own name, `parameters` what is sent on that the Responses API
+    does not have (sampling, guided decoding), `seed_field` how one of them is called; `images`, `files` and
     `audio_input` say which content it takes (`text`: files that are text become text, others are refused); `call_ids`
     are the ids of calls it takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which
     earlier reasoning goes back, `replay_details` whether `reasoning_details` go back too, and `replay_signatures`
@@ -43,9 +49,9 @@ class UpstreamProfile:
     answer that begins with `<think>`, or in everything before `</think>` because the template opened it; `stream_usage`
     asks for usage in streams.
 
-    Beside both: `tokenizer` is how the server counts the tokens of a request (vllm: `POST /tokenize` beside its `/v1`).
+    Beside both: `tokenizer` is how the server counts the tokens of a request (`translation/token_count.py`).
 
-    `by_model` says what differs for some of its models.
+    `by_model` says what differs for some of its models, `overrides` what the operator knows better (`with_flags`).
     """
 
     name: str
@@ -66,6 +72,7 @@ class UpstreamProfile:
     named_tool_choice: Literal["native", "required"] = "native"
     structured_output: Literal["json_schema", "json_object", "off"] = "json_schema"
     json_object: bool = True
+    json_object_schema: bool = False
     images: bool = True
     files: Literal["part", "text"] = "part"
     audio_input: bool = False
@@ -74,9 +81,12 @@ class UpstreamProfile:
     replay_details: bool = False
     replay_signatures: bool = False
     passed_fields: frozenset[str] = frozenset()
+    parameters: frozenset[str] = EVERY_PARAMETER
+    seed_field: str = "seed"
     think: Literal["off", "tagged", "opened"] = "tagged"
-    tokenizer: Literal["none", "vllm"] = "none"
+    tokenizer: Literal["none", "vllm", "llamacpp"] = "none"
     by_model: tuple[ModelNote, ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
 
     def serves(self, host: str) -> bool:
         """Whether this host name is the vendor's."""
@@ -95,5 +105,37 @@ def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
     for note in (*FAMILIES, *profile.by_model):
         if note.fits(name):
             changes.update(note.changes)
+    changes.update(profile.overrides)
     changes = {flag: value for flag, value in changes.items() if getattr(profile, flag) != value}
     return replace(profile, **changes) if changes else profile
+
+
+_NO_FLAGS = frozenset({"name", "title", "hosts", "by_model", "overrides"})
+
+
+def read_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags as an operator gives them, with their proper types. Raises ValueError naming what is wrong."""
+    kinds = get_type_hints(UpstreamProfile)
+    known = [field.name for field in fields(UpstreamProfile) if field.name not in _NO_FLAGS]
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{name!r} is no flag of a profile; known flags are {', '.join(sorted(known))}")
+        if value is False and "off" in get_args(kinds[name]):
+            # How YAML reads the word.
+            value = "off"
+        try:
+            read[name] = msgspec.convert(value, kinds[name])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {value!r} cannot be used: {error}") from None
+        if name == "parameters" and (unknown := sorted(read[name] - EVERY_PARAMETER)):
+            raise ValueError(f"parameters: {', '.join(unknown)} unknown here; 'field_allow' lets further fields pass")
+    return read
+
+
+def with_flags(profile: UpstreamProfile, flags: Mapping[str, Any]) -> UpstreamProfile:
+    """The profile with these flags, whatever it says itself, of any model."""
+    if not flags:
+        return profile
+    overrides = {**dict(profile.overrides), **flags}
+    return replace(profile, **overrides, overrides=tuple(overrides.items()))

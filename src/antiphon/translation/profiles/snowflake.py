@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "snowflake",
     title="Snowflake Cortex",
@@ -17,4 +15,6 @@ PROFILE = UpstreamProfile(
     replay_reasoning="off",
     replay_details=True,
     files="text",
+    # The only one of them that is documented.
+    parameters=frozenset({"stop"}),
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from antiphon.translation.profiles.families import on_models
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "xai",
     title="xAI",
@@ -17,6 +15,8 @@ PROFILE = UpstreamProfile(
     effort_values=("none", "low", "medium", "high"),
     files="text",
     passed_fields=frozenset({"user"}),
+    # The documented ones; `logit_bias` is documented as unsupported.
+    parameters=frozenset({"seed", "stop"}),
     by_model=(
         # "Model grok-code-fast-1 does not support parameter reasoningEffort":
         # xai/req_llm-xai-grok-code-fast-1-reasoning-basic; the others: opencode-oci-provider 0.2.3, @ai-sdk/xai 4.0.8.

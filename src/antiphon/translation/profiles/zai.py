@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from antiphon.translation.profiles.profile import UpstreamProfile
 
-__all__ = ["PROFILE"]
-
 PROFILE = UpstreamProfile(
     "zai",
     title="Z.ai",
@@ -18,4 +16,6 @@ PROFILE = UpstreamProfile(
     # zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends it.
     replay_reasoning="reasoning_content",
     files="text",
+    # The documented ones; `thinking` switches thinking.
+    parameters=frozenset({"stop", "thinking"}),
 )

@@ -1,0 +1,52 @@
+"""One row of the path table.
+
+Lives here: what a row is and how a path matches it. Not here: the rows (`router.py` and each area's `endpoints`).
+
+Invariant: a variable is one segment, decoded, never empty and without a slash, unless its pattern says it is the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from antiphon.api.http import ApiResponse
+
+Handler = Callable[..., Awaitable[ApiResponse]]
+"""Called with the request and the pattern's variables, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path: each `{}` of `pattern` is a segment; one that ends in `{*}` takes the rest, slashes included."""
+
+    pattern: str
+    methods: dict[str, Handler]
+    open: bool = False
+    """Answered without an identity."""
+    streamed: bool = False
+    """Bodies are not read first: the handler gets them as `ApiRequest.body_stream` and has its own limit of size."""
+    keyed: bool = False
+    """What it makes is made once for an `Idempotency-Key`, or the key is passed on; elsewhere it has no effect."""
+
+    def match(self, path: str) -> tuple[str, ...] | None:
+        """The variables, or None when this is another path."""
+        if self.pattern.endswith("{*}"):
+            start = self.pattern[:-3]
+            rest = unquote(path[len(start) :]) if path.startswith(start) else ""
+            return (rest,) if rest else None
+        if "{" not in self.pattern:
+            return () if path == self.pattern else None
+        segments, given = self.pattern.split("/"), path.split("/")
+        if len(segments) != len(given):
+            return None
+        variables = []
+        for segment, value in zip(segments, given, strict=True):
+            if segment == "{}":
+                if not value:
+                    return None
+                variables.append(unquote(value))
+            elif segment != value:
+                return None
+        return tuple(variables)

@@ -1,0 +1,423 @@
+"""The composition root: who implements which port, from the settings.
+
+Lives here: building everything one process needs, and closing it in order. Nothing else builds objects out of
+settings, and nothing here decides anything about a request.
+
+Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from antiphon.api.capabilities import Capabilities
+from antiphon.api.chat import PassedOn
+from antiphon.api.conversations import Conversations
+from antiphon.api.files import Files
+from antiphon.api.models import ModelCatalog, ModelSource
+from antiphon.api.native import NativeResponses
+from antiphon.api.prompts import Prompts
+from antiphon.api.router import Router
+from antiphon.app.extensions import known_profiles, make_extension_tools
+from antiphon.app.keys import api_keys, make_sealer, owner_key
+from antiphon.app.outgoing import direct_target, make_fetcher, section
+from antiphon.app.sweeping import Sweeper
+from antiphon.app.tools import code_interpreter, container_endpoints, make_tools
+from antiphon.app.vector_stores import VectorSearch, open_search
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode, ModelSettings
+from antiphon.doors.context import Admission, DoorContext
+from antiphon.doors.descriptors import max_requests
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.stored_files import StoredFiles
+from antiphon.engine.running.workers import WorkerPace, Workers
+from antiphon.errors import ConfigError, Unavailable
+from antiphon.ids import new_id, now
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.refusals import Refusals
+from antiphon.sealing import Sealer
+from antiphon.stores import Stores, open_stores
+from antiphon.tools.box import Toolbox
+from antiphon.tools.code_interpreter import open_rooms
+from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile, read_flags, with_flags
+from antiphon.types.json import raw
+from antiphon.types.transport import SECRET_HEADER, Headers
+from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.door_watch import watch_door
+from antiphon.upstream.http import UpstreamTarget
+from antiphon.upstream.identity import ServerIdentities
+from antiphon.upstream.pool import ModelDoor, UpstreamPool
+
+_GIVE_BACK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class App:
+    """What one process serves with."""
+
+    context: DoorContext
+    stores: Stores
+    upstream: ModelDoor | UpstreamPool
+    identities: ServerIdentities
+    runner: Runner
+    workers: Workers
+    sweepers: tuple[Sweeper, ...]
+    tools: Toolbox
+    refusals: Refusals
+    vector_search: VectorSearch | None = None
+
+    async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
+        """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
+
+        What runs in the background counts as in flight: a moment before the time is over it is given back, so that all
+        of it is over when the time is.
+        """
+
+        async def give_back_in_time() -> None:
+            await asyncio.sleep(seconds - min(_GIVE_BACK_SECONDS, seconds / 4))
+            await self.give_back()
+
+        giving = asyncio.get_running_loop().create_task(give_back_in_time())
+        try:
+            return await door
+        finally:
+            giving.cancel()
+
+    async def give_back(self) -> None:
+        """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what
+        is in flight, and jobs are."""
+        self.context.admission.gives_back = True
+        await self.workers.aclose()
+
+    async def aclose(self) -> None:
+        """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        for sweeper in self.sweepers:
+            await sweeper.aclose()
+        await self.identities.aclose()
+        await self.give_back()
+        await self.runner.aclose()
+        await self.tools.aclose()
+        if self.vector_search is not None:
+            await self.vector_search.aclose()
+        await self.upstream.aclose()
+        await self.stores.aclose()
+        self.refusals.close()
+
+
+async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
+    """Build a process for one door. Raises `ConfigError` or `StoreError`.
+
+    Behind Envoy model calls go through the model door, so that Envoy's cluster, retries and credentials apply; the
+    HTTP door calls the upstream itself. What was opened before a failure is closed.
+    """
+    async with AsyncExitStack() as opened:
+        app = await _build(settings, door, opened)
+        opened.pop_all()
+        return app
+
+
+async def _build(settings: Settings, door: Literal["envoy", "http"], opened: AsyncExitStack) -> App:
+    prepare_data(settings.data)
+    times, limits = settings.timeouts, settings.limits
+    installed = tuple(make_extension_tools())
+    # First: without a key that rows depend on nothing is opened.
+    key, sealer = owner_key(settings), make_sealer(settings)
+    stores = await open_stores(
+        settings.data,
+        chain_items=limits.chain_items,
+        history_bytes=limits.history_bytes,
+        page_bytes=limits.page_bytes,
+        owner_file_bytes=settings.files.owner_bytes,
+        owner_bytes=limits.owner_bytes,
+        kept=settings.retention,
+        timeouts=times,
+        keep_keys=settings.idempotency.keep,
+    )
+    opened.push_async_callback(stores.aclose)
+    store = stores.responses
+    metrics = Metrics()
+
+    def connect(target: UpstreamTarget) -> HttpUpstream:
+        return HttpUpstream(
+            target,
+            connect_seconds=times.connect,
+            head_seconds=times.head,
+            idle_seconds=times.idle,
+            body_limit=limits.upstream_body_bytes,
+        )
+
+    upstream: ModelDoor | UpstreamPool
+    watch = None
+    if door == "envoy":
+        upstream = ModelDoor(connect(_model_door(settings)))
+        watch = partial(watch_door, _model_door(settings))
+    else:
+        upstream = UpstreamPool(
+            {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
+        )
+    opened.push_async_callback(upstream.aclose)
+    routes = make_routes(settings)
+    identities = ServerIdentities(upstream, routes.assumed, lambda name, profile: routes.learn(name, PROFILES[profile]))
+    identities.start()
+    opened.push_async_callback(identities.aclose)
+    working, pace = settings.background, WorkerPace()
+    followers = Followers(stores.background, poll=pace.poll, keepalive=times.keepalive)
+    background = Background(stores.background, stores.responses, followers, working)
+    vector_search = None
+    if settings.files.enabled and settings.vector_stores.enabled:
+        vector_search = await open_search(settings, stores.files, metrics)
+        opened.push_async_callback(vector_search.aclose)
+        stores.files.on_expired = vector_search.forget_file
+    kept_files = stores.files if settings.files.enabled else None
+    rooms = await open_rooms(settings.code_interpreter, settings.data / "containers", kept_files)
+    parts = (
+        *((vector_search.tool(),) if vector_search is not None else ()),
+        *((code_interpreter(settings, rooms),) if rooms is not None else ()),
+    )
+    toolbox = make_tools(settings, metrics, (*parts, *installed))
+    runner = Runner(
+        store,
+        upstream,
+        tools=toolbox,
+        timeouts=times,
+        metrics=metrics,
+        files=make_fetcher(settings.fetch) if settings.fetch.enabled else None,
+        stored_files=StoredFiles(stores.files, settings.files.input_bytes) if settings.files.enabled else None,
+        background=background,
+        conversations=LockedConversations(
+            stores.conversations,
+            Leases(settings.conversations.lease),
+            create_unknown=settings.conversations.create_unknown,
+        ),
+        prompts=stores.prompts,
+        keys=HeldKeys(stores.keys, Leases(settings.idempotency.lease)),
+        owner_room=stores.owner_room,
+        keyless=Keyless(upstream),
+    )
+    refusals = Refusals(metrics.refused)
+    several = settings.owner.source != "single"
+    places = max_requests(limits.concurrent_requests)
+    admission = Admission(
+        Budget(
+            places,
+            "limits.concurrent_requests",
+            unit="requests",
+            share=limits.share_of_requests(places) if several else 0,
+            share_setting="limits.owner_requests",
+            refused=refusals.note,
+        )
+    )
+    bodies = Budget(
+        limits.bytes_in_flight,
+        "limits.bytes_in_flight",
+        share=limits.share_of_bytes if several else 0,
+        share_setting="limits.owner_bytes_in_flight",
+        refused=refusals.note,
+    )
+
+    async def ready() -> None:
+        if admission.leaving:
+            raise Unavailable("The server is shutting down.", code="shutting_down")
+        await store.ping()
+
+    models = ModelCatalog(
+        upstream,
+        sources={
+            name: ModelSource(one.auth_mode is AuthMode.PASSTHROUGH, one.models, frozenset(one.header_allow))
+            for name, one in settings.every_upstream.items()
+        },
+        routes=routes if settings.upstreams or settings.models else None,
+        secrets=settings.secrets(),
+    )
+    native = None
+    if settings.native_of_ids is not None:
+        one = settings.every_upstream[settings.native_of_ids]
+        native = NativeResponses(
+            upstream,
+            settings.native_of_ids,
+            passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
+            headers=one.header_allow,
+            secrets=settings.secrets(),
+        )
+    new_exchange = _exchanges(settings, routes, toolbox.types, sealer)
+    workers = Workers(
+        new_id("worker"),
+        stores.background,
+        background,
+        runner,
+        new_exchange,
+        working,
+        admit=lambda owner: admission.admit(owner, "background"),
+        bodies=bodies,
+        metrics=metrics,
+        watch_door=watch,
+    )
+    admission.on_close.add(workers.retire)
+    workers.start()
+    sweepers = (
+        Sweeper("files", stores.files.sweep, settings.files.sweep, stores.retention.take_turn),
+        Sweeper("state", stores.retention.sweep, settings.retention.sweep, stores.retention.take_turn),
+        Sweeper("idempotency", stores.keys.sweep, settings.retention.sweep, stores.retention.take_turn),
+        *(
+            (Sweeper("vector_store_keys", vector_search.stores.keys.sweep, settings.retention.sweep),)
+            if vector_search is not None
+            else ()
+        ),
+        *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
+    )
+    for sweeper in sweepers:
+        sweeper.start()
+    if vector_search is not None:
+        vector_search.start()
+    context = DoorContext(
+        new_exchange=new_exchange,
+        runner=runner,
+        router=Router(
+            store=store,
+            models=models,
+            ready=ready,
+            metrics=metrics,
+            native=native,
+            capabilities=_capabilities(settings, routes, toolbox.types),
+            background=background,
+            areas=(
+                *Conversations(stores.conversations, store, owner_room=stores.owner_room).endpoints(),
+                *Prompts(stores.prompts).endpoints(),
+                *(
+                    Files(
+                        stores.files,
+                        max_bytes=settings.files.max_bytes,
+                        on_delete=[vector_search.forget_file] if vector_search else [],
+                        metrics=metrics,
+                    ).endpoints()
+                    if settings.files.enabled
+                    else ()
+                ),
+                *(vector_search.endpoints(upstream, routes) if vector_search else ()),
+                *(container_endpoints(settings, rooms) if rooms is not None else ()),
+                *PassedOn(
+                    upstream,
+                    routes,
+                    settings.upstream.path_allow if settings.has_default else (),
+                    secrets=settings.secrets(),
+                    several_owners=settings.owner.source != "single",
+                    embeddings=(settings.embeddings.model, vector_search.embeddings)
+                    if vector_search is not None and vector_search.embeddings is not None
+                    else None,
+                ).endpoints(),
+            ),
+        ),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, api_keys(settings)),
+        admission=admission,
+        limits=limits,
+        timeouts=times,
+        metrics=metrics,
+        secret=settings.sidecar_secret(),
+        websocket=settings.websocket,
+        cors_origins=settings.cors.origins,
+        bodies=bodies,
+    )
+    return App(context, stores, upstream, identities, runner, workers, sweepers, toolbox, refusals, vector_search)
+
+
+def make_routes(settings: Settings) -> ModelRoutes:
+    """Where each model goes. Raises `ConfigError` for an unknown profile."""
+
+    nowhere = ModelRoute(PROFILES["generic"], mode="disabled")
+
+    def route(name: str, rule: ModelSettings | None) -> ModelRoute:
+        if name not in settings.every_upstream:
+            return nowhere
+        upstream = settings.every_upstream[name]
+        profile = _profile(upstream.profile, upstream.address[0], f"{section(name)}.profile")
+        assumed = upstream.profile == "auto" and profile is PROFILES["generic"]
+        if rule is not None and rule.profile is not None:
+            profile = _profile(rule.profile, "", f"models ({rule.match}): profile")
+            assumed = False
+        flags = {**read_flags(upstream.profile_flags), **read_flags(rule.profile_flags if rule is not None else {})}
+        return ModelRoute(
+            with_flags(profile, flags),
+            upstream=name,
+            mode=rule.mode if rule is not None else "translate",
+            model=rule.model if rule is not None else None,
+            passthrough=upstream.auth_mode is AuthMode.PASSTHROUGH,
+            headers=frozenset(upstream.header_allow),
+            context_tokens=rule.context_tokens if rule is not None else None,
+            models=frozenset(upstream.models),
+            fields=frozenset(upstream.field_allow),
+            extra={name: raw(value) for name, value in rule.extra.items()} if rule is not None else {},
+            flags=flags if assumed else {},
+            assumed=assumed,
+        )
+
+    rules = tuple(ModelRule(rule.match, route(rule.upstream, rule)) for rule in settings.models)
+    return ModelRoutes(route(DEFAULT_UPSTREAM, None), rules)
+
+
+def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
+    names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
+    limits = {name: int(getattr(settings.limits, name)) for name in names}
+    return Capabilities(routes, limits, settings.fetch.enabled, settings.files.enabled, tools)
+
+
+def _profile(name: str, host: str, where: str) -> UpstreamProfile:
+    try:
+        return choose_profile(name, host, known_profiles())
+    except KeyError:
+        known = ", ".join(("auto", *known_profiles()))
+        raise ConfigError(f"{where}: {name!r} is unknown; choose of {known}") from None
+
+
+def _exchanges(
+    settings: Settings, routes: ModelRoutes, tool_types: frozenset[str], sealer: Sealer
+) -> Callable[[], ResponseExchange]:
+    options = ExchangeOptions(
+        profile=routes.default.profile,
+        routes=routes,
+        open_responses_names=settings.dialect == "openresponses",
+        reasoning_as=settings.reasoning_as,
+        limits=settings.limits,
+        tool_limits=settings.tools,
+        times=settings.timeouts,
+        secrets=settings.secrets(),
+        several_owners=settings.owner.source != "single",
+        sealer=sealer,
+        background=True,
+        seal_credentials=settings.background.client_credentials == "seal",
+        tool_types=tool_types,
+    )
+    return lambda: ResponseExchange(options, new_id, now)
+
+
+def _model_door(settings: Settings) -> UpstreamTarget:
+    address = settings.place(settings.sidecar.model_door)
+    if parse_address(address)[0] == "unix":
+        return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))
+    secret = settings.sidecar_secret()
+    headers: Headers = ((SECRET_HEADER, secret),) if secret else ()
+    return UpstreamTarget(f"http://{address}/v1", headers=headers)
+
+
+def prepare_data(folder: Path) -> None:
+    """Create the data folder for this user alone."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None

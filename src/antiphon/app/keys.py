@@ -1,0 +1,108 @@
+"""The part of the composition root that is about keys: configured ones, or those of the data folder.
+
+Lives here: which key is for what, and what depends on it. Not here: the files (`local_keys.py`), what is done with a
+key (`doors/owners.py`, `sealing.py`).
+
+A key of the data folder that is lost beside a database with rows is not made again in silence: with another `owner.key`
+every client would find nothing of its own, with another `sealing.key` what clients carry would be refused. `antiphon
+admin new-keys` says what is given up and does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from antiphon.config.settings import Settings
+from antiphon.errors import ConfigError
+from antiphon.local_keys import is_gone, local_key
+from antiphon.sealing import Sealer
+from antiphon.stores.admin import has_rows
+
+OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
+
+
+def owner_key(settings: Settings) -> bytes:
+    """The key of the owner hash: the configured one, or one made once in the data folder, the same for all workers.
+    Raises `ConfigError`."""
+    if settings.owner.key is not None:
+        return settings.owner.key.get_secret_value().encode()
+    if settings.owner.source != "bearer":
+        return b""  # nobody is named by a hash
+    return local_key(settings.data, OWNER_KEY, lambda: _needs_owner_key(settings))
+
+
+def make_sealer(settings: Settings) -> Sealer:
+    """Seals what clients carry: with the configured keys, or one made once in the data folder. Raises `ConfigError`."""
+    keys = [key.get_secret_value().encode() for key in settings.sealing.keys]
+    # A payload is at most all text of one response, written as JSON once more.
+    limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
+    made = keys or [local_key(settings.data, SEALING_KEY, lambda: _needs_sealing_key(settings))]
+    return Sealer(made, max_bytes=limit)
+
+
+def api_keys(settings: Settings) -> tuple[bytes, ...]:
+    """The digests of the keys that clients may show."""
+    texts = [key.get_secret_value() for key in settings.owner.api_keys]
+    return tuple(
+        bytes.fromhex(text.removeprefix("sha256:"))
+        if text.startswith("sha256:")
+        else hashlib.sha256(text.encode()).digest()
+        for text in texts
+    )
+
+
+def lost_keys(settings: Settings) -> dict[str, str]:
+    """The key files that are gone although something depends on them, each with what does."""
+    needs = {}
+    if settings.owner.key is None and settings.owner.source == "bearer":
+        needs[OWNER_KEY] = _needs_owner_key(settings)
+    if not settings.sealing.keys:
+        needs[SEALING_KEY] = _needs_sealing_key(settings)
+    return {name: lost for name, lost in needs.items() if lost and not (settings.data / name).exists()}
+
+
+def key_problems(settings: Settings) -> list[str]:
+    """What the start would say about the keys of the data folder; none is made."""
+    lost = lost_keys(settings)
+    problems = [is_gone(settings.data / name, why) for name, why in lost.items()]
+    for name, read in ((OWNER_KEY, owner_key), (SEALING_KEY, make_sealer)):
+        if (settings.data / name).exists():
+            try:
+                read(settings)
+            except ConfigError as error:
+                problems.append(str(error))
+    return problems
+
+
+def new_keys(settings: Settings) -> list[Path]:
+    """Make the keys that are gone, whatever depended on them; the files. Raises `ConfigError`."""
+    lost = list(lost_keys(settings))
+    for name in lost:
+        local_key(settings.data, name)
+    return [settings.data / name for name in lost]
+
+
+def _needs_owner_key(settings: Settings) -> str:
+    if not has_rows(settings.data, hashed=True):
+        return ""
+    return (
+        "the database holds rows of owners who are known by it: with another key all of them would find nothing. "
+        + _advice(settings, "owner.key")
+    )
+
+
+def _needs_sealing_key(settings: Settings) -> str:
+    if not has_rows(settings.data, hashed=False):
+        return ""
+    return (
+        "the database is in use: with another key the reasoning and compactions that clients carry, and those that are "
+        "stored, could not be opened any more. " + _advice(settings, "sealing.keys")
+    )
+
+
+def _advice(settings: Settings, setting: str) -> str:
+    return (
+        f"Restore the file from a backup, or set '{setting}' to its content; to give that up and start with a new one, "
+        f"run 'antiphon admin new-keys --yes --data {settings.data}'."
+    )

@@ -1,0 +1,88 @@
+"""The composition root's part for the tools that run here.
+
+Lives here: which tools these settings make available. Not here: the tools (`tools/`), the rest (`app/build.py`).
+
+Invariant: a tool that is not configured is not in the box, so that requests for it are refused or told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from antiphon.api.containers import ContainerApi
+from antiphon.api.endpoint import Endpoint
+from antiphon.app.outgoing import make_fetcher, make_permit
+from antiphon.config.settings import Settings
+from antiphon.observability.metrics import Metrics
+from antiphon.tools.box import LazyTool, Tool, Toolbox
+from antiphon.tools.code_interpreter import CodeInterpreter, ContainerRooms
+from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
+from antiphon.tools.web_search.tool import WebSearch
+from antiphon.upstream.fetch import GuardedFetcher
+
+_SEARCH_SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
+    "searxng": (Searxng, ""),
+    "brave": (Brave, "https://api.search.brave.com"),
+    "tavily": (Tavily, "https://api.tavily.com"),
+}
+_PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "application/*+json", "application/xml")
+
+
+def make_tools(settings: Settings, metrics: Metrics, further: Iterable[Tool] = ()) -> Toolbox:
+    """The tools that these settings make available, and further ones. Raises `ConfigError`."""
+    tools = list(further)
+    if (search := _web_search(settings)) is not None:
+        tools.append(search)
+    if settings.mcp.enabled and find_spec("mcp") is not None:
+        tools.append(LazyTool(frozenset({"mcp"}), lambda: _mcp(settings)))
+    return Toolbox(tools, settings.tools, metrics)
+
+
+def code_interpreter(settings: Settings, rooms: ContainerRooms) -> Tool:
+    """The tool that runs code in these rooms."""
+    return CodeInterpreter(rooms, settings.code_interpreter)
+
+
+def container_endpoints(settings: Settings, rooms: ContainerRooms) -> tuple[Endpoint, ...]:
+    """The endpoints for containers."""
+    return ContainerApi(rooms, settings.code_interpreter).endpoints()
+
+
+def _web_search(settings: Settings) -> WebSearch | None:
+    chosen = settings.web_search
+    if chosen.provider == "none":
+        return None
+    service, usual = _SEARCH_SERVICES[chosen.provider]
+    key = chosen.api_key.get_secret_value() if chosen.api_key is not None else ""
+    pages = _page_fetcher(settings) if chosen.pages else None
+    return WebSearch(service(chosen.url or usual, key=key, seconds=chosen.seconds), pages)
+
+
+def _page_fetcher(settings: Settings) -> GuardedFetcher:
+    limits = {"total_bytes": settings.web_search.page_bytes, "types": _PAGE_TYPES}
+    return make_fetcher(settings.fetch.model_copy(update=limits))
+
+
+def _mcp(settings: Settings) -> Tool:
+    # Imported here, when it is first needed: the SDK takes longer to load than everything else together.
+    from antiphon.tools.mcp.connections import McpConnections
+    from antiphon.tools.mcp.servers import Connector, McpServers
+    from antiphon.tools.mcp.tool import Mcp
+
+    chosen = settings.mcp
+    connectors = {
+        name: Connector(one.url, tuple((key, value.get_secret_value()) for key, value in one.headers.items()))
+        for name, one in chosen.connectors.items()
+    }
+    anywhere = not chosen.allow and settings.owner.source == "single"
+    hosts = (urlsplit(one.url).hostname or "" for one in connectors.values())
+    return Mcp(
+        McpServers(None if anywhere else chosen.allow, connectors),
+        McpConnections(
+            make_permit(settings, [host for host in hosts if host]),
+            chosen,
+        ),
+        chosen,
+    )

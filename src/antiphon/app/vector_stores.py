@@ -1,0 +1,127 @@
+"""The part of the composition root that is about vector stores.
+
+Lives here: building the database, the worker that ingests, the searcher and the endpoints from the settings, and
+closing them in order. Nothing here decides anything about a request.
+
+Invariant: `VectorSearch.aclose` gives the files that are worked on back before the database is closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from antiphon.api.endpoint import Endpoint
+from antiphon.api.vector_stores import VectorStoreApi
+from antiphon.config.settings import Settings
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.indexing import Embedder
+from antiphon.engine.ports.state import Upstream
+from antiphon.errors import ConfigError
+from antiphon.observability.metrics import Metrics
+from antiphon.search.ingest import Ingester
+from antiphon.search.readers import DocumentReaders
+from antiphon.search.rewrite import ModelRewriter
+from antiphon.search.searcher import VectorStoreSearcher
+from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.tools.box import Tool
+from antiphon.tools.file_search import FileSearch
+from antiphon.types.transport import Headers
+from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
+
+if TYPE_CHECKING:
+    from antiphon.search.dense import DenseSearch
+
+
+@dataclass(frozen=True)
+class VectorSearch:
+    """What one process has of vector stores."""
+
+    stores: VectorDatabase
+    searcher: VectorStoreSearcher
+    ingester: Ingester
+    embedder: Embedder | None
+    files: FileStore
+    rewrite_model: str | None
+    rewrite_seconds: float
+    embeddings: Upstream | None = None
+    """The embeddings server, for those who ask it themselves; the embedder's, which closes it."""
+
+    def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
+        """The endpoints. `upstream` and `routes` are for the model that rewrites queries."""
+        rewriter = None
+        if self.rewrite_model is not None:
+            rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds)
+        return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter).endpoints()
+
+    def tool(self) -> Tool:
+        """The tool `file_search`."""
+        return FileSearch(self.searcher)
+
+    async def forget_file(self, owner: str, file_id: str) -> None:
+        """A file is deleted: no vector store has it any more."""
+        await self.stores.stores.forget_file(owner, file_id)
+
+    def start(self) -> None:
+        """Begin to ingest."""
+        self.stores.stores.on_work = self.ingester.wake
+        self.ingester.start()
+
+    async def aclose(self) -> None:
+        """Give back what is worked on, then close the connections and the database."""
+        await self.ingester.aclose()
+        if self.embedder is not None:
+            await self.embedder.aclose()
+        await self.stores.aclose()
+
+
+async def open_search(settings: Settings, files: FileStore, metrics: Metrics | None = None) -> VectorSearch:
+    """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
+    given = settings.vector_stores
+    embedder, embeddings = make_embedder(settings) or (None, None)
+    stores = await open_vector_database(settings.data, timeouts=settings.timeouts, keep_keys=settings.idempotency.keep)
+    dense: DenseSearch | None = None
+    if embedder is not None:
+        from antiphon.search.dense import DenseSearch
+
+        dense = DenseSearch(stores.index, given.matrix_bytes)
+        stores.stores.on_deleted = dense.forget
+    readers = DocumentReaders(given)
+    ingester = Ingester(
+        stores.ingestion,
+        files,
+        readers,
+        given,
+        embedder=embedder,
+        metrics=metrics,
+    )
+    return VectorSearch(
+        stores,
+        VectorStoreSearcher(stores.index, embedder=embedder, dense=dense, metrics=metrics),
+        ingester,
+        embedder,
+        files,
+        given.rewrite_model,
+        given.rewrite_seconds,
+        embeddings,
+    )
+
+
+def make_embedder(settings: Settings) -> tuple[Embedder, Upstream] | None:
+    """The embeddings server's, when there is one, and that server, which it closes. Raises `ConfigError`."""
+    given = settings.embeddings
+    if given.url is None:
+        return None
+    try:
+        from antiphon.upstream.embeddings import HttpEmbedder
+    except ImportError:
+        raise ConfigError("embeddings.url: vectors need NumPy; install the extra 'vector-stores'") from None
+    headers: Headers = ()
+    if given.api_key is not None:
+        headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)
+    upstream = HttpUpstream(
+        UpstreamTarget(given.url, headers=headers), head_seconds=given.seconds, idle_seconds=given.seconds
+    )
+    return HttpEmbedder(upstream, given), upstream

@@ -1,0 +1,50 @@
+"""The address that Prometheus asks (`metrics.listen`).
+
+Lives here: a listener with one path. Not here: what it shows (whoever opens it says), the numbers.
+
+Invariant: it answers `GET /metrics` and nothing else; it never says anything of a request or an owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from antiphon.config.section import parse_address
+from antiphon.errors import ConfigError
+from antiphon.observability.metrics import Metrics
+
+
+@asynccontextmanager
+async def metrics_listener(
+    address: str | None, metrics: Metrics | Callable[[], Awaitable[bytes]]
+) -> AsyncIterator[str]:
+    """Listen there while this lasts (or, without an address, not at all); the address with its real port.
+
+    Raises `ConfigError` when that is impossible.
+    """
+    if address is None:
+        yield ""
+        return
+
+    async def show(_: web.Request) -> web.Response:
+        body = metrics.render() if isinstance(metrics, Metrics) else await metrics()
+        return web.Response(body=body, headers={"content-type": Metrics.content_type})
+
+    app = web.Application()
+    app.router.add_get("/metrics", show)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        host, port = parse_address(address)
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"metrics.listen: cannot listen on {address}: {error.strerror or error}") from None
+        name = runner.addresses[0]
+        yield f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    finally:
+        await runner.cleanup()

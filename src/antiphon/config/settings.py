@@ -1,0 +1,225 @@
+"""All settings: one typed model for every command.
+
+Lives here: the root with its sections, the rules between sections, and how sources are merged (flags over `ANTIPHON_*`
+environment variables over a YAML file over defaults). Not here: the sections (beside this), reading a source
+(`sources.py`), who uses settings: `app/` and the commands read the root, everything deeper gets sections.
+
+Invariant: an unknown key is an error in every source, and no secret is ever part of a rendering (`redacted`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.config.owners import OwnerSettings, SealingSettings
+from antiphon.config.problems import wrong_values
+from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings
+from antiphon.config.section import Section, parse_address
+from antiphon.config.sources import merge, read_environment, read_file, redacted_values
+from antiphon.config.state import (
+    BackgroundSettings,
+    ConversationSettings,
+    EmbeddingSettings,
+    FileSettings,
+    IdempotencySettings,
+    RetentionSettings,
+    VectorStoreSettings,
+)
+from antiphon.config.tools import (
+    CodeInterpreterSettings,
+    McpSettings,
+    ToolSettings,
+    WebSearchSettings,
+)
+from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamSettings
+from antiphon.errors import ConfigError
+
+
+class Settings(Section):
+    listen: str = "127.0.0.1:8080"
+    """Where clients connect, `HOST:PORT` (port 0: any free port)."""
+    door: Literal["envoy", "http"] = "envoy"
+    """Which door `antiphon up` opens."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Sidecar (or HTTP door) processes."""
+    data: Path = Path(".antiphon")
+    """Data folder: databases, keys, sockets."""
+    mode: Literal["auto", "relay", "drive"] = "auto"
+    """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`),
+    or as fits (`auto`)."""
+    dialect: Literal["openai", "openresponses"] = "openai"
+    """Names of the reasoning events; a request can choose with the header `antiphon-dialect`."""
+    reasoning_as: Literal["auto", "content", "summary"] = "auto"
+    """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
+    upstream: UpstreamSettings = UpstreamSettings()
+    upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
+    them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
+    models: tuple[ModelSettings, ...] = ()
+    """Where models go, first match first. Models that no entry fits go to `upstream`; when `upstreams` are given and
+    `upstream` is not, they do not exist."""
+    owner: OwnerSettings = OwnerSettings()
+    sealing: SealingSettings = SealingSettings()
+    limits: LimitSettings = LimitSettings()
+    fetch: FetchSettings = FetchSettings()
+    background: BackgroundSettings = BackgroundSettings()
+    tools: ToolSettings = ToolSettings()
+    web_search: WebSearchSettings = WebSearchSettings()
+    mcp: McpSettings = McpSettings()
+    code_interpreter: CodeInterpreterSettings = CodeInterpreterSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    retention: RetentionSettings = RetentionSettings()
+    files: FileSettings = FileSettings()
+    vector_stores: VectorStoreSettings = VectorStoreSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    websocket: WebSocketSettings = WebSocketSettings()
+    cors: CorsSettings = CorsSettings()
+    conversations: ConversationSettings = ConversationSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    sidecar: SidecarSettings = SidecarSettings()
+    envoy: EnvoySettings = EnvoySettings()
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        parse_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Settings:
+        wrong = [*self._wrong_rules(), *self._wrong_keys(), *self._wrong_upstreams(), *self._wrong_models()]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _wrong_rules(self) -> Iterator[str]:
+        if self.upstream.auth is AuthMode.INJECT and self.upstream.api_key is None:
+            yield "upstream.auth is inject, but upstream.api_key is not set"
+        for name in ("grpc", "http", "model_door"):
+            address = getattr(self.sidecar, name)
+            try:
+                host, _ = parse_address(address)
+            except ValueError as error:
+                yield f"sidecar.{name}: {error}"
+                continue
+            if host != "unix" and self.sidecar.secret is None:
+                yield f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH"
+
+    def _wrong_keys(self) -> Iterator[str]:
+        for name, upstream in self.every_upstream.items() if self.owner.api_keys else ():
+            if upstream.auth_mode is AuthMode.PASSTHROUGH:
+                section = "upstream" if name == "default" else f"upstreams.{name}"
+                yield (
+                    "owner.api_keys: clients' keys are for this gateway and would reach the upstream; set "
+                    f"{section}.auth to inject (with an api_key) or none"
+                )
+
+    def _wrong_upstreams(self) -> Iterator[str]:
+        for name, upstream in self.upstreams.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name) or name == "default":
+                yield f"upstreams: {name!r} is no name: use 1 to 32 of a-z, 0-9, '-', and not 'default'"
+            if upstream.auth is AuthMode.INJECT and upstream.api_key is None:
+                yield f"upstreams.{name}.auth is inject, but its api_key is not set"
+            if upstream.path_allow:
+                yield f"upstreams.{name}.path_allow: paths beside the API are those of 'upstream' alone"
+
+    def _wrong_models(self) -> Iterator[str]:
+        seen: set[str] = set()
+        for number, model in enumerate(self.models):
+            if model.mode != "disabled" and model.upstream not in self.every_upstream:
+                known = ", ".join(self.every_upstream)
+                yield f"models[{number}].upstream: {model.upstream!r} is unknown; choose of {known}"
+            if model.match in seen:
+                yield f"models[{number}].match: {model.match!r} is there twice; the first would decide"
+            seen.add(model.match)
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the section `upstream` is one of the upstreams: it was given, or there are no others."""
+        return "upstream" in self.model_fields_set or not self.upstreams
+
+    @property
+    def every_upstream(self) -> dict[str, UpstreamSettings]:
+        """All upstreams by name, `default` first."""
+        return {"default": self.upstream, **self.upstreams} if self.has_default else dict(self.upstreams)
+
+    @property
+    def decides_chat(self) -> bool:
+        """Whether the sidecar passes Chat Completions on: a model's name or a client's key decides about them."""
+        return bool(self.models or self.upstreams or self.upstream.models or self.owner.api_keys)
+
+    @property
+    def decides_embeddings(self) -> bool:
+        """Whether the sidecar passes embeddings on: those of one model have a server of their own."""
+        own = self.embeddings.url is not None and self.vector_stores.enabled and self.files.enabled
+        return own or self.decides_chat
+
+    @property
+    def native_of_ids(self) -> str | None:
+        """The upstream whose response ids are served here too: the one native upstream, when there is one owner."""
+        native = {model.upstream for model in self.models if model.mode == "native"}
+        return native.pop() if self.owner.source == "single" and len(native) == 1 else None
+
+    def place(self, address: str) -> str:
+        """An address with `{data}` filled in."""
+        return address.replace("{data}", str(self.data.absolute()))
+
+    def sidecar_secret(self) -> str | None:
+        """The shared secret of the sidecar's TCP ports, in clear."""
+        return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret in the settings, in clear; of a header's value what follows its scheme."""
+        return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
+
+    def redacted(self) -> dict[str, Any]:
+        """The effective settings as plain values, secrets replaced."""
+        return self.model_dump(mode="json")
+
+
+def _secrets(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _secrets(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _secrets(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _secrets(part)
+
+
+def load_settings(
+    flags: dict[str, Any] | None = None,
+    environ: dict[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Merge flags over environment over file over defaults; raises `ConfigError` naming each wrong setting.
+
+    `flags` is a nested mapping of the given flags only. Environment names are `ANTIPHON_` and the path with two
+    underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`).
+    """
+    wrong: list[str] = []
+    values = read_file(file, Settings, wrong) if file is not None else {}
+    values = merge(values, read_environment(environ or {}, Settings, wrong))
+    values = merge(values, flags or {})
+    wrong += redacted_values(values)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        wrong += wrong_values(error, Settings)
+    if len(wrong) > 1:
+        raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
+    if wrong:
+        raise ConfigError(wrong[0])
+    return settings

@@ -1,0 +1,207 @@
+"""Where settings come from: a YAML file, the environment, flags.
+
+Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
+values are right (`antiphon.config`).
+
+Invariants: an unknown name is an error in every source, with the nearest known name as advice; what is said about a
+source that cannot be read holds no line of it, since a key may stand there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from antiphon.errors import ConfigError
+
+_PREFIX = "ANTIPHON_"
+CONFIG_VARIABLE = "ANTIPHON_CONFIG"
+"""Names the settings file when no flag does."""
+# No settings: where settings are, and what carries secrets to Envoy's process.
+_OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
+_KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
+# ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and that with _ADDR, _PORT, _PROTO; the same of a Service antiphon-x.
+_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
+_PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
+_SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
+_QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
+_HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
+_REDACTED = str(SecretStr("x"))
+_NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings, the second over the first."""
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        merged[key] = merge(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def read_file(path: Path, model: type[BaseModel], wrong: list[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, without what is no setting, which is added to `wrong`.
+
+    Raises `ConfigError` for a file that cannot be read at all.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the settings file {path} is not UTF-8, from byte {error.start} on") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the settings file {path} is not valid YAML: {_problem(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the settings file {path} must hold a mapping of settings")
+    return _known(values, model, str(path), (), wrong)
+
+
+def _problem(error: Exception) -> str:
+    """What a parser says and where it stood, without anything of the text: the words in quotes are the text's."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
+        return "it holds a value or a character that cannot be read"
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    for quoted in _QUOTED.finditer(said):
+        # What the parser found is named as a kind, '<scalar>', or is a mark of punctuation.
+        if not _HARMLESS.fullmatch(quoted[0]):
+            said = f"{said[: quoted.start()]}…"
+            break
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
+
+
+def shown_name(name: object) -> str:
+    """A name that is none of ours, as far as it looks like a name: of `{api_key:sk-…}` YAML makes one name."""
+    text = str(name)
+    begin = re.split(r"[\s:=]", text, maxsplit=1)[0][:64]
+    return begin if begin == text else f"{begin}…"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, which YAML parsers settle in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            problem = f"{', '.join(sorted(map(shown_name, twice)))} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _known(
+    values: Mapping[Any, Any], model: type[BaseModel], source: str, above: tuple[str, ...], wrong: list[str]
+) -> dict[str, Any]:
+    """The values that belong to a setting; what is wrong about the others is added to `wrong`."""
+    found = {}
+    for name, value in values.items():
+        path = ".".join((*above, shown_name(name)))
+        field = model.model_fields.get(str(name))
+        if field is None:
+            known = [".".join(known) for known, _ in field_paths(model, above)]
+            wrong.append(f"{source}: {path} is not a setting{advice(path, known)}")
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if not isinstance(value, Mapping):
+                wrong.append(f"{source}: {path} must hold a mapping of settings")
+                continue
+            value = _known(value, field.annotation, source, (*above, str(name)), wrong)
+        found[str(name)] = value
+    return found
+
+
+def redacted_values(values: Any, above: tuple[str, ...] = ()) -> list[str]:
+    """What is wrong about values that are what is shown in place of a secret."""
+    if isinstance(values, Mapping):
+        parts = [(str(name), value) for name, value in values.items()]
+    elif isinstance(values, list | tuple):
+        parts = [(str(number), value) for number, value in enumerate(values)]
+    else:
+        return [f"{'.'.join(above)}: {_REDACTED} {_NO_SECRET}"] if values == _REDACTED else []
+    return [line for name, value in parts for line in redacted_values(value, (*above, name))]
+
+
+def advice(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, as the end of a sentence; empty when none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def read_environment(environ: Mapping[str, str], model: type[BaseModel], wrong: list[str]) -> dict[str, Any]:
+    """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
+
+    Lists are separated by commas or YAML in brackets; what holds settings of its own (`models`, `upstreams`) is YAML.
+    Variables that are no settings are added to `wrong`, but for those that Kubernetes makes of a Service's name.
+    """
+    known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(_PREFIX) or name in _OTHERS or name.startswith(_KEYS_PREFIX):
+            continue
+        if name not in known:
+            if not _is_of_a_service(name, text, environ):
+                wrong.append(f"{name} is not a setting{advice(name, known)}")
+            continue
+        path, kind = known[name]
+        section = values
+        for part in path[:-1]:
+            section = section.setdefault(part, {})
+        try:
+            section[path[-1]] = _value(name, text, kind)
+        except ConfigError as error:
+            wrong.append(str(error))
+    return values
+
+
+def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes (or Docker, of a link) says by this where a Service named `antiphon` or `antiphon-…` is.
+
+    Every pod beside such a Service has these variables. Names alone would swallow somebody's `ANTIPHON_PORT=8080`.
+    """
+    service = _SERVICE.fullmatch(name)
+    if service is not None and {f"{service[1]}_SERVICE_HOST", f"{service[1]}_SERVICE_PORT"} <= environ.keys():
+        return True
+    if _PART_OF_PORT.fullmatch(name):
+        return True
+    return _PORT.fullmatch(name) is not None and re.match(r"(tcp|udp|sctp)://", text) is not None
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
+    nested = typing.get_origin(kind) is dict or any(
+        isinstance(part, type) and issubclass(part, BaseModel) for part in typing.get_args(kind)
+    )
+    listed = typing.get_origin(kind) is tuple
+    if nested or (listed and text.lstrip().startswith("[")):
+        try:
+            return yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{name} is not valid YAML: {_problem(error)}") from None
+    if listed:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def field_paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every setting as its path and type, sections first to last."""
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, types.UnionType):
+            kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += field_paths(kind, (*above, name))
+        else:
+            found.append(((*above, name), kind))
+    return found

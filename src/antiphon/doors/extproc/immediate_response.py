@@ -1,0 +1,142 @@
+"""Answers made here: whole ones, and model calls that this process makes itself (drive).
+
+Lives here: streamed immediate responses. Not here: what is answered (the exchange, the router), relaying.
+
+Rules kept here, verified against Envoy 1.40.0:
+
+- A streamed immediate response begins only after the request's end of stream; before it Envoy may forward the request.
+- It begins with its head, `:status` included, and ends with exactly one `end_of_stream`. Until then the client waits.
+- Envoy cancels the call within milliseconds of the end, and as fast when the client leaves. The model call ends with
+  the generator, so the generator is closed at once and not whenever it is collected.
+- There is no flow control between Envoy and the client: Envoy takes all it is sent. So a stream has a size, its end
+  included, and one that is written faster than clients read waits (`ahead.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, cast
+
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.ahead import Ahead, StreamAhead
+from antiphon.doors.extproc.peer import Peer, StreamCut, final_metadata, head_metadata, in_parts, with_request_id
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import CancelReason, Finish, SendBody, SendHead
+from antiphon.engine.running.runner import Runner
+from antiphon.errors import UpstreamFailed
+from antiphon.types.transport import Headers
+
+_LOOK = 64 * 1024
+_TIMES_AT_THE_END = 4
+"""How often the whole text stands in the events that end a response: its own, its part's, its item's, the last one."""
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+async def answer_whole(
+    peer: Peer,
+    status: int,
+    headers: Headers,
+    body: bytes,
+    head_told: wire.Metadata | None = None,
+    end_told: wire.Metadata | None = None,
+) -> None:
+    """A whole answer, after the request's end. (An operator's `local_reply_config` never rewrites this form.)"""
+    await peer.send(wire.local_head(status, headers, head_told))
+    for part, last in in_parts(body):
+        await peer.send(wire.local_body(part, last, end_told if last else None))
+
+
+async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:
+    """An answer whose parts come over time, after the request's end; `parts` is closed at once when Envoy leaves."""
+    async with aclosing(cast(Any, parts)):
+        await peer.send(wire.local_head(status, headers, None))
+        async for part in parts:
+            await peer.send(wire.local_body(part, end=False))
+    await peer.send(wire.local_body(b"", end=True))
+
+
+class Drive:
+    """One exchange whose model calls are made from here."""
+
+    door = "drive"
+
+    def __init__(self, runner: Runner, peer: Peer, exchange: ResponseExchange, request_id: str, ahead: Ahead) -> None:
+        self._runner = runner
+        self._ahead = ahead
+        self._written = 0
+        self._look_at = _LOOK
+        self._peer = peer
+        self._exchange = exchange
+        self._request_id = request_id
+        self._head: SendHead | None = None
+        self._held: list[bytes] = []
+        self.finish: Finish | None = None
+
+    @property
+    def reason_of_the_end(self) -> CancelReason:
+        """Who ended Envoy's stream before its time: nobody but the client does, the upstream has another."""
+        return CancelReason.CLIENT_GONE
+
+    async def run(self) -> None:
+        """Answer the client to the end."""
+        exchange = self._exchange
+        send = self._peer.send
+        with self._ahead.stream() as ahead:
+            await self._drive(exchange, send, ahead)
+
+    async def _drive(self, exchange: ResponseExchange, send: Send, ahead: StreamAhead) -> None:
+        async with aclosing(self._runner.drive(exchange)) as actions:
+            async for action in actions:
+                if isinstance(action, SendBody):
+                    # What comes with the end goes out with the end, as one message.
+                    if self._head is None or not self._head.streamed or exchange.done:
+                        self._held.append(action.data)
+                    else:
+                        await send(wire.local_body(action.data, end=False))
+                        self._written += len(action.data)
+                        if self._written >= self._look_at:
+                            await self._hold_back(ahead)
+                elif isinstance(action, SendHead):
+                    self._head = action
+                    if action.streamed:
+                        headers = with_request_id(action.headers, self._request_id)
+                        await send(wire.local_head(action.status, headers, head_metadata(exchange.model)))
+                else:
+                    self.finish = action
+                    await self._end(action)
+
+    async def _hold_back(self, ahead: StreamAhead) -> None:
+        """Write no faster than a client reads, and not without an end."""
+        exchange, limit = self._exchange, self._ahead.limits.drive_stream_bytes
+        self._look_at = self._written + _LOOK
+        if self._written + _TIMES_AT_THE_END * exchange.output_bytes <= limit:
+            if seconds := ahead.seconds(self._written):
+                await asyncio.sleep(seconds)
+            return
+        if exchange.state is State.FOLLOWING:
+            # It goes on without this client, which can go on where it was.
+            raise StreamCut("the stream is too large (limits.drive_stream_bytes)")
+        exchange.receive_too_much(
+            UpstreamFailed(
+                f"The response's stream is larger than {limit} bytes (limits.drive_stream_bytes).",
+                code="stream_too_large",
+            )
+        )
+
+    async def _end(self, finish: Finish) -> None:
+        assert self._head is not None
+        head, body = self._head, b"".join(self._held)
+        told = final_metadata(self._exchange, finish)
+        if finish.outcome == "cut":
+            if body:
+                await self._peer.send(wire.local_body(body, end=False))
+            raise StreamCut("the upstream broke off its answer")
+        if head.streamed:
+            await self._peer.send(wire.local_body(body, end=True, metadata=told))
+        else:
+            headers = with_request_id(head.headers, self._request_id)
+            await answer_whole(self._peer, head.status, headers, body, head_metadata(self._exchange.model), told)

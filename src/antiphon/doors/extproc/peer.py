@@ -1,0 +1,133 @@
+"""What every kind of answer has in common: the peer, the client's request, headers, metadata, early refusals.
+
+Lives here: values and small functions. Not here: when an answer is legal (`stream.py`, `relay.py`,
+`immediate_response.py`).
+
+Invariant: whoever answers does it through `Peer.send`, so `Peer.answered` tells whether Envoy was told anything yet;
+until then a failure can still become a proper error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.transport import MessageStream, StreamClosed
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Finish
+from antiphon.errors import AntiphonError, ApiError
+from antiphon.types.transport import Headers, header_value
+
+_PART = 256 * 1024
+_AFTER_THE_END = 5.0
+
+
+class ProtocolError(AntiphonError):
+    """Envoy is configured in a way that cannot work, or the peer is not Envoy. The message says what to change."""
+
+
+class PeerLeft(AntiphonError):
+    """Envoy ended the stream before it was answered: the client is gone."""
+
+
+class StreamCut(AntiphonError):
+    """What the client was sent cannot be completed, and nothing can be put behind it: its stream must break off."""
+
+
+class Peer:
+    """The other end of one stream."""
+
+    __slots__ = ("_stream", "answered")
+
+    def __init__(self, stream: MessageStream) -> None:
+        self._stream = stream
+        self.answered = False
+
+    async def receive(self) -> wire.Received:
+        """The next message. Raises `PeerLeft` when there is none any more."""
+        message = await self._stream.receive()
+        if message is None:
+            raise PeerLeft("the stream ended early")
+        return wire.decode(message)
+
+    async def begin(self) -> None:
+        """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the
+        request to another process, should this one die. Raises `PeerLeft`."""
+        try:
+            await self._stream.begin()
+        except StreamClosed as closed:
+            raise PeerLeft(f"the stream ended before it was answered ({closed})") from None
+
+    async def send(self, message: bytes) -> None:
+        """Send one answer; waits for flow control. Raises `PeerLeft` when nobody is there to take it."""
+        self.answered = True
+        try:
+            await self._stream.send(message)
+        except StreamClosed as closed:
+            raise PeerLeft(f"the stream ended while it was answered ({closed})") from None
+
+    async def drain(self) -> None:
+        """Everything was answered: wait for Envoy to end the stream, so that ending it here cannot cut anything."""
+        try:
+            async with asyncio.timeout(_AFTER_THE_END):
+                while await self._stream.receive() is not None:
+                    pass
+        except TimeoutError:
+            return
+
+
+@dataclass(slots=True)
+class ClientRequest:
+    """One client request. `trailers` says that they came, so that they must be answered."""
+
+    method: str
+    path: str
+    headers: Headers
+    request_id: str
+    body: bytes = b""
+    trailers: bool = False
+
+
+def with_request_id(headers: Headers, request_id: str) -> Headers:
+    """A response's headers with the id of its request, unless an upstream whose bytes pass untouched named its own."""
+    if not request_id or header_value(headers, "x-request-id") is not None:
+        return headers
+    return (*headers, ("x-request-id", request_id))
+
+
+def in_parts(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """A whole body as messages of a moderate size; the last (the only one of an empty body) is marked."""
+    last = max(0, len(body) - 1) // _PART
+    if not last:
+        yield body, True
+        return
+    for number in range(last + 1):
+        yield body[number * _PART : (number + 1) * _PART], number == last
+
+
+def head_metadata(model: str) -> wire.Metadata:
+    """What Envoy is told with a head."""
+    return {"model": model} if model else {}
+
+
+def final_metadata(exchange: ResponseExchange, finish: Finish) -> wire.Metadata:
+    """What Envoy is told with the end: for access logs, rate limits, metrics."""
+    metadata: wire.Metadata = {"status": finish.outcome}
+    if exchange.response_id:
+        metadata["response_id"] = exchange.response_id
+    if finish.model:
+        metadata["model"] = finish.model
+    if finish.usage is not None:
+        metadata["input_tokens"] = finish.usage.input_tokens
+        metadata["output_tokens"] = finish.usage.output_tokens
+        metadata["total_tokens"] = finish.usage.total_tokens
+    return metadata
+
+
+async def refuse(peer: Peer, error: ApiError, request_id: str) -> None:
+    """Answer with an error object at once: legal as the first answer, even in the middle of an upload."""
+    headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
+    details = f"antiphon_{error.code or 'refused'}"
+    await peer.send(wire.immediate(error.status, headers, error.body(), details, {"status": "error"}))

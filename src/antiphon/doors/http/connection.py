@@ -1,0 +1,185 @@
+"""One connection of the HTTP door: aiohttp's protocol, and what must end on it.
+
+Lives here: what is answered to bytes that are no HTTP, and the ends of silence: a head that does not come, an answer
+that is not taken. Not here: any request (`server.py`), accepting connections (`listener.py`), frames of WebSockets
+(`masking.py` checks one thing about them).
+
+Invariant: nothing that waits for the client waits for ever, whatever is written to it (streams, whole answers, frames):
+the limit is the connection's, set when its buffer is full and not for each write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from antiphon.doors.http.exchange import make_response
+from antiphon.doors.http.masking import MaskedFrames
+from antiphon.errors import ApiError, InternalError, InvalidRequest
+
+_HEADER_BYTES = 64 * 1024
+# Linger, for no seconds.
+_RESET = struct.pack("ii", 1, 0)
+
+_log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+def make_server(handler: Handler, *, head_seconds: float, idle_seconds: float, send_seconds: float) -> DoorServer:
+    """aiohttp's server around one handler, which is cancelled when its client leaves.
+
+    `head_seconds`: for the first request's head on a new connection; `idle_seconds`: between requests; `send_seconds`:
+    for a client to take what was written to it.
+    """
+    return DoorServer(
+        handler,
+        head_seconds=head_seconds,
+        send_seconds=send_seconds,
+        keepalive_timeout=idle_seconds,
+        access_log=None,
+        auto_decompress=False,
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
+    )
+
+
+class DoorServer(web.Server):
+    """Makes the connections, and knows those that are open."""
+
+    def __init__(self, handler: Handler, *, head_seconds: float, send_seconds: float, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._options = options
+        self.head_seconds = head_seconds
+        self.send_seconds = send_seconds
+        self._open: set[Connection] = set()
+
+    def __call__(self) -> Connection:
+        return Connection(self, self._options)
+
+    @property
+    def open(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+
+    def hurry(self, seconds: float) -> None:
+        """From now on no client may take longer than this to take what was written to it."""
+        self.send_seconds = min(self.send_seconds, seconds)
+        for connection in self._open:
+            connection.hurry()
+
+    def close_idle(self) -> bool:
+        """Close the connection that has waited longest for its next request; False when none waits for one."""
+        idle = [connection for connection in self._open if connection.is_idle]
+        if not idle:
+            return False
+        min(idle, key=lambda connection: connection.answered_at).force_close()
+        return True
+
+
+class Connection(web.RequestHandler):
+    """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
+
+    __slots__ = ("_begun", "_begun_at", "_door", "_head_timer", "_send_timer")
+
+    def __init__(self, door: DoorServer, options: dict[str, Any]) -> None:
+        super().__init__(door, loop=asyncio.get_running_loop(), **options)
+        self._door = door
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        # The first bytes of the head that is being read, and how many requests came before it.
+        self._begun = b""
+        self._begun_at = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._door.opened(self)
+        self._head_timer = self._loop.call_later(self._door.head_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._door.closed(self)
+        for timer in (self._head_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._begun_at != self._request_count and not self._request_in_progress and not self._messages:
+            self._begun, self._begun_at = data[:5], self._request_count
+        super().data_received(data)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it was answered and nothing has come since."""
+        waits = self._waiter is not None and not self._messages
+        return waits and self._request_count > 0 and self._begun_at != self._request_count
+
+    @property
+    def answered_at(self) -> float:
+        """By the loop's clock (and a constant): when the last answer was over."""
+        return self._next_keepalive_close_time
+
+    def _head_is_late(self) -> None:
+        if self._request_count == 0:
+            self.force_close()
+
+    # What is written and not taken
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self._loop.call_later(self._door.send_seconds, self._is_stuck)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def hurry(self) -> None:
+        """The limit has become shorter."""
+        timer, seconds = self._send_timer, self._door.send_seconds
+        if timer is not None and timer.when() > self._loop.time() + seconds:
+            timer.cancel()
+            self._send_timer = self._loop.call_later(seconds, self._is_stuck)
+
+    def _is_stuck(self) -> None:
+        if self.transport is not None:
+            _log.info("client_stopped_reading", seconds=self._door.send_seconds)
+            # Closed it would wait until all was taken, and without a reset the kernel would.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+
+    # What is no HTTP
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        super().set_parser(MaskedFrames(parser), data_received_cb)  # type: ignore[arg-type]
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("A response has begun; it can only be cut.")
+        error: ApiError
+        if status < 500:
+            error = InvalidRequest("The request is not valid HTTP.", code="invalid_http", status=status)
+        else:
+            error = InternalError("The server had an error while processing your request.")
+        close = (("content-type", "application/json"), ("connection", "close"))
+        # Nothing of such a request was read: whether it was a HEAD, only its bytes tell.
+        return make_response(error.status, close, b"" if self._begun == b"HEAD " else error.body())

@@ -1,0 +1,96 @@
+"""What a client is sent of one exchange: heads, events, whole answers, refusals.
+
+Lives here: the forms of an answer, and that there is one head. Not here: when it is sent and what is in it
+(`made_response.py`), events (`translation/builder.py`).
+
+Invariant: `SendHead` comes once, before any `SendBody`.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.call_headers import JSON_TYPE
+from antiphon.engine.ports.actions import Action, SendBody, SendHead
+from antiphon.errors import ApiError, UpstreamFailed
+from antiphon.translation.answer_ending import Ending
+from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.upstream_errors import passed_headers
+from antiphon.types.transport import Headers
+
+_SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_LONGEST_IGNORED = 1024
+REPLAYED = ("idempotent-replayed", "true")
+"""Says that the answer is that of an earlier request with the same key."""
+
+
+class Answering:
+    """Puts the client's side of an exchange into its list of actions.
+
+    `streamed`: the head of an event stream of ours was sent. `ignored` names what of the request has no effect;
+    `upstream` are the headers of the model's answer.
+    """
+
+    def __init__(self, actions: list[Action]) -> None:
+        self._actions = actions
+        self.head_sent = False
+        self.streamed = False
+        self.ignored: tuple[str, ...] = ()
+        self.upstream: Headers = ()
+
+    def open_stream(self, builder: ResponseBuilder) -> None:
+        """The head of a stream and its first events; does nothing the second time."""
+        if self.head_sent:
+            return
+        builder.start()
+        self.open_followed()
+        self.events(builder)
+
+    def open_followed(self, more: Headers = ()) -> None:
+        """The head of a stream whose events come from elsewhere."""
+        self.head_sent = self.streamed = True
+        headers = (*_SSE_HEADERS, *more, *self._ignored_header(), *passed_headers(self.upstream))
+        self._actions.append(SendHead(200, headers, streamed=True))
+
+    def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
+        """All events made since the last time."""
+        out = builder.take() + end
+        if out:
+            self._actions.append(SendBody(out))
+
+    def whole(self, body: bytes, headers: Headers = ()) -> None:
+        """A whole JSON answer."""
+        self.head_sent = True
+        length = ("content-length", str(len(body)))
+        told = (JSON_TYPE, length, *headers, *self._ignored_header(), *passed_headers(self.upstream))
+        self._actions.append(SendHead(200, told))
+        self._actions.append(SendBody(body))
+
+    def refuse(self, error: ApiError) -> None:
+        """An HTTP error."""
+        self.head_sent = True
+        body = error.body()
+        self._actions.append(SendHead(error.status, (JSON_TYPE, ("content-length", str(len(body))), *error.headers)))
+        self._actions.append(SendBody(body))
+
+    def as_http_error(self, ending: Ending) -> ApiError:
+        """A failure before the head: the status that tells the client whose fault it was."""
+        error = ending.error
+        if error is None:
+            return UpstreamFailed(ending.message, code=ending.code)
+        headers = error.headers or passed_headers(self.upstream)
+        return ApiError(
+            error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers
+        )
+
+    def _ignored_header(self) -> Headers:
+        """What was asked for and has no effect, named for the client (at most 1 KB)."""
+        if not self.ignored:
+            return ()
+        names = ", ".join(_token(name) for name in self.ignored)
+        if len(names) > _LONGEST_IGNORED:
+            names = names[: _LONGEST_IGNORED - 3].rpartition(",")[0] + ",..."
+        return (("antiphon-ignored", names),)
+
+
+def _token(name: str) -> str:
+    """A name as it may stand in a header: everything but plain characters is escaped."""
+    return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])

@@ -1,0 +1,113 @@
+"""Why a response failed, for the one line that its log has of it.
+
+Lives here: whose fault it was, what was being done, and the cause. Not here: what the client is told (`errors.py`),
+where the line is written (the doors, by `observability/outcome.py`).
+
+Invariant: nothing in it is content of a request or of an answer but an upstream's own error message, which was searched
+for credentials before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import CancelReason
+from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
+
+Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
+
+_MAX_LENGTH = 500
+# What an upstream finds wrong with a request that its client wrote.
+_ABOUT_THE_REQUEST = frozenset({400, 413, 422})
+_OPERATIONS = {
+    State.NEW: "read_request",
+    State.CONTEXT: "load",
+    State.PREPARING: "prepare_tools",
+    State.CALLING: "call_upstream",
+    State.RUNNING: "run_tools",
+    State.STREAMING: "read_answer",
+    State.COLLECTING: "read_answer",
+    State.REFUSED: "call_upstream",
+    State.PASSING: "pass_on",
+    State.SAVING: "save",
+    State.FOLLOWING: "follow",
+}
+_NOT_QUOTED = "what the upstream said is kept nowhere (store: false)"
+_AT_THE_UPSTREAM = frozenset({State.CALLING, State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING})
+
+_ENDED_BY: dict[CancelReason, Fault] = {
+    CancelReason.CLIENT_GONE: "cancelled",
+    CancelReason.CONNECTION_ENDED: "unknown",
+    CancelReason.SHUTTING_DOWN: "ours",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """`status` is what the client got as an HTTP status, `upstream_status` what an upstream answered (0: nothing)."""
+
+    fault: Fault
+    cause: str
+    status: int = 0
+    code: str = ""
+    operation: str = ""
+    upstream: str = ""
+    upstream_status: int = 0
+    counted: bool = False
+    """Whether it is told with all others of its kind, as a number (`observability/refusals.py`)."""
+
+    @property
+    def loud(self) -> bool:
+        """Whether an operator should see it: what a client did wrong, or that it left, is its own affair, and what may
+        be that (in relay a client that leaves and an upstream that breaks off look alike) is mostly that. Another
+        failure of which nobody knows whose it is (silence that may be an unread stream's) is rare enough."""
+        if self.fault == "unknown":
+            return self.code != CancelReason.CONNECTION_ENDED.value
+        return self.fault in ("upstream", "ours")
+
+    def fields(self) -> dict[str, Any]:
+        """What there is to say, by name."""
+        told = {
+            "fault": self.fault,
+            "cause": self.cause[:_MAX_LENGTH],
+            "status": self.status,
+            "code": self.code,
+            "operation": self.operation,
+            "upstream": self.upstream,
+            "upstream_status": self.upstream_status,
+        }
+        return {name: value for name, value in told.items() if value}
+
+
+def operation_in(state: State) -> str:
+    """What is done in this state."""
+    return _OPERATIONS.get(state, "")
+
+
+def refusal(
+    error: ApiError, state: State = State.NEW, upstream: str = "", upstream_status: int = 0, *, quoted: bool = True
+) -> Failure:
+    """The failure behind an error that a client gets; `upstream` is the one that was asked, if any was.
+
+    An upstream's error may quote the request: with `quoted` False its words are left out, for requests that are to
+    leave nothing at rest.
+    """
+    at_it = state in _AT_THE_UPSTREAM
+    fault: Fault = "client" if error.status < 500 else "ours"
+    if isinstance(error, UpstreamFailed | UpstreamTimedOut):
+        fault = "upstream"
+    elif at_it and upstream_status:
+        fault = "client" if error.status in _ABOUT_THE_REQUEST else "upstream"
+    operation = error.operation or operation_in(state)
+    cause = error.cause or (error.message if quoted or not (at_it and upstream_status) else _NOT_QUOTED)
+    asked, answered = (upstream, upstream_status) if at_it else ("", 0)
+    counted = isinstance(error, NoRoom)
+    return Failure(fault, cause, error.status, error.code or "", operation, asked, answered, counted)
+
+
+def cancelled(reason: CancelReason, message: str, state: State, upstream: str) -> Failure:
+    """The failure of what was ended from outside."""
+    asked = upstream if state in _AT_THE_UPSTREAM else ""
+    return Failure(_ENDED_BY[reason], message, 0, reason.value, operation_in(state), asked)

@@ -1,0 +1,441 @@
+"""A response that is made here: the model's turns, tools and compactions between them, and its end.
+
+Lives here: what follows what, from the chat request to the last event. Not here: what is loaded before
+(`translated_request.py`), how bytes of an answer are read (`answer_readers.py`), the calls of a turn (`tool_turns.py`),
+what is summed up (`compaction_turn.py`), which input may come when (`states.py`).
+
+Invariant: the response is saved before its terminal event is sent.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
+from antiphon.engine.exchange.compaction_turn import SummaryTurn
+from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.served_request import ExchangeCore, transport_failure, unreached, whose
+from antiphon.engine.exchange.states import State
+from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
+from antiphon.engine.exchange.tool_turns import ToolTurns, approved_calls, hosted_tools, later_choice
+from antiphon.engine.exchange.translated_request import Asked, TranslatedRequest
+from antiphon.engine.ports.actions import (
+    CancelReason,
+    PrepareTools,
+    RequestHead,
+    ResponseRecord,
+    RunTools,
+    SaveResponse,
+)
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.errors import ApiError, StoreError, store_refusal
+from antiphon.translation.answer_ending import Ending
+from antiphon.translation.chat_request import ChatTranslation
+from antiphon.translation.chat_stream import ChatStream
+from antiphon.translation.encode import DONE
+from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
+from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
+from antiphon.translation.usage import add_usage, usage_object
+from antiphon.types.json import encode
+from antiphon.types.response import UsageObject
+from antiphon.types.transport import Headers, UpstreamError, header_value
+
+_LARGE_END = 1 << 20
+_NOT_OVER = Ending("in_progress")
+
+
+class MadeResponse(TranslatedRequest):
+    """One such response."""
+
+    def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
+        super().__init__(core, head, asked)
+        request = asked.request
+        self.makes_response = asked.wishes.generate
+        hosted = hosted_tools(request, core.options.tool_types)
+        self.needs_drive = request.compact_threshold is not None or request.background or bool(hosted)
+        self._background = asked.queued is not None
+        self._fits = False
+        """Whether the conversation needs no compaction (any more)."""
+        self._summary: SummaryTurn | None = None
+        self._tool_turns: ToolTurns | None = None
+        # What was asked of the model, and what of it is needed to read its answer.
+        self._tools = ToolMap()
+        self._sent: dict[str, str] = {}
+        self._body = BodyReader(0)
+        self._spent: UsageObject | None = None
+        """What the turns before this one have used."""
+        self._ending = _NOT_OVER
+        self._ended_at = 0.0
+        self._unsaved: ApiError | None = None
+
+    @property
+    def usage_object(self) -> UsageObject | None:
+        usage = self.builder.response.usage
+        return usage if self._spent is None else add_usage(self._spent, usage)
+
+    def unstored_record(self) -> ResponseRecord | None:
+        return self._record(self._ending) if not self.stored and self._ending is not _NOT_OVER else None
+
+    # Before the model's turn
+
+    def proceed(self) -> None:
+        """Call the model, or have done first what must come before that."""
+        if not self._fits and self.needs_compaction and self._sum_up():
+            return
+        self._fits = True
+        if self._tool_turns is None and self._begin_tools():
+            return
+        translated = self.translate(self.request, self.items)
+        if translated is None:
+            return
+        self.core.answer.ignored = (*self.ignored, *translated.ignored)
+        self.prepare_stored()
+        if self.wishes.generate:
+            self._ask_model(translated)
+        else:
+            self._complete_empty()
+
+    def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
+        self.prepared = prepared
+        self.proceed()
+
+    def _ask_model(self, translated: ChatTranslation) -> None:
+        self._tools, self._sent = translated.tools, translated.sent
+        self.call("/chat/completions", translated.body, stream=self.streaming)
+        if self._background:
+            # Its client has its answer: from here on a failure is one of the response.
+            if self.streaming:
+                self._open_stream()
+            self.core.answer.head_sent = True
+
+    def _open_stream(self) -> None:
+        self.core.answer.open_stream(self.builder)
+
+    # The model's answer
+
+    def receive_silence(self) -> None:
+        """A client whose upstream's head is late gets its own head and first events now."""
+        if self.core.machine.state is State.CALLING and self.streaming and not self.core.answer.head_sent:
+            self._open_stream()
+        else:
+            super().receive_silence()
+
+    def receive_head(self, status: int, headers: Headers) -> None:
+        core = self.core
+        core.answer.upstream = headers
+        if not 200 <= status < 300:
+            self._body = self.reader = BodyReader(core.options.limits.upstream_error_bytes)
+            core.machine.go(State.REFUSED)
+            return
+        chat = self._make_chat()
+        if "text/event-stream" in (header_value(headers, "content-type") or "").lower():
+            self.reader = StreamReader(chat, self.builder, core.actions)
+            core.machine.go(State.STREAMING)
+            if self.streaming:
+                self._open_stream()
+        else:
+            # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
+            self.reader = ChatBodyReader(chat, self.builder, core.options.limits.upstream_body_bytes)
+            core.machine.go(State.COLLECTING)
+
+    def _make_chat(self) -> ChatStream:
+        options, summary, turns = self.core.options, self._summary, self._tool_turns
+        return ChatStream(
+            self.builder if summary is None else summary.builder,
+            self.profile,
+            tools=self._tools,
+            logprobs=summary is None and self.request.logprobs,
+            citations=turns.citations if summary is None and turns is not None else None,
+            event_limit=options.limits.sse_event_bytes,
+            idle_limit=options.limits.no_output_bytes,
+            secrets=self.secrets,
+            max_calls=options.limits.tool_calls,
+        )
+
+    def stop_reading(self) -> None:
+        state = self.core.machine.state
+        if state is State.STREAMING:
+            self._end_model_turn(None)
+        elif state is State.REFUSED:
+            self._end_refused()
+        else:
+            too_large = Ending("failed", code="upstream_too_large", message="The upstream's answer is too large.")
+            self._end_model_turn(too_large)
+
+    def receive_end(self, error: UpstreamError | None) -> None:
+        state = self.core.machine.state
+        if state is State.CALLING:
+            self.fail(transport_failure(error))
+        elif state is State.REFUSED:
+            self._end_refused()
+        elif error is None:
+            self.reader.read_whole()
+            self._end_model_turn(None)
+        else:
+            mapped = transport_failure(error)
+            self.core.note_failure(whose(refusal(mapped, state, self.route.upstream), error))
+            self._end_model_turn(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
+
+    def _end_refused(self) -> None:
+        """Of an upstream's error enough is known."""
+        status, said = self.upstream_status, self._body.body
+        if not status:
+            self.fail(unreached())
+        elif not self.route.passthrough and is_about_the_key(status, said):
+            self.fail(own_credentials_refused())
+        else:
+            self.fail(map_upstream_answer(status, self.core.answer.upstream, said, self.secrets, self._sent))
+
+    def reject(self, error: ApiError) -> None:
+        self.fail(error)
+
+    def fail(self, error: ApiError) -> None:
+        """There will be no answer: an HTTP error while that is possible, else the failed path."""
+        if not self.core.answer.head_sent:
+            self.refuse(error)
+            return
+        code, message = as_event_failure(error)
+        self._end_model_turn(Ending("failed", code=code, message=message))
+
+    def cancel(self, reason: CancelReason, message: str) -> None:
+        # The events of an end hold all text several times over, and nobody is there to read them.
+        self.builder.mute()
+        if reason is CancelReason.SHUTTING_DOWN and self.builder.size > _LARGE_END:
+            # The process has a moment left for all its responses: of a large one the row alone is kept.
+            self.reader, self._summary = AnswerReader(), None
+            self.builder.drop_output()
+        self._end_model_turn(Ending("failed", code="server_error", message=message))
+
+    def _end_model_turn(self, cut: Ending | None) -> None:
+        """The model's output is over: the turn's, or the response's."""
+        ending = self.reader.end(cut)
+        cancelled = self.core.cancelled
+        if cancelled and cut is not None:
+            ending = cut
+        summary, self._summary = self._summary, None
+        if summary is not None:
+            self._end_summary(summary, ending)
+        elif ending.status != "completed" or cancelled or not self._goes_on():
+            self._conclude(ending)
+
+    # Compaction: a turn of its own, before the answer or instead of it
+
+    def _sum_up(self) -> bool:
+        """Have the model sum up what can be summed up (files may have to be fetched first); False when there is
+        nothing."""
+        request = self.request
+        limit = self.core.options.limits.upstream_body_bytes
+        summary = SummaryTurn(request, self.items, self.builder.response, limit, self.core.new_id)
+        if not summary.worthwhile:
+            return False
+        self.sealed_content.check()
+        translated = self.translate(*summary.asked(request))
+        if translated is None:
+            return True
+        self.core.answer.ignored = request.ignored
+        self.prepare_stored()
+        self._summary = summary
+        self._ask_model(translated)
+        self._tools = ToolMap()
+        return True
+
+    def _end_summary(self, summary: SummaryTurn, ending: Ending) -> None:
+        """The model's summary is there, or failed."""
+        self.reader = AnswerReader()
+        self._spent = summary.usage
+        if ending.status == "failed" or self.core.cancelled:
+            self._conclude(ending)
+            return
+        sealed = summary.sealed(self.sealed_content.seal)
+        if sealed is None:
+            message = "The model gave no summary of the conversation."
+            self._conclude(Ending("failed", code="model_error", message=message))
+            return
+        self.builder.compaction(sealed)
+        if self.request.compact:
+            self.builder.response.service_tier = summary.builder.response.service_tier
+            self._conclude(Ending("completed"))
+            return
+        if self.core.answer.head_sent:
+            self.core.answer.events(self.builder)
+        try:
+            self.items = summary.goes_on_with(sealed, self.sealed_content.unseal)
+            self._fits = True
+            self.proceed()
+        except ApiError as error:
+            self.fail(error)
+
+    # Tools that run here: the model's next turn follows their results
+
+    def _begin_tools(self) -> bool:
+        """Have the tools prepared that run here, and calls run that the client has approved; whether that is under
+        way."""
+        tools = hosted_tools(self.request, self.core.options.tool_types, self.items)
+        if not tools:
+            return False
+        if self.prepared is None:
+            self._prepare_tools(tools)
+            return True
+        self._tool_turns = turns = self._make_turns(self.prepared)
+        approved = approved_calls(self.items)
+        listed = turns.list_tools(self.items)
+        if not approved:
+            if listed and self.streaming:
+                self._open_stream()
+                self.core.answer.events(self.builder)
+            return False
+        self.prepare_stored()
+        self._run_tools(turns, turns.begin_approved(approved))
+        return True
+
+    def _prepare_tools(self, tools: tuple[HostedTool, ...]) -> None:
+        self.core.machine.go(State.PREPARING)
+        self.core.actions.append(PrepareTools(self.head.owner, self.response_id, tools))
+
+    def _make_turns(self, prepared: tuple[PreparedTool, ...]) -> ToolTurns:
+        options, request = self.core.options, self.request
+        return ToolTurns(
+            self.builder,
+            prepared,
+            self.items,
+            self.core.new_id,
+            owner=self.head.owner,
+            limit=min(request.max_tool_calls or options.tool_limits.calls, options.tool_limits.calls),
+            max_turns=options.tool_limits.turns,
+            max_bytes=options.tool_limits.result_bytes,
+            include=request.include,
+            sees=self.profile.images,
+        )
+
+    def _goes_on(self) -> bool:
+        """Whether the model called tools that run here: the response goes on with them."""
+        turns, response = self._tool_turns, self.builder.response
+        calls = turns.take_calls() if turns is not None else []
+        if turns is None or not calls:
+            return False
+        self.reader = AnswerReader()
+        turns.pay(self.request, response.usage)
+        if response.usage is not None:
+            self._spent = add_usage(response.usage, self._spent)
+            response.usage = None
+        self._run_tools(turns, turns.begin(calls))
+        return True
+
+    def _run_tools(self, turns: ToolTurns, calls: tuple[HostedCall, ...]) -> None:
+        self.core.machine.go(State.RUNNING)
+        if self.streaming:
+            self._open_stream()
+        self.core.answer.events(self.builder)
+        if calls:
+            self.core.actions.append(RunTools(calls))
+        else:
+            self._end_tools(turns)
+
+    def receive_tool_result(self, result: ToolResult) -> None:
+        turns = self._tool_turns
+        if turns is None:
+            super().receive_tool_result(result)
+            return
+        ended = turns.receive(result)
+        self.core.answer.events(self.builder)
+        if ended:
+            self._end_tools(turns)
+
+    def _end_tools(self, turns: ToolTurns) -> None:
+        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
+        if turns.end_turn():
+            self._conclude(Ending("completed"))
+            return
+        if self.request.max_output_tokens == 0:
+            self._conclude(Ending("incomplete", reason="max_output_tokens"))
+            return
+        self.request.tool_choice = later_choice(self.request.tool_choice, last=turns.exhausted)
+        self.items = turns.items
+        try:
+            translated = self.translate(self.request, self.items)
+        except ApiError as error:
+            self.fail(error)
+            return
+        if translated is not None:
+            self._ask_model(translated)
+
+    # The end
+
+    def _conclude(self, ending: Ending) -> None:
+        """The response is over: save, and tell the client."""
+        core, builder = self.core, self.builder
+        self._ended_at = core.clock()
+        self._ending = ending
+        if ending.status == "failed":
+            core.note_failure(self.failure_of(core.answer.as_http_error(ending)))
+        if self._tool_turns is not None:
+            self._tool_turns.stop()
+        if self._spent is not None:
+            builder.set_usage(add_usage(self._spent, builder.response.usage))
+            self._spent = None
+        self.tell(ending)
+
+    def tell(self, ending: Ending) -> None:
+        """The client gets what there is before its response is saved; then that is done."""
+        core = self.core
+        failed = ending.status == "failed"
+        if self.streaming and not core.cancelled and (core.answer.head_sent or not failed):
+            self._open_stream()
+            core.answer.events(self.builder)
+        if failed and not core.answer.head_sent and not core.cancelled:
+            # The client gets an HTTP error and never sees an id.
+            self._send_ending(ending)
+        else:
+            self._save(ending)
+
+    def _complete_empty(self) -> None:
+        """No model is asked: an answer without output, which later requests can continue."""
+        self._ended_at = self.core.clock()
+        self._ending = Ending("completed")
+        self.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
+        if self.streaming:
+            self._open_stream()
+        self._save(self._ending)
+
+    def _save(self, ending: Ending) -> None:
+        if not self.stored:
+            self._send_ending(ending)
+            return
+        self.core.machine.go(State.SAVING)
+        self.core.actions.append(SaveResponse(self._record(ending)))
+
+    def _record(self, ending: Ending) -> ResponseRecord:
+        items = self.stored_input
+        if items is None:
+            items = stored_input(prepare_input(self.request.input, self.core.new_id))
+        builder, owner = self.builder, self.head.owner
+        return make_record(builder.response, ending, owner, items, builder.items, self._ended_at, self.usage)
+
+    def receive_saved(self, error: StoreError | ApiError | None) -> None:
+        if error is not None:
+            unsaved = error if isinstance(error, ApiError) else store_refusal(error, "The response could not be stored")
+            self.core.note_failure(refusal(unsaved, self.core.machine.state))
+            self._unsaved = unsaved
+            self._ending = Ending("failed", code="server_error", message=unsaved.message)
+        self._send_ending(self._ending)
+
+    def _send_ending(self, ending: Ending) -> None:
+        """The terminal event, the JSON answer, or the error; then the end."""
+        self.release()
+        builder, answer = self.builder, self.core.answer
+        if self.core.cancelled:
+            self.finish("cancelled")
+            return
+        if ending.status == "failed" and not answer.head_sent:
+            self.refuse(self._unsaved or answer.as_http_error(ending))
+            return
+        if ending.status == "completed":
+            builder.complete(self._ended_at)
+        elif ending.status == "incomplete":
+            builder.incomplete(ending.reason)
+        else:
+            builder.fail(ending.code, ending.message)
+        if self.streaming:
+            answer.events(builder, DONE)
+        else:
+            answer.whole(encode(builder.response))
+        self.finish(ending.status)

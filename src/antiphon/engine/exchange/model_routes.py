@@ -1,0 +1,105 @@
+"""Which upstream serves a model, and how.
+
+Lives here: the routing table as plain values, and the choice. Not here: settings (`antiphon.config`), connections
+(`upstream/`), Envoy's routes (`envoy/routes.py`).
+
+Invariant: the first rule whose pattern fits decides; the choice depends on the model's name alone. A route never
+changes; what an upstream says of itself (`ModelRoutes.learn`) makes new ones, for the requests that come then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from msgspec import Raw
+
+from antiphon.translation.profiles import UpstreamProfile, with_flags
+
+DEFAULT_UPSTREAM = "default"
+"""The name of the upstream in the settings' `upstream` section."""
+
+ModelMode = Literal["translate", "native", "disabled"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """How a model is served: `upstream` by name; `model` is its name there, None for the same.
+
+    `assumed` says that neither the settings nor the host's name told the profile: the upstream may correct it, and
+    `flags` hold then too.
+    `passthrough` says that the client's Authorization goes along, `headers` which of its other headers may. `models`,
+    when not empty, are all that the upstream is to serve (by their names here or there). `fields` are further members
+    of a request that go on, `extra` what is added to every chat request unless the client says it.
+    """
+
+    profile: UpstreamProfile
+    upstream: str = DEFAULT_UPSTREAM
+    mode: ModelMode = "translate"
+    model: str | None = None
+    passthrough: bool = True
+    headers: frozenset[str] = frozenset()
+    context_tokens: int | None = None
+    models: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()
+    extra: Mapping[str, Raw] = field(default_factory=dict)
+    assumed: bool = False
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def serves(self, model: str) -> bool:
+        """Whether a model that goes this way exists for clients."""
+        if self.mode == "disabled":
+            return False
+        return not self.models or model in self.models or self.model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRule:
+    """Models whose name fits `pattern` (a glob, case matters) go this way."""
+
+    pattern: str
+    route: ModelRoute
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pattern is the name of one model."""
+        return not any(letter in self.pattern for letter in "*?[")
+
+
+class ModelRoutes:
+    """The rules in order, and where everything else goes."""
+
+    def __init__(self, default: ModelRoute, rules: tuple[ModelRule, ...] = ()) -> None:
+        self.default = default
+        self.rules = rules
+        self.has_native = any(rule.route.mode == "native" for rule in rules)
+
+    @property
+    def assumed(self) -> frozenset[str]:
+        """The upstreams whose profile is an assumption."""
+        return frozenset(
+            route.upstream
+            for route in (self.default, *(rule.route for rule in self.rules))
+            if route.assumed and route.mode == "translate"
+        )
+
+    def learn(self, upstream: str, profile: UpstreamProfile) -> None:
+        """What this upstream really is: its profile wherever it was only assumed."""
+        self.default = corrected(self.default, upstream, profile)
+        self.rules = tuple(ModelRule(rule.pattern, corrected(rule.route, upstream, profile)) for rule in self.rules)
+
+    def choose(self, model: str) -> ModelRoute:
+        """The way of this model; one of mode `disabled` does not exist for clients."""
+        for rule in self.rules:
+            if fnmatchcase(model, rule.pattern):
+                return rule.route
+        return self.default
+
+
+def corrected(route: ModelRoute, upstream: str, profile: UpstreamProfile) -> ModelRoute:
+    """The route with the profile that its upstream really has, where it was only assumed."""
+    if route.upstream != upstream or not route.assumed:
+        return route
+    return replace(route, profile=with_flags(profile, route.flags), assumed=False)

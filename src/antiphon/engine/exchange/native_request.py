@@ -1,0 +1,85 @@
+"""A request for an upstream that speaks Responses itself: it goes on as it came, and so does its answer.
+
+Lives here: when it is refused, what becomes of an answer that breaks off. Not here: the bytes of the answer, what the
+request must not name (`native_answer.py`), which models are native (`model_routes.py`).
+
+Invariant: nothing of the request is kept here.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.model_routes import ModelRoute
+from antiphon.engine.exchange.native_answer import NativeAnswer, refuse_references
+from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.request_context import no_such_model
+from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, transport_failure, unreached, whose
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import RequestHead
+from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+
+
+class NativeRequest(ServedRequest):
+    """One such request; `path` is the one it came by, without its query."""
+
+    def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute, model: str, path: str) -> None:
+        super().__init__(core, head, route)
+        self.model = model
+        self.needs_drive = path != RESPONSES_PATH
+        self._path = path
+        self._answer: NativeAnswer | None = None
+
+    def begin(self, body: bytes) -> None:
+        """Pass it on. Raises `ApiError`."""
+        if not self.route.serves(self.model):
+            raise no_such_model(self.model)
+        if self.core.options.several_owners and not self.route.passthrough:
+            refuse_references(body)
+        self.call(self._path.removeprefix("/v1"), body, stream=True, native=True)
+
+    def receive_head(self, status: int, headers: Headers) -> None:
+        core = self.core
+        self.reader = self._answer = NativeAnswer(
+            core.actions,
+            status,
+            headers,
+            core.options.limits.upstream_body_bytes,
+            own=self.route.passthrough or not core.options.several_owners,
+            secrets=self.secrets,
+        )
+        core.answer.head_sent = self._answer.streamed
+        core.machine.go(State.PASSING)
+
+    def stop_reading(self) -> None:
+        too_large = UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large")
+        self._break_off(UpstreamError(UpstreamFault.TOO_LARGE, "the stream has no end"), too_large)
+
+    def receive_end(self, error: UpstreamError | None) -> None:
+        answer = self._answer
+        if answer is None or error is not None:
+            self._break_off(error, transport_failure(error))
+            return
+        outcome = answer.pass_end()
+        if outcome == "error":
+            status = self.upstream_status
+            self.core.note_failure(
+                self.failure_of(ApiError("The upstream refused.", status=status) if status else unreached())
+            )
+        self.core.answer.head_sent = True
+        self.finish(outcome)
+
+    def fail(self, error: ApiError) -> None:
+        if isinstance(error, UpstreamTimedOut):
+            fault = UpstreamError(UpstreamFault.TIMED_OUT, "the response took too long")
+        else:
+            fault = UpstreamError(UpstreamFault.TOO_LARGE, error.message)
+        self._break_off(fault, error)
+
+    def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
+        """An HTTP error while that is possible. The bytes of a stream so far are the client's: that they are not all
+        can only be told by breaking off."""
+        if fault is None or self._answer is None or not self._answer.streamed:
+            self.refuse(error)
+            return
+        self.core.note_failure(whose(self.failure_of(transport_failure(fault)), fault))
+        self.finish("cut")

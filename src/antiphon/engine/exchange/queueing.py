@@ -1,0 +1,197 @@
+"""What a request leaves behind when it is queued, and what a worker makes of that again.
+
+Lives here: which requests can run without their client, the job's payload, the queued response's record. Not here: the
+order of things (`queued_request.py`), who keeps and runs jobs.
+
+Invariants: no credential of a client is part of a job, but for what `background.client_credentials: seal` keeps: sealed
+for its owner, in the job's row alone, so that it goes when the response is over, cancelled or deleted. A response that
+is run again has the id and the time it was queued with. (Its input is stored once, when it is queued.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from antiphon.engine.ports.actions import Enqueue, RequestHead, ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import JobRequest
+from antiphon.errors import InvalidRequest, Unavailable
+from antiphon.sealing import Sealer
+from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse
+from antiphon.types.response import Response
+from antiphon.types.tools import Tool
+from antiphon.types.transport import Headers
+
+_JOB = "job"
+
+# Parts of the names of headers that carry credentials.
+_SECRETS = ("auth", "key", "token", "secret", "cookie", "password", "credential")
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedResponse:
+    """What was settled when the response was queued. `first_number` is where its stream goes on."""
+
+    id: str
+    created_at: float
+    first_number: int
+
+
+def check_background(
+    head: RequestHead, kept: frozenset[str], tools: Sequence[Tool], *, available: bool, seals: bool
+) -> None:
+    """Whether the request can run without its client. `kept` are the headers that its model call takes along; `seals`:
+    credentials among them can be kept.
+
+    Raises `InvalidRequest`.
+    """
+    message = None
+    if not available:
+        message = "Background responses are not available on this server; leave 'background' out."
+    else:
+        for name, _ in head.headers:
+            if name in kept and _is_secret(name) and not seals:
+                message = (
+                    f"A background response runs without its client, and this server keeps no client's credentials: "
+                    f"the header '{name}' cannot go along ('background.client_credentials')."
+                )
+        for tool in tools:
+            if tool.type == "mcp" and _opens(tool):
+                message = (
+                    f"A background response runs without its client, and this server keeps no client's credentials: "
+                    f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, "
+                    f"and use a connector of the gateway's ('connector_id')."
+                )
+    if message is not None:
+        raise InvalidRequest(message, param="background", code="unsupported_parameter")
+
+
+def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
+    """The headers that the model call needs and nobody may keep but sealed."""
+    return tuple(
+        (name, value)
+        for name, value in head.headers
+        if (name == "authorization" and passthrough and not keyless) or (name in kept and _is_secret(name))
+    )
+
+
+def check_keyless(keyless: bool | None, *, seals: bool) -> None:
+    """Whether a request with its client's own key can be queued: the upstream wants none, or the key is sealed.
+
+    Raises `ApiError`.
+    """
+    if keyless or seals:
+        return
+    if keyless is None:
+        raise Unavailable(
+            "The upstream could not be asked whether it works without your key, which this server does not keep for a "
+            "background response. Try again shortly.",
+            code="upstream_not_reached",
+            headers=(("retry-after", "5"),),
+        )
+    raise InvalidRequest(
+        "A background response runs without its client, its upstream wants a key, and this server keeps no client's "
+        "credentials. Its operator can set 'background.client_credentials: seal', which keeps them encrypted until the "
+        "response is over, or give the upstream a key of its own ('upstream.auth: inject').",
+        param="background",
+        code="unsupported_parameter",
+    )
+
+
+def seal_headers(sealer: Sealer, owner: str, headers: Headers) -> str:
+    """The headers as a text that only this server opens, for this owner's jobs."""
+    return sealer.seal(owner, _JOB, encode(list(headers)))
+
+
+def open_headers(sealer: Sealer | None, owner: str, sealed: str) -> Headers:
+    """What was sealed with a job. Raises `InvalidRequest`."""
+    if not sealed:
+        return ()
+    try:
+        if sealer is None:
+            raise InvalidRequest("There is no sealing key.")
+        return tuple(msgspec.json.decode(sealer.open(owner, _JOB, sealed), type=list[tuple[str, str]]))
+    except (InvalidRequest, msgspec.DecodeError):
+        raise InvalidRequest(
+            "The credentials that were kept for this response cannot be opened any more: the server's sealing key has "
+            "changed. Send the request again.",
+            code="credentials_lost",
+        ) from None
+
+
+def without_input(request: CreateResponse) -> CreateResponse:
+    """What is still asked of a request while its client follows the response."""
+    return CreateResponse(request.model, [], stream=request.stream, background=request.background, store=request.store)
+
+
+def bare(response: Response) -> Response:
+    """The response without what it echoes of its request."""
+    none = Raw(b"null")
+    return Response(
+        id=response.id,
+        created_at=response.created_at,
+        status=response.status,
+        model=response.model,
+        reasoning=none,
+        text=none,
+        tool_choice=none,
+        tools=[],
+        metadata=none,
+    )
+
+
+def _is_secret(name: str) -> bool:
+    return any(part in name for part in _SECRETS)
+
+
+class _Opening(msgspec.Struct):
+    authorization: str | None = None
+    headers: Raw | None = None
+
+
+def _opens(tool: Tool) -> bool:
+    """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
+    try:
+        found = msgspec.json.decode(tool.source, type=_Opening)
+    except msgspec.DecodeError:
+        return True
+    return bool(found.authorization) or (found.headers is not None and bytes(found.headers) not in (b"null", b"{}"))
+
+
+def make_enqueue(
+    response: Response,
+    head: RequestHead,
+    body: bytes,
+    items: tuple[StoredItem, ...],
+    headers: Headers,
+    events: bytes,
+    conversation_id: str | None,
+    sealed: str,
+) -> Enqueue:
+    """The queued response and its job. `headers` are what the model call takes along of the client's, `sealed` those of
+    them that are secret."""
+    record = ResponseRecord(
+        id=response.id,
+        owner=head.owner,
+        previous_response_id=response.previous_response_id,
+        status="queued",
+        model=response.model,
+        created_at=response.created_at,
+        completed_at=None,
+        body=encode(msgspec.structs.replace(response, output=UNSET, status="queued")),
+        input_items=items,
+        output_items=(),
+        conversation_id=conversation_id,
+    )
+    request = JobRequest(
+        Raw(body.strip()),
+        [pair for pair in headers if not _is_secret(pair[0])],
+        response.created_at,
+        head.request_id,
+        sealed,
+    )
+    return Enqueue(record, encode(request), events)

@@ -1,0 +1,104 @@
+"""What a request refers to: what must be loaded for it, and what is made of that.
+
+Lives here: which things are asked for, which answers are refusals, the items of a model call in their order. Not here:
+loading (`engine/running/runner.py`), reading a body (`translation/read_request.py`), when each of it happens
+(`translated_request.py`).
+
+Invariant: what is missing and what belongs to somebody else get the same answer.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.stored_items import is_hollow, read_history, resolve_references
+from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.translation.compaction import Named
+from antiphon.translation.file_urls import file_ids, file_urls, stored_file_ids, stored_file_urls
+from antiphon.translation.prompt_template import PromptReference, PromptTemplate
+from antiphon.translation.read_request import missing_input
+from antiphon.types.items import InputItem
+from antiphon.types.request import CreateResponse
+
+
+def wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
+    """What must be loaded before the model can be called; None when nothing must be."""
+    items = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
+    if request.previous_response_id is None and request.conversation is None and not items:
+        return None
+    return LoadContext(
+        head.owner, request.previous_response_id, items, conversation=request.conversation, lock_for=lock_for
+    )
+
+
+def history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, ...]:
+    """The items before the request's own; its references are resolved. Raises `ApiError`."""
+    previous, conversation = request.previous_response_id, request.conversation
+    if previous is not None and context.chain is None:
+        raise InvalidRequest(
+            f"Previous response with id '{previous}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    if conversation is not None and context.conversation is None:
+        if not conversation.startswith("conv_"):
+            raise InvalidRequest(
+                f"Invalid 'conversation': '{conversation}'. Expected an ID that begins with 'conv_'.",
+                param="conversation",
+                code="invalid_value",
+            )
+        raise NotFound(
+            f"Conversation with id '{conversation}' not found.", param="conversation", code="conversation_not_found"
+        )
+    if conversation is not None and not context.conversation and not request.input:
+        raise missing_input()
+    request.input = resolve_references(request.input, context.items)
+    return context.conversation or (context.chain.items if context.chain is not None else ())
+
+
+def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
+    """The prompt that a request names. Raises `ApiError`."""
+    if context.prompt is None:
+        version = "" if reference.version is None else f" and version '{reference.version}'"
+        raise InvalidRequest(
+            f"Prompt with id '{reference.id[:128]}'{version} not found.", param="prompt", code="prompt_not_found"
+        )
+    return PromptTemplate(context.prompt.version, context.prompt.body)
+
+
+def files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
+    """All files that the request and its history name, by URL or id, each as often as it is named."""
+    own = _own_items(request)
+    bodies = [item.body for item in history]
+    urls = stored_file_urls(bodies) + file_urls(own)
+    ids = stored_file_ids(bodies) + file_ids(own)
+    return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
+
+
+def files_of(request: CreateResponse) -> tuple[str, ...]:
+    """The files that the request itself names: without them it cannot be answered, without the others it can."""
+    own = _own_items(request)
+    return (*file_urls(own), *file_ids(own))
+
+
+def named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[Named]:
+    """The items of the model call, in their order, each with how an error names it."""
+    before = "previous_response_id" if request.conversation is None else "conversation"
+    named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
+    named += [(before, item) for item in read_history(history)]
+    named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
+    return named
+
+
+def no_such_model(model: str) -> NotFound:
+    """The 404 of a model that is not served here."""
+    return NotFound(
+        f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
+    )
+
+
+def _own_items(request: CreateResponse) -> list[InputItem]:
+    return [*request.prompt_messages, *request.input]
+
+
+def _is_reference(item: InputItem) -> bool:
+    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)

@@ -1,0 +1,250 @@
+"""What all kinds of requests have in common while they are served.
+
+Lives here: the face that the exchange delegates to, refusing, ending, asking for a model call, following a background
+response. Not here: the kinds (`native_request.py`, `counted_request.py`, `queued_request.py`, `made_response.py`,
+`replayed_response.py`), which input may come when (`states.py`).
+
+Invariant: `Finish` comes last and once; what is held is given back before the client hears of the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from antiphon.engine.exchange.answer_readers import AnswerReader
+from antiphon.engine.exchange.call_headers import forwarded
+from antiphon.engine.exchange.client_answer import Answering
+from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.model_routes import ModelRoute
+from antiphon.engine.exchange.options import ExchangeOptions
+from antiphon.engine.exchange.states import State, StateMachine
+from antiphon.engine.ports.actions import (
+    Action,
+    CallUpstream,
+    CancelReason,
+    Context,
+    Finish,
+    FollowResponse,
+    LoadContext,
+    ReleaseConversation,
+    RequestHead,
+    ResponseRecord,
+    SendBody,
+    UpstreamRequest,
+    Usage,
+)
+from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
+from antiphon.errors import ApiError, ExchangeStateError, StoreError
+from antiphon.ids import Clock, IdFactory
+from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.read_request import Manner
+from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+
+
+class ExchangeCore:
+    """What one exchange has, whatever kind of request it serves."""
+
+    def __init__(self, options: ExchangeOptions, new_id: IdFactory, clock: Clock) -> None:
+        self.options = options
+        self.new_id = new_id
+        self.clock = clock
+        self.machine = StateMachine()
+        self.actions: list[Action] = []
+        self.answer = Answering(self.actions)
+        self.cancelled = False
+        self.locked = False
+        """Whether the response's conversation is locked for it."""
+        self.claimed = False
+        """Whether the response may hold an idempotency key."""
+        self.failure: Failure | None = None
+
+    def note_failure(self, failure: Failure) -> None:
+        """Why the request fails; the first cause counts."""
+        if self.failure is None:
+            self.failure = replace(failure, status=200) if self.answer.head_sent else failure
+
+
+class ServedRequest:
+    """A request of which nothing is known yet, and the base of all kinds.
+
+    An input that this kind of request does not wait for raises `ExchangeStateError`, as one does that the table
+    forbids.
+    """
+
+    model = ""
+    """The model asked for, once it is known."""
+    streaming = False
+    """Whether the client asked for an event stream of ours."""
+    stored = False
+    """Whether the response is to be stored."""
+    makes_response = False
+    """Whether it is for a response that this server makes."""
+    needs_drive = False
+    """Whether Envoy cannot make the model call: there is more to it than one call and its answer."""
+    quoted = True
+    """Whether the log may have an upstream's words."""
+
+    def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
+        options = core.options
+        self.core = core
+        self.head = head
+        self.route = route or ModelRoute(
+            options.profile,
+            passthrough=options.passthrough,
+            headers=options.upstream_headers,
+            models=options.models,
+        )
+        self.upstream_status = 0
+        """What the upstream has answered; 0 when it was Envoy that did."""
+        self.reader = AnswerReader()
+
+    # What is known of it
+
+    @property
+    def response_id(self) -> str:
+        """The response's id, once there is one."""
+        return ""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once they are known."""
+        return None
+
+    @property
+    def output_bytes(self) -> int:
+        """What the response has grown to."""
+        return 0
+
+    @property
+    def manner(self) -> Manner:
+        """How the answer is to come."""
+        return Manner()
+
+    @property
+    def secrets(self) -> KnownSecrets:
+        """What must not stand in any text of the upstream's: our own keys, and the client's where it has it."""
+        secrets = self.core.options.secrets
+        return (*secrets, *bearer_token(self.head.header("authorization"))) if self.route.passthrough else secrets
+
+    def unstored_record(self) -> ResponseRecord | None:
+        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
+        return None
+
+    # What happens to it
+
+    def receive_context(self, context: Context) -> None:
+        """What was to be loaded. Raises `ApiError`."""
+        raise self._unexpected("context")
+
+    def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
+        """What the model is to be shown of the tools. Raises `ApiError`."""
+        raise self._unexpected("prepared tools")
+
+    def receive_tool_result(self, result: ToolResult) -> None:
+        """A call has ended."""
+        raise self._unexpected("a tool's result")
+
+    def receive_head(self, status: int, headers: Headers) -> None:
+        """The upstream's answer begins."""
+        raise self._unexpected("an upstream's head")
+
+    def stop_reading(self) -> None:
+        """The reader wants no more of the upstream's answer, or there is no time for more."""
+        raise self._unexpected("an upstream's body")
+
+    def receive_end(self, error: UpstreamError | None) -> None:
+        """The upstream's answer is over, or was broken off; or none came."""
+        raise self._unexpected("an upstream's end")
+
+    def receive_saved(self, error: StoreError | ApiError | None) -> None:
+        """The row was written, or could not be."""
+        raise self._unexpected("a saved row")
+
+    def receive_followed(self) -> None:
+        """The client was sent the whole stream of a background response."""
+        self.finish("queued")
+
+    def receive_silence(self) -> None:
+        """Nothing came for a while: a comment for a client whose stream of ours is open."""
+        if self.core.answer.streamed and self.core.machine.state is not State.DONE:
+            self.core.actions.append(SendBody(KEEPALIVE))
+
+    def reject(self, error: ApiError) -> None:
+        """What the request asks for cannot be done."""
+        self.refuse(error)
+
+    def fail(self, error: ApiError) -> None:
+        """The model call failed, or a limit was reached."""
+        self.refuse(error)
+
+    def cancel(self, reason: CancelReason, message: str) -> None:
+        """Nobody waits for it any more."""
+        self.finish("cancelled")
+
+    # What it does
+
+    def load(self, wanted: LoadContext) -> None:
+        """Ask for what the request refers to."""
+        self.core.machine.go(State.CONTEXT)
+        self.core.actions.append(wanted)
+
+    def call(self, path: str, body: bytes, *, stream: bool, above: bool = False, native: bool = False) -> None:
+        """Ask for a model call."""
+        self.core.machine.go(State.CALLING)
+        self.reader = AnswerReader()
+        headers = forwarded(self.head.headers, self.route, stream=stream, native=native)
+        request = UpstreamRequest("POST", path, headers, body, self.model, stream, self.route.upstream, above)
+        self.core.actions.append(CallUpstream(request))
+
+    def follow(self, response_id: str) -> None:
+        """The client gets what a worker writes."""
+        self.core.actions.append(FollowResponse(self.head.owner, response_id))
+        self.core.machine.go(State.FOLLOWING)
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer with an HTTP error."""
+        self.core.note_failure(self.failure_of(error))
+        self.release()
+        self.core.answer.refuse(error)
+        self.finish("error")
+
+    def failure_of(self, error: ApiError) -> Failure:
+        """The failure behind an error that the client gets."""
+        state = self.core.machine.state
+        return refusal(error, state, self.route.upstream, self.upstream_status, quoted=self.quoted)
+
+    def release(self) -> None:
+        """Nothing will be added to the conversation: others may have it, before the client hears of the end."""
+        core = self.core
+        if core.locked or core.claimed:
+            core.locked = core.claimed = False
+            core.actions.append(ReleaseConversation(self.response_id))
+
+    def finish(self, outcome: str) -> None:
+        """The end."""
+        self.release()
+        self.core.machine.go(State.DONE)
+        self.core.actions.append(Finish(outcome, self.usage, self.model))
+
+    def _unexpected(self, what: str) -> ExchangeStateError:
+        return ExchangeStateError(f"{what} in state {self.core.machine.state.value}: nobody asked for it")
+
+
+def unreached() -> ApiError:
+    """What is told of a call that Envoy answered itself."""
+    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, "Envoy could not reach it"))
+
+
+def whose(failure: Failure, error: UpstreamError) -> Failure:
+    """The failure, as nobody's where nobody knows whose it is."""
+    return replace(failure, fault="unknown") if error.fault is UpstreamFault.HELD else failure
+
+
+def transport_failure(error: UpstreamError | None) -> ApiError:
+    """What the client is told of a call that failed in transport; the log gets the detail."""
+    error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
+    mapped = map_transport_error(error)
+    mapped.cause = f"{error.fault.value}: {error.detail}"
+    return mapped

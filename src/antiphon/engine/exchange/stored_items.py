@@ -1,0 +1,241 @@
+"""Items on their way into and out of the store.
+
+Lives here: giving input items their ids, the canonical stored form, the record of a finished response, and reading
+history back. Not here: SQL, chat messages.
+
+Invariant: a stored item has an id and a type, and reads back as the item it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
+from antiphon.errors import InvalidRequest
+from antiphon.ids import IdFactory
+from antiphon.translation.answer_ending import Ending
+from antiphon.translation.call_items import OUTPUTS
+from antiphon.types.items import InputItem, OutputItem
+from antiphon.types.json import ABSENT, encode, first, given, text_of
+from antiphon.types.response import Response, ResponseError
+
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "cto",
+    "compaction": "cmp",
+    "local_shell_call": "lsh",
+    "shell_call": "sh",
+    "apply_patch_call": "apc",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
+    "local_shell_call_output": "lsho",
+    "shell_call_output": "sho",
+    "apply_patch_call_output": "apco",
+    "additional_tools": "at",
+    "compaction_summary": "cmp",
+    "web_search_call": "ws",
+    "file_search_call": "fs",
+    "code_interpreter_call": "ci",
+    "image_generation_call": "ig",
+    "computer_call": "cu",
+    "computer_call_output": "cuo",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
+    "program": "cm",
+    "program_output": "cmo",
+}
+# Nothing refers to these by their item.
+_PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_output"})
+_ITEM = msgspec.json.Decoder(InputItem)
+_PARTS = msgspec.json.Decoder(list[dict[str, Raw]])
+
+
+def is_reference(item: InputItem) -> bool:
+    """Whether the item only names another one by its id."""
+    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
+
+
+def is_hollow(item: InputItem) -> bool:
+    """Whether it is reasoning that says nothing but its id: what LangChain keeps of a stream without a summary."""
+    return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
+
+
+def _is_empty(parts: Raw) -> bool:
+    return bytes(parts) in (b"", b"[]", b"null", b'""')
+
+
+def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
+    """The items with every `item_reference`, and hollow reasoning that is known, replaced by what is stored.
+
+    Raises `InvalidRequest` for a reference that does not exist.
+    """
+    resolved = []
+    for number, item in enumerate(items):
+        if item.id in found and is_hollow(item):
+            resolved.append(_read(found[item.id].body))
+            continue
+        if not is_reference(item):
+            resolved.append(item)
+            continue
+        stored = found.get(item.id or "")
+        if stored is None:
+            raise InvalidRequest(
+                f"Item with id '{item.id}' not found.", param=f"{where}[{number}].id", code="item_not_found"
+            )
+        resolved.append(_read(stored.body))
+    return resolved
+
+
+def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
+    """The items as they are stored: each with a type and an id of ours.
+
+    A client's ids are not kept (they are another owner's as easily), so what names an item by its id names the new one.
+    """
+    prepared = []
+    calls: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    for item in items:
+        kind = item.type or "message"
+        made = msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item")))
+        if item.id and kind not in _PLAIN:
+            if kind not in OUTPUTS:
+                renamed[item.id] = made.id or ""
+                calls[item.id] = item.call_id or made.id or ""
+            elif not item.call_id and not item.approval_request_id and kind != "tool_search_output":
+                # A local shell's output names its call by its own id.
+                made.call_id = item.id if item.id in calls.values() else calls.get(item.id, item.id)
+        if item.approval_request_id:
+            made.approval_request_id = renamed.get(item.approval_request_id, item.approval_request_id)
+        prepared.append(made)
+    return prepared
+
+
+def read_history(items: Iterable[Any]) -> list[InputItem]:
+    """Stored items as input items, in their order."""
+    return [_read(item.body) for item in items]
+
+
+def _read(body: bytes) -> InputItem:
+    item = _ITEM.decode(body)
+    item.source = Raw(body)
+    return item
+
+
+def make_record(
+    response: Response,
+    ending: Ending,
+    owner: str,
+    items: tuple[StoredItem, ...],
+    output: Sequence[OutputItem],
+    at: float,
+    usage: Usage | None,
+) -> ResponseRecord:
+    """What the store keeps of a response that ended like this."""
+    stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
+    if ending.status == "completed":
+        stored.completed_at = int(at)
+    elif ending.status == "incomplete":
+        stored.incomplete_details = Raw(encode({"reason": ending.reason}))
+    else:
+        stored.error = ResponseError(code=ending.code or "server_error", message=ending.message)
+    return ResponseRecord(
+        id=response.id,
+        owner=owner,
+        previous_response_id=response.previous_response_id,
+        status=ending.status,
+        model=response.model,
+        created_at=response.created_at,
+        completed_at=at if ending.status == "completed" else None,
+        body=encode(stored),
+        input_items=items,
+        output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
+        usage=usage,
+        conversation_id=response.conversation.id if response.conversation is not UNSET else None,
+    )
+
+
+def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
+    """Prepared items as rows."""
+    return tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items)
+
+
+def item_body(item: InputItem) -> bytes:
+    """An item's whole JSON object: as it came, where that was kept."""
+    if first(item.source) == b"{":
+        return bytes(item.source)
+    return _stored_form(item if item.type else msgspec.structs.replace(item, type="message"))
+
+
+def _stored_form(item: InputItem) -> bytes:
+    """An input item as `input_items` returns it: message text as parts, `status` completed."""
+    form: dict[str, Any] = {"id": item.id, "type": item.type}
+    if item.type == "message":
+        content = item.content
+        if first(content) == b'"':
+            kind = b"output_text" if item.role == "assistant" else b"input_text"
+            extra = b',"annotations":[],"logprobs":[]' if item.role == "assistant" else b""
+            content = Raw(b'[{"type":"%b","text":%b%b}]' % (kind, bytes(content), extra))
+        else:
+            content = _whole_parts(content)
+        form |= {"status": "completed", "role": item.role, "content": content}
+        if item.phase is not None:
+            form["phase"] = item.phase
+    elif item.type == "function_call":
+        form |= {
+            "status": "completed",
+            "call_id": item.call_id,
+            "name": item.name,
+            "arguments": item.arguments if given(item.arguments) else "{}",
+        }
+        if item.namespace is not None:
+            form["namespace"] = item.namespace
+    elif item.type == "function_call_output":
+        form |= {"status": "completed", "call_id": item.call_id, "output": _whole_parts(item.output)}
+    elif item.type == "reasoning":
+        form["summary"] = item.summary if given(item.summary) else []
+        if given(item.content):
+            form["content"] = item.content
+        if item.encrypted_content is not None:
+            form["encrypted_content"] = item.encrypted_content
+    elif first(item.source) == b"{":
+        # Everything else as it came, under its id here.
+        for name in ("call_id", "approval_request_id"):
+            if (value := getattr(item, name)) is not None:
+                form[name] = value
+        form = {**msgspec.json.decode(item.source, type=dict[str, Raw]), **form}
+    return encode(form)
+
+
+# Members that the API always has, and that clients may leave out.
+_REQUIRED: dict[str, dict[str, Raw]] = {
+    "output_text": {"annotations": Raw(b"[]"), "logprobs": Raw(b"[]")},
+    "input_image": {"detail": Raw(b'"auto"')},
+}
+_QUOTED = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
+
+
+def _whole_parts(content: Raw) -> Raw:
+    """A list of parts with the members that the client left out; anything else as it is."""
+    if first(content) != b"[" or not any(kind in bytes(content) for kind in _QUOTED):
+        return content
+    try:
+        parts = _PARTS.decode(content)
+    except (msgspec.DecodeError, RecursionError):
+        return content
+    for number, part in enumerate(parts):
+        kind = part.get("type")
+        lacking = _REQUIRED.get(text_of(bytes(kind)[1:-1]), {}) if kind is not None and first(kind) == b'"' else {}
+        missing = {name: value for name, value in lacking.items() if not given(part.get(name, ABSENT))}
+        if missing:
+            parts[number] = {**part, **missing}
+    return Raw(encode(parts))

@@ -1,0 +1,431 @@
+"""Calls of tools that run here, between one turn of the model and the next.
+
+Lives here: which calls run, in what order their items are emitted, what the model reads of their results, and when the
+client must be asked first. Not here: running them (`tools/`), the turns themselves (`made_response.py`), events
+(`translation/hosted_events.py`). Pure.
+
+Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
+is open at a time.
+
+Invariant: every call of a turn has exactly one output for the model, those that were not run included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.engine.exchange.stored_items import read_history
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.ids import IdFactory
+from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.citations import Citations
+from antiphon.translation.compaction import Named
+from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, flat_name
+from antiphon.types.items import (
+    CodeInterpreterCall,
+    FileSearchCall,
+    HostedItem,
+    InputItem,
+    McpApprovalRequest,
+    McpCall,
+    McpListTools,
+    Message,
+    OutputItem,
+    Reasoning,
+    WebSearchCall,
+)
+from antiphon.types.json import encode, fragment_of, quoted
+from antiphon.types.request import CreateResponse
+from antiphon.types.response import UsageObject
+from antiphon.types.tools import ToolChoice
+
+_PREFIXES = {
+    CallKind.FILE_SEARCH: "fs",
+    CallKind.WEB_SEARCH: "ws",
+    CallKind.CODE_INTERPRETER: "ci",
+    CallKind.MCP: "mcp",
+}
+_LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
+_TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
+_NOT_SEEN = "[There are images, which cannot be shown to you.]"
+_UNKNOWN = "This tool does not exist."
+
+Approved = tuple[str, CallTarget, str]
+"""A call that the client approved: the id of the request, the tool, the arguments."""
+
+
+class _Arguments(msgspec.Struct):
+    code: str = ""
+
+
+class ToolTurns:
+    """The hosted calls of one response, and the conversation as it grows with them.
+
+    `items` is the conversation so far; `limit` is how many calls may run in all turns, of which there are `max_turns`;
+    their results may take `max_bytes` together.
+    """
+
+    def __init__(
+        self,
+        builder: ResponseBuilder,
+        prepared: Sequence[PreparedTool],
+        items: list[Named],
+        new_id: IdFactory,
+        *,
+        owner: str,
+        limit: int,
+        max_turns: int,
+        max_bytes: int,
+        include: frozenset[str] = frozenset(),
+        sees: bool = True,
+    ) -> None:
+        """`sees`: images can be shown to the model."""
+        self._builder = builder
+        self._prepared = prepared
+        self.items = items
+        self._seen = 0
+        """How many items the response had when the model's turn began."""
+        self._said: list[OutputItem] = []
+        self._written = builder.written
+        self._turns_left = max_turns
+        self._by_target: dict[CallTarget, tuple[PreparedTool, HostedFunction]] = {
+            function.target: (one, function) for one in prepared for function in one.functions
+        }
+        self._new_id = new_id
+        self._owner = owner
+        self._left = limit
+        self._room = max_bytes
+        self._include = include
+        self._sees = sees
+        self.citations = Citations()
+        self._calls: list[tuple[CallTarget, str, str]] = []
+        self._approvals: Mapping[str, str] = {}
+        self._waiting: list[tuple[str, HostedItem]] = []
+        self._open: tuple[str, HostedItem] | None = None
+        self._results: dict[str, ToolResult] = {}
+        self._outputs: dict[str, str] = {}
+        self._images: dict[str, tuple[str, ...]] = {}
+        self.asks_client = False
+        """Whether the client was asked to approve a call, so that the response ends here."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further call may run, so that the model must answer."""
+        return self._left <= 0 or self._turns_left <= 0
+
+    def list_tools(self, items: Sequence[Named]) -> bool:
+        """Put out what the tools themselves begin with, where the conversation does not have it yet."""
+        known = {_label(item) for _, item in items if item.type == "mcp_list_tools"}
+        listed = False
+        for one in self._prepared:
+            for item in one.items:
+                if isinstance(item, McpListTools) and item.server_label in known:
+                    continue
+                self._builder.start()
+                self._builder.hosted(item)
+                self._builder.hosted_done(item)
+                listed = True
+        self._seen = len(self._builder.items)
+        return listed
+
+    def pay(self, request: CreateResponse, usage: UsageObject | None) -> None:
+        """What the turn that has ended cost of `max_output_tokens`, which is for all turns of the response: the next
+        one gets what is left. What the server does not count is estimated, at four bytes a token."""
+        written, self._written = self._builder.written - self._written, self._builder.written
+        if request.max_output_tokens is not None:
+            cost = usage.output_tokens if usage is not None else written // 4
+            request.max_output_tokens = max(0, request.max_output_tokens - cost)
+
+    def take_calls(self) -> list[tuple[CallTarget, str, str]]:
+        """What the model called in the turn that has ended (tool, call id, arguments)."""
+        builder = self._builder
+        calls = builder.take_hosted_calls()
+        self._said = builder.items[self._seen :]
+        return calls
+
+    def begin_approved(self, approved: Sequence[Approved]) -> tuple[HostedCall, ...]:
+        """The calls that the client approved, before the model's first turn."""
+        approvals = {self._new_id("call"): one for one in approved}
+        calls = [(target, call_id, arguments) for call_id, (_, target, arguments) in approvals.items()]
+        return self.begin(calls, {call_id: request_id for call_id, (request_id, _, _) in approvals.items()})
+
+    def begin(
+        self, calls: list[tuple[CallTarget, str, str]], approvals: Mapping[str, str] | None = None
+    ) -> tuple[HostedCall, ...]:
+        """The calls of a turn (tool, call id, arguments): those to run. The first item is open then.
+
+        `approvals` has, by call id, the ids of the requests that the client approved.
+        """
+        self._approvals = approvals = approvals or {}
+        self._builder.start()
+        self._calls, self._results, self._outputs = calls, {}, {}
+        running = []
+        for target, call_id, arguments in calls:
+            known = self._by_target.get(target)
+            if known is None:
+                self._outputs[call_id] = _UNKNOWN
+                continue
+            prepared, function = known
+            if function.approval and call_id not in approvals:
+                self._ask(target, arguments)
+                continue
+            if self._left <= 0:
+                self._outputs[call_id] = _LIMIT
+                continue
+            self._left -= 1
+            item = self._item(target, arguments, prepared, approvals.get(call_id))
+            self._waiting.append((call_id, item))
+            running.append(
+                HostedCall(call_id, item.id, target, arguments, prepared.tool, self._owner, self._builder.response.id)
+            )
+        self._go_on()
+        return tuple(running)
+
+    def receive(self, result: ToolResult) -> bool:
+        """One call has ended; whether all of them have."""
+        size = _weight((result.output, result.images, result.fields))
+        if size > self._room:
+            # A failure that the model reads, as any of a tool's: the response goes on with what there is.
+            error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _TOO_MUCH}]}
+            result = ToolResult(result.call_id, f"The call failed: {_TOO_MUCH}", {"error": error}, failed=True)
+        else:
+            self._room -= size
+        self._results[result.call_id] = result
+        self._go_on()
+        return self._open is None and not self._waiting
+
+    def end_turn(self) -> bool:
+        """What was said, called and found becomes part of the conversation; whether the client must act next."""
+        said = [item for item in self._said if isinstance(item, Message | Reasoning)]
+        waits = self.asks_client or len(said) < len(self._said)
+        stored = (StoredItem(item.id, item.type, encode(item)) for item in said)
+        self.items = [*self.items, *(("output", item) for item in read_history(stored)), *self._followup()]
+        self._said = []
+        self._seen = len(self._builder.items)
+        self._turns_left -= 1
+        return waits
+
+    def _followup(self) -> list[Named]:
+        """The calls and their outputs, as the model sees them in its next turn."""
+        calls: list[Named] = []
+        outputs: list[Named] = []
+        for target, call_id, arguments in self._calls:
+            output = self._outputs.get(call_id)
+            if output is None:
+                continue
+            asked = self._approvals.get(call_id)
+            if asked is not None:
+                # The request stands for the call: its thoughts are beside it.
+                told = InputItem(type="function_call_output", call_id=asked, output=self._told(call_id, output))
+                outputs.append(("tools", told))
+                continue
+            call = InputItem(
+                type="function_call",
+                call_id=call_id,
+                name=flat_name(target.name, target.namespace),
+                arguments=quoted(fragment_of(arguments)),
+            )
+            told = InputItem(type="function_call_output", call_id=call_id, output=self._told(call_id, output))
+            calls.append(("tools", call))
+            outputs.append(("tools", told))
+        return calls + outputs
+
+    def _told(self, call_id: str, output: str) -> Raw:
+        """What the model gets to see of a call: text, or text and images."""
+        images = self._images.get(call_id, ())
+        if images and not self._sees:
+            output, images = f"{output}\n{_NOT_SEEN}".lstrip(), ()
+        text = quoted(fragment_of(output))
+        if not images:
+            return text
+        parts: list[dict[str, Any]] = [{"type": "input_text", "text": text}] if output else []
+        parts += [{"type": "input_image", "image_url": image} for image in images]
+        return Raw(encode(parts))
+
+    def stop(self) -> None:
+        """The response ends while tools run: what is open is closed as incomplete, what waits is never emitted."""
+        self._waiting = []
+        if self._open is not None:
+            _, item = self._open
+            self._open = None
+            self._builder.hosted_done(_finished(item, {}, "incomplete"))
+
+    def _go_on(self) -> None:
+        """Close items whose results are there, and open the next."""
+        while True:
+            if self._open is None:
+                if not self._waiting:
+                    return
+                self._open = self._waiting.pop(0)
+                self._builder.hosted(self._open[1])
+            call_id, item = self._open
+            result = self._results.get(call_id)
+            if result is None:
+                return
+            self._open = None
+            self._outputs[call_id] = self.citations.add(result.sources, result.output)
+            self._images[call_id] = result.images
+            fields = self._shown(item.type, result.fields)
+            self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
+
+    def _shown(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields without those that only `include` brings."""
+        shown = dict(fields)
+        for name in ("results", "outputs"):
+            if name in shown and f"{kind}.{name}" not in self._include:
+                shown[name] = None
+        action = shown.get("action")
+        if isinstance(action, dict) and f"{kind}.action.sources" not in self._include:
+            shown["action"] = {name: value for name, value in action.items() if name != "sources"}
+        return shown
+
+    def _ask(self, target: CallTarget, arguments: str) -> None:
+        self.asks_client = True
+        request = McpApprovalRequest(
+            id=self._new_id("mcpr"), arguments=arguments, name=target.name, server_label=target.namespace or ""
+        )
+        self._builder.hosted(request)
+        self._builder.hosted_done(request)
+
+    def _item(self, target: CallTarget, arguments: str, prepared: PreparedTool, approval: str | None) -> HostedItem:
+        item_id, status = self._new_id(_PREFIXES[target.kind]), "in_progress"
+        item: HostedItem
+        if target.kind is CallKind.FILE_SEARCH:
+            item = FileSearchCall(id=item_id, status=status, queries=[])
+        elif target.kind is CallKind.WEB_SEARCH:
+            item = WebSearchCall(id=item_id, status=status)
+        elif target.kind is CallKind.CODE_INTERPRETER:
+            try:
+                code = msgspec.json.decode(arguments, type=_Arguments).code
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                code = arguments
+            item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")
+        else:
+            item = McpCall(
+                id=item_id,
+                status=status,
+                approval_request_id=approval,
+                arguments=arguments,
+                name=target.name,
+                server_label=target.namespace or "",
+            )
+        return msgspec.structs.replace(item, **prepared.fields)
+
+
+def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
+    """The conversation without lists of tools that the model is shown anyway.
+
+    A list would stand as a call without thoughts, which some servers refuse beside calls of the same turn.
+    """
+    declared = {function.namespace for one in prepared for function in one.functions}
+    if not declared:
+        return items
+    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or _label(item) not in declared]
+
+
+def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
+    """The declared tools that run here; `items` are the conversation so far."""
+    if not types:
+        return ()
+    return tuple(
+        HostedTool(number, tool.type, bytes(tool.source), _earlier(items) if tool.type == "code_interpreter" else None)
+        for number, tool in enumerate(request.tools)
+        if tool.type in types
+    )
+
+
+def _earlier(items: Sequence[Named]) -> str | None:
+    """The container in which code ran last."""
+    for _, item in reversed(items):
+        if item.type == "code_interpreter_call":
+            try:
+                return msgspec.json.decode(item.source, type=_Ran).container_id
+            except msgspec.DecodeError:
+                return None
+    return None
+
+
+class _Ran(msgspec.Struct):
+    container_id: str | None = None
+
+
+def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
+    """The choice for the turns after the first: what was asked for has happened. On the `last` none may be called."""
+    if last:
+        return ToolChoice("none", choice.echo if choice is not None else Raw(b'"auto"'))
+    if choice is None or choice.mode != "required":
+        return choice
+    return ToolChoice("auto", choice.echo, None if choice.single else choice.tools)
+
+
+class _Approval(msgspec.Struct):
+    """Of approval requests and responses, and of lists of tools, what is read here."""
+
+    approval_request_id: str | None = None
+    approve: bool | None = None
+    name: str = ""
+    server_label: str = ""
+    arguments: str = ""
+
+
+def approved_calls(items: Sequence[Named]) -> list[Approved]:
+    """Calls that the client approved and that have not been run, in their order."""
+    asked: dict[str, _Approval] = {}
+    approved: dict[str, Approved] = {}
+    for _, item in items:
+        if item.type not in _OF_APPROVALS:
+            continue
+        read = _read_approval(item)
+        if item.type == "mcp_approval_request" and item.id:
+            asked[item.id] = read
+        elif item.type == "mcp_approval_response" and item.approve and item.approval_request_id in asked:
+            request = asked[item.approval_request_id]
+            target = CallTarget(CallKind.MCP, request.name, request.server_label or None)
+            approved[item.approval_request_id] = (item.approval_request_id, target, request.arguments)
+        elif item.type == "mcp_call" and read.approval_request_id:
+            approved.pop(read.approval_request_id, None)
+    return list(approved.values())
+
+
+_OF_APPROVALS = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
+
+
+def _read_approval(item: InputItem) -> _Approval:
+    try:
+        return msgspec.json.decode(item.source, type=_Approval)
+    except msgspec.DecodeError:
+        return _Approval()
+
+
+def _label(item: InputItem) -> str:
+    return _read_approval(item).server_label
+
+
+def _weight(value: Any) -> int:
+    """About how many bytes a result takes."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
+    if isinstance(value, bytes | Raw):
+        return len(bytes(value))
+    if isinstance(value, Mapping):
+        return sum(_weight(each) for each in value.values())
+    if isinstance(value, Sequence):
+        return sum(_weight(each) for each in value)
+    return 8
+
+
+def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedItem:
+    made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
+    known = set(type(item).__struct_fields__)
+    made = {name: value for name, value in made.items() if name in known}
+    if "status" in known:
+        made["status"] = status
+    return msgspec.structs.replace(item, **made)
+
+
+_RAW = frozenset({"results", "action", "outputs", "error"})

@@ -1,0 +1,295 @@
+"""A request that becomes a chat request: read, with what it refers to, translated.
+
+Lives here: reading the body for its route, the order in which things are loaded, the translation. Not here: how a body
+is read and translated (`translation/`), what is asked for (`request_context.py`), what is done with the chat request:
+the kinds say that (`counted_request.py`, `queued_request.py`, `made_response.py`).
+
+Invariant: what is wrong with a request is found before its model call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from antiphon.engine.exchange.call_headers import DIALECT
+from antiphon.engine.exchange.compaction_turn import is_too_long
+from antiphon.engine.exchange.model_routes import ModelRoute
+from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, ExchangeOptions
+from antiphon.engine.exchange.queueing import QueuedResponse
+from antiphon.engine.exchange.request_context import (
+    files_of,
+    files_wanted,
+    history_of,
+    named_items,
+    no_such_model,
+    wanted_context,
+)
+from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
+from antiphon.engine.exchange.stored_items import prepare_input, stored_input
+from antiphon.engine.exchange.tool_turns import hosted_tools, without_lists
+from antiphon.engine.ports.actions import Context, FetchedFile, RequestHead, StoredItem, Usage
+from antiphon.engine.ports.hosted_tools import PreparedTool
+from antiphon.engine.ports.idempotency import HEADER
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.sealing import Sealer
+from antiphon.translation.builder import BuilderOptions, ResponseBuilder
+from antiphon.translation.chat_messages import ItemSources
+from antiphon.translation.chat_request import ChatTranslation, translate_request
+from antiphon.translation.compaction import Named, expand_compactions
+from antiphon.translation.file_urls import FileNotFetched, forgive_history
+from antiphon.translation.initial_response import start_response
+from antiphon.translation.parameters import allow_fields
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.prompt_template import PromptTemplate
+from antiphon.translation.read_request import Manner, read_request
+from antiphon.translation.tool_map import HostedFunction
+from antiphon.types.request import CreateResponse
+from antiphon.types.response import UsageObject
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
+
+    generate: bool = True
+    error_events: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body that was read, and where its model is. `queued`: it is run now, as the response that was queued."""
+
+    request: CreateResponse
+    route: ModelRoute
+    profile: UpstreamProfile
+    wishes: Wishes
+    queued: QueuedResponse | None = None
+
+
+def read_asked(
+    options: ExchangeOptions,
+    head: RequestHead,
+    path: str,
+    body: bytes,
+    *,
+    default: ModelRoute,
+    wishes: Wishes,
+    prompt: PromptTemplate | None,
+    queued: QueuedResponse | None,
+) -> Asked:
+    """Read a body; `prompt` is the one it names. Raises `ApiError`, and `PromptNotLoaded` when it names one and none is
+    given."""
+    request = read_request(
+        body,
+        max_items=options.limits.input_items,
+        max_tools=options.limits.tools,
+        hosted=options.tool_types,
+        prompt=prompt,
+        max_prompt_bytes=options.limits.request_body_bytes,
+    )
+    if path in (COMPACT_PATH, COUNT_PATH):
+        request.stream = request.store = request.background = False
+        request.compact = path == COMPACT_PATH
+        if head.header(HEADER) is not None:
+            request.ignored = (*request.ignored, HEADER)
+    elif request.prewarm:
+        wishes = replace(wishes, generate=False)
+    route = options.routes.choose(request.model) if options.routes is not None else default
+    if prompt is not None and route.mode == "native":
+        raise InvalidRequest(
+            f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
+            "prompts of this server.",
+            param="prompt",
+            code="unsupported_parameter",
+        )
+    if not route.serves(request.model):
+        raise no_such_model(request.model)
+    allow_fields(request, route.fields)
+    return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, queued)
+
+
+class SealedContent:
+    """Reasoning, or a compaction, as a text that its owner's client carries (`encrypted_content`)."""
+
+    __slots__ = ("_owner", "_sealer")
+
+    def __init__(self, sealer: Sealer | None, owner: str) -> None:
+        self._sealer = sealer
+        self._owner = owner
+
+    def check(self) -> Sealer:
+        """Raises `InvalidRequest` when nothing can be sealed."""
+        if self._sealer is None:
+            raise InvalidRequest(
+                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
+            )
+        return self._sealer
+
+    def seal(self, payload: bytes) -> str:
+        """Raises `InvalidRequest` when nothing can be sealed."""
+        return self.check().seal(self._owner, "reasoning", payload)
+
+    def unseal(self, text: str, param: str) -> bytes:
+        """What `seal` was given. Raises `InvalidRequest` naming `param`."""
+        if self._sealer is None:
+            raise InvalidRequest(
+                "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
+            )
+        return self._sealer.open(self._owner, "reasoning", text, param=param)
+
+
+class TranslatedRequest(ServedRequest, ABC):
+    """One such request. `begin` it; `proceed` is called when its items are known."""
+
+    def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
+        super().__init__(core, head, asked.route)
+        request = asked.request
+        self.request = request
+        self.profile = asked.profile
+        self.wishes = asked.wishes
+        self.model = request.model
+        self.streaming = request.stream
+        self.stored = self.quoted = request.store
+        self.sealed_content = SealedContent(core.options.sealer, head.owner)
+        self.builder = self._make_builder(asked)
+        unknown = request.compact_threshold == 0 and asked.route.context_tokens is None
+        self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
+        """What of the request has no effect."""
+        self.items: list[Named] = []
+        """The conversation, as the model gets it."""
+        self.prepared: tuple[PreparedTool, ...] | None = None
+        self.stored_input: tuple[StoredItem, ...] | None = None
+        self._history: tuple[StoredItem, ...] | None = None
+        self._files: dict[str, FetchedFile | ApiError] | None = None
+
+    @property
+    def response_id(self) -> str:
+        return self.builder.response.id
+
+    @property
+    def usage_object(self) -> UsageObject | None:
+        """What was used, as the response shows it."""
+        return self.builder.response.usage
+
+    @property
+    def usage(self) -> Usage | None:
+        usage = self.usage_object
+        if usage is None:
+            return None
+        return Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.input_tokens_details.cached_tokens,
+            cache_write_tokens=usage.input_tokens_details.cache_write_tokens,
+            reasoning_tokens=usage.output_tokens_details.reasoning_tokens,
+        )
+
+    @property
+    def output_bytes(self) -> int:
+        return self.builder.size
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether the conversation is to be compacted before the model answers."""
+        request = self.request
+        asked = request.compact or is_too_long(request, self.items, self.route.context_tokens)
+        return self.wishes.generate and asked
+
+    @property
+    def manner(self) -> Manner:
+        return Manner(self.request.stream, self.request.background)
+
+    def begin(self) -> None:
+        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        request = self.request
+        # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
+        locked = request.conversation is not None and request.store
+        wanted = wanted_context(request, self.head, self.response_id if locked else "")
+        if wanted is None:
+            self._begin_with(())
+            return
+        self.core.locked = locked
+        self.load(wanted)
+
+    def receive_context(self, context: Context) -> None:
+        if self._history is None:
+            self._begin_with(history_of(self.request, context))
+        else:
+            self._files = forgive_history(context.files, files_of(self.request))
+            self.proceed()
+
+    def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
+        self._history = history
+        self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
+        self.proceed()
+
+    @abstractmethod
+    def proceed(self) -> None:
+        """Go on with the items: once they are known, and again when files that they name were fetched. Raises
+        `ApiError`."""
+
+    def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
+        """The chat request; None when files are to be fetched first. Raises `ApiError`."""
+        options, route, prepared = self.core.options, self.route, self.prepared or ()
+        hosted: dict[int, tuple[HostedFunction, ...]] = {
+            tool.index: () for tool in hosted_tools(request, options.tool_types)
+        }
+        hosted |= {one.tool.index: one.functions for one in prepared if one.tool.index in hosted}
+        try:
+            return translate_request(
+                request,
+                without_lists(items, prepared),
+                self.profile,
+                model=route.model,
+                context_tokens=route.context_tokens,
+                sources=ItemSources(self.sealed_content.unseal, self._files or {}),
+                max_tools=options.limits.tools,
+                hosted=hosted,
+                extra=route.extra,
+            )
+        except FileNotFetched:
+            if self._files is not None:
+                raise
+            self.load(files_wanted(self.request, self._history or (), self.head))
+            return None
+
+    def prepare_stored(self) -> None:
+        """Now, not when the response ends: a large request is read where it holds nobody up."""
+        if self.request.store and self.stored_input is None:
+            self.stored_input = stored_input(prepare_input(self.request.input, self.core.new_id))
+
+    def forget_input(self) -> None:
+        """Nothing is kept of what the request brought."""
+        self._history = self._files = self.stored_input = None
+        self.items = []
+
+    def _make_builder(self, asked: Asked) -> ResponseBuilder:
+        options, request, queued = self.core.options, asked.request, asked.queued
+        dialect = self.head.header(DIALECT)
+        reasoning = request.reasoning
+        as_summary = options.reasoning_as == "summary" or (
+            options.reasoning_as == "auto"
+            and reasoning is not None
+            and (reasoning.summary is not None or reasoning.generate_summary is not None)
+        )
+        seals = request.encrypted_reasoning and options.sealer is not None
+        return ResponseBuilder(
+            start_response(
+                request,
+                queued.id if queued is not None else self.core.new_id("resp"),
+                queued.created_at if queued is not None else self.core.clock(),
+            ),
+            BuilderOptions(
+                events=request.stream,
+                first_number=queued.first_number if queued is not None and request.stream else 0,
+                error_events=asked.wishes.error_events,
+                reasoning_as_summary=as_summary,
+                open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
+                obfuscate=request.obfuscation,
+                seal=self.sealed_content.seal if seals else None,
+                max_bytes=options.limits.upstream_body_bytes,
+            ),
+            self.core.new_id,
+        )

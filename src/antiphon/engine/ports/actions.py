@@ -1,0 +1,320 @@
+"""What the exchange asks for, and the values that travel between it and the world.
+
+Lives here: the `Action` union and the plain values in it. Data only: nothing here decides or performs anything.
+
+Invariant: actions are performed in the order in which `ResponseExchange.next_action()` gave them. The runner performs
+all but a `ClientAction`, which is the door's; in relay the door has Envoy make the one `CallUpstream`. There is no
+action that ends a call: whoever makes it ends it when the exchange asks for another call, for tools, or for the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
+from antiphon.errors import ApiError
+from antiphon.types.files import FetchedFile
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
+
+__all__ = [
+    "Action",
+    "CallUpstream",
+    "CancelReason",
+    "Chain",
+    "ClientAction",
+    "Context",
+    "Enqueue",
+    "FetchedFile",
+    "Finish",
+    "FollowResponse",
+    "Headers",
+    "LoadContext",
+    "OnceOnly",
+    "OwnAction",
+    "PrepareTools",
+    "PromptUse",
+    "ReleaseConversation",
+    "RequestHead",
+    "ResponseRecord",
+    "RunTools",
+    "SaveResponse",
+    "SendBody",
+    "SendHead",
+    "StoredItem",
+    "StoredPrompt",
+    "UpstreamError",
+    "UpstreamFault",
+    "UpstreamRequest",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The client's request line and headers, and whose request it is.
+
+    `owner` was derived by the door from a trusted header or the bearer token (`doors/owners.py`); the core only
+    hands it on. `request_id` names the request in logs.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    owner: str
+    request_id: str = ""
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+        return header_value(self.headers, name)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """One item as it is stored and as `input_items` returns it: `body` is its whole JSON object."""
+
+    id: str
+    type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The history behind a `previous_response_id`: all items, input and output of every turn, oldest first."""
+
+    items: tuple[StoredItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptUse:
+    """The prompt that a request names, and which version of it; the default one when `version` is None."""
+
+    id: str
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrompt:
+    """One version of a prompt. Times in seconds; `metadata` and `body` (the template) are JSON objects.
+
+    `updated_at` is the prompt's: of its last version, or of another change.
+    """
+
+    id: str
+    name: str | None
+    version: int
+    default_version: int
+    last_version: int
+    created_at: float
+    updated_at: float
+    metadata: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The answer to `LoadContext`.
+
+    `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
+    forbidden look alike), `conversation` and `prompt` likewise. `items` holds the referenced items that were found, by
+    id. `files` holds for every URL and every file's id asked for the file, or why there is none (an error without
+    `param`: the place is known to whoever asked). `keyless` is None when it could not be learned.
+    """
+
+    chain: Chain | None = None
+    conversation: tuple[StoredItem, ...] | None = None
+    prompt: StoredPrompt | None = None
+    items: dict[str, StoredItem] = field(default_factory=dict)
+    files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
+    keyless: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one response (all non-negative)."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OnceOnly:
+    """An `Idempotency-Key` with the request that it stands for, hashed (`engine/ports/idempotency.py`)."""
+
+    owner: str
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRecord:
+    """A finished response, as the store keeps it.
+
+    `body` is the Response JSON object *without* its `output` array; `input_items` are this request's own input
+    (never the history), `output_items` what was produced.
+    """
+
+    id: str
+    owner: str
+    previous_response_id: str | None
+    status: str
+    model: str
+    created_at: float
+    completed_at: float | None
+    body: bytes
+    input_items: tuple[StoredItem, ...]
+    output_items: tuple[StoredItem, ...]
+    usage: Usage | None = None
+    conversation_id: str | None = None
+    once: OnceOnly | None = None
+    """The key that is bound to it in the unit that stores it; it is held for this response by then."""
+
+    @property
+    def joins_conversation(self) -> bool:
+        """Whether its items become part of its conversation: those of a response that failed do not."""
+        return self.conversation_id is not None and self.status in ("completed", "incomplete")
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
+
+    `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
+    `upstream` is the name of the upstream to call. With `above` the path is not below the base's last `/v1` but beside
+    it.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+    model: str
+    stream: bool
+    upstream: str = "default"
+    above: bool = False
+
+
+class CancelReason(Enum):
+    """Why an exchange is ended from outside."""
+
+    CLIENT_GONE = "client_gone"
+    CONNECTION_ENDED = "connection_ended"
+    SHUTTING_DOWN = "shutting_down"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """Load what the request refers to, for this owner; answered by `receive_context`.
+
+    Asked for twice when a request has files to fetch: history and referenced items may name some as well. `lock_for` is
+    the id of the response that the conversation is to be locked for; empty when it is only read. A `prompt` is asked
+    for alone and first: what else there is to load may stand in it. So is `keyless`, the upstream of which is to be
+    known whether it works without a key.
+    """
+
+    owner: str
+    previous_response_id: str | None
+    item_ids: tuple[str, ...] = ()
+    file_urls: tuple[str, ...] = ()
+    conversation: str | None = None
+    lock_for: str = ""
+    prompt: PromptUse | None = None
+    file_ids: tuple[str, ...] = ()
+    keyless: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareTools:
+    """Learn what the model is to be shown of these tools; answered by `receive_tools`."""
+
+    owner: str
+    response_id: str
+    tools: tuple[HostedTool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunTools:
+    """Run these calls, all at once; each is answered by `receive_tool_result`."""
+
+    calls: tuple[HostedCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallUpstream:
+    """Make this model call; answered by `receive_upstream_head`, `_data` and `_end`."""
+
+    request: UpstreamRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseConversation:
+    """Give back what this response holds, the lock of its conversation and its idempotency key; nothing is answered.
+    Performed before the client hears the end, so that it can come back at once."""
+
+    response_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResponse:
+    """Store the finished response; answered by `receive_saved`."""
+
+    record: ResponseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Store a queued response and the job that runs it; answered by `receive_saved`.
+
+    `request` is the job's payload (`jobs.JobRequest` as JSON), `events` what its stream begins with, empty when no
+    stream was asked for.
+    """
+
+    record: ResponseRecord
+    request: bytes
+    events: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FollowResponse:
+    """Send the client the events of this background response as they come, to its end; answered by
+    `receive_followed`."""
+
+    owner: str
+    response_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendHead:
+    """The client's response head. `streamed` says that body parts follow over time (SSE); `raw` that they are somebody
+    else's bytes, into which nothing may be put."""
+
+    status: int
+    headers: Headers
+    streamed: bool = False
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendBody:
+    """Body bytes for the client; whole events only."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The client's response is complete. `outcome` is the response's final status or `error`, for metrics."""
+
+    outcome: str
+    usage: Usage | None = None
+    model: str = ""
+
+
+ClientAction = SendHead | SendBody | Finish
+OwnAction = LoadContext | PrepareTools | SaveResponse | Enqueue | ReleaseConversation
+"""What the runner performs by itself."""
+Action = CallUpstream | RunTools | OwnAction | FollowResponse | ClientAction

@@ -1,0 +1,207 @@
+"""Files that clients uploaded, as the API, the runner and whoever reads them see them.
+
+Lives here: what a file is, and the ports `FileStore` (rows and contents together) and `BlobStore` (contents alone).
+Not here: SQL and disks (`stores/files.py`, `stores/blobs.py`), the HTTP side (`api/files.py`).
+
+Invariant: a file is there whole or not at all: its row comes after its content is durable, and goes before it. An
+expired file does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from antiphon.engine.ports.actions import OnceOnly
+
+
+class NoRoom(Exception):
+    """The owner's files would be larger than they may be together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A content that is kept: `size` in bytes, `sha256` in hexadecimal digits."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileFields:
+    """What a client says of a file. `name` is a plain file name, `media_type` in lower case without parameters.
+
+    `created_at` and `expires_at` are in seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    purpose: str
+    media_type: str
+    created_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file without its content."""
+
+    id: str
+    name: str
+    purpose: str
+    media_type: str
+    size: int
+    sha256: str
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileQuery:
+    """One page of a list: `after` is a file's id, `descending` is newest first."""
+
+    limit: int = 10_000
+    after: str | None = None
+    purpose: str | None = None
+    descending: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FilePage:
+    """One page of files in the asked order."""
+
+    files: tuple[StoredFile, ...]
+    has_more: bool
+
+
+class BlobWriter(Protocol):
+    """A content on its way in; nothing of it is left when its `async with` ends without `seal`."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+
+    async def write(self, data: bytes) -> None:
+        """Append."""
+
+    async def seal(self) -> Blob:
+        """Make it durable under a key of its own. Until the `async with` ends nobody else can claim it."""
+
+    def discard(self) -> None:
+        """What was sealed is not wanted after all."""
+
+
+class BlobReader(Protocol):
+    """An open content: it stays readable although it is deleted meanwhile."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on this machine's disk, if it does, for processes that read it themselves."""
+
+    async def read(self, start: int, limit: int) -> bytes:
+        """Bytes from `start`: `limit` of them unless the content ends before. Raises `StoreError`."""
+
+    async def aclose(self) -> None:
+        """Let it go."""
+
+
+class BlobClaim(Protocol):
+    """A content that no writer has, and that nobody else claims meanwhile."""
+
+    async def delete(self) -> None:
+        """Delete it."""
+
+
+class BlobStore(Protocol):
+    """Contents by key, shared by any number of processes.
+
+    Every method raises `StoreError` when the storage cannot do it; none blocks the event loop.
+    """
+
+    def writing(self) -> AbstractAsyncContextManager[BlobWriter]:
+        """Begin a new content."""
+
+    async def open(self, key: str) -> BlobReader:
+        """Open a content; one that is not there is a `StoreError`."""
+
+    async def delete(self, key: str) -> None:
+        """Delete a content, if it is there."""
+
+    def keys(self) -> AsyncIterator[Sequence[str]]:
+        """All contents, whole and unfinished, some at a time; never an empty part."""
+
+    def claim(self, key: str) -> AbstractAsyncContextManager[BlobClaim | None]:
+        """The content, unless a living writer has it (in whatever process) or it is gone."""
+
+    async def aclose(self) -> None:
+        """Let what was begun end."""
+
+
+class OpenFile(Protocol):
+    """A file with its content open; use it as `async with`."""
+
+    @property
+    def file(self) -> StoredFile:
+        """What is known of it."""
+
+    @property
+    def path(self) -> Path | None:
+        """As `BlobReader.path`."""
+
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
+        """Bytes from `start`; without `limit` all the rest. Raises `StoreError`."""
+
+    async def aclose(self) -> None:
+        """Let it go."""
+
+    async def __aenter__(self) -> OpenFile: ...
+
+    async def __aexit__(self, *raised: object) -> None: ...
+
+
+class FileUpload(Protocol):
+    """A file on its way in; nothing of it is left unless `keep` returned."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+
+    async def write(self, data: bytes) -> None:
+        """Append to the content."""
+
+    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
+        """Make it the owner's file, durable once this returns. Raises `NoRoom`, and `AlreadyMade` for a key that is
+        bound to the same fields and content."""
+
+
+class FileStore(Protocol):
+    """Files of all owners. Every method raises `StoreError` when the storage cannot do it.
+
+    A file that is missing, expired or another owner's is the same answer: None or False.
+    """
+
+    def uploading(self) -> AbstractAsyncContextManager[FileUpload]:
+        """Begin a new file."""
+
+    async def get(self, owner: str, file_id: str) -> StoredFile | None:
+        """The file, or None."""
+
+    async def open(self, owner: str, file_id: str) -> OpenFile | None:
+        """The file with its content open, or None; to be closed by the caller."""
+
+    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+        """A page by time of creation, or None when `after` is no file of the owner."""
+
+    async def delete(self, owner: str, file_id: str) -> bool:
+        """Delete the file; False when there is none. Who reads it at the moment can finish."""
+
+    async def used(self, owner: str) -> int:
+        """Bytes of all the owner's files together."""

@@ -1,0 +1,103 @@
+"""`Idempotency-Key`: a request that is sent again makes nothing a second time.
+
+Lives here: what a key is, the port that keeps keys, and what a request is told whose key is known. Not here: the keys
+that responses of this process hold (`engine/running/held_keys.py`), where keys are kept (`stores/idempotency.py`: in
+the unit that stores what was made), what is given again (`api/`, the exchange).
+
+A key belongs to its owner and stands for one request: its method, path and body, byte for byte (of an upload: its
+fields and its content). The same key with another request is a 422, as in the IETF's draft of the header; while the
+first request runs, a second one is a 409, after which clients try again by themselves. A key is bound to what was
+stored: a request that failed gives it back, so that trying again is trying again.
+
+Invariants: of several requests with one key at most one is being served, in all processes together; a request that was
+served is given what it made before anything that it refers to is looked for, since that may be gone by now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.state import Leased
+from antiphon.errors import ApiError, InvalidRequest
+
+__all__ = [
+    "HEADER",
+    "AlreadyMade",
+    "IdempotencyStore",
+    "OnceOnly",
+    "fingerprint",
+    "in_progress",
+    "read_key",
+    "reused",
+]
+
+HEADER = "idempotency-key"
+_MAX_LENGTH = 255
+
+
+class AlreadyMade(Exception):
+    """The request was served before; `object_id` is what it made."""
+
+    def __init__(self, object_id: str) -> None:
+        super().__init__(object_id)
+        self.object_id = object_id
+
+
+class IdempotencyStore(Leased, Protocol):
+    """Keys of all owners. Every method raises `StoreError`."""
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
+        """Hold the key for what is to be made; None, or what was made with it before.
+
+        Raises `ApiError`: the key stands for another request, or its request is being served.
+        """
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What this very request made with the key before; None whenever `claim` is to say more."""
+
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        """Give the key back if it is held for this object and nothing was stored."""
+
+
+def read_key(value: str | None) -> str | None:
+    """The key in a header. Raises `InvalidRequest`."""
+    if value is None:
+        return None
+    if not 0 < len(value) <= _MAX_LENGTH or not value.isascii() or not value.isprintable():
+        raise InvalidRequest(
+            f"An Idempotency-Key has 1 to {_MAX_LENGTH} printable ASCII characters.", code="invalid_idempotency_key"
+        )
+    return value
+
+
+def fingerprint(method: str, path: str, *parts: bytes) -> str:
+    """What tells requests apart."""
+    digest = hashlib.sha256()
+    for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def reused() -> ApiError:
+    """The key stands for another request."""
+    return ApiError(
+        "This Idempotency-Key was used with another request. Use a new key for every request that is not the same, "
+        "byte for byte.",
+        status=422,
+        type="invalid_request_error",
+        code="idempotency_key_reused",
+    )
+
+
+def in_progress() -> ApiError:
+    """The request of this key is being served."""
+    return ApiError(
+        "A request with this Idempotency-Key is being served. Try again when it is over.",
+        status=409,
+        type="invalid_request_error",
+        code="idempotency_key_in_use",
+        headers=(("retry-after", "1"),),
+    )

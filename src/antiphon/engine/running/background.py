@@ -1,0 +1,104 @@
+"""Background responses as everybody but their workers sees them: queued, followed, cancelled, given up.
+
+Lives here: what a process can do to a background response whoever runs it. Not here: running one (`workers.py`),
+reading its stream (`followers.py`), what a stored body looks like (`engine/ports/stored_bodies.py`), SQL.
+
+A response is cancelled in the store, in one unit with its last event. Its worker finds its job gone and drops the
+model call, within a few hundredths of a second, whatever process it is in; what it had not written yet is lost.
+
+Invariant: a response that is over never changes; of a cancellation and an end at the same time one wins, and both
+callers see which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from antiphon.config.state import BackgroundSettings
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import EventPiece, JobEnd, JobStore
+from antiphon.engine.ports.state import ResponseStore, StoredResponse
+from antiphon.engine.ports.stored_bodies import ended_body, finished_items, is_background, is_over, last_events
+from antiphon.engine.running.followers import Followers
+from antiphon.errors import InternalError, InvalidRequest
+
+_TRIES = 20
+_PIECES = 1024
+
+
+class Background:
+    """One per process. `wake_workers` is called when a response is queued or ended here."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        responses: ResponseStore,
+        followers: Followers,
+        settings: BackgroundSettings,
+    ) -> None:
+        self._jobs = jobs
+        self._responses = responses
+        self._settings = settings
+        self.followers = followers
+        self.wake_workers: Callable[[], None] = lambda: None
+
+    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None) -> None:
+        """Queue a response. Raises `StoreError` and `TooManyJobs`."""
+        await self._jobs.enqueue(record, request, events, limit=self._settings.per_owner)
+        self.wake_workers()
+
+    async def has_stream(self, owner: str, response_id: str) -> bool:
+        """Whether the response has events."""
+        page = await self._jobs.events(owner, response_id, -1, 1)
+        return page is not None and bool(page.pieces)
+
+    async def cancel(self, owner: str, response_id: str) -> StoredResponse | None:
+        """The response, which is over now; None when there is none. Raises `InvalidRequest` for one that was not made
+        in the background."""
+        found = await self._responses.get(owner, response_id)
+        if found is not None and not is_background(found.body):
+            raise InvalidRequest("Cannot cancel a synchronous response.", code="response_not_cancellable")
+        if found is not None and not is_over(found.status):
+            await self.end(owner, response_id, "cancelled")
+            found = await self._responses.get(owner, response_id)
+        return found
+
+    async def end(
+        self, owner: str, response_id: str, status: str, *, code: str = "", message: str = "", worker: str | None = None
+    ) -> bool:
+        """End the response as `cancelled`, or as `failed` for a reason; with what it has emitted whole.
+
+        False when it was over, or gone, already (or is not this `worker`'s). Raises `StoreError`.
+        """
+        for _ in range(_TRIES):
+            found = await self._responses.get(owner, response_id)
+            read = await self._whole_items(owner, response_id)
+            if found is None or read is None or is_over(found.status):
+                return False
+            items, last = read
+            body = ended_body(found.body, status, code=code, message=message)
+            events = last_events(last, body, items, code=code, message=message) if last >= 0 else None
+            if await self._jobs.end(JobEnd(response_id, status, body, items, last, events, worker)):
+                self.followers.changed(response_id)
+                self.wake_workers()
+                return True
+            if worker is not None and response_id not in await self._jobs.held(worker):
+                return False
+        raise InternalError("The response could not be ended: its stream goes on too fast. Try again.")
+
+    async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:
+        """The items that the stream has emitted whole, and its last event's number (-1: none); None without response.
+
+        Page by page: the events say everything several times over.
+        """
+        items: list[StoredItem] = []
+        last = -1
+        while True:
+            page = await self._jobs.events(owner, response_id, last, _PIECES)
+            if page is None:
+                return None
+            items += finished_items(page.pieces)
+            if page.pieces:
+                last = page.pieces[-1].last
+            if not page.more:
+                return tuple(items), last

@@ -1,0 +1,134 @@
+"""What one connection remembers of responses that are not stored (`store: false`).
+
+Lives here: the responses of a WebSocket that its later requests may continue, as a layer over the response store. Not
+here: when a response is kept or forgotten (`doors/http/websocket.py`), and everything durable.
+
+A remembered response holds its own turn and those before it that are not stored either; what came before those is read
+from the store each time, so that a deletion there is noticed here.
+
+Invariants: nothing in here is ever written anywhere; an owner's connection is the only reader; at most `max_bytes` of
+items are held, the oldest responses go first. All connections of a process share a `SocketMemory`: when that is full,
+the connection that was not used for longest forgets everything (its client sends the whole input again).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.state import History
+
+_MAX_RESPONSES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """`items` are of this turn and of the remembered ones before it; `stored` is the id that the first continued."""
+
+    items: tuple[StoredItem, ...]
+    stored: str | None
+    size: int
+
+
+class SocketMemory:
+    """What all connections of a process hold together: what they remember, and frames whose turn has not come."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        # The idlest first.
+        self._memories: OrderedDict[ConnectionMemory, None] = OrderedDict()
+
+    def used_by(self, memory: ConnectionMemory) -> None:
+        """This connection is at work: others forget before it does."""
+        self._memories[memory] = None
+        self._memories.move_to_end(memory)
+
+    def take(self, size: int, memory: ConnectionMemory | None = None) -> bool:
+        """Hold so many bytes more, at the cost of idle connections' memories (not of this one's); False: no room."""
+        while self.used + size > self.limit:
+            idlest = next((one for one in self._memories if one is not memory), None)
+            if idlest is None:
+                return False
+            idlest.shed()
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give bytes back."""
+        self.used -= size
+
+    def leave(self, memory: ConnectionMemory) -> None:
+        """This connection remembers nothing any more."""
+        self._memories.pop(memory, None)
+
+
+class ConnectionMemory:
+    """The `History` of one connection of one owner: what it remembers first, then the one beneath."""
+
+    def __init__(self, store: History, *, max_bytes: int, shared: SocketMemory | None = None) -> None:
+        self._shared = shared or SocketMemory(max_bytes)
+        self._store = store
+        self._max_bytes = max_bytes
+        self._known: OrderedDict[str, _Remembered] = OrderedDict()
+        self._size = 0
+
+    def __contains__(self, response_id: str | None) -> bool:
+        return response_id in self._known
+
+    def keep(self, record: ResponseRecord) -> None:
+        """Remember this response, unless it is too large, or its history lies in a conversation that may change."""
+        if record.conversation_id is not None:
+            return
+        before = self._known.get(record.previous_response_id or "")
+        earlier, stored = (before.items, before.stored) if before is not None else ((), record.previous_response_id)
+        items = (*earlier, *record.input_items, *record.output_items)
+        size = sum(len(item.body) for item in items)
+        if size > self._max_bytes:
+            return
+        while self._size + size > self._max_bytes or len(self._known) >= _MAX_RESPONSES:
+            self._drop(next(iter(self._known)))
+        self._shared.used_by(self)
+        while not self._shared.take(size, self):
+            if not self._known:
+                return
+            self._drop(next(iter(self._known)))
+        self._known[record.id] = _Remembered(items, stored, size)
+        self._size += size
+
+    def forget(self, response_id: str | None) -> None:
+        """It cannot be continued any more (a turn that continued it failed)."""
+        if response_id is not None and response_id in self._known:
+            self._drop(response_id)
+
+    def shed(self) -> None:
+        """Forget everything: others need the room."""
+        for response_id in tuple(self._known):
+            self._drop(response_id)
+        self._shared.leave(self)
+
+    def _drop(self, response_id: str) -> None:
+        size = self._known.pop(response_id).size
+        self._size -= size
+        self._shared.give(size)
+
+    # What a runner asks of a history
+
+    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
+        known = self._known.get(response_id)
+        if known is None:
+            return await self._store.load_chain(owner, response_id)
+        self._shared.used_by(self)
+        if known.stored is None:
+            return Chain(known.items)
+        before = await self._store.load_chain(owner, known.stored)
+        return Chain((*before.items, *known.items)) if before is not None else None
+
+    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
+        here = {item.id: item for known in self._known.values() for item in known.items if item.id in item_ids}
+        elsewhere = tuple(item_id for item_id in item_ids if item_id not in here)
+        return {**(await self._store.load_items(owner, elsewhere) if elsewhere else {}), **here}
+
+    async def save(self, record: ResponseRecord) -> None:
+        await self._store.save(record)

@@ -1,0 +1,133 @@
+"""Reading the stream of a background response while it is made, from any process.
+
+Lives here: who waits for which response, and the loop that reads on. Not here: who writes the stream (`workers.py`),
+heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
+
+What is sent was read from the store, by followers in the writing process as well: so all of them see the same, and
+nothing that is not durable yet. In that process a wake-up follows every write; for what others write, one task asks the
+store every `poll` seconds how far everything is that anybody here waits for.
+
+Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from antiphon.engine.ports.jobs import JobStore
+from antiphon.engine.ports.stored_bodies import is_over
+from antiphon.errors import StoreError
+from antiphon.translation.encode import DONE, KEEPALIVE
+
+_log = structlog.get_logger(__name__)
+
+_PIECES = 64
+# Nobody depends on this one: it is there for what nobody thought of.
+_LONGEST_WAIT = 5.0
+
+
+@dataclass(eq=False)
+class _Follower:
+    """Who waits for events behind the number `after`."""
+
+    after: int
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Followers:
+    """One per process. `poll`: seconds between two looks at what other processes write."""
+
+    def __init__(self, jobs: JobStore, *, poll: float = 0.05, keepalive: float = 15.0) -> None:
+        self._jobs = jobs
+        self._poll = poll
+        self._keepalive = keepalive
+        self._followers: dict[str, set[_Follower]] = {}
+        self._here: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def written_here(self, response_id: str) -> Iterator[None]:
+        """This process writes the response's stream now, and calls `changed`."""
+        self._here.add(response_id)
+        try:
+            yield
+        finally:
+            self._here.discard(response_id)
+            self.changed(response_id)
+            self._look_if_needed()
+
+    def changed(self, response_id: str) -> None:
+        """The response's stream went on, or is over."""
+        for follower in self._followers.get(response_id, ()):
+            follower.news.set()
+
+    async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
+        """The events after this number, as they come, and `[DONE]`; keep-alive comments in silence.
+
+        Raises `StoreError` when the response is deleted meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        me = _Follower(after)
+        self._followers.setdefault(response_id, set()).add(me)
+        self._look_if_needed()
+        try:
+            sent = loop.time()
+            while True:
+                me.news.clear()
+                page = await self._jobs.events(owner, response_id, me.after, _PIECES)
+                if page is None:
+                    raise StoreError("The response was deleted while its stream was read.")
+                for piece in page.pieces:
+                    data = piece.after(me.after)
+                    me.after = piece.last
+                    yield data
+                    sent = loop.time()
+                if page.more:
+                    continue
+                if is_over(page.status):
+                    yield DONE
+                    return
+                await self._wait(me)
+                if loop.time() - sent >= self._keepalive:
+                    yield KEEPALIVE
+                    sent = loop.time()
+        finally:
+            others = self._followers[response_id]
+            others.discard(me)
+            if not others:
+                del self._followers[response_id]
+
+    async def _wait(self, me: _Follower) -> None:
+        try:
+            async with asyncio.timeout(min(self._keepalive, _LONGEST_WAIT)):
+                await me.news.wait()
+        except TimeoutError:
+            pass
+
+    # What other processes write
+
+    def _elsewhere(self) -> list[str]:
+        return [response_id for response_id in self._followers if response_id not in self._here]
+
+    def _look_if_needed(self) -> None:
+        if (self._looking is None or self._looking.done()) and self._elsewhere():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while wanted := self._elsewhere():
+            try:
+                found = await self._jobs.progress(wanted)
+            except StoreError as error:
+                _log.warning("progress_not_read", error=str(error))
+            else:
+                for response_id in wanted:
+                    now = found.get(response_id)
+                    for follower in self._followers.get(response_id, ()):
+                        if now is None or now.last_event > follower.after or is_over(now.status):
+                            follower.news.set()
+            await asyncio.sleep(self._poll)

@@ -1,0 +1,141 @@
+"""What a worker writes of a response's stream while it runs it: batches of whole events, numbered.
+
+Lives here: one job's batches, and when they are written. Not here: what is in the events, SQL, who reads them.
+
+Invariant: batches are written one after the other, in their order; at most one is under way, and while it cannot be
+written no more than another `_AHEAD` bytes gather behind it. When the worker does not hold the job any more, `on_lost`
+is called and nothing is written after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from antiphon.engine.ports.jobs import EventPiece, Job, JobStore, count_events
+from antiphon.errors import StoreError
+from antiphon.translation.encode import DONE, KEEPALIVE
+
+_log = structlog.get_logger(__name__)
+
+_AHEAD = 1 << 20
+_RETRY = 0.2
+
+
+class JobStream:
+    """The stream of one attempt. `written` is called after every batch."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        worker: str,
+        job: Job,
+        *,
+        batch: float,
+        written: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._worker = worker
+        self._job = job
+        self._batch = batch
+        self._written = written
+        self._on_lost = on_lost
+        self._number = job.last_event
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._unwritten: EventPiece | None = None
+        self.restart = True
+        """Whether nothing of this attempt was written yet: what an earlier one may have left goes then. (Whether there
+        was one cannot be told by `attempts`: one that was given back does not count.)"""
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, data: bytes) -> None:
+        """These events come next; comments and `[DONE]` are not kept. Waits while too much is unwritten."""
+        if data == KEEPALIVE:
+            return
+        data = data.removesuffix(DONE)
+        if not data:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._write_on())
+        if self._task.done():
+            self._task.result()
+        elif self._size > _AHEAD and not self._closing.is_set():
+            self._room.clear()
+            await self._room.wait()
+
+    def hold_back(self) -> None:
+        """Write no more: the rest belongs to the response's last unit, if there is one."""
+        self._closing.set()
+        self._changed.set()
+
+    async def close(self) -> EventPiece | None:
+        """Write no more; what is not written yet, for whoever ends the response."""
+        self.hold_back()
+        if self._task is not None:
+            await self._task
+        return self._take()
+
+    def abort(self) -> None:
+        """Stop at once."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _take(self) -> EventPiece | None:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        self._room.set()
+        if data:
+            before = self._unwritten.data if self._unwritten is not None else b""
+            self._number += count_events(data)
+            self._unwritten = EventPiece(self._number, before + data)
+        return self._unwritten
+
+    async def _write_on(self) -> None:
+        try:
+            await self._write()
+        finally:
+            # Nobody may wait for room that nobody makes any more.
+            self._room.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._changed.wait()
+            if self._closing.is_set():
+                return
+            self._changed.clear()
+            # What could not be written is tried again as it is; meanwhile the rest waits, and so does who makes it.
+            piece = self._unwritten or self._take()
+            pause = self._batch
+            if piece is not None:
+                try:
+                    held = await self._jobs.append(self._worker, self._job.response_id, piece, restart=self.restart)
+                except StoreError as error:
+                    _log.warning("events_not_written", response_id=self._job.response_id, error=str(error))
+                    pause = _RETRY
+                    self._changed.set()
+                else:
+                    self._unwritten = None
+                    if self._parts:
+                        self._changed.set()
+                    if not held:
+                        self._on_lost()
+                        return
+                    self.restart = False
+                    self._written()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass

@@ -1,0 +1,75 @@
+"""Whether an upstream wants a key at all: asked once without one, and remembered for a while.
+
+Lives here: the question, and its memory. Not here: what follows from the answer (`engine/exchange/queueing.py`).
+
+A background response runs when its client is gone, and clients' keys are not kept. A server that takes requests
+without a key (Ollama, llama.cpp, a vLLM of one's own) needs none. The question is an empty chat request: servers look
+at the key before they look at the request, while their list of models may be open to everybody. Nothing of a client
+goes along.
+
+Invariant: only a clear answer is remembered; one question at a time for each upstream, each of bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
+
+_log = structlog.get_logger(__name__)
+
+_REMEMBERED = 300.0
+_SECONDS = 5.0
+# Of the request, not of who sent it.
+_ABOUT_THE_REQUEST = frozenset({400, 404, 405, 413, 415, 422})
+_ABOUT_THE_KEY = frozenset({401, 402, 403, 407})
+
+
+class Keyless:
+    """One per process."""
+
+    def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self._known: dict[str, tuple[float, bool]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+
+    async def ask(self, upstream: str) -> bool | None:
+        """Whether this upstream works without a key; None when it could not be learned now."""
+        async with self._asking.setdefault(upstream, asyncio.Lock()):
+            known = self._known.get(upstream)
+            if known is not None and self._clock() < known[0]:
+                return known[1]
+            answer = await self._learn(upstream)
+            if answer is not None:
+                self._known[upstream] = (self._clock() + _REMEMBERED, answer)
+                _log.info("upstream_key_needed", upstream=upstream, needed=not answer)
+            return answer
+
+    async def _learn(self, upstream: str) -> bool | None:
+        status = await self._status(upstream, "POST", "/chat/completions", b'{"messages":[],"max_tokens":1}')
+        if 200 <= status < 300 or status in _ABOUT_THE_REQUEST:
+            return True
+        if status in _ABOUT_THE_KEY:
+            return False
+        if status == 500:
+            # Some servers stumble over an empty request. They have let it in, unless they guard everything.
+            status = await self._status(upstream, "GET", "/models", b"")
+            return True if 200 <= status < 300 else False if status in _ABOUT_THE_KEY else None
+        return None
+
+    async def _status(self, upstream: str, method: str, path: str, body: bytes) -> int:
+        """The status of the answer; 0 when there is none."""
+        headers = (("content-type", "application/json"), ("accept", "application/json"))
+        request = UpstreamRequest(method, path, headers, body, "", False, upstream)
+        try:
+            async with asyncio.timeout(_SECONDS), self._upstream.call(request) as answer:
+                return answer.status
+        except (UpstreamCallFailed, TimeoutError) as failure:
+            _log.warning("upstream_not_asked", upstream=upstream, error=str(failure) or "no answer in time")
+            return 0

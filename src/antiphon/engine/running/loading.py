@@ -1,0 +1,134 @@
+"""Loading what a request refers to: its history, its prompt, its items and files.
+
+Lives here: which store or fetcher an action asks, and what a client is told when one cannot answer. Not here: what is
+done with it (`engine/exchange/request_context.py`), and the stores.
+
+Invariant: what goes wrong is a value, an `ApiError`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, StoredItem, StoredPrompt
+from antiphon.engine.ports.state import FileFetcher, History, PromptStore
+from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.stored_files import StoredFiles
+from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
+from antiphon.observability.metrics import Metrics
+from antiphon.types.files import FetchedFile
+
+
+class Loader:
+    """Loads from these; what is None is not available on this server."""
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        metrics: Metrics,
+        conversations: LockedConversations | None = None,
+        prompts: PromptStore | None = None,
+        files: FileFetcher | None = None,
+        stored_files: StoredFiles | None = None,
+        keyless: Keyless | None = None,
+    ) -> None:
+        self._history = history
+        self._metrics = metrics
+        self._conversations = conversations
+        self._prompts = prompts
+        self._files = files
+        self._stored_files = stored_files
+        self._keyless = keyless
+
+    def over(self, history: History) -> Loader:
+        """The same with another history."""
+        view = copy.copy(self)
+        view._history = history
+        return view
+
+    async def load(self, action: LoadContext) -> Context | ApiError:
+        """What the action names, or why it cannot be had."""
+        if action.file_urls or action.file_ids:
+            return await self._load_files(action)
+        if action.keyless is not None:
+            return Context(keyless=await self._keyless.ask(action.keyless) if self._keyless is not None else False)
+        operation = "load_chain"
+        if action.prompt is not None:
+            operation = "load_prompt"
+        elif action.conversation is not None:
+            operation = "load_conversation"
+        try:
+            with self._metrics.storage(operation):
+                return await self._load_stored(action)
+        except ApiError as error:
+            return error
+        except StoreError as error:
+            refused = store_refusal(error, "The stored conversation could not be read")
+            refused.operation = operation
+            return refused
+
+    async def _load_stored(self, action: LoadContext) -> Context:
+        """What the action names in the stores. Raises `ApiError` and `StoreError`."""
+        if action.prompt is not None:
+            return Context(prompt=await self._load_prompt(action.owner, action.prompt))
+        chain = None
+        if action.previous_response_id is not None:
+            chain = await self._history.load_chain(action.owner, action.previous_response_id)
+        conversation = await self._load_conversation(action) if action.conversation is not None else None
+        items = await self._load_items(action) if action.item_ids else {}
+        return Context(chain=chain, conversation=conversation, items=items)
+
+    async def _load_files(self, action: LoadContext) -> Context | ApiError:
+        files = await self._fetch(action.file_urls) if action.file_urls else {}
+        if action.file_ids and self._stored_files is None:
+            refusal = unsupported_parameter(
+                "Files by id are not available on this server; send their content as 'file_data'."
+            )
+            files |= dict.fromkeys(action.file_ids, refusal)
+        elif action.file_ids and self._stored_files is not None:
+            try:
+                files |= await self._stored_files.load(action.owner, action.file_ids)
+            except StoreError as error:
+                return store_refusal(error, "The stored files could not be read")
+        return Context(files=files)
+
+    async def _load_conversation(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
+        if self._conversations is None:
+            raise unsupported_parameter(
+                "Conversations are not available on this server; use previous_response_id.", "conversation"
+            )
+        return await self._conversations.load(action)
+
+    async def _load_prompt(self, owner: str, prompt: PromptUse) -> StoredPrompt | None:
+        if self._prompts is None:
+            raise unsupported_parameter(
+                "Stored prompts are not available on this server; send instructions and input.", "prompt"
+            )
+        return await self._prompts.get(owner, prompt.id, prompt.version)
+
+    async def _load_items(self, action: LoadContext) -> dict[str, StoredItem]:
+        items = await self._history.load_items(action.owner, action.item_ids)
+        missing = tuple(item_id for item_id in action.item_ids if item_id not in items)
+        if missing and self._conversations is not None:
+            items |= await self._conversations.find_items(action.owner, missing)
+        return items
+
+    async def _fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+        if self._files is None:
+            refusal = unsupported_parameter(
+                "Files by URL are not available on this server; send their content as 'file_data'."
+            )
+            return dict.fromkeys(urls, refusal)
+        return await self._files.fetch(urls)
+
+
+def size_of(context: Context | ApiError, action: LoadContext) -> int:
+    """Bytes that are to be read and translated."""
+    if isinstance(context, ApiError):
+        return 0
+    history = context.conversation or (context.chain.items if context.chain is not None else ())
+    size = sum(len(item.body) for item in history)
+    size += sum(len(context.items[item_id].body) for item_id in action.item_ids if item_id in context.items)
+    return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))

@@ -1,0 +1,87 @@
+"""Requests with an `Idempotency-Key`: one that comes again is answered with what it made.
+
+Lives here: reading the key, holding it for the response that begins, and the answer to a request that was served
+before. Not here: what a key is (`engine/ports/idempotency.py`), renewing it and giving it back (`held_keys.py`).
+
+Invariant: the key is held before anything is done for the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import OnceOnly, RequestHead
+from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.thread_pools import LARGE, apart
+from antiphon.errors import ApiError, NotFound, StoreError, store_refusal
+
+
+class RepeatedRequests:
+    """Reads the keys of requests."""
+
+    def __init__(self, keys: HeldKeys, responses: ResponseStore) -> None:
+        self._keys = keys
+        self._responses = responses
+
+    async def read(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> KeyedRequest | None:
+        """The request, if it has an idempotency key; a wrong key is answered."""
+        with _told_of_the_key(exchange):
+            key = read_key(head.header(HEADER))
+            if key is None:
+                return None
+            path = head.path.partition("?")[0]
+            if len(body) < LARGE:
+                stands_for = fingerprint(head.method, path, body)
+            else:
+                stands_for = await apart(lambda: fingerprint(head.method, path, body))
+            return KeyedRequest(exchange, OnceOnly(head.owner, key, stands_for), self._keys, self._responses)
+        return None
+
+
+class KeyedRequest:
+    """A request with a key: looked up by the keys that are held and the responses that are stored."""
+
+    def __init__(self, exchange: ResponseExchange, once: OnceOnly, keys: HeldKeys, responses: ResponseStore) -> None:
+        self._exchange = exchange
+        self._once = once
+        self._keys = keys
+        self._responses = responses
+
+    async def look_up(self) -> None:
+        """Answer what the request made before, if it did, without reading it: its prompt may be gone."""
+        with _told_of_the_key(self._exchange):
+            await self._answer(await self._keys.made(self._once))
+
+    async def claim(self) -> None:
+        """Hold the key, or answer what the request made before; before anything is done for it."""
+        with _told_of_the_key(self._exchange):
+            self._exchange.claim()
+            await self._answer(await self._keys.claim(self._once, self._exchange.response_id))
+
+    async def _answer(self, made: str | None) -> None:
+        """Again what was made before, if anything was."""
+        if made is None:
+            return
+        found = await self._responses.get(self._once.owner, made)
+        if found is None:
+            raise NotFound(
+                f"The response '{made}', which was made with this Idempotency-Key, was deleted. Use a new key.",
+                code="response_not_found",
+            )
+        self._exchange.answer_again(found)
+
+
+@contextmanager
+def _told_of_the_key(exchange: ResponseExchange) -> Iterator[None]:
+    """What goes wrong with the key is the request's answer."""
+    try:
+        yield
+    except ApiError as error:
+        error.operation = "idempotency_key"
+        exchange.turn_away(error)
+    except StoreError as error:
+        exchange.turn_away(store_refusal(error, "The Idempotency-Key could not be looked up"))

@@ -1,0 +1,321 @@
+"""Performs an exchange's actions through the ports; the only `await` in a response's path.
+
+Lives here: model calls and tools with their timers (keep-alive comments, the late head), and the clean end of a request
+whose client left. Not here: decisions (`engine/exchange/response_exchange.py`), who the client is (the doors), and how
+things are loaded (`loading.py`) and saved (`saving.py`).
+
+Invariants: client-facing actions are yielded in the exchange's order; a save that was begun is finished even when the
+request's task is cancelled; an upstream call never outlives its exchange, except to read what follows `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import assert_never
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.time_limits import FLOOD_PAUSE
+from antiphon.engine.ports.actions import (
+    CallUpstream,
+    CancelReason,
+    ClientAction,
+    Enqueue,
+    FollowResponse,
+    LoadContext,
+    OwnAction,
+    PrepareTools,
+    ReleaseConversation,
+    RequestHead,
+    RunTools,
+    SaveResponse,
+    SendBody,
+    SendHead,
+)
+from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.engine.ports.state import FileFetcher, History, OwnerRoom, PromptStore, ResponseStore, Upstream
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.loading import Loader, size_of
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
+from antiphon.engine.running.saving import Saver
+from antiphon.engine.running.stored_files import StoredFiles
+from antiphon.engine.running.thread_pools import LARGE, apart
+from antiphon.engine.running.upstream_pump import UpstreamPump
+from antiphon.engine.running.waiting import look_at
+from antiphon.errors import ApiError, StoreError, store_refusal
+from antiphon.observability.metrics import Metrics
+
+Work = CallUpstream | RunTools
+
+_LAST_SAVE_SECONDS = 0.5
+
+
+class Runner:
+    """One per process; holds no state of a request."""
+
+    def __init__(
+        self,
+        store: ResponseStore,
+        upstream: Upstream,
+        *,
+        timeouts: TimeoutSettings,
+        metrics: Metrics,
+        files: FileFetcher | None = None,
+        stored_files: StoredFiles | None = None,
+        background: Background | None = None,
+        conversations: LockedConversations | None = None,
+        prompts: PromptStore | None = None,
+        keys: HeldKeys | None = None,
+        tools: ToolRunner | None = None,
+        owner_room: OwnerRoom | None = None,
+        keyless: Keyless | None = None,
+    ) -> None:
+        self.store = store
+        """The responses that are stored, whatever history this runner has."""
+        self.upstream = upstream
+        """What makes the model calls."""
+        self.timeouts = timeouts
+        self._owner_room = owner_room
+        self._tools = tools
+        self._conversations = conversations
+        self._background = background
+        self._repeated = RepeatedRequests(keys, store) if keys is not None else None
+        self._loader = Loader(
+            store,
+            metrics=metrics,
+            conversations=conversations,
+            prompts=prompts,
+            files=files,
+            stored_files=stored_files,
+            keyless=keyless,
+        )
+        self._saver = Saver(
+            store,
+            metrics=metrics,
+            seconds=timeouts.save,
+            background=background,
+            conversations=conversations,
+            keys=keys,
+        )
+        self._floods = asyncio.Lock()
+
+    def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
+        """The same runner with another history (a connection's memory over the real one), and perhaps another
+        upstream. `keeps_locks`: a response's conversation is its job's, and goes with that."""
+        view = copy.copy(self)
+        view._loader = self._loader.over(history)
+        view._saver = self._saver.over(history, keeps_locks=keeps_locks)
+        view.upstream = upstream or self.upstream
+        return view
+
+    async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
+        """Give the exchange its request; a large one without holding up other requests."""
+        if len(body) < LARGE:
+            exchange.receive_request(head, body)
+        else:
+            await apart(lambda: exchange.receive_request(head, body))
+        keyed: KeyedRequest | None = None
+        if self._repeated is not None and (exchange.awaits_prompt or exchange.makes_response):
+            keyed = await self._repeated.read(exchange, head, body)
+            if exchange.done:
+                return
+        if exchange.awaits_prompt:
+            if keyed is not None:
+                await keyed.look_up()
+                if exchange.done or exchange.again:
+                    return
+            # What a prompt asks for decides who can make the model call, so it is loaded before a door looks at that.
+            action = exchange.next_action()
+            assert isinstance(action, LoadContext)
+            await self.perform(exchange, action)
+        if keyed is not None and exchange.makes_response:
+            await keyed.claim()
+        if self._owner_room is not None and exchange.stored and not (exchange.done or exchange.again):
+            try:
+                await self._owner_room.check(head.owner)
+            except ApiError as error:
+                exchange.turn_away(error)
+            except StoreError as error:
+                exchange.turn_away(store_refusal(error, "The stored data could not be read"))
+
+    async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
+        """Perform what is pending until nothing is; yields client-facing actions and work that takes its time.
+
+        For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
+        """
+        # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
+        while (action := exchange.next_action()) is not None:
+            if isinstance(action, OwnAction):
+                await self.perform(exchange, action)
+            elif isinstance(action, FollowResponse):
+                if exchange.hold is not None:
+                    # What it brought lies in the store, and is a worker's affair.
+                    exchange.hold.close()
+                async with aclosing(self._follow(action)) as events:
+                    async for data in events:
+                        yield SendBody(data)
+                exchange.receive_followed()
+            else:
+                yield action
+
+    async def perform(self, exchange: ResponseExchange, action: OwnAction) -> None:
+        """Perform one action that is nobody else's, and tell the exchange what came of it."""
+        if isinstance(action, LoadContext):
+            context = await self._loader.load(action)
+            size = size_of(context, action)
+            if exchange.hold is not None and size:
+                try:
+                    exchange.hold.add(size)
+                except ApiError as full:
+                    context = full
+            if exchange.request_bytes + size < LARGE:
+                exchange.receive_context(context)
+            else:
+                await apart(lambda: exchange.receive_context(context))
+        elif isinstance(action, SaveResponse):
+            exchange.receive_saved(await self._saver.save(action))
+        elif isinstance(action, Enqueue):
+            exchange.receive_saved(await self._saver.enqueue(action))
+        elif isinstance(action, ReleaseConversation):
+            await self._saver.release(action)
+        elif isinstance(action, PrepareTools):
+            assert self._tools is not None
+            exchange.receive_tools(await self._tools.prepare(action.owner, action.response_id, action.tools))
+        else:
+            assert_never(action)
+
+    async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
+        """Perform everything, model calls included; ends after `Finish`.
+
+        Cancel the task (or close the generator) to stop; then call `abandon`.
+        """
+        work: Work | None = None
+        async for action in self.settle(exchange):
+            if isinstance(action, CallUpstream | RunTools):
+                work = action
+            else:
+                yield action
+        while work is not None:
+            turn, work = work, None
+            run = self._call(exchange, turn) if isinstance(turn, CallUpstream) else self._run_tools(exchange, turn)
+            # Closed with this generator, not whenever it is collected: the model call ends with it.
+            async with aclosing(run) as answers:
+                async for sent in answers:
+                    if isinstance(sent, CallUpstream | RunTools):
+                        work = sent
+                        break
+                    yield sent
+
+    async def let_others_go_first(self) -> None:
+        """For a stream that floods: all such streams of the process together get a piece in every so many seconds."""
+        async with self._floods:
+            await asyncio.sleep(FLOOD_PAUSE)
+
+    def forget(self, response_id: str) -> None:
+        """This process does nothing more for the conversation of a response: its lock is not renewed any longer."""
+        if self._conversations is not None:
+            self._conversations.forget(response_id)
+
+    async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
+        """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while
+        the process stops, only so long that the line behind it is written in any case (`aclose` waits on)."""
+        if exchange.done:
+            return
+        exchange.cancel(reason)
+
+        async def finish() -> None:
+            async for _ in self.settle(exchange):
+                pass
+
+        task = self._saver.keep_going(finish())
+        if reason is not CancelReason.SHUTTING_DOWN:
+            await asyncio.shield(task)
+            return
+        await asyncio.wait({task}, timeout=_LAST_SAVE_SECONDS)
+        if task.done():
+            task.result()
+        else:
+            task.add_done_callback(look_at)
+
+    async def aclose(self) -> None:
+        """Wait for saves that outlived their requests; at most the save's time, twice."""
+        await self._saver.aclose()
+
+    def _follow(self, action: FollowResponse) -> AsyncGenerator[bytes, None]:
+        assert self._background is not None
+        return self._background.followers.follow(action.owner, action.response_id)
+
+    async def _run_tools(
+        self, exchange: ResponseExchange, action: RunTools
+    ) -> AsyncGenerator[ClientAction | Work, None]:
+        """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
+        assert self._tools is not None
+        loop = asyncio.get_running_loop()
+        running = {loop.create_task(self._tools.run(call)) for call in action.calls}
+        told = exchange.receive_time(loop.time())
+        quiet = loop.time() + self.timeouts.keepalive
+        try:
+            while running and not exchange.done:
+                seconds = max(0.0, min(told, quiet) - loop.time())
+                done, running = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    exchange.receive_tool_result(task.result())
+                now = loop.time()
+                if now >= told:
+                    told = exchange.receive_time(now)
+                if now >= quiet or done:
+                    quiet = now + self.timeouts.keepalive
+                    if not done:
+                        exchange.receive_silence()
+                async for each in self.settle(exchange):
+                    yield each
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction | Work, None]:
+        """One model call: head, body, end; with a driven stream's timers. What follows, if anything, comes last."""
+        pump = UpstreamPump(
+            self.upstream, call, lambda: self.let_others_go_first() if exchange.floods else asyncio.sleep(0)
+        )
+        clock = asyncio.get_running_loop().time
+        try:
+            pump.start()
+            # When the exchange is to be told the time, and when the client has heard nothing for too long: an upstream
+            # that goes on with nothing in it is silence to the client.
+            told = exchange.receive_time(clock())
+            quiet = clock() + self.timeouts.head_wait
+            while not exchange.done:
+                now = clock()
+                if now >= told:
+                    told = exchange.receive_time(now)
+                elif now >= quiet:
+                    exchange.receive_silence()
+                    quiet = now + self.timeouts.keepalive
+                else:
+                    try:
+                        event = await pump.next(min(told, quiet) - now)
+                    except TimeoutError:
+                        continue
+                    if isinstance(event, bytes):
+                        exchange.receive_upstream_data(event)
+                    elif isinstance(event, SendHead):
+                        exchange.receive_upstream_head(event.status, event.headers)
+                        # Other limits hold from now on.
+                        told = exchange.receive_time(now)
+                        quiet = min(quiet, now + self.timeouts.keepalive)
+                    else:
+                        exchange.receive_upstream_end(event)
+                async for action in self.settle(exchange):
+                    quiet = now + self.timeouts.keepalive
+                    yield action
+        finally:
+            await pump.stop(whole=exchange.done)

@@ -1,0 +1,163 @@
+"""Saving a response, queueing one, and giving back what it held; each goes on when its request ends meanwhile.
+
+Lives here: the tasks that outlive their requests, and what becomes of a response's conversation lock and idempotency
+key. Not here: what is stored and when (`engine/exchange/response_exchange.py`), and what a write means
+(`ResponseStore.save`).
+
+Invariant: a save that was begun is finished even when the request's task is cancelled; what a response held goes with
+its row, or is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import structlog
+
+from antiphon.engine.ports.actions import Enqueue, ReleaseConversation, ResponseRecord, SaveResponse
+from antiphon.engine.ports.jobs import EventPiece, count_events
+from antiphon.engine.ports.state import History
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.waiting import look_at
+from antiphon.errors import ApiError, StoreError
+from antiphon.observability.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+_Done = TypeVar("_Done")
+
+_RELEASE_SECONDS = 1.0
+
+
+class Saver:
+    """Saves to `history`, queues in `background`; all that were made `over` one share the tasks that are under way."""
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        metrics: Metrics,
+        seconds: float,
+        background: Background | None = None,
+        conversations: LockedConversations | None = None,
+        keys: HeldKeys | None = None,
+    ) -> None:
+        """`seconds`: for which saves are waited for at the end (twice)."""
+        self._history = history
+        self._metrics = metrics
+        self._seconds = seconds
+        self._background = background
+        self._conversations = conversations
+        self._keys = keys
+        self._keeps_locks = False
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def over(self, history: History, *, keeps_locks: bool) -> Saver:
+        """The same with another history. `keeps_locks`: a response's conversation is its job's, and goes with that."""
+        view = copy.copy(self)
+        view._history = history
+        view._keeps_locks = keeps_locks
+        return view
+
+    async def release(self, action: ReleaseConversation) -> None:
+        """Give back what is held; that goes on when the request's task is cancelled meanwhile."""
+        if self._keeps_locks:
+            return
+        await asyncio.shield(self.keep_going(self._let_go(action.response_id)))
+
+    async def _let_go(self, response_id: str) -> None:
+        if self._conversations is not None:
+            await self._conversations.release(response_id)
+        if self._keys is not None:
+            await self._keys.release(response_id)
+
+    def keep_going(self, work: Coroutine[Any, Any, _Done]) -> asyncio.Task[_Done]:
+        """A task that is waited for at the end, whoever leaves meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _store_record(self, record: ResponseRecord) -> None:
+        """Save, and see to what the response holds: that goes with the row, or without it."""
+        # What failed gives its key back: trying again is trying again.
+        record = self._with_key(record) if record.status in ("completed", "incomplete") else record
+        kept = False
+        try:
+            await self._history.save(record)
+            kept = True
+        finally:
+            await self._part(record, kept=kept)
+
+    def _with_key(self, record: ResponseRecord) -> ResponseRecord:
+        once = self._keys.of(record.id) if self._keys is not None else None
+        return record if once is None else replace(record, once=once)
+
+    async def _part(self, record: ResponseRecord, *, kept: bool) -> None:
+        """This process has done what it could for a response: what it held is the store's now, or nobody's."""
+        if kept and record.conversation_id is not None and self._conversations is not None:
+            self._conversations.forget(record.id)
+        if kept and record.once is not None and self._keys is not None:
+            self._keys.kept(record.id)
+        holds = self._keys is not None and self._keys.of(record.id) is not None
+        if holds or (not kept and record.conversation_id is not None):
+            # What could not write just now may not be able to write this: the client hears of it all the same, and
+            # what is held goes when the disk goes on, or runs out.
+            await asyncio.wait({self.keep_going(self._let_go(record.id))}, timeout=_RELEASE_SECONDS)
+
+    async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
+        """Queue; that goes on when the request's task is cancelled meanwhile, since the lock of the response's
+        conversation goes the way of the job."""
+        return await asyncio.shield(self.keep_going(self._store_job(action)))
+
+    async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:
+        assert self._background is not None
+        started = time.perf_counter()
+        events = EventPiece(count_events(action.events) - 1, action.events) if action.events else None
+        failure: StoreError | ApiError | None = None
+        record = self._with_key(action.record)
+        kept = False
+        try:
+            await self._background.enqueue(record, action.request, events)
+            kept = True
+        except (StoreError, ApiError) as error:
+            failure = error
+        finally:
+            await self._part(record, kept=kept)
+        self._metrics.storage_operation("enqueue", "ok" if kept else "error", time.perf_counter() - started)
+        return failure
+
+    async def save(self, action: SaveResponse) -> StoreError | None:
+        """Save; the write goes on when the request's task is cancelled meanwhile. The store says in bounded time what
+        became of it (`ResponseStore.save`)."""
+        started = time.perf_counter()
+        task = self.keep_going(self._store_record(action.record))
+        failure: StoreError | None = None
+        try:
+            await asyncio.shield(task)
+        except StoreError as error:
+            failure = error
+        except asyncio.CancelledError:
+            task.add_done_callback(look_at)
+            raise
+        self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
+        return failure
+
+    async def aclose(self) -> None:
+        """Wait for saves that outlived their requests; at most the save's time, twice."""
+        deadline = time.monotonic() + 2 * self._seconds
+        while self._under_way and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(self._under_way), timeout=left)
+        if self._under_way:
+            _log.error("saves_given_up", count=len(self._under_way))
+        if self._conversations is not None:
+            await self._conversations.aclose()
+        if self._keys is not None:
+            await self._keys.aclose()

@@ -1,0 +1,99 @@
+"""Asking an upstream again that cannot be reached, while nobody waits for the answer.
+
+Lives here: when a background response's model call is made again. Not here: calls that a client waits for (they fail at
+once), and anything that the upstream itself answered.
+
+Behind Envoy an upstream that cannot be reached shows as an answer of Envoy's own; without it as a call that failed.
+
+Invariant: a call is made again only if the upstream gave no answer at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.translation.upstream_errors import map_upstream_answer
+from antiphon.types.transport import Headers, UpstreamFault
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_ENVOYS_STATUSES = frozenset({502, 503})
+_LARGEST_REPLY = 4096
+
+
+@dataclass
+class _Read:
+    """An answer of which the beginning was read already."""
+
+    status: int
+    headers: Headers
+    begin: list[bytes]
+    rest: AsyncIterator[bytes]
+
+    async def body(self) -> AsyncIterator[bytes]:
+        for part in self.begin:
+            yield part
+        async for part in self.rest:
+            yield part
+
+
+class PatientUpstream:
+    """An upstream that is asked again for some seconds while it cannot be reached."""
+
+    def __init__(self, upstream: Upstream, seconds: float) -> None:
+        self._upstream = upstream
+        self._seconds = seconds
+        self.failed_at: float | None = None
+        """When a call failed in transport for good (by the event loop's time); None: none did."""
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+        """Make the call, and make it again until there is an answer or the time is over."""
+        deadline = time.monotonic() + self._seconds
+        pause = _FIRST_PAUSE
+        while True:
+            last = time.monotonic() + pause > deadline
+            async with AsyncExitStack() as stack:
+                answer: UpstreamAnswer | None = None
+                try:
+                    answer = await stack.enter_async_context(self._upstream.call(request))
+                    if not last and answer.status in _ENVOYS_STATUSES:
+                        answer = await _unless_unreachable(answer)
+                except UpstreamCallFailed as failure:
+                    if last or failure.error.fault is not UpstreamFault.UNREACHABLE:
+                        self.failed_at = asyncio.get_running_loop().time()
+                        raise
+                    answer = None
+                if answer is not None:
+                    try:
+                        yield answer
+                    except UpstreamCallFailed:
+                        # In the middle of its body.
+                        self.failed_at = asyncio.get_running_loop().time()
+                        raise
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def aclose(self) -> None:
+        """The upstream is the process's to close."""
+
+
+async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
+    """The answer, or None when it is Envoy's, for an upstream that cannot be reached."""
+    parts: list[bytes] = []
+    rest = answer.body()
+    size = 0
+    async for part in rest:
+        parts.append(part)
+        size += len(part)
+        if size > _LARGEST_REPLY:
+            return _Read(answer.status, answer.headers, parts, rest)
+    if map_upstream_answer(answer.status, answer.headers, b"".join(parts)).code == "upstream_unreachable":
+        return None
+    return _Read(answer.status, answer.headers, parts, rest)

@@ -1,0 +1,437 @@
+"""Running background responses: a bounded number at once, each to its end or to the end of its lease.
+
+Lives here: claiming jobs, renewing leases, noticing that a job is over, and running one exchange for each. Not here:
+how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`), cancelling
+one (`background.py`).
+
+One task looks after everything: while jobs run it asks the store every `poll` seconds which of them are still this
+worker's (one that was cancelled, deleted or taken over is not) and otherwise looks for new ones every `idle` seconds,
+or at once when a response is queued in this process.
+
+Invariants: a job runs here only while this worker holds it; a response ends with one unit that also ends its job, so
+nothing half-done is ever seen; when the process is stopped, its jobs are given back or ended, as the setting says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from antiphon.config.state import BackgroundSettings
+from antiphon.engine.exchange.budget import Budget, Hold
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
+from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
+from antiphon.engine.ports.state import DoorWatch, History
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.upstream_retry import PatientUpstream
+from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.outcome import write_outcome
+
+_log = structlog.get_logger(__name__)
+
+_REQUEST = msgspec.json.Decoder(JobRequest)
+_FINISH_PAUSES = (0.1, 0.5, 2.0, 5.0)
+_GIVE_UP_SECONDS = 5.0
+_FULL_PAUSE = 1.0
+_DOOR_PAUSE = 1.0
+_TAKEN_OVER = "The conversation is gone, or another response has taken it over."
+_STOPPED = "The server that was running this response stopped before it was complete."
+
+
+class _DoorGone(Exception):
+    """The gateway's own part in the model call went away."""
+
+
+class _NoDoor:
+    """Model calls go to the model server directly: what breaks off is its doing."""
+
+    async def gone(self, at: float) -> bool:
+        return False
+
+
+@asynccontextmanager
+async def _no_door() -> AsyncIterator[DoorWatch]:
+    yield _NoDoor()
+
+
+class _Error(msgspec.Struct):
+    message: str = "The response failed."
+    code: str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
+
+@dataclass(eq=False)
+class _Run:
+    """A job that runs here. `lost`: it is not this worker's any more; `ending`: its last unit is being written."""
+
+    job: Job
+    task: asyncio.Task[None] | None = None
+    lost: bool = False
+    ending: bool = False
+    failure: Failure | None = None
+
+    def lose(self) -> None:
+        """Stop it, once: what it does to clean up after itself is not to be interrupted."""
+        if not self.lost:
+            self.lost = True
+            if self.task is not None:
+                self.task.cancel()
+
+
+@dataclass
+class _Outcome:
+    """What an exchange asked for that is neither an event nor stored yet."""
+
+    head: SendHead | None = None
+    body: list[bytes] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class _Kept:
+    """A `History` that keeps the finished response instead of writing it: its job's last unit does that.
+
+    `on_save`: from now on what is sent is that unit's too.
+    """
+
+    def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
+        self.load_chain = beneath.load_chain
+        self.load_items = beneath.load_items
+        self._on_save = on_save
+        self.record: ResponseRecord | None = None
+
+    async def save(self, record: ResponseRecord) -> None:
+        self.record = record
+        self._on_save()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPace:
+    """Seconds: between looks for work while there is some (`poll`) and while there is none (`idle`), and between writes
+    of a response's events (`batch`)."""
+
+    poll: float = 0.05
+    idle: float = 0.25
+    batch: float = 0.05
+
+
+class Workers:
+    """The worker of one process; `name` tells it from those of all others, dead ones included.
+
+    `admit` counts a running response like a request of its owner in flight, so that a process that drains waits for it;
+    `bodies` is what it takes room of while it runs, and only then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        jobs: JobStore,
+        background: Background,
+        runner: Runner,
+        new_exchange: Callable[[], ResponseExchange],
+        settings: BackgroundSettings,
+        *,
+        admit: Callable[[str], AbstractContextManager[None]],
+        bodies: Budget,
+        metrics: Metrics,
+        watch_door: Callable[[], AbstractAsyncContextManager[DoorWatch]] | None = None,
+        pace: WorkerPace = WorkerPace(),
+    ) -> None:
+        """`watch_door`: for model calls that go through a gateway of our own."""
+        self.name = name
+        self._jobs = jobs
+        self._background = background
+        self._runner = runner
+        self._new_exchange = new_exchange
+        self._settings = settings
+        self._pace = pace
+        self._admit = admit
+        self._bodies = bodies
+        self._metrics = metrics
+        self._watch_door = watch_door or _no_door
+        self._running: dict[str, _Run] = {}
+        self._woken = asyncio.Event()
+        self._claiming = True
+        self._closing = False
+        self._renew_at = 0.0
+        self._claim_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        background.wake_workers = self.wake
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The responses that run here."""
+        return frozenset(self._running)
+
+    def start(self) -> None:
+        """Begin to look for work; with no `workers` there is nothing to do."""
+        if self._settings.workers:
+            self._task = asyncio.get_running_loop().create_task(self._look_after())
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._woken.set()
+
+    def retire(self) -> None:
+        """Take no more jobs; those that run go on."""
+        self._claiming = False
+
+    async def aclose(self) -> None:
+        """Stop: what runs is given back, or ended as failed, as the setting says. Whoever calls again waits for the
+        same end."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(self._ending)
+
+    async def _stop(self) -> None:
+        self._claiming = False
+        self._closing = True
+        self._woken.set()
+        if self._task is not None:
+            await self._end_tasks({self._task}, _GIVE_UP_SECONDS)
+        tasks = {run.task for run in self._running.values() if run.task is not None}
+        for task in tasks:
+            task.cancel()
+        await self._end_tasks(tasks, 2 * _GIVE_UP_SECONDS)
+
+    async def _end_tasks(self, tasks: set[asyncio.Task[None]], seconds: float) -> None:
+        """Wait for them, but not for ever: a store that does not answer keeps nobody from stopping."""
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            # What they hold runs out.
+            _log.error("worker_not_stopped", tasks=len(late), responses=sorted(self._running))
+
+    # Looking after jobs
+
+    async def _look_after(self) -> None:
+        while not self._closing:
+            self._woken.clear()
+            try:
+                await self._look()
+            except StoreError as error:
+                _log.warning("jobs_not_read", error=str(error))
+            except Exception:
+                _log.error("worker_failed", exc_info=True)
+            seconds = self._pace.poll if self._running else self._pace.idle
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    async def _look(self) -> None:
+        loop, lease = asyncio.get_running_loop(), self._settings.lease
+        if asked := self.running:
+            # Renewed first of all, which also tells what is held still.
+            if (now := loop.time()) >= self._renew_at:
+                held = await self._jobs.renew(self.name, asked, lease)
+                self._renew_at = now + lease / 3
+            else:
+                held = await self._jobs.held(self.name)
+            for response_id in asked - held:
+                if (lost := self._running.get(response_id)) is not None and not lost.ending:
+                    lost.lose()
+        free = self._settings.workers - len(self._running)
+        if self._claiming and free > 0 and loop.time() >= self._claim_at:
+            # What runs here still, even if it was lost, is not taken: one run of a response ends before another begins.
+            for job in await self._jobs.claim(self.name, lease, free, self.running):
+                run = self._running[job.response_id] = _Run(job)
+                run.task = loop.create_task(self._run(run))
+
+    # Running one
+
+    async def _run(self, run: _Run) -> None:
+        job = run.job
+        started = time.perf_counter()
+        outcome = "cancelled"
+        try:
+            with (
+                self._admit(job.owner),
+                self._bodies.hold(job.owner) as hold,
+                self._background.followers.written_here(job.response_id),
+            ):
+                hold.add(len(job.request))
+                outcome = await self._serve(run, hold)
+        except asyncio.CancelledError:
+            if run.lost:
+                with suppress(StoreError):
+                    await self._jobs.unlock(job.response_id)
+            else:
+                await self._give_up(job)
+        except _DoorGone:
+            # Nothing is known against the model server; Envoy is back in a moment.
+            pause = _DOOR_PAUSE * 4 ** (job.attempts - 1)
+            _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
+            outcome = "given_back"
+            await self._give_back(job, pause=pause, attempted=True)
+        except (Unavailable, NoRoom) as full:
+            # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
+            outcome = ""
+            if isinstance(full, NoRoom) and full.of_owner:
+                # Its owner has his share; the jobs of others go on.
+                await self._give_back(job, pause=_FULL_PAUSE)
+            else:
+                # This process has its hands full. Somebody else may take it, or this one a little later.
+                self._claim_at = asyncio.get_running_loop().time() + _FULL_PAUSE
+                await self._give_back(job)
+        except StoreError as error:
+            # Its lease runs out, and somebody takes it up again.
+            _log.error("response_not_ended", response_id=job.response_id, error=str(error))
+            outcome = "error"
+        except Exception as bug:
+            _log.error("background_failed", response_id=job.response_id, error=type(bug).__name__, exc_info=True)
+            outcome = "failed"
+            with suppress(StoreError):
+                await self._end(job, "server_error", "The server had an error while processing your request.")
+        finally:
+            del self._running[job.response_id]
+            self._runner.forget(job.response_id)
+            self._woken.set()
+            if outcome:
+                self._tell(run, outcome, time.perf_counter() - started)
+
+    def _tell(self, run: _Run, outcome: str, seconds: float) -> None:
+        self._metrics.response_finished(outcome, "background", seconds)
+        write_outcome(
+            _log,
+            "response",
+            run.failure if outcome == "failed" else None,
+            seconds,
+            response_id=run.job.response_id,
+            door="background",
+            outcome=outcome,
+            attempt=run.job.attempts,
+        )
+
+    async def _serve(self, run: _Run, hold: Hold) -> str:
+        """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
+        job = run.job
+        if not self._may_begin(job.attempts):
+            run.ending = True
+            run.failure = Failure("ours", _STOPPED, code="server_error", operation="restart")
+            await self._end(job, "server_error", _STOPPED)
+            return "failed"
+        stream = JobStream(
+            self._jobs,
+            self.name,
+            job,
+            batch=self._pace.batch,
+            written=lambda: self._background.followers.changed(job.response_id),
+            on_lost=run.lose,
+        )
+        kept = _Kept(self._runner.store, stream.hold_back)
+        upstream = PatientUpstream(self._runner.upstream, self._settings.patience)
+        runner = self._runner.over(kept, upstream, keeps_locks=True)
+        exchange = self._new_exchange()
+        exchange.hold = hold
+        try:
+            asked = _REQUEST.decode(job.request)
+            exchange.receive_job(asked, job.owner, job.response_id, job.last_event)
+            async with self._watch_door() as door:
+                outcome = await self._drive(runner, exchange, stream)
+                if kept.record is None and hold.refusal is not None:
+                    # What it refers to found no room; nothing of it was emitted.
+                    raise hold.refusal
+                failed_at = upstream.failed_at if kept.record is None or kept.record.status == "failed" else None
+                if failed_at is not None and self._may_begin(job.attempts + 1) and await door.gone(failed_at):
+                    raise _DoorGone
+            run.ending = True
+            rest = await stream.close()
+        except BaseException:
+            stream.abort()
+            raise
+        run.failure = exchange.failure
+        if kept.record is None:
+            # Refused before the model was asked: what it continues is gone, or the settings have changed.
+            error = _refusal(outcome)
+            await self._end(job, error.code or "server_error", error.message)
+            return "failed"
+        if not await self._finish(kept.record, rest, restart=stream.restart):
+            run.lost = True
+            if job.response_id in await self._jobs.held(self.name):
+                run.failure = Failure("ours", _TAKEN_OVER, code="server_error", operation="save")
+                await self._end(job, "server_error", _TAKEN_OVER)
+                return "failed"
+            return "cancelled"
+        return kept.record.status
+
+    def _may_begin(self, attempt: int) -> bool:
+        """Whether a response may be run as often as this."""
+        return attempt <= 1 or (self._settings.on_restart == "retry" and attempt <= self._settings.attempts)
+
+    async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> _Outcome:
+        outcome = _Outcome()
+        async with aclosing(runner.drive(exchange)) as actions:
+            async for action in actions:
+                if isinstance(action, SendHead):
+                    outcome.head = action
+                elif isinstance(action, Finish):
+                    outcome.finish = action
+                elif outcome.head is not None and outcome.head.streamed:
+                    await stream.add(action.data)
+                elif isinstance(action, SendBody):
+                    outcome.body.append(action.data)
+        return outcome
+
+    async def _finish(self, record: ResponseRecord, rest: EventPiece | None, *, restart: bool) -> bool:
+        unknown = False
+        for pause in _FINISH_PAUSES:
+            try:
+                return await self._jobs.finish(self.name, record, rest, restart=restart) or (
+                    unknown and await self._is_finished(record)
+                )
+            except StoreError as error:
+                unknown = unknown or error.reason == "unknown"
+                _log.warning("response_not_saved", response_id=record.id, error=str(error))
+            await asyncio.sleep(pause)
+        return await self._jobs.finish(self.name, record, rest, restart=restart)
+
+    async def _is_finished(self, record: ResponseRecord) -> bool:
+        """Whether an earlier try, of which nobody knew what became, was the one that ended it."""
+        found = await self._runner.store.get(record.owner, record.id)
+        return found is not None and found.body == record.body
+
+    async def _end(self, job: Job, code: str, message: str) -> None:
+        await self._background.end(job.owner, job.response_id, "failed", code=code, message=message, worker=self.name)
+
+    async def _give_up(self, job: Job) -> None:
+        """The process stops while the job runs."""
+        if self._settings.on_restart == "retry":
+            await self._give_back(job)
+            return
+        try:
+            async with asyncio.timeout(_GIVE_UP_SECONDS):
+                await self._end(job, "server_error", _STOPPED)
+        except (StoreError, ApiError, TimeoutError) as error:
+            # Its lease runs out all the same.
+            _log.warning("job_not_ended", response_id=job.response_id, error=str(error))
+
+    async def _give_back(self, job: Job, *, pause: float = 0.0, attempted: bool = False) -> None:
+        try:
+            async with asyncio.timeout(_GIVE_UP_SECONDS):
+                await self._jobs.release(self.name, job.response_id, pause=pause, attempted=attempted)
+        except (StoreError, TimeoutError) as error:
+            _log.warning("job_not_given_back", response_id=job.response_id, error=str(error))
+
+
+def _refusal(outcome: _Outcome) -> _Error:
+    try:
+        return msgspec.json.decode(b"".join(outcome.body), type=_ErrorBody).error
+    except msgspec.DecodeError:
+        return _Error()

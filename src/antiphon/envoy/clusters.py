@@ -1,0 +1,163 @@
+"""The clusters: every upstream, and the sidecar's two ports.
+
+Lives here: addresses, health checks, balancing, and TLS towards them. Not here: which route leads to which cluster
+(`routes.py`), listeners and filters (`bootstrap.py`).
+
+Invariant: TLS checks whom it talks to, by name or address, against authorities that are named or the system's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import UpstreamSettings
+from antiphon.envoy.messages import Config, address, cluster, typed
+from antiphon.envoy.routes import NOWHERE, model_cluster
+from antiphon.errors import ConfigError
+
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+)
+
+
+@dataclass(frozen=True)
+class SidecarEndpoint:
+    """Where one sidecar process listens: `unix:PATH` or `HOST:PORT`."""
+
+    grpc: str
+    http: str
+
+
+def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Config]:
+    """The upstream, and the sidecar's two ports."""
+    # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
+    # instead of hanging until the idle timeout: after 6 s, and where it is the only one, and was asked again before the
+    # checks of health below took it out, after 12. The sidecar's server tolerates these pings.
+    options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
+    http2 = {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+            "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": options}
+        )
+    }
+    health = {
+        # A process that says no, or that nobody listens for, is out after two checks at most; one that is merely busy
+        # answers late, and to take it out would make it a 503 for everybody.
+        "timeout": "5s",
+        "interval": "1s",
+        "no_traffic_interval": "1s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+    }
+    common = {
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        # With no healthy process a request is refused at once instead of tried on a dead one.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+    # A sidecar that leaves is left alone. But where none is ready (the disk is full, say) each still answers truthfully
+    # by itself, and says why: then all are asked. (0 would mean that none is.)
+    asked_all_the_same = {"common_lb_config": {"healthy_panic_threshold": {"value": 1}}}
+    places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
+    grpc = [address(place) for place, _ in places]
+    http = [address(place) for _, place in places]
+    dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
+    return [
+        *([cluster(NOWHERE, [], type="STATIC")] if settings.cors.origins else []),
+        *(_model_cluster(name, upstream, settings) for name, upstream in settings.every_upstream.items()),
+        cluster(
+            "sidecar_grpc",
+            grpc,
+            retries=100_000,
+            **{**common, **dns},
+            health_checks=[{**health, "grpc_health_check": {}}],
+            **_sidecar_tls(settings, sidecars[0].grpc, "h2"),
+            typed_extension_protocol_options=http2,
+        ),
+        cluster(
+            "sidecar_http",
+            http,
+            retries=100_000,
+            **{**common, **dns, **asked_all_the_same},
+            health_checks=[{**health, "http_health_check": {"path": "/ready"}}],
+            **_sidecar_tls(settings, sidecars[0].http, "http/1.1"),
+        ),
+    ]
+
+
+def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
+    """TLS towards a sidecar's port: for its host's name or address, with a certificate where it asks for one."""
+    files = settings.sidecar.tls
+    where = address(settings.place(place))
+    if files.cert is None or "pipe" in where:
+        return {}
+    host, is_ip = where["socket_address"]["address"], _is_ip(where)
+    context: Config = {
+        "alpn_protocols": [protocol],
+        "validation_context": {
+            "trusted_ca": {"filename": _authorities(files.ca, "sidecar.tls.ca")},
+            "match_typed_subject_alt_names": [
+                {"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}
+            ],
+        },
+    }
+    if files.envoy_cert is not None and files.envoy_key is not None:
+        own = (("certificate_chain", files.envoy_cert), ("private_key", files.envoy_key))
+        context["tls_certificates"] = [{name: {"filename": str(file.absolute())} for name, file in own}]
+    fields: Config = {"common_tls_context": context} if is_ip else {"sni": host, "common_tls_context": context}
+    upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **fields)
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
+
+
+def _is_ip(where: Config) -> bool:
+    try:
+        ipaddress.ip_address(where["socket_address"]["address"])
+    except ValueError:
+        return False
+    return True
+
+
+def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) -> Config:
+    host, port = upstream.address
+    where = {"socket_address": {"address": host, "port_value": port}}
+    fields: Config = {
+        "type": "STATIC" if _is_ip(where) else "STRICT_DNS",
+        "connect_timeout": f"{settings.timeouts.connect:g}s",
+    }
+    if not _is_ip(where):
+        fields["dns_lookup_family"] = "V4_PREFERRED"
+    if upstream.tls:
+        name = urlsplit(f"//{upstream.authority}").hostname or host
+        is_ip = _is_ip({"socket_address": {"address": name}})
+        kind = "IP_ADDRESS" if is_ip else "DNS"
+        fields["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": typed(
+                "transport_sockets.tls.v3.UpstreamTlsContext",
+                **({} if is_ip else {"sni": name}),
+                common_tls_context={
+                    "validation_context": {
+                        "trusted_ca": {"filename": _authorities(upstream.ca_file)},
+                        "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": name}}],
+                    }
+                },
+            ),
+        }
+    return cluster(model_cluster(called), [where], **fields)
+
+
+def _authorities(given: Path | None, setting: str = "upstream.ca_file") -> str:
+    if given is not None:
+        return str(given.absolute())
+    for path in _AUTHORITIES:
+        if Path(path).exists():
+            return path
+    raise ConfigError(f"no system certificate authorities were found: set {setting}")

@@ -1,0 +1,105 @@
+"""Envoy's own answers (local replies) as OpenAI error objects.
+
+Lives here: which of Envoy's answers becomes which error. Not here: what the sidecar makes of one of them
+(`doors/extproc/`).
+
+Invariant: an answer that Envoy did not make itself is never rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from antiphon.envoy.messages import Config, error_body, typed
+from antiphon.envoy.routes import NOT_FOUND, NOTHING
+from antiphon.types.transport import LOCAL_REPLY
+
+
+def local_replies(*, to_sidecar: bool = False) -> Config:
+    """Envoy's own answers as OpenAI error objects.
+
+    Each is chosen by its details: an unfiltered format would also rewrite the sidecar's immediate responses. Where the
+    sidecar reads the reply (`to_sidecar`: whenever it comes this way), a header tells it that no upstream answered.
+    """
+    unavailable = {"header": {"key": "retry-after", "value": "1"}}
+    no_answer = "response.code_details.startsWith('upstream_reset_before_response_started')"
+    no_answer = f"({no_answer} || response.code_details == 'no_healthy_upstream')"
+    relayed = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
+    unreachable = ("The upstream cannot be reached.", "upstream_unreachable")
+    told = {"header": {"key": LOCAL_REPLY, "value": "unreachable"}}
+    nothing = f"xds.route_name == '{NOTHING}' && response.code_details == 'no_healthy_upstream'"
+    return {
+        "mappers": [
+            *([] if to_sidecar else [_mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
+            _mapper(
+                "response.code_details.startsWith('ext_proc_error')",
+                "The responses adapter is not available. Try again shortly.",
+                "adapter_unavailable",
+                status_code=503,
+                headers_to_add=[unavailable],
+            ),
+            # No upstream is involved there, whatever went wrong with the connection.
+            _mapper(
+                "xds.cluster_name == 'sidecar_http' && "
+                f"({no_answer} || response.code_details.startsWith('upstream_reset_after_response_started'))",
+                "The responses adapter is not available. Try again shortly.",
+                "adapter_unavailable",
+                status_code=503,
+                headers_to_add=[unavailable],
+            ),
+            _mapper(
+                "response.code_details.startsWith('upstream_reset_after_response_started')",
+                "The upstream broke off its answer.",
+                "upstream_cut",
+                status_code=502,
+            ),
+            _mapper(
+                no_answer if to_sidecar else f"{no_answer} && {relayed}",
+                *unreachable,
+                status_code=502,
+                headers_to_add=[told],
+            ),
+            *([] if to_sidecar else [_mapper(no_answer, *unreachable, status_code=502)]),
+            _mapper(
+                "response.code_details == 'overload'",
+                "The server is out of memory. Try again shortly.",
+                "overloaded",
+                status_code=503,
+                headers_to_add=[unavailable],
+            ),
+            _mapper(
+                "response.code_details == 'request_header_timeout'",
+                "The request was not sent completely in time.",
+                "request_timeout",
+                kind="invalid_request_error",
+            ),
+            _mapper(
+                "response.code_details == 'request_payload_too_large'",
+                "The request body is too large.",
+                "request_too_large",
+                kind="invalid_request_error",
+            ),
+            _mapper(
+                "response.code_details.startsWith('path_normalization_failed')"
+                " || response.code_details.startsWith('http1.')"
+                " || response.code_details.startsWith('http2.')",
+                "The request is malformed.",
+                "invalid_request",
+                kind="invalid_request_error",
+            ),
+        ]
+    }
+
+
+def _mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
+    return {
+        "filter": {
+            "extension_filter": {
+                "name": "cel",
+                "typed_config": typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression),
+            }
+        },
+        **fields,
+        "body_format_override": {"json_format": json.loads(error_body(message, kind, code))},
+    }

@@ -1,0 +1,135 @@
+"""Where log lines go: standard error, without ever waiting for who reads it.
+
+Lives here: the way out of this process for lines that are made already. Not here: lines (`logs.py`).
+
+A pipe is written at once as long as it takes what there is, so that usually a line is out when its call returns. What
+it does not take, and whatever goes to a file (whose disk may stand still), waits in a queue for a thread.
+
+Invariants: no caller waits; the queue holds at most `max_bytes`, and lines beyond that are dropped, counted, and told
+in a line of their own once there is room; lines come out whole and in their order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+_MAX_BYTES = 1 << 20
+_AT_ONCE = 64 << 10
+_EXIT_SECONDS = 1.0
+
+
+class LogOutput:
+    """Lines to one descriptor, from any thread. `tell` makes the line about so many that were dropped."""
+
+    def __init__(self, descriptor: int, tell: Callable[[int], bytes], *, max_bytes: int = _MAX_BYTES) -> None:
+        # A copy: the number may be closed, and be another file's, while something is still to be written.
+        self._descriptor = os.dup(descriptor)
+        self._direct = _open_without_waiting(descriptor)
+        self._tell = tell
+        self._max_bytes = max_bytes
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._writing = False
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        atexit.register(self.flush, _EXIT_SECONDS)
+
+    def write(self, line: bytes) -> None:
+        """One line, without its end."""
+        data = line + b"\n"
+        with self._changed:
+            if self._direct is not None and not self._lines and not self._writing and not self._dropped:
+                try:
+                    data = data[os.write(self._direct, data) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    # Nobody reads it any more; that must not fail a request.
+                    return
+                if not data:
+                    return
+            elif self._size + len(data) > self._max_bytes:
+                self._dropped += 1
+                return
+            self._lines.append(data)
+            self._size += len(data)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="antiphon-log", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all is out; False when it is not by then."""
+        last = time.monotonic() + seconds
+        with self._changed:
+            while self._lines or self._writing or self._dropped:
+                left = last - time.monotonic()
+                if left <= 0 or self._thread is None:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self) -> None:
+        """Nothing more is written here; what was, comes out yet."""
+        self.flush(_EXIT_SECONDS)
+        atexit.unregister(self.flush)
+        with self._changed:
+            self._closed = True
+            if self._thread is None:
+                self._close_files()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines and not self._dropped:
+                    if self._closed:
+                        self._close_files()
+                        return
+                    self._changed.wait()
+                taken = bytearray()
+                while self._lines and len(taken) < _AT_ONCE:
+                    taken += self._lines.popleft()
+                if self._dropped:
+                    # Those that were dropped came after all that is in the queue.
+                    told = self._tell(self._dropped) + b"\n"
+                    self._lines.append(told)
+                    self._size += len(told)
+                    self._dropped = 0
+                self._writing = True
+            self._write(taken)
+            with self._changed:
+                self._size -= len(taken)
+                self._writing = False
+                self._changed.notify_all()
+
+    def _close_files(self) -> None:
+        os.close(self._descriptor)
+        if self._direct is not None:
+            os.close(self._direct)
+
+    def _write(self, data: bytearray) -> None:
+        with contextlib.suppress(OSError), memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += os.write(self._descriptor, view[done:])
+
+
+def _open_without_waiting(descriptor: int) -> int | None:
+    """The same pipe or terminal, opened once more: its writes do not wait, and those of others stay as they are."""
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):
+            return None
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None

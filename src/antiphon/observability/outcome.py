@@ -1,0 +1,28 @@
+"""The one log line of a response: quiet when it is well or its client's own affair, a warning otherwise.
+
+Lives here: the level and the fields that every door has in common. Not here: when the line is written (the doors).
+
+Invariant: a response that failed by what is not known to be its client's doing leaves one line at `warning`, with its
+cause, also where nobody noted one; all durations are seconds. (What found no room is told in one line for many:
+`refusals.py`.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.engine.exchange.failure import Failure
+
+
+def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, **known: Any) -> None:
+    """Write the line; what is None or empty is left out."""
+    if failure is None and known.get("outcome") in ("failed", "error"):
+        failure = Failure("ours", "no cause was noted", operation="unknown")
+    write = log.info
+    if failure is not None and failure.counted:
+        write = log.debug
+    elif failure is not None and failure.loud:
+        write = log.warning
+    told = failure.fields() if failure is not None else {}
+    told |= {name: value for name, value in known.items() if value}
+    write(event, **told, seconds=round(seconds, 6))

@@ -1,0 +1,65 @@
+"""Requests that find no room: each is counted, and a flood of them is one log line a second.
+
+Lives here: the counter and the line. Not here: who refuses (`engine/exchange/budget.py`), the lines of single requests,
+which for these are of level debug (`outcome.py`).
+
+The first refusal of a kind is told at once, what follows within the next second as a number at its end; a kind is a
+setting, so that the whole process's limit and the owners' share have lines of their own.
+
+Invariants: at most one line a second for each setting; the numbers of all lines together are all that were refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from antiphon.errors import NoRoom
+
+_log = structlog.get_logger(__name__)
+
+
+class Refusals:
+    """One per process; `count` is called with the setting of each refusal."""
+
+    def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
+        self._count = count
+        self._seconds = seconds
+        self._numbers: dict[str, int] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._last: dict[str, NoRoom] = {}
+
+    def note(self, full: NoRoom) -> None:
+        """One more was refused."""
+        setting = full.setting
+        self._count(setting)
+        self._last[setting] = full
+        self._numbers[setting] = self._numbers.get(setting, 0) + 1
+        if setting not in self._timers:
+            self._tell(setting)
+
+    def close(self) -> None:
+        """Tell what was not told yet; no more comes."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for setting in tuple(self._numbers):
+            self._write(setting)
+
+    def _tell(self, setting: str) -> None:
+        """Write the line, and look again when the next one may be."""
+        self._timers.pop(setting, None)
+        if setting in self._numbers:
+            self._write(setting)
+            loop = asyncio.get_running_loop()
+            self._timers[setting] = loop.call_later(self._seconds, self._tell, setting)
+
+    def _write(self, setting: str) -> None:
+        number, last = self._numbers.pop(setting), self._last.pop(setting)
+        # What an owner has too much of is his own affair, what the process has not enough of its operator's.
+        write: Any = _log.info if last.of_owner else _log.warning
+        fault = "client" if last.of_owner else "ours"
+        write("requests_refused", setting=setting, refused=number, fault=fault, cause=last.message, status=last.status)

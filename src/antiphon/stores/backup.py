@@ -1,0 +1,387 @@
+"""One archive of a data folder, made while servers use it, and a data folder made from one.
+
+Lives here: what is in the archive, the order in which it is read, and the checks before anything is put in place. Not
+here: settings, what a key is for (`commands/backup.py`).
+
+The archive is an uncompressed tar file: the databases as they were at one moment each (SQLite's online backup), the
+contents of files as `files/<key>`, the keys that were made in the data folder, and at its end `manifest.json` with the
+size and SHA-256 of everything and the fingerprints of all keys. A content is written before its row and deleted after
+it, so the contents are linked before the databases are copied and once more behind: whatever row a copy holds, its
+content was linked at one of the two times, unless the file came and went in between.
+
+Invariants: nobody but the user can read an archive; it appears under its name when it is whole; a folder that holds
+anything is never restored into; nothing is restored that differs from the manifest or whose keys are missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from antiphon.errors import StoreError
+from antiphon.stores import FILES_FOLDER, SESSIONS_FILE
+from antiphon.stores.migrate import packaged_migrations
+from antiphon.stores.schema_check import check_schema
+from antiphon.stores.sqlite_database import reader_uri, store_error
+from antiphon.stores.vector_database import VECTOR_STEPS, VECTORS_FILE
+from antiphon.stores.vector_store_sql import INDEX_TABLE
+from antiphon.stores.vector_stores import INDEX_PREFIX, index_table
+
+_MANIFEST = "manifest.json"
+_WORK = ".backup"
+_KEY = re.compile(r"[0-9a-f]{48}")
+_PAGES = 2_000
+_MAX_MANIFEST = 256 << 20
+_ELSEWHERE = (
+    "Nothing was restored. Copy it again from where it was made and compare the sizes; if that one is no better, "
+    "restore an older backup."
+)
+_WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
+
+
+KeyName = Literal["owner.key", "sealing.key"]
+
+
+class _Member(Struct):
+    size: int
+    sha256: str
+
+
+class _Manifest(Struct):
+    format: Literal[1]
+    created_at: int
+    keys: dict[KeyName, list[str]]
+    members: dict[str, _Member]
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """What an archive holds: how many contents of files, how many bytes in all, which keys. `vanished`: files that
+    were deleted while it was made, and are not in it."""
+
+    contents: int
+    size: int
+    keys: tuple[str, ...]
+    vanished: int = 0
+
+
+def fingerprint(key: bytes) -> str:
+    """Tells one key from another and nothing about it."""
+    return hashlib.blake2b(key, digest_size=12, person=b"antiphon backup").hexdigest()
+
+
+def make_archive(data: Path, target: Path, keys: Mapping[KeyName, tuple[bytes, ...]], *, with_keys: bool) -> Archived:
+    """Write the archive. `keys`: all that are in force, by the file's name in the data folder.
+
+    Those that lie in such a file are put in, unless `with_keys` is False; of all, the fingerprints. Raises
+    `StoreError`, also when there is something at `target` already, or another backup is under way.
+    """
+    if target.exists():
+        raise StoreError(f"There is a file {target} already; name another one.")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
+            packed = _Packed(archive)
+            _link_contents(data, work)
+            vanished = _copy_databases(data, work)
+            packed.add(SESSIONS_FILE, work / SESSIONS_FILE)
+            if (work / VECTORS_FILE).exists():
+                packed.add(VECTORS_FILE, work / VECTORS_FILE)
+            included = [name for name in keys if with_keys and (data / name).exists()]
+            for name in included:
+                packed.add(name, data / name)
+            contents = sorted((work / FILES_FOLDER).iterdir())
+            for path in contents:
+                packed.add(f"{FILES_FOLDER}/{path.name}", path)
+            packed.finish({name: [fingerprint(key) for key in values] for name, values in keys.items()})
+        os.replace(draft, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"The backup failed: {error.strerror or error} ({error.filename or target}).") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return Archived(len(contents), target.stat().st_size, tuple(included), vanished)
+
+
+def open_archive(source: Path, data: Path, keys: Mapping[KeyName, tuple[bytes, ...]]) -> Archived:
+    """Make the data folder from an archive. `keys`: those the settings give, by the file's name in the data folder.
+
+    Raises `StoreError`, and then leaves nothing behind.
+    """
+    if data.exists() and any(data.iterdir()):
+        raise StoreError(f"The folder {data} is not empty; restore into a new one, and move that where it belongs.")
+    draft = data.with_name(f".{data.name}.{os.getpid()}.restoring")
+    try:
+        draft.mkdir(mode=0o700, parents=True)
+        manifest = _unpack(source, draft)
+        _check_keys(manifest.keys, draft, keys)
+        for name in (SESSIONS_FILE, VECTORS_FILE):
+            if (draft / name).exists():
+                _check_database(draft / name, vectors=name == VECTORS_FILE)
+        _check_contents(draft)
+        if data.exists():
+            data.rmdir()
+        os.rename(draft, data)
+        _flush_folder(data.parent)
+    except tarfile.TarError as error:
+        raise StoreError(
+            f"{source} cannot be read to its end: it was cut off, or is no backup. {_ELSEWHERE}"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"Restoring failed: {error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    names = manifest.members
+    contents = sum(1 for name in names if name.startswith(f"{FILES_FOLDER}/"))
+    return Archived(contents, source.stat().st_size, tuple(name for name in keys if name in names))
+
+
+# Making
+
+
+class _Packed:
+    """The archive under way: each member is hashed as it is written."""
+
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self._archive = archive
+        self._members: dict[str, _Member] = {}
+
+    def add(self, name: str, path: Path) -> None:
+        with path.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            hashed = _Hashed(content)
+            self._archive.addfile(_member(name, size), hashed)
+        self._members[name] = _Member(size, hashed.sha256.hexdigest())
+
+    def finish(self, keys: Mapping[KeyName, list[str]]) -> None:
+        body = msgspec.json.encode(_Manifest(1, int(time.time()), dict(keys), self._members))
+        self._archive.addfile(_member(_MANIFEST, len(body)), io.BytesIO(body))
+
+
+class _Hashed(io.RawIOBase):
+    def __init__(self, content: IO[bytes]) -> None:
+        self._content = content
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        part = self._content.read(size)
+        self.sha256.update(part)
+        return part
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o600, int(time.time())
+    return info
+
+
+@contextmanager
+def _folder_in(data: Path) -> Iterator[Path]:
+    """A private folder on the data folder's own file system, since contents are linked into it."""
+    work = data / _WORK
+    work.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StoreError(f"Another backup of {data} is under way.") from None
+    try:
+        for left in work.iterdir():
+            # Of one that was killed.
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (work / FILES_FOLDER).mkdir(mode=0o700)
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[IO[bytes]]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        yield out
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_contents(data: Path, work: Path) -> None:
+    for path in (data / FILES_FOLDER).glob("??/??/*"):
+        if _KEY.fullmatch(path.name):
+            _link(path, work / FILES_FOLDER / path.name)
+
+
+def _link(path: Path, to: Path) -> bool:
+    try:
+        os.link(path, to)
+    except FileExistsError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # A file system without links: then the content itself, which may go meanwhile.
+        try:
+            shutil.copyfile(path, to)
+        except FileNotFoundError:
+            to.unlink(missing_ok=True)
+            return False
+    return True
+
+
+def _copy_databases(data: Path, work: Path) -> int:
+    """Copy both, and see to it that exactly the contents of their rows are linked; returns how many rows had none."""
+    # What refers first: a vector store of the copy may name a file that is gone, never one that is not there yet.
+    if (data / VECTORS_FILE).exists():
+        _copy_database(data / VECTORS_FILE, work / VECTORS_FILE)
+    _copy_database(data / SESSIONS_FILE, work / SESSIONS_FILE)
+    path = work / SESSIONS_FILE
+    vanished = 0
+    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        try:
+            wanted = set()
+            for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
+                wanted.add(blob)
+                if not _link(data / FILES_FOLDER / blob[:2] / blob[2:4] / blob, work / FILES_FOLDER / blob):
+                    copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
+                    vanished += 1
+            # A copy has no log beside it.
+            copy.execute("PRAGMA journal_mode=DELETE")
+        except sqlite3.Error as error:
+            raise store_error("Reading the copy", path, error) from error
+    for linked in (work / FILES_FOLDER).iterdir():
+        if linked.name not in wanted:
+            linked.unlink()
+    return vanished
+
+
+def _copy_database(path: Path, to: Path) -> None:
+    to.touch(mode=0o600)
+    try:
+        with closing(sqlite3.connect(reader_uri(path), uri=True)) as source, closing(sqlite3.connect(to)) as copy:
+            # In one read transaction: writers of other processes would otherwise make the copy begin anew, for ever.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            source.backup(copy, pages=_PAGES)
+            copy.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as error:
+        raise store_error("Copying", path, error) from error
+
+
+# Restoring
+
+
+def _unpack(source: Path, draft: Path) -> _Manifest:
+    """Write what is in the archive under the names that can be there, and hold it against its manifest."""
+    found: dict[str, _Member] = {}
+    manifest: _Manifest | None = None
+    with tarfile.open(source, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isreg() else None
+            if content is None:
+                raise StoreError(f"{source} holds {member.name!r}, which no backup holds.")
+            if member.name == _MANIFEST:
+                manifest = _read_manifest(content, source)
+                continue
+            path = _place(draft, member.name)
+            if path is None or member.name in found:
+                raise StoreError(f"{source} holds {member.name!r}, which no backup holds.")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _private(path) as out:
+                hashed = _Hashed(content)
+                shutil.copyfileobj(hashed, out, 1 << 20)
+            found[member.name] = _Member(member.size, hashed.sha256.hexdigest())
+    if manifest is None:
+        raise StoreError(f"{source} has no end: it was cut off, or is no backup. {_ELSEWHERE}")
+    if found != manifest.members:
+        wrong = sorted(name for name in {*found, *manifest.members} if found.get(name) != manifest.members.get(name))
+        raise StoreError(f"{source} is damaged: {wrong[0]} differs from what was written. {_ELSEWHERE}")
+    if SESSIONS_FILE not in found:
+        raise StoreError(f"{source} holds no database.")
+    return manifest
+
+
+def _read_manifest(content: IO[bytes], source: Path) -> _Manifest:
+    try:
+        return msgspec.json.decode(content.read(_MAX_MANIFEST), type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise StoreError(f"{source} was made by another version of Antiphon, or is no backup.") from None
+
+
+def _place(draft: Path, name: str) -> Path | None:
+    if name in (SESSIONS_FILE, VECTORS_FILE) or name in get_args(KeyName):
+        return draft / name
+    folder, _, key = name.partition("/")
+    if folder == FILES_FOLDER and _KEY.fullmatch(key):
+        return draft / FILES_FOLDER / key[:2] / key[2:4] / key
+    return None
+
+
+def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: Mapping[KeyName, tuple[bytes, ...]]) -> None:
+    for name, fingerprints in needed.items():
+        path = draft / name
+        there = [*given.get(name, ()), *([path.read_bytes().strip()] if path.exists() else [])]
+        if missing := set(fingerprints) - {fingerprint(key) for key in there}:
+            raise StoreError(
+                f"The key {name} is not in the backup, and the settings do not give it (fingerprint "
+                f"{sorted(missing)[0]}): without it nobody would see what is stored. Give the settings of the server "
+                "that was backed up (--config), or restore a backup that holds its keys."
+            )
+
+
+def _check_database(path: Path, *, vectors: bool) -> None:
+    """First what is in it, then whether it is whole: a check runs what a foreign schema says."""
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            try:
+                if vectors:
+                    check_schema(connection, packaged_migrations(VECTOR_STEPS), _made_of_stores, INDEX_PREFIX)
+                else:
+                    check_schema(connection, packaged_migrations())
+            except StoreError as error:
+                raise StoreError(f"The database {path.name} of the backup cannot be used: {error}") from None
+            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise store_error("Checking", path, error) from error
+    if said != "ok":
+        raise StoreError(f"The database {path.name} of the backup is damaged: {said}.")
+
+
+def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
+    """What was made for each vector store."""
+    ids = [str(store_id) for (store_id,) in connection.execute("SELECT id FROM vector_stores")]
+    return [INDEX_TABLE.format(table=index_table(store_id)) for store_id in ids]
+
+
+def _check_contents(draft: Path) -> None:
+    with closing(sqlite3.connect(reader_uri(draft / SESSIONS_FILE), uri=True)) as connection:
+        try:
+            wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
+        except sqlite3.Error as error:
+            raise store_error("Checking", draft / SESSIONS_FILE, error) from error
+    held = {path.name for path in (draft / FILES_FOLDER).glob("??/??/*")}
+    if missing := wanted - held:
+        raise StoreError(f"The backup is not whole: the contents of {len(missing)} files are not in it.")

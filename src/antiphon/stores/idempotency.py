@@ -1,0 +1,183 @@
+"""Where the keys of requests are kept: the `IdempotencyStore` over SQLite.
+
+Lives here: the SQL by name, and the statements that other stores put into the unit that makes something. Not here: what
+a key is, and what clients are told (`engine/ports/idempotency.py`).
+
+Invariant: a key is bound to an object in the unit that stores the object, so there is neither without the other; one
+that is held for an object that is not stored is a lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
+from antiphon.ids import Clock, now
+from antiphon.stores.sqlite_database import milliseconds
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+
+KEEP_SECONDS = 86_400.0
+_PIECE = 500
+_TRIES = 3
+
+# A key that is over is as if it had never been: expired, or held by a process that is gone.
+_OVER = "(expires_at <= :at OR lease_until <= lease_now())"
+FORGET_OVER = f"DELETE FROM idempotency WHERE owner = :owner AND key = :key AND {_OVER}"
+_INTO = "INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at)"
+CLAIM = f"{_INTO} VALUES (:owner, :key, :fingerprint, :id, lease_now() + :lease, :expires) ON CONFLICT DO NOTHING"
+BIND_NEW = f"{_INTO} VALUES (:owner, :key, :fingerprint, :id, NULL, :expires) ON CONFLICT DO NOTHING"
+# Only what holds the key is bound to it; it may come again (a response that was queued holds it already).
+BIND = """
+UPDATE idempotency SET lease_until = NULL, expires_at = :expires
+WHERE owner = :owner AND key = :key AND object_id = :id
+"""
+UNBIND = "DELETE FROM idempotency WHERE owner = :owner AND key = :key AND object_id = :id"
+RELEASE = f"{UNBIND} AND lease_until IS NOT NULL"
+MADE = """
+SELECT object_id FROM idempotency
+WHERE owner = :owner AND key = :key AND fingerprint = :fingerprint AND lease_until IS NULL AND expires_at > :at
+"""
+LOOK = "SELECT fingerprint, object_id, lease_until FROM idempotency WHERE owner = :owner AND key = :key"
+RENEW = """
+UPDATE idempotency SET lease_until = lease_now() + :lease
+WHERE object_id IN (SELECT value FROM json_each(:ids)) AND lease_until IS NOT NULL RETURNING object_id
+"""
+SWEEP = """
+DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE expires_at <= :at LIMIT :limit)
+"""
+
+
+class Once:
+    """What a unit that makes something has beside it when its request came with a key."""
+
+    def __init__(self, once: OnceOnly, object_id: str, *, keep: float, clock: Clock = now) -> None:
+        at = milliseconds(clock())
+        self._named = {
+            "owner": once.owner,
+            "key": once.key,
+            "fingerprint": once.fingerprint,
+            "id": object_id,
+            "at": at,
+            "expires": at + milliseconds(keep),
+        }
+
+    def new(self) -> list[Statement]:
+        """For something that is made at once: the key must be free."""
+        return [Statement(FORGET_OVER, self._named), Statement(BIND_NEW, self._named, rows=1)]
+
+    def held(self) -> list[Statement]:
+        """For something whose key was claimed before: it must be held still."""
+        return [Statement(BIND, self._named, rows=1)]
+
+    def undo(self) -> list[Statement]:
+        """When the unit is taken back."""
+        return [Statement(UNBIND, self._named)]
+
+
+class SqliteIdempotency:
+    """`IdempotencyStore` on a writer and readers that are somebody else's to close."""
+
+    def __init__(
+        self, writer: SqliteWriter, readers: SqliteReaders, *, keep: float = KEEP_SECONDS, clock: Clock = now
+    ) -> None:
+        """`keep`: seconds for which a key is remembered after something was made with it."""
+        self._writer = writer
+        self._readers = readers
+        self.keep = keep
+        self._clock = clock
+
+    def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
+        """For the unit that stores an object whose key is held: what binds the key, and what takes that back."""
+        if once is None:
+            return [], []
+        beside = Once(once, object_id, keep=self.keep, clock=self._clock)
+        return beside.held(), beside.undo()
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
+        """Hold the key; see `IdempotencyStore.claim`."""
+        at = milliseconds(self._clock())
+        named = {
+            "owner": once.owner,
+            "key": once.key,
+            "fingerprint": once.fingerprint,
+            "id": object_id,
+            "at": at,
+            "lease": milliseconds(seconds),
+            # As long as it is held nothing but the lease ends it.
+            "expires": (1 << 63) - 1,
+        }
+        unit = [Statement(FORGET_OVER, named), Statement(CLAIM, named)]
+        for _ in range(_TRIES):
+            _, claimed = await self._writer.run(unit, undo=[Statement(RELEASE, named)])
+            if claimed:
+                return None
+            try:
+                await self.explain(once)
+            except AlreadyMade as made:
+                return made.object_id
+        raise in_progress()
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What was made with the key; see `IdempotencyStore.made`."""
+        named = {
+            "owner": once.owner,
+            "key": once.key,
+            "fingerprint": once.fingerprint,
+            "at": milliseconds(self._clock()),
+        }
+        rows = await self._readers.fetch(MADE, named)
+        return str(rows[0][0]) if rows else None
+
+    async def explain(self, once: OnceOnly) -> None:
+        """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
+        rows = await self._readers.fetch(LOOK, {"owner": once.owner, "key": once.key})
+        if not rows:
+            return
+        known, object_id, lease = rows[0]
+        if known != once.fingerprint:
+            raise reused()
+        if lease is not None:
+            raise in_progress()
+        raise AlreadyMade(object_id)
+
+    async def make(self, once: OnceOnly | None, object_id: str, unit: list[Statement], undo: list[Statement]) -> None:
+        """Run a unit that makes something; with a key only once. Raises `AlreadyMade` and `ApiError`.
+
+        Without `undo`, what is made by a commit that comes too late stays, and its key with it.
+        """
+        if once is None:
+            await self._writer.run(unit, undo=undo)
+            return
+        beside = Once(once, object_id, keep=self.keep, clock=self._clock)
+        back = [*undo, *beside.undo()] if undo else []
+        for last in (False, True):
+            try:
+                await self._writer.run([*beside.new(), *unit], undo=back)
+                return
+            except RowsMissing:
+                await self.explain(once)
+                if last:
+                    raise  # it was not for the key
+
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        """Give the key back; see `IdempotencyStore.release`."""
+        await self._writer.run([Statement(RELEASE, {"owner": once.owner, "key": once.key, "id": object_id})])
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold the keys of these objects for so long; which still were held."""
+        rows: list[tuple[Any, ...]] = []
+        named = {"ids": json.dumps(list(holders)), "lease": milliseconds(seconds)}
+        await self._writer.run([Statement(RENEW, named, into=rows)])
+        return frozenset(row[0] for row in rows)
+
+    async def sweep(self) -> tuple[int]:
+        """Forget what has expired; how many keys went."""
+        gone = 0
+        while True:
+            (count,) = await self._writer.run([Statement(SWEEP, {"at": milliseconds(self._clock()), "limit": _PIECE})])
+            gone += count
+            if count < _PIECE:
+                return (gone,)

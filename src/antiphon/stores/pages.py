@@ -1,0 +1,85 @@
+"""A page of a list ends with its rows or with its bytes, whichever comes first.
+
+Lives here: the parameters and cursors of a page, the part of a query that says which of its rows still fit, and reading
+the result; and what items that a request names come to, which may be named more than once. Not here: the lists
+(`responses.py`, `conversations.py`, `background.py`).
+
+A row's size is known without reading it (SQLite keeps the length of a body in the row's head), so what does not fit is
+never read. The first row always fits: one that is larger than a page comes alone.
+
+Invariant: a page is a beginning of what a page without the limit of bytes would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.state import ItemPage, PageQuery
+from antiphon.errors import HistoryTooLarge, unknown_cursor
+from antiphon.stores.sqlite_readers import Row
+
+
+def within(order: str) -> str:
+    """The table `cut (place, fits)` of a query that has the table `page (place, size, …)` and the parameter `:bytes`.
+
+    `fits` holds for the rows, taken in this order, that are within so many bytes together.
+    """
+    return f"""cut (place, fits) AS (
+  SELECT place, total <= :bytes OR total = size
+  FROM (SELECT place, size, sum(size) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total FROM page)
+)"""
+
+
+def cut_off(rows: list[Row], body: str = "body") -> tuple[list[Row], bool]:
+    """The rows up to the first that did not fit (its column `body` is null), and whether there is such a row."""
+    for number, row in enumerate(rows):
+        if row[body] is None:
+            return rows[:number], True
+    return rows, False
+
+
+def asked(page: PageQuery, size: int = 0) -> dict[str, Any]:
+    """The parameters of a query that lies between two cursors: `:low`, `:high`, `:limit`, `:bytes` (of `size`)."""
+    low, high = page.bounds
+    return {"low": low, "high": high, "limit": page.limit + 1, "bytes": size}
+
+
+async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:
+    """Raise `InvalidRequest`, with the sentence `missing`, when a cursor is none of the list's: `find` has None."""
+    for name, cursor in page.cursors:
+        if await find(cursor) is None:
+            raise unknown_cursor(name, missing)
+
+
+def item_page(rows: Sequence[Row], page: PageQuery) -> ItemPage | None:
+    """The page, of rows with the places of its cursors (`low`, `high`) and an item, or none where the page is empty.
+
+    No row: no list. Raises `InvalidRequest` for a cursor that has no place.
+    """
+    if not rows:
+        return None
+    low, high = page.bounds
+    places = {low: rows[0]["low"], high: rows[0]["high"]}
+    for name, cursor in page.cursors:
+        if places[cursor] is None:
+            raise unknown_cursor(name, "There is no item with this id in the list")
+    found, cut = cut_off([row for row in rows if row["item_id"] is not None])
+    return ItemPage(page.shown([stored_item(row) for row in found]), has_more=cut or len(found) > page.limit)
+
+
+def stored_item(row: Row) -> StoredItem:
+    """The item of a row that has the columns `item_id`, `type` and `body`."""
+    return StoredItem(row["item_id"], row["type"], row["body"])
+
+
+def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
+    """The items that were found of these. Raises `HistoryTooLarge` when they, each as often as it is named, take more
+    than `limit` bytes; then the rows may have no bodies at all."""
+    if rows and rows[0]["body"] is None:
+        raise HistoryTooLarge(limit, "input")
+    found = {row["item_id"]: stored_item(row) for row in rows}
+    if sum(len(found[item_id].body) for item_id in item_ids if item_id in found) > limit:
+        raise HistoryTooLarge(limit, "input")
+    return found

@@ -1,0 +1,98 @@
+"""What an operator does with one owner's vector stores.
+
+Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
+(`commands/admin.py`), everything that is not in `vectors.db`.
+
+An export has the stores and which files are in them, with their attributes; the chunks are the files' own text once
+more, and files are exported as such.
+
+Invariant: a folder without vector stores gets none by being looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from antiphon.stores.sqlite_writer import Statement
+from antiphon.stores.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+
+COUNT = "SELECT owner, count(*) FROM vector_stores GROUP BY owner"
+STORES = """
+SELECT id, created_at, name, description, metadata, expires_days FROM vector_stores WHERE owner = :owner ORDER BY no
+"""
+FILES = """
+SELECT f.file_id, s.id, f.filename, f.status, f.attributes
+FROM vector_stores s JOIN vector_files f ON f.store_no = s.no WHERE s.owner = :owner ORDER BY s.no, f.created_at
+"""
+FORGET_KEYS = "DELETE FROM idempotency WHERE owner = :owner"
+STORE_IDS = "SELECT id FROM vector_stores WHERE owner = :owner"
+
+Row = tuple[str, Any, Any, dict[str, Any]]
+
+
+async def count_stores(data: Path) -> dict[str, int]:
+    """How many stores each owner has. Raises `StoreError`."""
+    async with opened_vector_database(data) as database:
+        return {} if database is None else dict(map(tuple, await database.readers.fetch(COUNT, {})))
+
+
+async def export_stores(data: Path, owner: str) -> list[Row]:
+    """Kind, id, what it belongs to, and the fields of everything. Raises `StoreError`."""
+    async with opened_vector_database(data) as database:
+        if database is None:
+            return []
+        named = {"owner": owner}
+        stores = await database.readers.fetch(STORES, named)
+        files = await database.readers.fetch(FILES, named)
+    rows: list[Row] = [
+        (
+            "vector_stores",
+            store_id,
+            created_at,
+            {"name": name, "description": description, "metadata": json.loads(metadata), "expires_days": days},
+        )
+        for store_id, created_at, name, description, metadata, days in stores
+    ]
+    rows += [
+        (
+            "vector_store_files",
+            file_id,
+            store_id,
+            {"filename": filename, "status": status, "attributes": json.loads(attributes)},
+        )
+        for file_id, store_id, filename, status, attributes in files
+    ]
+    return rows
+
+
+async def delete_stores(data: Path, owner: str) -> None:
+    """Delete the owner's stores with all that was made of their files. Raises `StoreError`."""
+    async with opened_vector_database(data) as database:
+        if database is not None:
+            for (store_id,) in await database.readers.fetch(STORE_IDS, {"owner": owner}):
+                await database.stores.delete(owner, store_id)
+            await database.writer.run([Statement(FORGET_KEYS, {"owner": owner})])
+            await sweep_stores(database)
+
+
+async def sweep_stores(database: VectorDatabase) -> None:
+    """Clear away what expired or was removed. Raises `StoreError`."""
+    while await database.ingestion.sweep():
+        pass
+
+
+@asynccontextmanager
+async def opened_vector_database(data: Path) -> AsyncIterator[VectorDatabase | None]:
+    """The folder's vector stores, or None when it has none."""
+    if not (data / VECTORS_FILE).exists():
+        yield None
+        return
+    database = await open_vector_database(data)
+    try:
+        yield database
+    finally:
+        await database.aclose()

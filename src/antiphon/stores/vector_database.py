@@ -1,0 +1,82 @@
+"""The database of vector stores, `vectors.db`: a file of its own, so that ingestion never holds up a turn.
+
+Lives here: opening it, and the views on it. Not here: what each of them does.
+
+Invariant: an opened database has the schema of this build; any number of processes may open it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.ids import Clock, now
+from antiphon.stores import lease_clock
+from antiphon.stores.chunk_index import SqliteChunkIndex
+from antiphon.stores.idempotency import KEEP_SECONDS, SqliteIdempotency
+from antiphon.stores.ingestion import SqliteIngestion
+from antiphon.stores.migrate import migrate, packaged_migrations
+from antiphon.stores.schema_check import check_triggers
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite_writer import SqliteWriter, writer_limits
+from antiphon.stores.vector_stores import SqliteVectorStores
+
+_TIMEOUTS = TimeoutSettings()
+VECTORS_FILE = "vectors.db"
+VECTOR_STEPS = "vector_migrations"
+
+_END_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progress'",)
+
+
+@dataclass(frozen=True)
+class VectorDatabase:
+    """What clients see, the work, and what a search reads; one writer and its readers."""
+
+    stores: SqliteVectorStores
+    ingestion: SqliteIngestion
+    index: SqliteChunkIndex
+    keys: SqliteIdempotency
+    writer: SqliteWriter
+    readers: SqliteReaders
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, then close the database."""
+        await self.readers.aclose()
+        await self.writer.aclose()
+
+
+async def open_vector_database(
+    data: Path,
+    *,
+    clock: Clock = now,
+    readers: int = 2,
+    timeouts: TimeoutSettings = _TIMEOUTS,
+    keep_keys: float = KEEP_SECONDS,
+) -> VectorDatabase:
+    """Open `vectors.db` in the folder `data`, creating it where needed. Raises `StoreError`.
+
+    `keep_keys`: seconds for which an idempotency key is remembered.
+    """
+    path = data / VECTORS_FILE
+    writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
+    await writer.start()
+    pool = SqliteReaders(path, readers, seconds=timeouts.read)
+    try:
+        await pool.start()
+    except BaseException:
+        await writer.aclose()
+        raise
+    keys = SqliteIdempotency(writer, pool, keep=keep_keys, clock=clock)
+    stores = SqliteVectorStores(writer, pool, clock, keys=keys)
+    return VectorDatabase(
+        stores, SqliteIngestion(writer, pool, clock), SqliteChunkIndex(pool, stores), keys, writer, pool
+    )
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    steps = packaged_migrations(VECTOR_STEPS)
+    migrate(connection, steps)
+    check_triggers(connection, steps)
+    lease_clock.prepare(connection, _END_LEASES)

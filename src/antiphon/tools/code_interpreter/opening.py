@@ -1,0 +1,39 @@
+"""The rooms for code, where they are wanted and this machine can hold code in.
+
+Lives here: trying it out, and putting the parts together. Not here: the parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.files import FileStore
+from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.trial import HOLDS, try_out
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_rooms(chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None) -> ContainerRooms | None:
+    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged."""
+    if chosen.sandbox == "none":
+        return None
+    # Tried out, not believed: kernels and container runtimes differ.
+    trial = await asyncio.to_thread(try_out, chosen.python, folder)
+    if trial.reason:
+        _log.error("code_interpreter_unavailable", reason=trial.reason)
+        return None
+    _log.info("code_interpreter_ready", room=trial.room, holds=HOLDS[trial.room])
+    return ContainerRooms(
+        LocalSandbox(folder / "machines", chosen, trial.room),
+        Records(folder / "records"),
+        files,
+        limit=chosen.containers,
+        per_owner=chosen.per_owner,
+    )

@@ -1,0 +1,68 @@
+"""How an upstream's answer ended, and the finish reasons by which servers say it.
+
+Lives here: `Ending`, and the many spellings of `finish_reason`. Not here: which ending an answer has
+(`chat_stream.py`), what a client is told of one (`engine/exchange/client_answer.py`).
+
+Invariant: a finish reason is lower case, and every word for a cut is one of Chat Completions' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import Raw
+
+from antiphon.errors import ApiError
+from antiphon.translation.upstream_errors import as_event_failure
+from antiphon.types.json import decode_any
+
+# What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
+_FINISHES = {
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the upstream's answer ended: `status` is completed, incomplete or failed.
+
+    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as
+    well when the upstream said what went wrong (a client that has got no head yet gets that).
+    """
+
+    status: str
+    reason: str = ""
+    code: str = ""
+    message: str = ""
+    error: ApiError | None = None
+
+
+def failed(message: str, code: str = "server_error") -> Ending:
+    """An ending by a failure, with the code and message that a client is told."""
+    return Ending("failed", code=code, message=message)
+
+
+def reported(error: ApiError) -> Ending:
+    """An error that the upstream put into its answer."""
+    code, message = as_event_failure(error)
+    return Ending("failed", code=code, message=message, error=error)
+
+
+def plain_finish(reason: str) -> str:
+    """The finish reason in Chat Completions' words. Some servers shout."""
+    reason = reason.lower()
+    return _FINISHES.get(reason, reason)
+
+
+def finish_of(details: Raw) -> str:
+    """The finish of an answer that says it in `finish_details` (old vision models)."""
+    try:
+        value = decode_any(bytes(details))
+    except ValueError:
+        return ""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else ""

@@ -1,0 +1,126 @@
+"""The Response object as it starts: what the request said, echoed, with OpenAI's defaults for what it did not say.
+
+Lives here: which fields a response repeats, and how. Not here: what changes while the response runs (`builder.py`).
+
+Source: OpenAI's observed echo rules; two listed differences: a function's omitted `strict` is echoed as null (no
+schema is rewritten), and `service_tier` at the end is what the upstream says, or `default`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from antiphon.types.json import encode, given
+from antiphon.types.request import CreateResponse, TextOptions
+from antiphon.types.response import ConversationReference, Response
+from antiphon.types.tools import Tool
+
+_AUTO = Raw(b'"auto"')
+_NO_METADATA = Raw(b"{}")
+_NO_REASONING = Raw(b'{"effort":null,"summary":null}')
+
+
+def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
+    """The first snapshot: `in_progress`, no output, no usage."""
+    return Response(
+        id=response_id,
+        created_at=int(created_at),
+        model=request.model,
+        status="in_progress",
+        tools=[_tool(tool) for tool in request.tools],
+        tool_choice=request.tool_choice.echo if request.tool_choice is not None else _AUTO,
+        text=_text(request.text),
+        reasoning=_reasoning(request),
+        metadata=request.metadata or _NO_METADATA,
+        background=request.background,
+        conversation=ConversationReference(request.conversation) if request.conversation is not None else UNSET,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        instructions=_instructions(request),
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        output=[],
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        presence_penalty=request.presence_penalty or 0.0,
+        previous_response_id=request.previous_response_id,
+        prompt=request.prompt if request.prompt is not None else UNSET,
+        prompt_cache_key=request.prompt_cache_key,
+        prompt_cache_retention=request.prompt_cache_retention,
+        safety_identifier=request.safety_identifier,
+        service_tier=request.service_tier or "auto",
+        store=request.store,
+        top_logprobs=request.top_logprobs or 0,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        truncation=request.truncation,
+        user=request.user,
+    )
+
+
+def _instructions(request: CreateResponse) -> Raw | None:
+    """As they are, or with the messages of a prompt as a list: OpenAI shows those here."""
+    if not request.prompt_messages:
+        return request.instructions
+    said: list[Any] = [item.source for item in request.prompt_messages]
+    if request.instructions is not None:
+        part = {"type": "input_text", "text": request.instructions}
+        said.insert(0, {"type": "message", "role": "developer", "content": [part]})
+    return Raw(encode(said))
+
+
+def _tool(tool: Tool) -> Raw:
+    """A function with all five keys, a tool search with its own, whatever else as it was declared (nothing secret is in
+    those)."""
+    if tool.type == "mcp":
+        return _mcp(tool.source)
+    if tool.type not in ("function", "tool_search"):
+        return tool.source
+    shown: dict[str, Any] = {
+        "type": tool.type,
+        "description": tool.description,
+        "parameters": tool.parameters if given(tool.parameters) else None,
+    }
+    if tool.type == "tool_search":
+        return Raw(encode({**shown, "execution": tool.execution}))
+    shown |= {"name": tool.name, "strict": tool.strict}
+    if tool.defer_loading:
+        # Observed: there only when it was asked for.
+        shown["defer_loading"] = True
+    return Raw(encode(shown))
+
+
+def _mcp(source: Raw) -> Raw:
+    """An MCP server as it was declared, without what opens it."""
+    shown = msgspec.json.decode(source, type=dict[str, Raw])
+    shown.pop("authorization", None)
+    return Raw(encode({"allowed_tools": None, "require_approval": "always", **shown, "headers": None}))
+
+
+def _text(text: TextOptions | None) -> Raw:
+    verbosity = (text.verbosity if text is not None else None) or "medium"
+    wanted: dict[str, Any] = {"type": "text"}
+    if text is not None and text.format is not None and text.format.type != "text":
+        wanted = {"type": text.format.type}
+        if text.format.type == "json_schema":
+            wanted |= {
+                "description": text.format.description,
+                "name": text.format.name,
+                "schema": text.format.schema,
+                "strict": text.format.strict is not False,
+            }
+    return Raw(encode({"format": wanted, "verbosity": verbosity}))
+
+
+def _reasoning(request: CreateResponse) -> Raw:
+    if request.reasoning is None:
+        return _NO_REASONING
+    return Raw(
+        encode(
+            {
+                "effort": request.reasoning.effort,
+                "summary": request.reasoning.summary or request.reasoning.generate_summary,
+            }
+        )
+    )

@@ -1,0 +1,116 @@
+"""The event stream of a response that is stored: the same grammar as when it was made, each text in one piece.
+
+Lives here: events out of a finished response object, for a request that comes again with its idempotency key. Not here:
+streams that were stored as they were made (background responses), and those of models (`builder.py`).
+
+Invariant: numbers are gapless from 0, every item is opened and closed once, in order, and the fold of the events is the
+stored object. How the stream was cut when it was made is not known any more, so each text is one delta; of hosted calls
+there are no events between being added and done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from antiphon.types.json import decode_any, encode
+
+Made = tuple[str, dict[str, Any]]
+
+_ENDS = {"completed": "response.completed", "incomplete": "response.incomplete"}
+_AT_THE_BEGINNING: dict[str, Any] = {
+    "status": "in_progress",
+    "output": [],
+    "usage": None,
+    "completed_at": None,
+    "error": None,
+    "incomplete_details": None,
+}
+
+
+def replayed(response: bytes) -> bytes:
+    """All events of the response but `[DONE]`."""
+    whole: dict[str, Any] = decode_any(response)
+    begun = whole | {name: value for name, value in _AT_THE_BEGINNING.items() if name in whole}
+    events: list[Made] = [("response.created", {"response": begun}), ("response.in_progress", {"response": begun})]
+    for index, item in enumerate(whole.get("output") or []):
+        events += _item(item, index)
+    events.append((_ENDS.get(whole.get("status", ""), "response.failed"), {"response": whole}))
+    return b"".join(_framed(kind, number, fields) for number, (kind, fields) in enumerate(events))
+
+
+def _framed(kind: str, number: int, fields: dict[str, Any]) -> bytes:
+    data = encode({"type": kind, "sequence_number": number, **fields})
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+def _item(item: dict[str, Any], index: int) -> Iterator[Made]:
+    kind = item.get("type")
+    bare = dict(item)
+    if "status" in bare:
+        bare["status"] = "in_progress"
+    between: Iterator[Made] = iter(())
+    if kind == "message":
+        bare["content"] = []
+        between = _content(item, index)
+    elif kind == "reasoning":
+        bare |= {"summary": []} | ({"content": []} if item.get("content") else {})
+        between = _reasoning(item, index)
+    elif kind in _CALLS:
+        name, events = _CALLS[kind]
+        bare[name] = ""
+        between = _call(item, index, name, events)
+    yield "response.output_item.added", {"output_index": index, "item": bare}
+    yield from between
+    yield "response.output_item.done", {"output_index": index, "item": item}
+
+
+_CALLS = {
+    "function_call": ("arguments", "response.function_call_arguments"),
+    "custom_tool_call": ("input", "response.custom_tool_call_input"),
+}
+
+
+def _call(item: dict[str, Any], index: int, name: str, events: str) -> Iterator[Made]:
+    place = {"item_id": item["id"], "output_index": index}
+    text = item.get(name) or ""
+    if text:
+        yield f"{events}.delta", {**place, "delta": text}
+    named = {"name": item.get("name", "")} if name == "arguments" else {}
+    yield f"{events}.done", {**place, name: text, **named}
+
+
+def _content(item: dict[str, Any], index: int) -> Iterator[Made]:
+    for at, part in enumerate(item.get("content") or []):
+        place = {"item_id": item["id"], "output_index": index, "content_index": at}
+        if part.get("type") == "refusal":
+            yield "response.content_part.added", {**place, "part": {**part, "refusal": ""}}
+            yield "response.refusal.delta", {**place, "delta": part["refusal"]}
+            yield "response.refusal.done", {**place, "refusal": part["refusal"]}
+        else:
+            logprobs = part.get("logprobs") or []
+            empty = {**part, "text": "", "annotations": []} | ({"logprobs": []} if "logprobs" in part else {})
+            yield "response.content_part.added", {**place, "part": empty}
+            if part["text"]:
+                yield "response.output_text.delta", {**place, "delta": part["text"], "logprobs": logprobs}
+            for number, annotation in enumerate(part.get("annotations") or []):
+                noted = {**place, "annotation_index": number, "annotation": annotation}
+                yield "response.output_text.annotation.added", noted
+            yield "response.output_text.done", {**place, "text": part["text"], "logprobs": logprobs}
+        yield "response.content_part.done", {**place, "part": part}
+
+
+def _reasoning(item: dict[str, Any], index: int) -> Iterator[Made]:
+    place = {"item_id": item["id"], "output_index": index}
+    for at, part in enumerate(item.get("summary") or []):
+        where = {**place, "summary_index": at}
+        yield "response.reasoning_summary_part.added", {**where, "part": {**part, "text": ""}}
+        yield "response.reasoning_summary_text.delta", {**where, "delta": part["text"]}
+        yield "response.reasoning_summary_text.done", {**where, "text": part["text"]}
+        yield "response.reasoning_summary_part.done", {**where, "part": part}
+    for at, part in enumerate(item.get("content") or []):
+        where = {**place, "content_index": at}
+        yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
+        yield "response.reasoning_text.delta", {**where, "delta": part["text"]}
+        yield "response.reasoning_text.done", {**where, "text": part["text"]}
+        yield "response.content_part.done", {**where, "part": part}

@@ -1,0 +1,105 @@
+"""Checks of request values that several readers share, each with its error: choices, names, metadata, types.
+
+Invariant: every error names the field it is about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, missing_parameter
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+"""Names of tools and schemas."""
+
+_STRING = msgspec.json.Decoder(str)
+# How msgspec says what is wrong, and the words for it.
+_EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_MISSING = re.compile(r"Object missing required field `([^`]+)`")
+_KINDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
+
+
+def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
+    """The error for a value of the wrong type, or one that lacks a key, with its path below `name` (empty: a body)."""
+    problem, _, path = str(error).partition(" - at `$")
+    param = (name + path.removesuffix("`").replace("[...]", "")).lstrip(".")
+    if found := _MISSING.fullmatch(problem):
+        param = f"{param}.{found[1]}".lstrip(".")
+        return missing_parameter(param)
+    if found := _EXPECTED.fullmatch(problem):
+        wanted = " or ".join(_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null")
+        problem = f"expected {wanted}, but got {_KINDS.get(found[2], found[2])} instead"
+    else:
+        problem = problem[:1].lower() + problem[1:].replace("`", "")
+    if not param:
+        return InvalidRequest(f"Invalid request body: {problem}.", code="invalid_type")
+    return invalid_type(param, f"{problem}")
+
+
+def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    """Raise unless the value is absent or one of these."""
+    if value is not None and value not in allowed:
+        raise invalid_value(name, f"{value[:64]!r}. Supported values are: {', '.join(allowed)}")
+
+
+def read_string(name: str, value: Raw) -> str:
+    """A string. Raises `InvalidRequest` for anything else."""
+    try:
+        return _STRING.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        raise invalid_type(name, "expected a string") from None
+
+
+def required(where: str, name: str, value: str | None) -> str:
+    """The value. Raises `InvalidRequest` when it is absent or empty."""
+    if not value:
+        raise missing_parameter(f"{where}.{name}")
+    return value
+
+
+ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
+IGNORABLE_INCLUDES = frozenset(
+    {
+        "file_search_call.results",
+        "web_search_call.results",
+        "web_search_call.action.sources",
+        "message.input_image.image_url",
+        "computer_call_output.output.image_url",
+        "code_interpreter_call.outputs",
+    }
+)
+"""Values of `include` that speak of hosted tools, of which there are none yet."""
+
+
+def check_include(values: Iterable[str]) -> None:
+    """Raise for a value of `include` that OpenAI does not have."""
+    for number, include in enumerate(values):
+        if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
+            raise InvalidRequest(
+                f"Invalid value for 'include[{number}]': {include[:64]!r}. "
+                f"Supported: {', '.join(sorted((LOGPROBS, ENCRYPTED, *IGNORABLE_INCLUDES)))}.",
+                param="include",
+                code="invalid_value",
+            )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise unless there are at most 16 pairs, of at most 64 and 512 characters."""
+    if len(metadata) > 16:
+        raise invalid_parameter("metadata", "it may have at most 16 pairs", "object_above_max_properties")
+    for key, value in metadata.items():
+        if len(key) > 64 or len(value) > 512:
+            raise invalid_parameter(
+                "metadata", "keys may have at most 64 characters and values at most 512", "string_above_max_length"
+            )

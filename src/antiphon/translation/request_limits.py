@@ -1,0 +1,96 @@
+"""Ranges, choices and lengths of a request's values, with OpenAI's errors.
+
+Lives here: the limits of plain fields and of what is inside `text`, `reasoning` and `context_management`. Not here:
+types (`read_request.py`), checks that other readers share (`request_checks.py`).
+
+Not msgspec's constraints (`Meta`, `Literal`): their errors name neither the value nor whether it is too small or too
+large, and `code` and message say both, so that each would have to be looked for again.
+
+Invariant: every error names its field in `param`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.errors import invalid_parameter, invalid_type, missing_parameter
+from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata
+from antiphon.types.json import first, given
+from antiphon.types.request import ContextManagement, ReasoningOptions, TextOptions
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "top_logprobs": (0, 20),
+    "max_output_tokens": (16, 2**53),
+    "max_tool_calls": (1, 2**53),
+}
+_CHOICES = {
+    "truncation": ("auto", "disabled"),
+    "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
+}
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_SUMMARIES = ("auto", "concise", "detailed")
+_VERBOSITIES = ("low", "medium", "high")
+_LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
+
+
+def check_values(values: dict[str, Any]) -> None:
+    """Raise `InvalidRequest` for the first value outside its range, choices or length; `values` are decoded fields."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        limits = _RANGES.get(name)
+        if limits is not None and not limits[0] <= value <= limits[1]:
+            low, high = limits
+            below = value < low
+            kind = "integer" if isinstance(value, int) else "decimal"
+            problem = f"{'below the minimum' if below else 'above the maximum'} of {low if below else high:g}"
+            code = f"{kind}_{'below_min' if below else 'above_max'}_value"
+            raise invalid_parameter(name, f"{value} is {problem}", code)
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        limit = _LENGTHS.get(name)
+        if limit is not None and len(value) > limit:
+            raise invalid_parameter(name, f"it may have at most {limit} characters", "string_above_max_length")
+    text: TextOptions | None = values.get("text")
+    if text is not None:
+        _check_text(text)
+    reasoning: ReasoningOptions | None = values.get("reasoning")
+    if reasoning is not None:
+        check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
+        check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
+        check_choice("reasoning.generate_summary", reasoning.generate_summary, _SUMMARIES)
+    check_metadata(values.get("metadata") or {})
+    check_include(values.get("include") or ())
+
+
+def read_threshold(entries: list[ContextManagement]) -> int | None:
+    """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
+    threshold = None
+    for number, entry in enumerate(entries):
+        where = f"context_management[{number}]"
+        check_choice(f"{where}.type", entry.type, ("compaction",))
+        if entry.compact_threshold is not None and entry.compact_threshold < 1000:
+            problem = f"{entry.compact_threshold} is below the minimum of 1000"
+            raise invalid_parameter(f"{where}.compact_threshold", problem, "integer_below_min_value")
+        threshold = entry.compact_threshold or 0
+    return threshold
+
+
+def _check_text(text: TextOptions) -> None:
+    check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
+    if text.format is None:
+        return
+    check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
+    if text.format.type == "json_schema":
+        if not text.format.name:
+            raise missing_parameter("text.format.name")
+        if not NAME.fullmatch(text.format.name):
+            raise invalid_parameter("text.format.name", "use 1 to 64 letters, digits, underscores or dashes")
+        if not given(text.format.schema):
+            raise missing_parameter("text.format.schema")
+        if first(text.format.schema) != b"{":
+            raise invalid_type("text.format.schema", "expected an object, the JSON schema of the answer")

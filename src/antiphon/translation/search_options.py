@@ -1,0 +1,108 @@
+"""Filters and ranking options of a search, as clients write them.
+
+Lives here: reading them from decoded JSON. Not here: what they mean to an index (`stores/`), the search itself.
+
+Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
+
+Invariant: what is returned can be searched with; anything else is an `InvalidRequest` that names the place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.errors import invalid_type, invalid_value
+from antiphon.types.search import Filter, Ranking
+
+_COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+_COMPOUNDS = ("and", "or")
+_LISTS = ("in", "nin")
+_ORDERED = ("gt", "gte", "lt", "lte")
+_MAX_DEPTH = 8
+_MAX_PARTS = 64
+_MAX_IN_ALL = 256
+_RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
+
+
+def read_filters(value: object, where: str) -> Filter | None:
+    """A filter, None when there is none. Raises `InvalidRequest`."""
+    found = None if value is None else _filter(value, where, _MAX_DEPTH)
+    if found is not None and _size(found) > _MAX_IN_ALL:
+        raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons in all")
+    return found
+
+
+def read_ranking(value: object, where: str) -> Ranking:
+    """Ranking options, the defaults when there are none. Raises `InvalidRequest`."""
+    if value is None:
+        return Ranking()
+    options = _object(value, where)
+    ranker = options.get("ranker")
+    if ranker is not None and ranker not in _RANKERS:
+        raise invalid_value(f"{where}.ranker", f"choose one of {', '.join(_RANKERS)}")
+    threshold = _number(options.get("score_threshold"), f"{where}.score_threshold", 0.0)
+    if threshold > 1:
+        raise invalid_value(f"{where}.score_threshold", "use a number from 0 to 1")
+    hybrid = options.get("hybrid_search")
+    if hybrid is None:
+        return Ranking(threshold)
+    place = f"{where}.hybrid_search"
+    weights = _object(hybrid, place)
+    embedding = _number(weights.get("embedding_weight"), f"{place}.embedding_weight", 0.5)
+    text = _number(weights.get("text_weight"), f"{place}.text_weight", 0.5)
+    if not embedding and not text:
+        raise invalid_value(place, "one of the weights must be more than 0")
+    return Ranking(threshold, embedding, text)
+
+
+def _filter(value: object, where: str, depth: int) -> Filter:
+    given = _object(value, where)
+    kind: Any = given.get("type")
+    if kind in _COMPOUNDS:
+        parts = given.get("filters")
+        if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
+            raise invalid_value(f"{where}.filters", f"use a list of 1 to {_MAX_PARTS} filters")
+        if not depth:
+            raise invalid_value(where, f"filters may be nested {_MAX_DEPTH} deep at most")
+        return Filter(
+            kind,
+            parts=tuple(_filter(part, f"{where}.filters[{number}]", depth - 1) for number, part in enumerate(parts)),
+        )
+    if kind not in _COMPARISONS:
+        raise invalid_value(f"{where}.type", f"choose one of {', '.join((*_COMPARISONS, *_COMPOUNDS))}")
+    key = given.get("key")
+    if not isinstance(key, str) or not 0 < len(key) <= 64:
+        raise invalid_value(f"{where}.key", "use the name of an attribute, 1 to 64 characters")
+    compared = given.get("value")
+    if kind in _LISTS:
+        if not isinstance(compared, list) or len(compared) > _MAX_PARTS:
+            raise invalid_value(f"{where}.value", f"'{kind}' takes a list of at most {_MAX_PARTS} values")
+        return Filter(kind, key, tuple(_scalar(each, f"{where}.value") for each in compared))
+    scalar = _scalar(compared, f"{where}.value")
+    if kind in _ORDERED and isinstance(scalar, bool):
+        raise invalid_value(f"{where}.value", f"'{kind}' takes a number or a string")
+    return Filter(kind, key, scalar)
+
+
+def _size(one: Filter) -> int:
+    return 1 + sum(map(_size, one.parts))
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise invalid_type(where, "expected an object")
+    return value
+
+
+def _scalar(value: object, where: str) -> str | float | bool:
+    if not isinstance(value, str | int | float):
+        raise invalid_value(where, "use a string, a number or a boolean")
+    return value
+
+
+def _number(value: object, where: str, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise invalid_value(where, "use a number that is not negative")
+    return float(value)

@@ -1,0 +1,43 @@
+"""What pages in browsers may do here, by origin: the same for every door.
+
+Lives here: which origin is let in, and the headers that say so. Not here: who sends them (the HTTP door, Envoy's cors
+filter), WebSockets (`websocket.origins`).
+
+Invariant: credentials of the browser's own (cookies) are never allowed; a page shows the bearer token it was given.
+"""
+
+from __future__ import annotations
+
+from antiphon.types.transport import Headers
+
+ALLOW_METHODS = "GET,POST,PUT,DELETE"
+# A star does not stand for authorization.
+ALLOW_HEADERS = "authorization,*"
+EXPOSE_HEADERS = "*"
+MAX_AGE = "600"
+
+
+def allows(origins: tuple[str, ...], origin: str | None) -> bool:
+    """Whether pages of this origin may ask and read."""
+    return origin is not None and ("*" in origins or origin in origins)
+
+
+def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
+    """What an answer says; nothing while no origin is let in."""
+    if not origins:
+        return ()
+    vary = ("vary", "origin")
+    if origin is None or not allows(origins, origin):
+        return (vary,)
+    return (("access-control-allow-origin", origin), ("access-control-expose-headers", EXPOSE_HEADERS), vary)
+
+
+def preflight_headers(origin: str) -> Headers:
+    """The answer to a browser that asks before it sends."""
+    return (
+        ("access-control-allow-origin", origin),
+        ("access-control-allow-methods", ALLOW_METHODS),
+        ("access-control-allow-headers", ALLOW_HEADERS),
+        ("access-control-max-age", MAX_AGE),
+        ("vary", "origin"),
+    )

@@ -1,0 +1,71 @@
+"""Words: what of a text is indexed, and what of a query is looked for.
+
+Lives here: stop words, and the cutting of scripts that write no spaces. Not here: stemming and folding of case and
+accents, which the index does on both sides.
+
+Scripts without spaces are indexed letter by letter, and a query's run of such letters becomes its pairs: "検索機能"
+looks for 検索, 索機 and 機能.
+
+Invariant: a query never holds syntax: whatever a client writes, the terms are words.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+MAX_TERMS = 64
+"""A longer query is cut: each term costs time, and the first ones say what it is about."""
+
+# Thai, Lao, Myanmar, Khmer; kana; CJK ideographs, their extensions and compatibility forms.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_RUN = re.compile(f"[{_UNSPACED}]+")
+_WORD = re.compile(r"\w+")
+
+_STOP_WORDS = """
+a about after all also an and any are as at be because been being but by can could did do does doing for from had has
+have having he her here hers him his how i if in into is it its just me more most my no nor not of off on once only or
+other our ours out over own same she should so some such than that the their theirs them then there these they this
+those through to too under until up us very was we were what when where which while who whom why will with would you
+your yours
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+def index_text(text: str) -> str:
+    """The text as the index gets it."""
+    if not _HAS_UNSPACED.search(text):
+        return text
+    return _HAS_UNSPACED.sub(lambda letter: f" {letter[0]} ", text)
+
+
+def query_terms(query: str) -> list[str]:
+    """The terms to look for, each a word or the letters of a pair with a space; none twice, no stop words.
+
+    A query of stop words alone keeps them.
+    """
+    terms: dict[str, None] = {}
+    for word in _WORD.findall(query.lower()):
+        for term in _split(word):
+            terms[term] = None
+    kept = [term for term in terms if term not in STOP_WORDS] or list(terms)
+    return kept[:MAX_TERMS]
+
+
+def _split(word: str) -> list[str]:
+    if not _HAS_UNSPACED.search(word):
+        return [word]
+    parts = []
+    at = 0
+    for run in _RUN.finditer(word):
+        if run.start() > at:
+            parts.append(word[at : run.start()])
+        letters = run[0]
+        parts += [f"{a} {b}" for a, b in pairwise(letters)] or [letters]
+        at = run.end()
+    if at < len(word):
+        parts.append(word[at:])
+    return parts

@@ -1,0 +1,102 @@
+"""Whether our own Envoy went away, when a call through it breaks off.
+
+Lives here: one connection to the model door that asks for nothing, held while a background response runs, and what its
+end says. Not here: the calls themselves (`client.py`), what becomes of a response (`engine/running/workers.py`).
+
+A model server that breaks off its answer and an Envoy that dies look the same on the call's own connection. They do not
+on another one: what Envoy forwards can end a call, only Envoy's own end (or a closed listener) ends all connections to
+it. An idle connection that Envoy closes for its age is opened again, and forgotten after a moment. An Envoy that stands
+still ends none and answers nobody, so it is asked too.
+
+Invariants: one idle connection at most for each watch, and none after it was left; a question ends in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+from antiphon.upstream.http import UpstreamTarget
+
+_CONNECT_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
+_ANSWER_SECONDS = 2.0
+_QUESTION = b"GET / HTTP/1.1\r\nhost: model-door\r\nconnection: close\r\n\r\n"
+"""Whatever the answer is, it is one."""
+_GRACE = 1.0
+"""Connections that end together do not end at the same moment."""
+
+
+class DoorWatch:
+    """Made by `watch_door`."""
+
+    def __init__(self, target: UpstreamTarget) -> None:
+        self._target = target
+        self._gone_at = float("-inf")
+        self._noticed = asyncio.Event()
+        self._tried = asyncio.Event()
+
+    async def gone(self, at: float) -> bool:
+        """Whether Envoy went away, or was not there, about the time `at` (of the event loop), or stands still now."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE):
+                while self._gone_at < at - _GRACE:
+                    self._noticed.clear()
+                    await self._noticed.wait()
+        return self._gone_at >= at - _GRACE or not await self._answers()
+
+    async def _answers(self) -> bool:
+        """Whether Envoy says anything at all."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                reader, writer = await self._connect()
+                try:
+                    writer.write(_QUESTION)
+                    return bool(await reader.read(1))
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
+    async def tried(self) -> None:
+        """Wait until there is a connection, or none can be had."""
+        await self._tried.wait()
+
+    async def run(self) -> None:
+        """Hold a connection, and open another one when it ends."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    reader, writer = await self._connect()
+                self._tried.set()
+                try:
+                    # Nothing was asked: whatever comes is the end.
+                    await reader.read(1)
+                finally:
+                    writer.close()
+            self._gone_at = loop.time()
+            self._noticed.set()
+            self._tried.set()
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._target.unix_path is not None:
+            return await asyncio.open_unix_connection(self._target.unix_path)
+        url = urlsplit(self._target.base_url)
+        return await asyncio.open_connection(url.hostname, url.port)
+
+
+@asynccontextmanager
+async def watch_door(target: UpstreamTarget) -> AsyncIterator[DoorWatch]:
+    """Watch the model door for as long as this is open."""
+    watch = DoorWatch(target)
+    task = asyncio.get_running_loop().create_task(watch.run())
+    try:
+        await watch.tried()
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

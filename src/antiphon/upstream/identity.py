@@ -1,0 +1,83 @@
+"""Upstreams whose profile nobody named are asked what they are, once they can be reached.
+
+Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles/signs.py`), what a profile
+changes (`engine/exchange/model_routes.py`).
+
+Invariant: no request waits for it. An upstream is asked until it has answered once, less and less often, with the
+gateway's own credentials or none; each try has an end, and none follows `aclose`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
+from antiphon.translation.profiles.signs import named_by_list
+from antiphon.types.json import decode_any
+
+_log = structlog.get_logger(__name__)
+_FIRST_WAIT, _MAX_WAIT = 0.25, 60.0
+_PATIENCE = 10.0
+_MAX_BYTES = 4 << 20
+
+
+class ServerIdentities:
+    """Asks the upstreams called `names` for their models and tells `found` an upstream and its profile's name."""
+
+    def __init__(self, upstream: Upstream, names: Iterable[str], found: Callable[[str, str], None]) -> None:
+        self._upstream = upstream
+        self._names = tuple(names)
+        self._found = found
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
+
+    async def aclose(self) -> None:
+        """End; what was begun is broken off."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def _ask_until_answered(self, name: str) -> None:
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    profile = await self._ask(name)
+            except (UpstreamCallFailed, TimeoutError):
+                profile = None
+            if profile is not None:
+                if profile:
+                    _log.info("upstream_identified", upstream=name, profile=profile)
+                    self._found(name, profile)
+                return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _MAX_WAIT)
+
+    async def _ask(self, name: str) -> str | None:
+        """The profile's name, empty for a server that says nothing of itself, None where it could not answer."""
+        headers = (("accept", "application/json"),)
+        async with self._upstream.call(UpstreamRequest("GET", "/models", headers, b"", "", False, name)) as answer:
+            body = bytearray()
+            async for part in answer.body():
+                body += part
+                if len(body) > _MAX_BYTES:
+                    return ""
+        if answer.status >= 500:
+            # Envoy's answer while its cluster is down, or a server that is loading its model.
+            return None
+        try:
+            listed = decode_any(bytes(body))
+        except ValueError:
+            listed = None
+        return named_by_list(listed, dict(answer.headers).get("server", ""))

@@ -1,0 +1,165 @@
+"""Processes of `antiphon up` that die or stand still are replaced, while the others go on; and one address for the
+metrics of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
+from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SECONDS = 90.0
+STREAMS = 10
+ASK = {"model": "m", "input": "hi"}
+ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
+ENVIRON = {"ANTIPHON_METRICS__LISTEN": "127.0.0.1:0", "ANTIPHON_TIMEOUTS__HUNG": "3"}
+
+
+def _children(gateway: Gateway) -> dict[int, str]:
+    pid = gateway.process.pid
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found[int(child)] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def _pids(gateway: Gateway, kind: str) -> list[int]:
+    wanted = "envoy -c" if kind == "envoy" else " -m antiphon "
+    return [pid for pid, command in _children(gateway).items() if wanted in command and "guard.py" not in command]
+
+
+async def _served(gateway: Gateway) -> None:
+    """Wait until requests are answered again."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                if (await post(gateway.base_url + "/responses", ASK)).status == 200:
+                    return
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def _metrics(gateway: Gateway) -> str:
+    said = json.loads(await gateway.log_line('"metrics"'))
+    async with aiohttp.ClientSession() as session, session.get(f"http://{said['listen']}/metrics") as got:
+        assert got.status == 200 and got.headers["content-type"].startswith("text/plain")
+        return await got.text()
+
+
+def _number(text: str, name: str, **labels: str) -> float:
+    """The sum of what has this name and these labels."""
+    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
+    return sum(float(value) for given, value in found if all(f'{key}="{one}"' in given for key, one in labels.items()))
+
+
+@pytest.mark.parametrize("door", ["relay", "http"])
+async def test_a_worker_that_dies_is_replaced_and_the_other_goes_on(
+    door: str, server: ChatServer, folder: Path
+) -> None:
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS[door], "--workers", "2", environ=ENVIRON)
+    gate = asyncio.Event()
+    server.script(*(answer(parts=[event("a"), Wait(gate), *text_stream("b")]) for _ in range(STREAMS)))
+    sessions = [aiohttp.ClientSession() for _ in range(STREAMS)]
+    try:
+        streams = [
+            await session.post(gateway.base_url + "/responses", json={**ASK, "stream": True}) for session in sessions
+        ]
+        for stream in streams:
+            await stream.content.readuntil(b"output_text.delta")
+        assert _number(await _metrics(gateway), "responses_in_flight") == STREAMS
+        before = _pids(gateway, "worker")
+        os.kill(before[0], signal.SIGKILL)
+        said = json.loads(await gateway.log_line('"process_ended"'))
+        assert said["level"] == "error" and said["how"] == "was killed by SIGKILL" and said["pid"] == before[0]
+        await until(lambda: len(_pids(gateway, "worker")) == 2, SECONDS)
+        assert before[1] in _pids(gateway, "worker")
+        for _ in range(4):
+            await _served(gateway)
+        counted = _number(await _metrics(gateway), "responses_total")
+        gate.set()
+        ends = []
+        for stream in streams:
+            try:
+                ends.append(b"response.completed" in await stream.content.read())
+            except aiohttp.ClientError:
+                ends.append(False)
+        # Ten streams on one of two workers alone would be a chance of one in five hundred at most.
+        assert any(ends) and not all(ends)
+        text = await _metrics(gateway)
+        assert _number(text, "process_restarts_total", cause="died") == 1
+        assert _number(text, "responses_total") >= counted >= 4
+    finally:
+        for session in sessions:
+            await session.close()
+    assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+
+
+async def test_an_envoy_that_dies_is_replaced_on_its_port(server: ChatServer, folder: Path) -> None:
+    """The sidecars live on: what they keep, and what they run in the background, needs no Envoy in front."""
+    gateway = await start_gateway(server.base_url, folder, environ=ENVIRON)
+    (envoy,), workers = _pids(gateway, "envoy"), _pids(gateway, "worker")
+    os.kill(envoy, signal.SIGKILL)
+    await gateway.log_line('"process_ended"')
+    await _served(gateway)
+    assert _pids(gateway, "worker") == workers and _pids(gateway, "envoy") != [envoy]
+    assert _number(await _metrics(gateway), "process_restarts_total", process="envoy", cause="died") == 1
+    assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_background_response_outlives_its_envoy(number: int, server: ChatServer, folder: Path) -> None:
+    """Its model call went through the Envoy that died, or was given up before one that stands still was found; it is
+    made again through the next one."""
+    environ = {**ENVIRON, "ANTIPHON_UPSTREAM__AUTH": "none", "ANTIPHON_TIMEOUTS__IDLE": "0.5"}
+    gateway = await start_gateway(server.base_url, folder, environ=environ)
+    server.script(answer(parts=[event("a"), WaitGone()]))
+    made = await post(gateway.base_url + "/responses", {**ASK, "background": True})
+    assert made.status == 200, made.body
+    url = f"{gateway.base_url}/responses/{json.loads(made.body)['id']}"
+    await until(lambda: server.requests, SECONDS)
+    os.kill(_pids(gateway, "envoy")[0], number)
+    await gateway.log_line('"process_ended"')
+    await _served(gateway)
+    async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(url) as got:
+                status = (await got.json())["status"]
+            assert status != "failed", "\n".join(gateway.log[-20:])
+            if status == "completed":
+                break
+            await asyncio.sleep(0.05)
+    assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+
+
+@pytest.mark.parametrize(("door", "kind"), [("http", "worker"), ("relay", "worker"), ("relay", "envoy")])
+async def test_a_process_that_stands_still_is_replaced(door: str, kind: str, server: ChatServer, folder: Path) -> None:
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS[door], environ=ENVIRON)
+    (stopped,) = _pids(gateway, kind)
+    os.kill(stopped, signal.SIGSTOP)
+    said = json.loads(await gateway.log_line('"process_ended"'))
+    assert said["how"] == "did not answer and was killed"
+    await _served(gateway)
+    assert stopped not in _children(gateway)
+    assert _number(await _metrics(gateway), "process_restarts_total", cause="hung") == 1
+    assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+
+
+async def test_metrics_are_not_for_everybody(server: ChatServer, folder: Path) -> None:
+    """Neither at the listener of Envoy nor at that of the HTTP door."""
+    for door in ("relay", "http"):
+        gateway = await start_gateway(server.base_url, folder / door, *ARGUMENTS[door])
+        async with aiohttp.ClientSession() as session, session.get(gateway.origin + "/metrics") as got:
+            assert got.status == 404
+        assert await gateway.stop() == 0

@@ -1,0 +1,366 @@
+"""Clients of a run: what they ask for, how they leave, and what each was told.
+
+Lives here: one request and its outcome, the kinds of clients, and the ledger of what was acknowledged. Not here: faults
+and phases (`run.py`), gateways.
+
+Invariant: every request has an end of its own (`HUNG_AFTER`); a turn counts as acknowledged only when its client was
+told that it is complete (or, in the background, queued).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from tests.faults_run.upstream import KINDS
+
+HUNG_AFTER = 60.0
+_CHECKS_AT_ONCE = 16
+_OURS = ("The server had an error", "There was no answer", "The request could not be")
+
+
+@dataclass
+class Ledger:
+    """What was seen, and what of it must not be."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    hung: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    turns: dict[str, str] = field(default_factory=dict)
+    """Ids and words of responses that were acknowledged as complete."""
+    jobs: dict[str, str] = field(default_factory=dict)
+    conversations: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Of each conversation the words that were acknowledged, in their order."""
+
+
+@dataclass
+class Outcome:
+    """How a request ended: `how` is a status of the response, `error`, `cut`, or `hung`."""
+
+    how: str
+    status: int = 0
+    id: str = ""
+    text: str = ""
+    error: dict[str, Any] = field(default_factory=dict)
+
+
+async def _lines(got: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The body's lines, however long."""
+    while line := await got.content.readline(max_line_length=1 << 26):
+        yield line
+
+
+class Clients:
+    """Clients of whatever gateway `url` says at the moment (None: there is none)."""
+
+    def __init__(self, url: Callable[[], str | None], ledger: Ledger, seed: int) -> None:
+        self._url = url
+        self.ledger = ledger
+        self._random = random.Random(seed)
+        self._words = 0
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5),
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=1 << 20,
+        )
+        self.stopping = False
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+    async def run(self, client: Callable[[random.Random], Any]) -> None:
+        """One kind of client, again and again."""
+        mine = random.Random(self._random.random())
+        while not self.stopping:
+            if self._url() is None:
+                await asyncio.sleep(0.1)
+                continue
+            try:
+                await client(mine)
+            except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError):
+                self.ledger.done["connection refused or broken"] += 1
+                await asyncio.sleep(0.2)
+            except TimeoutError:
+                self.ledger.hung.append(client.__name__)
+            except Exception as odd:
+                # What a client of ours cannot make sense of is wrong, until somebody has looked at it.
+                self.ledger.wrong.append(f"{client.__name__}: {type(odd).__name__} {str(odd)[:200]}")
+            await asyncio.sleep(0.02)
+
+    # One request
+
+    async def ask(self, model: str, *, stream: bool, word: str, **fields: Any) -> Outcome:
+        """A request to its end."""
+        body = {"model": model, "input": f"echo:{word}", "stream": stream, **fields}
+        outcome = Outcome("cut")
+        try:
+            async with asyncio.timeout(HUNG_AFTER), self._session.post(f"{self._url()}/v1/responses", json=body) as got:
+                outcome.status = got.status
+                if got.content_type == "text/event-stream":
+                    await self._read_stream(got, outcome, model)
+                else:
+                    self._read_whole(await got.read(), outcome, model)
+        except TimeoutError:
+            outcome.how = "hung"
+            self.ledger.hung.append(f"{model} stream={stream} id={outcome.id}")
+        except (aiohttp.ClientError, OSError):
+            outcome.how = "cut"
+        self._judge_error(model, outcome)
+        return outcome
+
+    async def _read_stream(self, got: aiohttp.ClientResponse, outcome: Outcome, model: str) -> None:
+        number, last, done = -1, "", False
+        async for line in _lines(got):
+            if line == b"data: [DONE]\n":
+                done = True
+            elif line.startswith(b"data: "):
+                event = json.loads(line[6:])
+                if event["sequence_number"] != number + 1:
+                    self.ledger.wrong.append(f"{model}: event {event['sequence_number']} follows {number}")
+                number, last = event["sequence_number"], event["type"]
+                if isinstance(response := event.get("response"), dict):
+                    outcome.id = response["id"]
+                    self._take(response, outcome)
+        if not done or last not in ("response.completed", "response.failed", "response.incomplete"):
+            # Cut streams raise; this one came to a proper end.
+            self.ledger.wrong.append(f"{model}: a stream ends after {last or 'nothing'}, as if it were whole")
+            outcome.how = "cut"
+
+    def _read_whole(self, data: bytes, outcome: Outcome, model: str) -> None:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            self.ledger.wrong.append(f"{model}: HTTP {outcome.status}, no JSON: {data[:100]!r}")
+            return
+        if outcome.status == 200:
+            outcome.id = value["id"]
+            self._take(value, outcome)
+        else:
+            outcome.how, outcome.error = "error", value.get("error") or {}
+            if set(outcome.error) != {"message", "type", "param", "code"}:
+                self.ledger.wrong.append(f"{model}: HTTP {outcome.status}, no error object: {data[:100]!r}")
+
+    @staticmethod
+    def _take(response: dict[str, Any], outcome: Outcome) -> None:
+        outcome.how = response["status"]
+        outcome.error = response.get("error") or {}
+        outcome.text = "".join(
+            part.get("text", "")
+            for item in response.get("output") or []
+            if item["type"] == "message"
+            for part in item["content"]
+        )
+
+    def _judge_error(self, model: str, outcome: Outcome) -> None:
+        message = str(outcome.error.get("message") or "")
+        if message.startswith(_OURS) or outcome.error.get("code") == "storage_failed" or "Traceback" in message:
+            self.ledger.own.append(f"{model}: HTTP {outcome.status} {outcome.error}"[:300])
+
+    def word(self) -> str:
+        """One that nobody has used before."""
+        self._words += 1
+        return f"w{self._words}z"
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a GET."""
+        async with asyncio.timeout(HUNG_AFTER), self._session.get(f"{self._url()}{path}") as got:
+            return got.status, json.loads(await got.read())
+
+    # Kinds of clients
+
+    async def broken_upstreams(self, mine: random.Random) -> None:
+        """Every kind of upstream, in an order of its own."""
+        model, expected, streams = mine.choice(KINDS)
+        stream, word = mine.choice(streams), self.word()
+        outcome = await self.ask(model, stream=stream, word=word, store=mine.random() < 0.7)
+        self.ledger.done[f"upstream {expected}: {outcome.how}"] += 1
+        complete = outcome.how == "completed"
+        if complete and expected == "bad":
+            self.ledger.wrong.append(f"{model} stream={stream}: completed")
+        if complete and expected == "good" and word not in outcome.text:
+            self.ledger.wrong.append(f"{model} stream={stream}: completed with {outcome.text[:60]!r}, not {word}")
+        if expected == "good" and not complete and outcome.how != "cut":
+            self.ledger.done[f"good upstream, no success: {outcome.status} {outcome.error.get('code')}"] += 1
+
+    async def leaves(self, mine: random.Random) -> None:
+        """Leaves at any moment, in the middle of a conversation too."""
+        fields: dict[str, Any] = {}
+        if mine.random() < 0.3:
+            async with self._session.post(f"{self._url()}/v1/conversations", json={}) as got:
+                if got.status == 200:
+                    fields["conversation"] = (await got.json())["id"]
+        if mine.random() < 0.2:
+            fields["background"] = True
+        model = mine.choice(("ok", "x:slow:1.5", "x:delay:1", "x:silent", "x:burst", "x:never"))
+        body = {"model": model, "input": "echo:left", "stream": mine.random() < 0.7, **fields}
+        asking = asyncio.ensure_future(self._drain(body))
+        await asyncio.wait({asking}, timeout=mine.random() ** 2 * 1.5)
+        asking.cancel()
+        await asyncio.wait({asking})
+        self.ledger.done["left"] += 1
+
+    async def _drain(self, body: dict[str, Any]) -> None:
+        try:
+            async with self._session.post(f"{self._url()}/v1/responses", json=body) as got:
+                await got.read()
+        except (aiohttp.ClientError, OSError):
+            pass
+
+    async def reads_slowly(self, mine: random.Random) -> None:
+        """A few bytes at a time of something large, and then not at all."""
+        place = urlsplit(str(self._url()))
+        body = json.dumps({"model": mine.choice(("x:burst", "x:text-for-ever")), "input": "echo:slow", "stream": True})
+        reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 12)
+        try:
+            head = f"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            writer.write((head + body).encode())
+            for _ in range(mine.randrange(5, 30)):
+                async with asyncio.timeout(10):
+                    if not await reader.read(512):
+                        break
+                await asyncio.sleep(0.1)
+        except TimeoutError:
+            pass
+        finally:
+            writer.transport.abort()
+        self.ledger.done["read slowly"] += 1
+
+    async def floods(self, mine: random.Random) -> None:
+        """Many small requests at once, some of them endless."""
+        models = ["ok"] * 36 + ["x:comments-for-ever", "x:empty-for-ever", "x:reset-at-once", "x:burst"]
+        asked = (self.ask(model, stream=mine.random() < 0.5, word=self.word(), store=False) for model in models)
+        for outcome in await asyncio.gather(*asked):
+            self.ledger.done[f"flood: {outcome.how}"] += 1
+        await asyncio.sleep(3)
+
+    async def takes_turns(self, mine: random.Random) -> None:
+        """A few turns of a chain, or of a conversation, each of which must be there in the end once it is told."""
+        conversation = previous = None
+        if mine.random() < 0.5:
+            async with (
+                asyncio.timeout(HUNG_AFTER),
+                self._session.post(f"{self._url()}/v1/conversations", json={}) as got,
+            ):
+                if got.status != 200:
+                    return
+                conversation = (await got.json())["id"]
+        for _ in range(5):
+            word = self.word()
+            more = {"conversation": conversation} if conversation else {"previous_response_id": previous}
+            outcome = await self.ask("ok", stream=mine.random() < 0.5, word=word, **more)
+            self.ledger.done[f"turn: {outcome.how}"] += 1
+            if outcome.how != "completed":
+                await asyncio.sleep(0.2)
+                continue
+            if word not in outcome.text:
+                self.ledger.wrong.append(f"turn {outcome.id}: {outcome.text[:60]!r}, not {word}")
+            self.ledger.turns[outcome.id] = word
+            previous = outcome.id
+            if conversation:
+                self.ledger.conversations[conversation].append(word)
+
+    async def works_in_the_background(self, mine: random.Random) -> None:
+        """Queues a response, follows it, leaves and comes back; it must be complete in the end."""
+        word = self.word()
+        body = {"model": mine.choice(("ok", "x:slow:1.5")), "input": f"echo:{word}", "background": True}
+        stream = mine.random() < 0.6
+        seen: list[int] = []
+        response_id = ""
+        try:
+            async with (
+                asyncio.timeout(HUNG_AFTER),
+                self._session.post(f"{self._url()}/v1/responses", json={**body, "stream": stream}) as got,
+            ):
+                if got.status != 200:
+                    self.ledger.done[f"background: HTTP {got.status}"] += 1
+                    return
+                if not stream:
+                    response_id = (await got.json())["id"]
+                async for line in _lines(got):
+                    if line.startswith(b"data: {"):
+                        event = json.loads(line[6:])
+                        seen.append(event["sequence_number"])
+                        response_id = response_id or event["response"]["id"]
+                        self.ledger.jobs[response_id] = word
+                        if mine.random() < 0.3:
+                            break
+            if response_id:
+                self.ledger.jobs[response_id] = word
+            self.ledger.done["background: queued"] += 1
+            if stream and seen:
+                await self._resume(response_id, seen)
+        except TimeoutError:
+            self.ledger.hung.append(f"background id={response_id}")
+
+    async def _resume(self, response_id: str, seen: list[int]) -> None:
+        query = f"?stream=true&starting_after={seen[-1]}"
+        async with (
+            asyncio.timeout(HUNG_AFTER),
+            self._session.get(f"{self._url()}/v1/responses/{response_id}{query}") as got,
+        ):
+            if got.status != 200:
+                return
+            async for line in _lines(got):
+                if line.startswith(b"data: {"):
+                    number = json.loads(line[6:])["sequence_number"]
+                    if number <= seen[-1]:
+                        self.ledger.wrong.append(f"background {response_id}: event {number} after {seen[-1]}")
+                    seen.append(number)
+        self.ledger.done["background: resumed"] += 1
+
+    # In the end
+
+    async def check(self) -> None:
+        """Everything that was acknowledged is there."""
+        ledger = self.ledger
+        checks = [
+            *(self._check_turn(*each) for each in ledger.turns.items()),
+            *(self._check_job(*each) for each in ledger.jobs.items()),
+            *(self._check_conversation(*each) for each in ledger.conversations.items()),
+        ]
+        places = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+        async def one(check: Coroutine[Any, Any, None]) -> None:
+            async with places:
+                await check
+
+        await asyncio.gather(*map(one, checks))
+
+    async def _check_turn(self, response_id: str, word: str) -> None:
+        status, value = await self.get(f"/v1/responses/{response_id}")
+        if status != 200 or value["status"] != "completed" or word not in json.dumps(value["output"]):
+            self.ledger.lost.append(f"turn {response_id}: HTTP {status} {value.get('status')}")
+
+    async def _check_job(self, response_id: str, word: str) -> None:
+        value = await self._ended(response_id)
+        if value.get("status") != "completed" or word not in json.dumps(value["output"]):
+            self.ledger.lost.append(f"background {response_id}: {value.get('status')} {value.get('error')}")
+
+    async def _check_conversation(self, conversation: str, words: list[str]) -> None:
+        status, value = await self.get(f"/v1/conversations/{conversation}/items?order=asc&limit=100")
+        texts = [json.dumps(item.get("content")) for item in value.get("data", ())]
+        there = [text for text in texts if "echo:" in text]
+        places = [next((at for at, text in enumerate(there) if f"echo:{word}" in text), -1) for word in words]
+        if status != 200 or -1 in places or places != sorted(places):
+            self.ledger.lost.append(f"conversation {conversation}: HTTP {status}, places {places}")
+        if len(set(there)) != len(there):
+            self.ledger.wrong.append(f"conversation {conversation}: a question stands in it twice")
+
+    async def _ended(self, response_id: str) -> dict[str, Any]:
+        async with asyncio.timeout(HUNG_AFTER):
+            while True:
+                status, value = await self.get(f"/v1/responses/{response_id}")
+                if status != 200 or value["status"] not in ("queued", "in_progress"):
+                    found: dict[str, Any] = value
+                    return found
+                await asyncio.sleep(0.2)

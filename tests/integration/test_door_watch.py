@@ -1,0 +1,49 @@
+"""Whether a model call broke off because our own Envoy went away, or stands still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from antiphon.upstream import door_watch
+from antiphon.upstream.door_watch import watch_door
+from antiphon.upstream.http import UpstreamTarget
+
+
+@asynccontextmanager
+async def _envoy(path: Path, *, answers: bool) -> AsyncIterator[asyncio.Server]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1) and answers:
+            writer.write(b"HTTP/1.1 404 Not Found\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, path) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_watch, "_GRACE", 0.05)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_one_that_stands_still_is_as_good_as_gone(
+    folder: Path, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_watch, "_ANSWER_SECONDS", 30.0 if answers else 0.1)
+    path = folder / "door.sock"
+    async with (
+        _envoy(path, answers=answers),
+        watch_door(UpstreamTarget("http://door/v1", unix_path=str(path))) as watch,
+    ):
+        assert await watch.gone(asyncio.get_running_loop().time()) is not answers
+
+
+async def test_one_that_is_not_there_is_gone(folder: Path) -> None:
+    async with watch_door(UpstreamTarget("http://door/v1", unix_path=str(folder / "none.sock"))) as watch:
+        assert await watch.gone(asyncio.get_running_loop().time())

@@ -1,0 +1,109 @@
+"""A server whose profile nobody named is asked what it is, once it can be reached; no request waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.translation.profiles import PROFILES
+from antiphon.upstream.client import HttpUpstream, UpstreamTarget
+from antiphon.upstream.identity import ServerIdentities
+from antiphon.upstream.pool import UpstreamPool
+from tests.support.chat_server import DEADLINE, Answer, ChatServer, Close, json_answer
+from tests.support.gateway import post, start_gateway
+
+LLAMA = {"object": "list", "data": [{"id": "tiny", "object": "model", "owned_by": "llamacpp"}]}
+
+
+async def _asked(*answers: Answer) -> tuple[list[tuple[str, str]], int]:
+    """What was found, and how many times the server was asked."""
+    found: list[tuple[str, str]] = []
+    async with ChatServer() as server:
+        server.script(*answers)
+        pool = UpstreamPool({"one": HttpUpstream(UpstreamTarget(server.base_url))})
+        identities = ServerIdentities(pool, ["one"], lambda name, profile: found.append((name, profile)))
+        identities.start()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*identities._tasks)
+        await identities.aclose()
+        await pool.aclose()
+        assert {(call.method, call.path) for call in server.requests} == {("GET", "/v1/models")}
+        assert all(call.header("authorization") is None for call in server.requests)
+        return found, len(server.requests)
+
+
+@pytest.mark.parametrize(
+    ("owner", "profile"),
+    [("llamacpp", "llamacpp"), ("vllm", "vllm"), ("library", "ollama"), ("sglang", "sglang")],
+)
+async def test_a_list_of_models_says_whose_it_is(owner: str, profile: str) -> None:
+    listed = {"data": [{"id": "m", "owned_by": owner}]}
+    assert await _asked(json_answer(listed)) == ([("one", profile)], 1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        json_answer({"data": [{"id": "m", "owned_by": "me"}]}),
+        json_answer([]),
+        json_answer({"error": {}}, status=401),
+        Answer(parts=(b"\xff{",)),
+    ],
+)
+async def test_one_that_says_nothing_is_asked_once(said: Answer) -> None:
+    assert await _asked(said) == ([], 1)
+
+
+async def test_one_that_cannot_answer_yet_is_asked_again() -> None:
+    loading = json_answer({"error": {"message": "Loading model"}}, status=503)
+    broken = Answer(parts=(Close(),), framing="none")
+    assert await _asked(loading, broken, json_answer(LLAMA)) == ([("one", "llamacpp")], 3)
+
+
+def test_what_was_named_stays() -> None:
+    generic, vllm = PROFILES["generic"], PROFILES["vllm"]
+    assumed = ModelRoute(generic, upstream="one", assumed=True, flags={"named_tool_choice": "required"})
+    routes = ModelRoutes(
+        assumed,
+        (
+            ModelRule("named", ModelRoute(generic, upstream="one")),
+            ModelRule("other", ModelRoute(generic, upstream="two", assumed=True)),
+        ),
+    )
+    assert routes.assumed == {"one", "two"}
+    routes.learn("one", vllm)
+    assert routes.default.profile.name == "vllm" and routes.default.profile.tokenizer == "vllm"
+    assert routes.default.profile.named_tool_choice == "required"
+    assert [rule.route.profile for rule in routes.rules] == [generic, generic]
+    assert routes.assumed == {"two"}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("door", ["http", "envoy"])
+async def test_a_gateway_finds_out(door: str, tmp_path: Path) -> None:
+    """The count of tokens, which only the right profile asks the server for, is the server's."""
+
+    def respond(request: Any) -> Answer:
+        if request.path == "/v1/models":
+            return json_answer(LLAMA)
+        assert request.path == "/v1/chat/completions/input_tokens"
+        return json_answer({"object": "response.input_tokens", "input_tokens": 329})
+
+    async with ChatServer() as server:
+        server.default = respond
+        automatic = {"ANTIPHON_UPSTREAM__PROFILE": "auto"}
+        gateway = await start_gateway(server.base_url, tmp_path, "--door", door, environ=automatic)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not any('"upstream_identified"' in line for line in gateway.log):
+                    await asyncio.sleep(0.01)
+            asked = {"model": "tiny", "input": "hello"}
+            answered = await post(f"{gateway.base_url}/responses/input_tokens", asked)
+            assert answered.status == 200 and b"329" in answered.body
+            assert "antiphon-estimated" not in answered.headers
+        finally:
+            await gateway.stop()

@@ -1,0 +1,151 @@
+"""What an operator is told when a gateway starts: an open listener in front of a key, an upstream that is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.cli import main
+from antiphon.commands import start_warnings
+from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.config.settings import Settings
+from tests.support.certificates import Authority
+from tests.support.chat_server import ChatServer, json_answer
+from tests.support.gateway import start_gateway
+from tests.support.waiting import until
+
+KEY = "key-that-nobody-may-see"
+KEYED = {"url": "http://127.0.0.1:9/v1", "api_key": KEY}
+GONE = "http://127.0.0.1:9/v1"
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> _Log:
+    made = _Log()
+    monkeypatch.setattr(start_warnings, "_log", made)
+    return made
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8080", "[::]:8080", ":8080", "192.168.1.2:80", "gateway.example:80"])
+def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> None:
+    warn_of_open_listener(Settings.model_validate({"listen": listen, "upstream": KEYED}))
+    ((event, fields),) = log.lines
+    assert event == "open_listener" and fields["upstreams"] == ["default"] and "owner.api_keys" in fields["advice"]
+    assert KEY not in repr(fields)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"listen": "127.0.0.1:8080", "upstream": KEYED},
+        {"listen": "[::1]:8080", "upstream": KEYED},
+        {"listen": "localhost:8080", "upstream": KEYED},
+        {"listen": "0.0.0.0:8080"},
+        {"listen": "0.0.0.0:8080", "upstream": {"auth": "none"}},
+        {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"api_keys": ["0123456789abcdef"]}},
+    ],
+)
+def test_nothing_is_told_where_nobody_can_spend_it(settings: dict[str, Any], log: _Log) -> None:
+    warn_of_open_listener(Settings.model_validate(settings))
+    assert log.lines == []
+
+
+async def test_upstreams_that_are_not_there_or_refuse_the_key(log: _Log) -> None:
+    async with ChatServer() as fine, ChatServer() as strict:
+        fine.default = lambda _: json_answer({"data": []})
+        strict.default = lambda _: json_answer({"error": {"message": f"{KEY} is wrong"}}, 401)
+        upstreams = {
+            "fine": {"url": fine.base_url, "api_key": KEY},
+            "strict": {"url": strict.base_url, "api_key": KEY},
+            "theirs": {"url": strict.base_url, "auth": "passthrough"},
+            "gone": {"url": GONE},
+        }
+        async with asking_upstreams(Settings.model_validate({"upstreams": upstreams})):
+            await until(lambda: len(log.lines) == 2 and len(fine.requests) == 1 and len(strict.requests) == 2)
+            # What would come late has the time to come.
+            for _ in range(20):
+                await asyncio.sleep(0)
+    found = {fields["upstream"]: (event, fields["advice"]) for event, fields in log.lines}
+    assert found["strict"] == ("upstream_refuses_the_key", "set upstreams.strict.api_key to a key that it takes")
+    assert found["gone"][0] == "upstream_not_reached" and "upstreams.gone.url" in found["gone"][1]
+    assert set(found) == {"strict", "gone"}
+
+
+async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
+    async with ChatServer() as server:
+        server.default = lambda _: json_answer({"error": "not found"}, 404)
+        upstreams = {"other": {"url": server.url("/v2")}}
+        async with asking_upstreams(Settings.model_validate({"upstreams": upstreams})):
+            await until(lambda: bool(log.lines))
+    ((event, fields),) = log.lines
+    assert event == "upstream_lists_no_models" and fields["problem"].startswith("HTTP 404")
+    assert fields["advice"].startswith("is the prefix of upstreams.other.url right (…/v1)?")
+
+
+async def test_an_expired_certificate_is_to_be_renewed(
+    log: _Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(tmp_path)
+    expired = authority.sign("server", days=-1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(expired.cert, expired.key)
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        upstream = {"url": url, "ca_file": str(authority.ca)}
+        async with asking_upstreams(Settings.model_validate({"upstream": upstream})):
+            await until(lambda: bool(log.lines))
+        config = tmp_path / "settings.yaml"
+        config.write_text(json.dumps({"door": "http", "upstream": upstream, "data": str(tmp_path / "data")}))
+        assert await asyncio.to_thread(main, ["doctor", "--json", "--config", str(config)]) == 1
+    advice = "the certificate has expired: renew it at the server"
+    assert [fields["advice"] for _, fields in log.lines] == [advice]
+    assert [one["advice"] for one in json.loads(capsys.readouterr().out) if one["verdict"] == "problem"] == [advice]
+
+
+async def test_an_upstream_that_never_answers_holds_nothing_up(log: _Log) -> None:
+    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    async with silent:
+        port = silent.sockets[0].getsockname()[1]
+        settings = Settings.model_validate({"upstream": {"url": f"http://127.0.0.1:{port}/v1"}})
+        async with asyncio.timeout(60), asking_upstreams(settings):
+            pass
+    assert log.lines == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["up", "serve"])
+async def test_it_is_told_once_and_the_gateway_is_ready_all_the_same(command: str, folder: Path) -> None:
+    door = ("--door", "http") if command == "up" else ()
+    environ = {"ANTIPHON_UPSTREAM__API_KEY": KEY, "ANTIPHON_TIMEOUTS__CHECK": "10"}
+    gateway = await start_gateway(GONE, folder, "--listen", "0.0.0.0:0", *door, environ=environ, command=command)
+    said = json.loads(await gateway.log_line("upstream_not_reached"))
+    assert said["level"] == "warning" and said["url"] == GONE
+    await gateway.log_line("open_listener")
+    assert await gateway.stop() == 0
+    for event in ("open_listener", "upstream_not_reached"):
+        assert sum(f'"message":"{event}"' in line for line in gateway.log) == 1
+    assert KEY not in "\n".join(gateway.log)
+
+
+def test_fewer_open_files_than_requests_is_said(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 1024))
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 481}}))
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 480}}))
+    warn_of_few_descriptors(Settings())
+    ((event, fields),) = log.lines
+    assert event == "few_descriptors" and (fields["requests"], fields["wanted"]) == (480, 481)

@@ -1,0 +1,218 @@
+"""Mutation testing: `scripts/mutate` changes the source in small ways, one at a time, and sees whether a test notices.
+
+    scripts/mutate --sample 20                     # so many, spread over the packages
+    scripts/mutate --package stores --package doors --sample 40
+    scripts/mutate --file src/antiphon/translation/sse.py
+    scripts/mutate --list --package tools          # what there is, without running anything
+
+Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
+changed (`operators.py`), which tests judge what (`judges.py`), what no test can notice (`equivalent.txt`).
+
+The order of all mutants is drawn from a seed and from the mutated line alone, so a sample stays the same while other
+code changes. A test that hangs fails by its own limit; a mutant whose tests as a whole ran out of time was not judged,
+and the score is of those that were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.mutation.judges import judges
+from tests.mutation.operators import OPERATORS, Mutant, find_mutants
+
+ROOT = Path(__file__).resolve().parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+GROUPS = ("engine", "translation", "stores", "doors", "tools")
+_GENERATED = "/_pb/"
+_PYTEST = (
+    "-x",
+    "-q",
+    "--no-header",
+    "--tb=no",
+    "-p",
+    "no:cacheprovider",
+    "--hypothesis-seed=0",
+    "-m",
+    "not slow and not e2e",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A mutant and what became of it: `killed`, `survived`, `timed out`, `broken`: no test ran."""
+
+    mutant: Mutant
+    verdict: str
+    seconds: float
+
+
+def group_of(path: str) -> str:
+    """The package in which a file is counted."""
+    return path.removeprefix("src/antiphon/").partition("/")[0]
+
+
+def all_mutants(packages: tuple[str, ...], files: list[str]) -> dict[str, list[Mutant]]:
+    """By package, in the files' order."""
+    found: dict[str, list[Mutant]] = {}
+    for package in packages:
+        for file in sorted((ROOT / "src/antiphon" / package).rglob("*.py")):
+            path = str(file.relative_to(ROOT))
+            if _GENERATED not in path and (not files or path in files):
+                found.setdefault(package, []).extend(find_mutants(path, file.read_text()))
+    return found
+
+
+def equivalents() -> dict[str, str]:
+    """Mutants that no test can notice, with the reason: `key | reason`."""
+    lines = [line for line in EQUIVALENT.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.rsplit(" | ", 1) for line in lines)
+
+
+def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> list[Mutant]:
+    """As many of each package as there is room for, in the drawn order."""
+    drawn = {name: sorted(ones, key=lambda one: one.order(seed)) for name, ones in mutants.items() if ones}
+    picked: list[Mutant] = []
+    while any(drawn.values()) and (sample is None or len(picked) < sample):
+        for ones in drawn.values():
+            # What is no Python any more is no mutant.
+            while ones and (one := ones.pop(0)).apply((ROOT / one.path).read_text()) is None:
+                pass
+            if ones and (sample is None or len(picked) < sample):
+                picked.append(one)
+    return picked
+
+
+def copy_tree(to: Path) -> None:
+    """Everything git knows of, as it stands."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def judge(tree: Path, mutant: Mutant, limit: float) -> Judged:
+    """Run the tests that judge this mutant, until one fails."""
+    file = tree / mutant.path
+    source = file.read_text()
+    changed = mutant.apply(source)
+    assert changed is not None
+    file.write_text(changed)
+    began = time.monotonic()
+    try:
+        status = _pytest(tree, judges(tree, mutant.path), limit)
+    finally:
+        file.write_text(source)
+    verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, "broken")
+    return Judged(mutant, verdict, time.monotonic() - began)
+
+
+def _pytest(tree: Path, tests: list[str], limit: float) -> int | None:
+    environ = {**os.environ, "PYTHONPATH": f"{tree}/src:{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *_PYTEST, *tests],
+        cwd=tree,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        # What the tests had started goes with them.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def diff(mutant: Mutant) -> Iterator[str]:
+    """The lines that change."""
+    source = (ROOT / mutant.path).read_text()
+    changed = mutant.apply(source) or ""
+    lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
+    return (f"    {line}" for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@")
+
+
+def table(judged: list[Judged]) -> str:
+    """What became of them, by package."""
+    rows: list[tuple[str, ...]] = [("package", "killed", "timed out", "survived", "score")]
+    for name in (*GROUPS, "all"):
+        counts = Counter(one.verdict for one in judged if name in ("all", group_of(one.mutant.path)))
+        if counts:
+            rows.append((name, *(str(counts[each]) for each in rows[0][1:4]), score(counts)))
+    return "\n".join(f"{one[0]:12}" + "".join(f"{each:>11}" for each in one[1:]) for one in rows)
+
+
+def score(counts: Counter[str]) -> str:
+    """How many of those that were judged."""
+    judged = counts["killed"] + counts["survived"]
+    return f"{100 * counts['killed'] / judged:.0f} %" if judged else "-"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    parser.add_argument("--package", action="append", choices=GROUPS, help="only these (default: all)")
+    parser.add_argument("--file", action="append", default=[], help="only this source file")
+    parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
+    parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
+    parser.add_argument("--seed", type=int, default=1, help="another draw")
+    parser.add_argument("--seconds", type=float, default=600.0, help="the most that the tests of one mutant may take")
+    parser.add_argument("--at-least", type=float, default=0.0, help="percent to be noticed, else status 1")
+    parser.add_argument("--list", action="store_true", help="say what would be tried")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    mutants = all_mutants(tuple(options.package or GROUPS), options.file)
+    known = equivalents()
+    keys = {one.key for ones in mutants.values() for one in ones}
+    if not options.package and not options.file and (stale := known.keys() - keys):
+        print("equivalent.txt names what is not there any more:", *sorted(stale), sep="\n  ", file=sys.stderr)
+        return 2
+    wanted = {
+        name: [one for one in ones if one.key not in known and one.operator in (options.operator or OPERATORS)]
+        for name, ones in mutants.items()
+    }
+    picked = chosen(wanted, options.sample, options.seed)
+    print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
+    if options.list:
+        for one in picked:
+            print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
+        return 0
+    done: list[Judged] = []
+    with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made:
+        copy_tree(tree := Path(made))
+        for number, mutant in enumerate(picked, 1):
+            result = judge(tree, mutant, options.seconds)
+            done.append(result)
+            place = f"{mutant.path}:{mutant.line} {mutant.operator}"
+            print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}", flush=True)
+            if result.verdict in ("survived", "broken"):
+                print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
+    print(f"\n{datetime.now(UTC):%Y-%m-%d}, {sum(one.seconds for one in done):.0f} s\n{table(done)}")
+    counts = Counter(one.verdict for one in done)
+    return int(100 * counts["killed"] < options.at_least * (counts["killed"] + counts["survived"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""A budget and its shares: whatever is asked, in whatever order, nobody has more than his share and all comes back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.engine.exchange.budget import Budget
+from antiphon.errors import ApiError, NoRoom, RequestTooLarge
+
+_MAX, _SHARE = 100, 60
+_STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "check", "close"]), st.integers(0, 7), st.integers(0, _MAX + 10)), max_size=60
+)
+_OWNERS = ("a", "a", "a", "b", "b", "c", "", "")
+
+
+def _budget(refused: list[NoRoom] | None = None) -> Budget:
+    told = refused if refused is not None else []
+    return Budget(_MAX, "limits.all", share=_SHARE, share_setting="limits.one", refused=told.append)
+
+
+@given(_STEPS)
+def test_nobody_has_more_than_his_share_and_all_comes_back(steps: list[tuple[str, int, int]]) -> None:
+    refused: list[NoRoom] = []
+    budget = _budget(refused)
+    holds = [budget.hold(owner) for owner in _OWNERS]
+    expected = 0
+    for action, number, size in steps:
+        hold, before = holds[number], [one.size for one in holds]
+        try:
+            if action == "close":
+                hold.close()
+            elif action == "check":
+                hold.check(size)
+            else:
+                hold.add(size)
+        except ApiError as error:
+            assert [one.size for one in holds] == before
+            owner = _OWNERS[number]
+            held = sum(one.size for one, whose in zip(holds, _OWNERS, strict=True) if whose == owner)
+            assert sum(before) + size > _MAX or (owner and held + size > _SHARE)
+            # Another moment would do, unless what it holds itself is too much already.
+            never = hold.size + size > (_SHARE if owner else _MAX)
+            assert isinstance(error, RequestTooLarge if never else NoRoom)
+            expected += not never
+        sizes = [one.size for one in holds]
+        assert min(sizes) >= 0 and budget.used == sum(sizes) <= _MAX
+        for owner in ("a", "b", "c"):
+            held = sum(one for one, whose in zip(sizes, _OWNERS, strict=True) if whose == owner)
+            assert budget.used_by(owner) == held <= _SHARE
+    assert len(refused) == expected
+    for hold in holds:
+        hold.close()
+    assert (budget.used, budget.owners) == (0, 0)
+
+
+def test_an_owner_with_his_share_leaves_room_for_others() -> None:
+    budget = _budget()
+    with budget.hold("a") as first, budget.hold("a") as second, budget.hold("b") as other:
+        first.add(50)
+        with pytest.raises(NoRoom) as own:
+            second.add(20)
+        other.add(40)
+        assert (own.value.status, own.value.code) == (429, "rate_limit_exceeded")
+        assert "'limits.one'" in own.value.message and ("retry-after", "1") in own.value.headers
+        with pytest.raises(NoRoom) as all_of_it:
+            other.add(11)
+        assert (all_of_it.value.status, all_of_it.value.code) == (503, "overloaded")
+        assert "'limits.all'" in all_of_it.value.message and ("retry-after", "1") in all_of_it.value.headers
+
+
+def test_without_shares_an_owner_may_have_all() -> None:
+    budget = Budget(_MAX, "limits.all")
+    with budget.hold("a") as hold:
+        hold.add(_MAX)
+    assert (budget.used, budget.owners) == (0, 0)

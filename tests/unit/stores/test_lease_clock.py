@@ -1,0 +1,143 @@
+"""The clock of leases: the wall clock may jump, the machine may start anew, clients may read as much as they like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.errors import ConversationLocked
+from antiphon.stores import Stores, lease_clock, open_stores
+from antiphon.stores.retention import Retention
+from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from tests.contracts.job_contract import ONE, TWO, claim, queued
+from tests.contracts.store_contract import ALICE
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    opened = await open_stores(tmp_path, chain_items=100)
+    yield opened
+    await opened.aclose()
+
+
+async def _hold_things(stores: Stores, database: VectorDatabase) -> None:
+    await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
+    assert len(await claim(stores.background, ONE, seconds=30)) == 1
+    await stores.conversations.create(ALICE, "conv_1", b"{}")
+    await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
+    await database.stores.create(
+        ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a.txt")]
+    )
+    assert len(await database.ingestion.claim(["c1"], 30)) == 1
+
+
+async def _is_held(stores: Stores, database: VectorDatabase) -> list[bool]:
+    """Whether the job, the conversation and the file are somebody's."""
+    try:
+        await stores.conversations.load(ALICE, "conv_1", holder="resp_y", seconds=30)
+        locked = False
+    except ConversationLocked:
+        locked = True
+    job, file = await claim(stores.background, TWO), await database.ingestion.claim(["c2"], 30)
+    return [not job, locked, not file]
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_a_wall_clock_that_jumps_changes_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    off = 0.0
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + off)
+    stores = await open_stores(tmp_path, chain_items=100)
+    stores.conversations._clock = lambda: wall() + off
+    database = await open_vector_database(tmp_path, clock=lambda: wall() + off)
+    await _hold_things(stores, database)
+    off = jump
+    assert await _is_held(stores, database) == [True, True, True]
+    # What is renewed now is held for as long as was asked for: its holder may die with the clock as it is.
+    passed = 0
+    monotonic = time.monotonic_ns
+    monkeypatch.setattr(time, "monotonic_ns", lambda: monotonic() + passed)
+    await stores.background.renew(ONE, ["resp_a"], 30)
+    await stores.conversations.renew(["resp_x"], 30)
+    await database.ingestion.renew(["c1"], 30)
+    off = 0.0
+    assert await _is_held(stores, database) == [True, True, True]
+    passed = 31 * 10**9
+    assert await _is_held(stores, database) == [False, False, False]
+    await stores.aclose()
+    await database.aclose()
+
+
+async def test_a_new_start_of_the_machine_ends_all_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for boot, held in (("one", None), ("one", True), ("two", False)):
+        monkeypatch.setattr(lease_clock, "_boot", boot)
+        stores, database = await open_stores(tmp_path, chain_items=100), await open_vector_database(tmp_path)
+        if held is None:
+            await _hold_things(stores, database)
+        else:
+            assert await _is_held(stores, database) == [held] * 3
+        await stores.aclose()
+        await database.aclose()
+
+
+async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, stores: Stores) -> None:
+    here = await open_vector_database(tmp_path)
+    await _hold_things(stores, here)
+    others, there = await open_stores(tmp_path, chain_items=100), await open_vector_database(tmp_path)
+    assert await _is_held(others, there) == [True, True, True]
+    for opened in (here, others, there):
+        await opened.aclose()
+
+
+async def test_where_the_system_names_no_start_the_wall_clock_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_clock, "_boot", "")
+    assert abs(lease_clock.lease_now() / 1000 - time.time()) < 60
+
+
+async def test_who_looks_after_leases_waits_for_no_client(stores: Stores) -> None:
+    """All connections that clients read by are taken."""
+    await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
+    readers = stores.background._readers
+    taken = [await readers._free.get() for _ in range(readers._size)]
+    async with asyncio.timeout(60):
+        assert len(await claim(stores.background)) == 1
+        assert await stores.background.held(ONE) == {"resp_a"}
+        assert await stores.background.renew(ONE, ["resp_a", "resp_b"], 30) == {"resp_a"}
+        await stores.conversations.create(ALICE, "conv_1", b"{}")
+        assert await stores.conversations.renew(["resp_a"], 30) == frozenset()
+    for connection in taken:
+        readers._free.put_nowait(connection)
+
+
+async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: Stores) -> None:
+    await stores.conversations.create(ALICE, "conv_1", b"{}")
+    await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
+    used = stores.retention
+    old = Retention(
+        used._writer, used._readers, RetentionSettings(conversations=1, events=None), clock=lambda: time.time() + HOUR
+    )
+    assert (await old.sweep())[1] == 0
+    await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=0)
+    assert (await old.sweep())[1] == 1
+
+
+async def test_a_claim_takes_all_it_says_or_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails in the middle leaves no job behind that waits for a lease to run out."""
+    for name in ("a", "b", "c"):
+        await stores.background.enqueue(replace(queued(name)), b"{}", None, limit=9)
+    monkeypatch.setattr("antiphon.stores.background.CLAIMED", "SELECT no_such_column, :worker, :besides FROM jobs")
+    with pytest.raises(Exception, match="Writing failed"):
+        await claim(stores.background)
+    monkeypatch.undo()
+    assert [job.attempts for job in await claim(stores.background, TWO)] == [1, 1, 1]

@@ -1,0 +1,84 @@
+"""Secrets that are known exactly go, in whatever form they stand in somebody else's text."""
+
+from __future__ import annotations
+
+import base64
+import string
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.config.settings import load_settings
+from antiphon.known_secrets import bearer_token, bytes_without, without
+
+_PLAIN = "hunter2plainkey"
+_LONG = "Zq3/mV9+kT2xW8bN5cR7yH4jL6pD1sFgA0eU"
+
+
+@pytest.mark.parametrize("secret", [_PLAIN, _LONG])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda key: key,
+        str.upper,
+        str.lower,
+        lambda key: quote(key, safe=""),
+        lambda key: key.encode().hex(),
+        lambda key: base64.b64encode(key.encode()).decode(),
+        lambda key: base64.urlsafe_b64encode(key.encode()).decode().rstrip("="),
+        lambda key: base64.b64encode(b"user:" + key.encode()).decode(),
+        lambda key: base64.b64encode(b"me:" + key.encode() + b":x").decode(),
+        lambda key: f"{key[:7]}\n{key[7:]}",
+        lambda key: "-".join(key),
+        lambda key: f'"{key}"',
+    ],
+)
+def test_it_goes_however_it_is_written(secret: str, written: object) -> None:
+    text = f"the key {written(secret)} is wrong for model gpt-4o"  # type: ignore[operator]
+    clean = without(text, ("another-secret-of-ours", secret))
+    assert "[redacted]" in clean
+    assert clean.startswith("the key ") and clean.endswith(" is wrong for model gpt-4o")
+    squeezed = "".join(letter for letter in clean.lower() if letter.isalnum())
+    assert "".join(letter for letter in secret.lower() if letter.isalnum())[2:-2] not in squeezed
+
+
+def test_of_a_long_key_a_piece_is_enough() -> None:
+    assert without(f"{_LONG[:16]}… and …{_LONG[-14:]}", (_LONG,)) == "[redacted]… and …[redacted]"
+
+
+def test_a_short_one_goes_where_it_stands_alone() -> None:
+    assert without("key test1, contest1, Test1", ("test1",)) == "key [redacted], contest1, Test1"
+    assert without("a text", ("", "a")) == "a text"
+
+
+@given(st.text(max_size=300))
+def test_a_text_without_one_comes_back(text: str) -> None:
+    assert without(text, ("Qx7vLw93kZpT", _LONG)) == text or any(letter in text for letter in string.ascii_letters)
+    assert without(text, ()) is text
+
+
+def test_bytes_that_are_no_text() -> None:
+    assert bytes_without(b"\xff\xfe " + _PLAIN.encode() + b"\xff", (_PLAIN,)) == b"\xff\xfe [redacted]\xff"
+    assert bytes_without(b"\xff\xfe", (_PLAIN,)) == b"\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    ("header", "token"), [(None, ()), ("", ()), ("Bearer abc", ("abc",)), ("abc", ("abc",)), ("Bearer  abc ", ("abc",))]
+)
+def test_a_clients_token(header: str | None, token: tuple[str, ...]) -> None:
+    assert bearer_token(header) == token
+
+
+def test_the_settings_secrets_are_all_known() -> None:
+    settings = load_settings(
+        {
+            "upstream": {"api_key": "key-of-one"},
+            "upstreams": {"two": {"url": "http://two/v1", "api_key": "key-of-two"}},
+            "web_search": {"provider": "brave", "api_key": "key-of-search"},
+            "sidecar": {"secret": "s" * 32},
+            "sealing": {"keys": ["k" * 40]},
+        }
+    )
+    assert set(settings.secrets()) == {"key-of-one", "key-of-two", "key-of-search", "s" * 32, "k" * 40}

@@ -1,0 +1,157 @@
+"""The way out for log lines, whoever reads them: at once, late, or never."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from antiphon.observability.log_output import LogOutput
+
+
+def _tell(number: int) -> bytes:
+    return b"dropped %d" % number
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    # One page: the least that the kernel gives.
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
+def _output(descriptor: int, max_bytes: int = 1 << 20) -> Iterator[LogOutput]:
+    output = LogOutput(descriptor, _tell, max_bytes=max_bytes)
+    try:
+        yield output
+    finally:
+        output.close()
+
+
+def _read_until(reading: int, last: bytes) -> list[bytes]:
+    """The lines up to one that begins so."""
+    data = b""
+    while not (data.endswith(b"\n") and data.split(b"\n")[-2].startswith(last)):
+        part = os.read(reading, 1 << 16)
+        assert part
+        data += part
+    return data.split(b"\n")[:-1]
+
+
+def test_a_line_is_in_the_pipe_when_its_call_returns() -> None:
+    with _pipe() as (reading, writing), _output(writing) as output:
+        output.write(b"hello")
+        os.set_blocking(reading, False)
+        assert os.read(reading, 100) == b"hello\n"
+        assert os.get_blocking(writing), "the flag of others' descriptor is theirs"
+
+
+def test_a_pipe_that_nobody_reads_holds_up_nobody_and_loses_nothing_that_has_room() -> None:
+    lines = [b"%05d" % number + b"x" * 200 for number in range(500)]
+    with _pipe() as (reading, writing), _output(writing) as output:
+        for line in lines:
+            output.write(line)
+        output.write(b"last")
+        assert _read_until(reading, b"last") == [*lines, b"last"]
+        assert output.flush(10)
+
+
+def test_what_has_no_room_is_counted_and_told() -> None:
+    with _pipe() as (reading, writing), _output(writing, max_bytes=10_000) as output:
+        for number in range(1_000):
+            output.write(b"%05d" % number + b"x" * 95)
+        kept: list[bytes] = []
+        dropped = 0
+        # Told once or in parts: where the writer finds room in between, more may be dropped after it.
+        while len(kept) + dropped < 1_000:
+            got = _read_until(reading, b"dropped")
+            kept += [line for line in got if not line.startswith(b"dropped")]
+            dropped += sum(int(line.split()[1]) for line in got if line.startswith(b"dropped"))
+        assert len(kept) + dropped == 1_000 and kept == sorted(set(kept))
+        # At least what has room, and never more than a few times that.
+        assert 100 <= len(kept) <= 400
+        # And it goes on.
+        output.write(b"again")
+        assert _read_until(reading, b"again") == [b"again"]
+
+
+def test_a_line_larger_than_the_pipe_comes_out_whole() -> None:
+    with _pipe() as (reading, writing), _output(writing) as output:
+        for line in (b"a" * 20_000, b"b"):
+            output.write(line)
+        assert _read_until(reading, b"b") == [b"a" * 20_000, b"b"]
+
+
+def test_a_file_is_written_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file, _output(file.fileno()) as output:
+        for number in range(100):
+            output.write(b"%d" % number)
+        assert output.flush(10)
+        assert path.read_bytes().split() == [b"%d" % number for number in range(100)]
+
+
+def test_a_disk_that_stands_still_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, real = threading.Event(), os.write
+
+    def slow(*given: object) -> int:
+        assert goes_on.wait(30)
+        return real(*given)  # type: ignore[arg-type]
+
+    with (tmp_path / "log").open("wb") as file, _output(file.fileno()) as output:
+        monkeypatch.setattr(os, "write", slow)
+        for number in range(100):
+            output.write(b"%d" % number)
+        assert not output.flush(0) and not goes_on.is_set()
+        goes_on.set()
+        assert output.flush(10)
+
+
+def test_a_reader_that_is_gone_fails_nobody() -> None:
+    reading, writing = os.pipe()
+    with _output(writing) as output:
+        os.close(reading)
+        for _ in range(10):
+            output.write(b"x")
+        assert output.flush(10)
+    os.close(writing)
+
+
+def test_lines_of_many_threads_are_whole() -> None:
+    with _pipe() as (reading, writing), _output(writing) as output:
+
+        def write(number: int) -> None:
+            for _ in range(100):
+                output.write(b"%d" % number * 50)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.extend(_read_until(reading, b"end")))
+        reader.start()
+        for thread in threads:
+            thread.join()
+        output.write(b"end")
+        reader.join(30)
+        assert sorted(got[:-1]) == sorted(b"%d" % number * 50 for number in range(5) for _ in range(100))
+
+
+def test_closing_gives_the_descriptors_back() -> None:
+    with _pipe() as (_, writing):
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with _output(writing) as output:
+                output.write(b"x")
+        assert set(os.listdir("/proc/self/fd")) == before

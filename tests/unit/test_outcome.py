@@ -1,0 +1,40 @@
+"""The level of a response's one line: an operator sees every failure that is not known to be its client's doing."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from antiphon.engine.exchange.failure import Failure, Fault
+from antiphon.observability.outcome import write_outcome
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "level"),
+    [
+        ("upstream", "upstream_cut", "warning"),
+        ("ours", "storage_failed", "warning"),
+        ("unknown", "upstream_timeout", "warning"),
+        ("unknown", "connection_ended", "info"),
+        ("cancelled", "client_gone", "info"),
+        ("client", "invalid_value", "info"),
+    ],
+)
+def test_whose_fault_decides(fault: Fault, code: str, level: str) -> None:
+    failure = Failure(fault, "a cause", 200, code, "read_answer", "default", 200)
+    with capture_logs() as lines:
+        write_outcome(structlog.get_logger(), "response", failure, 1.0, outcome="failed")
+    (line,) = lines
+    assert line["log_level"] == level
+    told = ("a cause", 200, "read_answer", "default", fault)
+    assert tuple(line[name] for name in ("cause", "status", "operation", "upstream", "fault")) == told
+
+
+@pytest.mark.parametrize(("outcome", "level"), [("failed", "warning"), ("error", "warning"), ("completed", "info")])
+def test_a_failure_that_nobody_noted_is_seen_all_the_same(outcome: str, level: str) -> None:
+    with capture_logs() as lines:
+        write_outcome(structlog.get_logger(), "response", None, 1.0, outcome=outcome)
+    (line,) = lines
+    assert line["log_level"] == level
+    assert line.get("cause", "") == ("no cause was noted" if level == "warning" else "")

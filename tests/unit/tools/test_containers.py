@@ -1,0 +1,119 @@
+"""Containers: the lock of each, who may have it, and what is read of somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
+from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.records import RecordedFile, Records
+from tests.support.memory_sandbox import MemorySandbox
+from tests.support.waiting import until
+
+OWNER = "b:alice"
+REQUEST = ContainerRequest("n", 1 << 30, 60.0)
+
+
+class _SlowRecords(Records):
+    """Records whose lock is given only when `go` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.go, self.asked = threading.Event(), threading.Event()
+        self.go.set()
+
+    def lock(self, container_id: str) -> int | None:
+        self.asked.set()
+        taken = super().lock(container_id)
+        assert self.go.wait(30)
+        return taken
+
+
+@pytest.fixture
+async def records(tmp_path: Path) -> AsyncIterator[_SlowRecords]:
+    made = _SlowRecords(tmp_path)
+    yield made
+    made.go.set()
+
+
+async def test_a_lock_that_came_too_late_is_given_back(records: _SlowRecords) -> None:
+    at = 0.0
+    rooms = ContainerRooms(MemorySandbox(), records, None, clock=lambda: at)
+    made = await rooms.create(OWNER, REQUEST)
+    records.go.clear()
+    records.asked.clear()
+    left = asyncio.create_task(rooms.files(OWNER, made.id))
+    await asyncio.to_thread(records.asked.wait, 30)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    records.go.set()
+    async with asyncio.timeout(30):
+        assert await rooms.files(OWNER, made.id) == []
+        at = 1e6
+        assert await rooms.sweep() == (1,)
+
+
+async def test_a_sweep_leaves_what_is_in_use_and_takes_the_rest(records: _SlowRecords, tmp_path: Path) -> None:
+    at = 0.0
+    rooms = ContainerRooms(MemorySandbox(), records, None, clock=lambda: at)
+    first, second, third = [await rooms.create(OWNER, REQUEST) for _ in range(3)]
+    at = 1e6
+    elsewhere = Records(tmp_path).lock(first.id)
+    assert elsewhere is not None
+    async with asyncio.timeout(30), rooms._alone(second.id):
+        assert await rooms.sweep() == (1,)
+    assert {head.id for head in records.every()} == {first.id, second.id}
+    os.close(elsewhere)
+    assert await rooms.sweep() == (2,) and records.every() == [] and not rooms._locks
+    assert third.id != second.id
+
+
+async def test_of_two_that_delete_a_container_one_did(records: _SlowRecords) -> None:
+    """Both saw it there before either had its lock."""
+    rooms = ContainerRooms(MemorySandbox(), records, None)
+    made = await rooms.create(OWNER, REQUEST)
+    async with asyncio.timeout(30):
+        async with rooms._alone(made.id):
+            both = [asyncio.create_task(rooms.delete(OWNER, made.id)) for _ in range(2)]
+            await until(lambda: rooms._locks[made.id].users == 3)
+        assert sorted(await asyncio.gather(*both)) == [False, True]
+
+
+async def test_waiting_for_a_container_ends(
+    records: _SlowRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ContainerRooms(MemorySandbox(), records, None)
+    made = await rooms.create(OWNER, REQUEST)
+    elsewhere = Records(tmp_path).lock(made.id)
+    assert elsewhere is not None
+    with pytest.raises(ContainerFailed, match="in use"):
+        async with rooms._alone(made.id, patience=0.1):
+            pass
+    os.close(elsewhere)
+    async with rooms._alone(made.id):
+        with pytest.raises(ContainerFailed, match="in use"):
+            async with rooms._alone(made.id, patience=0.1):
+                pass
+    assert not rooms._locks
+
+
+async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_path: Path) -> None:
+    """However many files are in it, the answer takes no longer: what follows the first line is not even looked at."""
+    records = Records(tmp_path)
+    rooms = ContainerRooms(MemorySandbox(), records, None)
+    made = await rooms.create(OWNER, REQUEST)
+    record = records.get(made.id)
+    assert record is not None
+    record.contents.files = [RecordedFile(f"cfile_{n}", f"f{n}", 1, "v", 1.0, "user") for n in range(2_000)]
+    records.put(record)
+    assert records.get(made.id, OWNER) == record and records.get(made.id, "b:bob") is None
+    path = tmp_path / f"{made.id}.json"
+    path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\nthis is not JSON")
+    assert records.get(made.id, "b:bob") is None and await rooms.get("b:bob", made.id) is None
+    assert [head.id for head in records.every()] == [made.id]

@@ -1,0 +1,85 @@
+"""Streams of stored responses: legal, and their fold is what was stored, for every kind of item."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.translation.encode import DONE
+from antiphon.translation.replay import replayed
+from tests.golden.rendering import replay
+from tests.support.judge import check_stream, fold, parse_sse
+from tests.support.recordings import all_recordings
+
+_TEXT = {"type": "output_text", "text": "Hi.", "annotations": [], "logprobs": []}
+_NOTE = {"type": "url_citation", "start_index": 0, "end_index": 2, "url": "http://a.example", "title": "A"}
+ITEMS: dict[str, dict[str, Any]] = {
+    "message": {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [_TEXT]},
+    "annotated": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{**_TEXT, "annotations": [_NOTE]}],
+    },
+    "refusal": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "refusal", "refusal": "No."}],
+    },
+    "summary": {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "Thus."}]},
+    "thoughts": {
+        "id": "rs_1",
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "Hm."}],
+        "encrypted_content": "as1_x",
+    },
+    "function": {
+        "id": "fc_1",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": "call_1",
+        "name": "f",
+        "arguments": '{"a":1}',
+    },
+    "custom": {
+        "id": "ctc_1",
+        "type": "custom_tool_call",
+        "status": "completed",
+        "call_id": "call_1",
+        "name": "f",
+        "input": "a b",
+    },
+}
+
+
+def _responses() -> list[Any]:
+    found = []
+    for recording in all_recordings():
+        outcome = replay(recording)
+        if outcome.head is None or not outcome.head.streamed:
+            continue
+        last = parse_sse(outcome.body)[-1]
+        if last["type"] in ("response.completed", "response.incomplete"):
+            found.append(pytest.param(last["response"], id=recording.name))
+    return found
+
+
+@pytest.mark.parametrize("response", _responses())
+def test_every_recorded_answer(response: dict[str, Any]) -> None:
+    events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
+    assert check_stream(events) == response
+    assert fold(events) == response["output"]
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_every_kind_of_item(name: str) -> None:
+    response = _responses()[0].values[0] | {"output": [ITEMS[name]]}
+    events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
+    assert events[-1]["response"] == response and fold(events) == [ITEMS[name]]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
