@@ -84,12 +84,15 @@ class UpstreamPump:
         task, self._task = self._task, None
         if task is None or task.done():
             return
-        if whole:
-            while not self._queue.empty():
-                self._queue.get_nowait()
-            await asyncio.wait({task}, timeout=0.05)
-        task.cancel()
-        await asyncio.wait({task})
+        try:
+            if whole:
+                while not self._queue.empty():
+                    self._queue.get_nowait()
+                await asyncio.wait({task}, timeout=0.05)
+        finally:
+            # Also when we are cancelled while we wait: Envoy ends its call as soon as it has the answer's end.
+            task.cancel()
+            await asyncio.wait({task})
 
     async def _read(self) -> None:
         queue = self._queue
