@@ -110,6 +110,8 @@ def store_error(doing: str, path: Path, error: BaseException) -> StoreError:
     if isinstance(error, sqlite3.Error):
         reason, cause = _ADVICE.get(_primary_code(error), ("failed", "SQLite refused it"))
         cause += f" ({getattr(error, 'sqlite_errorname', None) or type(error).__name__})"
+    elif isinstance(error, OSError) and error.errno:
+        cause = f"{os.strerror(error.errno)} ({cause})"
     return StoreError(f"{doing} failed in database {path}: {cause}.", reason=reason)
 
 
