@@ -97,6 +97,11 @@ class Sealer:
         return None
 
 
+def is_sealed(text: str) -> bool:
+    """Whether this is one of our sealed texts, or was: another server's have other forms."""
+    return text.startswith(_PREFIX)
+
+
 class _Key:
     def __init__(self, secret: bytes) -> None:
         self._key = hashlib.sha256(b"antiphon sealing key\0" + secret).digest()

@@ -160,8 +160,8 @@ def test_pitfall_17_items_without_ids_or_names_are_read(
 def test_pitfall_17_what_is_needed_and_missing_is_named() -> None:
     found = error(input=[{"type": "function_call", "call_id": "c", "arguments": "{}"}])
     assert found["param"] == "input[0].name"
-    found = error(input=[USER, {"type": "a_new_item", "x": 1}])
-    assert found["param"] == "input[1].type" and "a_new_item" in found["message"]
+    found = error(input=[{"type": "a_new_item", "x": 1}])
+    assert found["param"] == "input" and "input.a_new_item" in found["message"]
 
 
 def test_pitfall_18_a_developer_message_is_a_system_message_or_stays_one_and_never_a_users() -> None:

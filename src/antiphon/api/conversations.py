@@ -11,6 +11,8 @@ Invariant: an item gets an id of ours, whatever the client called it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.api.endpoint import Endpoint
@@ -26,15 +28,18 @@ from antiphon.api.http import (
     read_body,
     read_page,
 )
+from antiphon.api.known_fields import ignored_fields
 from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import ConversationStore, OwnerRoom, ResponseStore, StoredConversation
 from antiphon.errors import NotFound, missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
+from antiphon.translation.item_kinds import only_known
 from antiphon.translation.read_items import check_item, read_items
 from antiphon.translation.request_checks import check_include, check_metadata
 from antiphon.types.json import ABSENT, encode, given
+from antiphon.types.tolerance import Tolerance
 
 MAX_ITEMS = 20
 """Items that one request may add."""
@@ -65,8 +70,11 @@ class Conversations:
         make_id: IdFactory = new_id,
         *,
         owner_room: OwnerRoom | None = None,
+        strict: bool = False,
     ) -> None:
+        """`strict`: items and parts of unknown types are refused, not left out."""
         self._owner_room = owner_room
+        self._strict = strict
         self._store = conversations
         self._responses = responses
         self._new_id = make_id
@@ -87,14 +95,15 @@ class Conversations:
         once = request.once()
         if once is not None and (known := await self._store.made(once)) is not None:
             return await self._again(request, known)
-        items = await self._read_items(request, body.items)
+        tolerance = Tolerance(strict=self._strict)
+        items = await self._read_items(request, body.items, tolerance)
         try:
             made = await self._store.create(
                 request.owner, self._new_id("conv"), encode(body.metadata or {}), items, once
             )
         except AlreadyMade as earlier:
             return await self._again(request, earlier.object_id)
-        return _shown(made)
+        return raw_response(_resource(made), headers=ignored_fields(tolerance.names))
 
     async def _again(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """The answer to a request that made this conversation before."""
@@ -134,32 +143,32 @@ class Conversations:
 
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
-        _read_include(request)
+        tolerance = self._read_include(request)
         query = read_page(request)
         page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
         if page is None:
             raise no_such_conversation(conversation_id)
-        return items_response(page.items, has_more=page.has_more)
+        return _with_ignored(items_response(page.items, has_more=page.has_more), tolerance)
 
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
-        _read_include(request)
+        tolerance = self._read_include(request)
         given_items = read_body(request, _Add).items
         if not given(given_items):
             raise missing_parameter("items")
-        items = await self._read_items(request, given_items)
+        items = await self._read_items(request, given_items, tolerance)
         if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
             raise no_such_conversation(conversation_id)
-        return items_response(items, has_more=False)
+        return _with_ignored(items_response(items, has_more=False), tolerance)
 
     async def get_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items/{item_id}`."""
-        _read_include(request)
+        tolerance = self._read_include(request)
         await self._known(request, conversation_id)
         item = await self._store.get_item(request.owner, conversation_id, item_id) if is_name(item_id) else None
         if item is None:
             raise _no_such_item(item_id)
-        return raw_response(item.body)
+        return raw_response(item.body, headers=ignored_fields(tolerance.names))
 
     async def delete_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
@@ -174,24 +183,30 @@ class Conversations:
             raise no_such_conversation(conversation_id)
         return found
 
-    async def _read_items(self, request: ApiRequest, value: Raw) -> tuple[StoredItem, ...]:
+    async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
         """The items as they are stored: references replaced by what they name, ids given."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner)
-        items = read_items("items", value, MAX_ITEMS)
+        items = only_known("items", read_items("items", value, MAX_ITEMS), tolerance)
         wanted = tuple(item.id for item in items if is_reference(item) and item.id)
         if wanted:
             found = await self._store.find_items(request.owner, wanted)
             found |= await self._responses.load_items(request.owner, wanted)
             items = resolve_references(items, found, "items")
         for number, item in enumerate(items):
-            check_item(f"items[{number}]", item)
+            check_item(f"items[{number}]", item, tolerance)
         return stored_input(prepare_input(items, self._new_id))
 
+    def _read_include(self, request: ApiRequest) -> Tolerance:
+        """`include` is checked and has no effect: what a backend can give is in the stored items already."""
+        tolerance = Tolerance(strict=self._strict)
+        check_include([value for name, value in request.query if name in ("include", "include[]")], tolerance)
+        return tolerance
 
-def _read_include(request: ApiRequest) -> None:
-    """`include` is checked and has no effect: what a backend can give is in the stored items already."""
-    check_include([value for name, value in request.query if name in ("include", "include[]")])
+
+def _with_ignored(answer: ApiResponse, tolerance: Tolerance) -> ApiResponse:
+    """The answer, naming what of its request is not known here."""
+    return replace(answer, headers=(*answer.headers, *ignored_fields(tolerance.names)))
 
 
 def _resource(conversation: StoredConversation) -> bytes:

@@ -246,9 +246,11 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
         max_tools=_MAX_TOOLS,
         hosted=_HOSTED,
         prompt=PromptTemplate(1, body),
+        # Who writes a template sees what is wrong with it; who uses it could not mend it.
+        strict=True,
     )
     for number, item in enumerate(used.prompt_messages):
-        check_item(f"input[{number}]", item)
+        check_item(f"input[{number}]", item, used.unknown)
     if description is not None:
         kept["description"] = raw(description)
     elif "description" in before and "description" not in fields:

@@ -298,7 +298,9 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
             capabilities=_capabilities(settings, routes, toolbox.types),
             background=background,
             areas=(
-                *Conversations(stores.conversations, store, owner_room=stores.owner_room).endpoints(),
+                *Conversations(
+                    stores.conversations, store, owner_room=stores.owner_room, strict=settings.strict
+                ).endpoints(),
                 *Prompts(stores.prompts).endpoints(),
                 *(
                     Files(
@@ -401,6 +403,7 @@ def _exchanges(
         sealer=sealer,
         background=True,
         seal_credentials=settings.background.client_credentials == "seal",
+        strict=settings.strict,
         tool_types=tool_types,
     )
     return lambda: ResponseExchange(options, new_id, now)

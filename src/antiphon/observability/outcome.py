@@ -15,10 +15,11 @@ from antiphon.engine.exchange.failure import Failure
 
 
 def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, **known: Any) -> None:
-    """Write the line; what is None or empty is left out."""
+    """Write the line; what is None or empty is left out. `left_out` (what of the request nobody here knows) makes it a
+    warning."""
     if failure is None and known.get("outcome") in ("failed", "error"):
         failure = Failure("ours", "no cause was noted", operation="unknown")
-    write = log.info
+    write = log.warning if known.get("left_out") else log.info
     if failure is not None and failure.counted:
         write = log.debug
     elif failure is not None and failure.loud:

@@ -43,17 +43,22 @@ OUTPUTS = frozenset(
     }
 )
 
+NAMED_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+"""Outputs that may come without the id of a call, with the name of the tool at most."""
+
 _NO_ARGUMENTS = Raw(b'"{}"')
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _STRING = msgspec.json.Decoder(str)
 
 
-def call_of(where: str, item: InputItem) -> tuple[str, str, Raw]:
-    """Call id, chat name and arguments (a JSON string) of a call item. Raises `InvalidRequest`."""
+def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
+    """Call id, chat name and arguments (a JSON string) of a call item, the `number`th of its conversation: that is its
+    id where it has none. Raises `InvalidRequest`."""
     kind = item.type or ""
+    call_id = item.call_id or item.id or f"call_{number}"
     if kind == "function_call":
         name = flat_name(required(where, "name", item.name), item.namespace)
-        return required(where, "call_id", item.call_id), name, _arguments(where, item.arguments)
+        return call_id, name, _arguments(where, item.arguments)
     if kind == "custom_tool_call":
         name = flat_name(required(where, "name", item.name), item.namespace)
         if first(item.input) not in (b'"', b""):
@@ -61,11 +66,10 @@ def call_of(where: str, item: InputItem) -> tuple[str, str, Raw]:
                 f"Invalid type for '{where}.input': expected a string.", param=f"{where}.input", code="invalid_type"
             )
         text = _STRING.decode(item.input) if given(item.input) else ""
-        return required(where, "call_id", item.call_id), name, Raw(encode(encode({"input": text}).decode()))
-    # The client runs these by their type; a search may come without a call id.
-    call_id = item.call_id or item.id
+        return call_id, name, Raw(encode(encode({"input": text}).decode()))
+    # The client runs these by their type.
     arguments = native_arguments(kind, item.action, item.operation, item.arguments)
-    return required(where, "call_id", call_id), kind.removesuffix("_call"), arguments
+    return call_id, kind.removesuffix("_call"), arguments
 
 
 def native_output(where: str, item: InputItem) -> bytes | None:

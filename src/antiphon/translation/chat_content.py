@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import Raw, Struct
@@ -27,16 +27,18 @@ from antiphon.errors import (
 )
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_checks import check_choice, required, wrong_type
+from antiphon.translation.request_checks import known_choice, required, wrong_type
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
 from antiphon.types.json import ABSENT, encode, first, given, quoted
+from antiphon.types.tolerance import Tolerance
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
 _EMPTY = Raw(b'""')
 _IMAGES = ("input_image", "image_url", "computer_screenshot")
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+_KINDS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
 
 
 class _ChatImage(Struct):
@@ -56,19 +58,33 @@ _ENDINGS = {
     ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
 }
-_DETAILS = ("low", "high", "auto")
+_DETAILS = ("low", "high", "auto", "original")
 
 
 @dataclass(frozen=True, slots=True)
 class ContentRules:
     """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
 
-    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`).
+    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance`
+    decides about parts that nobody here knows.
     """
 
     profile: UpstreamProfile
     files: Mapping[str, FetchedFile | ApiError]
     sent: dict[str, str] | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    def known(self, where: str, parts: list[InputPart]) -> list[tuple[str, InputPart]]:
+        """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode."""
+        kept = []
+        for number, part in enumerate(parts):
+            place = f"{where}[{number}]"
+            if part.type is None or part.type in _KINDS:
+                kept.append((place, part))
+            else:
+                error = invalid_value(f"{place}.type", f"{part.type[:64]!r} is not supported in a message")
+                self.tolerance.leave_out(f"content.{part.type}", error)
+        return kept
 
     def note(self, kind: str, where: str) -> None:
         if self.sent is not None:
@@ -81,17 +97,17 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
         return content
-    parts = _parts(f"{where}.content", content)
+    parts = rules.known(f"{where}.content", _parts(f"{where}.content", content))
     if role == "assistant":
-        return quoted(b"".join(_text(f"{where}.content[{n}]", part) for n, part in enumerate(parts)))
-    if all(part.type in _TEXT for part in parts):
+        return quoted(b"".join(_text(place, part) for place, part in parts))
+    if all(part.type in _TEXT for _, part in parts):
         if len(parts) == 1 or role != "user":
-            return quoted(rb"\n".join(_text(f"{where}.content[{n}]", part) for n, part in enumerate(parts)))
+            return quoted(rb"\n".join(_text(place, part) for place, part in parts))
     elif role != "user":
         raise invalid_parameter(f"{where}.content", f"{role} messages take text only")
     if not parts:
         return _EMPTY
-    made = [bytes(_part(f"{where}.content[{n}]", part, rules)) for n, part in enumerate(parts)]
+    made = [bytes(_part(place, part, rules)) for place, part in parts]
     if not rules.profile.images and all(part.startswith(_TEXT_PART) for part in made):
         # Servers of models that read text only often take a string only.
         return quoted(rb"\n".join(_inside(part) for part in made))
@@ -118,8 +134,12 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
     if data[:1] != b"[":
         raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
     text, images = [], []
-    for number, part in enumerate(_parts(f"{where}.output", Raw(data))):
-        name = f"{where}.output[{number}]"
+    sent = _parts(f"{where}.output", Raw(data))
+    parts = rules.known(f"{where}.output", sent)
+    if sent and not parts:
+        # The call waits for it: a result without its content is none.
+        raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")
+    for name, part in parts:
         if part.type in _TEXT:
             text.append(_text(name, part))
         else:
@@ -132,12 +152,12 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
     return rb"\n".join(text) or (_SHOWN_BELOW if images else b""), images
 
 
-def joined_text(where: str, content: Raw) -> bytes:
+def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
     """All text of a reasoning item's content or summary, as a fragment."""
     if first(content) != b"[":
         return b""
-    parts = _parts(where, content)
-    return rb"\n\n".join(_text(where, part) for part in parts if given(part.text))
+    parts = rules.known(where, _parts(where, content))
+    return rb"\n\n".join(_text(where, part) for _, part in parts if given(part.text))
 
 
 def _parts(where: str, content: Raw) -> list[InputPart]:
@@ -197,8 +217,7 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
         url = _CHAT_IMAGE.decode(part.image_url)
         return _image(where, InputPart(image_url=url.url, detail=url.detail or part.detail), rules)
     if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
-        check_choice(f"{where}.detail", part.detail, (*_DETAILS, "original"))
-        detail = "high" if part.detail == "original" else part.detail or "auto"
+        detail = _detail(where, part.detail, rules)
         rules.note("image", where)
         return Raw(
             b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
@@ -210,6 +229,12 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
             raise invalid_parameter(f"{where}.file_id", "the file is no PNG, JPEG, GIF or WebP picture")
         return _image(where, InputPart(image_url=Raw(b'"%b"' % _data_url(kind, file.data)), detail=part.detail), rules)
     raise missing_parameter(f"{where}.image_url")
+
+
+def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
+    """How closely a picture is looked at, in the words of Chat Completions."""
+    known = known_choice(f"{where}.detail", detail, _DETAILS, rules.tolerance)
+    return "high" if detail == "original" else detail or "auto" if known else "auto"
 
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:

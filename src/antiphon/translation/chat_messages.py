@@ -11,25 +11,36 @@ stands between a call and its answers (chat servers refuse anything else).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, invalid_value, missing_parameter
-from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
+from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, missing_parameter
+from antiphon.translation.call_items import CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
 from antiphon.translation.compaction import COMPACTIONS
+from antiphon.translation.foreign_items import (
+    COMPACTED_ELSEWHERE,
+    ENCRYPTED_PART,
+    FOREIGN_MESSAGES,
+    FOREIGN_REASONING,
+    ForeignContent,
+    agent_content,
+    agent_thought,
+)
 from antiphon.translation.hosted_items import HOSTED, hosted_call
+from antiphon.translation.item_kinds import READ_BEFORE, unknown_item
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
-from antiphon.translation.tool_map import fitting_call_id
+from antiphon.translation.tool_map import fitting_call_id, flat_name
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
+from antiphon.types.json import ABSENT, NULL, first, fragment_of, given, quoted
+from antiphon.types.tolerance import Tolerance
 
 _ROLES = ("user", "assistant", "system", "developer")
 
@@ -41,10 +52,11 @@ def _no_keys(text: str, param: str) -> bytes:
 @dataclass(frozen=True, slots=True)
 class ItemSources:
     """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
-    by URL, or why they could not be."""
+    by URL, or why they could not be. `tolerance` decides about what nobody here knows."""
 
     unseal: Callable[[str, str], bytes] = _no_keys
     files: Mapping[str, FetchedFile | ApiError] = field(default_factory=dict)
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
 
 class _Sealed(Struct):
@@ -89,13 +101,15 @@ def translate_items(
     profile: UpstreamProfile,
     sources: ItemSources,
     sent: dict[str, str] | None = None,
+    unhurried: Container[str] = (),
 ) -> list[ChatMessage]:
     """The chat messages for these items, oldest first. Raises `InvalidRequest`.
 
     `items` pairs each item with how an error names it (`input[3]`, or the history); `sent` gets where the first image
-    and the first audio stand (`ContentRules.sent`).
+    and the first audio stand (`ContentRules.sent`). `unhurried` are the chat names of functions whose calls need no
+    output yet (`ToolMap.unhurried`).
     """
-    entries = _Grouping(ContentRules(profile, sources.files, sent), sources).group(items)
+    entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, unhurried).group(items)
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
@@ -119,13 +133,15 @@ def translate_items(
 class _Grouping:
     """Items on their way into turns."""
 
-    def __init__(self, rules: ContentRules, sources: ItemSources) -> None:
+    def __init__(self, rules: ContentRules, sources: ItemSources, unhurried: Container[str]) -> None:
         self._rules = rules
         self._sources = sources
+        self._unhurried = unhurried
         self._entries: list[_Plain | _Turn] = []
         self._turn: _Turn | None = None
         self._waiting: dict[str, tuple[_Turn, int]] = {}
         self._answered: dict[str, tuple[_Turn, int]] = {}
+        self._put_off_calls: dict[str, str] = {}
         self._search: str | None = None
         self._by_item: dict[str, str] = {}
         # Reasoning belongs to what it led to, which comes after it.
@@ -140,6 +156,7 @@ class _Grouping:
             except (ValueError, RecursionError, msgspec.MsgspecError):
                 # What was kept raw until now turns out to be unreadable, or nested too deeply.
                 raise invalid_parameter(where, "its content cannot be read") from None
+        self._put_off()
         for call_id in self._waiting:
             raise InvalidRequest(
                 f"No tool output found for function call {call_id}.", param="input", code="invalid_value"
@@ -155,14 +172,17 @@ class _Grouping:
         elif kind in OUTPUTS:
             self._output(where, item)
         elif kind in CALLS:
-            self._call(where, item)
+            self._call(where, item, number)
         elif kind in HOSTED:
             self._hosted(item, number)
         elif kind in COMPACTIONS:
             self._compaction(where, item)
-        elif kind != "additional_tools":
-            # Tools that an item brings were read already.
-            raise _unknown(where, kind, item)
+        elif kind in FOREIGN_MESSAGES:
+            self._agent_message(where, item)
+        elif kind in FOREIGN_REASONING:
+            self._thoughts.append(agent_thought(item))
+        elif kind not in READ_BEFORE:
+            self._unknown(where, kind, item)
 
     def _open_turn(self, *, fresh: bool) -> _Turn:
         """The turn that assistant items go into now, with the reasoning before them; with `fresh`, another one if this
@@ -179,9 +199,16 @@ class _Grouping:
 
     def _close_turn(self) -> None:
         """Somebody else speaks: reasoning that led to nothing has no chat message that could carry it."""
+        self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
             self._thoughts, self._details, self._signature = [], [], ABSENT
+
+    def _unknown(self, where: str, kind: str | None, item: InputItem) -> None:
+        """Raises for what is no item; any other is left out."""
+        if kind is None or (kind == "item_reference" and not item.id):
+            raise missing_parameter(f"{where}.{'type' if kind is None else 'id'}")
+        self._sources.tolerance.leave_out(f"input.{kind}", unknown_item(where, kind))
 
     def _message(self, where: str, item: InputItem) -> None:
         if item.role == "assistant":
@@ -198,26 +225,46 @@ class _Grouping:
         self._close_turn()
 
     def _reasoning(self, where: str, item: InputItem) -> None:
-        text = joined_text(where, item.content) or joined_text(where, item.summary)
+        text = joined_text(where, item.content, self._rules) or joined_text(where, item.summary, self._rules)
         if item.encrypted_content:
-            sealed = self._unsealed(where, item.encrypted_content)
+            sealed = self._unsealed(where, item.encrypted_content, "input.reasoning.encrypted_content")
             self._details += sealed.details
             self._signature = sealed.call
             text = bytes(_text_inside(sealed))[1:-1] or text
         self._thoughts.append(text)
 
-    def _unsealed(self, where: str, text: str) -> _Sealed:
-        return msgspec.json.decode(self._sources.unseal(text, f"{where}.encrypted_content"), type=_Sealed)
+    def _unsealed(self, where: str, text: str, name: str) -> _Sealed:
+        """What is inside; nothing of what another server has sealed, which is named."""
+        try:
+            opened = self._sources.unseal(text, f"{where}.encrypted_content")
+        except ForeignContent as error:
+            self._sources.tolerance.leave_out(name, error)
+            return _Sealed()
+        return msgspec.json.decode(opened, type=_Sealed)
 
     def _compaction(self, where: str, item: InputItem) -> None:
         """What an earlier part of the conversation was shortened to."""
-        summary = self._unsealed(where, required(where, "encrypted_content", item.encrypted_content))
+        summary = self._unsealed(
+            where, required(where, "encrypted_content", item.encrypted_content), f"input.{item.type}"
+        )
+        text = bytes(_text_inside(summary))[1:-1]
         before = fragment_of("Summary of the conversation so far:\n")
-        self._entries.append(_Plain("user", quoted(before + bytes(_text_inside(summary))[1:-1])))
+        self._say(before + text if given(summary.text) else fragment_of(COMPACTED_ELSEWHERE))
+
+    def _agent_message(self, where: str, item: InputItem) -> None:
+        content, closed = agent_content(item)
+        if closed:
+            self._sources.tolerance.note(ENCRYPTED_PART)
+        self._entries.append(_Plain("user", message_content(where, "user", content, self._rules)))
         self._close_turn()
 
-    def _call(self, where: str, item: InputItem) -> None:
-        call_id, name, arguments = call_of(where, item)
+    def _say(self, text: bytes) -> None:
+        """What stands for an item that chat has no form for: a message."""
+        self._entries.append(_Plain("user", quoted(text)))
+        self._close_turn()
+
+    def _call(self, where: str, item: InputItem, number: int) -> None:
+        call_id, name, arguments = call_of(where, item, number)
         if call_id in self._waiting:
             raise InvalidRequest(
                 f"Two function calls share the call_id {call_id}, and the first has no output.",
@@ -254,10 +301,18 @@ class _Grouping:
 
     def _output(self, where: str, item: InputItem) -> None:
         name = "approval_request_id" if item.type == "mcp_approval_response" else "call_id"
-        call_id = required(where, name, self._answered_call(item))
+        call_id = self._answered_call(item)
+        if call_id is None and item.type not in NAMED_OUTPUTS:
+            call_id = required(where, name, call_id)
         content, images = native_output(where, item), list[Raw]()
         if content is None:
             content, images = output_content(where, item.output, self._rules)
+        if call_id is None or call_id in self._put_off_calls:
+            # It answers no call that is open: what a tool says on its own, or later than the conversation went on.
+            self._say(fragment_of(f"Output of {_tool_name(item, self._put_off_calls.get(call_id or ''))}:\n") + content)
+            if images:
+                self._entries.append(_Plain("user", Raw(b"[%b]" % b",".join(bytes(part) for part in images))))
+            return
         if call_id in self._waiting:
             owner, number = self._answered[call_id] = self._waiting.pop(call_id)
             owner.outputs[number] = content
@@ -274,8 +329,10 @@ class _Grouping:
 
     def _answered_call(self, item: InputItem) -> str | None:
         """The id of the call that an output answers."""
-        if item.call_id or item.type in ("function_call_output", "custom_tool_call_output"):
-            return item.call_id and self._named_by(item.call_id)
+        if item.call_id:
+            return self._named_by(item.call_id)
+        if item.type in NAMED_OUTPUTS:
+            return self._only_call(item)
         if item.type == "tool_search_output" and self._search is not None:
             # Searches that OpenAI ran itself have no call id; the output follows its call.
             return self._search
@@ -283,9 +340,29 @@ class _Grouping:
         call_id = item.approval_request_id or item.id
         return call_id and self._named_by(call_id)
 
+    def _only_call(self, item: InputItem) -> str | None:
+        """The one open call that an output without an id can mean: of the tool it names, or the only one there is."""
+        name = flat_name(item.name, item.namespace) if item.name else None
+        fitting = [
+            call_id
+            for call_id, (turn, number) in self._waiting.items()
+            if name is None or turn.calls[number][1] == name
+        ]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _put_off(self) -> None:
+        """Calls of tools that may answer later are answered for now: the conversation goes on without them."""
+        for call_id, (turn, number) in list(self._waiting.items()):
+            name = turn.calls[number][1]
+            if name in self._unhurried:
+                del self._waiting[call_id]
+                turn.outputs[number] = _LATER
+                self._put_off_calls[call_id] = name
+
     def _named_by(self, name: str) -> str:
         """The call that has this id, or whose item has it."""
-        return name if name in self._waiting or name in self._answered else self._by_item.get(name, name)
+        known = name in self._waiting or name in self._answered or name in self._put_off_calls
+        return name if known else self._by_item.get(name, name)
 
 
 def _text_inside(sealed: _Sealed) -> Raw:
@@ -321,8 +398,9 @@ def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfi
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))
 
 
-def _unknown(where: str, kind: str | None, item: InputItem) -> InvalidRequest:
-    if kind is None or (kind == "item_reference" and not item.id):
-        name = f"{where}.{'type' if kind is None else 'id'}"
-        return missing_parameter(name)
-    return invalid_value(f"{where}.type", f"items of type {kind[:64]!r} are not supported")
+_LATER = fragment_of("The tool is at work; its output will follow.")
+
+
+def _tool_name(item: InputItem, put_off: str | None) -> str:
+    name = put_off or (flat_name(item.name, item.namespace) if item.name else "a tool")
+    return f"{name} ({item.call_id})" if item.call_id else name

@@ -17,8 +17,10 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.chat_messages import ItemSources, instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
+from antiphon.translation.foreign_items import FOREIGN_REASONING
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_limits import EFFORTS
 from antiphon.translation.tool_map import HostedFunction, ToolMap
 from antiphon.translation.truncation import keep_latest
 from antiphon.types.chat import ChatMessage, ChatRequest
@@ -74,7 +76,7 @@ def translate_request(
     ignored: list[str] = []
     if made.strict_left_out:
         ignored.append("tools.function.strict")
-    if profile.replay_reasoning == "off" and any(item.type == "reasoning" for item in request.input):
+    if profile.replay_reasoning == "off" and any(item.type in _REASONING for item in request.input):
         ignored.append("input.reasoning")
     if request.truncation == "auto":
         if context_tokens is None:
@@ -90,7 +92,7 @@ def translate_request(
         )
     reasoning, text = request.reasoning, request.text
     sent: dict[str, str] = {}
-    messages = translate_items(request.instructions, items, profile, sources or ItemSources(), sent)
+    messages = translate_items(request.instructions, items, profile, sources or ItemSources(), sent, made.map.unhurried)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
         # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
         raise InvalidRequest(
@@ -154,6 +156,7 @@ def _joined(body: bytes, more: dict[str, Raw]) -> bytes:
     return b"%b,%b" % (body[:-1], encode(more)[1:]) if more else body
 
 
+_REASONING = frozenset({"reasoning", *FOREIGN_REASONING})
 _PASSED = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
 _DEFAULT_TIERS = ("auto", "default")
 
@@ -168,14 +171,14 @@ def _set(
         ignored.append(called or name)
 
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # Some models know no more than to reason or not to.
-_PLACES = {**{name: place for place, name in enumerate(_EFFORTS)}, "default": _EFFORTS.index("medium")}
+_PLACES = {**{name: place for place, name in enumerate(EFFORTS)}, "default": EFFORTS.index("medium")}
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
     """The effort in the server's words: the nearest one it knows."""
-    if reasoning is None or reasoning.effort is None:
+    if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
+        # One that nobody knows was named when it was read.
         return UNSET
     if not profile.reasoning_effort:
         ignored.append("reasoning.effort")

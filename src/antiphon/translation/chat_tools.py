@@ -230,6 +230,8 @@ class _Maker:
             description = tool.description or ""
             parameters = _sound_schema(tool.parameters)
         name = self.map.add(target, f"{where}.name")
+        if tool.unhurried:
+            self.map.unhurried.add(name)
         if hide_deferred and tool.defer_loading and not _is_meant(target, self._wanted):
             # The model finds it by searching; the search's output brings the declaration.
             return

@@ -18,12 +18,14 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.call_items import OUTPUTS
+from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, quoted
 
 COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
-_BROUGHT = frozenset({"additional_tools", "tool_search_call", "tool_search_output"})
+# What holds from where it stands on.
+_BROUGHT = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
 _NO_CALLS = frozenset({None, "message", "reasoning", "item_reference"})
 # What the client is given back beside the summary: its own latest words.
 _USER_TOKENS = 20_000
@@ -105,7 +107,8 @@ def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -
 
 
 def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
-    """The items with what compactions keep behind each of them, and without what the latest of them covers.
+    """The items with what compactions keep behind each of them, and without what the latest of them covers. Those of
+    other servers stay as they are.
 
     Raises `InvalidRequest` for one that cannot be opened.
     """
@@ -121,6 +124,9 @@ def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
         try:
             payload = _PAYLOAD.decode(unseal(item.encrypted_content, param))
             kept = [_read(body) for body in payload.items]
+        except ForeignContent:
+            expanded.append((where, item))
+            continue
         except msgspec.DecodeError:
             raise InvalidRequest(
                 "The encrypted content is not that of a compaction.", param=param, code="invalid_encrypted_content"

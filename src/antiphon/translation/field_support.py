@@ -50,6 +50,7 @@ _SHOWN = Support("emulated", "shown to the model as a call and its result")
 _FUNCTION = Support("emulated", "a function; calls come back as items of their own type")
 _OUTPUT = Support("emulated", "a tool message")
 _CALL = Support("emulated", "a function call")
+_UNKNOWN = Support("ignorable", "unless `strict` is set: then a 400")
 _IN_CHAT = Support("unsupported", "belongs to Chat Completions; the message names the field to use")
 
 
@@ -237,10 +238,16 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "include:message.input_image.image_url": _NAMED,
         "include:computer_call_output.output.image_url": _NAMED,
         "include:code_interpreter_call.outputs": _INCLUDED,
+        "any other value of `include`": _UNKNOWN,
     },
     "Tools": {
         "tools.function": _SENT,
         "tools.function.strict": _strict,
+        "tools.function.async": Support(
+            "emulated", "a call whose output comes later is answered for now; the output follows as a message"
+        ),
+        "tools.function.output_schema": _NAMED,
+        "tools.function.allowed_callers": Support("ignorable", "a function for programs alone is left out"),
         "tools.custom": Support("emulated", "a function with one string; a grammar is described, not enforced"),
         "tools.namespace": Support("emulated", "functions with joined names; calls come back with their `namespace`"),
         "tools.local_shell": _FUNCTION,
@@ -260,6 +267,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tools.programmatic_tool_calling": _HOSTED,
         "tools.code_interpreter": _REFUSED_TOOL,
         "tools.mcp": _REFUSED_TOOL,
+        "any other member of a tool": _UNKNOWN,
     },
     "Forms of `tool_choice`": {
         "tool_choice.auto": _SENT,
@@ -288,7 +296,11 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.item_reference": Support("emulated", "replaced by the stored item"),
         "input.reasoning": _reasoning_item,
         "input.function_call": _SENT,
-        "input.function_call_output": Support("translated", "images in it follow in a user message"),
+        "input.function_call_output": Support(
+            "translated",
+            "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), "
+            "or is a message",
+        ),
         "input.custom_tool_call": _CALL,
         "input.custom_tool_call_output": _OUTPUT,
         "input.local_shell_call": _CALL,
@@ -300,7 +312,14 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.tool_search_call": _CALL,
         "input.tool_search_output": Support("emulated", "a tool message; its tools can be called from then on"),
         "input.additional_tools": Support("emulated", "its tools are added to `tools`"),
-        "input.compaction": Support("emulated", "our own are opened and shown as a summary; others are a 400"),
+        "input.compaction": Support(
+            "emulated", "our own are opened and shown as a summary; of others the model is told that they were there"
+        ),
+        "input.agent_message": Support("emulated", "a user message that says from whom it is"),
+        "input.agent_reasoning": _reasoning_item,
+        "input.configuration_update": Support(
+            "emulated", "effort and text format from here on, until the next; stored with its turn"
+        ),
         "input.web_search_call": _SHOWN,
         "input.file_search_call": _SHOWN,
         "input.image_generation_call": Support("emulated", "shown as a call and its result, without the image"),
@@ -318,6 +337,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.compaction_trigger": Support(
             "emulated", "as the last item: the answer is a compaction, made by the model"
         ),
+        "any other item": _UNKNOWN,
     },
     "Content parts": {
         "content.input_text": _SENT,
@@ -329,6 +349,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "content.input_file.file_url": _file_url,
         "content.input_file.file_id": _file_by_id,
         "content.input_audio": _audio,
+        "any other part": _UNKNOWN,
     },
 }
 

@@ -16,17 +16,19 @@ from antiphon.errors import array_too_long, invalid_parameter, invalid_type, inv
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
 from antiphon.translation.compaction import COMPACTIONS
+from antiphon.translation.configuration import CONFIGURATION, read_updates
 from antiphon.translation.file_urls import FileNotFetched
-from antiphon.translation.hosted_items import HOSTED
+from antiphon.translation.foreign_items import FOREIGN_MESSAGES, agent_content
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import required, wrong_type
 from antiphon.types.items import InputItem
 from antiphon.types.json import given
+from antiphon.types.tolerance import Tolerance
 
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _ITEM = msgspec.json.Decoder(InputItem)
 _ROLES = ("user", "assistant", "system", "developer")
-_TAKES_ALL = ContentRules(UpstreamProfile("any", images=True, files="part"), {})
+_TAKES_ALL = UpstreamProfile("any", images=True, files="part", audio_input=True)
 
 
 def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
@@ -52,8 +54,10 @@ def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
     return items
 
 
-def check_item(where: str, item: InputItem) -> None:
-    """Raise `InvalidRequest` for an item that could never be shown to a model."""
+def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
+    """Raise `InvalidRequest` for an item that could never be shown to a model; `tolerance` decides about parts that
+    nobody here knows. Items of unknown types are no longer there (`only_known`)."""
+    rules = ContentRules(_TAKES_ALL, {}, tolerance=tolerance)
     kind = item.type or ("message" if item.role is not None else None)
     if kind is None:
         required(where, "type", item.type)
@@ -63,21 +67,23 @@ def check_item(where: str, item: InputItem) -> None:
                 raise invalid_value(
                     f"{where}.role", f"{str(item.role)[:64]!r}. Supported values are: {', '.join(_ROLES)}"
                 )
-            message_content(where, item.role, item.content, _TAKES_ALL)
+            message_content(where, item.role, item.content, rules)
         elif kind == "reasoning":
-            joined_text(where, item.content)
-            joined_text(where, item.summary)
+            joined_text(where, item.content, rules)
+            joined_text(where, item.summary, rules)
         elif kind in CALLS:
-            call_of(where, item)
+            call_of(where, item, 0)
         elif kind in OUTPUTS:
-            if kind in ("function_call_output", "custom_tool_call_output"):
-                required(where, "call_id", item.call_id)
             if native_output(where, item) is None:
-                output_content(where, item.output, _TAKES_ALL)
+                output_content(where, item.output, rules)
         elif kind in COMPACTIONS:
             required(where, "encrypted_content", item.encrypted_content)
-        elif kind not in HOSTED and kind != "additional_tools":
-            raise invalid_value(f"{where}.type", f"items of type {str(kind)[:64]!r} are not supported")
+        elif kind in FOREIGN_MESSAGES:
+            message_content(where, "user", agent_content(item)[0], rules)
+        elif kind == CONFIGURATION:
+            read_updates([(where, item)], tolerance)
+        elif kind in ("item_reference", "compaction_trigger"):
+            raise invalid_value(f"{where}.type", f"items of type {kind!r} are not supported here")
     except FileNotFetched:
         pass  # fetched when a response needs it
     except (ValueError, RecursionError, msgspec.MsgspecError):

@@ -10,6 +10,7 @@ is dropped without being named in `ignored`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from msgspec import Raw
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, missing_parameter, unsupported_parameter
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
+from antiphon.translation.item_kinds import only_known
 from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import (
     PromptNotLoaded,
@@ -47,6 +49,7 @@ from antiphon.types.request import (
     StreamOptions,
     TextOptions,
 )
+from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 
 _OPTIONAL: dict[str, Any] = {
@@ -143,13 +146,15 @@ def read_request(
     hosted: frozenset[str] = frozenset(),
     prompt: PromptTemplate | None = None,
     max_prompt_bytes: int = 1 << 26,
+    strict: bool = False,
 ) -> CreateResponse:
     """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
-    which with its variables may take `max_prompt_bytes`.
+    which with its variables may take `max_prompt_bytes`. `strict`: what nobody here knows is refused.
 
     Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
     """
     fields = _read_object(body)
+    tolerance = Tolerance(strict=strict)
     messages: list[InputItem] = []
     reference = read_reference(fields.get("prompt", ABSENT))
     if reference is not None:
@@ -179,7 +184,7 @@ def read_request(
             unknown[name] = value
     ignored += unknown
     ignored.sort()
-    check_values(values)
+    check_values(values, tolerance)
     ignored += _ignored_inside(fields)
     ignored += _ignored_values(values, hosted)
     if values.get("background") and values.get("store") is False:
@@ -190,10 +195,11 @@ def read_request(
         )
     include: list[str] = values.get("include") or []
     options: StreamOptions | None = values.get("stream_options")
-    tools, left_out = read_tools("tools", decode_tools("tools", fields.get("tools", ABSENT)), max_tools, hosted)
-    items = _read_input(fields.get("input", ABSENT), max_items)
+    declared = decode_tools("tools", fields.get("tools", ABSENT))
+    tools, left_out = read_tools("tools", declared, max_tools, hosted, tolerance)
+    items = only_known("input", _read_input(fields.get("input", ABSENT), max_items), tolerance)
     compact = take_trigger(items)
-    brought, others = _brought_tools(items, max_tools)
+    brought, others = _brought_tools(items, max_tools, tolerance)
     ignored += sorted({*left_out, *others})
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
@@ -237,13 +243,14 @@ def read_request(
         prewarm=bool((cache := values.get("prompt_cache_options")) is not None and cache.prewarm),
         include=frozenset(include),
         compact=compact,
-        compact_threshold=read_threshold(values.get("context_management") or []),
+        compact_threshold=read_threshold(values.get("context_management") or [], tolerance),
         parameters=parameters,
         others=unknown,
         ignored=tuple(ignored),
+        unknown=tolerance,
     )
     if not (request.input or request.previous_response_id or request.conversation or messages):
-        raise missing_input()
+        raise missing_input(tolerance.names)
     return request
 
 
@@ -255,10 +262,13 @@ def _prompt_messages(sources: list[Raw], limit: int) -> list[InputItem]:
     return items
 
 
-def missing_input() -> InvalidRequest:
-    """The error for a request that leaves the model nothing to answer."""
+def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
+    """The error for a request that leaves the model nothing to answer; `left_out` is what nobody here knows of it."""
+    unknown = [name for name in left_out if name.startswith("input.")]
     return InvalidRequest(
-        "'input' is missing or empty. Send a string or a list of items.",
+        f"'input' has nothing that is known here ({', '.join(unknown)} was left out)."
+        if unknown
+        else "'input' is missing or empty. Send a string or a list of items.",
         param="input",
         code="missing_required_parameter",
     )
@@ -275,14 +285,14 @@ REQUEST_FIELDS = frozenset({*_OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
 """Members of a request that have a meaning of their own here."""
 
 
-def _brought_tools(items: list[InputItem], limit: int) -> tuple[list[Tool], list[str]]:
+def _brought_tools(items: list[InputItem], limit: int, tolerance: Tolerance) -> tuple[list[Tool], list[str]]:
     """The tools that items of the input bring (Codex, tool searches), and what of them is left out."""
     tools: list[Tool] = []
     left_out: list[str] = []
     for number, item in enumerate(items):
         if item.type in ("additional_tools", "tool_search_output"):
             where = f"input[{number}].tools"
-            kept, others = read_tools(where, decode_tools(where, item.tools), limit)
+            kept, others = read_tools(where, decode_tools(where, item.tools), limit, tolerance=tolerance)
             tools += kept
             left_out += others
     return tools, left_out

@@ -17,9 +17,10 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value
+from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
 from antiphon.translation.request_checks import check_choice, required, wrong_type
 from antiphon.types.json import first, given
+from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 
 NAMED = ("function", "custom", "namespace")
@@ -78,11 +79,15 @@ def hosted_name(kind: str) -> str:
 
 
 def read_tools(
-    where: str, tools: list[Tool], limit: int, hosted: frozenset[str] = frozenset()
+    where: str,
+    tools: list[Tool],
+    limit: int,
+    hosted: frozenset[str] = frozenset(),
+    tolerance: Tolerance | None = None,
 ) -> tuple[list[Tool], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
-    `hosted` are the types of tools that run here.
+    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows.
     """
     if len(tools) > limit:
         raise InvalidRequest(
@@ -115,6 +120,8 @@ def read_tools(
             left_out.append(f"tools.{tool.type}")
             continue
         name = _check(place, tool)
+        if tolerance is not None:
+            left_out += _unused(place, tool, tolerance)
         if tool.type == "namespace":
             inner = enumerate(decode_tools(f"{place}.tools", tool.tools))
             left_out += [f"{place}.tools[{at}].allowed_callers" for at, one in inner if not may_be_called(one)]
@@ -128,6 +135,44 @@ def read_tools(
         names.add(name)
         kept.append(tool)
     return kept, left_out
+
+
+_COMMON = frozenset({"type", "allowed_callers", "defer_loading"})
+_MEMBERS = {
+    "function": _COMMON | {"name", "description", "parameters", "strict", "async", "output_schema"},
+    "custom": _COMMON | {"name", "description", "format"},
+    "namespace": _COMMON | {"name", "description", "tools"},
+    "local_shell": _COMMON,
+    "shell": _COMMON | {"environment"},
+    "apply_patch": _COMMON,
+    "tool_search": _COMMON | {"execution", "description", "parameters"},
+}
+"""What each type of tool is declared with."""
+_NO_EFFECT = frozenset({"output_schema"})
+
+
+def _unused(where: str, tool: Tool, tolerance: Tolerance) -> list[str]:
+    """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
+    unused = []
+    for name, value in _OBJECT.decode(tool.source).items():
+        called = f"tools.{tool.type}.{name}"
+        if name not in _MEMBERS[tool.type]:
+            tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
+        elif name in _NO_EFFECT and given(value):
+            unused.append(called)
+    if _for_programs_too(tool):
+        unused.append(f"tools.{tool.type}.allowed_callers")
+    if tool.type == "namespace":
+        for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
+            unused += _unused(f"{where}.tools[{number}]", inner, tolerance)
+    return unused
+
+
+def _for_programs_too(tool: Tool) -> bool:
+    """Whether programs of the model's may call a tool besides the model itself."""
+    return (
+        first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
+    )
 
 
 def may_be_called(tool: Tool) -> bool:

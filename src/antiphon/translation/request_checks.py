@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, missing_parameter
+from antiphon.types.tolerance import Tolerance
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
@@ -50,7 +51,19 @@ def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
 def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
     """Raise unless the value is absent or one of these."""
     if value is not None and value not in allowed:
-        raise invalid_value(name, f"{value[:64]!r}. Supported values are: {', '.join(allowed)}")
+        raise _not_among(name, value, allowed)
+
+
+def known_choice(name: str, value: str | None, allowed: tuple[str, ...], tolerance: Tolerance) -> bool:
+    """Whether the value is absent or one of these; else it is left out. Raises `InvalidRequest` in strict mode."""
+    if value is None or value in allowed:
+        return True
+    tolerance.leave_out(f"{name}:{value}", _not_among(name, value, allowed))
+    return False
+
+
+def _not_among(name: str, value: str, allowed: tuple[str, ...]) -> InvalidRequest:
+    return invalid_value(name, f"{value[:64]!r}. Supported values are: {', '.join(allowed)}")
 
 
 def read_string(name: str, value: Raw) -> str:
@@ -82,16 +95,17 @@ IGNORABLE_INCLUDES = frozenset(
 """Values of `include` that speak of hosted tools, of which there are none yet."""
 
 
-def check_include(values: Iterable[str]) -> None:
-    """Raise for a value of `include` that OpenAI does not have."""
+def check_include(values: Iterable[str], tolerance: Tolerance) -> None:
+    """Leave out what OpenAI does not have among the values of `include`. Raises `InvalidRequest` in strict mode."""
     for number, include in enumerate(values):
         if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
-            raise InvalidRequest(
+            error = InvalidRequest(
                 f"Invalid value for 'include[{number}]': {include[:64]!r}. "
                 f"Supported: {', '.join(sorted((LOGPROBS, ENCRYPTED, *IGNORABLE_INCLUDES)))}.",
                 param="include",
                 code="invalid_value",
             )
+            tolerance.leave_out(f"include:{include}", error)
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:

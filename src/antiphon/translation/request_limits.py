@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.errors import invalid_parameter, invalid_type, missing_parameter
-from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata
+from antiphon.errors import invalid_parameter, invalid_type, invalid_value, missing_parameter
+from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata, known_choice
 from antiphon.types.json import first, given
-from antiphon.types.request import ContextManagement, ReasoningOptions, TextOptions
+from antiphon.types.request import ContextManagement, ReasoningOptions, TextFormat, TextOptions
+from antiphon.types.tolerance import Tolerance
 
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
@@ -27,18 +28,22 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_output_tokens": (16, 2**53),
     "max_tool_calls": (1, 2**53),
 }
+# What is chosen among names that OpenAI adds to: a new one changes how, not what is asked.
 _CHOICES = {
     "truncation": ("auto", "disabled"),
     "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
 }
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _SUMMARIES = ("auto", "concise", "detailed")
 _VERBOSITIES = ("low", "medium", "high")
-_LENGTHS = {"safety_identifier": 64, "prompt_cache_key": 64}
+_LENGTHS = {"safety_identifier": 128, "prompt_cache_key": 1024}
 
 
-def check_values(values: dict[str, Any]) -> None:
-    """Raise `InvalidRequest` for the first value outside its range, choices or length; `values` are decoded fields."""
+def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
+    """Raise `InvalidRequest` for the first value outside its range or length; `values` are decoded fields.
+
+    A choice that nobody knows is left out of them (an effort stays, for the echo).
+    """
     for name, value in values.items():
         if value is None:
             continue
@@ -50,29 +55,34 @@ def check_values(values: dict[str, Any]) -> None:
             problem = f"{'below the minimum' if below else 'above the maximum'} of {low if below else high:g}"
             code = f"{kind}_{'below_min' if below else 'above_max'}_value"
             raise invalid_parameter(name, f"{value} is {problem}", code)
-        if name in _CHOICES:
-            check_choice(name, value, _CHOICES[name])
+        if name in _CHOICES and not known_choice(name, value, _CHOICES[name], tolerance):
+            values[name] = None
         limit = _LENGTHS.get(name)
         if limit is not None and len(value) > limit:
             raise invalid_parameter(name, f"it may have at most {limit} characters", "string_above_max_length")
     text: TextOptions | None = values.get("text")
     if text is not None:
-        _check_text(text)
+        _check_text(text, tolerance)
     reasoning: ReasoningOptions | None = values.get("reasoning")
     if reasoning is not None:
-        check_choice("reasoning.effort", reasoning.effort, _EFFORTS)
-        check_choice("reasoning.summary", reasoning.summary, _SUMMARIES)
-        check_choice("reasoning.generate_summary", reasoning.generate_summary, _SUMMARIES)
+        known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
+        # A summary in a manner that nobody knows is a summary.
+        for name in ("summary", "generate_summary"):
+            if not known_choice(f"reasoning.{name}", getattr(reasoning, name), _SUMMARIES, tolerance):
+                setattr(reasoning, name, "auto")
     check_metadata(values.get("metadata") or {})
-    check_include(values.get("include") or ())
+    check_include(values.get("include") or (), tolerance)
 
 
-def read_threshold(entries: list[ContextManagement]) -> int | None:
+def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
     """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
     threshold = None
     for number, entry in enumerate(entries):
         where = f"context_management[{number}]"
-        check_choice(f"{where}.type", entry.type, ("compaction",))
+        if entry.type != "compaction":
+            error = invalid_value(f"{where}.type", f"{entry.type[:64]!r}. Supported values are: compaction")
+            tolerance.leave_out(f"context_management:{entry.type}", error)
+            continue
         if entry.compact_threshold is not None and entry.compact_threshold < 1000:
             problem = f"{entry.compact_threshold} is below the minimum of 1000"
             raise invalid_parameter(f"{where}.compact_threshold", problem, "integer_below_min_value")
@@ -80,17 +90,22 @@ def read_threshold(entries: list[ContextManagement]) -> int | None:
     return threshold
 
 
-def _check_text(text: TextOptions) -> None:
-    check_choice("text.verbosity", text.verbosity, _VERBOSITIES)
-    if text.format is None:
-        return
-    check_choice("text.format.type", text.format.type, ("text", "json_object", "json_schema"))
-    if text.format.type == "json_schema":
-        if not text.format.name:
-            raise missing_parameter("text.format.name")
-        if not NAME.fullmatch(text.format.name):
-            raise invalid_parameter("text.format.name", "use 1 to 64 letters, digits, underscores or dashes")
-        if not given(text.format.schema):
-            raise missing_parameter("text.format.schema")
-        if first(text.format.schema) != b"{":
-            raise invalid_type("text.format.schema", "expected an object, the JSON schema of the answer")
+def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
+    if not known_choice("text.verbosity", text.verbosity, _VERBOSITIES, tolerance):
+        text.verbosity = None
+    if text.format is not None:
+        check_format("text.format", text.format)
+
+
+def check_format(where: str, form: TextFormat) -> None:
+    """Raise `InvalidRequest` unless a text format is whole. What nobody knows is refused: the caller counts on it."""
+    check_choice(f"{where}.type", form.type, ("text", "json_object", "json_schema"))
+    if form.type == "json_schema":
+        if not form.name:
+            raise missing_parameter(f"{where}.name")
+        if not NAME.fullmatch(form.name):
+            raise invalid_parameter(f"{where}.name", "use 1 to 64 letters, digits, underscores or dashes")
+        if not given(form.schema):
+            raise missing_parameter(f"{where}.schema")
+        if first(form.schema) != b"{":
+            raise invalid_type(f"{where}.schema", "expected an object, the JSON schema of the answer")

@@ -102,7 +102,8 @@ class ToolMap:
     """The tools of one request, and which of them the model may call now.
 
     `callable` holds the chat names that may be called (None: whatever the model calls), `required` says that one must
-    be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history.
+    be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history;
+    `unhurried` are the chat names of functions whose output may come later.
     """
 
     def __init__(self) -> None:
@@ -111,6 +112,7 @@ class ToolMap:
         self.required = False
         self.single = False
         self.call_ids: set[str] = set()
+        self.unhurried: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
         """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""

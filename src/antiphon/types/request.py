@@ -10,10 +10,11 @@ Invariant: large parts (`input`, tool parameters, schemas) stay raw slices of th
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
+from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool, ToolChoice
 
 
@@ -58,7 +59,8 @@ class CreateResponse(Struct):
     model's context is nearly full). `prewarm`: everything but the model call.
 
     `parameters` are what chat servers know and the Responses API does not, `others` further members that nobody knows,
-    `allowed` the names of both that the operator lets through.
+    `allowed` the names of both that the operator lets through. `unknown` decides about what nobody here knows, and has
+    the names of what was left out for that.
     """
 
     model: str
@@ -101,3 +103,4 @@ class CreateResponse(Struct):
     others: dict[str, Raw] = {}
     allowed: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    unknown: Tolerance = field(default_factory=Tolerance)

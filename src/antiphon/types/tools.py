@@ -8,13 +8,14 @@ Invariant: schemas and grammars stay raw slices of the request.
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from antiphon.types.json import ABSENT
 
 
 class Tool(Struct):
-    """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo)."""
+    """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo).
+    `unhurried` (`async`): the conversation goes on before its calls have their output."""
 
     type: str
     name: str | None = None
@@ -28,6 +29,7 @@ class Tool(Struct):
     defer_loading: bool | None = None
     allowed_callers: Raw = ABSENT
     server_label: str | None = None
+    unhurried: bool | None = field(name="async", default=None)
     source: Raw = ABSENT
 
 

@@ -125,7 +125,7 @@ def test_two_outputs_of_one_call_are_one_message() -> None:
         ([_USER, _output("a"), _call("a")], "No tool call found"),
         ([_USER, _call("a")], "No tool output found for function call a"),
         ([_USER, _call("a"), _call("a"), _output("a")], "share the call_id"),
-        ([{"type": "function_call", "name": "f", "arguments": "{}"}], r"input\[0\].call_id"),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}], "No tool output found for function call call_0"),
         ([{"type": "function_call", "call_id": "a", "arguments": "{}"}], r"input\[0\].name"),
         ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": 5}], r"input\[0\].arguments"),
         ([{"type": "unheard_of"}], "unheard_of"),

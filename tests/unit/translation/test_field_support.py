@@ -228,6 +228,23 @@ SAMPLES: dict[str, Sample] = {
         if not name.endswith(("encrypted_content", "logprobs"))
     },
     "tools.function": Sample({"tools": [FUNCTION]}, seen='"function":{"name":"look"'),
+    "any other value of `include`": Sample({"include": ["future.thing"]}, named="include:future.thing"),
+    "any other item": item({"type": "omen"}, named="input.omen"),
+    "any other part": Sample(
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}, {"type": "smell"}]}]},
+        named="content.smell",
+    ),
+    "tools.function.async": Sample(
+        {
+            "input": [
+                {"role": "user", "content": "Hi"},
+                {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+                {"role": "user", "content": "and?"},
+            ],
+            "tools": [{**FUNCTION, "async": True}],
+        },
+        seen="will follow",
+    ),
     "tools.function.strict": Sample({"tools": [{**FUNCTION, "strict": True}]}, seen='"strict":true'),
     "tools.custom": tool("custom", name="look"),
     "tools.namespace": tool("namespace", name="space", tools=[FUNCTION]),
@@ -318,6 +335,32 @@ SAMPLES: dict[str, Sample] = {
         {"type": "program", "id": "h1", "call_id": "h1", "code": "1"},
         {"type": "program_output", "call_id": "h1", "result": "seenresult"},
         seen="seenresult",
+    ),
+    "tools.function.output_schema": Sample({"tools": [{**FUNCTION, "output_schema": {"type": "object"}}]}),
+    "tools.function.allowed_callers": Sample({"tools": [{**FUNCTION, "allowed_callers": ["direct", "programmatic"]}]}),
+    "any other member of a tool": Sample({"tools": [{**FUNCTION, "aura": 1}]}, named="tools.function.aura"),
+    "input.agent_message": item(
+        {
+            "type": "agent_message",
+            "author": "/root",
+            "recipient": "/root/child",
+            "content": [{"type": "input_text", "text": "seentext"}],
+        },
+        seen="seentext",
+    ),
+    "input.agent_reasoning": item(
+        {"type": "agent_reasoning", "text": "seenthought"},
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "Hi"},
+        seen="seenthought",
+        named="input.reasoning",
+    ),
+    "input.configuration_update": item(
+        {
+            "type": "configuration_update",
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+        },
+        seen="magic",
     ),
     "input.compaction_trigger": item({"type": "compaction_trigger"}, seen="Write a summary"),
     "content.input_text": part({"type": "input_text", "text": "seentext"}, "seentext"),

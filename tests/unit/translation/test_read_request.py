@@ -14,14 +14,15 @@ from antiphon.types.request import CreateResponse
 _TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 
-def _read(**fields: Any) -> CreateResponse:
+def _read(*, strict: bool = False, **fields: Any) -> CreateResponse:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
-    return read_request(body, max_items=10, max_tools=3)
+    return read_request(body, max_items=10, max_tools=3, strict=strict)
 
 
 def _refused(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        _read(**fields)
+        # What is left out otherwise is refused too.
+        _read(strict=True, **fields)
     return caught.value
 
 
@@ -51,7 +52,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "object_above_max_properties"),
         ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
         ({"metadata": {"k": "x" * 513}}, "metadata", "string_above_max_length"),
-        ({"safety_identifier": "x" * 65}, "safety_identifier", "string_above_max_length"),
+        ({"safety_identifier": "x" * 129}, "safety_identifier", "string_above_max_length"),
         ({"truncation": "some"}, "truncation", "invalid_value"),
         ({"service_tier": "gold"}, "service_tier", "invalid_value"),
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort", "invalid_value"),

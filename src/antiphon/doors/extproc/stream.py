@@ -236,4 +236,5 @@ async def _serve_exchange(
                 door=door,
                 model=exchange.model,
                 outcome=outcome,
+                left_out=exchange.unknown,
             )

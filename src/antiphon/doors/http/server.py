@@ -66,6 +66,7 @@ class _Call:
     response_id: str = ""
     model: str = ""
     failure: Failure | None = None
+    left_out: tuple[str, ...] = ()
     added: Headers = ()
     """What every answer says beside its own headers."""
 
@@ -253,6 +254,7 @@ class HttpDoor:
                 call.outcome = answer.outcome
                 # With a prompt they are known only when that was loaded.
                 call.model, call.response_id = exchange.model, exchange.response_id
+                call.left_out = exchange.unknown
                 call.failure = exchange.failure
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
@@ -325,6 +327,7 @@ class HttpDoor:
             outcome=call.outcome,
             response_id=call.response_id,
             model=call.model,
+            left_out=call.left_out,
         )
 
 

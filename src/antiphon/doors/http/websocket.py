@@ -303,6 +303,7 @@ class WebSocketConnection:
                 door="websocket",
                 model=turn.exchange.model,
                 outcome=turn.outcome,
+                left_out=turn.exchange.unknown,
             )
 
     async def _perform(self, turn: _Turn) -> None:

@@ -27,7 +27,7 @@ class CountedRequest(TranslatedRequest):
         translated = self.translate(self.request, self.items)
         if translated is None:
             return
-        self.core.answer.ignored = (*self.ignored, *translated.ignored)
+        self.name_ignored(translated)
         self._estimate = estimate_body(translated.body)
         counter = COUNTERS.get(self.profile.tokenizer)
         if counter is None:

@@ -87,7 +87,7 @@ class MadeResponse(TranslatedRequest):
         translated = self.translate(self.request, self.items)
         if translated is None:
             return
-        self.core.answer.ignored = (*self.ignored, *translated.ignored)
+        self.name_ignored(translated)
         self.prepare_stored()
         if self.wishes.generate:
             self._ask_model(translated)
@@ -231,7 +231,7 @@ class MadeResponse(TranslatedRequest):
         translated = self.translate(*summary.asked(request))
         if translated is None:
             return True
-        self.core.answer.ignored = request.ignored
+        self.core.answer.ignored = (*request.ignored, *self.unknown)
         self.prepare_stored()
         self._summary = summary
         self._ask_model(translated)

@@ -46,5 +46,7 @@ class ExchangeOptions:
     """Whether responses can be queued."""
     seal_credentials: bool = False
     """Whether clients' credentials are kept, sealed, with what is queued and needs them."""
+    strict: bool = False
+    """Whether what nobody here knows is refused, not left out."""
     tool_types: frozenset[str] = frozenset()
     """Types of tools that run here."""

@@ -65,7 +65,7 @@ class QueuedRequest(TranslatedRequest):
             translated = self.translate(self.request, self.items)
             if translated is None:
                 return
-            self.core.answer.ignored = (*self.ignored, *translated.ignored)
+            self.name_ignored(translated)
         self._enqueue()
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:

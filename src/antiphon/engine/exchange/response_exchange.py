@@ -148,6 +148,11 @@ class ResponseExchange:
         return self._served.response_id
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """What was left out of the request since nobody here knows it."""
+        return self._served.unknown
+
+    @property
     def usage(self) -> Usage | None:
         """Token counts, once they are known."""
         return self._served.usage

@@ -108,6 +108,11 @@ class ServedRequest:
         return ""
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """What was left out of the request since nobody here knows it."""
+        return ()
+
+    @property
     def usage(self) -> Usage | None:
         """Token counts, once they are known."""
         return None

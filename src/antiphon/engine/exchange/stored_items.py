@@ -53,6 +53,9 @@ _PREFIXES = {
     "mcp_approval_response": "mcpa",
     "program": "cm",
     "program_output": "cmo",
+    "agent_message": "amsg",
+    "agent_reasoning": "rs",
+    "configuration_update": "cu",
 }
 # Nothing refers to these by their item.
 _PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_output"})

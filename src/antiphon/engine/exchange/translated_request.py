@@ -32,12 +32,14 @@ from antiphon.engine.ports.actions import Context, FetchedFile, RequestHead, Sto
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.sealing import Sealer
+from antiphon.sealing import Sealer, is_sealed
 from antiphon.translation.builder import BuilderOptions, ResponseBuilder
 from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import ChatTranslation, translate_request
 from antiphon.translation.compaction import Named, expand_compactions
+from antiphon.translation.configuration import read_updates
 from antiphon.translation.file_urls import FileNotFetched, forgive_history
+from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import start_response
 from antiphon.translation.parameters import allow_fields
 from antiphon.translation.profiles import UpstreamProfile
@@ -87,6 +89,7 @@ def read_asked(
         hosted=options.tool_types,
         prompt=prompt,
         max_prompt_bytes=options.limits.request_body_bytes,
+        strict=options.strict,
     )
     if path in (COMPACT_PATH, COUNT_PATH):
         request.stream = request.store = request.background = False
@@ -131,7 +134,13 @@ class SealedContent:
         return self.check().seal(self._owner, "reasoning", payload)
 
     def unseal(self, text: str, param: str) -> bytes:
-        """What `seal` was given. Raises `InvalidRequest` naming `param`."""
+        """What `seal` was given. Raises `InvalidRequest` naming `param`: `ForeignContent` for another server's."""
+        if not is_sealed(text):
+            raise ForeignContent(
+                "The encrypted content was not made by this server. Leave this item out.",
+                param=param,
+                code="invalid_encrypted_content",
+            )
         if self._sealer is None:
             raise InvalidRequest(
                 "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
@@ -166,6 +175,10 @@ class TranslatedRequest(ServedRequest, ABC):
     @property
     def response_id(self) -> str:
         return self.builder.response.id
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return tuple(self.request.unknown.names)
 
     @property
     def usage_object(self) -> UsageObject | None:
@@ -223,6 +236,7 @@ class TranslatedRequest(ServedRequest, ABC):
     def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
         self._history = history
         self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
+        read_updates(self.items, self.request.unknown).apply(self.request)
         self.proceed()
 
     @abstractmethod
@@ -244,7 +258,7 @@ class TranslatedRequest(ServedRequest, ABC):
                 self.profile,
                 model=route.model,
                 context_tokens=route.context_tokens,
-                sources=ItemSources(self.sealed_content.unseal, self._files or {}),
+                sources=ItemSources(self.sealed_content.unseal, self._files or {}, request.unknown),
                 max_tools=options.limits.tools,
                 hosted=hosted,
                 extra=route.extra,
@@ -254,6 +268,10 @@ class TranslatedRequest(ServedRequest, ABC):
                 raise
             self.load(files_wanted(self.request, self._history or (), self.head))
             return None
+
+    def name_ignored(self, translated: ChatTranslation) -> None:
+        """The client is told what of its request has no effect."""
+        self.core.answer.ignored = (*self.ignored, *self.unknown, *translated.ignored)
 
     def prepare_stored(self) -> None:
         """Now, not when the response ends: a large request is read where it holds nobody up."""

@@ -1,0 +1,86 @@
+"""What items of a conversation change about its responses from there on (`configuration_update`).
+
+Lives here: reading such items, and the request as they leave it. Not here: what the settings mean
+(`chat_request.py`).
+
+Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
+
+Invariant: the last update of a setting wins, over the request's own field too: the field is what the conversation began
+with, and clients leave it alone so that the engine's prefix cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from antiphon.errors import InvalidRequest
+from antiphon.translation.request_checks import known_choice, wrong_type
+from antiphon.translation.request_limits import EFFORTS, check_format
+from antiphon.types.items import InputItem
+from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat, TextOptions
+from antiphon.types.tolerance import Tolerance
+
+CONFIGURATION = "configuration_update"
+
+
+class _Reasoning(Struct):
+    effort: str | UnsetType | None = UNSET
+
+
+class _Text(Struct):
+    format: TextFormat | UnsetType | None = UNSET
+
+
+class _Update(Struct):
+    reasoning: _Reasoning | None = None
+    text: _Text | None = None
+
+
+_UPDATE = msgspec.json.Decoder(_Update)
+
+
+@dataclass(slots=True)
+class Configuration:
+    """What the updates of a conversation come to. UNSET: nothing was said."""
+
+    effort: str | UnsetType | None = UNSET
+    format: TextFormat | UnsetType | None = UNSET
+
+    def apply(self, request: CreateResponse) -> None:
+        """Have the request say so."""
+        if self.effort is not UNSET:
+            before = request.reasoning or ReasoningOptions()
+            request.reasoning = msgspec.structs.replace(before, effort=self.effort)
+        if self.format is not UNSET:
+            request.text = msgspec.structs.replace(request.text or TextOptions(), format=self.format)
+
+
+def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
+    """The updates among the items, each with how an error names it. Raises `InvalidRequest`."""
+    found = Configuration()
+    for where, item in items:
+        if item.type == CONFIGURATION:
+            _read(where, item, found, tolerance)
+    return found
+
+
+def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:
+    try:
+        update = _UPDATE.decode(item.source)
+    except msgspec.ValidationError as error:
+        raise wrong_type(where, error) from None
+    except RecursionError:
+        raise InvalidRequest(
+            f"Invalid '{where}': it is nested too deeply.", param=where, code="invalid_value"
+        ) from None
+    if update.reasoning is not None and (effort := update.reasoning.effort) is not UNSET:
+        known = known_choice(f"{where}.reasoning.effort", effort, EFFORTS, tolerance)
+        found.effort = effort if known else found.effort
+    if update.text is not None and (form := update.text.format) is not UNSET:
+        if form is not None:
+            check_format(f"{where}.text.format", form)
+        found.format = form

@@ -1,0 +1,73 @@
+"""Items that other agents and other servers have made, as messages that any model can read.
+
+Lives here: what agents tell each other (`agent_message`), reasoning in Codex's older form (`agent_reasoning`), notes in
+place of what only its maker can open. Not here: where the messages stand (`chat_messages.py`), items of hosted tools
+(`hosted_items.py`).
+
+Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`).
+
+Invariant: every word that can be read here reaches the model; what cannot is named.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.errors import InvalidRequest
+from antiphon.types.items import InputItem
+from antiphon.types.json import ABSENT, encode, first, given
+
+FOREIGN_MESSAGES = frozenset({"agent_message"})
+FOREIGN_REASONING = frozenset({"agent_reasoning"})
+
+COMPACTED_ELSEWHERE = (
+    "(Earlier parts of this conversation were compacted by another server. What stood there cannot be read here.)"
+)
+ENCRYPTED_PART = "content.encrypted_content"
+"""How a part that only its maker can open is named."""
+
+_PARTS = msgspec.json.Decoder(list[Raw])
+
+
+class ForeignContent(InvalidRequest):
+    """Encrypted content that was not made here."""
+
+
+class _Agents(Struct):
+    author: str | None = None
+    recipient: str | None = None
+
+
+class _Kind(Struct):
+    type: str | None = None
+
+
+class _Said(Struct):
+    text: Raw = ABSENT
+
+
+_AGENTS = msgspec.json.Decoder(_Agents)
+_KIND = msgspec.json.Decoder(_Kind)
+_SAID = msgspec.json.Decoder(_Said)
+
+
+def agent_content(item: InputItem) -> tuple[Raw, bool]:
+    """The content of a message between agents, as that of a user's message that says from whom it is; and whether a
+    part of it cannot be read. Raises `msgspec.MsgspecError` for what is no such message."""
+    agents = _AGENTS.decode(item.source)
+    author, recipient = agents.author or "another agent", agents.recipient or "this agent"
+    parts = [Raw(encode({"type": "input_text", "text": f"Message from {author} to {recipient}:"}))]
+    if first(item.content) == b'"':
+        return Raw(b'[%b,{"type":"input_text","text":%b}]' % (bytes(parts[0]), bytes(item.content))), False
+    sent = _PARTS.decode(item.content) if given(item.content) else []
+    kept = [part for part in sent if _KIND.decode(part).type != "encrypted_content"]
+    if len(kept) < len(sent):
+        parts[0] = Raw(encode({"type": "input_text", "text": f"Message from {author} to {recipient} (encrypted):"}))
+    return Raw(encode([parts[0], *kept])), len(kept) < len(sent)
+
+
+def agent_thought(item: InputItem) -> bytes:
+    """The text of an `agent_reasoning`, as a fragment."""
+    text = _SAID.decode(item.source).text
+    return bytes(text)[1:-1] if first(text) == b'"' else b""

@@ -1,0 +1,42 @@
+"""What nobody here knows: left out of a request and named, or refused where the operator wants that (`strict`).
+
+The API grows faster than any gateway: clients send items, parts, tools and values that came after this version. Most
+of them change nothing about what the model is asked, and a client that is refused for one is worse off than a client
+whose answer lacks it.
+
+Lives here: the decision, and the names of what was left out. Not here: what is known (the readers of each thing know
+that), what is known and has no effect (`CreateResponse.ignored`).
+
+Invariant: what is left out has its name in `names`; in strict mode nothing is left out. What a call waits for, and what
+restricts an answer or a search, never comes here: that is refused in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from antiphon.errors import InvalidRequest
+
+_LONGEST = 128
+_MAX_NAMES = 64
+
+
+@dataclass(slots=True)
+class Tolerance:
+    """Of one request. `names`: what was left out, each once, in the order in which it was met."""
+
+    strict: bool = False
+    names: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str, error: InvalidRequest) -> None:
+        """Note what is unknown, as the client is told of it: `input.future_call`, `include:future`. Raises `error` in
+        strict mode."""
+        if self.strict:
+            raise error
+        self.note(name)
+
+    def note(self, name: str) -> None:
+        """What is left out in any case, and said so."""
+        name = name[:_LONGEST]
+        if name not in self.names and len(self.names) < _MAX_NAMES:
+            self.names.append(name)

@@ -1,0 +1,143 @@
+"""Items of this month's clients: messages between agents, changed configurations, outputs without a call's id, tools
+that answer later, conversations that were compacted elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.pitfalls.asking import FUNCTION, call_item, chain, output_item
+from tests.support.exchanges import JSON, Outcome, run
+from tests.support.strict_chat import check_chat_request
+
+OK = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
+USER = {"role": "user", "content": "hi"}
+ASYNC = {**FUNCTION, "name": "slow", "async": True}
+
+
+def _ask(*items: dict[str, Any], **fields: Any) -> Outcome:
+    context = fields.pop("context", None)
+    outcome = run({"model": "m", "input": list(items), **fields}, [OK], headers=JSON, context=context)
+    if outcome.calls:
+        check_chat_request(outcome.chat)
+    return outcome
+
+
+def _messages(*items: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _ask(*items, **fields).chat["messages"]
+    return found
+
+
+def _agent(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "agent_message", "author": "/root", "recipient": "/root/child", "content": list(content)}
+
+
+def test_a_message_of_another_agent_is_one_that_says_from_whom_it_is() -> None:
+    messages = _messages(USER, _agent({"type": "input_text", "text": "Count the files."}))
+    assert messages[1]["role"] == "user"
+    text = "\n".join(part["text"] for part in messages[1]["content"])
+    assert "from /root to /root/child" in text and "Count the files." in text
+
+
+def test_what_only_its_maker_can_open_is_named() -> None:
+    outcome = _ask(USER, _agent({"type": "encrypted_content", "encrypted_content": "gAAA"}))
+    assert "gAAA" not in str(outcome.chat) and "(encrypted)" in str(outcome.chat)
+    assert outcome.head is not None and ("antiphon-ignored", "content.encrypted_content") in outcome.head.headers
+
+
+def test_the_older_form_of_reasoning_goes_where_reasoning_goes() -> None:
+    messages = _messages(USER, {"type": "agent_reasoning", "text": "hmm"}, {"role": "assistant", "content": "so"}, USER)
+    assert messages[1]["reasoning_content"] == "hmm"
+
+
+def test_the_last_change_of_the_configuration_wins() -> None:
+    schema = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
+    chat = _ask(
+        USER,
+        {"type": "configuration_update", "reasoning": {"effort": "high"}},
+        USER,
+        {"type": "configuration_update", "reasoning": {"effort": "low"}, "text": {"format": schema}},
+        USER,
+        reasoning={"effort": "medium"},
+    ).chat
+    assert chat["reasoning_effort"] == "low" and chat["response_format"]["json_schema"]["name"] == "a"
+    assert [message["role"] for message in chat["messages"]] == ["user", "user", "user"]
+
+
+def test_a_change_of_an_earlier_turn_holds_until_it_is_changed_again() -> None:
+    before = chain(
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {"type": "configuration_update", "id": "cu_1", "reasoning": {"effort": "high"}},
+    )
+    again = {"previous_response_id": "resp_1", "context": before}
+    assert _ask(USER, **again).chat["reasoning_effort"] == "high"
+    back = {"type": "configuration_update", "reasoning": {"effort": None}}
+    assert "reasoning_effort" not in _ask(back, USER, **again).chat
+
+
+def test_a_wrong_change_names_its_place() -> None:
+    outcome = _ask(USER, {"type": "configuration_update", "text": {"format": {"type": "xml"}}})
+    assert outcome.json["error"]["param"] == "input[1].text.format.type"
+    outcome = _ask(USER, {"type": "configuration_update", "reasoning": 3})
+    assert outcome.json["error"]["param"] == "input[1].reasoning"
+
+
+def test_a_change_of_the_configuration_is_stored_with_its_turn() -> None:
+    outcome = _ask(USER, {"type": "configuration_update", "reasoning": {"effort": "high"}})
+    assert [item.type for item in outcome.records[0].input_items] == ["message", "configuration_update"]
+    assert b'"effort"' in outcome.records[0].input_items[1].body
+
+
+@pytest.mark.parametrize("named", [{"name": "f"}, {}], ids=["by its name", "the only one"])
+def test_an_output_without_a_calls_id_answers_the_only_call_that_is_open(named: dict[str, Any]) -> None:
+    output = {"type": "function_call_output", "output": "done", **named}
+    messages = _messages(USER, call_item("call_1"), output, tools=[FUNCTION])
+    assert messages[-1] == {"role": "tool", "tool_call_id": "call_1", "content": "done"}
+
+
+def test_an_output_that_answers_no_call_is_a_message() -> None:
+    output = {"type": "function_call_output", "name": "watch", "namespace": "door", "output": "it opened"}
+    messages = _messages(USER, output)
+    assert messages[-1] == {"role": "user", "content": "Output of door__watch:\nit opened"}
+
+
+def test_a_call_without_an_id_gets_one() -> None:
+    call = {"type": "function_call", "name": "f", "arguments": "{}"}
+    messages = _messages(USER, call, {"type": "function_call_output", "output": "done"}, tools=[FUNCTION])
+    assert messages[1]["tool_calls"][0]["id"] == messages[2]["tool_call_id"]
+
+
+def test_a_tool_may_answer_later() -> None:
+    call = call_item("call_1", "slow")
+    first = _messages(USER, call, {"role": "user", "content": "meanwhile?"}, tools=[ASYNC])
+    assert [message["role"] for message in first] == ["user", "assistant", "tool", "user"]
+    later = _messages(
+        USER,
+        call,
+        {"role": "user", "content": "meanwhile?"},
+        {"role": "assistant", "content": "Waiting."},
+        output_item("call_1", "42"),
+        tools=[ASYNC],
+    )
+    # What the model was told before stays as it was.
+    assert later[: len(first)] == first
+    assert later[-1] == {"role": "user", "content": "Output of slow (call_1):\n42"}
+
+
+def test_a_tool_that_could_answer_later_may_answer_at_once() -> None:
+    messages = _messages(USER, call_item("call_1", "slow"), output_item("call_1", "42"), tools=[ASYNC])
+    assert messages[-1] == {"role": "tool", "tool_call_id": "call_1", "content": "42"}
+
+
+def test_a_call_of_any_other_tool_waits_for_its_output() -> None:
+    outcome = _ask(USER, call_item("call_1"), USER, tools=[FUNCTION])
+    assert "No tool output found for function call call_1" in outcome.json["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["compaction", "context_compaction", "compaction_summary"])
+def test_a_conversation_that_was_compacted_elsewhere_goes_on(kind: str) -> None:
+    outcome = _ask({"type": kind, "encrypted_content": "gAAAAABsomething"}, USER)
+    messages = outcome.chat["messages"]
+    assert "compacted by another server" in messages[0]["content"] and messages[1]["content"] == "hi"
+    assert outcome.head is not None and ("antiphon-ignored", f"input.{kind}") in outcome.head.headers
