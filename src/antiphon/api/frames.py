@@ -64,13 +64,15 @@ class ClientFrame:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A frame that is answered by this one, and by nothing else."""
+    """A frame that is answered by this one, and by nothing else. `left_out` names an event that nobody here knows."""
 
     frame: bytes
+    left_out: str = ""
 
 
-def read_client_frame(data: bytes) -> ClientFrame | Reply | None:
-    """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`."""
+def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Reply | None:
+    """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`, in strict mode for unknown events
+    too."""
     try:
         fields = _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -83,11 +85,13 @@ def read_client_frame(data: bytes) -> ClientFrame | Reply | None:
         return None
     if kind == "response.steer":
         return Reply(_not_steered(fields))
-    if kind != "response.create":
+    if kind is None or (kind != "response.create" and strict):
         shown = f"'{kind[:64]}'" if kind is not None else "none"
         raise InvalidRequest(
             f"Invalid event type: {shown}. Supported is 'response.create'.", param="type", code="invalid_value"
         )
+    if kind != "response.create":
+        return _left_out(kind, fields)
     lane = fields.pop("stream_id", None)
     if (name := _text(lane, "stream_id")) is not None and len(name) > _STREAM_ID_LENGTH:
         raise invalid_parameter(
@@ -120,6 +124,14 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
         "message": "A response cannot be steered here. Send the input with your next 'response.create'.",
     }
     return encode({"type": "response.steer.failed", "sequence_number": 0, "steer": given_back, "error": error})
+
+
+def _left_out(kind: str, fields: dict[str, Raw]) -> Reply:
+    """An event of our own that names one which nobody here knows: clients pass over events that they do not know."""
+    name = f"event:{kind[:64]}"
+    told: dict[str, object] = {"type": "antiphon.ignored", "sequence_number": 0, "ignored": [name]}
+    lane = fields.get("stream_id")
+    return Reply(encode(told if lane is None else told | {"stream_id": lane}), name)
 
 
 def _text(value: Raw | None, name: str) -> str | None:

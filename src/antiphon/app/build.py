@@ -326,6 +326,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
                 ).endpoints(),
             ),
         ),
+        strict=settings.strict,
         owners=OwnerResolver(settings.owner.source, settings.owner.header, key, api_keys(settings)),
         admission=admission,
         limits=limits,

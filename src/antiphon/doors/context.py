@@ -136,5 +136,7 @@ class DoorContext:
     secret: str | None = None
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     cors_origins: tuple[str, ...] = ()
+    strict: bool = False
+    """Whether what nobody here knows is refused, not left out."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
     """What all requests in flight hold together: their bodies, and what they refer to."""

@@ -253,10 +253,14 @@ class WebSocketConnection:
         try:
             if isinstance(data, ApiError):
                 raise data
-            frame = read_client_frame(data)
+            frame = read_client_frame(data, strict=self._context.strict)
             if frame is None:
                 return
             if isinstance(frame, Reply):
+                if frame.left_out:
+                    _log.warning(
+                        "event", left_out=(frame.left_out,), request_id=self._head.request_id, door="websocket"
+                    )
                 await self._send(frame.frame)
                 return
         except ApiError as error:
