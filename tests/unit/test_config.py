@@ -231,6 +231,41 @@ def test_a_key_means_that_it_is_sent() -> None:
     assert load_settings({"upstream": {"auth": "none"}}, {}).upstream.auth_mode is AuthMode.NONE
 
 
+def test_an_upstream_by_the_name_that_other_gateways_have() -> None:
+    endpoint, key = {"OPENAI_API_ENDPOINT": "https://models.example/v1"}, {"OPENAI_API_KEY": "sk-env"}
+    assert load_settings(environ=endpoint).upstream.url == "https://models.example/v1"
+    both = load_settings(environ={**endpoint, **key}).upstream
+    assert both.api_key is not None and both.api_key.get_secret_value() == "sk-env"
+    assert both.auth_mode is AuthMode.INJECT
+
+
+@pytest.mark.parametrize(
+    ("values", "url"),
+    [
+        # The key alone is somebody else's.
+        ({"environ": {"OPENAI_API_KEY": "sk-env"}}, "http://127.0.0.1:11434/v1"),
+        # Whatever else says where the upstream is wins, and the key is not for it.
+        ({"flags": {"upstream": {"url": "http://other/v1"}}}, "http://other/v1"),
+        ({"environ": {"ANTIPHON_UPSTREAM__URL": "http://other/v1"}}, "http://other/v1"),
+        ({"flags": {"upstreams": {"b": {"url": "http://b/v1"}}}}, "http://127.0.0.1:11434/v1"),
+    ],
+)
+def test_a_key_that_lies_in_the_environment_is_for_the_endpoint_beside_it_alone(
+    values: dict[str, Any], url: str
+) -> None:
+    environ = {"OPENAI_API_ENDPOINT": "https://models.example/v1", "OPENAI_API_KEY": "sk-env"}
+    if "OPENAI_API_KEY" in values.get("environ", {}):
+        del environ["OPENAI_API_ENDPOINT"]
+    upstream = load_settings(**{**values, "environ": environ | values.get("environ", {})}).upstream
+    assert upstream.url == url and upstream.api_key is None
+
+
+def test_a_client_key_that_is_passed_through_stays_so() -> None:
+    environ = {"OPENAI_API_ENDPOINT": "https://models.example/v1", "OPENAI_API_KEY": "sk-env"}
+    upstream = load_settings({"upstream": {"auth": "passthrough"}}, environ).upstream
+    assert upstream.url == "https://models.example/v1" and upstream.api_key is None
+
+
 def test_no_secret_is_rendered() -> None:
     environ = {
         "ANTIPHON_UPSTREAM__API_KEY": "very-secret",

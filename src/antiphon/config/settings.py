@@ -21,7 +21,7 @@ from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.problems import wrong_values
 from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings
 from antiphon.config.section import Section, parse_address
-from antiphon.config.sources import merge, read_environment, read_file, redacted_values
+from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
 from antiphon.config.state import (
     BackgroundSettings,
     ConversationSettings,
@@ -210,12 +210,14 @@ def load_settings(
     """Merge flags over environment over file over defaults; raises `ConfigError` naming each wrong setting.
 
     `flags` is a nested mapping of the given flags only. Environment names are `ANTIPHON_` and the path with two
-    underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`).
+    underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). Where nothing says where the upstream
+    is, `OPENAI_API_ENDPOINT` does.
     """
     wrong: list[str] = []
     values = read_file(file, Settings, wrong) if file is not None else {}
     values = merge(values, read_environment(environ or {}, Settings, wrong))
     values = merge(values, flags or {})
+    values = merge(read_other_names(values, environ or {}), values)
     wrong += redacted_values(values)
     try:
         settings = Settings.model_validate(values)

@@ -25,6 +25,7 @@ from antiphon.errors import ConfigError
 _PREFIX = "ANTIPHON_"
 CONFIG_VARIABLE = "ANTIPHON_CONFIG"
 """Names the settings file when no flag does."""
+ENDPOINT_VARIABLE, KEY_VARIABLE = "OPENAI_API_ENDPOINT", "OPENAI_API_KEY"
 # No settings: where settings are, and what carries secrets to Envoy's process.
 _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
 _KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
@@ -162,6 +163,23 @@ def read_environment(environ: Mapping[str, str], model: type[BaseModel], wrong: 
         except ConfigError as error:
             wrong.append(str(error))
     return values
+
+
+def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The upstream by the names that gateways of this kind share, where `values` (all the other sources) say nothing of
+    it: `OPENAI_API_ENDPOINT` for its URL, and `OPENAI_API_KEY` for that URL alone.
+
+    A key that merely lies in the environment is never sent anywhere: it may be meant for somebody else.
+    """
+    endpoint = environ.get(ENDPOINT_VARIABLE)
+    upstream = values.get("upstream", {})
+    if not endpoint or "upstreams" in values or not isinstance(upstream, Mapping) or "url" in upstream:
+        return {}
+    found = {"url": endpoint}
+    key = environ.get(KEY_VARIABLE)
+    if key and "api_key" not in upstream and upstream.get("auth") in (None, "inject"):
+        found["api_key"] = key
+    return {"upstream": found}
 
 
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
