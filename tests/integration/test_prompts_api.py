@@ -343,3 +343,28 @@ async def test_a_template_holds_parameters_of_chat_servers_too(door: OpenHttpDoo
     assert (sent["seed"], sent["chat_template_kwargs"]) == (6, {"enable_thinking": False})
     wrong = await send(door, "POST", "/prompts", {"instructions": "Hi.", "top_k": "many"})
     assert wrong.status == 400 and wrong.error["param"] == "top_k"
+
+
+# Llama Stack's clients
+
+
+async def test_a_llama_stack_client_gets_its_own_shape(door: OpenHttpDoor) -> None:
+    async def stack(method: str, path: str, value: Any = None) -> Any:
+        headers = {"authorization": "Bearer alice", "user-agent": "LlamaStackClient/Python 0.7.5"}
+        answered = await door.ask(post_bytes(value, path=f"/v1{path}", method=method, headers=headers))
+        assert answered.status == 200, answered.body
+        return answered.json
+
+    prompt = await stack("POST", "/prompts", {"prompt": "You are {{who}}.", "variables": ["who"]})
+    number = prompt["prompt_id"]
+    first = {"prompt_id": number, "prompt": "You are {{who}}.", "version": 1, "variables": ["who"], "is_default": True}
+    assert prompt == first
+    second = {"prompt_id": number, "prompt": "Be {{who}}!", "version": 2, "variables": ["who"], "is_default": True}
+    assert await stack("PUT", f"/prompts/{number}", {"prompt": "Be {{who}}!", "version": 1}) == second
+    before = {**first, "is_default": False}
+    assert (await stack("GET", f"/prompts/{number}/versions"))["data"] == [before, second]
+    assert await stack("GET", f"/prompts/{number}?version=1") == before
+    assert await stack("PUT", f"/prompts/{number}/set-default-version", {"version": 1}) == first
+    assert (await stack("GET", "/prompts"))["data"] == [first]
+    # Everybody else sees the same prompt as it is here.
+    assert (await ask(door, "GET", f"/prompts/{number}"))["instructions"] == "You are {{who}}."

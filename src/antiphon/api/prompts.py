@@ -30,9 +30,10 @@ from antiphon.api.http import (
     read_body,
     read_page,
 )
+from antiphon.api.llama_stack_prompts import is_llama_stack, read_whole_page, show_prompt
 from antiphon.engine.ports.actions import StoredPrompt
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.state import PromptChange, PromptStore
+from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
 from antiphon.errors import (
     InvalidRequest,
     NotFound,
@@ -101,32 +102,34 @@ class Prompts:
             found = await self._store.get(request.owner, earlier.object_id, 1)
             if found is None:
                 raise made_is_gone("prompt") from None
-            return made_again(_shown(found))
-        return _shown(made)
+            return made_again(_shown(request, found))
+        return _shown(request, made)
 
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
-        page = await self._store.list(request.owner, read_page(request))
+        page = await self._store.list(request.owner, _page(request))
         found = page.prompts
-        return list_response([_resource(each) for each in found], [each.id for each in found], has_more=page.has_more)
+        return list_response(
+            [_resource(request, each) for each in found], [each.id for each in found], has_more=page.has_more
+        )
 
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}`, in its default version or in `version`."""
-        return _shown(await self._known(request, prompt_id, query_value(request, "version")))
+        return _shown(request, await self._known(request, prompt_id, query_value(request, "version")))
 
     async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
         """`GET /v1/prompts/{id}/versions/{n}`."""
-        return _shown(await self._known(request, prompt_id, version))
+        return _shown(request, await self._known(request, prompt_id, version))
 
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
         page = None
         if is_id(prompt_id, "pmpt"):
-            page = await self._store.versions(request.owner, prompt_id, read_page(request))
+            page = await self._store.versions(request.owner, prompt_id, _page(request))
         if page is None:
             raise _no_such_prompt(prompt_id)
         numbers = [str(each.version) for each in page.prompts]
-        return list_response([_resource(each) for each in page.prompts], numbers, has_more=page.has_more)
+        return list_response([_resource(request, each) for each in page.prompts], numbers, has_more=page.has_more)
 
     async def change(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`POST /v1/prompts/{id}`: fields of the template that are given replace those of the last version.
@@ -156,7 +159,7 @@ class Prompts:
             made = await self._store.set_default(request.owner, prompt_id, version)
         if made is None:
             raise _no_such_prompt(prompt_id)
-        return _shown(made)
+        return _shown(request, made)
 
     async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`DELETE /v1/prompts/{id}`, with all its versions."""
@@ -199,7 +202,7 @@ class Prompts:
         changed = await self._store.change(request.owner, newest.id, change)
         if changed is None:
             raise _no_such_prompt(newest.id)
-        return _shown(changed)
+        return _shown(request, changed)
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:
@@ -316,7 +319,14 @@ def _read_version(value: Raw) -> int | None:
     return int(text)
 
 
-def _resource(prompt: StoredPrompt) -> bytes:
+def _page(request: ApiRequest) -> PageQuery:
+    return read_whole_page(request) if is_llama_stack(request) else read_page(request)
+
+
+def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
+    """A version of a prompt, in the shape that the client knows."""
+    if is_llama_stack(request):
+        return encode(show_prompt(prompt))
     template = _TEMPLATE.decode(prompt.body)
     description = template.pop("description", None)
     shown: dict[str, Any] = {
@@ -336,8 +346,8 @@ def _resource(prompt: StoredPrompt) -> bytes:
     return encode({**shown, **template})
 
 
-def _shown(prompt: StoredPrompt) -> ApiResponse:
-    return raw_response(_resource(prompt))
+def _shown(request: ApiRequest, prompt: StoredPrompt) -> ApiResponse:
+    return raw_response(_resource(request, prompt))
 
 
 def _no_such_prompt(prompt_id: str) -> NotFound:

@@ -14,7 +14,9 @@ from antiphon.types.request import CreateResponse
 _TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 
-def _read(*, strict: bool = False, **fields: Any) -> CreateResponse:
+def _read(**fields: Any) -> CreateResponse:
+    """`strict` is none of the fields."""
+    strict = fields.pop("strict", False)
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
     return read_request(body, max_items=10, max_tools=3, strict=strict)
 
@@ -22,7 +24,7 @@ def _read(*, strict: bool = False, **fields: Any) -> CreateResponse:
 def _refused(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         # What is left out otherwise is refused too.
-        _read(strict=True, **fields)
+        _read(**fields, strict=True)
     return caught.value
 
 
