@@ -1,7 +1,7 @@
 """The text of an HTML page.
 
-Lives here: text and title out of HTML, and HTML's text out of its bytes. Not here: where pages come from (the tool that
-searches the web, files in vector stores).
+Lives here: text, title and links out of HTML, and HTML's text out of its bytes. Not here: where pages come from (the
+tool that searches the web, files in vector stores).
 
 Invariants: markup never reaches the model, and neither do scripts, styles and what a page hides; reading takes time in
 proportion to the page's length, whatever is left open in it.
@@ -34,6 +34,10 @@ _NAME = re.compile(r"[a-zA-Z][^\s/>]{0,64}")
 _IN_TAG = re.compile(r">|=\s{0,16}[\"']")
 _HIDDEN = re.compile(r"\s(aria-hidden|hidden)(?![^\s/=])(?!=false)")
 _MAX_ATTRIBUTES = 4_096
+_ANCHOR = re.compile(r"<a(?=\s)", re.IGNORECASE)
+_ANCHOR_END = re.compile(r"</a", re.IGNORECASE)
+_HREF = re.compile(r"\shref\s{0,8}=\s{0,8}(\"[^\"]*|'[^']*|[^\s\"']+)", re.IGNORECASE)
+_LONGEST_LABEL = 200
 _RAW = frozenset({"script", "style"})
 _LONG_REFERENCE = re.compile(r"&#[xX]?[0-9a-fA-F]{8,}")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
@@ -46,6 +50,24 @@ def html_text(html: str) -> tuple[str, str]:
     reader = _Reader()
     reader.read(html)
     return reader.title, reader.text
+
+
+def html_links(html: str, most: int) -> list[tuple[str, str]]:
+    """The first links of a page, in their order: what each says and where it leads, as it is written there."""
+    found: list[tuple[str, str]] = []
+    at = 0
+    while len(found) < most and (begun := _ANCHOR.search(html, at)) is not None:
+        end = html.find(">", begun.end())
+        if end < 0:
+            break
+        at = end + 1
+        target = _HREF.search(html[begun.end() : min(end, begun.end() + _MAX_ATTRIBUTES)])
+        if target is None:
+            continue
+        over = _ANCHOR_END.search(html, at, at + _MAX_ATTRIBUTES)
+        said = html_text(html[at : over.start()])[1] if over is not None else ""
+        found.append((" ".join(said.split())[:_LONGEST_LABEL], unescape(target[1].strip("\"' "))))
+    return found
 
 
 def decode_page(data: bytes) -> str:

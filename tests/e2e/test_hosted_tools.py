@@ -109,6 +109,25 @@ async def test_a_web_search_in_a_stream(setup: Setup) -> None:
     assert not setup.search.requests[-1].header("authorization")
 
 
+async def test_a_client_searches_by_itself(setup: Setup) -> None:
+    """As Codex does for a function of its own; no model is called."""
+    setup.search.requests.clear()
+    setup.chat.requests.clear()
+    page = answer(200, (("content-type", "text/html"),), [b"<title>Home</title><p>Rain at noon."], framing="length")
+    setup.search.default = lambda asked: page if asked.path == "/page" else _found("https://a.example/1")
+    commands = {"search_query": [{"q": "rain"}], "open": [{"ref_id": setup.search.url("/page")}]}
+    got = await post(
+        setup.gateway.base_url + "/alpha/search",
+        {"id": "thread", "model": "demo-model", "commands": commands, "settings": {"external_web_access": True}},
+        {"authorization": "Bearer alice"},
+    )
+    told = json.loads(got.body)
+    assert got.status == 200 and [hit["url"] for hit in told["results"]] == ["https://a.example/1"]
+    assert "It rains." in told["output"] and "L1: Rain at noon." in told["output"]
+    assert {asked.path.partition("?")[0] for asked in setup.search.requests} == {"/search", "/page"}
+    assert not setup.chat.requests
+
+
 async def test_a_page_is_read_and_a_private_one_is_not(setup: Setup) -> None:
     page = answer(200, (("content-type", "text/html"),), [b"<title>Home</title><p>Rain at noon."], framing="length")
     setup.search.script(page)

@@ -24,6 +24,7 @@ from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.native import NativeResponses
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
+from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.extensions import known_profiles, make_extension_tools
 from antiphon.app.keys import api_keys, make_sealer, owner_key
 from antiphon.app.outgoing import direct_target, make_fetcher, section
@@ -314,6 +315,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
                 ),
                 *(vector_search.endpoints(upstream, routes) if vector_search else ()),
                 *(container_endpoints(settings, rooms) if rooms is not None else ()),
+                *StandaloneSearch(toolbox).endpoints(),
                 *PassedOn(
                     upstream,
                     routes,

@@ -49,6 +49,7 @@ _OWN_PATHS: dict[str, Config] = {
     "files": {"safe_regex": {"regex": "/v1/files(/.*)?"}},
     "vector_stores": {"safe_regex": {"regex": "/v1/vector[_-]stores(/.*)?"}},
     "search": {"path": "/v1/search"},
+    "standalone_search": {"path": "/v1/alpha/search"},
     "containers": {"safe_regex": {"regex": "/v1/containers(/.*)?"}},
     "prompts": {"safe_regex": {"regex": "/v1/prompts(/.*)?"}},
     "models": {"safe_regex": {"regex": "/v1/models(/.*)?"}},

@@ -12,7 +12,7 @@ from antiphon.config.limits import FetchSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.pages import around, page_text
+from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
 from antiphon.tools.web_search.providers import Brave, Place, Searxng, Tavily, WebHit, fits_domains
 from antiphon.tools.web_search.tool import WebSearch
 from antiphon.translation.tool_map import CallKind, CallTarget
@@ -34,7 +34,9 @@ class _Provider:
         self.fails = ""
         self.closed = False
 
-    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
         self.asked.append({"query": query, "limit": limit, "domains": list(domains), "place": place})
         if self.fails:
             raise ToolFailed(self.fails)
@@ -102,6 +104,37 @@ async def test_a_wrong_declaration_is_named(declared: dict[str, Any], param: str
     with pytest.raises(InvalidRequest) as refused:
         await WebSearch(_Provider()).prepare("owner", "resp_1", _tool(**declared))
     assert refused.value.param == param
+
+
+# Pages
+
+
+def test_the_links_of_a_page() -> None:
+    html = (
+        b"<a>no target</a><a name=x>none</a><A HREF = 'b.html'>To\n <b>B</b></A><a href=#here>here</a>"
+        b'<a title="x" href="//c.example/?a=1&amp;b=2">C</a><a href=http://[>broken</a><a href=mailto:a@b>mail</a>'
+        b'<a href="https://d.example/">no end'
+    )
+    links = page_links(FetchedFile("page", "text/html", html), "https://a.example/dir/a.html")
+    assert links == [
+        Link("To B", "https://a.example/dir/b.html"),
+        Link("C", "https://c.example/?a=1&b=2"),
+        Link("", "https://d.example/"),
+    ]
+    assert page_links(FetchedFile("page", "text/plain", html), "https://a.example/") == []
+
+
+def test_a_page_by_its_lines() -> None:
+    text = "one\n\n" + "x" * 600
+    assert by_lines(text, 1, 2_000) == f"L1: one\nL2: \nL3: {'x' * 500}\nL4: {'x' * 100}"
+    assert by_lines(text, 2, 10) == "L2: \n[The page goes on: it has 4 lines.]"
+    assert by_lines(text, 9, 10) == "The page has 4 lines."
+
+
+@pytest.mark.parametrize("piece", ["<a ", "<a href=", "<a href='x'>", "<a>", "<a href=x>text</a>", "<a x='"])
+def test_links_take_time_in_proportion(piece: str) -> None:
+    page = FetchedFile("page", "text/html", piece.encode() * 400_000)
+    assert len(page_links(page, "https://a.example/")) <= 200
 
 
 # Searches
@@ -270,6 +303,17 @@ async def test_tavily(service: ChatServer) -> None:
     (asked,) = service.requests
     assert asked.method == "POST" and asked.header("authorization") == "Bearer k3y"
     assert asked.json == {"query": "rain in May", "max_results": 3, "include_domains": ["a.example"]}
+
+
+@pytest.mark.parametrize(("days", "span"), [(1, "day"), (5, "week"), (30, "month"), (90, "year"), (400, None)])
+async def test_each_service_is_asked_for_the_shortest_span(service: ChatServer, days: int, span: str | None) -> None:
+    service.script(*[json_answer({"results": []})] * 3)
+    for kind in (Searxng, Brave, Tavily):
+        await _ask(kind(service.url("")), days=days)
+    searxng, brave, tavily = service.requests
+    assert (f"time_range={span}" in searxng.path) is (span is not None)
+    assert (f"freshness=p{(span or '-')[0]}" in brave.path) is (span is not None)
+    assert tavily.json.get("time_range") == span
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ _log = structlog.get_logger(__name__)
 _MAX_BYTES = 4 << 20
 _MAX_TEXT = 4_000
 _MAX_SITES = 8
+_SPANS = ((1, "day"), (7, "week"), (31, "month"), (366, "year"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,11 @@ class Place:
 class SearchProvider(Protocol):
     """A search service."""
 
-    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
-        """The best results, at most so many. With `domains` only from those (and their subdomains).
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
+        """The best results, at most so many. With `domains` only from those (and their subdomains); with `days` of
+        about that age at most, as far as the service can tell.
 
         Raises `ToolFailed`.
         """
@@ -140,9 +144,14 @@ class Searxng(_Service):
 
     name = "searxng"
 
-    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
         """SearXNG hands the query to other engines, most of which understand `site:`."""
-        found = await self._ask("/search", query={"q": _with_sites(query, domains), "format": "json"})
+        sent = {"q": _with_sites(query, domains), "format": "json"}
+        if span := _span(days):
+            sent["time_range"] = span
+        found = await self._ask("/search", query=sent)
         hits = _hits(found.get("results"), url="url", title="title", text="content", domains=domains)
         for box in found.get("infoboxes") or ():
             if isinstance(box, dict) and isinstance(box.get("id"), str):
@@ -155,11 +164,15 @@ class Brave(_Service):
 
     name = "brave"
 
-    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
         """Results of the web section, with their further snippets."""
         sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
         if len(place.country) == 2:
             sent["country"] = place.country.upper()
+        if span := _span(days):
+            sent["freshness"] = f"p{span[0]}"
         found = await self._ask("/res/v1/web/search", query=sent, headers={"x-subscription-token": self._key})
         web = found.get("web")
         results = web.get("results") if isinstance(web, dict) else None
@@ -175,13 +188,24 @@ class Tavily(_Service):
 
     name = "tavily"
 
-    async def search(self, query: str, *, limit: int, domains: Sequence[str], place: Place) -> list[WebHit]:
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
         """Tavily takes domains itself."""
         body: dict[str, Any] = {"query": query, "max_results": min(limit, 20)}
         if domains:
             body["include_domains"] = list(domains)
+        if span := _span(days):
+            body["time_range"] = span
         found = await self._ask("/search", body=body, headers={"authorization": f"Bearer {self._key}"})
         return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:limit]
+
+
+def _span(days: int | None) -> str | None:
+    """The shortest of the spans that services know which holds so many days."""
+    if days is None or days > _SPANS[-1][0]:
+        return None
+    return next(name for most, name in _SPANS if days <= most)
 
 
 def _with_sites(query: str, domains: Sequence[str]) -> str:

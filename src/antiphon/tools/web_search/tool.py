@@ -1,7 +1,8 @@
 """The tool: its declaration, the three functions the model is shown, and what it reads of their results.
 
 Lives here: searching, opening a page, looking for something in it. Not here: services (`providers.py`), guards of
-fetching (`upstream/fetch.py`, behind `PageFetcher`).
+fetching (`upstream/fetch.py`, behind `PageFetcher`), the commands of a client that searches by itself
+(`api/standalone_search.py`), which can ask for more than the model is shown: a page by its lines, and a link of it.
 
 Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
 """
@@ -9,8 +10,8 @@ Invariant: with `allowed_domains` nothing else is shown or opened; pages are fet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -20,7 +21,7 @@ from antiphon.engine.running.thread_pools import PAGES
 from antiphon.errors import ApiError, InvalidRequest, unsupported_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_declared
-from antiphon.tools.web_search.pages import around, page_text
+from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
@@ -31,6 +32,7 @@ _SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000
 
 _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9-]{2,63}")
 _MAX_DOMAINS = 100
+_LONGEST_URL = 500
 _CITE = "Put the mark of a source, such as \u30103\u3011, right behind every statement that you take from it."
 _SEARCH = Raw(
     b'{"type":"object","properties":{"query":{"type":"string","description":"What to look for."}},'
@@ -44,6 +46,9 @@ _FIND = Raw(
     b'{"type":"object","properties":{"url":{"type":"string"},"pattern":{"type":"string","description":"The words to '
     b'look for in the page."}},"required":["url","pattern"],"additionalProperties":false}'
 )
+
+
+_Read = TypeVar("_Read")
 
 
 class _Filters(Struct):
@@ -69,6 +74,11 @@ class _Arguments(Struct):
     query: str = ""
     url: str = ""
     pattern: str = ""
+    days: int | None = None
+    line: int | None = None
+    """With it a page is shown by its lines, from this one on, and with its links."""
+    link: int | None = None
+    """The page that this link (the first is 1) of the one at `url` leads to."""
 
 
 class PageFetcher(Protocol):
@@ -123,21 +133,24 @@ class WebSearch:
             raise ToolFailed("the arguments must be a JSON object of strings.") from None
         declared = read_declared(call.tool, _Declaration)
         if call.target.name == "web_search":
-            return await self._search(call, arguments.query.strip(), declared)
+            return await self._search(call, arguments, declared)
         return await self._look(call, arguments, declared)
 
     async def aclose(self) -> None:
         """Close the connections to the service."""
         await self._provider.aclose()
 
-    async def _search(self, call: HostedCall, query: str, declared: _Declaration) -> ToolResult:
+    async def _search(self, call: HostedCall, arguments: _Arguments, declared: _Declaration) -> ToolResult:
+        query = arguments.query.strip()
         if not query:
             raise ToolFailed("'query' is empty.")
         action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
         limit, characters, _ = _SIZES[declared.search_context_size or "medium"]
         allowed, blocked = _domains(declared)
         try:
-            hits = await self._provider.search(query, limit=limit, domains=allowed, place=_place(declared))
+            hits = await self._provider.search(
+                query, limit=limit, domains=allowed, place=_place(declared), days=arguments.days
+            )
         except ToolFailed as failure:
             return ToolResult(call.call_id, f"The search failed: {failure}", {"action": action}, failed=True)
         hits = [hit for hit in hits if _fits(hit.url, allowed, blocked)]
@@ -156,19 +169,26 @@ class WebSearch:
         if finding:
             action = {"type": "find_in_page", "url": url, "pattern": arguments.pattern}
         try:
-            title, text = await self._page(url, declared)
+            if arguments.link is not None:
+                links = await self._read(url, declared, lambda page: page_links(page, url))
+                if not 0 < arguments.link <= len(links):
+                    raise ToolFailed(f"it has {len(links)} links.")
+                action["url"] = url = links[arguments.link - 1].url
+            title, text, links = await self._read(url, declared, lambda page: (*page_text(page), page_links(page, url)))
         except ToolFailed as failure:
             return ToolResult(call.call_id, f"The page cannot be read: {failure}", {"action": action}, failed=True)
         if finding:
             pieces = around(text, arguments.pattern) if arguments.pattern.strip() else []
             text = "\n\n[…]\n\n".join(pieces) or "The page does not hold these words."
         limit = _SIZES[declared.search_context_size or "medium"][2]
-        if len(text) > limit:
+        if arguments.line is not None:
+            text = by_lines(text, max(arguments.line, 1), limit) + _listed(links)
+        elif len(text) > limit:
             text = text[:limit] + "\n[The page goes on; find_in_page shows further parts.]"
         told = f"{{cite:0}} {unmarked(title)}\n\n{unmarked(text)}"
         return ToolResult(call.call_id, told, {"action": action}, sources=(_source(url, title),))
 
-    async def _page(self, url: str, declared: _Declaration) -> tuple[str, str]:
+    async def _read(self, url: str, declared: _Declaration, read: Callable[[FetchedFile], _Read]) -> _Read:
         allowed, blocked = _domains(declared)
         if not _fits(url, allowed, blocked):
             raise ToolFailed("the request does not allow this domain.")
@@ -179,7 +199,7 @@ class WebSearch:
             raise ToolFailed(page.message)
         try:
             # In a thread: pages may be large, and others are answered meanwhile.
-            return await PAGES.run(page_text, page)
+            return await PAGES.run(read, page)
         except ValueError:
             raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
 
@@ -221,6 +241,13 @@ def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
 
 def _shown(number: int, hit: WebHit, characters: int) -> str:
     return f"{{cite:{number}}} {unmarked(hit.title)}\n{unmarked(hit.url)}\n{unmarked(hit.text[:characters])}"
+
+
+def _listed(links: Sequence[Link]) -> str:
+    if not links:
+        return ""
+    shown = (f"{number}: {link.text} {link.url[:_LONGEST_URL]}" for number, link in enumerate(links, 1))
+    return "\n\nLinks, by their numbers:\n" + "\n".join(shown)
 
 
 def _source(url: str, title: str) -> Source:

@@ -1,0 +1,298 @@
+"""`POST /v1/alpha/search`: the web search that a client asks for by itself, between two responses.
+
+Codex (since 0.144) offers its model a function of its own with several commands in one call, sends them here and shows
+the model what comes back. OpenAI does not document the path.
+
+Lives here: the request's shape, which command is which call of the tool `web_search`, what the answer says. Not here:
+searching and reading pages (`tools/web_search/`, behind the port of the tools), their limits (the toolbox).
+
+Nothing is kept between requests: a page is named by its address, in results too, and a link is counted anew.
+
+Invariants: what goes wrong with one command is said in the text, since an error ends the client's turn; no command
+reaches further than the request's `settings` allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Raw, Struct
+
+from antiphon.api.endpoint import Endpoint
+from antiphon.api.http import ApiRequest, ApiResponse, json_response
+from antiphon.api.known_fields import ignored_fields, read_known
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult, ToolRunner
+from antiphon.errors import ApiError, InvalidRequest, missing_parameter
+from antiphon.ids import new_id
+from antiphon.translation.tool_map import CallKind, CallTarget
+from antiphon.types.json import encode, given
+
+PATH = "/v1/alpha/search"
+
+_TOOL = "web_search"
+_MOST_COMMANDS = 16
+_BYTES_OF_A_TOKEN = 4
+_MOST_CHARACTERS = 200_000
+_LENGTHS = {"short": "low", "medium": "medium", "long": "high"}
+_OFFSET = re.compile(r"(?:UTC)?([+-])(\d{1,2})(?::?(\d{2}))?")
+_CITE = re.compile(r"\{cite:(\d+)\} ?")
+_SCHEME = re.compile(r"^[a-z]+://", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_CUT = "\n[The rest was cut off: it is too long.]"
+
+
+class _Query(Struct):
+    q: str = ""
+    recency: int | None = None
+    domains: list[str] | None = None
+
+
+class _Open(Struct):
+    ref_id: str
+    lineno: int | None = None
+
+
+class _Click(Struct):
+    ref_id: str
+    id: int
+
+
+class _Find(Struct):
+    ref_id: str
+    pattern: str
+
+
+class _Time(Struct):
+    utc_offset: str = ""
+
+
+class _Commands(Struct):
+    search_query: list[_Query] | None = None
+    open: list[_Open] | None = None
+    click: list[_Click] | None = None
+    find: list[_Find] | None = None
+    time: list[_Time] | None = None
+    response_length: str | None = None
+    image_query: Raw = Raw()
+    screenshot: Raw = Raw()
+    finance: Raw = Raw()
+    weather: Raw = Raw()
+    sports: Raw = Raw()
+
+
+_MISSING = ("image_query", "screenshot", "finance", "weather", "sports")
+"""Commands that nothing here can answer."""
+
+
+class _Filters(Struct):
+    allowed_domains: list[str] | None = None
+    blocked_domains: list[str] | None = None
+
+
+class _Settings(Struct):
+    filters: _Filters | None = None
+    user_location: Raw = Raw()
+    search_context_size: str | None = None
+    external_web_access: bool | str | None = None
+
+
+class _Body(Struct):
+    id: str | None = None
+    model: str | None = None
+    reasoning: Raw = Raw()
+    input: Raw = Raw()
+    commands: _Commands | None = None
+    settings: _Settings | None = None
+    max_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One command: a call of the tool, or what there is to say instead."""
+
+    title: str
+    name: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    domains: list[str] | None = None
+    said: str = ""
+
+
+class StandaloneSearch:
+    """The endpoint over the tools that run here."""
+
+    def __init__(self, tools: ToolRunner, clock: Callable[[], float] = time.time) -> None:
+        self._tools = tools
+        self._clock = clock
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The row of the path table."""
+        return (Endpoint(PATH, {"POST": self.search}),)
+
+    async def search(self, request: ApiRequest) -> ApiResponse:
+        """Run the commands, all at once, and tell what each found, in their order."""
+        if _TOOL not in self._tools.types:
+            raise InvalidRequest(
+                "The web cannot be searched here: the operator has not set it up ('web_search.provider').",
+                code="unsupported_tool",
+            )
+        body, ignored = read_known(request, _Body)
+        if body.commands is None:
+            raise missing_parameter("commands")
+        settings = body.settings or _Settings()
+        if body.max_output_tokens is not None and body.max_output_tokens < 1:
+            raise InvalidRequest(
+                "Invalid 'max_output_tokens': expected 1 or more.", param="max_output_tokens", code="invalid_value"
+            )
+        whole = _declaration(settings, body.commands.response_length)
+        # Pages may be switched off, and what is wrong with the settings is said before anything is asked.
+        prepared = await self._tools.prepare(request.owner, new_id("search"), (HostedTool(0, _TOOL, encode(whole)),))
+        if isinstance(prepared, ApiError):
+            raise _renamed(prepared)
+        reads = any(function.name == "open_page" for function in prepared[0].functions)
+        commands = list(_commands(body.commands, settings, self._clock(), reads=reads))
+        spare = commands[_MOST_COMMANDS:]
+        run = new_id("search")
+        answers = await asyncio.gather(
+            *(self._run(request.owner, run, whole, one) for one in commands[:_MOST_COMMANDS])
+        )
+        told = [f"{one.title}\n\n{text}" for one, (text, _) in zip(commands, answers, strict=False)]
+        if spare:
+            told.append(f"{len(spare)} further commands were not run: at most {_MOST_COMMANDS} run at once.")
+        output = "\n\n---\n\n".join(told) or "No command was given."
+        limit = min((body.max_output_tokens or _MOST_CHARACTERS) * _BYTES_OF_A_TOKEN, _MOST_CHARACTERS)
+        answer: dict[str, Any] = {"output": output if len(output) <= limit else output[:limit] + _CUT}
+        if body.commands.search_query:
+            answer["results"] = [hit for _, hits in answers for hit in hits]
+        return json_response(answer, headers=ignored_fields(ignored))
+
+    async def _run(
+        self, owner: str, run: str, whole: dict[str, Any], command: _Command
+    ) -> tuple[str, list[dict[str, str]]]:
+        """What one command has to say, and what a search found."""
+        if command.said:
+            return command.said, []
+        declared = whole
+        if command.domains is not None:
+            filters = {**whole.get("filters", {}), "allowed_domains": command.domains}
+            declared = {**whole, "filters": filters}
+        result = await self._tools.run(
+            HostedCall(
+                new_id("call"),
+                new_id("ws"),
+                CallTarget(CallKind.WEB_SEARCH, command.name),
+                encode(command.arguments).decode(),
+                HostedTool(0, _TOOL, encode(declared)),
+                owner,
+                run,
+            )
+        )
+        found = _found(result) if command.name == "web_search" else []
+        numbered = _CITE.sub(lambda mark: f"[{int(mark[1]) + 1}] " if found else "", result.output)
+        return numbered, found
+
+
+def _declaration(settings: _Settings, length: str | None) -> dict[str, Any]:
+    """The settings as a declaration of the tool has them."""
+    declared: dict[str, Any] = {"type": _TOOL}
+    if settings.filters is not None:
+        declared["filters"] = {
+            name: [_domain(one) for one in domains]
+            for name in ("allowed_domains", "blocked_domains")
+            if (domains := getattr(settings.filters, name)) is not None
+        }
+    if given(settings.user_location):
+        declared["user_location"] = settings.user_location
+    size = _LENGTHS.get(length or "") or settings.search_context_size
+    if size is not None:
+        declared["search_context_size"] = size
+    return declared
+
+
+def _commands(commands: _Commands, settings: _Settings, now: float, *, reads: bool) -> Iterator[_Command]:
+    allowed = (settings.filters.allowed_domains if settings.filters is not None else None) or []
+    for query in commands.search_query or ():
+        # An empty query is how a model takes back a call that it did not mean.
+        if query.q.strip():
+            yield _search(query, [_domain(one) for one in allowed])
+    for opened in commands.open or ():
+        line = max(opened.lineno or 1, 1)
+        yield _page(f"Page {opened.ref_id[:500]}", opened.ref_id, settings, {"line": line}, reads=reads)
+    for click in commands.click or ():
+        title = f"Link {click.id} of {click.ref_id[:500]}"
+        yield _page(title, click.ref_id, settings, {"line": 1, "link": click.id}, reads=reads)
+    for find in commands.find or ():
+        title = f"{find.pattern[:200]!r} in {find.ref_id[:500]}"
+        yield _page(title, find.ref_id, settings, {"pattern": find.pattern}, reads=reads)
+    for asked in commands.time or ():
+        yield _Command(f"Time at UTC{asked.utc_offset[:10]}", said=_time(asked.utc_offset, now))
+    for name in _MISSING:
+        if given(getattr(commands, name)):
+            yield _Command(f"Command {name}", said="This command does not exist here. Search for it with search_query.")
+
+
+def _search(query: _Query, allowed: list[str]) -> _Command:
+    title = f"Results for {query.q[:500]!r} (a result's ref_id is its address)"
+    arguments: dict[str, Any] = {"query": query.q}
+    if query.recency is not None and query.recency > 0:
+        arguments["days"] = query.recency
+    wanted = [_domain(one) for one in query.domains or ()]
+    if not wanted:
+        return _Command(title, "web_search", arguments)
+    # Only what both allow; a domain has its subdomains with it.
+    both = [one for one in wanted if not allowed or any(_within(one, other) for other in allowed)]
+    both += [other for other in allowed if any(_within(other, one) for one in wanted if one not in both)]
+    if not both:
+        return _Command(title, said="The request does not allow these domains.")
+    return _Command(title, "web_search", arguments, domains=both)
+
+
+def _page(title: str, ref: str, settings: _Settings, arguments: dict[str, Any], *, reads: bool) -> _Command:
+    if not reads:
+        return _Command(title, said="Pages cannot be opened here; only searches work.")
+    if settings.external_web_access not in (None, True, "live"):
+        return _Command(title, said="The request allows no access to live pages; only searches work.")
+    ref = ref.strip()
+    if not _ADDRESS.match(ref):
+        return _Command(title, said="This reference is not known. Give the page's address (https://…) as ref_id.")
+    name = "find_in_page" if "pattern" in arguments else "open_page"
+    return _Command(title, name, {"url": ref, **arguments})
+
+
+def _found(result: ToolResult) -> list[dict[str, str]]:
+    """What a search found, one by one, as the tool told it: title, address, text."""
+    texts = _CITE.split(result.output)[2::2]
+    hits = []
+    for source, text in zip(result.sources, texts, strict=False):
+        url, title = str(source.annotation.get("url")), str(source.annotation.get("title"))
+        snippet = text.partition(f"\n{url}\n")[2].strip()
+        hits.append({"type": "text_result", "ref_id": url, "url": url, "title": title, "snippet": snippet})
+    return hits
+
+
+def _time(offset: str, now: float) -> str:
+    found = _OFFSET.fullmatch(offset.strip())
+    if found is None:
+        return "Give utc_offset as '+03:00'."
+    minutes = int(found[2]) * 60 + int(found[3] or 0)
+    shifted = time.gmtime(now + 60 * (minutes if found[1] == "+" else -minutes))
+    return time.strftime("%A, %Y-%m-%d %H:%M:%S", shifted)
+
+
+def _domain(text: str) -> str:
+    """A domain, even where a model wrote an address."""
+    return _SCHEME.sub("", text.strip().lower()).partition("/")[0]
+
+
+def _within(domain: str, other: str) -> bool:
+    return domain == other or domain.endswith("." + other)
+
+
+def _renamed(error: ApiError) -> ApiError:
+    """An error of the declaration, as one of the settings that it was made of."""
+    message, param = error.message.replace("tools[0]", "settings"), (error.param or "").replace("tools[0]", "settings")
+    return ApiError(message, param=param or None, code=error.code, status=error.status, type=error.type)
