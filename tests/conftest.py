@@ -15,7 +15,7 @@ import pytest
 from tests.support import extproc_door
 
 # A busy machine is no fault of the code's.
-hypothesis.settings.register_profile("antiphon", deadline=None)
+hypothesis.settings.register_profile("antiphon", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("antiphon")
 
 
