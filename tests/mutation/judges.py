@@ -6,6 +6,7 @@ the others of its package. Not here: running them (`run.py`).
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -32,19 +33,40 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def judges(root: Path, path: str) -> list[str]:
-    """Paths for pytest, in the order in which they are worth running."""
+    """Every file of tests that is asked about a source file, those that name its module first."""
     package = path.removeprefix("src/antiphon/")
     name = max((each for each in PACKAGES if package.startswith(each + "/")), key=len)
-    module = package.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    every = [str(file.relative_to(root)) for group in PACKAGES[name] for file in sorted(_tests(root / group))]
+    files = list(dict.fromkeys(every))
+    first = near(root, path, files)
+    return [*first, *(file for file in files if file not in first)]
+
+
+def near(root: Path, path: str, files: list[str]) -> list[str]:
+    """Those of these files of tests that name the module of a source file."""
+    module = _module(path)
+    return [file for file in files if module.rpartition(".")[2] in Path(file).stem or _names(root / file, module)]
+
+
+def around(root: Path, path: str, files: list[str]) -> list[str]:
+    """Those that name the module or, when none does, its package."""
+    package = _module(path).rpartition(".")[0]
+    return near(root, path, files) or [file for file in files if _names(root / file, package)]
+
+
+def _module(path: str) -> str:
+    return path.removeprefix("src/antiphon/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _names(file: Path, module: str) -> bool:
     parent, _, last = module.rpartition(".")
-    named = re.compile(
-        rf"\bantiphon\.{re.escape(module)}\b|from antiphon\.{re.escape(parent)} import [^\n]*\b{re.escape(last)}\b"
-    )
-    groups = PACKAGES[name]
-    files = [file for group in groups for file in sorted(_tests(root / group))]
-    near = [file for file in files if named.search(file.read_text()) or last in file.stem]
-    every = [*dict.fromkeys([*near, *files])]
-    return [str(file.relative_to(root)) for file in every]
+    imported = rf"from antiphon\.{re.escape(parent)} import [^\n]*\b{re.escape(last)}\b"
+    return re.search(rf"\bantiphon\.{re.escape(module)}\b|{imported}", _text(file)) is not None
+
+
+@functools.cache
+def _text(file: Path) -> str:
+    return file.read_text()
 
 
 def _tests(place: Path) -> list[Path]:

@@ -18,37 +18,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 
-from tests.mutation.judges import judges
+from tests.mutation.judges import judges, near
 from tests.mutation.operators import OPERATORS, Mutant, find_mutants
+from tests.mutation.reaching import Reached, Record
+from tests.mutation.trees import ROOT, changed, copy_tree, run_tests
 
-ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
 _GENERATED = "/_pb/"
-_PYTEST = (
-    "-x",
-    "-q",
-    "--no-header",
-    "--tb=no",
-    "-p",
-    "no:cacheprovider",
-    "--hypothesis-seed=0",
-    "-m",
-    "not slow and not e2e",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +46,8 @@ class Judged:
     mutant: Mutant
     verdict: str
     seconds: float
+    by: str
+    """The test that noticed it, else how many did not."""
 
 
 def group_of(path: str) -> str:
@@ -96,52 +86,46 @@ def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> l
     return picked
 
 
-def copy_tree(to: Path) -> None:
-    """Everything git knows of, as it stands."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
+def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judged]:
+    """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
+    asked = {one: judges(ROOT, one.path) for one in picked}
+    if near_only:
+        asked = {one: near(ROOT, one.path, files) for one, files in asked.items()}
+    else:
+        record = Record()
+        for test in record.complete(asked, jobs):
+            print(f"fails without any mutant, and judges none: {test}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(jobs):
+            copy_tree(tree := Path(made, str(number)))
+            trees.put(tree)
+
+        def judge(mutant: Mutant) -> Judged:
+            tree = trees.get()
+            try:
+                reached = Reached(asked[mutant], None, 120.0, 12.0) if near_only else record.of(mutant, asked[mutant])
+                return judged(tree, mutant, reached)
+            finally:
+                trees.put(tree)
+
+        for ended in as_completed([pool.submit(judge, one) for one in picked]):
+            yield ended.result()
 
 
-def judge(tree: Path, mutant: Mutant, limit: float) -> Judged:
-    """Run the tests that judge this mutant, until one fails."""
-    file = tree / mutant.path
-    source = file.read_text()
-    changed = mutant.apply(source)
-    assert changed is not None
-    file.write_text(changed)
+def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
+    """Run the tests that reach this mutant, until one fails. It has several times their own time."""
+    if not reached.files:
+        return Judged(mutant, "survived", 0.0, "no test gets there")
     began = time.monotonic()
-    try:
-        status = _pytest(tree, judges(tree, mutant.path), limit)
-    finally:
-        file.write_text(source)
+    limit = 120 + 5 * reached.seconds
+    each = 30 + 10 * reached.longest
+    with changed(tree, mutant):
+        status, went = run_tests(tree, reached.files, "-x", f"--timeout={each:.0f}", limit=limit, only=reached.tests)
     verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, "broken")
-    return Judged(mutant, verdict, time.monotonic() - began)
-
-
-def _pytest(tree: Path, tests: list[str], limit: float) -> int | None:
-    environ = {**os.environ, "PYTHONPATH": f"{tree}/src:{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *_PYTEST, *tests],
-        cwd=tree,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        # What the tests had started goes with them.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    failed = next((test for _, outcome, test in went if outcome == "failed"), "")
+    tests = len({test for _, _, test in went})
+    return Judged(mutant, verdict, time.monotonic() - began, failed or f"{tests} tests")
 
 
 def diff(mutant: Mutant) -> Iterator[str]:
@@ -175,7 +159,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
-    parser.add_argument("--seconds", type=float, default=600.0, help="the most that the tests of one mutant may take")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
+    parser.add_argument("--near", action="store_true", help="ask only tests that name the module; nothing is recorded")
     parser.add_argument("--at-least", type=float, default=0.0, help="percent to be noticed, else status 1")
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     return parser.parse_args()
@@ -200,15 +185,13 @@ def main() -> int:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
-    with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made:
-        copy_tree(tree := Path(made))
-        for number, mutant in enumerate(picked, 1):
-            result = judge(tree, mutant, options.seconds)
-            done.append(result)
-            place = f"{mutant.path}:{mutant.line} {mutant.operator}"
-            print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}", flush=True)
-            if result.verdict in ("survived", "broken"):
-                print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
+    for number, result in enumerate(judge_all(picked, options.jobs, options.near), 1):
+        done.append(result)
+        mutant = result.mutant
+        place = f"{mutant.path}:{mutant.line} {mutant.operator}"
+        print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}  {result.by}", flush=True)
+        if result.verdict in ("survived", "broken"):
+            print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {sum(one.seconds for one in done):.0f} s\n{table(done)}")
     counts = Counter(one.verdict for one in done)
     return int(100 * counts["killed"] < options.at_least * (counts["killed"] + counts["survived"]))
