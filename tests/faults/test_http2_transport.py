@@ -288,6 +288,23 @@ async def test_a_half_closed_call_is_answered_to_its_end(tmp_path: Path) -> None
         assert await peer.status(call) == GrpcStatus.OK
 
 
+async def test_who_does_not_end_its_side_of_an_answered_call_gets_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon.doors.extproc.transport_http2._LINGER_SECONDS", 0.0)
+
+    async def answer(stream: MessageStream) -> None:
+        await stream.send(b"all")
+
+    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+        call = peer.call()
+        service.behave = answer
+        peer.send(call, b"x")
+        assert await peer.status(call) == GrpcStatus.OK and await peer.answered(call, 8) == with_prefix(b"all")
+        await peer.until(lambda: call in peer.resets)
+        assert peer.resets == {call: 0}, "which is no error"
+
+
 async def test_an_exception_in_one_call_touches_no_other(tmp_path: Path) -> None:
     async def fragile(stream: MessageStream) -> None:
         while (message := await stream.receive()) is not None:

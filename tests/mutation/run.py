@@ -118,14 +118,15 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
     if not reached.files:
         return Judged(mutant, "survived", 0.0, "no test gets there")
     began = time.monotonic()
-    limit = 120 + 5 * reached.seconds
     each = 30 + 10 * reached.longest
+    limit = 120 + each + 5 * reached.seconds
     with changed(tree, mutant):
         status, went = run_tests(tree, reached.files, "-x", f"--timeout={each:.0f}", limit=limit, only=reached.tests)
     verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, "broken")
     failed = next((test for _, outcome, test in went if outcome == "failed"), "")
-    tests = len({test for _, _, test in went})
-    return Judged(mutant, verdict, time.monotonic() - began, failed or f"{tests} tests")
+    if not failed:
+        failed = "when tests were collected" if verdict == "killed" else f"{len({test for *_, test in went})} tests"
+    return Judged(mutant, verdict, time.monotonic() - began, failed)
 
 
 def diff(mutant: Mutant) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,8 @@ def _decode(pieces: list[bytes]) -> list[tuple[bytes, bytes]]:
 def test_any_cut_gives_the_same_events(data: bytes, places: list[int]) -> None:
     assert _decode(_cut(data, places)) == _decode([data])
     assert _decode([data[i : i + 1] for i in range(len(data))]) == _decode([data])
+    # Between a carriage return and what follows it, which may be its line feed or not.
+    assert _decode(re.findall(rb"[^\r]*\r|[^\r]+", data)) == _decode([data])
 
 
 _CALL = st.fixed_dictionaries(

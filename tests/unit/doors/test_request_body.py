@@ -219,6 +219,14 @@ def test_thousands_of_empty_members_are_refused(body: bytes) -> None:
         decode_now((coding,), body, MOST)
 
 
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_thousand_members_are_taken_and_one_more_is_not(coding: str) -> None:
+    member = gzip.compress(b"x", 1) if coding == "gzip" else zstd(b"x")
+    assert decode_now((coding,), member * 1_000, MOST) == b"x" * 1_000
+    with pytest.raises(InvalidRequest, match="too many"):
+        decode_now((coding,), member * 1_001, MOST)
+
+
 def test_a_zstd_frame_with_a_huge_window_is_refused() -> None:
     frame = bytearray(zstd_streamed(BODY))
     frame[5] = (41 - 10) << 3

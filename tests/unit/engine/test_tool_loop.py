@@ -264,6 +264,16 @@ def test_what_the_tools_refuse_is_a_400() -> None:
     assert talk.outcome.json["error"]["param"] == "tools[0].vector_store_ids" and not talk.outcome.calls
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_that_refuses_the_first_turn_is_an_error_and_no_stream(stream: bool) -> None:
+    talk = Talk({"stream": stream, "tools": [SEARCH]}, [])
+    talk.exchange.receive_upstream_head(429, JSON)
+    talk.exchange.receive_upstream_end()
+    talk._pump()
+    assert talk.outcome.head is not None and talk.outcome.head.status == 429
+    assert talk.outcome.json["error"]["type"] == "rate_limit_error"
+
+
 def test_a_hosted_tool_may_be_declared_once() -> None:
     talk = Talk({"tools": [SEARCH, SEARCH]}, [])
     assert talk.outcome.head is not None and talk.outcome.head.status == 400

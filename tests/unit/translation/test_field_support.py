@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from antiphon.engine.ports.actions import Chain, Context, StoredItem, StoredPrompt
 from antiphon.sealing import Sealer
-from antiphon.translation.field_support import GROUPS, support_of
+from antiphon.translation.field_support import GROUPS, SupportKind, support_of
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.files import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
@@ -371,6 +371,14 @@ def perform(sample: Sample, profile: str) -> Outcome:
 
 def test_every_name_has_a_sample() -> None:
     assert set(SAMPLES) | ELSEWHERE == ALL_NAMES
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_row_says_one_of_four_things_and_how_in_a_sentence(profile: str) -> None:
+    kinds = set(get_args(SupportKind))
+    for name in ALL_NAMES:
+        support = support_of(PROFILES[profile], name)
+        assert support.kind in kinds and support.note not in kinds, name
 
 
 @pytest.mark.parametrize("profile", sorted(set(PROFILES) - set(CHECKED)))

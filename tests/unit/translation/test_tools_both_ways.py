@@ -201,6 +201,8 @@ def test_a_custom_call_cut_by_the_token_limit_is_incomplete() -> None:
         ('{"input": {"a": 1}}', '{"a": 1}'),
         (' {\n "input" : "x" } ', "x"),
         ('{"input": ""}', ""),
+        # No JSON, but what models write.
+        ('{"input": "one\ntwo\tthree"}', "one\ntwo\tthree"),
     ],
 )
 def test_models_that_write_the_input_in_their_own_way(arguments: str, text: str) -> None:
