@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 import structlog
 from prometheus_client.core import CounterMetricFamily
 
-from antiphon.app.build import prepare_data
+from antiphon.app.data_folder import prepare_data
 from antiphon.commands.asking import ask, own_tls
 from antiphon.commands.child_output import ChildOutput
 from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
