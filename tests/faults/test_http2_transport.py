@@ -15,6 +15,7 @@ from antiphon.doors.extproc.grpc_framing import MessageSplitter, timeout_seconds
 from antiphon.doors.extproc.http2_call import Http2Limits
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream, StreamClosed
 from antiphon.doors.extproc.transport_http2 import Http2Transport
+from tests.support.effort import examples
 from tests.support.http2_peer import DEADLINE, PROCESS, Http2Peer, Service, serving
 
 # Messages
@@ -427,7 +428,7 @@ async def test_garbage_ends_its_connection_alone(tmp_path: Path, garbage: bytes)
         await other.answered(call, 11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_the_wire_fuzzed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Frames of every kind, some broken, in any order: the connection may end, the server never does."""

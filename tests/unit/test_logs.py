@@ -33,10 +33,10 @@ class _Output:
 def output(capsys: pytest.CaptureFixture[str]) -> Iterator[_Output]:
     """Standard error; logging is as before afterwards."""
     root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
     yield _Output(capsys)
     root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 def _configured(output: _Output, level: str = "info", form: Literal["json", "console"] = "json") -> Lines:
