@@ -4,6 +4,7 @@ through one door each, and no example of a property has to be quick."""
 from __future__ import annotations
 
 import gc
+import logging
 import tempfile
 import zlib
 from collections import defaultdict
@@ -80,6 +81,16 @@ def extproc_transport(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """The transport of every door that the test opens without naming one."""
     monkeypatch.setattr(extproc_door, "default_transport", request.param)
     yield request.param
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """For tests in which a command sets up logging: that holds for the whole process."""
+    root = logging.getLogger()
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.configure(**before)
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def call(number, *arguments):
 """
 
 
-@pytest.fixture(params=["memory", "counted"])
+# The quick tier tries the room that every machine has.
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.full), "counted"])
 def room(request: pytest.FixtureRequest) -> Room:
     reason = _reason(request.param)
     if reason and (request.param == "memory" or not os.environ.get("CI")):
