@@ -16,7 +16,6 @@ from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
-
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
