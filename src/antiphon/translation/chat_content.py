@@ -27,7 +27,7 @@ from antiphon.errors import (
 )
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_checks import check_choice, required, wrong_type
+from antiphon.translation.request_checks import check_choice, read_value, required
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
@@ -141,10 +141,7 @@ def joined_text(where: str, content: Raw) -> bytes:
 
 
 def _parts(where: str, content: Raw) -> list[InputPart]:
-    try:
-        return _PARTS.decode(content)
-    except msgspec.ValidationError as error:
-        raise wrong_type(where, error) from None
+    return read_value(where, _PARTS, content)
 
 
 def _text(where: str, part: InputPart) -> bytes:

@@ -33,7 +33,7 @@ from antiphon.translation.request_checks import (
     IGNORABLE_INCLUDES,
     LOGPROBS,
     read_string,
-    wrong_type,
+    read_value,
 )
 from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import read_tool_choice
@@ -169,7 +169,7 @@ def read_request(
     # A request has few of the many fields there are: only those are looked at.
     for name, value in fields.items():
         if name in _DECODERS:
-            values[name] = _read(name, value)
+            values[name] = read_value(name, _DECODERS[name], value)
         elif is_parameter(name):
             if (parameter := read_parameter(name, value)) is not None:
                 parameters[name] = parameter
@@ -304,15 +304,6 @@ def _read_object(body: bytes) -> dict[str, Raw]:
         raise InvalidRequest(what, code="invalid_json") from None
 
 
-def _read(name: str, value: Raw) -> Any:
-    try:
-        return _DECODERS[name].decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type(name, error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
-
-
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     """Unknown keys of the fields that are objects, as dotted names."""
     return [
@@ -353,12 +344,7 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
             param="conversation",
             code="mutually_exclusive_parameters",
         )
-    try:
-        named = _CONVERSATION.decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type("conversation", error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("'conversation' is not valid JSON.", param="conversation", code="invalid_json") from None
+    named = read_value("conversation", _CONVERSATION, value)
     conversation = named if isinstance(named, str) else named.id
     if not is_name(conversation):
         raise invalid_parameter("conversation", "an id has 1 to 64 letters, digits, underscores or dashes")
@@ -379,14 +365,9 @@ def _read_input(value: Raw, limit: int) -> list[InputItem]:
     if data[:1] == b'"':
         read_string("input", value)
         return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
-    try:
-        items = _INPUT.decode(data)
-    except msgspec.ValidationError as error:
-        if data[:1] != b"[":
-            raise invalid_type("input", "expected a string or a list of items") from None
-        raise wrong_type("input", error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
+    if data[:1] != b"[":
+        raise invalid_type("input", "expected a string or a list of items")
+    items = read_value("input", _INPUT, value)
     if any(item.type not in _PLAIN_ITEMS for item in items):
         # What is shown or stored as it came needs its bytes; the usual items do not.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):

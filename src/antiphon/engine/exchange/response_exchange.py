@@ -24,7 +24,7 @@ from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
 from antiphon.engine.exchange.replayed_response import ReplayedResponse
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
+from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, refused_for
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch
 from antiphon.engine.exchange.translated_request import TranslatedRequest, Wishes, read_asked
@@ -241,8 +241,8 @@ class ResponseExchange:
                 self._begin(served.path, served.body, template)
             else:
                 served.receive_context(context)
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
         """What the model is to be shown of the tools that run here, or why one cannot be used."""
@@ -251,8 +251,8 @@ class ResponseExchange:
             if isinstance(prepared, ApiError):
                 raise prepared
             self._served.receive_tools(prepared)
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
         """One of the calls of `RunTools` has ended."""
@@ -366,8 +366,8 @@ class ResponseExchange:
         except PromptNotLoaded as needed:
             self._served = unread = UnreadRequest(self._core, head, path, body, needed.reference)
             unread.begin()
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
         """The request, when its model's upstream speaks Responses itself."""

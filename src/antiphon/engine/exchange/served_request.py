@@ -34,7 +34,7 @@ from antiphon.engine.ports.actions import (
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
-from antiphon.errors import ApiError, ExchangeStateError, StoreError
+from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.encode import KEEPALIVE
@@ -230,6 +230,16 @@ class ServedRequest:
 
     def _unexpected(self, what: str) -> ExchangeStateError:
         return ExchangeStateError(f"{what} in state {self.core.machine.state.value}: nobody asked for it")
+
+
+def refused_for(error: ApiError | RecursionError) -> ApiError:
+    """What a request is refused for. How deep one may be nested depends on who reads it: what one reader could take in
+    may be too deep for the next, which has less of the stack left."""
+    return (
+        error
+        if isinstance(error, ApiError)
+        else InvalidRequest("The request is nested too deeply.", code="invalid_value")
+    )
 
 
 def unreached() -> ApiError:
