@@ -34,16 +34,12 @@ from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-def _no_keys(text: str, param: str) -> bytes:
-    raise InvalidRequest("The encrypted content cannot be read here.", param=param, code="invalid_encrypted_content")
-
-
 @dataclass(frozen=True, slots=True)
 class ItemSources:
     """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
     by URL, or why they could not be."""
 
-    unseal: Callable[[str, str], bytes] = _no_keys
+    unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = field(default_factory=dict)
 
 

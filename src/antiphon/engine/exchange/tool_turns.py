@@ -420,11 +420,11 @@ def _weight(value: Any) -> int:
 
 
 def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedItem:
+    """The item of a call that has ended."""
     made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
     known = set(type(item).__struct_fields__)
     made = {name: value for name, value in made.items() if name in known}
-    if "status" in known:
-        made["status"] = status
+    made["status"] = status
     return msgspec.structs.replace(item, **made)
 
 
