@@ -47,6 +47,19 @@ ITEMS: dict[str, dict[str, Any]] = {
         "name": "f",
         "arguments": '{"a":1}',
     },
+    "empty": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{**_TEXT, "text": ""}],
+    },
+    "search": {
+        "id": "ws_1",
+        "type": "web_search_call",
+        "status": "completed",
+        "action": {"type": "search", "query": "rain"},
+    },
     "custom": {
         "id": "ctc_1",
         "type": "custom_tool_call",
