@@ -403,6 +403,25 @@ async def test_sessions_that_nobody_uses_are_forgotten_and_those_in_use_are_kept
         await mcp.aclose()
 
 
+async def test_who_waits_for_a_connection_that_is_given_up_is_told() -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    async def permit(host: str, port: int, secure: bool, registered: bool) -> str:
+        asked.set()
+        await never.wait()
+        return host
+
+    mcp = _mcp(permit=permit, connect=30.0)
+    waiting = asyncio.create_task(mcp.run(_call(_tool("http://127.0.0.1:9/mcp"), "roll")))
+    await asked.wait()
+    (session,) = mcp._connections._sessions.values()
+    session._task.cancel()
+    async with asyncio.timeout(60):
+        result = await waiting
+    assert result.failed and "the connection was closed" in result.output
+    await mcp.aclose()
+
+
 async def test_too_many_connections_in_use_are_a_failure() -> None:
     mcp = _mcp(max_sessions=1)
     async with open_mcp_server() as server:

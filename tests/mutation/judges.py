@@ -1,7 +1,7 @@
-"""Which tests judge a source file.
+"""Which files of tests judge a source file: all of them, in an order.
 
-Lives here: the map from packages to tests, and the order in which they are run: first those that name the module, then
-the others of its package. Not here: running them (`run.py`).
+Lives here: where tests are that may judge, and which of them name a module. Not here: which of them reach a mutant
+(`reaching.py`), running them (`trees.py`).
 """
 
 from __future__ import annotations
@@ -10,36 +10,14 @@ import functools
 import re
 from pathlib import Path
 
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "engine/exchange": ("tests/unit/engine", "tests/pitfalls", "tests/properties", "tests/golden"),
-    "engine": ("tests/unit/engine", "tests/integration"),
-    "translation": (
-        "tests/unit/translation",
-        "tests/unit/engine",
-        "tests/pitfalls",
-        "tests/golden",
-        "tests/properties",
-    ),
-    "stores": ("tests/unit/stores", "tests/contracts", "tests/integration/test_retention.py"),
-    "doors": ("tests/unit/doors", "tests/faults", "tests/integration"),
-    "tools": (
-        "tests/unit/tools",
-        "tests/contracts",
-        "tests/integration/test_mcp.py",
-        "tests/integration/test_tool_runs.py",
-    ),
-}
-"""What judges a package, by the beginning of the path in `src/antiphon/`; the longest that fits counts."""
+_FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 
-def judges(root: Path, path: str) -> list[str]:
-    """Every file of tests that is asked about a source file, those that name its module first."""
-    package = path.removeprefix("src/antiphon/")
-    name = max((each for each in PACKAGES if package.startswith(each + "/")), key=len)
-    every = [str(file.relative_to(root)) for group in PACKAGES[name] for file in sorted(_tests(root / group))]
-    files = list(dict.fromkeys(every))
-    first = near(root, path, files)
-    return [*first, *(file for file in files if file not in first)]
+def judges(root: Path) -> list[str]:
+    """Every file of tests that may judge."""
+    return [
+        str(file.relative_to(root)) for name in _FOLDERS for file in sorted((root / "tests" / name).rglob("test_*.py"))
+    ]
 
 
 def near(root: Path, path: str, files: list[str]) -> list[str]:
@@ -67,7 +45,3 @@ def _names(file: Path, module: str) -> bool:
 @functools.cache
 def _text(file: Path) -> str:
     return file.read_text()
-
-
-def _tests(place: Path) -> list[Path]:
-    return [place] if place.is_file() else list(place.rglob("test_*.py"))

@@ -50,14 +50,14 @@ class Record:
             kept = orjson.loads(KEPT.read_bytes())
             self._seconds, self._reached = kept["seconds"], kept["reached"]
 
-    def complete(self, judges: dict[Mutant, list[str]], jobs: int) -> list[str]:
+    def complete(self, mutants: list[Mutant], judges: list[str], jobs: int) -> list[str]:
         """Record what is missing of these mutants and the files of tests that judge them; gives the tests that fail
         without any mutant."""
         digests = _Digests()
         missing = {
             mutant: files
-            for mutant, every in judges.items()
-            if (files := [file for file in every if not self._known(mutant, file, digests)])
+            for mutant in mutants
+            if (files := [file for file in judges if not self._known(mutant, file, digests)])
         }
         if not missing:
             return []

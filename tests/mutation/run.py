@@ -88,12 +88,10 @@ def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> l
 
 def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judged]:
     """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
-    asked = {one: judges(ROOT, one.path) for one in picked}
-    if near_only:
-        asked = {one: near(ROOT, one.path, files) for one, files in asked.items()}
-    else:
+    files = judges(ROOT)
+    if not near_only:
         record = Record()
-        for test in record.complete(asked, jobs):
+        for test in record.complete(picked, files, jobs):
             print(f"fails without any mutant, and judges none: {test}", flush=True)
     with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
@@ -104,7 +102,10 @@ def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judg
         def judge(mutant: Mutant) -> Judged:
             tree = trees.get()
             try:
-                reached = Reached(asked[mutant], None, 120.0, 12.0) if near_only else record.of(mutant, asked[mutant])
+                if near_only:
+                    reached = Reached(near(ROOT, mutant.path, files), None, 120.0, 12.0)
+                else:
+                    reached = record.of(mutant, files)
                 return judged(tree, mutant, reached)
             finally:
                 trees.put(tree)
@@ -122,7 +123,7 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
     limit = 120 + each + 5 * reached.seconds
     with changed(tree, mutant):
         status, went = run_tests(tree, reached.files, "-x", f"--timeout={each:.0f}", limit=limit, only=reached.tests)
-    verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, "broken")
+    verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed", 4: "killed"}.get(status, "broken")
     failed = next((test for _, outcome, test in went if outcome == "failed"), "")
     if not failed:
         failed = "when tests were collected" if verdict == "killed" else f"{len({test for *_, test in went})} tests"
