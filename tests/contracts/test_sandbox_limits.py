@@ -186,6 +186,8 @@ def test_a_link_takes_no_more_room_than_itself(tmp_path: Path) -> None:
     (inside / "link").symlink_to(outside)
     use = disk.use_of(inside, 10)
     assert use.count == 1 and use.bytes < 64 << 10
+    # Nor is it a file, whatever it points to.
+    assert disk.list_files(inside, 10) == []
 
 
 async def test_holes_are_no_room_and_stay_holes(make: _Sandboxes) -> None:

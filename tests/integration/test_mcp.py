@@ -345,6 +345,14 @@ async def test_what_opens_a_server_is_not_repeated_by_its_errors_or_results(mcp:
     assert result.output == "… … here" and result.fields == {"output": "… … here"}
 
 
+@pytest.mark.parametrize(("size", "failed"), [(900_000, False), (1_100_000, True)])
+async def test_an_answer_is_read_up_to_its_limit(harm: ChatServer, size: int, failed: bool) -> None:
+    mcp = _mcp(answer_bytes=1_000_000)
+    harm.default = _Answers(_text("x" * size))
+    assert (await mcp.run(_call(_tool(harm.url("/mcp")), "roll"))).failed is failed
+    await mcp.aclose()
+
+
 async def test_a_flood_of_text_and_images_is_cut(mcp: Mcp, harm: ChatServer) -> None:
     image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
     harm.default = _Answers({"content": [{"type": "text", "text": "x" * 2_000_000}, *([image] * 40)]})

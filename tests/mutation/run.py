@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
+import itertools
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,18 +74,20 @@ def equivalents() -> dict[str, str]:
     return dict(line.rsplit(" | ", 1) for line in lines)
 
 
-def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> list[Mutant]:
-    """As many of each package as there is room for, in the drawn order."""
-    drawn = {name: sorted(ones, key=lambda one: one.order(seed)) for name, ones in mutants.items() if ones}
-    picked: list[Mutant] = []
-    while any(drawn.values()) and (sample is None or len(picked) < sample):
-        for ones in drawn.values():
-            # What is no Python any more is no mutant.
-            while ones and (one := ones.pop(0)).apply((ROOT / one.path).read_text()) is None:
-                pass
-            if ones and (sample is None or len(picked) < sample):
-                picked.append(one)
-    return picked
+def chosen(
+    mutants: dict[str, list[Mutant]], sample: int | None, seed: int, fits: Callable[[str], bool] | None = None
+) -> list[Mutant]:
+    """As many of each package as there is room for, in the drawn order; only of files that fit."""
+    drawn = [_drawn(ones, seed, fits) for ones in mutants.values()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    return list(itertools.islice((one for one in turns if one is not None), sample))
+
+
+def _drawn(mutants: list[Mutant], seed: int, fits: Callable[[str], bool] | None) -> Iterator[Mutant]:
+    for one in sorted(mutants, key=lambda one: one.order(seed)):
+        # What is no Python any more is no mutant.
+        if (fits is None or fits(one.path)) and one.apply((ROOT / one.path).read_text()) is not None:
+            yield one
 
 
 def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judged]:
@@ -162,7 +166,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
-    parser.add_argument("--near", action="store_true", help="ask only tests that name the module; nothing is recorded")
+    parser.add_argument(
+        "--near", action="store_true", help="only modules that tests name, and only those tests; nothing is recorded"
+    )
     parser.add_argument("--at-least", type=float, default=0.0, help="percent to be noticed, else status 1")
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     return parser.parse_args()
@@ -180,7 +186,8 @@ def main() -> int:
         name: [one for one in ones if one.key not in known and one.operator in (options.operator or OPERATORS)]
         for name, ones in mutants.items()
     }
-    picked = chosen(wanted, options.sample, options.seed)
+    fits = functools.cache(lambda path: bool(near(ROOT, path, judges(ROOT)))) if options.near else None
+    picked = chosen(wanted, options.sample, options.seed, fits)
     print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
     if options.list:
         for one in picked:

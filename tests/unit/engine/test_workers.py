@@ -116,7 +116,7 @@ class Process:
         self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
         followers = Followers(self.jobs, poll=0.005)
         self.background = Background(self.jobs, self.responses, followers, self.settings)
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
         self.runner = Runner(
             self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background
         )
@@ -423,6 +423,14 @@ async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeyp
         await waiting
     with pytest.raises(RuntimeError):
         await stream.add(b"event: a\ndata: 3\n\n")
+
+
+async def test_what_ran_is_counted(process: Process) -> None:
+    process.model.gate.set()
+    await process.stream(await process.queue())
+    await until(lambda: not process.workers.running)
+    counted = process.metrics.render().decode()
+    assert 'responses_total{door="background",outcome="completed"} 1.0' in counted
 
 
 async def test_a_worker_that_has_nothing_to_do_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
