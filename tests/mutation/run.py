@@ -4,9 +4,11 @@
     scripts/mutate --package stores --package doors --sample 40
     scripts/mutate --file src/antiphon/translation/sse.py
     scripts/mutate --list --package tools          # what there is, without running anything
+    scripts/mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 
 Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
-changed (`operators.py`), which tests judge what (`judges.py`), what no test can notice (`equivalent.txt`).
+changed (`operators.py`), which tests judge what (`judges.py`, `reaching.py`), the copies (`trees.py`), what no test can
+notice (`equivalent.txt`), what is tried again in CI (`noticed.txt`).
 
 The order of all mutants is drawn from a seed and from the mutated line alone, so a sample stays the same while other
 code changes. A test that hangs fails by its own limit; a mutant whose tests as a whole ran out of time was not judged,
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import itertools
 import os
 import sys
@@ -31,12 +32,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.mutation.judges import judges, near
+from tests.mutation.judges import judges
 from tests.mutation.operators import OPERATORS, Mutant, find_mutants
 from tests.mutation.reaching import Reached, Record
 from tests.mutation.trees import ROOT, changed, copy_tree, run_tests
 
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+NOTICED = Path(__file__).with_name("noticed.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
 _GENERATED = "/_pb/"
 
@@ -74,29 +76,34 @@ def equivalents() -> dict[str, str]:
     return dict(line.rsplit(" | ", 1) for line in lines)
 
 
-def chosen(
-    mutants: dict[str, list[Mutant]], sample: int | None, seed: int, fits: Callable[[str], bool] | None = None
-) -> list[Mutant]:
-    """As many of each package as there is room for, in the drawn order; only of files that fit."""
-    drawn = [_drawn(ones, seed, fits) for ones in mutants.values()]
+def noticed() -> dict[str, Reached]:
+    """Mutants of which is known what noticed them: `key | test`. Raises `SystemExit` when a test is not there."""
+    found: dict[str, Reached] = {}
+    for line in NOTICED.read_text().splitlines():
+        if not line.startswith("#"):
+            key, test = line.rsplit(" | ", 1)
+            file, _, name = test.partition("::")
+            if f"def {name.rpartition('::')[2]}(" not in (ROOT / file).read_text():
+                raise SystemExit(f"noticed.txt names a test that is not there: {test}")
+            found[key] = Reached([test], None, 30.0, 9.0)
+    return found
+
+
+def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> list[Mutant]:
+    """As many of each package as there is room for, in the drawn order."""
+    drawn = [_drawn(ones, seed) for ones in mutants.values()]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
     return list(itertools.islice((one for one in turns if one is not None), sample))
 
 
-def _drawn(mutants: list[Mutant], seed: int, fits: Callable[[str], bool] | None) -> Iterator[Mutant]:
-    for one in sorted(mutants, key=lambda one: one.order(seed)):
-        # What is no Python any more is no mutant.
-        if (fits is None or fits(one.path)) and one.apply((ROOT / one.path).read_text()) is not None:
-            yield one
+def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
+    # What is no Python any more is no mutant.
+    drawn = sorted(mutants, key=lambda one: one.order(seed))
+    return (one for one in drawn if one.apply((ROOT / one.path).read_text()) is not None)
 
 
-def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judged]:
+def judge_all(picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reached]) -> Iterator[Judged]:
     """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
-    files = judges(ROOT)
-    if not near_only:
-        record = Record()
-        for test in record.complete(picked, files, jobs):
-            print(f"fails without any mutant, and judges none: {test}", flush=True)
     with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
@@ -106,16 +113,20 @@ def judge_all(picked: list[Mutant], jobs: int, near_only: bool) -> Iterator[Judg
         def judge(mutant: Mutant) -> Judged:
             tree = trees.get()
             try:
-                if near_only:
-                    reached = Reached(near(ROOT, mutant.path, files), None, 120.0, 12.0)
-                else:
-                    reached = record.of(mutant, files)
-                return judged(tree, mutant, reached)
+                return judged(tree, mutant, reached(mutant))
             finally:
                 trees.put(tree)
 
         for ended in as_completed([pool.submit(judge, one) for one in picked]):
             yield ended.result()
+
+
+def recorded(picked: list[Mutant], jobs: int) -> Callable[[Mutant], Reached]:
+    """Which tests reach each of these, recorded where that is not known yet."""
+    record, files = Record(), judges(ROOT)
+    for test in record.complete(picked, files, jobs):
+        print(f"fails without any mutant, and judges none: {test}", flush=True)
+    return lambda mutant: record.of(mutant, files)
 
 
 def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
@@ -166,9 +177,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
-    parser.add_argument(
-        "--near", action="store_true", help="only modules that tests name, and only those tests; nothing is recorded"
-    )
+    parser.add_argument("--noticed", action="store_true", help="those of noticed.txt, each by the test that it names")
     parser.add_argument("--at-least", type=float, default=0.0, help="percent to be noticed, else status 1")
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     return parser.parse_args()
@@ -186,15 +195,20 @@ def main() -> int:
         name: [one for one in ones if one.key not in known and one.operator in (options.operator or OPERATORS)]
         for name, ones in mutants.items()
     }
-    fits = functools.cache(lambda path: bool(near(ROOT, path, judges(ROOT)))) if options.near else None
-    picked = chosen(wanted, options.sample, options.seed, fits)
-    print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
+    again = noticed() if options.noticed else {}
+    if again:
+        picked = [one for ones in wanted.values() for one in ones if one.key in again]
+        print(f"{len(picked)} of {len(again)} that were noticed are there still", flush=True)
+    else:
+        picked = chosen(wanted, options.sample, options.seed)
+        print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
     if options.list:
         for one in picked:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
-    for number, result in enumerate(judge_all(picked, options.jobs, options.near), 1):
+    reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs)
+    for number, result in enumerate(judge_all(picked, options.jobs, reached), 1):
         done.append(result)
         mutant = result.mutant
         place = f"{mutant.path}:{mutant.line} {mutant.operator}"
