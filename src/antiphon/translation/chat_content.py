@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 from msgspec import Raw, Struct
@@ -59,8 +58,7 @@ _ENDINGS = {
 _DETAILS = ("low", "high", "auto")
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRules:
+class ContentRules(Struct, frozen=True):
     """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
 
     `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`).

@@ -12,7 +12,6 @@ stands between a call and its answers (chat servers refuse anything else).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -34,13 +33,12 @@ from antiphon.types.json import ABSENT, NULL, first, fragment_of, quoted
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-@dataclass(frozen=True, slots=True)
-class ItemSources:
+class ItemSources(Struct, frozen=True):
     """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
     by URL, or why they could not be."""
 
     unseal: Callable[[str, str], bytes]
-    files: Mapping[str, FetchedFile | ApiError] = field(default_factory=dict)
+    files: Mapping[str, FetchedFile | ApiError] = {}
 
 
 class _Sealed(Struct):

@@ -87,15 +87,9 @@ class ServedRequest:
     """Whether the log may have an upstream's words."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
-        options = core.options
         self.core = core
         self.head = head
-        self.route = route or ModelRoute(
-            options.profile,
-            passthrough=options.passthrough,
-            headers=options.upstream_headers,
-            models=options.models,
-        )
+        self.route = route or core.options.route
         self.upstream_status = 0
         """What the upstream has answered; 0 when it was Envoy that did."""
         self.reader = AnswerReader()
