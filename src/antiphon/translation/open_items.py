@@ -108,8 +108,9 @@ class OpenText(OpenItem):
         item.status = status
         part.text = text
         part.annotations = self._annotations
-        draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
-        draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
+        if draft.events:
+            draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
+            draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
         # Observed: the part's own event goes without them, the item's has them.
         part.logprobs = self._logprobs
         draft.done(self._index, item)

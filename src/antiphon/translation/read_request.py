@@ -76,6 +76,14 @@ _OPTIONAL: dict[str, Any] = {
     "metadata": dict[str, str] | None,
     "context_management": list[ContextManagement] | None,
 }
+# What a `CreateResponse` has as it was sent.
+_UNCHANGED = frozenset(
+    {
+        *("parallel_tool_calls", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
+        *("max_output_tokens", "max_tool_calls", "text", "reasoning", "prompt_cache_key", "prompt_cache_retention"),
+        *("safety_identifier", "user", "service_tier", "top_logprobs"),
+    }
+)
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
 _SOURCES = msgspec.json.Decoder(list[Raw])
@@ -211,26 +219,11 @@ def read_request(
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
             hosted=hosted,
         ),
-        parallel_tool_calls=values.get("parallel_tool_calls"),
-        temperature=values.get("temperature"),
-        top_p=values.get("top_p"),
-        presence_penalty=values.get("presence_penalty"),
-        frequency_penalty=values.get("frequency_penalty"),
-        max_output_tokens=values.get("max_output_tokens"),
-        max_tool_calls=values.get("max_tool_calls"),
         metadata=fields.get("metadata") if values.get("metadata") is not None else None,
         store=values.get("store") is not False,
         stream=bool(values.get("stream")),
         background=bool(values.get("background")),
-        text=values.get("text"),
-        reasoning=values.get("reasoning"),
         truncation=values.get("truncation") or "disabled",
-        prompt_cache_key=values.get("prompt_cache_key"),
-        prompt_cache_retention=values.get("prompt_cache_retention"),
-        safety_identifier=values.get("safety_identifier"),
-        user=values.get("user"),
-        service_tier=values.get("service_tier"),
-        top_logprobs=values.get("top_logprobs"),
         logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
         encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
@@ -241,6 +234,7 @@ def read_request(
         parameters=parameters,
         others=unknown,
         ignored=tuple(ignored),
+        **{name: value for name, value in values.items() if name in _UNCHANGED},
     )
     if not (request.input or request.previous_response_id or request.conversation or messages):
         raise missing_input()

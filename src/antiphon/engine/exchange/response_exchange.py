@@ -114,7 +114,7 @@ class ResponseExchange:
     @property
     def awaits_prompt(self) -> bool:
         """Whether the request cannot be read before its prompt was loaded."""
-        return self.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
+        return self._machine.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
 
     @property
     def again(self) -> bool:
@@ -125,7 +125,9 @@ class ResponseExchange:
     def done(self) -> bool:
         """Whether nothing more will be asked for."""
         # A lock that is still to be given back is more than nothing, although the client has all it gets.
-        return self.state is State.DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
+        return self._machine.state is State.DONE and not any(
+            isinstance(each, ReleaseConversation) for each in self._actions
+        )
 
     @property
     def stored(self) -> bool:
@@ -271,12 +273,12 @@ class ResponseExchange:
         """What time it is, by any steady clock; allowed in every state. What has taken too long is ended.
 
         Returns when the time is to be told again, at the latest."""
-        watch = self._watch
-        while (state := self.state) in _TIMED:
+        watch, machine = self._watch, self._machine
+        while (state := machine.state) in _TIMED:
             late = watch.look(at, state, _TIMED[state], self._served.reader.output)
             if late is None:
                 return watch.next
-            self._machine.receive(Input.LIMIT)
+            machine.receive(Input.LIMIT)
             if late is Late.ERROR_BODY:
                 self._served.stop_reading()
             else:

@@ -330,7 +330,7 @@ def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
     """The declared tools that run here; `items` are the conversation so far."""
-    if not types:
+    if not types or not request.tools:
         return ()
     return tuple(
         HostedTool(number, tool.type, bytes(tool.source), _earlier(items) if tool.type == "code_interpreter" else None)
