@@ -4,8 +4,12 @@ and envoy/envoy.yaml from the generator."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -303,6 +307,7 @@ def _flags(changes: dict[str, Any]) -> str:
 def rows(model: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
     """Every setting: dotted name, default, description."""
     found: list[tuple[str, Any, str]] = []
+    texts = _texts(model)
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -313,10 +318,23 @@ def rows(model: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
                 default = ", ".join(map(str, default)) or None
             if name == "socket_mode":
                 default = f"0o{default:o}"
-            found.append((above + name, default, field.description or ""))
+            found.append((above + name, default, texts.get(name, "")))
             for part in get_args(kind) if get_origin(kind) is tuple else ():
                 if isinstance(part, type) and issubclass(part, BaseModel):
                     found += rows(part, f"{above}{name}[].")
+    return found
+
+
+def _texts(model: type[BaseModel]) -> dict[str, str]:
+    """What stands below each field of a model and of those that it extends."""
+    found = {}
+    for one in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, below in pairwise(node.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
     return found
 
 

@@ -1,8 +1,10 @@
-"""What holds for all tests: everything about the external processor runs once on each of its transports, and no
-example of a property has to be quick."""
+"""What holds for all tests: everything about the external processor runs once on each of its transports, slow tests go
+through one door each, and no example of a property has to be quick."""
 
 from __future__ import annotations
 
+import gc
+import logging
 import tempfile
 import zlib
 from collections import defaultdict
@@ -11,13 +13,24 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.support import extproc_door
 
-# A busy machine is no fault of the code's.
-hypothesis.settings.register_profile("antiphon", deadline=None)
-hypothesis.settings.load_profile("antiphon")
+# A busy machine is no fault of the code's. `scripts/test` asks for the quick profile unless it runs everything.
+_patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("full", _patient)
+hypothesis.settings.register_profile("quick", _patient, max_examples=20)
+hypothesis.settings.load_profile("full")
 
+
+# Logged exceptions are for whoever reads a failure: plain text will do, and is far cheaper than colours.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 _DOORS = frozenset({"", "relay", "drive", "http", "envoy", "grpcio", "http2", "auto", "mode", "door"})
 """What in a test's parameters only says through which door it goes."""
@@ -49,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_collection_finish() -> None:
+    """All tests, and all that they import, are there for good: no collector has to look at them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Modules called `test_extproc_…` that open a door in memory get every transport in turn."""
     module = metafunc.module
@@ -65,7 +84,26 @@ def extproc_transport(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """For tests in which a command sets up logging: that holds for the whole process."""
+    root = logging.getLogger()
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.configure(**before)
+
+
+@pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with so short a path that Unix sockets fit into it."""
     with tempfile.TemporaryDirectory(prefix="at-", dir="/tmp") as made:
         yield Path(made)
+
+
+@pytest.fixture
+def estimated_tokens(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that read documents do without the real tokenizer, as where it is not installed: it takes most of the
+    second that they need to start."""
+    folder = tmp_path_factory.mktemp("no-tokenizer")
+    (folder / "bpe_openai.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(folder)

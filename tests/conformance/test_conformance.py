@@ -86,6 +86,7 @@ async def test_a_model_that_reasons_conforms_in_the_dialect_of_open_responses(di
 
 
 @pytest.mark.e2e
+@pytest.mark.full
 @pytest.mark.parametrize("door", ["relay", "drive"])
 async def test_envoy(door: str) -> None:
     async with run._doors([door]) as servers:

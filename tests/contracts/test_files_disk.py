@@ -91,6 +91,46 @@ async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path
     assert await content(store, "file-new") == b"y"
 
 
+async def test_a_file_goes_at_the_moment_it_expires(store: SqliteFileStore, tmp_path: Path) -> None:
+    """Where it is gone for its owner, a sweep takes it from the disk as well."""
+    at = 1_800_000_059.999
+    timed = SqliteFileStore(store._writer, store._readers, store._blobs, clock=lambda: at)
+    await keep(timed, fields("a", at=1_800_000_000.0, expires_at=1_800_000_060.0), b"x")
+    assert await timed.sweep() == (0, 0) and await timed.get(ALICE, "file-a") is not None
+    at = 1_800_000_060.0
+    assert await timed.get(ALICE, "file-a") is None and await timed.sweep() == (1, 0)
+    assert not contents(tmp_path)
+
+
+async def test_what_is_sealed_was_flushed_before_it_got_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that stops may leave a name without its content."""
+    flushed: list[int] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def flush(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append(os.fstat(descriptor).st_ino)
+
+    def place(path: Path, target: Path) -> Path:
+        assert path.stat().st_ino in flushed
+        placed.append(target)
+        return rename(path, target)
+
+    placed: list[Path] = []
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", place)
+    blobs = DiskBlobs(tmp_path / "files")
+    async with blobs.writing() as writer:
+        await writer.write(b"x")
+        await writer.seal()
+    (target,) = placed
+    # The folder as well, in which the name stands.
+    assert target.parent.stat().st_ino in flushed[flushed.index(target.stat().st_ino) :]
+    await blobs.aclose()
+
+
 async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqliteFileStore) -> None:
     """And again by the next sweep, when telling failed."""
     told: list[tuple[str, str]] = []

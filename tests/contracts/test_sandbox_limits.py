@@ -7,6 +7,7 @@ what is there afterwards: limits hold by construction, so no test waits to see w
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator
@@ -38,7 +39,8 @@ def call(number, *arguments):
 """
 
 
-@pytest.fixture(params=["memory", "counted"])
+# The quick tier tries the room that every machine has.
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.full), "counted"])
 def room(request: pytest.FixtureRequest) -> Room:
     reason = _reason(request.param)
     if reason and (request.param == "memory" or not os.environ.get("CI")):
@@ -156,6 +158,36 @@ async def test_what_fits_is_written_and_what_is_deleted_makes_room(make: _Sandbo
     assert await sandbox.list("a") == []
     large = await _run(sandbox, f"open('large', 'wb').write(bytes({2 * size})) and None")
     assert large.failed == (room == "counted"), large
+
+
+def test_a_file_for_which_there_is_no_room_leaves_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    inside, kept = tmp_path / "inside", tmp_path / "kept"
+    inside.mkdir()
+    kept.mkdir()
+    (kept / "a").write_bytes(b"old")
+    before = disk.scan(kept, 10)
+    (inside / "a").write_bytes(b"new and longer")
+    monkeypatch.setattr(os, "sendfile", full)
+    with pytest.raises(OSError, match="full"):
+        disk.carry(inside, kept, before, disk.scan(inside, 10), 0)
+    assert os.listdir(kept) == ["a"] and (kept / "a").read_bytes() == b"old"
+
+
+def test_a_link_takes_no_more_room_than_itself(tmp_path: Path) -> None:
+    """What it points to is counted where it is, if it is inside at all."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.write_bytes(bytes(1 << 20))
+    inside.mkdir()
+    (inside / "link").symlink_to(outside)
+    use = disk.use_of(inside, 10)
+    assert use.count == 1 and use.bytes < 64 << 10
+    # Nor is it a file, whatever it points to.
+    assert disk.list_files(inside, 10) == []
 
 
 async def test_holes_are_no_room_and_stay_holes(make: _Sandboxes) -> None:

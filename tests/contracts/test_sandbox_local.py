@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -385,6 +386,15 @@ async def test_a_death_is_told_and_the_next_run_has_a_new_interpreter(sandbox: L
     run = await _run(sandbox, code)
     assert run.failed and run.lost == "the interpreter ended"
     assert (await _run(sandbox, "import os; 'x' in globals(), os.listdir()")).output == "(False, ['kept'])\n"
+
+
+async def test_an_interrupt_that_comes_when_the_code_has_ended_is_ignored(sandbox: LocalSandbox) -> None:
+    """The time may be up at the very moment at which the code ends."""
+    assert not (await _run(sandbox, "kept = 1")).failed
+    (machine,) = sandbox._machines.values()
+    os.kill(machine.pid, signal.SIGINT)
+    run = await _run(sandbox, "kept + 1")
+    assert (run.output, run.failed, run.lost) == ("2\n", False, "")
 
 
 async def test_a_run_that_is_given_up_ends_its_process(sandbox: LocalSandbox) -> None:

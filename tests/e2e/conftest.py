@@ -1,4 +1,4 @@
-"""Gateways for the end-to-end tests: one of each kind per test session, each in front of a chat server of its own."""
+"""Gateways for the end-to-end tests: one of each kind for all of them, each in front of a chat server of its own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _Setups:
             assert status == 0, "\n".join(setup.gateway.log[-30:])
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def setups(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[_Setups]:
     made = _Setups(tmp_path_factory)
     yield made

@@ -19,7 +19,7 @@ from tests.support.chat_server import Answer, ChatServer, Received, answer, chun
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.judge import check_response
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.asyncio(loop_scope="module")]
 
 _ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
 _ENVIRON = {"ANTIPHON_CODE_INTERPRETER__SANDBOX": "local", "ANTIPHON_CODE_INTERPRETER__SECONDS": "3"}

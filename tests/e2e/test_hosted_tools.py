@@ -21,7 +21,7 @@ from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 from tests.support.mcp_server import OpenMcpServer, open_mcp_server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.asyncio(loop_scope="session")]
 
 _ARGUMENTS = {"envoy": ("--mode", "auto"), "http": ("--door", "http")}
 SEARCH: Any = {"type": "web_search", "user_location": {"type": "approximate", "city": "Bonn"}}

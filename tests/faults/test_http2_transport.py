@@ -15,6 +15,7 @@ from antiphon.doors.extproc.grpc_framing import MessageSplitter, timeout_seconds
 from antiphon.doors.extproc.http2_call import Http2Limits
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream, StreamClosed
 from antiphon.doors.extproc.transport_http2 import Http2Transport
+from tests.support.effort import examples
 from tests.support.http2_peer import DEADLINE, PROCESS, Http2Peer, Service, serving
 
 # Messages
@@ -288,6 +289,23 @@ async def test_a_half_closed_call_is_answered_to_its_end(tmp_path: Path) -> None
         assert await peer.status(call) == GrpcStatus.OK
 
 
+async def test_who_does_not_end_its_side_of_an_answered_call_gets_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon.doors.extproc.transport_http2._LINGER_SECONDS", 0.0)
+
+    async def answer(stream: MessageStream) -> None:
+        await stream.send(b"all")
+
+    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+        call = peer.call()
+        service.behave = answer
+        peer.send(call, b"x")
+        assert await peer.status(call) == GrpcStatus.OK and await peer.answered(call, 8) == with_prefix(b"all")
+        await peer.until(lambda: call in peer.resets)
+        assert peer.resets == {call: 0}, "which is no error"
+
+
 async def test_an_exception_in_one_call_touches_no_other(tmp_path: Path) -> None:
     async def fragile(stream: MessageStream) -> None:
         while (message := await stream.receive()) is not None:
@@ -410,7 +428,7 @@ async def test_garbage_ends_its_connection_alone(tmp_path: Path, garbage: bytes)
         await other.answered(call, 11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_the_wire_fuzzed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Frames of every kind, some broken, in any order: the connection may end, the server never does."""

@@ -345,6 +345,14 @@ async def test_what_opens_a_server_is_not_repeated_by_its_errors_or_results(mcp:
     assert result.output == "… … here" and result.fields == {"output": "… … here"}
 
 
+@pytest.mark.parametrize(("size", "failed"), [(900_000, False), (1_100_000, True)])
+async def test_an_answer_is_read_up_to_its_limit(harm: ChatServer, size: int, failed: bool) -> None:
+    mcp = _mcp(answer_bytes=1_000_000)
+    harm.default = _Answers(_text("x" * size))
+    assert (await mcp.run(_call(_tool(harm.url("/mcp")), "roll"))).failed is failed
+    await mcp.aclose()
+
+
 async def test_a_flood_of_text_and_images_is_cut(mcp: Mcp, harm: ChatServer) -> None:
     image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
     harm.default = _Answers({"content": [{"type": "text", "text": "x" * 2_000_000}, *([image] * 40)]})
@@ -401,6 +409,25 @@ async def test_sessions_that_nobody_uses_are_forgotten_and_those_in_use_are_kept
             while mcp._connections._sessions:
                 await asyncio.sleep(0)
         await mcp.aclose()
+
+
+async def test_who_waits_for_a_connection_that_is_given_up_is_told() -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    async def permit(host: str, port: int, secure: bool, registered: bool) -> str:
+        asked.set()
+        await never.wait()
+        return host
+
+    mcp = _mcp(permit=permit, connect=30.0)
+    waiting = asyncio.create_task(mcp.run(_call(_tool("http://127.0.0.1:9/mcp"), "roll")))
+    await asked.wait()
+    (session,) = mcp._connections._sessions.values()
+    session._task.cancel()
+    async with asyncio.timeout(60):
+        result = await waiting
+    assert result.failed and "the connection was closed" in result.output
+    await mcp.aclose()
 
 
 async def test_too_many_connections_in_use_are_a_failure() -> None:

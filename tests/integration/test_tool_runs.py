@@ -95,9 +95,10 @@ async def test_the_client_hears_something_while_a_tool_runs() -> None:
             await client.send(post_bytes({**ASK, "stream": True}))
             await client.head()
             seen = b""
-            while not seen.endswith(KEEPALIVE):
+            # On a machine that is busy one may come before the tool runs.
+            while b"file_search_call.searching" not in seen or not seen.endswith(KEEPALIVE):
                 seen += await client.part()
-            assert b"file_search_call.searching" in seen and b"file_search_call.completed" not in seen
+            assert b"file_search_call.completed" not in seen
             tools.go.set()
             while b"[DONE]" not in seen:
                 seen += await client.part()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
@@ -311,9 +312,9 @@ async def test_a_call_is_repeated_only_if_the_server_cannot_have_worked_on_it(se
     running = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = running.sockets[0].getsockname()
     upstream = HttpUpstream(UpstreamTarget(f"http://{host}:{port}/v1"), stale_seconds=seconds)
-    await whole(upstream, replace(POST, body=b"warm"))
+    await whole(upstream, structs.replace(POST, body=b"warm"))
     with pytest.raises(UpstreamCallFailed) as failed:
-        await whole(upstream, replace(POST, body=b"poison"))
+        await whole(upstream, structs.replace(POST, body=b"poison"))
     assert failed.value.error.fault is UpstreamFault.CUT
     assert bodies.count(b"poison") == asked
     await upstream.aclose()

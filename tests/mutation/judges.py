@@ -1,51 +1,47 @@
-"""Which tests judge a source file.
+"""Which files of tests judge a source file: all of them, in an order.
 
-Lives here: the map from packages to tests, and the order in which they are run: first those that name the module, then
-the others of its package. Not here: running them (`run.py`).
+Lives here: where tests are that may judge, and which of them name a module. Not here: which of them reach a mutant
+(`reaching.py`), running them (`trees.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "engine/exchange": ("tests/unit/engine", "tests/pitfalls", "tests/properties", "tests/golden"),
-    "engine": ("tests/unit/engine", "tests/integration"),
-    "translation": (
-        "tests/unit/translation",
-        "tests/unit/engine",
-        "tests/pitfalls",
-        "tests/golden",
-        "tests/properties",
-    ),
-    "stores": ("tests/unit/stores", "tests/contracts", "tests/integration/test_retention.py"),
-    "doors": ("tests/unit/doors", "tests/faults", "tests/integration"),
-    "tools": (
-        "tests/unit/tools",
-        "tests/contracts",
-        "tests/integration/test_mcp.py",
-        "tests/integration/test_tool_runs.py",
-    ),
-}
-"""What judges a package, by the beginning of the path in `src/antiphon/`; the longest that fits counts."""
+_FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 
-def judges(root: Path, path: str) -> list[str]:
-    """Paths for pytest, in the order in which they are worth running."""
-    package = path.removeprefix("src/antiphon/")
-    name = max((each for each in PACKAGES if package.startswith(each + "/")), key=len)
-    module = package.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def judges(root: Path) -> list[str]:
+    """Every file of tests that may judge."""
+    return [
+        str(file.relative_to(root)) for name in _FOLDERS for file in sorted((root / "tests" / name).rglob("test_*.py"))
+    ]
+
+
+def near(root: Path, path: str, files: list[str]) -> list[str]:
+    """Those of these files of tests that name the module of a source file."""
+    module = _module(path)
+    return [file for file in files if module.rpartition(".")[2] in Path(file).stem or _names(root / file, module)]
+
+
+def around(root: Path, path: str, files: list[str]) -> list[str]:
+    """Those that name the module or, when none does, its package."""
+    package = _module(path).rpartition(".")[0]
+    return near(root, path, files) or [file for file in files if _names(root / file, package)]
+
+
+def _module(path: str) -> str:
+    return path.removeprefix("src/antiphon/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _names(file: Path, module: str) -> bool:
     parent, _, last = module.rpartition(".")
-    named = re.compile(
-        rf"\bantiphon\.{re.escape(module)}\b|from antiphon\.{re.escape(parent)} import [^\n]*\b{re.escape(last)}\b"
-    )
-    groups = PACKAGES[name]
-    files = [file for group in groups for file in sorted(_tests(root / group))]
-    near = [file for file in files if named.search(file.read_text()) or last in file.stem]
-    every = [*dict.fromkeys([*near, *files])]
-    return [str(file.relative_to(root)) for file in every]
+    imported = rf"from antiphon\.{re.escape(parent)} import [^\n]*\b{re.escape(last)}\b"
+    return re.search(rf"\bantiphon\.{re.escape(module)}\b|{imported}", _text(file)) is not None
 
 
-def _tests(place: Path) -> list[Path]:
-    return [place] if place.is_file() else list(place.rglob("test_*.py"))
+@functools.cache
+def _text(file: Path) -> str:
+    return file.read_text()

@@ -4,9 +4,11 @@
     scripts/mutate --package stores --package doors --sample 40
     scripts/mutate --file src/antiphon/translation/sse.py
     scripts/mutate --list --package tools          # what there is, without running anything
+    scripts/mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 
 Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
-changed (`operators.py`), which tests judge what (`judges.py`), what no test can notice (`equivalent.txt`).
+changed (`operators.py`), which tests judge what (`judges.py`, `reaching.py`), the copies (`trees.py`), what no test can
+notice (`equivalent.txt`), what is tried again in CI (`noticed.txt`).
 
 The order of all mutants is drawn from a seed and from the mutated line alone, so a sample stays the same while other
 code changes. A test that hangs fails by its own limit; a mutant whose tests as a whole ran out of time was not judged,
@@ -17,38 +19,28 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.mutation.judges import judges
 from tests.mutation.operators import OPERATORS, Mutant, find_mutants
+from tests.mutation.reaching import Reached, Record
+from tests.mutation.trees import ROOT, changed, copy_tree, run_tests
 
-ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+NOTICED = Path(__file__).with_name("noticed.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
 _GENERATED = "/_pb/"
-_PYTEST = (
-    "-x",
-    "-q",
-    "--no-header",
-    "--tb=no",
-    "-p",
-    "no:cacheprovider",
-    "--hypothesis-seed=0",
-    "-m",
-    "not slow and not e2e",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +50,8 @@ class Judged:
     mutant: Mutant
     verdict: str
     seconds: float
+    by: str
+    """The test that noticed it, else how many did not."""
 
 
 def group_of(path: str) -> str:
@@ -82,66 +76,73 @@ def equivalents() -> dict[str, str]:
     return dict(line.rsplit(" | ", 1) for line in lines)
 
 
+def noticed() -> dict[str, Reached]:
+    """Mutants of which is known what noticed them: `key | test`. Raises `SystemExit` when a test is not there."""
+    found: dict[str, Reached] = {}
+    for line in NOTICED.read_text().splitlines():
+        if not line.startswith("#"):
+            key, test = line.rsplit(" | ", 1)
+            file, _, name = test.partition("::")
+            if f"def {name.rpartition('::')[2]}(" not in (ROOT / file).read_text():
+                raise SystemExit(f"noticed.txt names a test that is not there: {test}")
+            found[key] = Reached([test], None, 30.0, 9.0)
+    return found
+
+
 def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> list[Mutant]:
     """As many of each package as there is room for, in the drawn order."""
-    drawn = {name: sorted(ones, key=lambda one: one.order(seed)) for name, ones in mutants.items() if ones}
-    picked: list[Mutant] = []
-    while any(drawn.values()) and (sample is None or len(picked) < sample):
-        for ones in drawn.values():
-            # What is no Python any more is no mutant.
-            while ones and (one := ones.pop(0)).apply((ROOT / one.path).read_text()) is None:
-                pass
-            if ones and (sample is None or len(picked) < sample):
-                picked.append(one)
-    return picked
+    drawn = [_drawn(ones, seed) for ones in mutants.values()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    return list(itertools.islice((one for one in turns if one is not None), sample))
 
 
-def copy_tree(to: Path) -> None:
-    """Everything git knows of, as it stands."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
+def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
+    # What is no Python any more is no mutant.
+    drawn = sorted(mutants, key=lambda one: one.order(seed))
+    return (one for one in drawn if one.apply((ROOT / one.path).read_text()) is not None)
 
 
-def judge(tree: Path, mutant: Mutant, limit: float) -> Judged:
-    """Run the tests that judge this mutant, until one fails."""
-    file = tree / mutant.path
-    source = file.read_text()
-    changed = mutant.apply(source)
-    assert changed is not None
-    file.write_text(changed)
+def judge_all(picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reached]) -> Iterator[Judged]:
+    """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
+    with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(jobs):
+            copy_tree(tree := Path(made, str(number)))
+            trees.put(tree)
+
+        def judge(mutant: Mutant) -> Judged:
+            tree = trees.get()
+            try:
+                return judged(tree, mutant, reached(mutant))
+            finally:
+                trees.put(tree)
+
+        for ended in as_completed([pool.submit(judge, one) for one in picked]):
+            yield ended.result()
+
+
+def recorded(picked: list[Mutant], jobs: int) -> Callable[[Mutant], Reached]:
+    """Which tests reach each of these, recorded where that is not known yet."""
+    record, files = Record(), judges(ROOT)
+    for test in record.complete(picked, files, jobs):
+        print(f"fails without any mutant, and judges none: {test}", flush=True)
+    return lambda mutant: record.of(mutant, files)
+
+
+def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
+    """Run the tests that reach this mutant, until one fails. It has several times their own time."""
+    if not reached.files:
+        return Judged(mutant, "survived", 0.0, "no test gets there")
     began = time.monotonic()
-    try:
-        status = _pytest(tree, judges(tree, mutant.path), limit)
-    finally:
-        file.write_text(source)
-    verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed"}.get(status, "broken")
-    return Judged(mutant, verdict, time.monotonic() - began)
-
-
-def _pytest(tree: Path, tests: list[str], limit: float) -> int | None:
-    environ = {**os.environ, "PYTHONPATH": f"{tree}/src:{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *_PYTEST, *tests],
-        cwd=tree,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        # What the tests had started goes with them.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    each = 30 + 10 * reached.longest
+    limit = 120 + each + 5 * reached.seconds
+    with changed(tree, mutant):
+        status, went = run_tests(tree, reached.files, "-x", f"--timeout={each:.0f}", limit=limit, only=reached.tests)
+    verdict = {None: "timed out", 0: "survived", 1: "killed", 2: "killed", 4: "killed"}.get(status, "broken")
+    failed = next((test for _, outcome, test in went if outcome == "failed"), "")
+    if not failed:
+        failed = "when tests were collected" if verdict == "killed" else f"{len({test for *_, test in went})} tests"
+    return Judged(mutant, verdict, time.monotonic() - began, failed)
 
 
 def diff(mutant: Mutant) -> Iterator[str]:
@@ -175,7 +176,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
-    parser.add_argument("--seconds", type=float, default=600.0, help="the most that the tests of one mutant may take")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
+    parser.add_argument("--noticed", action="store_true", help="those of noticed.txt, each by the test that it names")
     parser.add_argument("--at-least", type=float, default=0.0, help="percent to be noticed, else status 1")
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     return parser.parse_args()
@@ -193,22 +195,26 @@ def main() -> int:
         name: [one for one in ones if one.key not in known and one.operator in (options.operator or OPERATORS)]
         for name, ones in mutants.items()
     }
-    picked = chosen(wanted, options.sample, options.seed)
-    print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
+    again = noticed() if options.noticed else {}
+    if again:
+        picked = [one for ones in wanted.values() for one in ones if one.key in again]
+        print(f"{len(picked)} of {len(again)} that were noticed are there still", flush=True)
+    else:
+        picked = chosen(wanted, options.sample, options.seed)
+        print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
     if options.list:
         for one in picked:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
-    with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made:
-        copy_tree(tree := Path(made))
-        for number, mutant in enumerate(picked, 1):
-            result = judge(tree, mutant, options.seconds)
-            done.append(result)
-            place = f"{mutant.path}:{mutant.line} {mutant.operator}"
-            print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}", flush=True)
-            if result.verdict in ("survived", "broken"):
-                print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
+    reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs)
+    for number, result in enumerate(judge_all(picked, options.jobs, reached), 1):
+        done.append(result)
+        mutant = result.mutant
+        place = f"{mutant.path}:{mutant.line} {mutant.operator}"
+        print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}  {result.by}", flush=True)
+        if result.verdict in ("survived", "broken"):
+            print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {sum(one.seconds for one in done):.0f} s\n{table(done)}")
     counts = Counter(one.verdict for one in done)
     return int(100 * counts["killed"] < options.at_least * (counts["killed"] + counts["survived"]))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.sealing import Sealer
+from tests.support.effort import examples
 from tests.support.exchanges import run
 from tests.support.judge import check_stream, parse_sse
 
@@ -76,7 +77,7 @@ def _cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(marks)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(_REQUEST, st.lists(_CHUNK, max_size=6), st.lists(st.integers(0, 3000), max_size=5), st.booleans())
 def test_streamed_cut_and_whole_answers_are_the_same(
     request: dict[str, Any], chunks: list[dict[str, Any]], places: list[int], padded: bool
@@ -102,7 +103,7 @@ def _said(response: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.sampled_from(["m", "mai-ds-r1"]), _CONTENT, st.lists(st.integers(0, 99), max_size=6))
 def test_tags_are_found_wherever_the_chunks_end(model: str, content: str, places: list[int]) -> None:
     marks = sorted({0, len(content), *(place % (len(content) + 1) for place in places)})

@@ -17,6 +17,7 @@ from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import Chain, Context, RequestHead, RunTools
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.translation.citations import Source
+from tests.support.effort import examples
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
@@ -189,7 +190,7 @@ def _without_ids(value: Any) -> Any:
     return [_without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(_TURN, max_size=4),
     st.lists(st.integers(0, 3), min_size=1, max_size=5),
@@ -258,7 +259,7 @@ def _check_marks(part: dict[str, Any]) -> None:
             assert 0 <= note["start_index"] <= note["end_index"] <= len(part["text"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.lists(_TURN, max_size=3),
     st.lists(st.integers(0, 3), min_size=1, max_size=4),

@@ -18,6 +18,7 @@ from antiphon.api.router import Router
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
+from tests.support.effort import examples
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
@@ -110,13 +111,13 @@ def loop() -> Any:
     made.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(body=_CONVERSATION)
 def test_any_conversation(loop: asyncio.AbstractEventLoop, body: Any) -> None:
     loop.run_until_complete(Server().check("/v1/conversations", json.dumps(body).encode()))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(body=_PROMPT)
 def test_any_prompt(loop: asyncio.AbstractEventLoop, body: Any) -> None:
     loop.run_until_complete(Server().check("/v1/prompts", json.dumps(body).encode()))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.engine.ports.actions import RequestHead
+from tests.support.effort import examples
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import parse_sse
@@ -59,7 +60,7 @@ def converse(
     return outcome, limits
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.booleans(),
     st.integers(16, 200),

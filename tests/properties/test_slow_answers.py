@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.chat_server import Answer, Step, Wait, answer, completion
+from tests.support.effort import examples
 from tests.support.extproc_door import open_door, request_body
 from tests.support.http_door import open_http_door, post_bytes
 
@@ -70,7 +71,7 @@ def _check_error(body: bytes) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(_answers())
 async def test_the_http_door(scripted: tuple[int, str, list[bytes | None]]) -> None:
     async with open_http_door(keepalive=_KEEPALIVE) as door, door.client() as client:
@@ -90,7 +91,7 @@ async def test_the_http_door(scripted: tuple[int, str, list[bytes | None]]) -> N
         assert second.status == 200 and second.events[-1]["type"] == "response.completed"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(_answers())
 async def test_drive(scripted: tuple[int, str, list[bytes | None]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +109,7 @@ async def test_drive(scripted: tuple[int, str, list[bytes | None]]) -> None:
                 assert client.header("content-length") == str(len(client.body))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(_answers())
 async def test_a_websocket(scripted: tuple[int, str, list[bytes | None]]) -> None:
     """The error has the code that it has over HTTP, and the next turn is served."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.translation.sse import SseDecoder
+from tests.support.effort import examples
 from tests.support.exchanges import run
 from tests.support.judge import check_stream, parse_sse
 
@@ -43,6 +45,8 @@ def _decode(pieces: list[bytes]) -> list[tuple[bytes, bytes]]:
 def test_any_cut_gives_the_same_events(data: bytes, places: list[int]) -> None:
     assert _decode(_cut(data, places)) == _decode([data])
     assert _decode([data[i : i + 1] for i in range(len(data))]) == _decode([data])
+    # Between a carriage return and what follows it, which may be its line feed or not.
+    assert _decode(re.findall(rb"[^\r]*\r|[^\r]+", data)) == _decode([data])
 
 
 _CALL = st.fixed_dictionaries(
@@ -90,7 +94,7 @@ _CHUNK = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(_CHUNK, max_size=8), st.lists(st.integers(0, 2000), max_size=6), st.booleans())
 def test_any_chunks_make_a_legal_stream(chunks: list[dict[str, object]], places: list[int], done: bool) -> None:
     """Whatever a server streams: legal grammar, no gaps, fold equals the snapshot, any cut the same bytes."""
@@ -108,14 +112,14 @@ def test_any_chunks_make_a_legal_stream(chunks: list[dict[str, object]], places:
         assert single.json == final
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["text/event-stream", "application/json", "text/html", ""]))
 def test_any_bytes_from_upstream_end_in_a_documented_failure(data: bytes, kind: str) -> None:
     outcome = run({"model": "m", "input": "hi", "stream": True}, [data], headers=(("content-type", kind),))
     assert outcome.finish is not None and outcome.finish.outcome in ("failed", "error")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=120))
 def test_any_request_bytes_are_a_400(data: bytes) -> None:
     outcome = run(data)
@@ -131,7 +135,7 @@ _JSON = st.recursive(
 _FIELDS = ("input", "tools", "tool_choice", "text", "reasoning", "metadata", "instructions", "stream", "temperature")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=4))
 def test_any_field_values_are_served_or_refused(fields: dict[str, object]) -> None:
     """No value of any field raises: it is a call upstream or a 400 that names a field."""

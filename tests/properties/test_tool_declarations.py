@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.translation.field_support import GROUPS
+from tests.support.effort import examples
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.strict_chat import check_chat_request
 
@@ -38,7 +39,7 @@ def ask(**request: Any) -> Outcome:
     return run({"model": "m", "input": "Hi", **request}, [ANSWER], headers=JSON)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.lists(_TOOL | _JUNK, max_size=3), st.booleans())
 def test_declarations(tools: list[Any], brought: bool) -> None:
     if brought:

@@ -71,6 +71,3 @@ def cut(body: bytes, how: str, reads: tuple[int, ...] = ()) -> Iterator[bytes]:
             size = dice.choice((1, 2, 3, 7, 50, 400, 3000))
             yield body[position : position + size]
             position += size
-
-
-CUTS = ("whole", "bytes", "network", "recut-1", "recut-2")

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+from jsonschema_rs import Draft202012Validator, ValidationError, ValidationErrorKind
 
 OPENAI = "openai"
 OPEN_RESPONSES = "open responses"
@@ -48,8 +48,8 @@ def _components(schema: str) -> dict[str, Any]:
 
 
 @cache
-def _validator(schema: str, name: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": _components(schema)})
+def _validator(schema: str, name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": _components(schema)})
 
 
 @cache
@@ -84,46 +84,37 @@ def _place(root: Any, path: list[str | int], missing: str = "") -> str:
     return f"{place}.{missing}" if missing else place
 
 
-def _leaves(error: jsonschema.ValidationError) -> Iterator[jsonschema.ValidationError]:
+def _leaves(error: ValidationError) -> Iterator[ValidationError]:
     """The violations that matter: of a union those of the branch that was meant."""
-    if error.validator not in ("anyOf", "oneOf", "allOf") or not error.context:
+    if not isinstance(error.kind, (ValidationErrorKind.AnyOf, ValidationErrorKind.OneOfNotValid)):
         yield error
         return
-    branches: dict[Any, list[jsonschema.ValidationError]] = {}
-    for inner in error.context:
-        branches.setdefault(inner.schema_path[0], []).append(inner)
-    if error.validator != "allOf":
-        depth = len(error.absolute_path)
-        # A branch was not meant when the value itself has another JSON type or another `type`.
-        meant = [
-            branch
-            for branch in branches.values()
-            if not any(
-                (inner.validator == "type" and len(inner.absolute_path) == depth)
-                or (inner.validator in ("enum", "const") and len(inner.absolute_path) == depth)
-                or (list(inner.absolute_path)[depth:] in (["type"], ["role"]))
-                for inner in branch
-            )
-        ]
-        if len(meant) != 1:
-            meant = [branch for branch in meant if all(inner.validator != "anyOf" for inner in branch)][:1]
-        if not meant:
-            yield error
-            return
-        branches = dict(enumerate(meant))
-    for branch in branches.values():
-        for inner in branch:
-            yield from _leaves(inner)
+    depth = len(error.instance_path)
+    # A branch was not meant when the value itself has another JSON type or another `type`.
+    meant = [
+        branch
+        for branch in error.kind.context
+        if not any(
+            (inner.kind.name in ("type", "enum", "const") and len(inner.instance_path) == depth)
+            or inner.instance_path[depth:] in (["type"], ["role"])
+            for inner in branch
+        )
+    ]
+    if len(meant) != 1:
+        meant = [branch for branch in meant if all(inner.kind.name != "anyOf" for inner in branch)][:1]
+    if not meant:
+        yield error
+        return
+    for inner in meant[0]:
+        yield from _leaves(inner)
 
 
 def _violations(schema: str, name: str, value: Any) -> Iterator[Violation]:
     for found in _validator(schema, name).iter_errors(value):
         for error in _leaves(found):
-            missing = ""
-            if error.validator == "required" and isinstance(error.instance, dict):
-                missing = next(key for key in error.validator_value if f"'{key}' is a required" in error.message)
-            place = _place(value, list(error.absolute_path), missing)
-            yield Violation(schema, place, str(error.validator), error.message[:200])
+            kind = error.kind
+            missing = kind.property if isinstance(kind, ValidationErrorKind.Required) else ""
+            yield Violation(schema, _place(value, error.instance_path, missing), kind.name, error.message[:200])
 
 
 def event_violations(event: dict[str, Any]) -> list[Violation]:

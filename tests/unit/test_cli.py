@@ -16,6 +16,8 @@ from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,7 @@ def test_what_config_shows_in_place_of_a_secret_is_none(
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     """More than a pipe holds, of which one line is read."""
-    rules = "".join(f"  - {{match: m{number}, mode: disabled}}\n" for number in range(3000))
+    rules = "".join(f"  - {{match: m{number}, mode: disabled}}\n" for number in range(700))
     file = tmp_path / "s.yaml"
     file.write_text(f"models:\n{rules}")
     command = [sys.executable, "-m", "antiphon", "config", "--config", str(file)]

@@ -20,6 +20,7 @@ from antiphon.api.frames import (
 )
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.encode import DONE, KEEPALIVE
+from tests.support.effort import examples
 
 
 def test_a_frame_is_a_request_for_a_stream() -> None:
@@ -40,7 +41,7 @@ def test_what_is_the_sockets_own_does_not_go_on() -> None:
 
 
 @given(st.one_of(st.binary(max_size=40), st.dictionaries(st.text(max_size=12), st.none() | st.integers() | st.text())))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_bytes_are_a_frame_or_an_error(data: Any) -> None:
     if isinstance(data, dict):
         data = json.dumps({"type": "response.create", **data}).encode()

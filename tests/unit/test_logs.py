@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -30,13 +30,9 @@ class _Output:
 
 
 @pytest.fixture
-def output(capsys: pytest.CaptureFixture[str]) -> Iterator[_Output]:
-    """Standard error; logging is as before afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield _Output(capsys)
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
+def output(capsys: pytest.CaptureFixture[str], logging_as_before: None) -> _Output:
+    """Standard error."""
+    return _Output(capsys)
 
 
 def _configured(output: _Output, level: str = "info", form: Literal["json", "console"] = "json") -> Lines:

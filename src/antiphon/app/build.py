@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from antiphon.api.capabilities import Capabilities
@@ -25,6 +24,7 @@ from antiphon.api.native import NativeResponses
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
+from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import known_profiles, make_extension_tools
 from antiphon.app.keys import api_keys, make_sealer, owner_key
 from antiphon.app.outgoing import direct_target, make_fetcher, section
@@ -419,11 +419,3 @@ def _model_door(settings: Settings) -> UpstreamTarget:
     secret = settings.sidecar_secret()
     headers: Headers = ((SECRET_HEADER, secret),) if secret else ()
     return UpstreamTarget(f"http://{address}/v1", headers=headers)
-
-
-def prepare_data(folder: Path) -> None:
-    """Create the data folder for this user alone."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None

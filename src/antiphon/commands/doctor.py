@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from antiphon.app.build import prepare_data
+from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import key_problems
 from antiphon.commands.envoy_config import endpoints

@@ -27,11 +27,11 @@ from typing import Any, NoReturn, TypeVar
 import structlog
 from prometheus_client.core import CounterMetricFamily
 
-from antiphon.app.build import prepare_data
+from antiphon.app.data_folder import prepare_data
 from antiphon.commands.asking import ask, own_tls
 from antiphon.commands.child_output import ChildOutput
 from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
-from antiphon.commands.children import Child, ParentPipe
+from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
@@ -383,7 +383,10 @@ class _Up:
                     return False
                 await asyncio.sleep(_POLL_SECONDS)
         # One that knew no signals yet had served nobody.
-        return not any(child.status not in (0, -signal.SIGTERM) for child in children)
+        badly = [child for child in children if child.status not in (0, -signal.SIGTERM)]
+        for child in badly:
+            _log.warning("ended_badly", process=child.name, how=describe_status(child.status or 0))
+        return not badly
 
     def _hurry(self) -> float:
         """How long Envoy, which may stand still, is waited for: the end of everything needs some time too."""

@@ -13,9 +13,8 @@ MIB = 1 << 20
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
+    # What stands below a field is read when the docs are written, and not at every start.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ cause, also where nobody noted one; all durations are seconds. (What found no ro
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from antiphon.engine.exchange.failure import Failure
@@ -19,11 +20,13 @@ def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float,
     warning."""
     if failure is None and known.get("outcome") in ("failed", "error"):
         failure = Failure("ours", "no cause was noted", operation="unknown")
-    write = log.warning if known.get("left_out") else log.info
+    level = logging.WARNING if known.get("left_out") else logging.INFO
     if failure is not None and failure.counted:
-        write = log.debug
+        level = logging.DEBUG
     elif failure is not None and failure.loud:
-        write = log.warning
+        level = logging.WARNING
+    if not log.is_enabled_for(level):
+        return
     told = failure.fields() if failure is not None else {}
     told |= {name: value for name, value in known.items() if value}
-    write(event, **told, seconds=round(seconds, 6))
+    log.log(level, event, **told, seconds=round(seconds, 6))

@@ -163,8 +163,6 @@ class DiskClaim:
                 self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if _lock(self._descriptor):
                     self.path = path
-                else:
-                    self.close()
                 return
 
     async def delete(self) -> None:

@@ -8,9 +8,7 @@ Invariant: a finish reason is lower case, and every word for a cut is one of Cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import as_event_failure
@@ -26,8 +24,7 @@ _FINISHES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """How the upstream's answer ended: `status` is completed, incomplete or failed.
 
     `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as

@@ -143,9 +143,12 @@ class ResponseBuilder:
         if self._started:
             return
         self._started = True
+        draft = self._draft
+        if not draft.events:
+            return
         if not self._options.first_number:
-            self._draft.emit(ev.ResponseCreated(self._draft.next(), self.response))
-        self._draft.emit(ev.ResponseInProgress(self._draft.next(), self.response))
+            draft.emit(ev.ResponseCreated(draft.next(), self.response))
+        draft.emit(ev.ResponseInProgress(draft.next(), self.response))
 
     def complete(self, completed_at: float) -> None:
         """The terminal event `response.completed`. Items are closed already (`close`)."""

@@ -40,11 +40,11 @@ def read_chunk(data: bytes) -> Chunk:
                 return chunk
     try:
         value = decode_any(data)
-    except ValueError:
-        raise NotAChunk("not JSON") from None
-    if not isinstance(value, dict):
-        raise NotAChunk("not a JSON object")
-    return _chunk(value)
+        if isinstance(value, dict):
+            return _chunk(value)
+    except (ValueError, RecursionError):
+        raise NotAChunk("not JSON, or nested too deeply") from None
+    raise NotAChunk("not a JSON object")
 
 
 def fragment(value: Raw) -> bytes:
@@ -197,9 +197,5 @@ def _int(value: Any) -> int | None:
 
 
 def _raw(value: Any) -> Raw:
-    if value is None:
-        return ABSENT
-    try:
-        return Raw(encode(value))
-    except (TypeError, UnicodeEncodeError, ValueError):
-        return ABSENT
+    """What was decoded leniently has no surrogates and no types but JSON's, so that it can be encoded."""
+    return ABSENT if value is None else Raw(encode(value))

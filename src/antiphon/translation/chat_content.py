@@ -11,10 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from antiphon.errors import (
     ApiError,
@@ -27,7 +26,7 @@ from antiphon.errors import (
 )
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_checks import known_choice, required, wrong_type
+from antiphon.translation.request_checks import known_choice, read_value, required
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart
@@ -61,8 +60,7 @@ _ENDINGS = {
 _DETAILS = ("low", "high", "auto", "original")
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRules:
+class ContentRules(Struct, frozen=True):
     """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
 
     `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance`
@@ -161,10 +159,7 @@ def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
 
 
 def _parts(where: str, content: Raw) -> list[InputPart]:
-    try:
-        return _PARTS.decode(content)
-    except msgspec.ValidationError as error:
-        raise wrong_type(where, error) from None
+    return read_value(where, _PARTS, content)
 
 
 def _text(where: str, part: InputPart) -> bytes:

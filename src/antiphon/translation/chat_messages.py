@@ -12,10 +12,9 @@ stands between a call and its answers (chat servers refuse anything else).
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, field
 
 from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, missing_parameter
 from antiphon.translation.call_items import CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
@@ -45,17 +44,12 @@ from antiphon.types.tolerance import Tolerance
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-def _no_keys(text: str, param: str) -> bytes:
-    raise InvalidRequest("The encrypted content cannot be read here.", param=param, code="invalid_encrypted_content")
-
-
-@dataclass(frozen=True, slots=True)
-class ItemSources:
+class ItemSources(Struct, frozen=True):
     """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
     by URL, or why they could not be. `tolerance` decides about what nobody here knows."""
 
-    unseal: Callable[[str, str], bytes] = _no_keys
-    files: Mapping[str, FetchedFile | ApiError] = field(default_factory=dict)
+    unseal: Callable[[str, str], bytes]
+    files: Mapping[str, FetchedFile | ApiError] = {}
     tolerance: Tolerance = field(default_factory=Tolerance)
 
 

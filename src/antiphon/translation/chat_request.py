@@ -52,7 +52,7 @@ def translate_request(
     profile: UpstreamProfile,
     *,
     model: str | None = None,
-    sources: ItemSources | None = None,
+    sources: ItemSources,
     max_tools: int = 1024,
     context_tokens: int | None = None,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
@@ -60,9 +60,9 @@ def translate_request(
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    `items` is the history and the input; `model` the upstream's name of the model, when it differs; `context_tokens`
-    what the model takes, where that is known; `hosted` the functions of tools that run here; `extra` what the operator
-    adds to every request of the model, unless the request says it itself.
+    `items` is the history and the input, `sources` what they refer to; `model` the upstream's name of the model, when
+    it differs; `context_tokens` what the model takes, where that is known; `hosted` the functions of tools that run
+    here; `extra` what the operator adds to every request of the model, unless the request says it itself.
     """
     made = make_chat_tools(
         request.tools,
@@ -92,7 +92,7 @@ def translate_request(
         )
     reasoning, text = request.reasoning, request.text
     sent: dict[str, str] = {}
-    messages = translate_items(request.instructions, items, profile, sources or ItemSources(), sent, made.map.unhurried)
+    messages = translate_items(request.instructions, items, profile, sources, sent, made.map.unhurried)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
         # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
         raise InvalidRequest(

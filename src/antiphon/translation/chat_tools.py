@@ -278,13 +278,9 @@ class _Format(Struct):
 
 def _custom_description(tool: Tool) -> str:
     parts = [tool.description] if tool.description else []
-    form = _Format()
-    if given(tool.format):
-        try:
-            form = msgspec.json.decode(tool.format, type=_Format)
-        except msgspec.ValidationError:
-            form = _Format()
-    if form.type == "grammar" and form.definition:
+    # Looked at when the tools were read: a grammar has its definition.
+    form = msgspec.json.decode(tool.format, type=_Format) if given(tool.format) else _Format()
+    if form.type == "grammar":
         parts.append(f"The `input` must match this {form.syntax or 'lark'} grammar exactly:\n{form.definition}")
     else:
         parts.append("The `input` is free text.")

@@ -60,9 +60,6 @@ class Citations:
         self._tail = ""
         """The last sentence so far, which a citation is about."""
 
-    def __bool__(self) -> bool:
-        return bool(self._sources)
-
     def add(self, sources: tuple[Source, ...], output: str) -> str:
         """Make sources known; returns the tool's output with their marks in place of `{cite:N}`."""
         first = len(self._sources) + 1

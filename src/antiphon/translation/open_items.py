@@ -13,6 +13,7 @@ between them join to the text of the item.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from msgspec import UNSET, Raw, UnsetType
@@ -42,7 +43,7 @@ Seal = Callable[[bytes], str]
 """Makes an item's `encrypted_content` of its payload."""
 
 
-class OpenItem:
+class OpenItem(ABC):
     """An item that was begun and is not done: `add` its text, then `close` it once.
 
     The text itself stands in the draft, since one item is open at a time: what takes every token is one kind of object.
@@ -58,12 +59,12 @@ class OpenItem:
         """More of its text, with a delta event. Raises `OutputTooLarge`."""
         self._draft.add(fragment)
 
+    @abstractmethod
     def close(self, status: str) -> None:
         """The item is over, `completed` or `incomplete`: what is known of it goes out, and it joins the output.
 
         Never fails: what is too large is so before.
         """
-        raise NotImplementedError
 
 
 # Messages and reasoning
@@ -107,8 +108,9 @@ class OpenText(OpenItem):
         item.status = status
         part.text = text
         part.annotations = self._annotations
-        draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
-        draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
+        if draft.events:
+            draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
+            draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
         # Observed: the part's own event goes without them, the item's has them.
         part.logprobs = self._logprobs
         draft.done(self._index, item)

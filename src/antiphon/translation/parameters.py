@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_type
-from antiphon.translation.request_checks import wrong_type
+from antiphon.errors import invalid_type
+from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
 from antiphon.types.request import CreateResponse
 
@@ -113,12 +113,7 @@ def is_parameter(name: str) -> bool:
 
 def read_parameter(name: str, value: Raw) -> Raw | None:
     """The value as it is, None for null. Raises `InvalidRequest` when its type is wrong."""
-    try:
-        return value if _DECODERS[name].decode(value) is not None else None
-    except msgspec.ValidationError as error:
-        raise wrong_type(name, error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
+    return value if read_value(name, _DECODERS[name], value) is not None else None
 
 
 def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dict[str, Raw], list[str]]:

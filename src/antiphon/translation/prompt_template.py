@@ -22,7 +22,7 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value
 from antiphon.translation.parameters import PARAMETERS
-from antiphon.translation.request_checks import read_string, wrong_type
+from antiphon.translation.request_checks import read_string, read_value
 from antiphon.types.json import encode, first, given, raw
 
 TEMPLATE_FIELDS = frozenset(
@@ -100,12 +100,7 @@ def read_reference(value: Raw) -> PromptReference | None:
     """A request's `prompt`. Raises `InvalidRequest`."""
     if not given(value):
         return None
-    try:
-        read = _REFERENCE.decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type("prompt", error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("'prompt' is not valid JSON.", param="prompt", code="invalid_json") from None
+    read = read_value("prompt", _REFERENCE, value)
     version = None
     if read.version is not None:
         if not _VERSION.fullmatch(str(read.version)):
@@ -213,10 +208,7 @@ class _Values:
             raise invalid_type("input", "expected a string or a list of messages") from None
         for number, source in enumerate(sources):
             where = f"input[{number}]"
-            try:
-                message = _MESSAGE.decode(source)
-            except msgspec.ValidationError as error:
-                raise wrong_type(where, error) from None
+            message = read_value(where, _MESSAGE, source)
             if message.type != "message":
                 raise invalid_value(f"{where}.type", "a prompt holds messages only")
             yield self._message(where, source, message)

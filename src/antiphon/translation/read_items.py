@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import array_too_long, invalid_parameter, invalid_type, invalid_value
+from antiphon.errors import array_too_long, invalid_parameter, invalid_value
 from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
 from antiphon.translation.compaction import COMPACTIONS
@@ -20,7 +20,7 @@ from antiphon.translation.configuration import CONFIGURATION, read_updates
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.foreign_items import FOREIGN_MESSAGES, agent_content
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_checks import required, wrong_type
+from antiphon.translation.request_checks import read_value, required
 from antiphon.types.items import InputItem
 from antiphon.types.json import given
 from antiphon.types.tolerance import Tolerance
@@ -35,20 +35,12 @@ def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
     """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
     if not given(value):
         return []
-    try:
-        sources = _SOURCES.decode(value)
-    except msgspec.ValidationError:
-        raise invalid_type(name, "expected a list of items") from None
+    sources = read_value(name, _SOURCES, value)
     if len(sources) > limit:
         raise array_too_long(name, limit, len(sources))
     items = []
     for number, source in enumerate(sources):
-        try:
-            item = _ITEM.decode(source)
-        except msgspec.ValidationError as error:
-            raise wrong_type(f"{name}[{number}]", error) from None
-        except RecursionError:
-            raise invalid_parameter(f"{name}[{number}]", "it is nested too deeply") from None
+        item = read_value(f"{name}[{number}]", _ITEM, source)
         item.source = source
         items.append(item)
     return items

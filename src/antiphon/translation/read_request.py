@@ -35,7 +35,7 @@ from antiphon.translation.request_checks import (
     IGNORABLE_INCLUDES,
     LOGPROBS,
     read_string,
-    wrong_type,
+    read_value,
 )
 from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import read_tool_choice
@@ -79,6 +79,14 @@ _OPTIONAL: dict[str, Any] = {
     "metadata": dict[str, str] | None,
     "context_management": list[ContextManagement] | None,
 }
+# What a `CreateResponse` has as it was sent.
+_UNCHANGED = frozenset(
+    {
+        *("parallel_tool_calls", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
+        *("max_output_tokens", "max_tool_calls", "text", "reasoning", "prompt_cache_key", "prompt_cache_retention"),
+        *("safety_identifier", "user", "service_tier", "top_logprobs"),
+    }
+)
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
 _SOURCES = msgspec.json.Decoder(list[Raw])
@@ -174,7 +182,7 @@ def read_request(
     # A request has few of the many fields there are: only those are looked at.
     for name, value in fields.items():
         if name in _DECODERS:
-            values[name] = _read(name, value)
+            values[name] = read_value(name, _DECODERS[name], value)
         elif is_parameter(name):
             if (parameter := read_parameter(name, value)) is not None:
                 parameters[name] = parameter
@@ -217,26 +225,11 @@ def read_request(
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
             hosted=hosted,
         ),
-        parallel_tool_calls=values.get("parallel_tool_calls"),
-        temperature=values.get("temperature"),
-        top_p=values.get("top_p"),
-        presence_penalty=values.get("presence_penalty"),
-        frequency_penalty=values.get("frequency_penalty"),
-        max_output_tokens=values.get("max_output_tokens"),
-        max_tool_calls=values.get("max_tool_calls"),
         metadata=fields.get("metadata") if values.get("metadata") is not None else None,
         store=values.get("store") is not False,
         stream=bool(values.get("stream")),
         background=bool(values.get("background")),
-        text=values.get("text"),
-        reasoning=values.get("reasoning"),
         truncation=values.get("truncation") or "disabled",
-        prompt_cache_key=values.get("prompt_cache_key"),
-        prompt_cache_retention=values.get("prompt_cache_retention"),
-        safety_identifier=values.get("safety_identifier"),
-        user=values.get("user"),
-        service_tier=values.get("service_tier"),
-        top_logprobs=values.get("top_logprobs"),
         logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
         encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
@@ -248,6 +241,7 @@ def read_request(
         others=unknown,
         ignored=tuple(ignored),
         unknown=tolerance,
+        **{name: value for name, value in values.items() if name in _UNCHANGED},
     )
     if not (request.input or request.previous_response_id or request.conversation or messages):
         raise missing_input(tolerance.names)
@@ -314,15 +308,6 @@ def _read_object(body: bytes) -> dict[str, Raw]:
         raise InvalidRequest(what, code="invalid_json") from None
 
 
-def _read(name: str, value: Raw) -> Any:
-    try:
-        return _DECODERS[name].decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type(name, error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from None
-
-
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     """Unknown keys of the fields that are objects, as dotted names."""
     return [
@@ -363,12 +348,7 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
             param="conversation",
             code="mutually_exclusive_parameters",
         )
-    try:
-        named = _CONVERSATION.decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type("conversation", error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("'conversation' is not valid JSON.", param="conversation", code="invalid_json") from None
+    named = read_value("conversation", _CONVERSATION, value)
     conversation = named if isinstance(named, str) else named.id
     if not is_name(conversation):
         raise invalid_parameter("conversation", "an id has 1 to 64 letters, digits, underscores or dashes")
@@ -389,14 +369,9 @@ def _read_input(value: Raw, limit: int) -> list[InputItem]:
     if data[:1] == b'"':
         read_string("input", value)
         return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
-    try:
-        items = _INPUT.decode(data)
-    except msgspec.ValidationError as error:
-        if data[:1] != b"[":
-            raise invalid_type("input", "expected a string or a list of items") from None
-        raise wrong_type("input", error) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("'input' is not valid JSON.", param="input", code="invalid_json") from None
+    if data[:1] != b"[":
+        raise invalid_type("input", "expected a string or a list of items")
+    items = read_value("input", _INPUT, value)
     if any(item.type not in _PLAIN_ITEMS for item in items):
         # What is shown or stored as it came needs its bytes; the usual items do not.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
-from antiphon.translation.request_checks import check_choice, required, wrong_type
+from antiphon.translation.request_checks import check_choice, read_value, required
 from antiphon.types.json import first, given
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
@@ -58,16 +58,10 @@ def decode_tools(where: str, value: Raw) -> list[Tool]:
     """The declarations in an array, each with its source. Raises `InvalidRequest`."""
     if not given(value):
         return []
-    try:
-        sources = _RAW_LIST.decode(value)
-    except (msgspec.DecodeError, RecursionError):
-        raise invalid_type(where, "expected an array of tools") from None
+    sources = read_value(where, _RAW_LIST, value)
     tools = []
     for number, source in enumerate(sources):
-        try:
-            tool = _TOOL.decode(source)
-        except msgspec.ValidationError as error:
-            raise wrong_type(f"{where}[{number}]", error) from None
+        tool = read_value(f"{where}[{number}]", _TOOL, source)
         tool.source = source
         tools.append(tool)
     return tools
@@ -246,10 +240,7 @@ def _is_nested(source: Raw) -> bool:
 
 def _check_format(where: str, value: Raw) -> None:
     """A custom tool's format: text, or a grammar with its definition."""
-    try:
-        form = _FORMAT.decode(value)
-    except msgspec.ValidationError as error:
-        raise wrong_type(where, error) from None
+    form = read_value(where, _FORMAT, value)
     check_choice(f"{where}.type", form.type, ("text", "grammar"))
     if form.type == "grammar":
         required(where, "definition", form.definition)

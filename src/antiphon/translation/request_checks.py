@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, missing_parameter
 from antiphon.types.tolerance import Tolerance
+
+_Value = TypeVar("_Value")
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
@@ -46,6 +49,17 @@ def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
     if not param:
         return InvalidRequest(f"Invalid request body: {problem}.", code="invalid_type")
     return invalid_type(param, f"{problem}")
+
+
+def read_value(name: str, decoder: msgspec.json.Decoder[_Value], value: Raw) -> _Value:
+    """A member of a body that was read, so that it is JSON. Raises `InvalidRequest` when it is of another type, or
+    nested too deeply."""
+    try:
+        return decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise wrong_type(name, error) from None
+    except RecursionError:
+        raise invalid_parameter(name, "it is nested too deeply") from None
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:

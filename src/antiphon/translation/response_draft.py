@@ -157,7 +157,8 @@ class ResponseDraft:
     def done(self, index: int, item: OutputItem) -> None:
         """An item is whole: it joins the output, and its done event is the last of it."""
         self.output.append(item)
-        self.emit(ev.OutputItemDone(self.next(), index, item))
+        if self.events:
+            self.emit(ev.OutputItemDone(self.next(), index, item))
 
     def mute(self) -> None:
         """Nobody hears events any more."""

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
-from antiphon.translation.request_checks import check_choice, read_string, wrong_type
+from antiphon.translation.request_checks import check_choice, read_string, read_value
 from antiphon.types.json import ABSENT, encode, given
 from antiphon.types.tools import Tool, ToolChoice
 
@@ -40,6 +40,9 @@ class _Choice(Struct):
     mode: str | None = None
     tools: list[_Named] | None = None
     function: Raw = ABSENT
+
+
+_CHOICE = msgspec.json.Decoder(_Choice)
 
 
 def read_tool_choice(
@@ -69,12 +72,7 @@ def read_tool_choice(
                 code="invalid_value",
             )
         return ToolChoice(mode, value)
-    try:
-        choice = msgspec.json.decode(value, type=_Choice)
-    except (msgspec.ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise InvalidRequest("Invalid 'tool_choice'.", param="tool_choice", code="invalid_type") from None
-        raise wrong_type("tool_choice", error) from None
+    choice = read_value("tool_choice", _CHOICE, value)
     known = None if continued else _known(tools)
     if choice.type == "allowed_tools":
         return _allowed(choice, known, hosted)

@@ -65,9 +65,8 @@ def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _count(value: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        count = value.get(name)
-        if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53:
+    for count in map(value.get, names):
+        if count is not None and isinstance(count, (int, float)) and count.__class__ is not bool and 0 <= count < 2**53:
             return int(count)
     return None
 

@@ -15,8 +15,10 @@ import pytest
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.content_coding import decoder_for
-from antiphon.doors.extproc.peer import in_parts
+from antiphon.doors.extproc.peer import final_metadata, in_parts
 from antiphon.doors.extproc.wire import Kind
+from antiphon.engine.ports.actions import Finish, Usage
+from tests.support.exchanges import make_exchange
 from tests.support.wire_judge import compose, judge
 
 _ROOT = Path(__file__).parents[3]
@@ -321,3 +323,16 @@ def test_the_generated_classes_are_current() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_end_names_what_is_known_and_nothing_else() -> None:
+    exchange = make_exchange()
+    assert final_metadata(exchange, Finish("error")) == {"status": "error"}
+    known = Finish("completed", Usage(3, 4, 7), "m")
+    assert final_metadata(exchange, known) == {
+        "status": "completed",
+        "model": "m",
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "total_tokens": 7,
+    }

@@ -16,6 +16,7 @@ from antiphon.doors import request_body
 from antiphon.doors.request_body import content_codings, decode_body, decode_now
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from tests.support.compression import zstd_streamed
+from tests.support.effort import examples
 
 MOST = 64 << 20
 BODY = b'{"model":"m","input":"' + b"hello world " * 100 + b'"}'
@@ -144,7 +145,7 @@ def test_any_bytes_are_decoded_or_refused(coding: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_damage_is_decoded_or_refused(name: str, place: int, value: int) -> None:
     coding, encode = ENCODERS[name]
     body = bytearray(encode(BODY))
@@ -217,6 +218,14 @@ def test_thousands_of_empty_members_are_refused(body: bytes) -> None:
     coding = "gzip" if body[:1] == b"\x1f" else "zstd"
     with pytest.raises(InvalidRequest, match="too many"):
         decode_now((coding,), body, MOST)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_thousand_members_are_taken_and_one_more_is_not(coding: str) -> None:
+    member = gzip.compress(b"x", 1) if coding == "gzip" else zstd(b"x")
+    assert decode_now((coding,), member * 1_000, MOST) == b"x" * 1_000
+    with pytest.raises(InvalidRequest, match="too many"):
+        decode_now((coding,), member * 1_001, MOST)
 
 
 def test_a_zstd_frame_with_a_huge_window_is_refused() -> None:

@@ -76,3 +76,38 @@ def test_without_shares_an_owner_may_have_all() -> None:
     with budget.hold("a") as hold:
         hold.add(_MAX)
     assert (budget.used, budget.owners) == (0, 0)
+
+
+def test_what_would_never_fit_is_another_error_than_what_does_not_fit_now() -> None:
+    """Trying again is of use only where it was somebody else's bytes that were in the way, or earlier ones."""
+    refused: list[NoRoom] = []
+    budget = _budget(refused)
+    with budget.hold("a") as first, budget.hold("a") as second, budget.hold("") as nobodys:
+        first.add(10)
+        for ask in (first.add, first.check):
+            with pytest.raises(RequestTooLarge) as own:
+                ask(_SHARE - 9)
+            assert own.value.status == 413 and "'limits.one'" in own.value.message and "owner" in own.value.message
+        for ask in (nobodys.add, nobodys.check):
+            with pytest.raises(RequestTooLarge) as all_of_it:
+                ask(_MAX + 1)
+            assert "'limits.all'" in all_of_it.value.message and "owner" not in all_of_it.value.message
+        assert refused == [], "nobody counts what no room could be made for"
+        # The same bytes asked for by another request of the same owner fit once the first has gone.
+        for ask in (second.add, second.check):
+            with pytest.raises(NoRoom):
+                ask(_SHARE - 9)
+        with pytest.raises(NoRoom):
+            nobodys.check(_MAX - 9)
+        assert len(refused) == 3
+
+
+def test_what_one_request_gives_back_leaves_what_the_owner_has_otherwise() -> None:
+    budget = _budget()
+    with budget.hold("a") as first:
+        first.add(20)
+        with budget.hold("a") as second:
+            second.add(30)
+            assert budget.used_by("a") == 50
+        assert (budget.used_by("a"), budget.owners) == (20, 1)
+    assert (budget.used_by("a"), budget.owners) == (0, 0)

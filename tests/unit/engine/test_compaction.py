@@ -10,9 +10,11 @@ import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH, ResponseExchange
-from antiphon.engine.ports.actions import Chain, Context, RequestHead, StoredItem
+from antiphon.engine.ports.actions import CancelReason, Chain, Context, LoadContext, RequestHead, StoredItem
+from antiphon.errors import ApiError
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
+from antiphon.types.files import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.strict_chat import check_chat_request
@@ -277,3 +279,145 @@ def test_tokens_of_a_chain_count_its_history() -> None:
     context = Context(chain=Chain((item,)))
     outcome, _ = _run({"input": "x", "previous_response_id": "resp_1"}, path=COUNT_PATH, context=context)
     assert outcome.json["input_tokens"] >= 400
+
+
+# Before, instead and after
+
+
+_SOON = [{"type": "compaction", "compact_threshold": 1000}]
+
+
+def _over_the_threshold(**request: Any) -> dict[str, Any]:
+    long = [_user("word " * 2000), {"role": "assistant", "content": "Fine."}, _user("Next?")]
+    return {"input": long, "context_management": _SOON, **request}
+
+
+def test_a_conversation_of_one_message_is_not_compacted_however_long_it_is() -> None:
+    """It is what the model is to answer, so nothing is left to sum up; instructions stay in any case."""
+    rule = {"role": "system", "content": "rule " * 2000}
+    outcome, _ = _run({"input": [rule, _user("word " * 2000)], "context_management": _SOON}, "Fine.")
+    assert len(outcome.calls) == 1 and [item["type"] for item in outcome.json["output"]] == ["message"]
+    assert [message["role"] for message in _messages(outcome)] == ["system", "user"]
+
+
+def test_a_conversation_without_a_user_is_compacted_whole() -> None:
+    items = [{"role": "assistant", "content": "word " * 2000}, {"role": "assistant", "content": "And so on."}]
+    outcome, _ = _run({"input": items, "context_management": _SOON}, SUMMARY, "Fine.")
+    assert [item["type"] for item in outcome.json["output"]] == ["compaction", "message"]
+    (only,) = _messages(outcome)
+    assert SUMMARY in only["content"]
+
+
+def test_files_are_fetched_before_the_summary_is_asked_for() -> None:
+    url = "https://files.example/a.txt"
+    file = {"role": "user", "content": [{"type": "input_file", "file_url": url}]}
+    exchange = make_exchange(sealer=SEALER)
+    body = json.dumps({"model": "m", "input": [file, {"type": "compaction_trigger"}]}).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    assert exchange.actions() == [LoadContext("owner", None, (), (url,))]
+    outcome = Outcome()
+    exchange.receive_context(Context(files={url: FetchedFile("a.txt", "text/plain", b"the text")}))
+    pump(exchange, outcome)
+    assert "the text" in json.dumps(_messages(outcome)[0]) and "summary" in _messages(outcome)[-1]["content"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_summary_that_breaks_off_is_a_failure_of_the_response(stream: bool) -> None:
+    request = _over_the_threshold(stream=stream)
+    exchange, outcome = make_exchange(sealer=SEALER), Outcome()
+    exchange.receive_request(
+        RequestHead("POST", "/v1/responses", (), "owner"), json.dumps({"model": "m", **request}).encode()
+    )
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b'data: {"choices":[{"delta":{"content":"The user"}}]}\n\n')
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    assert exchange.done and len(outcome.calls) == 1
+    if stream:
+        final = _final(outcome)
+        assert (final["status"], final["error"]["code"], final["output"]) == ("failed", "upstream_cut", [])
+    else:
+        assert outcome.head is not None and outcome.head.status == 502
+
+
+def test_a_client_that_leaves_during_the_summary_leaves_a_failed_response() -> None:
+    exchange, outcome = make_exchange(sealer=SEALER), Outcome()
+    body = json.dumps({"model": "m", **_over_the_threshold(stream=True)}).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    pump(exchange, outcome)
+    (record,) = outcome.records
+    assert (record.status, record.output_items) == ("failed", ()) and exchange.done
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_file_that_the_summary_does_not_need_is_fetched_after_it(stream: bool) -> None:
+    """It stands in the latest message, which the summary leaves out."""
+    url = "https://files.example/gone.txt"
+    latest = {"role": "user", "content": [{"type": "input_file", "file_url": url}]}
+    request = _over_the_threshold(stream=stream)
+    request["input"][-1] = latest
+    exchange, outcome = make_exchange(sealer=SEALER), Outcome()
+    exchange.receive_request(
+        RequestHead("POST", "/v1/responses", (), "owner"), json.dumps({"model": "m", **request}).encode()
+    )
+    pump(exchange, outcome)
+    headers, body = _answer(SUMMARY, stream=stream)
+    exchange.receive_upstream_head(200, headers)
+    pump(exchange, outcome)
+    exchange.receive_upstream_data(body)
+    gone = ApiError("The file could not be fetched.", status=400, code="file_download_failed")
+    pump(exchange, outcome, Context(files={url: gone}))
+    if not exchange.done:
+        exchange.receive_upstream_end()
+        pump(exchange, outcome, Context(files={url: gone}))
+    assert exchange.done and [load.file_urls for load in outcome.loads] == [(url,)]
+    if stream:
+        final = _final(outcome)
+        assert final["status"] == "failed" and [item["type"] for item in final["output"]] == ["compaction"]
+    else:
+        assert outcome.head is not None and outcome.head.status == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_wrong_with_the_latest_message_is_told_after_the_summary(stream: bool) -> None:
+    request = _over_the_threshold(stream=stream)
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+    request["input"][-1] = {"role": "user", "content": [image]}
+    outcome, _ = _run(request, SUMMARY, profile="deepseek")
+    assert len(outcome.calls) == 1
+    if stream:
+        final = _final(outcome)
+        assert final["status"] == "failed" and "images" in final["error"]["message"]
+        assert [item["type"] for item in final["output"]] == ["compaction"]
+        assert final["usage"]["total_tokens"] == 120, "the summary was paid for"
+    else:
+        assert outcome.head is not None and outcome.head.status == 400
+        assert outcome.json["error"]["param"] == "input.content[0]"
+
+
+def test_the_path_of_its_own_fails_like_any_request() -> None:
+    outcome, _ = _run({"input": TALK}, "", path=COMPACT_PATH)
+    assert outcome.head is not None and outcome.head.status == 502
+    assert outcome.json["error"]["code"] == "model_error" and not outcome.records
+
+
+def test_the_thoughts_that_led_to_an_open_call_stay_with_it() -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I look."}]}
+    outcome, _ = _run({"input": [*TALK, thought, CALL, {"type": "compaction_trigger"}]}, SUMMARY)
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, OUTPUT]}, "It rains.")
+    called = _messages(outcome)[1]
+    assert called["reasoning_content"] == "I look." and called["tool_calls"][0]["id"] == "call_1"
+
+
+def test_what_was_sealed_for_something_else_is_no_compaction() -> None:
+    sealed = SEALER.seal("owner", "reasoning", b'{"text":"a","items":5}')
+    outcome, _ = _run({"input": [{"type": "compaction", "encrypted_content": sealed}, _user("Go on.")]})
+    assert outcome.head is not None and outcome.head.status == 400
+    error = outcome.json["error"]
+    assert (error["param"], error["code"]) == ("input[0].encrypted_content", "invalid_encrypted_content")
+    assert "compaction" in error["message"]

@@ -26,10 +26,10 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.engine.ports.state import StoredResponse
-from antiphon.errors import ExchangeStateError, NoRoom, StoreError
+from antiphon.errors import ApiError, ExchangeStateError, NoRoom, StoreError
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.transport import UpstreamError, UpstreamFault
+from antiphon.types.transport import LOCAL_REPLY, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump, run
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_stream, parse_sse
@@ -441,3 +441,73 @@ def test_of_a_large_response_the_row_alone_is_kept_when_the_process_stops() -> N
         assert save.record.status == "failed" and save.record.id == exchange.response_id
         kept[reason] = sum(len(item.body) for item in save.record.output_items)
     assert kept[CancelReason.SHUTTING_DOWN] == 0 and kept[CancelReason.CLIENT_GONE] > 3_000_000
+
+
+def test_an_answer_that_envoy_gave_itself_is_none_of_the_upstreams() -> None:
+    """Envoy marks it with a header that no upstream can send: nobody was reached, whatever the body says."""
+    envoys = (*JSON, (LOCAL_REPLY, "unreachable"))
+    body = b'{"error":{"message":"Overloaded."}}'
+    outcome = run({"model": "m", "input": "hi"}, [body], status=503, headers=envoys)
+    assert outcome.head is not None and outcome.head.status == 502
+    assert outcome.json["error"]["code"] == "upstream_unreachable" and b"Overloaded" not in outcome.body
+    assert LOCAL_REPLY not in dict(outcome.head.headers)
+    theirs = run({"model": "m", "input": "hi"}, [body], status=503, headers=JSON)
+    assert theirs.head is not None and theirs.head.status == 503 and b"Overloaded" in theirs.body
+
+
+def test_the_header_that_names_what_has_no_effect_has_an_end() -> None:
+    unknown = {f"unheard_of_{number:03}": 1 for number in range(200)}
+    outcome = run({"model": "m", "input": "hi", **unknown}, [_CHUNK, _END])
+    assert outcome.head is not None
+    (told,) = (value for name, value in outcome.head.headers if name == "antiphon-ignored")
+    names = told.split(",")
+    assert len(told) <= 1024 and names[-1] == "..."
+    assert [name.strip() for name in names[:-1]] == sorted(unknown)[: len(names) - 1] and len(names) > 50
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stream_that_is_too_large_for_whoever_carries_it_fails(begun: bool) -> None:
+    exchange = _in_state(State.STREAMING if begun else State.CONTEXT)
+    if begun:
+        exchange.receive_upstream_data(_CHUNK)
+        assert exchange.output_bytes == len(b"Hi")
+        exchange.actions()
+    exchange.receive_too_much(ApiError("The stream is too large.", code="stream_too_large"))
+    if not begun:
+        assert exchange.state is State.CONTEXT, "nothing was carried yet"
+        return
+    (save,) = [action for action in exchange.actions() if isinstance(action, SaveResponse)]
+    assert save.record.status == "failed" and b"stream_too_large" in save.record.body
+
+
+def test_where_an_error_event_would_end_more_than_the_response_there_is_none() -> None:
+    kinds = {}
+    for wanted in (True, False):
+        exchange, outcome = make_exchange(), Outcome()
+        exchange.error_events = wanted
+        exchange.receive_request(_HEAD, _STREAM)
+        pump(exchange, outcome)
+        exchange.receive_upstream_head(200, SSE)
+        exchange.receive_upstream_data(_CHUNK)
+        exchange.receive_upstream_end()
+        pump(exchange, outcome)
+        kinds[wanted] = [event["type"] for event in parse_sse(outcome.body)]
+    assert kinds[True][-2:] == ["error", "response.failed"]
+    assert kinds[False] == [kind for kind in kinds[True] if kind != "error"]
+
+
+def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_usage() -> None:
+    exchange, outcome = make_exchange(), Outcome()
+    exchange.receive_request(_HEAD, json.dumps({"model": "m", "input": "hi", "store": False}).encode())
+    pump(exchange, outcome)
+    assert exchange.usage is None and exchange.unstored_record() is None
+    exchange.receive_upstream_head(200, JSON)
+    usage = b'{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3}'
+    exchange.receive_upstream_data(
+        b'{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":%b}' % usage
+    )
+    exchange.receive_upstream_end()
+    pump(exchange, outcome)
+    record = exchange.unstored_record()
+    assert record is not None and record.id == outcome.json["id"] and not outcome.records
+    assert exchange.usage is not None and exchange.usage.total_tokens == 3

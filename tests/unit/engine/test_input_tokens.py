@@ -7,18 +7,23 @@ from typing import Any
 
 import pytest
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import COUNT_PATH, ResponseExchange
-from antiphon.engine.ports.actions import CancelReason, RequestHead
-from antiphon.types.transport import UpstreamError, UpstreamFault
-from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
+from antiphon.engine.ports.actions import CancelReason, Context, LoadContext, RequestHead
+from antiphon.types.files import FetchedFile
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
 ASKED: dict[str, Any] = {"model": "m", "input": "word " * 400, "instructions": "Be kind.", "tools": [TOOL]}
 
 
-def _asked(profile: str = "vllm", **more: Any) -> tuple[ResponseExchange, Outcome]:
-    exchange, outcome = make_exchange(profile), Outcome()
-    exchange.receive_request(RequestHead("POST", COUNT_PATH, (), "owner"), json.dumps({**ASKED, **more}).encode())
+def _asked(
+    profile: str = "vllm", headers: Headers = (), options: dict[str, Any] | None = None, **more: Any
+) -> tuple[ResponseExchange, Outcome]:
+    exchange, outcome = make_exchange(profile, **(options or {})), Outcome()
+    body = json.dumps({**ASKED, **more}).encode()
+    exchange.receive_request(RequestHead("POST", COUNT_PATH, headers, "owner"), body)
     pump(exchange, outcome)
     return exchange, outcome
 
@@ -95,3 +100,48 @@ def test_other_servers_are_not_asked() -> None:
 def test_a_wrong_request_is_a_400() -> None:
     _, outcome = _asked(input=5)
     assert outcome.head is not None and outcome.head.status == 400
+
+
+def test_an_answer_without_an_end_is_replaced_too() -> None:
+    exchange, outcome = _asked(options={"limits": limits(upstream_body_bytes=100)})
+    exchange.receive_upstream_head(200, JSON)
+    exchange.receive_upstream_data(b'{"count":4321,"tokens":[' + b"1," * 100)
+    pump(exchange, outcome)
+    assert _estimated(outcome) and exchange.done
+
+
+def test_a_server_that_takes_too_long_is_replaced_too() -> None:
+    exchange, outcome = _asked(options={"times": TimeoutSettings(response=100.0)})
+    exchange.receive_time(1000.0)
+    exchange.receive_time(1100.0)
+    pump(exchange, outcome)
+    assert _estimated(outcome) and exchange.done
+
+
+def test_a_file_is_fetched_before_its_text_is_counted() -> None:
+    url = "https://files.example/a.txt"
+    part = {"type": "input_file", "file_url": url}
+    exchange = make_exchange()
+    body = json.dumps({**ASKED, "input": [{"role": "user", "content": [part]}]}).encode()
+    exchange.receive_request(RequestHead("POST", COUNT_PATH, (), "owner"), body)
+    assert exchange.actions() == [LoadContext("owner", None, (), (url,))]
+    exchange.receive_context(Context(files={url: FetchedFile("a.txt", "text/plain", b"word " * 400)}))
+    outcome = Outcome()
+    pump(exchange, outcome)
+    assert _estimated(outcome)
+
+
+def test_an_idempotency_key_has_no_effect_and_is_named() -> None:
+    """Counting makes nothing that could be made twice."""
+    _, outcome = _asked("generic", headers=(("idempotency-key", "k"),))
+    assert outcome.head is not None and ("antiphon-ignored", "idempotency-key") in outcome.head.headers
+
+
+def test_a_picture_counts_as_one_whatever_its_size() -> None:
+    def tokens(size: int) -> int:
+        image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * size}
+        _, outcome = _asked("generic", input=[{"role": "user", "content": [image]}])
+        told: int = outcome.json["input_tokens"]
+        return told
+
+    assert 1000 <= tokens(4_000) == tokens(400_000) < 1200

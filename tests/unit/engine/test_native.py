@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
@@ -17,6 +18,7 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
+from antiphon.errors import ApiError
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, limits, make_exchange
@@ -180,6 +182,30 @@ def test_a_native_stream_is_as_long_as_a_response_may_be() -> None:
     assert exchange.actions()[1:] == [SendBody(b"12345"), Finish("cut", None, "n")]
 
 
+def test_a_native_stream_that_is_too_large_for_its_door_is_cut() -> None:
+    exchange = _asked(b'{"model":"n"}')
+    exchange.actions()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b"data: 1")
+    exchange.receive_too_much(ApiError("The stream is too large.", code="stream_too_large"))
+    assert exchange.actions()[2:] == [Finish("cut", None, "n")]
+    assert exchange.failure is not None and "too_large: The stream is too large." in exchange.failure.cause
+
+
+@pytest.mark.parametrize(("stream", "status"), [(True, 0), (False, 504)])
+def test_a_native_answer_that_takes_too_long_is_ended(stream: bool, status: int) -> None:
+    exchange = _asked(b'{"model":"n"}', times=TimeoutSettings(response=100.0))
+    exchange.receive_time(1000.0)
+    exchange.actions()
+    exchange.receive_upstream_head(200, SSE if stream else JSON)
+    exchange.actions()
+    exchange.receive_time(1100.0)
+    if stream:
+        assert exchange.actions() == [Finish("cut", None, "n")]
+    else:
+        assert _error(exchange) == (status, "response_timeout")
+
+
 def test_a_client_that_leaves_a_native_stream_ends_the_call() -> None:
     exchange = _asked(b'{"model":"n"}')
     exchange.actions()
@@ -238,6 +264,22 @@ def test_a_shared_account_keeps_nothing_that_clients_can_name(field: str, param:
 def test_what_names_nothing_that_is_kept_goes_on(field: str) -> None:
     (call,) = _asked(_with(field), routes=_native(**_SHARED)).actions()
     assert isinstance(call, CallUpstream) and call.request.body == _with(field)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"n1","input":"\xff","previous_response_id":"resp_of_alice"}',
+        b'{"model":"n1","input":"\\ud83d","previous_response_id":"x"}',
+        b'{"model":"n1","previous_response_id":',
+        b'["n1","previous_response_id"]',
+    ],
+)
+def test_what_cannot_be_searched_for_names_never_goes_on_to_a_shared_account(body: bytes) -> None:
+    exchange = _asked(body, routes=_native(**_SHARED))
+    (head, sent, _) = exchange.actions()
+    assert isinstance(head, SendHead) and head.status == 400
+    assert isinstance(sent, SendBody) and json.loads(sent.data)["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("kind", [JSON, SSE])

@@ -27,9 +27,11 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
+from antiphon.translation.encode import DONE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.files import FetchedFile
 from tests.support.exchanges import limits, make_exchange
+from tests.support.judge import parse_sse
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
 
@@ -66,6 +68,25 @@ def test_then_it_is_an_ordinary_request() -> None:
     assert not exchange.needs_drive
     (call,) = exchange.actions()
     assert isinstance(call, CallUpstream) and call.request.model == "from the prompt"
+
+
+def test_the_response_shows_what_stood_before_the_input() -> None:
+    """Instructions and the prompt's messages are one list there; without messages, instructions are as they were."""
+    shown = {}
+    for template in (
+        {"instructions": "Be kind."},
+        {"instructions": "Be kind.", "input": "Hello."},
+        {"input": "Hello."},
+    ):
+        exchange, _ = begin(stream=True)
+        exchange.receive_context(Context(prompt=prompt(**template)))
+        exchange.actions()
+        exchange.receive_silence()
+        (sent,) = [action.data for action in exchange.actions() if isinstance(action, SendBody)]
+        shown[tuple(template)] = parse_sse(sent + DONE)[0]["response"]["instructions"]
+    said = {"role": "user", "content": "Hello."}
+    kind = {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be kind."}]}
+    assert shown == {("instructions",): "Be kind.", ("instructions", "input"): [kind, said], ("input",): [said]}
 
 
 def test_what_the_prompt_asks_for_decides_who_makes_the_call() -> None:

@@ -25,9 +25,10 @@ from antiphon.engine.ports.actions import (
     SendHead,
 )
 from antiphon.engine.ports.jobs import JobRequest, TooManyJobs, count_events, split_events
-from antiphon.errors import InvalidRequest, StoreError
+from antiphon.errors import ApiError, InvalidRequest, StoreError
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
+from antiphon.types.files import FetchedFile
 from antiphon.types.transport import Headers
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.judge import check_response
@@ -214,7 +215,11 @@ def test_credentials_that_are_sealed_go_with_the_job_and_nowhere_else() -> None:
     (call,) = again.actions()
     assert isinstance(call, CallUpstream) and set(sent) <= set(call.request.headers)
     # Another owner's, another key's, or without a key: the response fails, saying why.
-    for owner, changed in (("other", options), ("owner", {**options, "sealer": Sealer([b"x" * 32])})):
+    for owner, changed in (
+        ("other", options),
+        ("owner", {**options, "sealer": Sealer([b"x" * 32])}),
+        ("owner", {**options, "sealer": None}),
+    ):
         lost = make_exchange(background=True, **changed)
         lost.receive_job(job, owner, action.record.id, -1)
         assert refused(lost)["code"] == "credentials_lost"
@@ -222,6 +227,55 @@ def test_credentials_that_are_sealed_go_with_the_job_and_nowhere_else() -> None:
 
 def test_without_a_queue_background_is_a_400() -> None:
     assert refused(ask(ASK, background=False))["code"] == "unsupported_parameter"
+
+
+def test_a_file_is_fetched_before_anything_is_queued() -> None:
+    """What is wrong with a request is told now, not by a response that fails later."""
+    url = "https://files.example/a.txt"
+    part = {"type": "input_file", "file_url": url}
+    request = {**ASK, "input": [{"role": "user", "content": [part]}]}
+    for file in (FetchedFile("a.txt", "text/plain", b"the text"), ApiError("It is gone.", status=400)):
+        exchange = ask(request)
+        assert exchange.actions() == [LoadContext("owner", None, (), (url,))]
+        exchange.receive_context(Context(files={url: file}))
+        if isinstance(file, ApiError):
+            assert refused(exchange)["param"] == "input[0].content[0].file_url"
+        else:
+            # The worker fetches it again: the job holds the request as it came.
+            assert b"the text" not in queued(exchange).request
+
+
+def test_a_conversation_that_is_to_be_compacted_first_is_translated_by_the_worker() -> None:
+    long = [{"role": "user", "content": "word " * 2000}, {"role": "user", "content": "Next?"}]
+    soon = [{"type": "compaction", "compact_threshold": 1000}]
+    sealer = Sealer([b"k" * 32])
+    action = queued(ask({**ASK, "input": long, "context_management": soon}, sealer=sealer))
+    assert [json.loads(item.body)["role"] for item in action.record.input_items] == ["user", "user"]
+    worker = make_exchange(background=True, sealer=sealer)
+    worker.receive_job(msgspec.json.decode(action.request, type=JobRequest), "owner", action.record.id, -1)
+    (call,) = worker.actions()
+    assert isinstance(call, CallUpstream) and b"summary" in call.request.body
+
+
+@pytest.mark.parametrize(
+    ("declared", "refuses"),
+    [
+        ({"connector_id": "connector_gmail"}, False),
+        ({"server_url": "https://d.example", "headers": {}}, False),
+        ({"server_url": "https://d.example", "authorization": "secret"}, True),
+        ({"server_url": "https://d.example", "headers": {"x-key": "secret"}}, True),
+        # It cannot be read, so nobody knows what it holds.
+        ({"server_url": "https://d.example", "authorization": {"bearer": "secret"}}, True),
+    ],
+)
+def test_mcp_servers_that_need_nothing_of_their_clients_can_be_queued(declared: dict[str, Any], refuses: bool) -> None:
+    tools = [{"type": "file_search", "vector_store_ids": ["vs_1"]}, {"type": "mcp", "server_label": "d", **declared}]
+    exchange = ask({**ASK, "tools": tools}, tool_types=frozenset({"mcp", "file_search"}))
+    if refuses:
+        error = refused(exchange)
+        assert error["param"] == "background" and "'d'" in error["message"] and "secret" not in error["message"]
+    else:
+        assert b"server_label" in queued(exchange).request
 
 
 # Running it again

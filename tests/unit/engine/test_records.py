@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.ports.actions import Chain, Context, StoredItem
+from antiphon.sealing import Sealer
+from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.strict_chat import check_chat_request
 
@@ -108,3 +111,24 @@ def test_images_in_outputs_of_tools_have_their_detail_too() -> None:
     output = {"type": "function_call_output", "call_id": "c", "output": [image]}
     record = run({"model": "m", "input": [call, output]}, [ANSWER], headers=JSON).records[0]
     assert json.loads(record.input_items[1].body)["output"] == [{**image, "detail": "auto"}]
+
+
+def test_what_truncation_leaves_out_is_stored_as_it_came_though_nobody_could_read_it() -> None:
+    """Nobody translates a turn that the model is not shown."""
+    old = {"role": "user", "content": ["output_text", "x" * 4000]}
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"], context_tokens=200))
+    request = {"model": "m", "input": [old, {"role": "user", "content": "so?"}], "truncation": "auto"}
+    outcome = run(request, [ANSWER], headers=JSON, routes=routes)
+    assert [message["content"] for message in outcome.chat["messages"]] == ["so?"]
+    assert json.loads(outcome.records[0].input_items[0].body)["content"] == old["content"]
+
+
+def test_encrypted_reasoning_is_stored_with_what_it_seals() -> None:
+    sealer = Sealer([b"k" * 32])
+    sealed = sealer.seal("owner", "reasoning", b'{"text":"a thought"}')
+    item = {"type": "reasoning", "summary": [], "encrypted_content": sealed}
+    record = run(
+        {"model": "m", "input": [item, {"role": "user", "content": "so?"}]}, [ANSWER], headers=JSON, sealer=sealer
+    ).records[0]
+    stored = json.loads(record.input_items[0].body)
+    assert stored == {"id": stored["id"], **item}

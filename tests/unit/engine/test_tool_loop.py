@@ -12,7 +12,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestHead
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.errors import InvalidRequest
-from antiphon.translation.citations import Source
+from antiphon.translation.citations import Source, unmarked
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
@@ -264,6 +264,16 @@ def test_what_the_tools_refuse_is_a_400() -> None:
     assert talk.outcome.json["error"]["param"] == "tools[0].vector_store_ids" and not talk.outcome.calls
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_that_refuses_the_first_turn_is_an_error_and_no_stream(stream: bool) -> None:
+    talk = Talk({"stream": stream, "tools": [SEARCH]}, [])
+    talk.exchange.receive_upstream_head(429, JSON)
+    talk.exchange.receive_upstream_end()
+    talk._pump()
+    assert talk.outcome.head is not None and talk.outcome.head.status == 429
+    assert talk.outcome.json["error"]["type"] == "rate_limit_error"
+
+
 def test_a_hosted_tool_may_be_declared_once() -> None:
     talk = Talk({"tools": [SEARCH, SEARCH]}, [])
     assert talk.outcome.head is not None and talk.outcome.head.status == 400
@@ -420,6 +430,26 @@ def test_marks_become_annotations_where_they_stood(stream: bool, pieces: int) ->
     file, url = part["annotations"]
     assert file == {"type": "file_citation", "file_id": "file_a", "filename": "a.txt", "index": 8}
     assert part["text"][url["start_index"] : url["end_index"]] == 'Take "both" umbrellas'
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_mark_before_any_text_is_an_annotation_of_an_empty_one(stream: bool) -> None:
+    turns = [("", ("file_search", {"query": "rain"})), ("【1】It rains.",)]
+    talk = Talk({"stream": stream, "tools": [SEARCH]}, turns, ScriptedTools(_cited))
+    part = talk.final["output"][-1]["content"][0]
+    assert part["text"] == "It rains." and [note["index"] for note in part["annotations"]] == [0]
+
+
+def test_in_a_strangers_text_nothing_is_taken_for_a_mark_of_ours() -> None:
+    """A page could cite itself for what it does not say, or the next source for what it says."""
+    page = "True【1】, says {cite:0} and 【2†x】."
+
+    def found(call: HostedCall) -> ToolResult:
+        source = Source({"type": "url_citation", "url": "https://a.example", "title": "A"})
+        return ToolResult(call.call_id, f"{{cite:0}} {unmarked(page)}", {}, sources=(source,))
+
+    talk = Talk({"tools": [SEARCH]}, [("", ("file_search", {"query": "x"})), ("So.",)], ScriptedTools(found))
+    assert talk.messages()[-1]["content"] == "【1】 True[1], says {cite :0} and [2†x]."
 
 
 def test_an_open_mark_at_the_end_is_text() -> None:

@@ -105,16 +105,18 @@ class Model:
 class Process:
     """Workers and all they need, in memory."""
 
-    def __init__(self, admit: Any = None, bodies: Budget | None = None, **options: Any) -> None:
+    def __init__(
+        self, admit: Any = None, bodies: Budget | None = None, pace: WorkerPace | None = None, **options: Any
+    ) -> None:
         self.responses = MemoryResponseStore()
         self.jobs = Jobs(self.responses)
         self.model = Model()
-        self.pace = WorkerPace(poll=0.005, idle=0.005, batch=0.001)
+        self.pace = pace or WorkerPace(poll=0.005, idle=0.005, batch=0.001)
         # Without the rules that settings have: leases here are short.
         self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
         followers = Followers(self.jobs, poll=0.005)
         self.background = Background(self.jobs, self.responses, followers, self.settings)
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
         self.runner = Runner(
             self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background
         )
@@ -421,6 +423,24 @@ async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeyp
         await waiting
     with pytest.raises(RuntimeError):
         await stream.add(b"event: a\ndata: 3\n\n")
+
+
+async def test_what_ran_is_counted(process: Process) -> None:
+    process.model.gate.set()
+    await process.stream(await process.queue())
+    await until(lambda: not process.workers.running)
+    counted = process.metrics.render().decode()
+    assert 'responses_total{door="background",outcome="completed"} 1.0' in counted
+
+
+async def test_a_worker_that_has_nothing_to_do_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Longer than the test may take.
+    monkeypatch.setattr("antiphon.engine.running.workers._GIVE_UP_SECONDS", 3600.0)
+    process = Process(pace=WorkerPace(poll=3600.0, idle=3600.0))
+    process.workers.start()
+    await until(lambda: process.jobs.claims > 0)
+    async with asyncio.timeout(60):
+        await process.workers.aclose()
 
 
 async def test_a_worker_that_retired_takes_nothing(process: Process) -> None:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from antiphon.search.chunking import cut
 from antiphon.search.tokens import EstimatedTokens, Tokenizer, make_tokenizer
-
-TOKENIZERS = [EstimatedTokens(), make_tokenizer()]
+from tests.support.effort import examples
 
 WORDS = st.sampled_from(
     [
@@ -36,13 +35,18 @@ WORDS = st.sampled_from(
 TEXTS = st.lists(WORDS, max_size=120).map(" ".join) | st.text(max_size=400)
 
 
+@pytest.fixture(scope="module", params=[EstimatedTokens, make_tokenizer], ids=["estimate", "o200k_base"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    made: Tokenizer = request.param()
+    return made
+
+
 def test_the_real_tokenizer_is_there() -> None:
     """The development set-up has it; without it the tests below would not be about it."""
     assert make_tokenizer().name == "o200k_base"
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(text=TEXTS, size=st.integers(5, 60))
 def test_without_overlap_the_chunks_are_the_text(tokenizer: Tokenizer, text: str, size: int) -> None:
     chunks = list(cut(text, size, 0, tokenizer))
@@ -50,8 +54,7 @@ def test_without_overlap_the_chunks_are_the_text(tokenizer: Tokenizer, text: str
     assert "".join("".join(chunk for chunk, _ in chunks).split()) == "".join(text.split())
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(
     ends=st.lists(st.sampled_from([" ", ". ", "\n", "\n\n", "! ", " " + "long" * 30 + " "]), max_size=150),
     size=st.integers(10, 60),
@@ -77,7 +80,6 @@ def test_with_overlap_every_word_comes_in_its_order(
 NUMBERED = " ".join(f"Sentence {number} is about the {number}th thing." for number in range(400))
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
 def test_neighbours_share_at_most_the_overlap(tokenizer: Tokenizer) -> None:
     chunks = [chunk for chunk, _ in cut(NUMBERED, 200, 80, tokenizer)]
     assert len(chunks) > 5
@@ -106,15 +108,13 @@ def test_overlap_never_keeps_a_chunk_from_what_is_new() -> None:
 
 
 @pytest.mark.parametrize("letters", ["x", "検", "🎉", "\u0f00"])
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
-def test_a_megabyte_without_a_space(tokenizer: Tokenizer, letters: str) -> None:
-    text = letters * 700_000
+def test_a_long_text_without_a_space(tokenizer: Tokenizer, letters: str) -> None:
+    text = letters * 150_000
     chunks = list(cut(text, 4_096, 2_048, tokenizer))
     assert all(0 < count <= 4_096 for _, count in chunks)
     assert sum(len(chunk) for chunk, _ in chunks) >= len(text)
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
 def test_a_line_without_end_is_cut_between_words(tokenizer: Tokenizer) -> None:
     text = "word" + " word" * 5_000
     chunks = list(cut(text, 100, 20, tokenizer))
@@ -122,9 +122,8 @@ def test_a_line_without_end_is_cut_between_words(tokenizer: Tokenizer) -> None:
     assert all(set(chunk.split()) == {"word"} for chunk, _ in chunks)
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
 @given(text=st.text(min_size=1, max_size=200), limit=st.integers(1, 50))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_what_fits_fits(tokenizer: Tokenizer, text: str, limit: int) -> None:
     characters = tokenizer.fitting(text, limit)
     assert 1 <= characters <= len(text)
@@ -140,7 +139,6 @@ def test_the_estimate_is_near_for_prose() -> None:
     assert abs(EstimatedTokens().count(prose) - real) < 0.35 * real
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda one: one.name)
 def test_special_tokens_are_text(tokenizer: Tokenizer) -> None:
     ((chunk, count),) = cut("<|endoftext|> and <|im_start|>", 100, 0, tokenizer)
     assert chunk == "<|endoftext|> and <|im_start|>" and count > 6

@@ -26,6 +26,7 @@ from antiphon.stores.sqlite_database import connect_writer
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
+from tests.support.effort import examples
 
 HISTORY = 10_000
 PAGE = 3_000
@@ -169,7 +170,7 @@ async def _walk(
 _SIZES = st.lists(st.sampled_from([1, 10, 900, 1_000, 1_500, 2_999, 3_000, 3_001, 9_000]), min_size=1, max_size=14)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(sizes=_SIZES, limit=st.integers(1, 6), descending=st.booleans(), turned=st.booleans())
 def test_pages_cut_by_bytes_are_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int, descending: bool, turned: bool
@@ -214,7 +215,7 @@ def test_pages_cut_by_bytes_are_the_whole_list(
     asyncio.run(check(tmp_path_factory.mktemp("pages")))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(sizes=st.lists(st.sampled_from([1, 1_000, 400_000, 1 << 20, (1 << 20) + 1]), min_size=1, max_size=8))
 def test_pages_of_events_are_cut_by_bytes(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     async def check(folder: Path) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores import SESSIONS_FILE, open_stores
 from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.vector_admin import opened_vector_database
 from antiphon.stores.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
@@ -279,3 +281,14 @@ async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> Non
         subprocess.run, [sys.executable, "-c", program, str(tmp_path)], env=child_environment(), timeout=20
     )
     assert done.returncode == 3
+
+
+async def test_who_looks_into_vector_stores_leaves_no_thread_behind(tmp_path: Path) -> None:
+    async with opened_vector_database(tmp_path) as none:
+        assert none is None and not list(tmp_path.iterdir())
+    made = await open_vector_database(tmp_path)
+    await made.aclose()
+    before = threading.active_count()
+    async with opened_vector_database(tmp_path) as database:
+        assert database is not None and threading.active_count() > before
+    assert threading.active_count() == before

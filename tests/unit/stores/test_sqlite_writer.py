@@ -295,6 +295,20 @@ async def test_a_start_that_fails_says_why_and_leaves_no_thread(path: Path) -> N
     assert "antiphon-sqlite-writer" not in [thread.name for thread in threading.enumerate()]
 
 
+async def test_what_waits_for_a_start_that_fails_is_told(path: Path) -> None:
+    def prepare(connection: sqlite3.Connection) -> None:
+        raise ValueError("cannot")
+
+    writer = SqliteWriter(path, prepare)
+    early = asyncio.create_task(writer.run([insert(1)]))
+    await asyncio.sleep(0)
+    with pytest.raises(StoreError):
+        await writer.start()
+    with pytest.raises(StoreError, match="is closed"):
+        await early
+    await writer.aclose()
+
+
 async def test_a_writer_never_started_can_be_closed(path: Path, probe: Probe) -> None:
     await SqliteWriter(path, probe.prepare).aclose()
 

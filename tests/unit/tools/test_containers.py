@@ -117,3 +117,19 @@ async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_
     path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\nthis is not JSON")
     assert records.get(made.id, "b:bob") is None and await rooms.get("b:bob", made.id) is None
     assert [head.id for head in records.every()] == [made.id]
+
+
+async def test_a_file_of_the_same_name_takes_the_place_of_the_other(records: _SlowRecords) -> None:
+    rooms = ContainerRooms(MemorySandbox(), records, None)
+    made = await rooms.create(OWNER, REQUEST)
+
+    async def content(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    names = [("a", b"1"), ("b", b"2"), ("a", b"three")]
+    kept = [await rooms.put(OWNER, made.id, name, content(data)) for name, data in names]
+    listed = await rooms.files(OWNER, made.id)
+    assert listed is not None and None not in kept
+    assert sorted((one.id, one.path[-1:], one.size) for one in listed) == sorted(
+        (one.id, one.path[-1:], one.size) for one in kept[1:] if one is not None
+    )

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
+from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES, choose_profile
 from antiphon.translation.read_request import read_request
+
+_NONE = ItemSources(unseal=lambda text, param: b"")
 
 
 def _chat(profile: str = "generic", **fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
     request = read_request(body, max_items=100, max_tools=100)
     items = [(f"input[{number}]", item) for number, item in enumerate(request.input)]
-    found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile]).body)
+    found: dict[str, Any] = json.loads(translate_request(request, items, PROFILES[profile], sources=_NONE).body)
     return found
 
 
@@ -209,7 +212,8 @@ def test_pitfall_44_a_text_file_is_its_text_also_with_slashes_escaped() -> None:
         part = {"type": "input_file", "filename": "a.txt", "file_data": url}
         body = json.dumps({"model": "m", "input": [{"role": "user", "content": [part]}]}).replace("/", r"\/").encode()
         request = read_request(body, max_items=9, max_tools=9)
-        chat = json.loads(translate_request(request, [("input[0]", request.input[0])], PROFILES["generic"]).body)
+        items = [("input[0]", request.input[0])]
+        chat = json.loads(translate_request(request, items, PROFILES["generic"], sources=_NONE).body)
         assert chat["messages"][0]["content"][0]["text"] == "File a.txt:\n<???>"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.translation.sse import EventTooLarge, SseDecoder
 from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer, read_stream_error
-from tests.support.exchanges import run
+from tests.support.exchanges import limits, run
 from tests.support.judge import check_stream, parse_sse
 
 
@@ -352,3 +352,78 @@ def test_blanks_without_end_are_not_held_back(blank: str) -> None:
     assert final["output"][0]["content"][0]["text"] == blank * 3_000 + "Hi"
     thought = _final(*[_delta(content=blank)] * 20, _delta(content="<think>so</think>Hi"))
     assert [item["type"] for item in thought["output"]] == ["reasoning", "message"]
+
+
+# Streams that are none, or whose end is odd
+
+
+def _stream(*parts: bytes, **options: Any) -> dict[str, Any]:
+    outcome = run({"model": "m", "input": "hi", "stream": True}, parts, **options)
+    return check_stream(parse_sse(outcome.body))
+
+
+_STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+
+
+def test_a_stream_of_something_else_is_no_answer() -> None:
+    final = _stream(b"data: <html>\n\n", b"data: Hello\n\n")
+    assert (final["status"], final["error"]["code"]) == ("failed", "upstream_invalid")
+    # One bad event among good ones is passed over.
+    final = _stream(b"data: <html>\n\n", b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n', _STOP)
+    assert (final["status"], final["output"][0]["content"][0]["text"]) == ("completed", "Hi")
+
+
+def test_text_of_the_older_completions_is_text() -> None:
+    chunks = [{"choices": [{"index": 0, "text": text}]} for text in ("It ", "rains", "")]
+    assert _final(*chunks)["output"][0]["content"][0]["text"] == "It rains"
+
+
+def test_an_unfinished_event_that_is_too_large_says_nothing_any_more() -> None:
+    """The model had finished; what hangs at the end is no reason to lose its answer."""
+    text = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+    rest = b"data: " + b"x" * 1000 + b"\ndata: " + b"x" * 1000
+    for finish, status in ((_STOP, "completed"), (b"", "failed")):
+        final = _stream(text, finish + rest, limits=limits(sse_event_bytes=1500))
+        assert final["status"] == status and final["output"][0]["content"][0]["text"] == "Hi"
+
+
+@pytest.mark.parametrize(("room", "status"), [(1026, "completed"), (1025, "failed")])
+def test_what_was_held_back_until_the_end_counts_as_well(room: int, status: str) -> None:
+    """Half a closing tag, of which nobody could know whether it would be one."""
+    text = "<think>" + "x" * 1020 + "</thin"
+    body = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % text.encode()
+    final = _stream(body, _STOP, limits=limits(upstream_body_bytes=room))
+    assert final["status"] == status
+    assert (final["error"] or {}).get("code") == (None if status == "completed" else "upstream_too_large")
+
+
+def test_of_two_failures_in_one_chunk_the_first_is_told() -> None:
+    chunk = {**_delta(content="x" * 2000), "error": {"message": "And I am out of memory."}}
+    final = _final(chunk, limits=limits(upstream_body_bytes=1024))
+    assert (final["status"], final["error"]["code"]) == ("failed", "upstream_too_large")
+    assert "memory" not in final["error"]["message"]
+
+
+@pytest.mark.parametrize("usage", [5, [], "many", {"prompt_tokens": True}, {"total_tokens": 5}])
+def test_usage_that_is_none_is_none(usage: Any) -> None:
+    assert _final(_delta(content="c"), {"choices": [], "usage": usage})["usage"] is None
+    assert _final(_delta(content="c"), {"choices": [], "x_groq": {"usage": usage}})["usage"] is None
+    assert _final(_delta(content="c"), {"choices": [], "x_groq": [usage]})["usage"] is None
+
+
+@pytest.mark.parametrize(
+    "delta", [{"index": 0, "id": "a", "type": "function"}, {"index": 0}, {"index": 7, "function": {}}]
+)
+def test_an_entry_that_says_nothing_of_its_call_changes_nothing(delta: dict[str, Any]) -> None:
+    call = _calls(_part("{}", "f", index=0, id="a"))
+    for chunks in ([_calls(delta), call], [call, _calls(delta)], [call, _delta(content="text"), _calls(delta)]):
+        final = _final(*chunks, finish="tool_calls")
+        assert final["status"] == "completed" and _made(final) == [("a", "f", "{}")]
+
+
+@pytest.mark.parametrize(
+    "late", [_part("", "f", index=0, id="a"), _part("  ", index=0), _part("{}", "f", index=0, id="a")]
+)
+def test_a_call_that_comes_again_after_it_had_ended_is_the_same_call(late: dict[str, Any]) -> None:
+    final = _final(_calls(_part("{}", "f", index=0, id="a")), _delta(content="text"), _calls(late))
+    assert final["status"] == "completed" and _made(final) == [("a", "f", "{}")]

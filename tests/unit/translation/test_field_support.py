@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.ports.actions import Chain, Context, StoredItem, StoredPrompt
 from antiphon.sealing import Sealer
-from antiphon.translation.field_support import GROUPS, support_of
-from antiphon.translation.profiles import PROFILES
+from antiphon.translation.field_support import GROUPS, SupportKind, all_names, support_of
+from antiphon.translation.profiles import PROFILES, with_flags
 from antiphon.types.files import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
 
@@ -416,6 +417,14 @@ def test_every_name_has_a_sample() -> None:
     assert set(SAMPLES) | ELSEWHERE == ALL_NAMES
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_row_says_one_of_four_things_and_how_in_a_sentence(profile: str) -> None:
+    kinds = set(get_args(SupportKind))
+    for name in ALL_NAMES:
+        support = support_of(PROFILES[profile], name)
+        assert support.kind in kinds and support.note not in kinds, name
+
+
 @pytest.mark.parametrize("profile", sorted(set(PROFILES) - set(CHECKED)))
 def test_the_table_holds_for_every_other_profile(profile: str) -> None:
     for name in SAMPLES:
@@ -450,6 +459,63 @@ def check(name: str, profile: str) -> None:
     assert seen in (outcome.body.decode() if sample.answered else body)
     if sample.gone:
         assert sample.gone not in body
+
+
+@pytest.mark.parametrize("profile", ["generic", "groq"])
+def test_a_file_by_url_is_fetched_and_then_what_any_file_is(profile: str) -> None:
+    """Whether it can be sent depends on what it is, so it has no single request to be judged by."""
+    decided = support_of(PROFILES[profile], "content.input_file.file_url")
+    data = support_of(PROFILES[profile], "content.input_file.file_data")
+    assert decided.kind == "emulated" and decided.note.endswith(f"then {data.note}")
+    url = "https://files.example/a.pdf"
+    part = {"type": "input_file", "file_url": url}
+    file = FetchedFile("a.pdf", "application/pdf", b"%PDF")
+    outcome = run(
+        {"model": "m", "input": [{"role": "user", "content": [part]}]},
+        [COMPLETION],
+        headers=JSON,
+        profile=profile,
+        context=Context(files={url: file}),
+    )
+    assert outcome.head is not None
+    assert outcome.head.status == (200 if "`file` part" in decided.note else 400)
+
+
+def test_where_the_length_of_a_context_is_known_truncation_is_done_here() -> None:
+    profile = PROFILES["generic"]
+    assert support_of(profile, "truncation.auto").kind == "ignorable"
+    known = support_of(profile, "truncation.auto", context_tokens=8192)
+    assert known.kind == "emulated" and "8192" in known.note
+    # Nothing else depends on it.
+    assert support_of(profile, "temperature", context_tokens=8192) == support_of(profile, "temperature")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "note"),
+    [
+        (
+            {"type": "json_schema", "name": "it", "schema": SCHEMA},
+            "text.format.json_schema",
+            "the schema as an instruction",
+        ),
+        ({"type": "json_object"}, "text.format.json_object", "an instruction"),
+    ],
+)
+def test_a_server_that_knows_no_formats_gets_them_as_instructions(form: dict[str, Any], name: str, note: str) -> None:
+    """What no profile says of a server its operator may."""
+    plain = with_flags(PROFILES["generic"], {"structured_output": "off"})
+    decided = support_of(plain, name)
+    assert (decided.kind, decided.note) == ("emulated", note)
+    request = {"model": "m", "input": "Hi", "text": {"format": form}}
+    sent = run(request, [COMPLETION], headers=JSON, routes=ModelRoutes(ModelRoute(plain))).chat
+    assert "response_format" not in sent and sent["messages"][0]["role"] == "system"
+
+
+def test_every_name_of_the_table_is_told_once() -> None:
+    names = list(all_names())
+    assert set(names) == ALL_NAMES and len(names) == len(set(names))
+    with pytest.raises(KeyError):
+        support_of(PROFILES["generic"], "no such field")
 
 
 def test_the_named_limit_field_is_the_one_sent() -> None:

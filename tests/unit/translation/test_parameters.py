@@ -15,6 +15,7 @@ from antiphon.sealing import Sealer
 from antiphon.translation.parameters import DECIDED_HERE, PARAMETERS
 from antiphon.translation.profiles import PROFILES, read_flags, with_flags
 from antiphon.translation.read_request import REQUEST_FIELDS
+from tests.support.effort import examples
 from tests.support.exchanges import JSON, Outcome, run
 
 COMPLETION = json.dumps(
@@ -115,7 +116,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.dictionaries(names, values, max_size=6))
 def test_extra_body_decides_nothing_that_is_decided_here(extra: dict[str, Any]) -> None:
     outcome = ask({"extra_body": extra})

@@ -105,6 +105,23 @@ def test_a_picture_in_the_middle_of_parts() -> None:
     ]
 
 
+@pytest.mark.parametrize("content", [None, 5, {"text": "{{x}}"}])
+def test_content_that_has_no_text_stays_as_it_is(content: Any) -> None:
+    """Whoever reads the request refuses it; what is in it is no variable."""
+    assert messages(content) == [{"role": "user", "content": content}]
+    assert filled({"input": [{"role": "user"}]}).messages[0] == Raw(b'{"role": "user"}')
+
+
+@pytest.mark.parametrize(
+    "part", [5, {}, {"type": 5, "text": "{{x}}"}, {"type": "input_text"}, {"type": "input_text", "text": 5}]
+)
+def test_a_part_that_has_no_text_stays_as_it_is(part: Any) -> None:
+    assert messages([part, {"type": "input_text", "text": "{{x}}"}], x="y")[0]["content"] == [
+        part,
+        {"type": "input_text", "text": "y"},
+    ]
+
+
 def test_an_empty_text_stays_a_part() -> None:
     assert messages([{"type": "input_text", "text": "{{x}}"}], x="")[0]["content"] == [
         {"type": "input_text", "text": ""}

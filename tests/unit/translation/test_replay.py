@@ -11,7 +11,7 @@ from antiphon.translation.encode import DONE
 from antiphon.translation.replay import replayed
 from tests.golden.rendering import replay
 from tests.support.judge import check_stream, fold, parse_sse
-from tests.support.recordings import all_recordings
+from tests.support.recordings import Recording, all_recordings
 
 _TEXT = {"type": "output_text", "text": "Hi.", "annotations": [], "logprobs": []}
 _NOTE = {"type": "url_citation", "start_index": 0, "end_index": 2, "url": "http://a.example", "title": "A"}
@@ -47,6 +47,19 @@ ITEMS: dict[str, dict[str, Any]] = {
         "name": "f",
         "arguments": '{"a":1}',
     },
+    "empty": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{**_TEXT, "text": ""}],
+    },
+    "search": {
+        "id": "ws_1",
+        "type": "web_search_call",
+        "status": "completed",
+        "action": {"type": "search", "query": "rain"},
+    },
     "custom": {
         "id": "ctc_1",
         "type": "custom_tool_call",
@@ -58,20 +71,22 @@ ITEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def _responses() -> list[Any]:
-    found = []
-    for recording in all_recordings():
-        outcome = replay(recording)
-        if outcome.head is None or not outcome.head.streamed:
-            continue
-        last = parse_sse(outcome.body)[-1]
-        if last["type"] in ("response.completed", "response.incomplete"):
-            found.append(pytest.param(last["response"], id=recording.name))
-    return found
+def _response(recording: Recording) -> dict[str, Any] | None:
+    """What a recording leads to, unless that is a failure."""
+    outcome = replay(recording)
+    assert outcome.head is not None
+    if not outcome.head.streamed:
+        return None
+    last = parse_sse(outcome.body)[-1]
+    response: dict[str, Any] = last["response"]
+    return response if last["type"] in ("response.completed", "response.incomplete") else None
 
 
-@pytest.mark.parametrize("response", _responses())
-def test_every_recorded_answer(response: dict[str, Any]) -> None:
+@pytest.mark.parametrize("recording", all_recordings(), ids=lambda recording: recording.name)
+def test_every_recorded_answer(recording: Recording) -> None:
+    response = _response(recording)
+    if response is None:
+        return  # it failed: nothing of it is replayed
     events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
     assert check_stream(events) == response
     assert fold(events) == response["output"]
@@ -79,7 +94,8 @@ def test_every_recorded_answer(response: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ITEMS)
 def test_every_kind_of_item(name: str) -> None:
-    response = _responses()[0].values[0] | {"output": [ITEMS[name]]}
+    some = next(response for recording in all_recordings() if (response := _response(recording)))
+    response = some | {"output": [ITEMS[name]]}
     events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
     assert events[-1]["response"] == response and fold(events) == [ITEMS[name]]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))

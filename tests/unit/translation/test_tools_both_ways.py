@@ -201,6 +201,8 @@ def test_a_custom_call_cut_by_the_token_limit_is_incomplete() -> None:
         ('{"input": {"a": 1}}', '{"a": 1}'),
         (' {\n "input" : "x" } ', "x"),
         ('{"input": ""}', ""),
+        # No JSON, but what models write.
+        ('{"input": "one\ntwo\tthree"}', "one\ntwo\tthree"),
     ],
 )
 def test_models_that_write_the_input_in_their_own_way(arguments: str, text: str) -> None:
@@ -263,7 +265,32 @@ def test_tools_that_the_client_runs_come_back_in_their_own_form(kind: str) -> No
     assert {name: replayed[name] for name in json.loads(arguments)} == json.loads(arguments)
 
 
-@pytest.mark.parametrize("arguments", ['{"command": 5}', "rm -rf", '{"command": ["rm"'])
+@pytest.mark.parametrize(
+    ("arguments", "action"),
+    [
+        ('{"command": "ls"}', {"type": "exec", "command": ["ls"], "env": {}}),
+        (
+            '{"command": ["ls"], "user": "ann", "working_directory": "/tmp", "env": {"A": 1}, "timeout_ms": true}',
+            {"type": "exec", "command": ["ls"], "env": {"A": "1"}, "user": "ann", "working_directory": "/tmp"},
+        ),
+        ('{"command": ["ls"], "user": 5, "env": []}', {"type": "exec", "command": ["ls"], "env": {}}),
+    ],
+)
+def test_a_command_is_what_of_its_arguments_can_be_meant(arguments: str, action: dict[str, Any]) -> None:
+    (item,) = _items(_run([{"type": "local_shell"}], *_called("local_shell", arguments)))
+    assert (item["type"], item["action"]) == ("local_shell_call", action)
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+@pytest.mark.parametrize("arguments", ['{"command": ["rm"', ""])
+def test_a_command_that_was_cut_off_is_no_command(arguments: str, finish: str) -> None:
+    """Half of one must never be run."""
+    outcome = _run([{"type": "local_shell"}], *_called("local_shell", arguments), finish=finish)
+    (item,) = _items(outcome)
+    assert (item["type"], item["status"], item["arguments"]) == ("function_call", "incomplete", arguments)
+
+
+@pytest.mark.parametrize("arguments", ['{"command": 5}', '{"command": ""}', "rm -rf", '{"command": ["rm"'])
 def test_a_command_that_is_none_is_no_command(arguments: str) -> None:
     (item,) = _items(_run([{"type": "local_shell"}], *_called("local_shell", arguments)))
     assert item["type"] == "function_call" and item["arguments"] == arguments
@@ -475,6 +502,15 @@ def test_a_patch_tells_its_diff() -> None:
     items = [event["item"] for event in parse_sse(outcome.body) if "item" in event]
     assert items[0]["operation"] == {"type": "create_file", "diff": "", "path": "a"}
     assert items[1]["operation"] == {"type": "create_file", "diff": "+x\n", "path": "a"}
+
+
+def test_a_patch_without_a_line_has_no_delta_of_any() -> None:
+    arguments = json.dumps({"type": "update_file", "path": "a", "diff": ""})
+    outcome = _run([{"type": "apply_patch"}], *_called("apply_patch", arguments))
+    assert _kinds(outcome) == ["output_item.added", "apply_patch_call_operation_diff.done", "output_item.done"]
+    arguments = json.dumps({"type": "delete_file", "path": "a"})
+    outcome = _run([{"type": "apply_patch"}], *_called("apply_patch", arguments))
+    assert _kinds(outcome) == ["output_item.added", "output_item.done"]
 
 
 @pytest.mark.parametrize("kind", ["local_shell", "tool_search"])

@@ -115,6 +115,30 @@ def test_without_a_known_length_the_field_is_named() -> None:
     assert served.head is not None and dict(served.head.headers)["antiphon-ignored"] == "truncation"
 
 
+def test_a_picture_counts_as_one_whatever_its_size() -> None:
+    """A megabyte in base64 would be a quarter of a million tokens, were it text."""
+
+    def shown(size: int, tokens: int) -> str:
+        image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * size}
+        turn: list[dict[str, Any]] = [
+            {"role": "user", "content": [image]},
+            {"role": "assistant", "content": "a picture"},
+        ]
+        return _said(_run([*turn, {"role": "user", "content": "last"}], tokens))
+
+    for size in (1_000, 1_000_000):
+        assert "a picture" in shown(size, 1_100) and "a picture" not in shown(size, 900)
+    # What is shorter than any picture is text.
+    assert "a picture" in shown(100, 256)
+
+
+def test_an_output_without_its_call_is_no_end_of_a_turn() -> None:
+    """It is refused where it is shown; dropped with its turn, it is nobody's business."""
+    stray = {"type": "function_call_output", "call_id": "nobodys", "output": _LONG}
+    outcome = _run([*_turn("one"), stray, {"role": "user", "content": "last"}], 256)
+    assert "last" in _said(outcome) and "one answer" not in _said(outcome)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=8), st.integers(256, 3000))
 def test_what_remains_is_always_a_valid_conversation(turns: list[tuple[str, bool]], tokens: int) -> None:
     items = [item for number, (name, call) in enumerate(turns) for item in _turn(f"{name}{number}", call=call)]

@@ -193,6 +193,19 @@ def test_no_recorded_error_was_forgotten() -> None:
             "m",
         ),
         (429, {}, RATE, "The upstream answered 429"),
+        # A code that says something else than the status stays.
+        (429, {"error": {"message": "m", "code": "engine_busy"}}, (*RATE[:2], "engine_busy", None), "m"),
+        # A status as text, in the place of a code.
+        (400, {"error": {"message": "m", "code": "400"}}, PLAIN, "m"),
+        (400, {"error": {"message": "m", "code": "12345"}}, PLAIN, "m"),
+        # No object at all.
+        (400, "Bad things happened.", PLAIN, "Bad things happened."),
+        (400, ["Bad things happened."], PLAIN, "The upstream answered 400"),
+        (400, 5, PLAIN, "5"),
+        # Deeper than anybody looks.
+        (400, {"message": [[[[["m"]]]]]}, PLAIN, "The upstream answered 400"),
+        (400, {"message": {"detail": [{"message": [{"message": "m"}]}]}}, PLAIN, "The upstream answered 400"),
+        (400, {"message": [[["m"]]]}, PLAIN, "m"),
         (413, {"error": {"message": "Request too large"}}, (413, INVALID, None, None), "Request too large"),
         (404, {"error": "model 'x' not found, try pulling it first"}, NO_MODEL, "model 'x'"),
         (400, {"error": {"message": "foo/bar is not a valid model ID"}}, NO_MODEL_400, "foo"),
@@ -235,14 +248,26 @@ def test_a_prompt_that_is_too_long_has_one_code(message: str) -> None:
 
 
 def test_openrouters_general_message_is_completed_by_the_providers() -> None:
-    raw = json.dumps({"error": {"message": "temperature is too hot"}})
-    for inner in (raw, "temperature is too hot"):
+    said = "temperature is too hot"
+    for inner in (
+        json.dumps({"error": {"message": said}}),
+        json.dumps({"error": said}),
+        json.dumps({"message": said, "error": None}),
+        said,
+    ):
         value = {
             "error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": inner}},
             "user_id": "user_2x9",
         }
         error = map_upstream_answer(400, (), json.dumps(value).encode())
-        assert error.message == "Provider returned error: temperature is too hot"
+        assert error.message == f"Provider returned error: {said}"
+
+
+@pytest.mark.parametrize("raw", ["[1,2]", '"busy"', "{}", '{"error":5}'])
+def test_what_a_provider_says_without_a_message_is_told_as_it_is(raw: str) -> None:
+    value = {"error": {"message": "Provider returned error", "metadata": {"raw": raw}}}
+    error = map_upstream_answer(400, (), json.dumps(value).encode())
+    assert error.message == f"Provider returned error: {raw}"
 
 
 @pytest.mark.parametrize(

@@ -60,14 +60,15 @@ def write_part(kind: int, body: bytes, end: bool) -> bytes:
 @lru_cache(maxsize=4096)
 def _before(kind: int, size: int, end: bool) -> bytes:
     """All bytes before the body: they depend on its size alone."""
-    before = bytes((_BODY,)) + _varint(size)
+    before = bytes((_BODY,)) + varint(size)
     for tag in (*reversed(_NESTING), _ANSWERS[kind]):
         inside = len(before) + size + (len(_END) if end else 0)
-        before = bytes((tag,)) + _varint(inside) + before
+        before = bytes((tag,)) + varint(inside) + before
     return before
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as it stands in a message."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

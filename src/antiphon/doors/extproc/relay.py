@@ -181,11 +181,12 @@ class Relay:
             ("content-length", str(len(call.body))),
             (BACKEND_HEADER, call.upstream),
         )
-        kept = {name for name, _ in headers}
-        kept |= _ENVOYS_OWN
-        remove = dict.fromkeys(name for name, _ in self._request.headers if name[:1] != ":" and name not in kept)
+        named = dict(self._request.headers)
+        for name, _ in headers:
+            named.pop(name, None)
+        remove = tuple([name for name in named if name[:1] != ":" and name not in _ENVOYS_OWN])
         send = self._peer.send
-        await send(wire.request_head(headers, tuple(remove), head_metadata(call.model)))
+        await send(wire.request_head(headers, remove, head_metadata(call.model)))
         trailers = self._request.trailers
         for part, last in in_parts(call.body):
             await send(wire.request_body(part, last and not trailers))
@@ -259,7 +260,7 @@ class Relay:
                     await self._answer_without_body(head, self.finish)
                 return
             self._head_answered = True
-            await self._peer.send(wire.response_head(self._response_headers(head), self._removed(head)))
+            await self._peer.send(wire.response_head(*self._response_headers(head)))
             self._sent = self._loop.time()
             if head.streamed:
                 # The client is to hear something from now on.
@@ -283,7 +284,7 @@ class Relay:
         body = self._take_waiting()
         told = final_metadata(self._exchange, finish)
         if self._bodiless:
-            headers, removed = self._response_headers(head), self._removed(head)
+            headers, removed = self._response_headers(head)
             await self._peer.send(wire.response_replaced(headers, removed, body, told))
         else:
             details = f"antiphon_{finish.outcome}"
@@ -329,21 +330,19 @@ class Relay:
         assert self._head is not None
         return with_request_id(self._head.headers, self._request.request_id)
 
-    def _response_headers(self, head: SendHead) -> Headers:
-        headers = self._client_headers()
+    def _response_headers(self, head: SendHead) -> tuple[Headers, tuple[str, ...]]:
+        """What is set in the answer's head, and which of the upstream's headers do not pass."""
+        headers, upstream = self._client_headers(), self._upstream_headers
+        named = dict(upstream)
+        for name, _ in headers:
+            named.pop(name, None)
+        removed = tuple(
+            [name for name in named if name[:1] != ":" and (head.raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
+        )
         if head.raw:
             # What is to stay as it is is not set: set again, of several headers of one name only one would stay.
-            headers = tuple(pair for pair in headers if pair not in self._upstream_headers)
-        return ((":status", str(head.status)), *headers)
-
-    def _removed(self, head: SendHead) -> tuple[str, ...]:
-        """The upstream's headers that do not pass."""
-        ours = {name for name, _ in self._client_headers()}
-        return tuple(
-            name
-            for name in dict.fromkeys(name for name, _ in self._upstream_headers)
-            if name[:1] != ":" and name not in ours and (head.raw or not name.startswith(_KEPT_RESPONSE_HEADERS))
-        )
+            headers = tuple(pair for pair in headers if pair not in upstream)
+        return ((":status", str(head.status)), *headers), removed
 
     # Silence
 

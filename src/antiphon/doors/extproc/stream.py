@@ -80,7 +80,7 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Pro
     )
     is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])
     try:
-        owner = _owner_of(context, request)
+        owner = _owner_of(context, request, is_exchange=is_exchange)
         with context.admission.admit(owner, "response" if is_exchange else "request"):
             context.metrics.in_flight.inc()
             try:
@@ -124,15 +124,15 @@ def _check_modes(opening: wire.Received) -> None:
             raise ProtocolError(f"processing_mode.{name} is {mode}: set it to FULL_DUPLEX_STREAMED")
 
 
-def _owner_of(context: DoorContext, request: ClientRequest) -> str:
+def _owner_of(context: DoorContext, request: ClientRequest, *, is_exchange: bool) -> str:
     """Whose request it is, nobody's (`""`) where anybody may ask. Raises `NotFound` and `Unauthorized`."""
+    if is_exchange:
+        return context.owners.resolve(request.headers)
     path = request.path.partition("?")[0]
-    is_exchange = context.router.is_exchange(request.method, path)
-    if not (is_exchange or path.startswith("/v1/") or path in _PLAIN_PATHS):
+    if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router knows private paths too (metrics); what comes through Envoy is public.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
-    open_to_all = not is_exchange and context.router.is_open(path)
-    return "" if open_to_all else context.owners.resolve(request.headers)
+    return "" if context.router.is_open(path) else context.owners.resolve(request.headers)
 
 
 async def _serve(

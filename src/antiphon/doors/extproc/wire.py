@@ -16,14 +16,19 @@ from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
+from antiphon.doors.extproc.head_messages import dynamic_metadata, header_mutation, within
 from antiphon.types.transport import Headers
 
 Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
 
-_OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _NAMESPACE = "antiphon"
 _LONGEST_TEXT = 256
+# Fields of `ProcessingResponse`, of `HeadersResponse`, and of `CommonResponse`.
+_REQUEST_HEADERS, _RESPONSE_HEADERS = b"\x0a", b"\x12"
+_RESPONSE = b"\x0a"
+_HEADER_MUTATION, _CLEAR_ROUTE_CACHE = b"\x12", b"\x28\x01"
+_MODES = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
 
 class Kind(Enum):
@@ -89,30 +94,9 @@ def decode(message: bytes) -> Received:
         received.end = head.end_of_stream
     if request.HasField("protocol_config"):
         config = request.protocol_config
-        received.modes = (_mode(config.request_body_mode), _mode(config.response_body_mode))
+        asked, answered = config.request_body_mode, config.response_body_mode
+        received.modes = (_MODES.get(asked) or str(asked), _MODES.get(answered) or str(answered))
     return received
-
-
-def _mode(number: int) -> str:
-    try:
-        return pb.ProcessingMode.BodySendMode.Name(number)
-    except ValueError:
-        return str(number)
-
-
-def _raw(value: str) -> bytes:
-    return value.encode("utf-8", "surrogateescape")
-
-
-def _set(mutation: pb.HeaderMutation, headers: Headers) -> None:
-    # Every look at a part of a message costs a wrapper: each is looked at once.
-    add = mutation.set_headers.add
-    for name, value in _each_once(headers):
-        option = add()
-        option.append_action = _OVERWRITE
-        header = option.header
-        header.key = name
-        header.raw_value = value.encode("utf-8", "surrogateescape")
 
 
 def _each_once(headers: Headers) -> Headers:
@@ -129,14 +113,12 @@ def _each_once(headers: Headers) -> Headers:
     return tuple((name, values[-1] if name == "set-cookie" else ", ".join(values)) for name, values in lists.items())
 
 
-def _tell(response: pb.ProcessingResponse, metadata: Metadata | None) -> None:
-    if metadata:
-        fields = response.dynamic_metadata.fields[_NAMESPACE].struct_value.fields
-        for name, value in metadata.items():
-            if isinstance(value, int):
-                fields[name].number_value = value
-            else:
-                fields[name].string_value = _loggable(value)
+def _told(metadata: Metadata | None) -> bytes:
+    """What is put behind an answer that tells Envoy this."""
+    if not metadata:
+        return b""
+    told = {name: value if isinstance(value, int) else _loggable(value) for name, value in metadata.items()}
+    return dynamic_metadata(_NAMESPACE, told)
 
 
 def _loggable(text: str) -> str:
@@ -149,13 +131,8 @@ def _loggable(text: str) -> str:
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
     """Answer the request headers: Envoy goes on with the request; the route is chosen anew."""
-    response = pb.ProcessingResponse()
-    common = response.request_headers.response
-    _set(common.header_mutation, headers)
-    common.header_mutation.remove_headers.extend(remove)
-    common.clear_route_cache = True
-    _tell(response, metadata)
-    return response.SerializeToString()
+    common = within(_HEADER_MUTATION, header_mutation(_each_once(headers), remove)) + _CLEAR_ROUTE_CACHE
+    return within(_REQUEST_HEADERS, within(_RESPONSE, common)) + _told(metadata)
 
 
 def request_body(body: bytes, end: bool) -> bytes:
@@ -178,11 +155,8 @@ def request_trailers() -> bytes:
 
 def response_head(headers: Headers, remove: tuple[str, ...]) -> bytes:
     """Answer the response headers; the body follows in parts."""
-    response = pb.ProcessingResponse()
-    mutation = response.response_headers.response.header_mutation
-    _set(mutation, headers)
-    mutation.remove_headers.extend(remove)
-    return response.SerializeToString()
+    common = within(_HEADER_MUTATION, header_mutation(_each_once(headers), remove))
+    return within(_RESPONSE_HEADERS, within(_RESPONSE, common))
 
 
 def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, metadata: Metadata | None) -> bytes:
@@ -190,24 +164,21 @@ def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, me
     response = pb.ProcessingResponse()
     common = response.response_headers.response
     common.status = pb.CommonResponse.CONTINUE_AND_REPLACE
-    _set(common.header_mutation, headers)
-    common.header_mutation.remove_headers.extend(remove)
+    common.header_mutation.MergeFromString(header_mutation(_each_once(headers), remove))
     common.body_mutation.body = body
-    _tell(response, metadata)
-    return response.SerializeToString()
+    return response.SerializeToString() + _told(metadata)
 
 
 def response_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of the new response body."""
-    if body and not metadata:
-        return write_part(RESPONSE_BODY, body, end)
+    if body:
+        part = write_part(RESPONSE_BODY, body, end)
+        return part + _told(metadata) if metadata else part
     response = pb.ProcessingResponse()
     streamed = response.response_body.response.body_mutation.streamed_response
     streamed.body = body
     streamed.end_of_stream = end
-    if metadata:
-        _tell(response, metadata)
-    return response.SerializeToString()
+    return response.SerializeToString() + _told(metadata)
 
 
 def response_trailers() -> bytes:
@@ -225,11 +196,10 @@ def immediate(status: int, headers: Headers, body: bytes, details: str, metadata
     response = pb.ProcessingResponse()
     answer = response.immediate_response
     answer.status.code = status
-    _set(answer.headers, headers)
+    answer.headers.MergeFromString(header_mutation(_each_once(headers)))
     answer.body = body
     answer.details = details
-    _tell(response, metadata)
-    return response.SerializeToString()
+    return response.SerializeToString() + _told(metadata)
 
 
 def local_head(status: int, headers: Headers, metadata: Metadata | None = None) -> bytes:
@@ -239,9 +209,8 @@ def local_head(status: int, headers: Headers, metadata: Metadata | None = None) 
     for name, value in ((":status", str(status)), *_each_once(headers)):
         header = head.headers.headers.add()
         header.key = name
-        header.raw_value = _raw(value)
-    _tell(response, metadata)
-    return response.SerializeToString()
+        header.raw_value = value.encode("utf-8", "surrogateescape")
+    return response.SerializeToString() + _told(metadata)
 
 
 def local_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
@@ -250,6 +219,4 @@ def local_body(body: bytes, end: bool, metadata: Metadata | None = None) -> byte
     part = response.streamed_immediate_response.body_response
     part.body = body
     part.end_of_stream = end
-    if metadata:
-        _tell(response, metadata)
-    return response.SerializeToString()
+    return response.SerializeToString() + _told(metadata)

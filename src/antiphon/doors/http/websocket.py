@@ -16,12 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.web_exceptions import HTTPException
+from msgspec.structs import replace
 
 from antiphon.api.frames import (
     ClientFrame,

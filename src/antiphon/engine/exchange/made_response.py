@@ -12,7 +12,7 @@ from __future__ import annotations
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
 from antiphon.engine.exchange.compaction_turn import SummaryTurn
 from antiphon.engine.exchange.failure import refusal
-from antiphon.engine.exchange.served_request import ExchangeCore, transport_failure, unreached, whose
+from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, unreached, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import ToolTurns, approved_calls, hosted_tools, later_choice
@@ -261,8 +261,8 @@ class MadeResponse(TranslatedRequest):
             self.items = summary.goes_on_with(sealed, self.sealed_content.unseal)
             self._fits = True
             self.proceed()
-        except ApiError as error:
-            self.fail(error)
+        except (ApiError, RecursionError) as error:
+            self.fail(refused_for(error))
 
     # Tools that run here: the model's next turn follows their results
 
@@ -333,8 +333,7 @@ class MadeResponse(TranslatedRequest):
     def receive_tool_result(self, result: ToolResult) -> None:
         turns = self._tool_turns
         if turns is None:
-            super().receive_tool_result(result)
-            return
+            raise self._unexpected("a tool's result")
         ended = turns.receive(result)
         self.core.answer.events(self.builder)
         if ended:
@@ -352,8 +351,8 @@ class MadeResponse(TranslatedRequest):
         self.items = turns.items
         try:
             translated = self.translate(self.request, self.items)
-        except ApiError as error:
-            self.fail(error)
+        except (ApiError, RecursionError) as error:
+            self.fail(refused_for(error))
             return
         if translated is not None:
             self._ask_model(translated)

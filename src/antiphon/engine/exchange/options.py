@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.config.tools import ToolSettings
-from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.known_secrets import KnownSecrets
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import UpstreamProfile
@@ -50,3 +50,11 @@ class ExchangeOptions:
     """Whether what nobody here knows is refused, not left out."""
     tool_types: frozenset[str] = frozenset()
     """Types of tools that run here."""
+    route: ModelRoute = field(init=False)
+    """Where a request goes of whose model nothing is known yet; without `routes`, every request."""
+
+    def __post_init__(self) -> None:
+        route = ModelRoute(
+            self.profile, passthrough=self.passthrough, headers=self.upstream_headers, models=self.models
+        )
+        object.__setattr__(self, "route", route)

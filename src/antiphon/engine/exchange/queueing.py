@@ -20,7 +20,7 @@ from antiphon.engine.ports.actions import Enqueue, RequestHead, ResponseRecord, 
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import InvalidRequest, Unavailable
 from antiphon.sealing import Sealer
-from antiphon.types.json import encode
+from antiphon.types.json import ABSENT, encode, given
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import Response
 from antiphon.types.tools import Tool
@@ -150,7 +150,7 @@ def _is_secret(name: str) -> bool:
 
 class _Opening(msgspec.Struct):
     authorization: str | None = None
-    headers: Raw | None = None
+    headers: Raw = ABSENT
 
 
 def _opens(tool: Tool) -> bool:
@@ -159,7 +159,7 @@ def _opens(tool: Tool) -> bool:
         found = msgspec.json.decode(tool.source, type=_Opening)
     except msgspec.DecodeError:
         return True
-    return bool(found.authorization) or (found.headers is not None and bytes(found.headers) not in (b"null", b"{}"))
+    return bool(found.authorization) or (given(found.headers) and bytes(found.headers) != b"{}")
 
 
 def make_enqueue(

@@ -24,7 +24,7 @@ from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
 from antiphon.engine.exchange.replayed_response import ReplayedResponse
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
+from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, refused_for
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch
 from antiphon.engine.exchange.translated_request import TranslatedRequest, Wishes, read_asked
@@ -114,7 +114,7 @@ class ResponseExchange:
     @property
     def awaits_prompt(self) -> bool:
         """Whether the request cannot be read before its prompt was loaded."""
-        return self.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
+        return self._machine.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
 
     @property
     def again(self) -> bool:
@@ -125,7 +125,9 @@ class ResponseExchange:
     def done(self) -> bool:
         """Whether nothing more will be asked for."""
         # A lock that is still to be given back is more than nothing, although the client has all it gets.
-        return self.state is State.DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
+        return self._machine.state is State.DONE and not any(
+            isinstance(each, ReleaseConversation) for each in self._actions
+        )
 
     @property
     def stored(self) -> bool:
@@ -246,8 +248,8 @@ class ResponseExchange:
                 self._begin(served.path, served.body, template)
             else:
                 served.receive_context(context)
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
         """What the model is to be shown of the tools that run here, or why one cannot be used."""
@@ -256,8 +258,8 @@ class ResponseExchange:
             if isinstance(prepared, ApiError):
                 raise prepared
             self._served.receive_tools(prepared)
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
         """One of the calls of `RunTools` has ended."""
@@ -276,12 +278,12 @@ class ResponseExchange:
         """What time it is, by any steady clock; allowed in every state. What has taken too long is ended.
 
         Returns when the time is to be told again, at the latest."""
-        watch = self._watch
-        while (state := self.state) in _TIMED:
+        watch, machine = self._watch, self._machine
+        while (state := machine.state) in _TIMED:
             late = watch.look(at, state, _TIMED[state], self._served.reader.output)
             if late is None:
                 return watch.next
-            self._machine.receive(Input.LIMIT)
+            machine.receive(Input.LIMIT)
             if late is Late.ERROR_BODY:
                 self._served.stop_reading()
             else:
@@ -371,8 +373,8 @@ class ResponseExchange:
         except PromptNotLoaded as needed:
             self._served = unread = UnreadRequest(self._core, head, path, body, needed.reference)
             unread.begin()
-        except ApiError as error:
-            self._served.reject(error)
+        except (ApiError, RecursionError) as error:
+            self._served.reject(refused_for(error))
 
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
         """The request, when its model's upstream speaks Responses itself."""

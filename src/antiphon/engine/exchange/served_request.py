@@ -34,7 +34,7 @@ from antiphon.engine.ports.actions import (
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
-from antiphon.errors import ApiError, ExchangeStateError, StoreError
+from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.encode import KEEPALIVE
@@ -87,15 +87,9 @@ class ServedRequest:
     """Whether the log may have an upstream's words."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
-        options = core.options
         self.core = core
         self.head = head
-        self.route = route or ModelRoute(
-            options.profile,
-            passthrough=options.passthrough,
-            headers=options.upstream_headers,
-            models=options.models,
-        )
+        self.route = route or core.options.route
         self.upstream_status = 0
         """What the upstream has answered; 0 when it was Envoy that did."""
         self.reader = AnswerReader()
@@ -235,6 +229,16 @@ class ServedRequest:
 
     def _unexpected(self, what: str) -> ExchangeStateError:
         return ExchangeStateError(f"{what} in state {self.core.machine.state.value}: nobody asked for it")
+
+
+def refused_for(error: ApiError | RecursionError) -> ApiError:
+    """What a request is refused for. How deep one may be nested depends on who reads it: what one reader could take in
+    may be too deep for the next, which has less of the stack left."""
+    return (
+        error
+        if isinstance(error, ApiError)
+        else InvalidRequest("The request is nested too deeply.", code="invalid_value")
+    )
 
 
 def unreached() -> ApiError:

@@ -30,6 +30,9 @@ class State(Enum):
     FOLLOWING = "following"
     DONE = "done"
 
+    # Every input looks its state up, and `Enum` hashes in Python, by the name.
+    __hash__ = object.__hash__
+
 
 class Input(Enum):
     """What can happen to an exchange. (Silence changes no state, so it is none of these.)"""
@@ -48,6 +51,8 @@ class Input(Enum):
     LIMIT = "limit"
     """What time it is, or that the client's stream is too large."""
     CANCEL = "cancel"
+
+    __hash__ = object.__hash__
 
 
 _OVER = frozenset({State.SAVING, State.DONE})

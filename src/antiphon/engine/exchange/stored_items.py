@@ -210,8 +210,8 @@ def _stored_form(item: InputItem) -> bytes:
             form["content"] = item.content
         if item.encrypted_content is not None:
             form["encrypted_content"] = item.encrypted_content
-    elif first(item.source) == b"{":
-        # Everything else as it came, under its id here.
+    else:
+        # Everything else as it came (whoever read it kept its bytes), under its id here.
         for name in ("call_id", "approval_request_id"):
             if (value := getattr(item, name)) is not None:
                 form[name] = value

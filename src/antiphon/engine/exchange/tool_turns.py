@@ -330,7 +330,7 @@ def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
     """The declared tools that run here; `items` are the conversation so far."""
-    if not types:
+    if not types or not request.tools:
         return ()
     return tuple(
         HostedTool(number, tool.type, bytes(tool.source), _earlier(items) if tool.type == "code_interpreter" else None)
@@ -420,11 +420,11 @@ def _weight(value: Any) -> int:
 
 
 def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedItem:
+    """The item of a call that has ended."""
     made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
     known = set(type(item).__struct_fields__)
     made = {name: value for name, value in made.items() if name in known}
-    if "status" in known:
-        made["status"] = status
+    made["status"] = status
     return msgspec.structs.replace(item, **made)
 
 

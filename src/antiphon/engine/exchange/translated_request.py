@@ -10,7 +10,8 @@ Invariant: what is wrong with a request is found before its model call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
 
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.compaction_turn import is_too_long
@@ -50,16 +51,14 @@ from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(Struct, frozen=True):
     """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
 
     generate: bool = True
     error_events: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A body that was read, and where its model is. `queued`: it is run now, as the response that was queued."""
 
     request: CreateResponse
@@ -97,7 +96,7 @@ def read_asked(
         if head.header(HEADER) is not None:
             request.ignored = (*request.ignored, HEADER)
     elif request.prewarm:
-        wishes = replace(wishes, generate=False)
+        wishes = Wishes(generate=False, error_events=wishes.error_events)
     route = options.routes.choose(request.model) if options.routes is not None else default
     if prompt is not None and route.mode == "native":
         raise InvalidRequest(

@@ -29,10 +29,12 @@ class RepeatedRequests:
 
     async def read(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> KeyedRequest | None:
         """The request, if it has an idempotency key; a wrong key is answered."""
+        given = head.header(HEADER)
+        if given is None:
+            return None
         with _told_of_the_key(exchange):
-            key = read_key(head.header(HEADER))
-            if key is None:
-                return None
+            key = read_key(given)
+            assert key is not None
             path = head.path.partition("?")[0]
             if len(body) < LARGE:
                 stands_for = fingerprint(head.method, path, body)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -222,6 +223,12 @@ class _Session:
         return session
 
 
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Reading their certificates takes tens of milliseconds, in which nothing else goes on: once will do."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 class _Guarded(httpx2.AsyncBaseTransport):
     """Connects to addresses that were judged, reads no more than it may."""
 
@@ -229,7 +236,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
         self._registered = server.registered
         self._permit = permit
         self._limit = max_bytes
-        self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
+        self._inner = httpx2.AsyncHTTPTransport(verify=_authorities(), trust_env=False)
         self.last_status = 0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

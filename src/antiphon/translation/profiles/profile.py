@@ -22,7 +22,7 @@ from antiphon.translation.profiles.families import FAMILIES, ModelNote
 __all__ = ["UpstreamProfile", "read_flags", "with_flags"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class UpstreamProfile:
     """What an upstream accepts and how its answers are to be judged.
 
@@ -52,6 +52,8 @@ class UpstreamProfile:
     Beside both: `tokenizer` is how the server counts the tokens of a request (`translation/token_count.py`).
 
     `by_model` says what differs for some of its models, `overrides` what the operator knows better (`with_flags`).
+
+    Compared by identity: every request looks its profile up (`for_model`), and the hash of so many flags is dear.
     """
 
     name: str

@@ -1,0 +1,105 @@
+"""Copies of the tree, and pytest in them.
+
+Lives here: making a copy, putting a mutant into it, running tests there until they end or are out of time. Not here:
+which tests (`judges.py`, `reaching.py`).
+
+Invariant: what tests of a copy compile stays in that copy, and a changed file never looks as old as what was compiled
+from its earlier text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.mutation import chosen_tests
+from tests.mutation.operators import Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+_PYTEST = (
+    "-q",
+    "--no-header",
+    "--tb=no",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "tests.mutation.chosen_tests",
+    "--hypothesis-seed=0",
+    "-m",
+    "not slow and not e2e",
+)
+_ages = itertools.count(1_000_000_000)
+
+
+def copy_tree(to: Path) -> None:
+    """Everything git knows of, as it stands."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+@contextmanager
+def changed(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """The copy with this mutant in it, for as long as the context lasts."""
+    file = tree / mutant.path
+    source = file.read_text()
+    text = mutant.apply(source)
+    assert text is not None
+    try:
+        _write(file, text)
+        yield
+    finally:
+        _write(file, source)
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text)
+    # Python takes what it has compiled when second and size are the same.
+    age = next(_ages)
+    os.utime(file, (age, age))
+
+
+def run_tests(
+    tree: Path, files: Sequence[str], *options: str, limit: float | None, only: Sequence[str] | None = None
+) -> tuple[int | None, list[tuple[float, str, str]]]:
+    """pytest's status, None when it ran out of time, and for each test how long it took and how it went."""
+    listed, noted = tree / ".mutation-only", tree / ".mutation-notes"
+    noted.unlink(missing_ok=True)
+    # With CI what would be skipped where there is no sandbox fails: a mutant must not be one by breaking the sandbox.
+    environ = {**os.environ, "CI": "1", "PYTHONPATH": f"{tree}/src:{tree}", chosen_tests.NOTES: str(noted)}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if only is not None:
+        listed.write_text("\n".join(only))
+        environ[chosen_tests.ONLY] = str(listed)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *_PYTEST, *options, *files],
+        cwd=tree,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    status: int | None = None
+    try:
+        status = process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # What the tests had started goes with them.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    lines = noted.read_text().splitlines() if noted.exists() else []
+    seen = [line.split(" ", 2) for line in lines]
+    return status, [(float(seconds), outcome, test) for seconds, outcome, test in seen]

@@ -1,0 +1,33 @@
+"""Which failures an operator should see."""
+
+from __future__ import annotations
+
+import pytest
+
+from antiphon.engine.exchange.failure import Failure, Fault, cancelled
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import CancelReason
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "loud"),
+    [
+        ("upstream", "", True),
+        ("ours", "", True),
+        ("client", "", False),
+        ("cancelled", "", False),
+        # Silence that may be an unread stream's.
+        ("unknown", "upstream_timeout", True),
+    ],
+)
+def test_a_failure_is_loud_unless_it_may_be_its_clients_own_affair(fault: Fault, code: str, loud: bool) -> None:
+    assert Failure(fault, "a cause", code=code).loud is loud
+
+
+def test_who_ended_a_connection_in_relay_is_not_known_and_mostly_the_client() -> None:
+    ended = {reason: cancelled(reason, "it ended", State.STREAMING, "default") for reason in CancelReason}
+    assert {reason: failure.loud for reason, failure in ended.items()} == {
+        CancelReason.CLIENT_GONE: False,
+        CancelReason.CONNECTION_ENDED: False,
+        CancelReason.SHUTTING_DOWN: True,
+    }

@@ -1,0 +1,56 @@
+"""The marks by which mutation testing learns which tests reach a mutant."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.mutation.operators import find_mutants
+from tests.mutation.probes import marked
+
+_SOURCE = '''"""A module."""
+
+LIMIT = 3 - 1
+
+
+def first(one, two):
+    """Says something."""
+    if one > 1:
+        return 1
+    elif two > 2:
+        return 2
+    while two < 3:
+        two += 4
+    return [each for each in range(two) if each > 5]
+
+
+class Other:
+    @property
+    def second(self):
+        match self:
+            case 6 if self > 6:
+                return 6
+'''
+
+
+@pytest.mark.parametrize(
+    ("changed", "before"),
+    [
+        ("one > 1", ["if one > 1:"]),
+        ("two > 2", ["if one > 1:"]),
+        ("two < 3", ["while two < 3:"]),
+        ("two += 4", ["two += 4"]),
+        ("each > 5", ["return [each"]),
+        ("self > 6", ["match self:"]),
+        # It runs on import, which is no test's: whoever enters a function of the module counts.
+        ("3 - 1", ["if one > 1:", "match self:"]),
+    ],
+)
+def test_a_mark_stands_before_the_statement_that_changes(changed: str, before: list[str]) -> None:
+    mutant = next(one for one in find_mutants("src/antiphon/x.py", _SOURCE) if changed in one.was)
+    source = marked(_SOURCE, [(7, mutant)])
+    compile(source, "x.py", "exec")
+    marks = re.findall(r"\.passed\(7\)\n *except ImportError:\n *pass\n *(.*)$", source, re.MULTILINE)
+    assert len(marks) == len(before)
+    assert all(line.startswith(start) for line, start in zip(marks, before, strict=True))
