@@ -84,13 +84,14 @@ def test_what_would_never_fit_is_another_error_than_what_does_not_fit_now() -> N
     budget = _budget(refused)
     with budget.hold("a") as first, budget.hold("a") as second, budget.hold("") as nobodys:
         first.add(10)
+        nobodys.add(10)
         for ask in (first.add, first.check):
             with pytest.raises(RequestTooLarge) as own:
                 ask(_SHARE - 9)
             assert own.value.status == 413 and "'limits.one'" in own.value.message and "owner" in own.value.message
         for ask in (nobodys.add, nobodys.check):
             with pytest.raises(RequestTooLarge) as all_of_it:
-                ask(_MAX + 1)
+                ask(_MAX - 9)
             assert "'limits.all'" in all_of_it.value.message and "owner" not in all_of_it.value.message
         assert refused == [], "nobody counts what no room could be made for"
         # The same bytes asked for by another request of the same owner fit once the first has gone.
@@ -98,7 +99,7 @@ def test_what_would_never_fit_is_another_error_than_what_does_not_fit_now() -> N
             with pytest.raises(NoRoom):
                 ask(_SHARE - 9)
         with pytest.raises(NoRoom):
-            nobodys.check(_MAX - 9)
+            nobodys.check(_MAX - 15)
         assert len(refused) == 3
 
 

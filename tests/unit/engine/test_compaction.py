@@ -399,6 +399,15 @@ def test_what_is_wrong_with_the_latest_message_is_told_after_the_summary(stream:
         assert outcome.json["error"]["param"] == "input.content[0]"
 
 
+def test_of_the_users_words_the_path_of_its_own_gives_the_latest_back() -> None:
+    """Up to some 20,000 tokens; an older message that fits in again is not put behind a gap."""
+    items = [_user("first"), _user("old " * 20_000), _user("late " * 4_000), _user("latest")]
+    outcome, _ = _run({"input": items}, SUMMARY, path=COMPACT_PATH)
+    *users, compaction = outcome.json["output"]
+    assert [item["content"][0]["text"].split()[0] for item in users] == ["late", "latest"]
+    assert compaction["type"] == "compaction"
+
+
 def test_the_path_of_its_own_fails_like_any_request() -> None:
     outcome, _ = _run({"input": TALK}, "", path=COMPACT_PATH)
     assert outcome.head is not None and outcome.head.status == 502

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -494,6 +495,45 @@ def test_where_an_error_event_would_end_more_than_the_response_there_is_none() -
         kinds[wanted] = [event["type"] for event in parse_sse(outcome.body)]
     assert kinds[True][-2:] == ["error", "response.failed"]
     assert kinds[False] == [kind for kind in kinds[True] if kind != "error"]
+
+
+_WARM = {"model": "m", "input": "hi", "prompt_cache_options": {"prewarm": True}}
+_TOOLS_ALONE = {"type": "additional_tools", "role": "developer", "tools": [{"type": "custom", "name": "exec"}]}
+
+
+@pytest.mark.parametrize("input_", ["hi", [_TOOLS_ALONE]], ids=["words", "tools alone"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prewarm_is_checked_stored_and_answered_without_a_model(stream: bool, input_: Any) -> None:
+    """Later requests continue it. With tools alone there is nothing that a chat server could be asked."""
+    outcome = run({**_WARM, "input": input_, "stream": stream})
+    assert not outcome.calls and outcome.finish is not None and outcome.finish.outcome == "completed"
+    if stream:
+        events = parse_sse(outcome.body)
+        assert [event["type"] for event in events] == [
+            "response.created",
+            "response.in_progress",
+            "response.completed",
+        ]
+        final = check_stream(events)
+    else:
+        final = outcome.json
+    assert (final["status"], final["output"], final["usage"]["total_tokens"]) == ("completed", [], 0)
+    (record,) = outcome.records
+    assert (record.status, record.output_items, len(record.input_items)) == ("completed", (), 1)
+    wrong = run({**_WARM, "input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]})
+    assert wrong.head is not None and wrong.head.status == 400
+
+
+def test_an_upstream_that_says_a_lot_without_output_floods() -> None:
+    """Others come first then; output, whose every byte pays for many, ends it."""
+    exchange = _in_state(State.STREAMING)
+    exchange.receive_upstream_data(_CHUNK)
+    for _ in range(8):
+        assert not exchange.floods
+        exchange.receive_upstream_data(b": nothing\n\n" * 3_000)
+    assert exchange.floods and exchange.state is State.STREAMING
+    exchange.receive_upstream_data(_CHUNK.replace(b"Hi", b"x" * 1_000))
+    assert not exchange.floods
 
 
 def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_usage() -> None:

@@ -24,6 +24,21 @@ def test_a_failure_is_loud_unless_it_may_be_its_clients_own_affair(fault: Fault,
     assert Failure(fault, "a cause", code=code).loud is loud
 
 
+def test_a_line_of_the_log_has_what_is_known_and_not_too_much_of_it() -> None:
+    assert Failure("ours", "a cause").fields() == {"fault": "ours", "cause": "a cause"}
+    failure = Failure("upstream", "x" * 10_000, 200, "upstream_cut", "read_answer", "default", 200, counted=True)
+    fields = failure.fields()
+    assert len(fields.pop("cause")) == 500
+    assert fields == {
+        "fault": "upstream",
+        "status": 200,
+        "code": "upstream_cut",
+        "operation": "read_answer",
+        "upstream": "default",
+        "upstream_status": 200,
+    }
+
+
 def test_who_ended_a_connection_in_relay_is_not_known_and_mostly_the_client() -> None:
     ended = {reason: cancelled(reason, "it ended", State.STREAMING, "default") for reason in CancelReason}
     assert {reason: failure.loud for reason, failure in ended.items()} == {

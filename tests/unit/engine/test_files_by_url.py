@@ -61,6 +61,16 @@ def test_files_of_history_and_references_are_asked_for_after_they_are_known() ->
     ]
 
 
+def test_a_file_that_nobody_answers_for_is_an_error_and_not_asked_for_again() -> None:
+    exchange = begin(input=[message("https://a/x")])
+    assert [type(action) for action in exchange.actions()] == [LoadContext]
+    exchange.receive_context(Context(files={}))
+    head, body, _ = exchange.actions()
+    assert head.status == 400
+    error = json.loads(body.data)["error"]
+    assert (error["param"], error["code"]) == ("input[0].content[0].file_url", "file_download_failed")
+
+
 def test_no_failure_to_fetch_leaves_a_request_without_an_answer() -> None:
     exchange = begin(input=[message("https://a/x")])
     exchange.actions()

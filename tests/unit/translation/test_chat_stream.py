@@ -101,6 +101,26 @@ def _made(final: dict[str, Any]) -> list[tuple[str, str, str]]:
             [_calls(_part('{"x":1}', "f", index=0, id="a")), _calls(_part('{"x":1}', "f", index=0, id="a"))],
             [("a", "f", '{"x":1}')],
         ),
+        # Without an index, in pieces: the last call goes on, by its id or by nothing at all.
+        (
+            [
+                _calls(_part('{"x"', "f", id="a")),
+                _calls(_part(":1", id="a")),
+                _calls(_part("}")),
+                _calls(_part("{}", "g", id="b")),
+            ],
+            [("a", "f", '{"x":1}'), ("b", "g", "{}")],
+        ),
+        # Without ids, all of the same index: another name, or other arguments, begin another call.
+        (
+            [
+                _calls(_part('{"x":1}', "f", index=0)),
+                _calls(_part("{}", "g", index=0)),
+                _calls(_part('{"y":2}', "g", index=0)),
+                _calls(_part('{"y":2}', "g", index=0)),
+            ],
+            [("call_1", "f", '{"x":1}'), ("call_2", "g", '{"y":2}')],
+        ),
         # No arguments at all.
         ([_calls(_part(None, "f", index=0, id="a"))], [("a", "f", "{}")]),
         # Arguments as an object.

@@ -329,6 +329,29 @@ def test_an_effort_the_server_does_not_know_becomes_the_nearest() -> None:
         assert chat["reasoning_effort"] == sent
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"description": "An a."}, {"strict": False}, {"description": "An a.", "strict": True}]
+)
+def test_of_a_schema_all_that_was_said_goes_on_and_nothing_else(more: dict[str, Any]) -> None:
+    form = {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}, **more}
+    sent = _run(_chunk(content="{}"), request={"text": {"format": {"type": "json_schema", **form}}}).chat
+    assert sent["response_format"] == {"type": "json_schema", "json_schema": form}
+
+
+def test_a_summary_of_reasoning_is_told_in_parts_of_its_own() -> None:
+    outcome = _run(_chunk(reasoning="I "), _chunk(reasoning="look."), request={"reasoning": {"summary": "auto"}})
+    kinds = [event["type"].removeprefix("response.") for event in parse_sse(outcome.body)]
+    assert kinds[2:8] == [
+        "output_item.added",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+    ]
+    assert ("reasoning", "I look.") in _said(outcome)
+
+
 def test_pitfall_1_a_schema_is_never_dropped() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     text = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
