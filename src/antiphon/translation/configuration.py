@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.request_checks import known_choice, wrong_type
+from antiphon.translation.request_checks import known_choice, read_value
 from antiphon.translation.request_limits import EFFORTS, check_format
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat, TextOptions
@@ -69,14 +68,7 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
 
 
 def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:
-    try:
-        update = _UPDATE.decode(item.source)
-    except msgspec.ValidationError as error:
-        raise wrong_type(where, error) from None
-    except RecursionError:
-        raise InvalidRequest(
-            f"Invalid '{where}': it is nested too deeply.", param=where, code="invalid_value"
-        ) from None
+    update = read_value(where, _UPDATE, item.source)
     if update.reasoning is not None and (effort := update.reasoning.effort) is not UNSET:
         known = known_choice(f"{where}.reasoning.effort", effort, EFFORTS, tolerance)
         found.effort = effort if known else found.effort

@@ -76,6 +76,25 @@ def test_a_change_of_an_earlier_turn_holds_until_it_is_changed_again() -> None:
     assert "reasoning_effort" not in _ask(back, USER, **again).chat
 
 
+def test_a_format_that_is_taken_back_is_none() -> None:
+    schema = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
+    back = {"type": "configuration_update", "text": {"format": None}}
+    assert "response_format" not in _ask(USER, back, text={"format": schema}).chat
+
+
+def test_a_message_of_an_agent_may_be_a_text() -> None:
+    (message,) = _messages({"type": "agent_message", "content": "Count."})
+    assert message["content"][0]["text"] == "Message from another agent to this agent:"
+    assert message["content"][1]["text"] == "Count."
+
+
+def test_a_picture_that_comes_without_a_call_follows_in_a_message_of_its_own() -> None:
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+    messages = _messages(USER, {"type": "function_call_output", "name": "eye", "output": [picture]})
+    assert messages[1]["content"].startswith("Output of eye:")
+    assert messages[2]["content"][0]["image_url"]["url"] == picture["image_url"]
+
+
 def test_a_wrong_change_names_its_place() -> None:
     outcome = _ask(USER, {"type": "configuration_update", "text": {"format": {"type": "xml"}}})
     assert outcome.json["error"]["param"] == "input[1].text.format.type"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.exchanges import JSON, Outcome, run
+from antiphon.engine.ports.actions import RequestHead
+from tests.support.exchanges import JSON, Outcome, make_exchange, run
 
 OK = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
 USER = {"role": "user", "content": "hi"}
@@ -123,6 +124,19 @@ def test_what_restricts_the_answer_is_never_left_out() -> None:
     ):
         outcome = _ask(fields)
         assert outcome.head is not None and outcome.head.status == 400, fields
+
+
+def test_a_known_part_in_the_wrong_place_is_refused() -> None:
+    outcome = _ask({"input": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]})
+    assert outcome.json["error"]["param"] == "input[0].content[0].type"
+
+
+def test_the_log_gets_the_names_too() -> None:
+    exchange = make_exchange()
+    assert exchange.unknown == ()
+    body = json.dumps({"model": "m", "input": [USER, {"type": "omen"}], "service_tier": "platinum"}).encode()
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    assert exchange.unknown == ("service_tier:platinum", "input.omen")
 
 
 def test_an_input_of_unknown_items_alone_says_so() -> None:
