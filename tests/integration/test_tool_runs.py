@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest
+from antiphon.tools.box import Toolbox
+from antiphon.tools.tool_search import ToolSearch
 from antiphon.translation.encode import KEEPALIVE
 from tests.support.chat_server import DEADLINE, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.extproc_door import open_door, request_body, sse_events
@@ -17,6 +20,7 @@ from tests.support.http_door import open_http_door, post_bytes
 from tests.support.judge import check_response, check_stream, parse_sse
 
 SEARCH: dict[str, Any] = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+_SEARCHED: dict[str, Any] = {"index": 0, "id": "call_0", "type": "function"}
 ASK: dict[str, Any] = {"model": "demo-model", "input": "Hi", "tools": [SEARCH]}
 
 
@@ -128,3 +132,32 @@ async def test_behind_envoy_it_is_driven_without_being_asked(tmp_path: Path) -> 
         assert "response.file_search_call.completed" in sse_events(client.body)
         final = check_stream(parse_sse(client.body))
         assert [item["type"] for item in final["output"]] == ["file_search_call", "message"]
+
+
+async def test_a_search_for_tools_in_every_door() -> None:
+    tool = {"type": "function", "name": "get_rate", "description": "A rate.", "parameters": {}, "defer_loading": True}
+    body = {**ASK, "tools": [{"type": "tool_search"}, tool], "stream": True}
+    searched = [
+        event(
+            chunk({"tool_calls": [{**_SEARCHED, "function": {"name": "tool_search", "arguments": '{"query":"rate"}'}}]})
+        ),
+        event(chunk(finish_reason="tool_calls")),
+        b"data: [DONE]\n\n",
+    ]
+    called = [
+        event(chunk({"tool_calls": [{**_SEARCHED, "function": {"name": "get_rate", "arguments": "{}"}}]})),
+        event(chunk(finish_reason="tool_calls")),
+        b"data: [DONE]\n\n",
+    ]
+    kinds = ["tool_search_call", "tool_search_output", "function_call"]
+    async with open_http_door(tools=Toolbox([ToolSearch()], ToolSettings())) as door:
+        door.chat.script(answer(parts=searched), answer(parts=called))
+        final = check_stream(parse_sse((await door.ask(post_bytes(body))).body))
+        assert [item["type"] for item in final["output"]] == kinds
+        # What was loaded stays for who continues, though nothing searches any more.
+        output = {"type": "function_call_output", "call_id": final["output"][-1]["call_id"], "output": "0.92"}
+        later = {**body, "input": [output], "previous_response_id": final["id"], "stream": False}
+        door.chat.script(json_answer(completion("0.92")))
+        assert (await door.ask(post_bytes(later))).status == 200
+        shown = [[one["function"]["name"] for one in asked.json["tools"]] for asked in door.chat.requests]
+        assert shown == [["tool_search"], ["tool_search", "get_rate"], ["tool_search", "get_rate"]]

@@ -14,7 +14,7 @@ from tests.support.effort import examples
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.strict_chat import check_chat_request
 
-KINDS = sorted({name.split(".")[1] for name in GROUPS["Tools"]})
+KINDS = sorted({name.split(".")[1] for name in GROUPS["Tools"] if name.startswith("tools.")})
 ANSWER = json.dumps({"choices": [{"message": {"content": "so"}, "finish_reason": "stop"}]}).encode()
 _TEXT = st.sampled_from(["", "a", "look", "direct", "programmatic", "client", "grammar", "local", "object", "x" * 70])
 _JUNK = st.recursive(
@@ -80,7 +80,7 @@ def test_tools_for_programs_alone_are_left_out_and_named() -> None:
     assert [one["function"]["name"] for one in outcome.chat["tools"]] == ["b", "c", "n__e"]
     assert outcome.head is not None
     named = dict(outcome.head.headers)["antiphon-ignored"]
-    assert named == "tools[0].allowed_callers, tools[3].tools[0].allowed_callers"
+    assert named == "tools.function.allowed_callers, tools[0].allowed_callers, tools[3].tools[0].allowed_callers"
     # Who demands it is told that it cannot be had.
     chosen = ask(tools=tools, tool_choice={"type": "function", "name": "a"})
     assert chosen.head is not None and chosen.head.status == 400

@@ -40,6 +40,7 @@ def _unknown_kinds() -> list[Contradiction]:
         "apply_patch_call": "patch call",
         "tool_search": "tool search call",
         "tool_search_call": "tool search call",
+        "tool_search_output": "hosted tool search",
         "namespace": "call in a namespace",
         "file_search": "file search",
         "file_search_call": "file search",

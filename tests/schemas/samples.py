@@ -157,6 +157,11 @@ SAMPLES = {
         "tool_calls",
         {"tools": [_FILES], **_ONCE, "include": ["file_search_call.results"]},
     ),
+    "hosted tool search": Sample(
+        (_text("So it is."), _call("tool_search", '{"query":"x"}')),
+        "tool_calls",
+        {"tools": [{"type": "tool_search"}, {**_FUNCTION, "defer_loading": True}], **_ONCE},
+    ),
     "web search": Sample(
         (_text("So it is【2】."), _call("web_search", '{"query":"x"}')),
         "tool_calls",
@@ -215,6 +220,7 @@ def _found(call: HostedCall) -> ToolResult:
             "queries": ["x"],
             "results": [{"file_id": "file_a", "filename": "a.txt", "score": 0.5, "text": "a", "attributes": {}}],
         },
+        CallKind.HOSTED_TOOL_SEARCH: {"tools": [{**_FUNCTION, "strict": None, "defer_loading": True}]},
         CallKind.WEB_SEARCH: {"action": {"type": "search", "query": "x", "queries": ["x"]}},
         CallKind.CODE_INTERPRETER: {"outputs": [{"type": "logs", "logs": "2"}]},
         CallKind.MCP: {"output": "6"},

@@ -20,7 +20,7 @@ _ANYTHING = Raw(b'{"type":"object","properties":{}}')
 class ScriptedTools:
     """`answer` makes the result of a call; without it every call succeeds with nothing to tell."""
 
-    types = frozenset({"file_search", "web_search", "code_interpreter", "mcp"})
+    types = frozenset({"file_search", "web_search", "code_interpreter", "mcp", "tool_search"})
 
     def __init__(
         self, answer: Callable[[HostedCall], ToolResult] | None = None, *, refuses: ApiError | None = None
@@ -60,6 +60,7 @@ class ScriptedTools:
                 id="mcpl_1", server_label=label, tools=Raw(b'[{"name":"roll","input_schema":{"type":"object"}}]')
             )
             return PreparedTool(tool, (function,), (listed,))
-        kind = CallKind(f"{tool.type}_call")
+        searches = tool.type == "tool_search"
+        kind = CallKind.HOSTED_TOOL_SEARCH if searches else CallKind(f"{tool.type}_call")
         fields = {"container_id": "cntr_1"} if kind is CallKind.CODE_INTERPRETER else {}
         return PreparedTool(tool, (HostedFunction(kind, tool.type, "Does it.", _QUERY),), fields=fields)

@@ -61,7 +61,12 @@ _FLAG = msgspec.json.Decoder(bool | None)
 _NUMBER = msgspec.json.Decoder(int | str | None)
 _TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
 _MAX_ITEMS, _MAX_TOOLS = 1_000, 1_024
-_HOSTED = frozenset({"code_interpreter", "file_search", "image_generation", "mcp", "web_search", "web_search_preview"})
+_HOSTED = frozenset(
+    {
+        *("code_interpreter", "file_search", "image_generation", "mcp", "tool_search"),
+        *("web_search", "web_search_preview"),
+    }
+)
 
 
 class Prompts:

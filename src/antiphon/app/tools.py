@@ -18,6 +18,7 @@ from antiphon.config.settings import Settings
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Tool, Toolbox
 from antiphon.tools.code_interpreter import CodeInterpreter, ContainerRooms
+from antiphon.tools.tool_search import ToolSearch
 from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
 from antiphon.tools.web_search.tool import WebSearch
 from antiphon.upstream.fetch import GuardedFetcher
@@ -32,7 +33,7 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 
 def make_tools(settings: Settings, metrics: Metrics, further: Iterable[Tool] = ()) -> Toolbox:
     """The tools that these settings make available, and further ones. Raises `ConfigError`."""
-    tools = list(further)
+    tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
     if settings.mcp.enabled and find_spec("mcp") is not None:

@@ -129,6 +129,9 @@ def make_chat_tools(
         if hosted is not None and number in hosted:
             for function in hosted[number]:
                 maker.add_hosted(f"tools[{number}]", function)
+        elif tool.type == "tool_search" and tool.execution != "client":
+            # There is nothing to search for.
+            continue
         else:
             maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []

@@ -254,7 +254,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tools.shell": Support("emulated", "a function; with a container of OpenAI's: left out and named"),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": Support(
-            "emulated", "a function with `execution: client`; else left out, all tools are shown"
+            "emulated", "a function: with `execution: client` the client searches, else the gateway"
         ),
         "tools.web_search": _SET_UP,
         "tools.web_search_2025_08_26": _SET_UP,

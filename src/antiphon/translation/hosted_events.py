@@ -20,6 +20,8 @@ from antiphon.types.items import (
     CodeInterpreterCall,
     FileSearchCall,
     HostedItem,
+    HostedToolSearchCall,
+    HostedToolSearchOutput,
     McpApprovalRequest,
     McpCall,
     McpListTools,
@@ -37,6 +39,10 @@ def opened(item: HostedItem) -> HostedItem:
     if isinstance(item, McpApprovalRequest):
         return item
     bare = msgspec.structs.replace(item, status="in_progress")
+    if isinstance(bare, HostedToolSearchCall):
+        return msgspec.structs.replace(bare, arguments=Raw(b"{}"))
+    if isinstance(bare, HostedToolSearchOutput):
+        return msgspec.structs.replace(bare, tools=Raw(b"[]"))
     if isinstance(bare, FileSearchCall):
         return msgspec.structs.replace(bare, queries=[], results=None)
     if isinstance(bare, WebSearchCall):

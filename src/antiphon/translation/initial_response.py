@@ -83,7 +83,7 @@ def _tool(tool: Tool) -> Raw:
         "parameters": tool.parameters if given(tool.parameters) else None,
     }
     if tool.type == "tool_search":
-        return Raw(encode({**shown, "execution": tool.execution}))
+        return Raw(encode({**shown, "execution": tool.execution} if tool.execution is not None else shown))
     shown |= {"name": tool.name, "strict": tool.strict}
     if tool.defer_loading:
         # Observed: there only when it was asked for.

@@ -223,7 +223,7 @@ def read_request(
             [*tools, *brought],
             left_out,
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
-            hosted=hosted,
+            hosted=hosted - {"tool_search"},
         ),
         metadata=fields.get("metadata") if values.get("metadata") is not None else None,
         store=values.get("store") is not False,

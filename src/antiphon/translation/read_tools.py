@@ -72,6 +72,11 @@ def hosted_name(kind: str) -> str:
     return "web_search" if kind.startswith("web_search") else kind
 
 
+def runs_here(tool: Tool, hosted: frozenset[str]) -> bool:
+    """Whether a declared tool is one of these types that run here."""
+    return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
+
+
 def read_tools(
     where: str,
     tools: list[Tool],
@@ -94,7 +99,7 @@ def read_tools(
     names: set[str] = set()
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"
-        if tool.type in hosted:
+        if runs_here(tool, hosted):
             name = f"{hosted_name(tool.type)} {tool.server_label or ''} (hosted)"
             if name in names:
                 raise InvalidRequest(
@@ -180,7 +185,7 @@ def may_be_called(tool: Tool) -> bool:
 
 def _is_callable(tool: Tool) -> bool:
     if tool.type == "tool_search":
-        # Searching on the server means that the tools are there already: they are all shown.
+        # Where nothing here searches, all tools are shown.
         return tool.execution == "client"
     if tool.type == "shell":
         # A shell in a container of the server's is a hosted tool.

@@ -29,7 +29,7 @@ _UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 class CallKind(StrEnum):
-    """What kind of item a call becomes; the values are the item types."""
+    """What kind of item a call becomes; the values are the item types, but for a search of tools that runs here."""
 
     FUNCTION = "function_call"
     CUSTOM = "custom_tool_call"
@@ -41,9 +41,18 @@ class CallKind(StrEnum):
     WEB_SEARCH = "web_search_call"
     CODE_INTERPRETER = "code_interpreter_call"
     MCP = "mcp_call"
+    HOSTED_TOOL_SEARCH = "hosted_tool_search"
 
 
-HOSTED_KINDS = frozenset({CallKind.FILE_SEARCH, CallKind.WEB_SEARCH, CallKind.CODE_INTERPRETER, CallKind.MCP})
+HOSTED_KINDS = frozenset(
+    {
+        CallKind.FILE_SEARCH,
+        CallKind.WEB_SEARCH,
+        CallKind.CODE_INTERPRETER,
+        CallKind.MCP,
+        CallKind.HOSTED_TOOL_SEARCH,
+    }
+)
 """Calls of tools that run here."""
 
 

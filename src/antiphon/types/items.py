@@ -212,6 +212,28 @@ class CodeInterpreterCall(Struct, kw_only=True):
     outputs: Raw | None = None
 
 
+class HostedToolSearchCall(Struct, kw_only=True):
+    """A search for tools that ran here; `arguments` is an object, and there is no id that the client could answer."""
+
+    id: str
+    type: str = "tool_search_call"
+    status: str
+    call_id: None = None
+    execution: str = "server"
+    arguments: Raw
+
+
+class HostedToolSearchOutput(Struct, kw_only=True):
+    """The declarations of the tools that such a search found; they can be called from here on."""
+
+    id: str
+    type: str = "tool_search_output"
+    status: str
+    call_id: None = None
+    execution: str = "server"
+    tools: Raw
+
+
 class McpCall(Struct, kw_only=True):
     """A call of an MCP server's tool; `error` is an object when it failed."""
 
@@ -246,7 +268,16 @@ class McpApprovalRequest(Struct, kw_only=True):
     server_label: str
 
 
-HostedItem = FileSearchCall | WebSearchCall | CodeInterpreterCall | McpCall | McpListTools | McpApprovalRequest
+HostedItem = (
+    FileSearchCall
+    | WebSearchCall
+    | CodeInterpreterCall
+    | McpCall
+    | McpListTools
+    | McpApprovalRequest
+    | HostedToolSearchCall
+    | HostedToolSearchOutput
+)
 """What tools that run here emit."""
 
 OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem

@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.stored_items import read_history
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.ids import IdFactory
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.citations import Citations
@@ -30,6 +30,8 @@ from antiphon.types.items import (
     CodeInterpreterCall,
     FileSearchCall,
     HostedItem,
+    HostedToolSearchCall,
+    HostedToolSearchOutput,
     InputItem,
     McpApprovalRequest,
     McpCall,
@@ -49,6 +51,7 @@ _PREFIXES = {
     CallKind.WEB_SEARCH: "ws",
     CallKind.CODE_INTERPRETER: "ci",
     CallKind.MCP: "mcp",
+    CallKind.HOSTED_TOOL_SEARCH: "tsc",
 }
 _LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
@@ -109,6 +112,8 @@ class ToolTurns:
         self._open: tuple[str, HostedItem] | None = None
         self._results: dict[str, ToolResult] = {}
         self._outputs: dict[str, str] = {}
+        self._found: dict[str, list[InputItem]] = {}
+        """Of each search for tools that ran, its two items."""
         self._images: dict[str, tuple[str, ...]] = {}
         self.asks_client = False
         """Whether the client was asked to approve a call, so that the response ends here."""
@@ -218,6 +223,10 @@ class ToolTurns:
             output = self._outputs.get(call_id)
             if output is None:
                 continue
+            if call_id in self._found:
+                # As later turns have them: these items bring the tools.
+                calls += [("tools", item) for item in self._found[call_id]]
+                continue
             asked = self._approvals.get(call_id)
             if asked is not None:
                 # The request stands for the call: its thoughts are beside it.
@@ -271,7 +280,20 @@ class ToolTurns:
             self._outputs[call_id] = self.citations.add(result.sources, result.output)
             self._images[call_id] = result.images
             fields = self._shown(item.type, result.fields)
-            self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
+            if isinstance(item, HostedToolSearchCall):
+                self._end_search(call_id, item, result)
+            else:
+                self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
+
+    def _end_search(self, call_id: str, item: HostedToolSearchCall, result: ToolResult) -> None:
+        """A search for tools is two items; it has no other way to fail than to find nothing."""
+        found = Raw(encode(result.fields.get("tools", [])))
+        output = HostedToolSearchOutput(id=self._new_id("tso"), status="completed", tools=found)
+        done = _finished(item, {}, "completed")
+        self._builder.hosted_done(done)
+        self._builder.hosted(output)
+        self._builder.hosted_done(output)
+        self._found[call_id] = read_history(StoredItem(one.id, one.type, encode(one)) for one in (done, output))
 
     def _shown(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields without those that only `include` brings."""
@@ -305,6 +327,8 @@ class ToolTurns:
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 code = arguments
             item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")
+        elif target.kind is CallKind.HOSTED_TOOL_SEARCH:
+            item = HostedToolSearchCall(id=item_id, status=status, arguments=_object(arguments))
         else:
             item = McpCall(
                 id=item_id,
@@ -326,32 +350,6 @@ def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[
     if not declared:
         return items
     return [(name, item) for name, item in items if item.type != "mcp_list_tools" or _label(item) not in declared]
-
-
-def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
-    """The declared tools that run here; `items` are the conversation so far."""
-    if not types or not request.tools:
-        return ()
-    return tuple(
-        HostedTool(number, tool.type, bytes(tool.source), _earlier(items) if tool.type == "code_interpreter" else None)
-        for number, tool in enumerate(request.tools)
-        if tool.type in types
-    )
-
-
-def _earlier(items: Sequence[Named]) -> str | None:
-    """The container in which code ran last."""
-    for _, item in reversed(items):
-        if item.type == "code_interpreter_call":
-            try:
-                return msgspec.json.decode(item.source, type=_Ran).container_id
-            except msgspec.DecodeError:
-                return None
-    return None
-
-
-class _Ran(msgspec.Struct):
-    container_id: str | None = None
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
@@ -429,3 +427,11 @@ def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedIt
 
 
 _RAW = frozenset({"results", "action", "outputs", "error"})
+
+
+def _object(arguments: str) -> Raw:
+    """What the model wrote, if it is an object."""
+    try:
+        return Raw(encode(msgspec.json.decode(arguments, type=dict[str, Raw])))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return Raw(b"{}")

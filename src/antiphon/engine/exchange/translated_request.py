@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.compaction_turn import is_too_long
+from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, ExchangeOptions
 from antiphon.engine.exchange.queueing import QueuedResponse
@@ -28,7 +29,7 @@ from antiphon.engine.exchange.request_context import (
 )
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
 from antiphon.engine.exchange.stored_items import prepare_input, stored_input
-from antiphon.engine.exchange.tool_turns import hosted_tools, without_lists
+from antiphon.engine.exchange.tool_turns import without_lists
 from antiphon.engine.ports.actions import Context, FetchedFile, RequestHead, StoredItem, Usage
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER

@@ -25,13 +25,15 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 class HostedTool:
     """One entry of `tools` that runs here: `declaration` is its whole JSON object, secrets included.
 
-    `earlier` is the container in which code of this conversation ran last.
+    `earlier` is the container in which code of this conversation ran last, `searchable` what a search for tools finds:
+    the declarations of the request's deferred tools.
     """
 
     index: int
     type: str
     declaration: bytes
     earlier: str | None = None
+    searchable: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

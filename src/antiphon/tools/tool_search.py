@@ -1,0 +1,245 @@
+"""`tool_search`: the model looks for tools that it has not been shown, and the gateway finds them.
+
+Lives here: what the model is told of the deferred tools, and which of them a query means. Not here: which tools are
+deferred (`engine/exchange/declared_tools.py`), how those that were found are shown (the items bring them).
+
+Words are looked for in names, namespaces, descriptions and parameters. A name that the query holds goes before all
+words; a namespace's name means all its tools.
+
+Invariants: the same query over the same declarations finds the same, in the same order; what is found are declarations
+as they were sent, at most so many and so large that they fit a conversation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.tools.box import ToolFailed
+from antiphon.translation.tool_map import CallKind, HostedFunction
+from antiphon.types.json import encode, given
+from antiphon.types.search_terms import query_terms
+
+_NAME, _SPACE, _DESCRIPTION, _SPACE_DESCRIPTION, _PARAMETER, _PARAMETER_DESCRIPTION = 4.0, 2.5, 1.5, 1.0, 1.0, 0.5
+_PREFIX = 0.5
+_SHORTEST_PREFIX = 4
+_NAMED, _SPACE_NAMED = 1_000.0, 100.0
+_LEAST = 0.3
+"""Of the best one's score: what has less is not found."""
+_MOST, _MOST_NAMED = 8, 32
+_MOST_BYTES = 64 << 10
+_LISTED = 4_000
+_LONGEST_LINE = 160
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NAMES = re.compile(r"[\w.-]+")
+_PARAMETERS = Raw(
+    b'{"type":"object","properties":{"query":{"type":"string","description":"What the tools should do, or their names.'
+    b'"}},"required":["query"],"additionalProperties":false}'
+)
+_TOLD = (
+    "Find tools that are not shown yet. Those that are found can be called right afterwards, by the names that the "
+    "result gives. Search before you say that something cannot be done."
+)
+
+
+class _Arguments(Struct):
+    query: str = ""
+
+
+class _Declared(Struct):
+    type: str = ""
+    name: str = ""
+    description: str | None = None
+    parameters: Raw = Raw()
+    tools: list[Raw] = []
+
+
+_DECLARED = msgspec.json.Decoder(_Declared)
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One deferred tool: `place` is its declaration's place, `terms` what its words weigh."""
+
+    place: int
+    source: Raw
+    name: str
+    space: str | None
+    terms: dict[str, float]
+
+
+class ToolSearch:
+    """The tool. It keeps nothing and needs nothing."""
+
+    types = frozenset({"tool_search"})
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        """One function, which says what there is to be found."""
+        told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
+        function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS)
+        return PreparedTool(tool, (function,) if tool.searchable else ())
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        """One search."""
+        try:
+            query = msgspec.json.decode(call.arguments, type=_Arguments).query
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            raise ToolFailed("the arguments must be an object with 'query', a string.") from None
+        found = find(query, call.tool.searchable)
+        return ToolResult(call.call_id, f"{len(found)} declarations were found.", {"tools": found})
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:
+    """The declarations that a query means, best first; members of one namespace stand together."""
+    candidates = _candidates(searchable)
+    scored = [(score, one) for one, score in zip(candidates, _scores(query, candidates), strict=True) if score > 0]
+    scored.sort(key=lambda pair: -pair[0])
+    if not scored:
+        return []
+    least = scored[0][0] * _LEAST
+    most = _MOST_NAMED if scored[0][0] >= _SPACE_NAMED else _MOST
+    members: dict[int, list[Raw]] = {}
+    room = _MOST_BYTES
+    for score, one in scored[:most]:
+        room -= len(bytes(one.source))
+        if score < least or (room < 0 and members):
+            break
+        members.setdefault(one.place, []).append(one.source)
+    return [_declaration(searchable[place], found) for place, found in members.items()]
+
+
+def _declaration(source: bytes, members: list[Raw]) -> Raw:
+    """A tool as it was declared, a namespace with these members alone."""
+    if _DECLARED.decode(source).type != "namespace":
+        return _whole(Raw(source))
+    return Raw(encode({**_OBJECT.decode(source), "tools": [_whole(one) for one in members]}))
+
+
+def _whole(source: Raw) -> Raw:
+    """A function with all keys that it has in an answer."""
+    if _DECLARED.decode(source).type != "function":
+        return source
+    return Raw(encode({"parameters": None, "strict": None, **_OBJECT.decode(source)}))
+
+
+def _candidates(searchable: Sequence[bytes]) -> tuple[_Candidate, ...]:
+    return tuple(one for place, source in enumerate(searchable) for one in _read(place, source))
+
+
+def _read(place: int, source: bytes) -> Iterator[_Candidate]:
+    whole = _DECLARED.decode(source)
+    if whole.type != "namespace":
+        yield _Candidate(place, Raw(source), whole.name, None, _weighed(_parts(whole)))
+        return
+    around = [(_SPACE, whole.name), (_SPACE_DESCRIPTION, whole.description or "")]
+    for inner in whole.tools:
+        declared = _DECLARED.decode(inner)
+        yield _Candidate(place, inner, declared.name, whole.name, _weighed([*_parts(declared), *around]))
+
+
+def _parts(declared: _Declared) -> list[tuple[float, str]]:
+    parts = [(_NAME, declared.name), (_DESCRIPTION, declared.description or "")]
+    if given(declared.parameters):
+        for name, description in _parameters(msgspec.json.decode(declared.parameters)):
+            parts += [(_PARAMETER, name), (_PARAMETER_DESCRIPTION, description)]
+    return parts
+
+
+def _parameters(schema: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Name and description of what a schema's objects hold."""
+    properties = schema.get("properties") if isinstance(schema, dict) and depth < 3 else None
+    for name, inner in properties.items() if isinstance(properties, dict) else ():
+        described = inner.get("description") if isinstance(inner, dict) else None
+        yield name, described if isinstance(described, str) else ""
+        yield from _parameters(inner, depth + 1)
+
+
+def _weighed(parts: Iterable[tuple[float, str]]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for weight, text in parts:
+        for term in _terms(text):
+            weights[term] = max(weights.get(term, 0.0), weight)
+    return weights
+
+
+def _terms(text: str) -> list[str]:
+    """The words of a text, `getUserById` and `get_user_by_id` taken apart, without their plural."""
+    return [_singular(term) for term in query_terms(_CAMEL.sub(" ", text).replace("_", " "))]
+
+
+def _singular(term: str) -> str:
+    if len(term) > 4 and term.endswith("ies"):
+        return term[:-3] + "y"
+    return term[:-1] if len(term) > 3 and term.endswith("s") and not term.endswith("ss") else term
+
+
+def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
+    """How well each fits; 0 for not at all. A word that few have counts more."""
+    scores = [0.0] * len(candidates)
+    for term in dict.fromkeys(_terms(query)):
+        weights = [_weight(term, one.terms) for one in candidates]
+        fitting = sum(weight > 0 for weight in weights)
+        if fitting:
+            rarity = math.log(1 + len(candidates) / fitting)
+            scores = [score + weight * rarity for score, weight in zip(scores, weights, strict=True)]
+    words = {name.strip(".").casefold() for name in _NAMES.findall(query)}
+    names = {name for one in candidates for name in _names(one)}
+    # A name of one plain word is one only among names: "search for mail" does not mean a tool called `search`.
+    named = words if words <= names else {word for word in words & names if _is_compound(word)}
+    for number, one in enumerate(candidates):
+        if named & _names(one):
+            scores[number] += _NAMED
+        elif one.space is not None and one.space.casefold() in words:
+            scores[number] += _SPACE_NAMED
+    return scores
+
+
+def _names(one: _Candidate) -> set[str]:
+    name, space = one.name.casefold(), (one.space or "").casefold()
+    return {name, f"{space}.{name}", f"{space}__{name}"} if space else {name}
+
+
+def _is_compound(name: str) -> bool:
+    return not name.isalpha()
+
+
+def _weight(term: str, terms: dict[str, float]) -> float:
+    if term in terms:
+        return terms[term]
+    if len(term) < _SHORTEST_PREFIX:
+        return 0.0
+    near = (
+        weight
+        for other, weight in terms.items()
+        if len(other) >= _SHORTEST_PREFIX and (other.startswith(term) or term.startswith(other))
+    )
+    return _PREFIX * max(near, default=0.0)
+
+
+def _listing(searchable: Sequence[bytes]) -> str:
+    """What can be found, in a line each: a namespace as a whole, as far as there is room."""
+    lines = []
+    room = _LISTED
+    for number, source in enumerate(searchable):
+        declared = _DECLARED.decode(source)
+        about = " ".join((declared.description or "").split())
+        if declared.type == "namespace":
+            about = f"{about} ({len(declared.tools)} tools)".strip()
+        line = f"- {declared.name}: {about}"[:_LONGEST_LINE].rstrip(": ")
+        room -= len(line)
+        if room < 0:
+            lines.append(f"- and {len(searchable) - number} more")
+            break
+        lines.append(line)
+    return "\n".join(["There are:", *lines])

@@ -1,0 +1,268 @@
+"""tool_search that runs here: what a query means, what the model is shown turn by turn, what clients get and send."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.ports.actions import Chain, Context, StoredItem
+from antiphon.tools.box import Toolbox
+from antiphon.tools.tool_search import ToolSearch, find
+from tests.support.exchanges import Outcome, converse
+from tests.support.judge import check_response, check_stream, parse_sse
+from tests.support.model_turns import Called, model_turn
+
+
+def function(name: str, description: str = "", *, deferred: bool = True, **parameters: str) -> dict[str, Any]:
+    properties = {key: {"type": "string", "description": told} for key, told in parameters.items()}
+    made = {
+        "type": "function",
+        "name": name,
+        "description": description,
+        "parameters": {"type": "object", "properties": properties},
+    }
+    return {**made, "defer_loading": True} if deferred else made
+
+
+def namespace(name: str, description: str, *tools: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "namespace", "name": name, "description": description, "tools": list(tools)}
+
+
+RATES = function("get_exchange_rate", "Look up the rate between two currencies.", source="A currency such as USD.")
+STOCKS = function("stockLookup", "Look up a price by its ticker.", symbol="The ticker.")
+SEARCH = function("search", "Search the archive.")
+CRM = namespace(
+    "crm",
+    "Customers and their orders.",
+    function("list_orders", "Orders of a customer.", customer_id="Whose orders."),
+    function("get_profile", "A customer's profile."),
+    function("ping", "Whether the system answers.", deferred=False),
+)
+PATCH = {"type": "custom", "name": "apply", "description": "Change a file.", "defer_loading": True}
+SHOWN = function("now", "The time.", deferred=False)
+SERVER = {"type": "tool_search"}
+TOOLS = [SERVER, RATES, STOCKS, SEARCH, CRM, PATCH, SHOWN]
+SEARCHABLE = [RATES, STOCKS, SEARCH, {**CRM, "tools": CRM["tools"][:2]}, PATCH]
+
+
+def found(query: str, searchable: list[dict[str, Any]] | None = None) -> list[str]:
+    names = []
+    for raw in find(query, [json.dumps(one).encode() for one in searchable or SEARCHABLE]):
+        tool = json.loads(bytes(raw))
+        names += [f"{tool['name']}.{one['name']}" for one in tool["tools"]] if "tools" in tool else [tool["name"]]
+    return names
+
+
+# What a query means
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("get_exchange_rate", "get_exchange_rate"),
+        ("currency", "get_exchange_rate"),
+        ("currencies", "get_exchange_rate"),
+        ("convert USD", "get_exchange_rate"),
+        ("stock prices", "stockLookup"),
+        ("stocklookup", "stockLookup"),
+        ("ticker", "stockLookup"),
+        ("search", "search"),
+        ("orders of a customer", "crm.list_orders"),
+        ("crm.get_profile", "crm.get_profile"),
+        ("crm__get_profile", "crm.get_profile"),
+        ("customer_id", "crm.list_orders"),
+        ("change a file", "apply"),
+    ],
+)
+def test_the_best_comes_first(query: str, first: str) -> None:
+    assert found(query)[0] == first
+
+
+def test_a_name_goes_before_words_and_a_namespace_means_all_its_tools() -> None:
+    assert found("get_exchange_rate") == ["get_exchange_rate"]
+    assert found("get_exchange_rate, stockLookup") == ["get_exchange_rate", "stockLookup"]
+    assert sorted(found("crm")) == ["crm.get_profile", "crm.list_orders"]
+    assert sorted(found("a profile in the crm")) == ["crm.get_profile", "crm.list_orders"]
+    # A plain word among others is no name.
+    assert "crm.list_orders" in found("search for orders")
+
+
+@pytest.mark.parametrize("query", ["", "   ", "zebra", "???", "\ud800", "(", "\x00"])
+def test_nothing_is_found_for_what_fits_nothing(query: str) -> None:
+    assert found(query) == []
+
+
+def test_the_result_is_bounded_and_always_the_same() -> None:
+    many = [function(f"tool_{number}", "Does a thing with mail.") for number in range(100)]
+    assert found("mail", many) == [f"tool_{number}" for number in range(8)] == found("mail", many)
+    large = [function(f"tool_{number}", "mail " + "x" * 30_000) for number in range(10)]
+    assert found("mail", large) == ["tool_0", "tool_1"]
+    assert found("mail", [function("one", "mail " + "x" * 100_000)]) == ["one"]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": 5}, {"properties": {"a": 5, "b": {"description": []}}}])
+def test_odd_schemas_are_searched_as_far_as_they_go(parameters: Any) -> None:
+    tool = {"type": "function", "name": "odd", "parameters": parameters}
+    assert found("odd", [tool]) == ["odd"]
+
+
+# A response with a search in it
+
+
+async def talk(*turns: list[Called] | str, stream: bool = True, **request: Any) -> Outcome:
+    said = [
+        model_turn(turn, stream=stream) if isinstance(turn, str) else model_turn("", *turn, stream=stream, pieces=2)
+        for turn in turns
+    ]
+    context = request.pop("context", None)
+    body = {"model": "m", "input": "Rate?", "tools": TOOLS, "stream": stream, **request}
+    return await converse(body, said, Toolbox([ToolSearch()], ToolSettings()), context=context)
+
+
+def search(query: Any = "currency") -> list[Called]:
+    return [("tool_search", json.dumps({"query": query}))]
+
+
+def shown(outcome: Outcome, turn: int) -> list[str]:
+    return [one["function"]["name"] for one in json.loads(outcome.calls[turn].request.body).get("tools", [])]
+
+
+def final(outcome: Outcome, stream: bool) -> dict[str, Any]:
+    response = check_stream(parse_sse(outcome.body)) if stream else outcome.json
+    check_response(response)
+    assert isinstance(response, dict)
+    return response
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_found_can_be_called_in_the_next_turn(stream: bool) -> None:
+    outcome = await talk(search(), [("get_exchange_rate", '{"source":"USD"}')], stream=stream)
+    response = final(outcome, stream)
+    call, output, made = response["output"]
+    assert call == {
+        "type": "tool_search_call",
+        "id": call["id"],
+        "status": "completed",
+        "call_id": None,
+        "execution": "server",
+        "arguments": {"query": "currency"},
+    }
+    assert output == {
+        "type": "tool_search_output",
+        "id": output["id"],
+        "status": "completed",
+        "call_id": None,
+        "execution": "server",
+        "tools": [{**RATES, "strict": None}],
+    }
+    assert call["id"].startswith("tsc_") and output["id"].startswith("tso_")
+    assert (made["type"], made["name"], made["arguments"]) == ("function_call", "get_exchange_rate", '{"source":"USD"}')
+    assert shown(outcome, 0) == ["tool_search", "crm__ping", "now"]
+    # What is loaded comes last, so that the declarations before it stay as they were.
+    assert shown(outcome, 1) == ["tool_search", "crm__ping", "now", "get_exchange_rate"]
+    *_, asked, told = json.loads(outcome.calls[1].request.body)["messages"]
+    assert asked["tool_calls"][0]["function"] == {"name": "tool_search", "arguments": '{"query":"currency"}'}
+    assert told["role"] == "tool" and "get_exchange_rate: Look up the rate" in told["content"]
+    described = json.loads(outcome.calls[0].request.body)["tools"][0]["function"]["description"]
+    assert (
+        "- get_exchange_rate: Look up the rate" in described
+        and "- crm: Customers and their orders. (2 tools)" in described
+    )
+    assert "now" not in described.split("There are:")[1]
+    assert {"type": "tool_search", "description": None, "parameters": None} in response["tools"]
+    assert outcome.head is not None and "antiphon-ignored" not in dict(outcome.head.headers)
+
+
+async def test_the_events_of_a_search() -> None:
+    events = parse_sse((await talk(search(), "Done.")).body)
+    about = [event for event in events if event.get("item", {}).get("type", "").startswith("tool_search")]
+    assert [(event["type"], event["item"]["type"], event["item"]["status"]) for event in about] == [
+        ("response.output_item.added", "tool_search_call", "in_progress"),
+        ("response.output_item.done", "tool_search_call", "completed"),
+        ("response.output_item.added", "tool_search_output", "in_progress"),
+        ("response.output_item.done", "tool_search_output", "completed"),
+    ]
+    assert about[0]["item"]["arguments"] == {} and about[2]["item"]["tools"] == []
+
+
+async def test_a_namespace_is_loaded_with_the_members_that_were_found() -> None:
+    outcome = await talk(search("orders of customers"), [("crm__list_orders", "{}")])
+    _, output, made = final(outcome, True)["output"]
+    (loaded,) = output["tools"]
+    assert (loaded["type"], loaded["name"]) == ("namespace", "crm")
+    assert "list_orders" in [one["name"] for one in loaded["tools"]]
+    assert "crm__list_orders" in shown(outcome, 1)
+    assert (made["name"], made["namespace"]) == ("list_orders", "crm")
+
+
+async def test_several_searches_in_one_turn() -> None:
+    outcome = await talk([*search("currency"), *search("ticker")], "Done.")
+    kinds = [item["type"] for item in final(outcome, True)["output"]]
+    assert kinds == ["tool_search_call", "tool_search_output"] * 2 + ["message"]
+    assert shown(outcome, 1)[-2:] == ["get_exchange_rate", "stockLookup"]
+    messages = json.loads(outcome.calls[1].request.body)["messages"]
+    called = [call["id"] for message in messages for call in message.get("tool_calls") or ()]
+    assert len(called) == 2 and [one["tool_call_id"] for one in messages if one["role"] == "tool"] == called
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '{"query":5}', '{"query":"zebra"}'])
+async def test_a_search_that_finds_nothing_says_so(arguments: str) -> None:
+    outcome = await talk([("tool_search", arguments)], "Sorry.")
+    call, output, message = final(outcome, True)["output"]
+    assert isinstance(call["arguments"], dict) and output["tools"] == [] and message["type"] == "message"
+    assert json.loads(outcome.calls[1].request.body)["messages"][-1]["content"] == "No tools were found."
+    assert "get_exchange_rate" not in shown(outcome, 1)
+
+
+async def test_a_call_of_the_clients_beside_a_search_ends_the_response() -> None:
+    outcome = await talk([*search(), ("now", "{}")])
+    kinds = [item["type"] for item in final(outcome, True)["output"]]
+    assert sorted(kinds) == ["function_call", "tool_search_call", "tool_search_output"] and len(outcome.calls) == 1
+
+
+# Later turns
+
+
+async def test_what_was_loaded_stays_in_later_turns() -> None:
+    outcome = await talk(search(), [("get_exchange_rate", "{}")])
+    output = final(outcome, True)["output"]
+    answered = {"type": "function_call_output", "call_id": output[-1]["call_id"], "output": "0.92"}
+    replayed = await talk("0.92", input=[{"role": "user", "content": "Rate?"}, *output, answered])
+    stored = tuple(StoredItem(item["id"], item["type"], json.dumps(item).encode()) for item in output)
+    asked = StoredItem("msg_1", "message", b'{"type":"message","role":"user","content":"Rate?"}')
+    continued = await talk(
+        "0.92", input=[answered], previous_response_id="resp_1", context=Context(chain=Chain((asked, *stored)))
+    )
+    for later in (replayed, continued):
+        before = json.loads(outcome.calls[1].request.body)["messages"]
+        assert final(later, True)["output"][0]["type"] == "message"
+        assert shown(later, 0) == shown(outcome, 1)
+        # The next turn begins with this one, so that servers find it in their caches.
+        messages = json.loads(later.calls[0].request.body)["messages"]
+        for message in (*messages, *before):
+            for call in message.get("tool_calls") or ():
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        assert messages[: len(before)] == before
+
+
+# Without a search
+
+
+async def test_without_deferred_tools_there_is_nothing_to_search() -> None:
+    outcome = await talk("Hi.", tools=[SERVER, SHOWN])
+    assert shown(outcome, 0) == ["now"] and final(outcome, True)["output"][0]["type"] == "message"
+
+
+async def test_a_search_of_the_clients_is_the_clients() -> None:
+    outcome = await talk(search(), tools=[{**SERVER, "execution": "client"}, RATES])
+    (call,) = final(outcome, True)["output"]
+    assert (call["execution"], call["call_id"] is not None) == ("client", True)
+
+
+async def test_a_choice_of_the_search_makes_the_model_search_once() -> None:
+    outcome = await talk(search(), "Done.", tool_choice={"type": "tool_search"})
+    first, second = (json.loads(call.request.body) for call in outcome.calls)
+    assert first["tool_choice"]["function"]["name"] == "tool_search" and second.get("tool_choice") in (None, "auto")
