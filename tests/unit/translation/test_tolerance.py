@@ -132,8 +132,8 @@ def test_a_known_part_in_the_wrong_place_is_refused() -> None:
 
 
 def test_the_log_gets_the_names_too() -> None:
+    assert make_exchange().unknown == ()
     exchange = make_exchange()
-    assert exchange.unknown == ()
     body = json.dumps({"model": "m", "input": [USER, {"type": "omen"}], "service_tier": "platinum"}).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
     assert exchange.unknown == ("service_tier:platinum", "input.omen")
