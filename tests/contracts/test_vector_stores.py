@@ -14,6 +14,7 @@ from antiphon.engine.ports.vector_stores import Chunking, Counts, FileError, New
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.stores import ingestion, lease_clock
 from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.vector_stores import index_table
 from antiphon.types.search import Filter
 
 ALICE, BOB = "b:alice", "b:bob"
@@ -537,3 +538,10 @@ async def test_the_version_changes_with_the_completed_files(
     await ingest(here, third, "birds")
     ((version,),) = await here.readers.fetch("SELECT version FROM vector_stores WHERE id = 'vs_two'", {})
     assert version == 1
+
+
+@pytest.mark.parametrize("store_id", ["", "x", "vs_1; DROP TABLE files", "vs_" + "a" * 500, "file_1"])
+def test_what_is_no_id_of_ours_is_no_name_of_a_table(store_id: str) -> None:
+    assert index_table("vs_1") == "fts_vs_1"
+    with pytest.raises(StoreError, match="no id"):
+        index_table(store_id)

@@ -11,6 +11,7 @@ remove the folder.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import orjson
 from tests.mutation import probes
 from tests.mutation.judges import around, near
 from tests.mutation.operators import Mutant
-from tests.mutation.trees import ROOT, copy_tree, run_tests
+from tests.mutation.trees import ROOT, run_tests
 
 KEPT = ROOT / ".mutation/reached.json"
 
@@ -50,7 +51,7 @@ class Record:
             kept = orjson.loads(KEPT.read_bytes())
             self._seconds, self._reached = kept["seconds"], kept["reached"]
 
-    def complete(self, mutants: list[Mutant], judges: list[str], jobs: int) -> list[str]:
+    def complete(self, mutants: list[Mutant], judges: list[str], jobs: int, snapshot: Path) -> list[str]:
         """Record what is missing of these mutants and the files of tests that judge them; gives the tests that fail
         without any mutant."""
         digests = _Digests()
@@ -66,7 +67,7 @@ class Record:
         numbered = list(enumerate(missing))
         reached: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         with tempfile.TemporaryDirectory(prefix="antiphon-marks-") as made:
-            copy_tree(tree := Path(made))
+            tree = Path(shutil.copytree(snapshot, Path(made), dirs_exist_ok=True))
             probes.place_marks(tree, numbered)
             several = ("-n", str(jobs), "--dist", "worksteal") if jobs > 1 else ()
             _, went = run_tests(tree, files, *several, limit=None)

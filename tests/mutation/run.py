@@ -21,6 +21,7 @@ import argparse
 import difflib
 import itertools
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -102,13 +103,14 @@ def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
     return (one for one in drawn if one.apply((ROOT / one.path).read_text()) is not None)
 
 
-def judge_all(picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reached]) -> Iterator[Judged]:
+def judge_all(
+    picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reached], snapshot: Path
+) -> Iterator[Judged]:
     """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
     with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
-            copy_tree(tree := Path(made, str(number)))
-            trees.put(tree)
+            trees.put(Path(shutil.copytree(snapshot, Path(made, str(number)))))
 
         def judge(mutant: Mutant) -> Judged:
             tree = trees.get()
@@ -121,10 +123,10 @@ def judge_all(picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reach
             yield ended.result()
 
 
-def recorded(picked: list[Mutant], jobs: int) -> Callable[[Mutant], Reached]:
+def recorded(picked: list[Mutant], jobs: int, snapshot: Path) -> Callable[[Mutant], Reached]:
     """Which tests reach each of these, recorded where that is not known yet."""
     record, files = Record(), judges(ROOT)
-    for test in record.complete(picked, files, jobs):
+    for test in record.complete(picked, files, jobs, snapshot):
         print(f"fails without any mutant, and judges none: {test}", flush=True)
     return lambda mutant: record.of(mutant, files)
 
@@ -207,14 +209,19 @@ def main() -> int:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
-    reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs)
-    for number, result in enumerate(judge_all(picked, options.jobs, reached), 1):
-        done.append(result)
-        mutant = result.mutant
-        place = f"{mutant.path}:{mutant.line} {mutant.operator}"
-        print(f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}  {result.by}", flush=True)
-        if result.verdict in ("survived", "broken"):
-            print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
+    # Whoever goes on working in the tree disturbs nothing.
+    with tempfile.TemporaryDirectory(prefix="antiphon-snapshot-") as made:
+        copy_tree(snapshot := Path(made))
+        reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs, snapshot)
+        for number, result in enumerate(judge_all(picked, options.jobs, reached, snapshot), 1):
+            done.append(result)
+            mutant = result.mutant
+            place = f"{mutant.path}:{mutant.line} {mutant.operator}"
+            print(
+                f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}  {result.by}", flush=True
+            )
+            if result.verdict in ("survived", "broken"):
+                print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {sum(one.seconds for one in done):.0f} s\n{table(done)}")
     counts = Counter(one.verdict for one in done)
     return int(100 * counts["killed"] < options.at_least * (counts["killed"] + counts["survived"]))

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 
@@ -143,3 +145,27 @@ async def test_closing_ends_everything(time: Time) -> None:
     await leases.aclose()
     await leases.aclose()
     assert asyncio.all_tasks() == before
+
+
+class Keys(Store):
+    """Keys that nobody else holds."""
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
+        return None
+
+    async def made(self, once: OnceOnly) -> str | None:
+        return None
+
+    async def release(self, once: OnceOnly, object_id: str) -> None: ...
+
+
+async def test_a_key_is_renewed_until_its_response_is_stored_or_will_not_be(leases: Leases, time: Time) -> None:
+    store = Keys()
+    keys = HeldKeys(store, leases)
+    for number in range(3):
+        assert await keys.claim(OnceOnly("owner", f"key_{number}", "f"), f"resp_{number}") is None
+    await time.pass_by()
+    keys.kept("resp_0")
+    await keys.release("resp_1")
+    await time.pass_by()
+    assert [holders for holders, _ in store.renewed] == [{"resp_0", "resp_1", "resp_2"}, {"resp_2"}]
