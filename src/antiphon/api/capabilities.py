@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from msgspec import Struct
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, Support, support_of
+from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, Support, SupportKind, support_of
 from antiphon.translation.profiles import UpstreamProfile
 
 _FETCHED = "content.input_file.file_url"
@@ -24,6 +27,35 @@ _NO_FILES = Support("unsupported", "there are no files here")
 _LIMITED = Support("emulated", "limits the calls of tools that run here")
 _ALLOWED = Support("translated", "the settings let it pass")
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
+
+
+class SupportShown(Struct):
+    support: SupportKind
+    note: str | None
+
+
+_Group = dict[str, SupportShown]
+
+
+class CapabilitiesObject(Struct, kw_only=True):
+    """What becomes of each part of a request, by its name in `antiphon-ignored`. With a native upstream the groups are
+    empty, since requests pass untouched."""
+
+    object: Literal["antiphon.capabilities"] = "antiphon.capabilities"
+    model: str | None
+    upstream: str
+    mode: str
+    profile: str | None
+    fields: _Group
+    parameters: _Group
+    include: _Group
+    tools: _Group
+    tool_choice: _Group
+    items: _Group
+    content: _Group
+    allowed: list[str]
+    added: list[str]
+    limits: dict[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +88,22 @@ class Capabilities:
             )
         native = route.mode == "native"
         profile = route.profile if model is None else route.profile.for_model(route.model or model)
+        groups: dict[str, Any] = {
+            key: {} if native else {name: self._shown(name, route, profile) for name in self._names(group)}
+            for group, key in _KEYS.items()
+        }
         return json_response(
-            {
-                "object": "antiphon.capabilities",
-                "model": model,
-                "upstream": route.upstream,
-                "mode": route.mode,
-                "profile": None if native else profile.name,
-                **{
-                    key: {} if native else {name: self._shown(name, route, profile) for name in self._names(group)}
-                    for group, key in _KEYS.items()
-                },
+            CapabilitiesObject(
+                model=model,
+                upstream=route.upstream,
+                mode=route.mode,
+                profile=None if native else profile.name,
+                **groups,
                 # Names alone: what an operator sets is nobody else's.
-                "allowed": [] if native else sorted(route.fields),
-                "added": [] if native else sorted(route.extra),
-                "limits": {**self.limits, "context_tokens": route.context_tokens},
-            }
+                allowed=[] if native else sorted(route.fields),
+                added=[] if native else sorted(route.extra),
+                limits={**self.limits, "context_tokens": route.context_tokens},
+            )
         )
 
     def _names(self, group: str) -> tuple[str, ...]:
@@ -79,9 +111,9 @@ class Capabilities:
         more = (f"tools.{one}" for one in sorted(self.tools)) if _KEYS[group] == "tools" else ()
         return tuple(dict.fromkeys((*GROUPS[group], *more)))
 
-    def _shown(self, name: str, route: ModelRoute, profile: UpstreamProfile) -> dict[str, str | None]:
+    def _shown(self, name: str, route: ModelRoute, profile: UpstreamProfile) -> SupportShown:
         if self._runs(name):
-            return {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
+            return SupportShown(HOSTED_SUPPORT.kind, HOSTED_SUPPORT.note)
         found = support_of(profile, name, context_tokens=route.context_tokens)
         if name == _FETCHED and not self.fetches:
             found = _NOT_FETCHED
@@ -91,7 +123,7 @@ class Capabilities:
             found = _LIMITED
         elif name in route.fields:
             found = _ALLOWED
-        return {"support": found.kind, "note": found.note or None}
+        return SupportShown(found.kind, found.note or None)
 
     def _runs(self, name: str) -> bool:
         """Whether a name speaks of a tool that runs here."""

@@ -20,7 +20,8 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Raw
 
-from antiphon.api.endpoint import Endpoint, Handler
+from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
+from antiphon.api.endpoint import Described, Endpoint, Handler, Operation
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import of_nobody
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
@@ -74,10 +75,11 @@ class PassedOn:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        chosen = [Endpoint(f"/v1{path}", {"POST": self._by_model(path)}, keyed=True) for path in MODEL_PATHS]
-        return (
-            *chosen,
-            *(Endpoint(f"/v1{path}", {"POST": self._to_default(path)}, keyed=True) for path in self._extra),
+        handlers = {path: self._by_model(path) for path in MODEL_PATHS}
+        handlers |= {path: self._to_default(path) for path in self._extra}
+        return tuple(
+            Endpoint(f"/v1{path}", {"POST": Operation(handler, _passed(path))}, keyed=True)
+            for path, handler in handlers.items()
         )
 
     def _by_model(self, path: str) -> Handler:
@@ -150,6 +152,11 @@ class PassedOn:
             whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
         return ApiResponse(answer.status, (*kept, *unheard, *length), whole)
+
+
+def _passed(path: str) -> Described:
+    """Its body and its answers are the upstream's affair, also the errors."""
+    return Described(f"Pass on {path.strip('/')}", AnyObject, body=AnyObject, events=AnyObject, errors=UPSTREAM_ERRORS)
 
 
 class _Stream:

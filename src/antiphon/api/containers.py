@@ -14,16 +14,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
 
-from msgspec import Struct
-
-from antiphon.api.endpoint import Endpoint
-from antiphon.api.file_content import show_content
+from antiphon.api.container_shapes import (
+    MAX_FILES,
+    MAX_NAME,
+    ContainerExpiry,
+    ContainerFileForm,
+    ContainerFileObject,
+    ContainerObject,
+    CopyFile,
+    CreateContainer,
+    IdleMinutes,
+    NoNetwork,
+)
+from antiphon.api.described import Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.file_content import CONTENT, show_content
 from antiphon.api.http import (
+    AFTER,
+    ORDER,
     ApiRequest,
     ApiResponse,
     json_response,
+    limit_parameter,
     list_response,
     query_choice,
     query_number,
@@ -58,34 +72,13 @@ from antiphon.types.json import encode
 
 _LISTED = 100
 _SHOWN_ID = 128
-_MAX_NAME = 256
-_MAX_FILES = 100
 _MAX_MINUTES = 20
 _MAX_FIELD = 4 * 1024
 _T = TypeVar("_T", Container, ContainerFile)
 _Result = TypeVar("_Result")
 
 
-class _Expiry(Struct):
-    anchor: str | None = None
-    minutes: int | None = None
-
-
-class _Policy(Struct):
-    type: str | None = None
-
-
-class _Create(Struct):
-    name: str | None = None
-    expires_after: _Expiry | None = None
-    file_ids: list[str] | None = None
-    memory_limit: str | None = None
-    network_policy: _Policy | None = None
-    skills: list[Any] | None = None
-
-
-class _CopyFile(Struct):
-    file_id: str | None = None
+_PAGE = (limit_parameter(_LISTED, 20), ORDER, AFTER)
 
 
 class ContainerApi:
@@ -99,27 +92,80 @@ class ContainerApi:
         """The rows of the path table."""
         one = "/v1/containers/{}"
         return (
-            Endpoint("/v1/containers", {"GET": self.list, "POST": self.create}),
-            Endpoint(one, {"GET": self.get, "DELETE": self.delete}),
-            Endpoint(one + "/files", {"GET": self.list_files, "POST": self.create_file}, streamed=True),
-            Endpoint(one + "/files/{}", {"GET": self.get_file, "DELETE": self.delete_file}),
-            Endpoint(one + "/files/{}/content", {"GET": self.content}),
+            Endpoint(
+                "/v1/containers",
+                {
+                    "GET": Operation(
+                        self.list,
+                        Described(
+                            "List containers",
+                            ListOf[ContainerObject],
+                            parameters=(*_PAGE, Parameter("name", str, "Only containers of this name.")),
+                            errors=(400,),
+                        ),
+                    ),
+                    "POST": Operation(
+                        self.create, Described("Create a container", ContainerObject, body=CreateContainer)
+                    ),
+                },
+            ),
+            Endpoint(
+                one,
+                {
+                    "GET": Operation(self.get, Described("Get a container", ContainerObject)),
+                    "DELETE": Operation(
+                        self.delete, Described("Delete a container", Deleted[Literal["container.deleted"]])
+                    ),
+                },
+            ),
+            Endpoint(
+                one + "/files",
+                {
+                    "GET": Operation(
+                        self.list_files,
+                        Described(
+                            "List the files of a container",
+                            ListOf[ContainerFileObject],
+                            parameters=_PAGE,
+                            errors=(400,),
+                        ),
+                    ),
+                    "POST": Operation(
+                        self.create_file,
+                        Described(
+                            "Put a file into a container", ContainerFileObject, body=CopyFile, form=ContainerFileForm
+                        ),
+                    ),
+                },
+                streamed=True,
+            ),
+            Endpoint(
+                one + "/files/{}",
+                {
+                    "GET": Operation(self.get_file, Described("Get a file of a container", ContainerFileObject)),
+                    "DELETE": Operation(
+                        self.delete_file,
+                        Described("Delete a file of a container", Deleted[Literal["container.file.deleted"]]),
+                    ),
+                },
+            ),
+            Endpoint(one + "/files/{}/content", {"GET": Operation(self.content, CONTENT)}),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/containers`."""
-        body, ignored = read_known(request, _Create)
+        body, ignored = read_known(request, CreateContainer)
         if not body.name:
             raise missing_parameter("name")
-        if len(body.name) > _MAX_NAME:
-            raise invalid_parameter("name", f"at most {_MAX_NAME} characters")
+        if len(body.name) > MAX_NAME:
+            raise invalid_parameter("name", f"at most {MAX_NAME} characters")
         if body.skills:
             raise unsupported_parameter("There are no skills here; leave 'skills' out.", "skills")
         if body.network_policy is not None and body.network_policy.type != "disabled":
             raise unsupported_parameter("Code has no network here; leave 'network_policy' out.", "network_policy")
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
-        if len(file_ids) > _MAX_FILES:
-            raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")
+        if len(file_ids) > MAX_FILES:
+            raise invalid_parameter("file_ids", f"at most {MAX_FILES} files")
         made = await _done(
             self._containers.create(
                 request.owner,
@@ -163,7 +209,7 @@ class ContainerApi:
                 raw += piece
                 if len(raw) > _MAX_FIELD:
                     raise InvalidRequest("The request body is too large.", code="invalid_json")
-            body = read_body(replace(request, body=raw), _CopyFile)
+            body = read_body(replace(request, body=raw), CopyFile)
             if not body.file_id:
                 raise missing_parameter("file_id")
             made = await self._copied(request.owner, container_id, body.file_id)
@@ -305,7 +351,7 @@ async def _done(doing: Awaitable[_Result]) -> _Result:
         raise InvalidRequest(str(failure), code="container_error") from None
 
 
-def _idle(expiry: _Expiry | None, usual: float) -> float:
+def _idle(expiry: ContainerExpiry | None, usual: float) -> float:
     if expiry is None:
         return usual
     if expiry.anchor != "last_active_at":
@@ -332,31 +378,28 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
 
 def _show(container: Container) -> bytes:
     return encode(
-        {
-            "id": container.id,
-            "object": "container",
-            "created_at": int(container.created_at),
-            "status": "running",
-            "expires_after": {"anchor": "last_active_at", "minutes": max(1, round(container.idle_seconds / 60))},
-            "last_active_at": int(container.last_active_at),
-            "memory_limit": memory_limit(container.memory),
-            "name": container.name,
-            "network_policy": {"type": "disabled"},
-        }
+        ContainerObject(
+            id=container.id,
+            created_at=int(container.created_at),
+            expires_after=IdleMinutes("last_active_at", max(1, round(container.idle_seconds / 60))),
+            last_active_at=int(container.last_active_at),
+            memory_limit=memory_limit(container.memory),
+            name=container.name,
+            network_policy=NoNetwork(),
+        )
     )
 
 
 def _show_file(file: ContainerFile) -> bytes:
     return encode(
-        {
-            "id": file.id,
-            "object": "container.file",
-            "created_at": int(file.created_at),
-            "bytes": file.size,
-            "container_id": file.container_id,
-            "path": f"/mnt/data/{file.path}",
-            "source": file.source,
-        }
+        ContainerFileObject(
+            id=file.id,
+            created_at=int(file.created_at),
+            bytes=file.size,
+            container_id=file.container_id,
+            path=f"/mnt/data/{file.path}",
+            source=file.source,
+        )
     )
 
 

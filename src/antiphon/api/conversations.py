@@ -12,11 +12,14 @@ Invariant: an item gets an id of ours, whatever the client called it.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from antiphon.api.endpoint import Endpoint
+from antiphon.api.described import AnyItem, Deleted, ListOf, Metadata, Parameter
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.http import (
+    PAGE,
     ApiRequest,
     ApiResponse,
     items_response,
@@ -38,7 +41,7 @@ from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.translation.item_kinds import only_known
 from antiphon.translation.read_items import check_item, read_items
 from antiphon.translation.request_checks import check_include, check_metadata
-from antiphon.types.json import ABSENT, encode, given
+from antiphon.types.json import ABSENT, JsonObject, encode, given
 from antiphon.types.tolerance import Tolerance
 
 MAX_ITEMS = 20
@@ -47,17 +50,40 @@ MAX_ITEMS = 20
 _SHOWN_ID = 128
 
 
-class _Create(Struct):
-    metadata: dict[str, str] | None = None
-    items: Raw = ABSENT
+Items = Annotated[
+    Raw,
+    Meta(
+        description="What `input` of a response may hold.",
+        extra_json_schema={
+            "type": "array",
+            "items": {"$ref": "#/components/schemas/InputItem"},
+            "maxItems": MAX_ITEMS,
+        },
+    ),
+]
 
 
-class _Update(Struct):
-    metadata: dict[str, str] | UnsetType | None = UNSET
+class CreateConversation(Struct):
+    metadata: Metadata | None = None
+    items: Items = ABSENT
 
 
-class _Add(Struct):
-    items: Raw = ABSENT
+class UpdateConversation(Struct):
+    metadata: Metadata | UnsetType | None = UNSET
+
+
+class AddItems(Struct):
+    items: Items = ABSENT
+
+
+class Conversation(Struct, kw_only=True):
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: JsonObject
+
+
+INCLUDE = Parameter("include", list[str], "Checked, and without effect: what there is, is in the stored items.")
 
 
 class Conversations:
@@ -82,15 +108,72 @@ class Conversations:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
         return (
-            Endpoint("/v1/conversations", {"GET": self.list, "POST": self.create}, keyed=True),
-            Endpoint("/v1/conversations/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
-            Endpoint("/v1/conversations/{}/items", {"GET": self.list_items, "POST": self.add_items}),
-            Endpoint("/v1/conversations/{}/items/{}", {"GET": self.get_item, "DELETE": self.delete_item}),
+            Endpoint(
+                "/v1/conversations",
+                {
+                    "GET": Operation(
+                        self.list, Described("List conversations", ListOf[Conversation], parameters=PAGE, errors=(400,))
+                    ),
+                    "POST": Operation(
+                        self.create, Described("Create a conversation", Conversation, body=CreateConversation)
+                    ),
+                },
+                keyed=True,
+            ),
+            Endpoint(
+                "/v1/conversations/{}",
+                {
+                    "GET": Operation(self.get, Described("Get a conversation", Conversation)),
+                    "POST": Operation(
+                        self.update, Described("Update a conversation", Conversation, body=UpdateConversation)
+                    ),
+                    "DELETE": Operation(
+                        self.delete,
+                        Described("Delete a conversation", Deleted[Literal["conversation.deleted"]], errors=(409,)),
+                    ),
+                },
+            ),
+            Endpoint(
+                "/v1/conversations/{}/items",
+                {
+                    "GET": Operation(
+                        self.list_items,
+                        Described(
+                            "List the items of a conversation",
+                            ListOf[AnyItem],
+                            parameters=(*PAGE, INCLUDE),
+                            errors=(400,),
+                        ),
+                    ),
+                    "POST": Operation(
+                        self.add_items,
+                        Described(
+                            "Add items to a conversation",
+                            ListOf[AnyItem],
+                            body=AddItems,
+                            parameters=(INCLUDE,),
+                            errors=(409,),
+                        ),
+                    ),
+                },
+            ),
+            Endpoint(
+                "/v1/conversations/{}/items/{}",
+                {
+                    "GET": Operation(
+                        self.get_item,
+                        Described("Get an item of a conversation", AnyItem, parameters=(INCLUDE,), errors=(400,)),
+                    ),
+                    "DELETE": Operation(
+                        self.delete_item, Described("Delete an item of a conversation", Conversation, errors=(409,))
+                    ),
+                },
+            ),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
-        body = read_body(request, _Create)
+        body = read_body(request, CreateConversation)
         check_metadata(body.metadata or {})
         once = request.once()
         if once is not None and (known := await self._store.made(once)) is not None:
@@ -124,7 +207,7 @@ class Conversations:
 
     async def update(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}`: replaces the metadata."""
-        metadata = read_body(request, _Update).metadata
+        metadata = read_body(request, UpdateConversation).metadata
         if metadata is UNSET:
             raise missing_parameter("metadata")
         check_metadata(metadata or {})
@@ -153,7 +236,7 @@ class Conversations:
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
         tolerance = self._read_include(request)
-        given_items = read_body(request, _Add).items
+        given_items = read_body(request, AddItems).items
         if not given(given_items):
             raise missing_parameter("items")
         items = await self._read_items(request, given_items, tolerance)
@@ -211,12 +294,7 @@ def _with_ignored(answer: ApiResponse, tolerance: Tolerance) -> ApiResponse:
 
 def _resource(conversation: StoredConversation) -> bytes:
     return encode(
-        {
-            "id": conversation.id,
-            "object": "conversation",
-            "created_at": int(conversation.created_at),
-            "metadata": Raw(conversation.metadata),
-        }
+        Conversation(id=conversation.id, created_at=int(conversation.created_at), metadata=Raw(conversation.metadata))
     )
 
 

@@ -1,8 +1,10 @@
 """One row of the path table.
 
-Lives here: what a row is and how a path matches it. Not here: the rows (`router.py` and each area's `endpoints`).
+Lives here: what a row is, what it says of itself, and how a path matches it. Not here: the rows (`router.py` and each
+area's `endpoints`), and the document made of them (`openapi.py`).
 
-Invariant: a variable is one segment, decoded, never empty and without a slash, unless its pattern says it is the rest.
+Invariants: no row leaves out what the document needs; a variable is one segment, decoded, never empty
+and without a slash, unless its pattern says it is the rest.
 """
 
 from __future__ import annotations
@@ -11,10 +13,46 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from antiphon.api.http import ApiResponse
+from antiphon.api.described import Parameter
+from antiphon.api.http import ApiRequest, ApiResponse
 
 Handler = Callable[..., Awaitable[ApiResponse]]
 """Called with the request and the pattern's variables, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the API's document says of one method of a path.
+
+    `answer`, `body` and `form` (fields of `multipart/form-data`) are types, msgspec Structs as a rule. `events` is the
+    type of the events where a stream can be asked for, `media` the media type of an answer that is not JSON, `statuses`
+    are further statuses that are no errors and have no JSON; `errors` those beside the ones that any route may have,
+    `unwell` is the type of a 503 that is no error object.
+    """
+
+    summary: str
+    answer: object
+    body: object = None
+    form: object = None
+    body_needed: bool = False
+    parameters: tuple[Parameter, ...] = ()
+    events: object = None
+    media: str | None = None
+    statuses: tuple[int, ...] = ()
+    errors: tuple[int, ...] = ()
+    unwell: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Who answers one method of a path, and what is said of it."""
+
+    handler: Handler
+    said: Described
+
+    async def __call__(self, request: ApiRequest, *variables: str) -> ApiResponse:
+        """The answer; `variables` are those of the pattern, in their order."""
+        return await self.handler(request, *variables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +60,7 @@ class Endpoint:
     """One path: each `{}` of `pattern` is a segment; one that ends in `{*}` takes the rest, slashes included."""
 
     pattern: str
-    methods: dict[str, Handler]
+    methods: dict[str, Operation]
     open: bool = False
     """Answered without an identity."""
     streamed: bool = False

@@ -15,6 +15,8 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
+from antiphon.api.described import Bytes, Parameter
+from antiphon.api.endpoint import Described
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.engine.ports.files import OpenFile, StoredFile
 from antiphon.errors import ApiError, StoreError
@@ -31,6 +33,16 @@ _HARMLESS = frozenset(
 )
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 _UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
+
+CONTENT = Described(
+    "Get the content of a file",
+    Bytes,
+    parameters=(Parameter("range", str, "One range of bytes.", "header"),),
+    media="*/*",
+    statuses=(206, 304),
+    errors=(416,),
+)
+"""What is said of a route that answers with a content."""
 
 
 class FileParts(AsyncIterator[bytes]):

@@ -17,14 +17,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from antiphon.api.endpoint import Endpoint
-from antiphon.api.file_content import show_content
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import field as named
+
+from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.file_content import CONTENT, show_content
 from antiphon.api.http import (
+    AFTER,
+    ORDER,
     ApiRequest,
     ApiResponse,
     json_response,
+    limit_parameter,
     list_response,
     made_again,
     made_is_gone,
@@ -71,6 +78,27 @@ _FORM_BYTES = 256 * 1024
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
+_Purpose = Annotated[str, Meta(extra_json_schema={"enum": [*PURPOSES]})]
+
+
+class UploadFile(Struct):
+    file: Bytes
+    purpose: _Purpose
+    anchor: Literal["created_at"] | UnsetType = named(name=_ANCHOR, default=UNSET)
+    seconds: Annotated[int, Meta(ge=_MIN_SECONDS, le=_MAX_SECONDS)] | UnsetType = named(name=_SECONDS, default=UNSET)
+
+
+class File(Struct, kw_only=True):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    expires_at: int | UnsetType = UNSET
+
+
 class Files:
     """The endpoints. `max_bytes` is the largest file."""
 
@@ -95,9 +123,36 @@ class Files:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
         return (
-            Endpoint("/v1/files", {"GET": self.list, "POST": self.create}, streamed=True, keyed=True),
-            Endpoint("/v1/files/{}", {"GET": self.get, "DELETE": self.delete}),
-            Endpoint("/v1/files/{}/content", {"GET": self.content}),
+            Endpoint(
+                "/v1/files",
+                {
+                    "GET": Operation(
+                        self.list,
+                        Described(
+                            "List files",
+                            ListOf[File],
+                            parameters=(
+                                limit_parameter(_LISTED, _LISTED),
+                                ORDER,
+                                AFTER,
+                                Parameter("purpose", str, "Only files for this."),
+                            ),
+                            errors=(400,),
+                        ),
+                    ),
+                    "POST": Operation(self.create, Described("Upload a file", File, form=UploadFile)),
+                },
+                streamed=True,
+                keyed=True,
+            ),
+            Endpoint(
+                "/v1/files/{}",
+                {
+                    "GET": Operation(self.get, Described("Get a file", File)),
+                    "DELETE": Operation(self.delete, Described("Delete a file", Deleted[Literal["file"]])),
+                },
+            ),
+            Endpoint("/v1/files/{}/content", {"GET": Operation(self.content, CONTENT)}),
         )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
@@ -303,18 +358,16 @@ class _Form:
 
 def show_file(file: StoredFile) -> bytes:
     """The file as OpenAI shows it."""
-    shown: dict[str, object] = {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.size,
-        "created_at": int(file.created_at),
-        "filename": file.name,
-        "purpose": file.purpose,
-        "status": "processed",
-    }
-    if file.expires_at is not None:
-        shown["expires_at"] = int(file.expires_at)
-    return encode(shown)
+    return encode(
+        File(
+            id=file.id,
+            bytes=file.size,
+            created_at=int(file.created_at),
+            filename=file.name,
+            purpose=file.purpose,
+            expires_at=UNSET if file.expires_at is None else int(file.expires_at),
+        )
+    )
 
 
 def no_such_file(file_id: str) -> NotFound:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from antiphon.api.described import Unwell, Well
 from antiphon.api.http import ApiResponse, json_response
 from antiphon.errors import ApiError, StoreError
 
@@ -27,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 def health() -> ApiResponse:
     """200 for as long as the process answers at all."""
-    return json_response({"status": "ok"}, headers=_NO_STORE)
+    return json_response(Well("ok"), headers=_NO_STORE)
 
 
 class ReadyProbe:
@@ -56,5 +57,5 @@ class ReadyProbe:
             else:
                 _log.info("ready_again")
         if reason:
-            return json_response({"status": "unavailable", "reason": reason}, 503, _NO_STORE)
-        return json_response({"status": "ok"}, headers=_NO_STORE)
+            return json_response(Unwell("unavailable", reason), 503, _NO_STORE)
+        return json_response(Well("ok"), headers=_NO_STORE)

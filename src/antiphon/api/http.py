@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
@@ -182,10 +184,29 @@ def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], defau
     return text
 
 
+ORDER = Parameter("order", Literal["asc", "desc"], "Of the times at which they were made; `desc` unless given.")
+AFTER = Parameter("after", str, "Only what comes behind this one in the list.")
+_LONGEST_PAGE, _USUAL_PAGE = 100, 20
+
+
+def limit_parameter(most: int, usual: int) -> Parameter:
+    """How many there are to be on a page."""
+    return Parameter("limit", Annotated[int, Meta(ge=1, le=most)], f"At most so many; {usual} unless given.")
+
+
+PAGE = (
+    limit_parameter(_LONGEST_PAGE, _USUAL_PAGE),
+    ORDER,
+    AFTER,
+    Parameter("before", str, "Only what comes before this one in the list."),
+)
+"""What `read_page` reads."""
+
+
 def read_page(request: ApiRequest) -> PageQuery:
     """Which page of a list: `limit`, `order`, `after` and `before`."""
     return PageQuery(
-        limit=query_number(request, "limit", least=1, limit=100, default=20),
+        limit=query_number(request, "limit", least=1, limit=_LONGEST_PAGE, default=_USUAL_PAGE),
         after=query_value(request, "after"),
         before=query_value(request, "before"),
         descending=query_choice(request, "order", ("asc", "desc"), "desc") == "desc",

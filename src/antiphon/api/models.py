@@ -16,7 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from secrets import token_bytes
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
@@ -36,6 +38,23 @@ _PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
 _NO_LIST = frozenset({404, 405, 501})
 
 
+class ModelObject(Struct, kw_only=True):
+    """A model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct, kw_only=True):
+    """All models. `models` is there, and empty, for clients that say their `client_version`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+    models: list[ModelObject] | UnsetType = UNSET
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One model as OpenAI lists it."""
@@ -44,9 +63,9 @@ class Model:
     created: int = 0
     owned_by: str = "upstream"
 
-    def shown(self) -> dict[str, object]:
+    def shown(self) -> ModelObject:
         """Its JSON object."""
-        return {"id": self.id, "object": "model", "created": self.created, "owned_by": self.owned_by}
+        return ModelObject(id=self.id, created=self.created, owned_by=self.owned_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +122,9 @@ class ModelCatalog:
         prompted; it logs a list without the field as an error. Nothing of that is known of an upstream's models: the
         field is there and empty, and Codex goes on with what it knows itself.
         """
-        listed: dict[str, object] = {
-            "object": "list",
-            "data": [model.shown() for model in await self._models(request)],
-        }
-        if query_value(request, "client_version") is not None:
-            listed["models"] = []
-        return json_response(listed)
+        told = query_value(request, "client_version") is not None
+        shown = [model.shown() for model in await self._models(request)]
+        return json_response(ModelList(data=shown, models=[] if told else UNSET))
 
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
         """`GET /v1/models/{model}`; the name may hold slashes."""

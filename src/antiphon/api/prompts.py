@@ -12,13 +12,15 @@ Invariant: a version that is stored can be used: its template was read like a re
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw, Struct
 
-from antiphon.api.endpoint import Endpoint, Handler
+from antiphon.api.described import Deleted, ListOf, Metadata, Parameter
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.http import (
+    PAGE,
     ApiRequest,
     ApiResponse,
     json_response,
@@ -69,6 +71,49 @@ _HOSTED = frozenset(
 )
 
 
+_Version = Annotated[int | str, Meta(description="The number of a version, from 1 on.")]
+
+
+class WritePrompt(Struct):
+    """A template: at least one of the fields of `POST /v1/responses` that a prompt can hold, with `{{name}}` for
+    variables. `prompt` and `template` are other names for `instructions`. Other fields are a 400."""
+
+    name: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["name"]})] | None = None
+    description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["description"]})] | None = None
+    metadata: Metadata | None = None
+    variables: list[str] | None = None
+    instructions: str | None = None
+    input: Any = None
+
+
+class ChangePrompt(WritePrompt):
+    """What is given replaces what the last version has."""
+
+    version: _Version | None = None
+    set_as_default: bool | None = None
+
+
+class DefaultVersion(Struct):
+    version: _Version
+
+
+class Prompt(Struct):
+    """A prompt in one version, with the fields of its template beside these."""
+
+    id: str
+    object: Literal["prompt"]
+    created_at: int
+    updated_at: int
+    name: str | None
+    description: str | None
+    version: str
+    default_version: str
+    last_version: str
+    is_default: bool
+    variables: list[str]
+    metadata: Metadata
+
+
 class Prompts:
     """The endpoints."""
 
@@ -78,14 +123,48 @@ class Prompts:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        default: dict[str, Handler] = {"POST": self.set_default, "PUT": self.set_default}
+        set_default = Operation(
+            self.set_default, Described("Choose the default version of a prompt", Prompt, body=DefaultVersion)
+        )
+        default = {"POST": set_default, "PUT": set_default}
+        version = Parameter("version", str, "This version instead of the default one.")
         return (
-            Endpoint("/v1/prompts", {"GET": self.list, "POST": self.create}, keyed=True),
             Endpoint(
-                "/v1/prompts/{}", {"GET": self.get, "POST": self.change, "PUT": self.replace, "DELETE": self.delete}
+                "/v1/prompts",
+                {
+                    "GET": Operation(
+                        self.list, Described("List prompts", ListOf[Prompt], parameters=PAGE, errors=(400,))
+                    ),
+                    "POST": Operation(self.create, Described("Create a prompt", Prompt, body=WritePrompt)),
+                },
+                keyed=True,
             ),
-            Endpoint("/v1/prompts/{}/versions", {"GET": self.list_versions}),
-            Endpoint("/v1/prompts/{}/versions/{}", {"GET": self.get_version}),
+            Endpoint(
+                "/v1/prompts/{}",
+                {
+                    "GET": Operation(self.get, Described("Get a prompt", Prompt, parameters=(version,))),
+                    "POST": Operation(
+                        self.change, Described("Change a prompt", Prompt, body=ChangePrompt, errors=(409,))
+                    ),
+                    "PUT": Operation(
+                        self.replace, Described("Replace a prompt", Prompt, body=ChangePrompt, errors=(409,))
+                    ),
+                    "DELETE": Operation(self.delete, Described("Delete a prompt", Deleted[Literal["prompt.deleted"]])),
+                },
+            ),
+            Endpoint(
+                "/v1/prompts/{}/versions",
+                {
+                    "GET": Operation(
+                        self.list_versions,
+                        Described("List the versions of a prompt", ListOf[Prompt], parameters=PAGE, errors=(400,)),
+                    )
+                },
+            ),
+            Endpoint(
+                "/v1/prompts/{}/versions/{}",
+                {"GET": Operation(self.get_version, Described("Get a version of a prompt", Prompt))},
+            ),
             Endpoint("/v1/prompts/{}/default_version", default),
             Endpoint("/v1/prompts/{}/set-default-version", default),
         )

@@ -12,30 +12,41 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import replace
+from typing import Literal
 
 import structlog
 
 from antiphon.api.background import cancel_response, stream_response
-from antiphon.api.capabilities import Capabilities
-from antiphon.api.endpoint import Endpoint, Handler
+from antiphon.api.capabilities import Capabilities, CapabilitiesObject
+from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, AnyObject, Deleted, ListOf, Parameter, Unwell, Well
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.health import Readiness, ReadyProbe, health
-from antiphon.api.http import ApiRequest, ApiResponse, error_response, nested_too_deeply, query_flag
+from antiphon.api.http import (
+    PAGE,
+    ApiRequest,
+    ApiResponse,
+    error_response,
+    nested_too_deeply,
+    query_flag,
+    raw_response,
+)
 from antiphon.api.metrics import show_metrics
-from antiphon.api.models import ModelCatalog
+from antiphon.api.models import ModelCatalog, ModelList, ModelObject
 from antiphon.api.native import NativeResponses
+from antiphon.api.openapi import DOCUMENT_PATH, EVENTS, EXCHANGES, document
 from antiphon.api.responses import delete_response, get_response, list_input_items, list_responses
 from antiphon.engine.exchange.failure import refusal
-from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import write_outcome
+from antiphon.types.json import encode
+from antiphon.types.response import Response
 
 EXCHANGE_PATH = "/v1/responses"
 METRICS_PATH = "/metrics"
-_EXCHANGES = frozenset({EXCHANGE_PATH, COMPACT_PATH, COUNT_PATH})
 
 _log = structlog.get_logger(__name__)
 
@@ -69,26 +80,92 @@ class Router:
         self._metrics = metrics
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,
-            Endpoint(EXCHANGE_PATH, {"GET": self._list_responses}),
-            Endpoint("/v1/responses/{}", {"GET": self._get_response, "DELETE": self._delete_response}),
-            Endpoint("/v1/responses/{}/input_items", {"GET": self._list_input_items}),
-            Endpoint("/v1/responses/{}/cancel", {"POST": self._cancel_response}),
-            Endpoint("/v1/models", {"GET": self._list_models}),
-            Endpoint("/v1/models/{*}", {"GET": self._get_model}),
-            *(
-                [Endpoint("/v1/antiphon/capabilities", {"GET": self._list_capabilities(capabilities)})]
-                if capabilities
-                else []
+            *self._responses(),
+            *self._about_models(capabilities),
+            *self._about_the_process(),
+        )
+        self._document: bytes | None = None
+
+    def _responses(self) -> tuple[Endpoint, ...]:
+        streamed = (
+            Parameter("stream", bool, "The events of a background response instead."),
+            Parameter("starting_after", int, "Only events behind the one of this number."),
+            Parameter("include_obfuscation", bool, "Without effect."),
+            Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
+        )
+        return (
+            Endpoint(
+                EXCHANGE_PATH,
+                {
+                    "GET": Operation(
+                        self._list_responses,
+                        Described("List responses", ListOf[Response], parameters=PAGE, errors=(400,)),
+                    )
+                },
             ),
-            Endpoint("/health", {"GET": self._show_health}, open=True),
-            Endpoint("/ready", {"GET": self._show_ready}, open=True),
-            Endpoint(METRICS_PATH, {"GET": self._show_metrics}, open=True),
+            Endpoint(
+                "/v1/responses/{}",
+                {
+                    "GET": Operation(
+                        self._get_response,
+                        Described("Get a response", Response, parameters=streamed, events=EVENTS, errors=(400,)),
+                    ),
+                    "DELETE": Operation(
+                        self._delete_response, Described("Delete a response", Deleted[Literal["response"]])
+                    ),
+                },
+            ),
+            Endpoint(
+                "/v1/responses/{}/input_items",
+                {
+                    "GET": Operation(
+                        self._list_input_items,
+                        Described(
+                            "List the input items of a response", ListOf[AnyItem], parameters=PAGE, errors=(400,)
+                        ),
+                    )
+                },
+            ),
+            Endpoint(
+                "/v1/responses/{}/cancel",
+                {"POST": Operation(self._cancel_response, Described("Cancel a background response", Response))},
+            ),
+        )
+
+    def _about_models(self, capabilities: Capabilities | None) -> tuple[Endpoint, ...]:
+        model = Parameter("model", str, "For this model; without it, for models that no rule names.")
+        rows = (
+            Endpoint(
+                "/v1/models",
+                {"GET": Operation(self._list_models, Described("List models", ModelList, errors=UPSTREAM_ERRORS))},
+            ),
+            Endpoint(
+                "/v1/models/{*}",
+                {"GET": Operation(self._get_model, Described("Get a model", ModelObject, errors=UPSTREAM_ERRORS))},
+            ),
+        )
+        if capabilities is None:
+            return rows
+        said = Described(
+            "Get what becomes of each part of a request", CapabilitiesObject, parameters=(model,), errors=(400, 404)
+        )
+        return (*rows, Endpoint("/v1/antiphon/capabilities", {"GET": Operation(capabilities.show, said)}))
+
+    def _about_the_process(self) -> tuple[Endpoint, ...]:
+        rows = {
+            "/health": (self._show_health, Described("Whether the process lives", Well)),
+            "/ready": (self._show_ready, Described("Whether requests can be served", Well, unwell=Unwell)),
+            METRICS_PATH: (self._show_metrics, Described("Metrics for Prometheus", str, media="text/plain")),
+            DOCUMENT_PATH: (self._show_document, Described("This document", AnyObject)),
+        }
+        return tuple(
+            Endpoint(path, {"GET": Operation(handler, said)}, open=True) for path, (handler, said) in rows.items()
         )
 
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
         """Whether a door runs this as an exchange: a new response, a compaction, a count of tokens."""
-        return method == "POST" and path in _EXCHANGES
+        return method == "POST" and path in EXCHANGES
 
     def reads_body(self, method: str, path: str) -> bool:
         """Whether the answer depends on the request's body; otherwise it is not read."""
@@ -190,10 +267,6 @@ class Router:
     async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
         return await self._models.get(request, name)
 
-    @staticmethod
-    def _list_capabilities(capabilities: Capabilities) -> Handler:
-        return lambda request: capabilities.show(request)
-
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return health()
 
@@ -202,6 +275,11 @@ class Router:
 
     async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
         return show_metrics(self._metrics)
+
+    async def _show_document(self, _request: ApiRequest) -> ApiResponse:
+        if self._document is None:
+            self._document = encode(document(self.endpoints))
+        return raw_response(self._document)
 
 
 def _key_ignored(response: ApiResponse) -> ApiResponse:

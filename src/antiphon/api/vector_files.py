@@ -12,12 +12,14 @@ Invariant: a batch is added whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from antiphon.api.endpoint import Endpoint
+from antiphon.api.described import Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.http import (
+    PAGE,
     ApiRequest,
     ApiResponse,
     json_response,
@@ -32,6 +34,12 @@ from antiphon.api.http import (
 )
 from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_shapes import (
+    AttributesInput,
+    ChunkingInput,
+    FileBatchObject,
+    FileContentPage,
+    TextPart,
+    VectorStoreFileObject,
     no_such_file,
     no_such_store,
     read_attributes,
@@ -53,21 +61,29 @@ _POLL_AGAIN = (("openai-poll-after-ms", "200"),)
 _STATES = ("in_progress", "completed", "failed", "cancelled")
 
 
-class _Add(Struct):
+class AddFile(Struct):
     file_id: str | None = None
-    attributes: dict[str, Any] | None = None
-    chunking_strategy: dict[str, Any] | None = None
+    attributes: AttributesInput | None = None
+    chunking_strategy: ChunkingInput | None = None
 
 
-class _Change(Struct):
-    attributes: dict[str, Any] | UnsetType | None = UNSET
+class ChangeFile(Struct):
+    attributes: AttributesInput | UnsetType | None = UNSET
 
 
-class _AddBatch(Struct):
+class AddFileBatch(Struct):
+    """Either `file_ids` or `files`."""
+
     file_ids: list[str] | None = None
-    files: list[_Add] | None = None
-    attributes: dict[str, Any] | None = None
-    chunking_strategy: dict[str, Any] | None = None
+    files: list[AddFile] | None = None
+    attributes: AttributesInput | None = None
+    chunking_strategy: ChunkingInput | None = None
+
+
+_FILES = (
+    *PAGE,
+    Parameter("filter", Annotated[str, Meta(extra_json_schema={"enum": [*_STATES]})], "Only files of this status."),
+)
 
 
 class VectorFiles:
@@ -82,13 +98,84 @@ class VectorFiles:
         """The rows of the path table below a prefix."""
         files, batches = prefix + "/{}/files", prefix + "/{}/file_batches"
         return (
-            Endpoint(files, {"GET": self.list, "POST": self.add}, keyed=True),
-            Endpoint(files + "/{}", {"GET": self.get, "POST": self.change, "DELETE": self.remove}),
-            Endpoint(files + "/{}/content", {"GET": self.content}),
-            Endpoint(batches, {"POST": self.add_batch}, keyed=True),
-            Endpoint(batches + "/{}", {"GET": self.get_batch}),
-            Endpoint(batches + "/{}/cancel", {"POST": self.cancel_batch}),
-            Endpoint(batches + "/{}/files", {"GET": self.list_batch}),
+            Endpoint(
+                files,
+                {
+                    "GET": Operation(
+                        self.list,
+                        Described(
+                            "List the files of a vector store",
+                            ListOf[VectorStoreFileObject],
+                            parameters=_FILES,
+                            errors=(400,),
+                        ),
+                    ),
+                    "POST": Operation(
+                        self.add, Described("Add a file to a vector store", VectorStoreFileObject, body=AddFile)
+                    ),
+                },
+                keyed=True,
+            ),
+            Endpoint(
+                files + "/{}",
+                {
+                    "GET": Operation(self.get, Described("Get a file of a vector store", VectorStoreFileObject)),
+                    "POST": Operation(
+                        self.change,
+                        Described(
+                            "Change the attributes of a vector store's file", VectorStoreFileObject, body=ChangeFile
+                        ),
+                    ),
+                    "DELETE": Operation(
+                        self.remove,
+                        Described("Remove a file from a vector store", Deleted[Literal["vector_store.file.deleted"]]),
+                    ),
+                },
+            ),
+            Endpoint(
+                files + "/{}/content",
+                {
+                    "GET": Operation(
+                        self.content,
+                        Described(
+                            "Get the text of a vector store's file",
+                            FileContentPage,
+                            parameters=(Parameter("page", int, "What `next_page` said."),),
+                            errors=(400,),
+                        ),
+                    )
+                },
+            ),
+            Endpoint(
+                batches,
+                {
+                    "POST": Operation(
+                        self.add_batch, Described("Add files to a vector store", FileBatchObject, body=AddFileBatch)
+                    )
+                },
+                keyed=True,
+            ),
+            Endpoint(
+                batches + "/{}", {"GET": Operation(self.get_batch, Described("Get a file batch", FileBatchObject))}
+            ),
+            Endpoint(
+                batches + "/{}/cancel",
+                {"POST": Operation(self.cancel_batch, Described("Cancel a file batch", FileBatchObject))},
+            ),
+            Endpoint(
+                batches + "/{}/files",
+                {
+                    "GET": Operation(
+                        self.list_batch,
+                        Described(
+                            "List the files of a batch",
+                            ListOf[VectorStoreFileObject],
+                            parameters=_FILES,
+                            errors=(400,),
+                        ),
+                    )
+                },
+            ),
         )
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
@@ -103,7 +190,7 @@ class VectorFiles:
 
     async def add(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/files`."""
-        body, ignored = read_known(request, _Add)
+        body, ignored = read_known(request, AddFile)
         if not body.file_id:
             raise missing_parameter("file_id")
         attributes = read_attributes("attributes", body.attributes)
@@ -145,7 +232,7 @@ class VectorFiles:
 
     async def change(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`POST …/files/{id}`: replaces the attributes."""
-        body, ignored = read_known(request, _Change)
+        body, ignored = read_known(request, ChangeFile)
         if body.attributes is UNSET:
             raise missing_parameter("attributes")
         attributes = read_attributes("attributes", body.attributes)
@@ -170,17 +257,16 @@ class VectorFiles:
             raise no_such_file(file_id)
         more = len(texts) > _CHUNKS_SHOWN
         return json_response(
-            {
-                "object": "vector_store.file_content.page",
-                "data": [{"type": "text", "text": text} for text in texts[:_CHUNKS_SHOWN]],
-                "has_more": more,
-                "next_page": str(first + _CHUNKS_SHOWN) if more else None,
-            }
+            FileContentPage(
+                data=[TextPart(text) for text in texts[:_CHUNKS_SHOWN]],
+                has_more=more,
+                next_page=str(first + _CHUNKS_SHOWN) if more else None,
+            )
         )
 
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
-        body, ignored = read_known(request, _AddBatch)
+        body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         once = request.once()
         if once is not None and (known := await self._stores.made(once)) is not None:
@@ -256,7 +342,7 @@ class VectorFiles:
         return NotFound(f"File batch with id '{batch_id[:_SHOWN_ID]}' not found in the vector store.")
 
 
-def _batch(body: _AddBatch) -> Sequence[NewFile]:
+def _batch(body: AddFileBatch) -> Sequence[NewFile]:
     """The files of a batch, each once, still without their names."""
     if (body.file_ids is None) == (body.files is None):
         raise InvalidRequest("Give either 'file_ids' or 'files'.", param="file_ids", code="missing_required_parameter")

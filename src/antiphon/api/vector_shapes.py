@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from antiphon.api.described import StandsFor
 from antiphon.api.http import ApiRequest
 from antiphon.api.known_fields import read_known
 from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
 from antiphon.errors import NotFound, invalid_parameter, missing_parameter, unknown_parameter
-from antiphon.types.json import encode
+from antiphon.types.json import JsonObject, encode
 from antiphon.types.search import Attributes
 
 _SHOWN_ID = 128
@@ -30,8 +31,133 @@ _Body = TypeVar("_Body", bound=Struct)
 class Expiry(Struct):
     """When a store expires."""
 
-    anchor: str | None = None
-    days: int | None = None
+    anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
+    days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
+
+
+class StaticChunking(Struct):
+    """How a file is cut."""
+
+    max_chunk_size_tokens: Annotated[int, Meta(ge=_MIN_CHUNK, le=_MAX_CHUNK)]
+    chunk_overlap_tokens: Annotated[int, Meta(ge=0, le=_MAX_CHUNK // 2)]
+
+
+class ChunkingStrategy(Struct):
+    """`static` with its numbers; `auto` takes the usual ones."""
+
+    type: Literal["auto", "static"]
+    static: StaticChunking | None = None
+
+
+ChunkingInput = Annotated[dict[str, Any], StandsFor(ChunkingStrategy)]
+"""It is read by `read_chunking`, which names what is wrong with it."""
+
+AttributesInput = Annotated[
+    dict[str, Any],
+    Meta(
+        description=f"At most {_MAX_ATTRIBUTES} attributes: strings, numbers, booleans.",
+        extra_json_schema={
+            "maxProperties": _MAX_ATTRIBUTES,
+            "propertyNames": {"maxLength": _MAX_KEY},
+            "additionalProperties": {"type": ["string", "number", "boolean"], "maxLength": _MAX_VALUE},
+        },
+    ),
+]
+
+
+class FileCounts(Struct):
+    in_progress: int
+    completed: int
+    failed: int
+    cancelled: int
+    total: int
+
+
+class ExpiresAfterDays(Struct):
+    anchor: Literal["last_active_at"]
+    days: int
+
+
+class VectorStoreObject(Struct, kw_only=True):
+    """A vector store."""
+
+    id: str
+    object: Literal["vector_store"] = "vector_store"
+    created_at: int
+    name: str | None
+    description: str | None
+    usage_bytes: int
+    file_counts: FileCounts
+    status: Literal["expired", "in_progress", "completed"]
+    expires_after: ExpiresAfterDays | UnsetType = UNSET
+    expires_at: int | None
+    last_active_at: int
+    metadata: JsonObject
+
+
+class IngestionError(Struct):
+    code: str
+    message: str
+
+
+class VectorStoreFileObject(Struct, kw_only=True):
+    """A file in a vector store."""
+
+    id: str
+    object: Literal["vector_store.file"] = "vector_store.file"
+    usage_bytes: int
+    created_at: int
+    vector_store_id: str
+    status: str
+    last_error: IngestionError | None
+    chunking_strategy: ChunkingStrategy
+    attributes: Attributes
+
+
+class FileBatchObject(Struct, kw_only=True):
+    """Files that were added together."""
+
+    id: str
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: int
+    vector_store_id: str
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    file_counts: FileCounts
+
+
+class TextPart(Struct):
+    text: str
+    type: Literal["text"] = "text"
+
+
+class FileContentPage(Struct, kw_only=True):
+    """The text of a file as it was cut."""
+
+    object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
+    data: list[TextPart]
+    has_more: bool
+    next_page: str | None
+
+
+class SearchResult(Struct, kw_only=True):
+    """A chunk that was found. `vector_store_id` where several stores were searched."""
+
+    file_id: str
+    filename: str
+    score: float
+    attributes: Attributes
+    content: list[TextPart]
+    vector_store_id: str | UnsetType = UNSET
+
+
+class SearchResultsPage(Struct, kw_only=True):
+    """What was found, best first."""
+
+    object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
+    search_query: list[str]
+    data: list[SearchResult]
+    has_more: bool
+    next_page: str | None
 
 
 def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
@@ -97,53 +223,45 @@ def read_attributes(name: str, attributes: Mapping[str, Any] | None) -> Attribut
 
 def show_store(store: VectorStore) -> bytes:
     """A vector store."""
-    status = "expired" if store.expired else "in_progress" if store.counts.in_progress else "completed"
     return encode(
-        {
-            "id": store.id,
-            "object": "vector_store",
-            "created_at": int(store.created_at),
-            "name": store.name,
-            "description": store.description,
-            "usage_bytes": store.usage_bytes,
-            "file_counts": _counts(store.counts),
-            "status": status,
-            **_expiry(store.expires_days),
-            "expires_at": None if store.expires_at is None else int(store.expires_at),
-            "last_active_at": int(store.last_active_at),
-            "metadata": Raw(store.metadata),
-        }
+        VectorStoreObject(
+            id=store.id,
+            created_at=int(store.created_at),
+            name=store.name,
+            description=store.description,
+            usage_bytes=store.usage_bytes,
+            file_counts=_counts(store.counts),
+            status="expired" if store.expired else "in_progress" if store.counts.in_progress else "completed",
+            expires_after=UNSET
+            if store.expires_days is None
+            else ExpiresAfterDays("last_active_at", store.expires_days),
+            expires_at=None if store.expires_at is None else int(store.expires_at),
+            last_active_at=int(store.last_active_at),
+            metadata=Raw(store.metadata),
+        )
     )
 
 
 def show_file(file: VectorFile) -> bytes:
     """A file in a vector store."""
-    error = None if file.error is None else {"code": file.error.code, "message": file.error.message}
     return encode(
-        {
-            "id": file.file_id,
-            "object": "vector_store.file",
-            "usage_bytes": file.usage_bytes,
-            "created_at": int(file.created_at),
-            "vector_store_id": file.store_id,
-            "status": file.state,
-            "last_error": error,
-            "chunking_strategy": {
-                "type": "static",
-                "static": {
-                    "max_chunk_size_tokens": file.chunking.size,
-                    "chunk_overlap_tokens": file.chunking.overlap,
-                },
-            },
-            "attributes": file.attributes,
-        }
+        VectorStoreFileObject(
+            id=file.file_id,
+            usage_bytes=file.usage_bytes,
+            created_at=int(file.created_at),
+            vector_store_id=file.store_id,
+            status=file.state,
+            last_error=None if file.error is None else IngestionError(file.error.code, file.error.message),
+            chunking_strategy=ChunkingStrategy("static", StaticChunking(file.chunking.size, file.chunking.overlap)),
+            attributes=file.attributes,
+        )
     )
 
 
 def show_batch(batch: Batch) -> bytes:
     """A batch: failed when all of its files did."""
     counts = batch.counts
-    status = "completed"
+    status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
     if counts.in_progress:
         status = "in_progress"
     elif batch.cancelled:
@@ -151,14 +269,13 @@ def show_batch(batch: Batch) -> bytes:
     elif counts.failed and not counts.completed:
         status = "failed"
     return encode(
-        {
-            "id": batch.id,
-            "object": "vector_store.files_batch",
-            "created_at": int(batch.created_at),
-            "vector_store_id": batch.store_id,
-            "status": status,
-            "file_counts": _counts(counts),
-        }
+        FileBatchObject(
+            id=batch.id,
+            created_at=int(batch.created_at),
+            vector_store_id=batch.store_id,
+            status=status,
+            file_counts=_counts(counts),
+        )
     )
 
 
@@ -172,18 +289,14 @@ def no_such_file(file_id: str) -> NotFound:
     return NotFound(f"File with id '{file_id[:_SHOWN_ID]}' not found in the vector store.")
 
 
-def _counts(counts: Counts) -> dict[str, int]:
-    return {
-        "in_progress": counts.in_progress,
-        "completed": counts.completed,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-        "total": counts.total,
-    }
-
-
-def _expiry(days: int | None) -> dict[str, Any]:
-    return {} if days is None else {"expires_after": {"anchor": "last_active_at", "days": days}}
+def _counts(counts: Counts) -> FileCounts:
+    return FileCounts(
+        in_progress=counts.in_progress,
+        completed=counts.completed,
+        failed=counts.failed,
+        cancelled=counts.cancelled,
+        total=counts.total,
+    )
 
 
 def _whole(name: str, value: object) -> int:

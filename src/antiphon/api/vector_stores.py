@@ -12,12 +12,14 @@ Invariant: fields that mean nothing here are named in `antiphon-ignored`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from antiphon.api.endpoint import Endpoint
+from antiphon.api.described import Deleted, ListOf, Metadata
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.http import (
+    PAGE,
     ApiRequest,
     ApiResponse,
     json_response,
@@ -30,7 +32,12 @@ from antiphon.api.http import (
 from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_files import VectorFiles
 from antiphon.api.vector_shapes import (
+    ChunkingInput,
     Expiry,
+    SearchResult,
+    SearchResultsPage,
+    TextPart,
+    VectorStoreObject,
     no_such_store,
     read_chunking,
     read_expiry,
@@ -50,7 +57,7 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, is_id, new_id
 from antiphon.translation.request_checks import check_metadata
-from antiphon.translation.search_options import read_filters, read_ranking
+from antiphon.translation.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
@@ -70,31 +77,38 @@ class QueryRewriter(Protocol):
         """The query to search for; the same when that fails. `headers` are the client's."""
 
 
-class _Create(Struct):
-    name: str | None = None
-    description: str | None = None
-    file_ids: list[str] | None = None
+_Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]
+
+
+class CreateVectorStore(Struct):
+    name: _Name | None = None
+    description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_DESCRIPTION})] | None = None
+    file_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_FILES})] | None = None
     expires_after: Expiry | None = None
-    chunking_strategy: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
+    chunking_strategy: ChunkingInput | None = None
+    metadata: Metadata | None = None
 
 
-class _Update(Struct):
-    name: str | None = None
+class UpdateVectorStore(Struct):
+    name: _Name | None = None
     expires_after: Expiry | UnsetType | None = UNSET
-    metadata: dict[str, str] | UnsetType | None = UNSET
+    metadata: Metadata | UnsetType | None = UNSET
 
 
-class _Search(Struct):
+class SearchStore(Struct):
+    """What to look for: a text, or several. Other fields are a 400."""
+
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
-    max_num_results: int | None = None
-    filters: Any = None
-    ranking_options: Any = None
+    max_num_results: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": _MAX_RESULTS})] | None = None
+    filters: Annotated[Any, Meta(extra_json_schema=FILTERS)] = None
+    ranking_options: Annotated[Any, Meta(extra_json_schema=RANKING)] = None
 
 
-class _SearchSeveral(_Search):
-    vector_store_ids: list[str] | None = None
+class SearchStores(SearchStore):
+    """The same over several stores."""
+
+    vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None
 
 
@@ -118,19 +132,52 @@ class VectorStoreApi:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        rows = [Endpoint("/v1/search", {"POST": self.search_several})]
+        said = Described("Search several vector stores", SearchResultsPage, body=SearchStores)
+        rows = [Endpoint("/v1/search", {"POST": Operation(self.search_several, said)})]
         for prefix in PREFIXES:
-            rows += [
-                Endpoint(prefix, {"GET": self.list, "POST": self.create}, keyed=True),
-                Endpoint(prefix + "/{}", {"GET": self.get, "POST": self.update, "DELETE": self.delete}),
-                Endpoint(prefix + "/{}/search", {"POST": self.search}),
-                *self._files.endpoints(prefix),
-            ]
+            rows += [*self._own(prefix), *self._files.endpoints(prefix)]
         return tuple(rows)
+
+    def _own(self, prefix: str) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(
+                prefix,
+                {
+                    "GET": Operation(
+                        self.list,
+                        Described("List vector stores", ListOf[VectorStoreObject], parameters=PAGE, errors=(400,)),
+                    ),
+                    "POST": Operation(
+                        self.create, Described("Create a vector store", VectorStoreObject, body=CreateVectorStore)
+                    ),
+                },
+                keyed=True,
+            ),
+            Endpoint(
+                prefix + "/{}",
+                {
+                    "GET": Operation(self.get, Described("Get a vector store", VectorStoreObject)),
+                    "POST": Operation(
+                        self.update, Described("Update a vector store", VectorStoreObject, body=UpdateVectorStore)
+                    ),
+                    "DELETE": Operation(
+                        self.delete, Described("Delete a vector store", Deleted[Literal["vector_store.deleted"]])
+                    ),
+                },
+            ),
+            Endpoint(
+                prefix + "/{}/search",
+                {
+                    "POST": Operation(
+                        self.search, Described("Search a vector store", SearchResultsPage, body=SearchStore)
+                    )
+                },
+            ),
+        )
 
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/vector_stores`."""
-        body, ignored = read_known(request, _Create)
+        body, ignored = read_known(request, CreateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         _check_length("description", body.description, _MAX_DESCRIPTION)
         check_metadata(body.metadata or {})
@@ -185,7 +232,7 @@ class VectorStoreApi:
 
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}`: what is not given stays; `expires_after: null` takes the expiry away."""
-        body, ignored = read_known(request, _Update)
+        body, ignored = read_known(request, UpdateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         metadata = None if body.metadata is UNSET else body.metadata or {}
         check_metadata(metadata or {})
@@ -209,11 +256,11 @@ class VectorStoreApi:
 
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}/search`."""
-        return await self._search(request, (store_id,), read_strictly(request, _Search))
+        return await self._search(request, (store_id,), read_strictly(request, SearchStore))
 
     async def search_several(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
-        body = read_strictly(request, _SearchSeveral)
+        body = read_strictly(request, SearchStores)
         alone = [body.vector_store_id] if body.vector_store_id else []
         ids = list(dict.fromkeys([*(body.vector_store_ids or ()), *alone]))
         if not ids:
@@ -227,7 +274,7 @@ class VectorStoreApi:
             raise InvalidRequest(error.message, param="vector_store_ids", code="not_found") from None
 
     async def _search(
-        self, request: ApiRequest, ids: Sequence[str], body: _Search, *, named: bool = False
+        self, request: ApiRequest, ids: Sequence[str], body: SearchStore, *, named: bool = False
     ) -> ApiResponse:
         queries = _queries(body.query)
         limit = _RESULTS if body.max_num_results is None else body.max_num_results
@@ -244,26 +291,19 @@ class VectorStoreApi:
             else:
                 queries = [await self._rewriter.rewrite(query, request.headers) for query in queries]
         hits = await self._searcher.search(request.owner, ids, queries, limit=limit, filters=filters, ranking=ranking)
-        data = []
-        for hit in hits:
-            shown: dict[str, Any] = {
-                "file_id": hit.file_id,
-                "filename": hit.filename,
-                "score": round(hit.score, 6),
-                "attributes": hit.attributes,
-                "content": [{"type": "text", "text": hit.text}],
-            }
-            if named:
-                shown["vector_store_id"] = hit.vector_store_id
-            data.append(shown)
+        data = [
+            SearchResult(
+                file_id=hit.file_id,
+                filename=hit.filename,
+                score=round(hit.score, 6),
+                attributes=hit.attributes,
+                content=[TextPart(hit.text)],
+                vector_store_id=hit.vector_store_id if named else UNSET,
+            )
+            for hit in hits
+        ]
         return json_response(
-            {
-                "object": "vector_store.search_results.page",
-                "search_query": queries,
-                "data": data,
-                "has_more": False,
-                "next_page": None,
-            },
+            SearchResultsPage(search_query=queries, data=data, has_more=False, next_page=None),
             headers=ignored_fields(unknown),
         )
 

@@ -54,6 +54,7 @@ _OWN_PATHS: dict[str, Config] = {
     "prompts": {"safe_regex": {"regex": "/v1/prompts(/.*)?"}},
     "models": {"safe_regex": {"regex": "/v1/models(/.*)?"}},
     "capabilities": {"safe_regex": {"regex": "/v1/antiphon/capabilities"}},
+    "openapi": {"path": "/openapi.json"},
     "health": {"path": "/health"},
     "ready": {"path": "/ready"},
 }

@@ -20,7 +20,7 @@ from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
 from antiphon.types.request import CreateResponse
 
-_KINDS: dict[str, Any] = {
+PARAMETER_KINDS: dict[str, Any] = {
     # Of Chat Completions itself.
     "seed": int | None,
     "stop": str | list[str] | None,
@@ -55,10 +55,10 @@ _KINDS: dict[str, Any] = {
     "regex": str | None,
     "ebnf": str | None,
 }
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _KINDS.items()}
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in PARAMETER_KINDS.items()}
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
-PARAMETERS = tuple(_KINDS)
+PARAMETERS = tuple(PARAMETER_KINDS)
 """Their names in a readable order."""
 
 EVERY_PARAMETER = frozenset(PARAMETERS)
@@ -68,7 +68,7 @@ STANDARD_PARAMETERS = frozenset({"seed", "stop", "logit_bias"})
 """Those of Chat Completions itself."""
 
 SHAPING = frozenset(
-    {name for name in _KINDS if name.startswith("guided_")}
+    {name for name in PARAMETER_KINDS if name.startswith("guided_")}
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )

@@ -27,7 +27,7 @@ from antiphon.types.tolerance import Tolerance
 
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _ITEM = msgspec.json.Decoder(InputItem)
-_ROLES = ("user", "assistant", "system", "developer")
+ROLES = ("user", "assistant", "system", "developer")
 _TAKES_ALL = UpstreamProfile("any", images=True, files="part", audio_input=True)
 
 
@@ -55,9 +55,9 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
         required(where, "type", item.type)
     try:
         if kind == "message":
-            if item.role not in _ROLES:
+            if item.role not in ROLES:
                 raise invalid_value(
-                    f"{where}.role", f"{str(item.role)[:64]!r}. Supported values are: {', '.join(_ROLES)}"
+                    f"{where}.role", f"{str(item.role)[:64]!r}. Supported values are: {', '.join(ROLES)}"
                 )
             message_content(where, item.role, item.content, rules)
         elif kind == "reasoning":

@@ -52,7 +52,7 @@ from antiphon.types.request import (
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 
-_OPTIONAL: dict[str, Any] = {
+OPTIONAL: dict[str, Any] = {
     "previous_response_id": str | None,
     "parallel_tool_calls": bool | None,
     "temperature": float | None,
@@ -87,7 +87,7 @@ _UNCHANGED = frozenset(
         *("safety_identifier", "user", "service_tier", "top_logprobs"),
     }
 )
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _OPTIONAL.items()}
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _PLAIN_ITEMS = frozenset({None, "message", "function_call", "function_call_output", "reasoning", "item_reference"})
@@ -275,7 +275,7 @@ _INSIDE = {
     "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
 }
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
-REQUEST_FIELDS = frozenset({*_OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
+REQUEST_FIELDS = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
 """Members of a request that have a meaning of their own here."""
 
 

@@ -137,7 +137,7 @@ def read_tools(
 
 
 _COMMON = frozenset({"type", "allowed_callers", "defer_loading"})
-_MEMBERS = {
+TOOL_MEMBERS = {
     "function": _COMMON | {"name", "description", "parameters", "strict", "async", "output_schema"},
     "custom": _COMMON | {"name", "description", "format"},
     "namespace": _COMMON | {"name", "description", "tools"},
@@ -155,7 +155,7 @@ def _unused(where: str, tool: Tool, tolerance: Tolerance) -> list[str]:
     unused = []
     for name, value in _OBJECT.decode(tool.source).items():
         called = f"tools.{tool.type}.{name}"
-        if name not in _MEMBERS[tool.type]:
+        if name not in TOOL_MEMBERS[tool.type]:
             tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
         elif name in _NO_EFFECT and given(value):
             unused.append(called)

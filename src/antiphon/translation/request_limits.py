@@ -19,7 +19,7 @@ from antiphon.types.json import first, given
 from antiphon.types.request import ContextManagement, ReasoningOptions, TextFormat, TextOptions
 from antiphon.types.tolerance import Tolerance
 
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -29,14 +29,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_tool_calls": (1, 2**53),
 }
 # What is chosen among names that OpenAI adds to: a new one changes how, not what is asked.
-_CHOICES = {
+CHOICES = {
     "truncation": ("auto", "disabled"),
     "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
 }
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-_SUMMARIES = ("auto", "concise", "detailed")
-_VERBOSITIES = ("low", "medium", "high")
-_LENGTHS = {"safety_identifier": 128, "prompt_cache_key": 1024}
+SUMMARIES = ("auto", "concise", "detailed")
+VERBOSITIES = ("low", "medium", "high")
+FORMATS = ("text", "json_object", "json_schema")
+LEAST_THRESHOLD = 1000
+LENGTHS = {"safety_identifier": 128, "prompt_cache_key": 1024}
 
 
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
@@ -47,7 +49,7 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        limits = _RANGES.get(name)
+        limits = RANGES.get(name)
         if limits is not None and not limits[0] <= value <= limits[1]:
             low, high = limits
             below = value < low
@@ -55,9 +57,9 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
             problem = f"{'below the minimum' if below else 'above the maximum'} of {low if below else high:g}"
             code = f"{kind}_{'below_min' if below else 'above_max'}_value"
             raise invalid_parameter(name, f"{value} is {problem}", code)
-        if name in _CHOICES and not known_choice(name, value, _CHOICES[name], tolerance):
+        if name in CHOICES and not known_choice(name, value, CHOICES[name], tolerance):
             values[name] = None
-        limit = _LENGTHS.get(name)
+        limit = LENGTHS.get(name)
         if limit is not None and len(value) > limit:
             raise invalid_parameter(name, f"it may have at most {limit} characters", "string_above_max_length")
     text: TextOptions | None = values.get("text")
@@ -68,7 +70,7 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
         known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
         # A summary in a manner that nobody knows is a summary.
         for name in ("summary", "generate_summary"):
-            if not known_choice(f"reasoning.{name}", getattr(reasoning, name), _SUMMARIES, tolerance):
+            if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
                 setattr(reasoning, name, "auto")
     check_metadata(values.get("metadata") or {})
     check_include(values.get("include") or (), tolerance)
@@ -83,15 +85,15 @@ def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> in
             error = invalid_value(f"{where}.type", f"{entry.type[:64]!r}. Supported values are: compaction")
             tolerance.leave_out(f"context_management:{entry.type}", error)
             continue
-        if entry.compact_threshold is not None and entry.compact_threshold < 1000:
-            problem = f"{entry.compact_threshold} is below the minimum of 1000"
+        if entry.compact_threshold is not None and entry.compact_threshold < LEAST_THRESHOLD:
+            problem = f"{entry.compact_threshold} is below the minimum of {LEAST_THRESHOLD}"
             raise invalid_parameter(f"{where}.compact_threshold", problem, "integer_below_min_value")
         threshold = entry.compact_threshold or 0
     return threshold
 
 
 def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
-    if not known_choice("text.verbosity", text.verbosity, _VERBOSITIES, tolerance):
+    if not known_choice("text.verbosity", text.verbosity, VERBOSITIES, tolerance):
         text.verbosity = None
     if text.format is not None:
         check_format("text.format", text.format)
@@ -99,7 +101,7 @@ def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
 
 def check_format(where: str, form: TextFormat) -> None:
     """Raise `InvalidRequest` unless a text format is whole. What nobody knows is refused: the caller counts on it."""
-    check_choice(f"{where}.type", form.type, ("text", "json_object", "json_schema"))
+    check_choice(f"{where}.type", form.type, FORMATS)
     if form.type == "json_schema":
         if not form.name:
             raise missing_parameter(f"{where}.name")

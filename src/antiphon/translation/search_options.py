@@ -23,6 +23,51 @@ _MAX_PARTS = 64
 _MAX_IN_ALL = 256
 _RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 
+_NULL = {"type": "null"}
+_SCALARS = ["string", "number", "boolean"]
+FILTERS: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "type": {"enum": [*_COMPARISONS]},
+                "key": {"type": "string", "minLength": 1, "maxLength": 64},
+                "value": {
+                    "anyOf": [
+                        {"type": _SCALARS},
+                        {"type": "array", "items": {"type": _SCALARS}, "maxItems": _MAX_PARTS},
+                    ]
+                },
+            },
+            "required": ["type", "key", "value"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"enum": [*_COMPOUNDS]},
+                "filters": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": _MAX_PARTS},
+            },
+            "required": ["type", "filters"],
+        },
+        _NULL,
+    ]
+}
+"""The schema of a filter; the parts of a compound are filters again."""
+
+_WEIGHT = {"type": ["number", "null"], "minimum": 0}
+RANKING: dict[str, Any] = {
+    "type": ["object", "null"],
+    "properties": {
+        "ranker": {"enum": [*_RANKERS, None]},
+        "score_threshold": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "hybrid_search": {
+            "type": ["object", "null"],
+            "properties": {"embedding_weight": _WEIGHT, "text_weight": _WEIGHT},
+        },
+    },
+}
+"""The schema of ranking options."""
+
 
 def read_filters(value: object, where: str) -> Filter | None:
     """A filter, None when there is none. Raises `InvalidRequest`."""

@@ -21,6 +21,8 @@ from antiphon.types.tools import Tool, ToolChoice
 _KnownTool = tuple[str | None, str | None, str | None]
 """Kind, name, namespace: a function and a custom tool of one name are two tools."""
 
+MODES = ("auto", "none", "required")
+
 _ONE_FUNCTION = frozenset({"web_search", "file_search", "code_interpreter"})
 """Hosted tools that the model is shown as one function of their name."""
 
@@ -62,7 +64,7 @@ def read_tool_choice(
         return None
     if bytes(value)[:1] == b'"':
         mode = read_string("tool_choice", value)
-        check_choice("tool_choice", mode, ("auto", "none", "required"))
+        check_choice("tool_choice", mode, MODES)
         if mode == "required" and not tools and not continued:
             raise InvalidRequest(
                 "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
@@ -116,7 +118,7 @@ def _hosted_pair(named: _Named | _Choice, *, whole: bool = False) -> tuple[str |
 
 def _allowed(choice: _Choice, known: set[_KnownTool] | None, hosted: frozenset[str]) -> ToolChoice:
     mode = choice.mode or "auto"
-    check_choice("tool_choice.mode", mode, ("none", "auto", "required"))
+    check_choice("tool_choice.mode", mode, MODES)
     allowed: set[tuple[str | None, str | None]] = set()
     listed = []
     for number, tool in enumerate(choice.tools or ()):

@@ -8,9 +8,10 @@ Invariant: `type` comes first and every event has a `sequence_number`.
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from antiphon.types.items import OutputItem, OutputText, ReasoningText, Refusal, SummaryText
+from antiphon.types.json import JsonObject, JsonText
 from antiphon.types.response import Response
 
 
@@ -84,46 +85,46 @@ class ContentPartDone(_Part, tag="response.content_part.done"):
 
 
 class OutputTextDelta(_Part, tag="response.output_text.delta"):
-    delta: Raw
-    logprobs: list[Raw]
+    delta: JsonText
+    logprobs: list[JsonObject]
 
 
 class OutputTextDone(_Part, tag="response.output_text.done"):
-    text: Raw
-    logprobs: list[Raw]
+    text: JsonText
+    logprobs: list[JsonObject]
 
 
 class OutputTextAnnotationAdded(_Part, tag="response.output_text.annotation.added"):
     annotation_index: int
-    annotation: Raw
+    annotation: JsonObject
 
 
 class RefusalDelta(_Part, tag="response.refusal.delta"):
-    delta: Raw
+    delta: JsonText
 
 
 class RefusalDone(_Part, tag="response.refusal.done"):
-    refusal: Raw
+    refusal: JsonText
 
 
 class ReasoningTextDelta(_Part, tag="response.reasoning_text.delta"):
-    delta: Raw
+    delta: JsonText
 
 
 class ReasoningTextDone(_Part, tag="response.reasoning_text.done"):
-    text: Raw
+    text: JsonText
 
 
 class ReasoningDelta(_Part, tag="response.reasoning.delta"):
     """Open Responses' name of `response.reasoning_text.delta`."""
 
-    delta: Raw
+    delta: JsonText
 
 
 class ReasoningDone(_Part, tag="response.reasoning.done"):
     """Open Responses' name of `response.reasoning_text.done`."""
 
-    text: Raw
+    text: JsonText
 
 
 class _Summary(Event):
@@ -141,11 +142,11 @@ class ReasoningSummaryPartDone(_Summary, tag="response.reasoning_summary_part.do
 
 
 class ReasoningSummaryTextDelta(_Summary, tag="response.reasoning_summary_text.delta"):
-    delta: Raw
+    delta: JsonText
 
 
 class ReasoningSummaryTextDone(_Summary, tag="response.reasoning_summary_text.done"):
-    text: Raw
+    text: JsonText
 
 
 class _Call(Event):
@@ -154,20 +155,20 @@ class _Call(Event):
 
 
 class FunctionCallArgumentsDelta(_Call, tag="response.function_call_arguments.delta"):
-    delta: Raw
+    delta: JsonText
 
 
 class FunctionCallArgumentsDone(_Call, tag="response.function_call_arguments.done"):
-    arguments: Raw
+    arguments: JsonText
     name: str
 
 
 class CustomToolCallInputDelta(_Call, tag="response.custom_tool_call_input.delta"):
-    delta: Raw
+    delta: JsonText
 
 
 class CustomToolCallInputDone(_Call, tag="response.custom_tool_call_input.done"):
-    input: Raw
+    input: JsonText
 
 
 class FileSearchInProgress(_Call, tag="response.file_search_call.in_progress"): ...

@@ -10,9 +10,11 @@ Invariant: text inside output items is raw JSON, never decoded on its way from t
 
 from __future__ import annotations
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from typing import Annotated, Literal
 
-from antiphon.types.json import ABSENT
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
@@ -63,32 +65,46 @@ class InputPart(Struct, gc=False):
     input_audio: Raw = ABSENT
 
 
+ItemStatus = Annotated[
+    str,
+    Meta(
+        extra_json_schema={
+            "enum": [
+                *("in_progress", "completed", "incomplete", "failed"),
+                *("searching", "interpreting", "calling"),
+            ]
+        }
+    ),
+]
+"""How far an item is."""
+
+
 class OutputText(Struct, tag_field="type", tag="output_text"):
-    annotations: list[Raw]
-    logprobs: list[Raw]
-    text: Raw
+    annotations: list[JsonObject]
+    logprobs: list[JsonObject]
+    text: JsonText
 
 
 class Refusal(Struct, tag_field="type", tag="refusal"):
-    refusal: Raw
+    refusal: JsonText
 
 
 class ReasoningText(Struct, tag_field="type", tag="reasoning_text"):
-    text: Raw
+    text: JsonText
 
 
 class SummaryText(Struct, tag_field="type", tag="summary_text"):
-    text: Raw
+    text: JsonText
 
 
 class Message(Struct, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete."""
 
     id: str
-    type: str = "message"
-    status: str
+    type: Literal["message"] = "message"
+    status: ItemStatus
     content: list[OutputText | Refusal]
-    role: str = "assistant"
+    role: Literal["assistant"] = "assistant"
 
 
 class Reasoning(Struct, kw_only=True):
@@ -96,7 +112,7 @@ class Reasoning(Struct, kw_only=True):
     `encrypted_content` when it was not asked for."""
 
     id: str
-    type: str = "reasoning"
+    type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
     content: list[ReasoningText] | UnsetType = UNSET
     encrypted_content: str | UnsetType = UNSET
@@ -107,9 +123,9 @@ class FunctionCall(Struct, kw_only=True):
     tool was declared in one."""
 
     id: str
-    type: str = "function_call"
-    status: str
-    arguments: Raw
+    type: Literal["function_call"] = "function_call"
+    status: ItemStatus
+    arguments: JsonText
     call_id: str
     name: str
     namespace: str | UnsetType = UNSET
@@ -119,11 +135,11 @@ class CustomToolCall(Struct, kw_only=True):
     """A call of a custom tool; `input` is free text."""
 
     id: str
-    type: str = "custom_tool_call"
-    status: str
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    status: ItemStatus
     call_id: str
     name: str
-    input: Raw
+    input: JsonText
     namespace: str | UnsetType = UNSET
 
 
@@ -131,20 +147,20 @@ class LocalShellCall(Struct, kw_only=True):
     """A command for the client's machine; `action` is `{type: exec, command, env, …}`."""
 
     id: str
-    type: str = "local_shell_call"
-    status: str
+    type: Literal["local_shell_call"] = "local_shell_call"
+    status: ItemStatus
     call_id: str
-    action: Raw
+    action: JsonObject
 
 
 class ShellCall(Struct, kw_only=True):
     """Command lines for a shell; `action` is `{commands, timeout_ms, max_output_length}`."""
 
     id: str
-    type: str = "shell_call"
-    status: str
+    type: Literal["shell_call"] = "shell_call"
+    status: ItemStatus
     call_id: str
-    action: Raw
+    action: JsonObject
     environment: Raw
 
 
@@ -152,21 +168,21 @@ class ApplyPatchCall(Struct, kw_only=True):
     """A change of one file; `operation` is `{type, path, diff}`."""
 
     id: str
-    type: str = "apply_patch_call"
-    status: str
+    type: Literal["apply_patch_call"] = "apply_patch_call"
+    status: ItemStatus
     call_id: str
-    operation: Raw
+    operation: JsonObject
 
 
 class ToolSearchCall(Struct, kw_only=True):
     """A search for tools that the client performs; `arguments` is an object."""
 
     id: str
-    type: str = "tool_search_call"
-    status: str
+    type: Literal["tool_search_call"] = "tool_search_call"
+    status: ItemStatus
     call_id: str
-    execution: str = "client"
-    arguments: Raw
+    execution: Literal["client"] = "client"
+    arguments: JsonObject
 
 
 NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
@@ -177,7 +193,7 @@ class Compaction(Struct, kw_only=True):
     """What stands for an earlier part of the conversation; it has no `status`."""
 
     id: str
-    type: str = "compaction"
+    type: Literal["compaction"] = "compaction"
     encrypted_content: str
 
 
@@ -185,10 +201,10 @@ class FileSearchCall(Struct, kw_only=True):
     """A search in vector stores; `results` only where `include` asks for them."""
 
     id: str
-    type: str = "file_search_call"
-    status: str
+    type: Literal["file_search_call"] = "file_search_call"
+    status: ItemStatus
     queries: list[str]
-    results: Raw | None = None
+    results: JsonObjects | None = None
 
 
 class WebSearchCall(Struct, kw_only=True):
@@ -196,20 +212,20 @@ class WebSearchCall(Struct, kw_only=True):
     and is there when the call is done."""
 
     id: str
-    type: str = "web_search_call"
-    status: str
-    action: Raw | UnsetType = UNSET
+    type: Literal["web_search_call"] = "web_search_call"
+    status: ItemStatus
+    action: JsonObject | UnsetType = UNSET
 
 
 class CodeInterpreterCall(Struct, kw_only=True):
     """Code that was run; `outputs` only where `include` asks for them."""
 
     id: str
-    type: str = "code_interpreter_call"
-    status: str
+    type: Literal["code_interpreter_call"] = "code_interpreter_call"
+    status: ItemStatus
     code: str
     container_id: str
-    outputs: Raw | None = None
+    outputs: JsonObjects | None = None
 
 
 class HostedToolSearchCall(Struct, kw_only=True):
@@ -238,8 +254,8 @@ class McpCall(Struct, kw_only=True):
     """A call of an MCP server's tool; `error` is an object when it failed."""
 
     id: str
-    type: str = "mcp_call"
-    status: str
+    type: Literal["mcp_call"] = "mcp_call"
+    status: ItemStatus
     approval_request_id: str | None = None
     arguments: str
     error: Raw | None = None
@@ -252,9 +268,9 @@ class McpListTools(Struct, kw_only=True):
     """The tools of an MCP server; no `status`."""
 
     id: str
-    type: str = "mcp_list_tools"
+    type: Literal["mcp_list_tools"] = "mcp_list_tools"
     server_label: str
-    tools: Raw
+    tools: JsonObjects
     error: Raw | UnsetType = UNSET
 
 
@@ -262,7 +278,7 @@ class McpApprovalRequest(Struct, kw_only=True):
     """A call that the client must approve first; no `status`."""
 
     id: str
-    type: str = "mcp_approval_request"
+    type: Literal["mcp_approval_request"] = "mcp_approval_request"
     arguments: str
     name: str
     server_label: str

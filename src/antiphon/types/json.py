@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 encode = msgspec.json.encode
 
 NULL = msgspec.Raw(b"null")
+
+JsonText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string"})]
+"""A JSON string as it is on the wire; the schema is for the API's own document, as are those below."""
+
+JsonObject = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+"""A JSON object as it is on the wire."""
+
+JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array", "items": {"type": "object"}})]
+"""A JSON array of objects as it is on the wire."""
 
 ABSENT = msgspec.Raw()
 """The default of raw fields (a union of raw JSON and None cannot be decoded into)."""

@@ -8,9 +8,17 @@ Invariant: every key is present in every snapshot, `null` where nothing is known
 
 from __future__ import annotations
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.types.items import OutputItem
+from antiphon.types.json import JsonObject
+
+ResponseStatus = Annotated[
+    str,
+    Meta(extra_json_schema={"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]}),
+]
 
 
 class InputTokensDetails(Struct):
@@ -44,15 +52,15 @@ class Response(Struct, kw_only=True):
     request named them; every other key is always there."""
 
     id: str
-    object: str = "response"
+    object: Literal["response"] = "response"
     created_at: int
-    status: str
+    status: ResponseStatus
     background: bool = False
     completed_at: int | None = None
     conversation: ConversationReference | UnsetType = UNSET
     error: ResponseError | None = None
     frequency_penalty: float = 0.0
-    incomplete_details: Raw | None = None
+    incomplete_details: JsonObject | None = None
     instructions: Raw | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
@@ -61,20 +69,20 @@ class Response(Struct, kw_only=True):
     parallel_tool_calls: bool = True
     presence_penalty: float = 0.0
     previous_response_id: str | None = None
-    prompt: Raw | UnsetType = UNSET
+    prompt: JsonObject | UnsetType = UNSET
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    reasoning: Raw
+    reasoning: JsonObject
     safety_identifier: str | None = None
     service_tier: str = "auto"
     store: bool = True
     temperature: float = 1.0
-    text: Raw
+    text: JsonObject
     tool_choice: Raw
-    tools: list[Raw]
+    tools: list[JsonObject]
     top_logprobs: int = 0
     top_p: float = 1.0
     truncation: str = "disabled"
     usage: UsageObject | None = None
     user: str | None = None
-    metadata: Raw
+    metadata: JsonObject

@@ -1,0 +1,105 @@
+"""The words in which a route says what it takes and gives, for the API's own document.
+
+Lives here: parameters, and the shapes that many routes share. Not here: the routes, how the document is made
+(`openapi.py`).
+
+Invariant: nothing here decides what a request may hold; the handlers do, and a test holds their answers against this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from msgspec import Meta, Struct
+
+_One = TypeVar("_One")
+_Word = TypeVar("_Word")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the query, or of the head where `where` says so; `kind` is its type."""
+
+    name: str
+    kind: object = str
+    text: str = ""
+    where: Literal["query", "header"] = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class StandsFor:
+    """In `Annotated`: a looser type is read, for the sake of its errors; this is the one that is meant."""
+
+    kind: object
+
+
+class ListOf(Struct, Generic[_One], kw_only=True):
+    """One page of a list. The ids are the cursors for `after` and `before`."""
+
+    object: Literal["list"] = "list"
+    data: list[_One]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(Struct, Generic[_Word]):
+    """What was deleted."""
+
+    id: str
+    object: _Word
+    deleted: Literal[True] = True
+
+
+class ErrorObject(Struct):
+    """What went wrong. `param` names the part of the request it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Struct):
+    """Every error there is."""
+
+    error: ErrorObject
+
+
+class Well(Struct):
+    status: Literal["ok"]
+
+
+class Unwell(Struct):
+    status: Literal["unavailable"]
+    reason: str
+
+
+Metadata = Annotated[
+    dict[str, str],
+    Meta(
+        description="At most 16 pairs; keys have at most 64 characters, values 512.",
+        extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
+    ),
+]
+"""What clients attach to an object."""
+
+
+class AnyItem(Struct):
+    """An item as it is stored: one of a response's output, or of a request's input as the client sent it."""
+
+    id: str
+    type: str
+
+
+UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
+"""Statuses of errors where an upstream is asked, beside those that any route may have."""
+
+
+class AnyObject(Struct):
+    """Something that is passed on as it is."""
+
+
+Bytes = Annotated[Any, Meta(extra_json_schema={"type": "string", "format": "binary"})]
+"""The content of a file."""

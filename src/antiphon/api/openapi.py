@@ -1,0 +1,279 @@
+"""`GET /openapi.json`: the API as an OpenAPI 3.1 document, made of the table of routes.
+
+Lives here: paths and operations, and what is said of the routes that the doors run as exchanges. Not here: what each
+other route says (beside its row), schemas of types (`json_schema.py`), the body of a request (`request_body.py`).
+
+Invariants: every row and method of the table is in the document, and nothing else; the document holds nothing of an
+operator's settings but which areas are switched on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from antiphon import __version__
+from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, Error, Parameter
+from antiphon.api.endpoint import Described, Endpoint
+from antiphon.api.json_schema import Schemas
+from antiphon.api.request_body import add_request_body
+from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
+from antiphon.engine.ports.idempotency import HEADER
+from antiphon.translation.prompt_template import TEMPLATE_FIELDS
+from antiphon.types import events
+from antiphon.types.response import Response, UsageObject
+
+DOCUMENT_PATH = "/openapi.json"
+_ARTICLES = frozenset({"a", "an", "the", "s"})
+
+_JSON = "application/json"
+_STREAM = "text/event-stream"
+_REQUEST = {"$ref": "#/components/schemas/CreateResponse"}
+EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
+"""What a stream consists of."""
+
+
+class CompactedConversation(Struct, kw_only=True):
+    """The latest messages of the user and the compaction, to begin a new conversation with."""
+
+    id: str
+    object: Literal["response.compaction"] = "response.compaction"
+    created_at: int
+    output: list[AnyItem]
+    usage: UsageObject
+
+
+class InputTokens(Struct, kw_only=True):
+    """How many tokens a request has; `antiphon-estimated` says when nobody counted them."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+EXCHANGES: Mapping[str, Described] = {
+    RESPONSES_PATH: Described(
+        "Create a response",
+        Response,
+        body=_REQUEST,
+        body_needed=True,
+        events=EVENTS,
+        errors=(*UPSTREAM_ERRORS, 409, 422),
+    ),
+    COMPACT_PATH: Described(
+        "Compact a conversation",
+        CompactedConversation,
+        body=_REQUEST,
+        body_needed=True,
+        errors=(*UPSTREAM_ERRORS, 409, 422),
+    ),
+    COUNT_PATH: Described(
+        "Count the input tokens of a request", InputTokens, body=_REQUEST, body_needed=True, errors=UPSTREAM_ERRORS
+    ),
+}
+"""What is said of the requests that a door runs as exchanges, by path; the method is POST."""
+
+# What any route may answer: no credentials, too much at once, a failure here, not now, a full disk.
+_ANYWHERE = (401, 429, 500, 503, 507)
+_WITH_BODY = (400, 413)
+_WITH_FORM = (415,)
+_OF_ONE = (404,)
+_KEYED = (409, 422)
+_REASONS = {
+    304: "What the client has already.",
+    206: "A range of it.",
+    400: "Something is wrong with the request.",
+    401: "The credentials are missing or wrong.",
+    403: "The upstream refuses it.",
+    404: "There is no such thing, or it is somebody else's.",
+    409: "Something else is happening to it; try again.",
+    413: "The request, or what it refers to, is too large.",
+    415: "The body is of another media type.",
+    416: "The range is not in the file.",
+    422: "The idempotency key stands for another request.",
+    429: "Too many requests, or too much stored.",
+    500: "The server had an error.",
+    502: "The upstream failed.",
+    503: "Not now; try again.",
+    504: "The upstream did not answer in time.",
+    507: "The disk is full.",
+}
+
+
+def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    """The document for these rows."""
+    schemas = Schemas()
+    add_request_body(schemas)
+    _add_events(schemas)
+    schemas.of(Error, answers=True)
+    paths: dict[str, dict[str, Any]] = {}
+    taken: set[str] = set()
+    for path, said in EXCHANGES.items():
+        paths[path] = {"post": _operation(schemas, "post", path, (), said, taken, keyed=path != COUNT_PATH)}
+    for endpoint in endpoints:
+        for method, operation in endpoint.methods.items():
+            names = _variables(operation.handler)
+            path = path_of(endpoint.pattern, names)
+            made = _operation(
+                schemas, method.lower(), path, names, operation.said, taken, keyed=endpoint.keyed, open_=endpoint.open
+            )
+            paths.setdefault(path, {})[method.lower()] = made
+    _complete(schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Antiphon",
+            "version": __version__,
+            "description": "OpenAI's Responses API in front of any Chat Completions server. What a model has that its "
+            "upstream serves in mode `native` is the upstream's, and not described here.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}, {}],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.named.items())),
+            "responses": _refusals(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def path_of(pattern: str, names: Iterable[str]) -> str:
+    """A row's pattern with the names of its variables; the rest of a path looks like one more."""
+    given = iter(names)
+    return re.sub(r"\{\*?\}", lambda _: f"{{{next(given)}}}", pattern)
+
+
+def _variables(handler: Callable[..., object]) -> tuple[str, ...]:
+    """The names of a pattern's variables: what its handler calls them."""
+    return tuple(inspect.signature(handler).parameters)[1:]
+
+
+def _operation(
+    schemas: Schemas,
+    method: str,
+    path: str,
+    names: tuple[str, ...],
+    said: Described,
+    taken: set[str],
+    *,
+    keyed: bool,
+    open_: bool = False,
+) -> dict[str, Any]:
+    posted = method in ("post", "put")
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+    ]
+    parameters += [_parameter(schemas, one) for one in said.parameters]
+    if keyed and posted:
+        key = Parameter(HEADER, str, "The same request with the same key is served once.", "header")
+        parameters.append(_parameter(schemas, key))
+    statuses = {*said.errors, *(_ANYWHERE if not open_ else ()), *(_OF_ONE if names else ())}
+    statuses |= {
+        *(_WITH_BODY if posted else ()),
+        *(_WITH_FORM if said.form else ()),
+        *(_KEYED if keyed and posted else ()),
+    }
+    made: dict[str, Any] = {
+        "operationId": _name(said.summary, path, taken),
+        "summary": said.summary,
+        "tags": [_tag(path)],
+        **({"parameters": parameters} if parameters else {}),
+        **_body(schemas, said),
+        "responses": {
+            "200": _answer(schemas, said),
+            **{str(status): {"description": _REASONS[status]} for status in said.statuses},
+            **{str(status): _refused(status) for status in sorted(statuses)},
+            **_unwell(schemas, said),
+            "default": _refused(None),
+        },
+    }
+    if open_:
+        made["security"] = []
+    return made
+
+
+def _parameter(schemas: Schemas, said: Parameter) -> dict[str, Any]:
+    return {
+        "name": said.name,
+        "in": said.where,
+        **({"description": said.text} if said.text else {}),
+        "schema": schemas.of(said.kind, answers=False),
+    }
+
+
+def _body(schemas: Schemas, said: Described) -> dict[str, Any]:
+    content = {}
+    if said.body is not None:
+        content[_JSON] = {"schema": schemas.of(said.body, answers=False)}
+    if said.form is not None:
+        content["multipart/form-data"] = {"schema": schemas.of(said.form, answers=False)}
+    needed = said.body_needed or said.form is not None
+    return {"requestBody": {**({"required": True} if needed else {}), "content": content}} if content else {}
+
+
+def _answer(schemas: Schemas, said: Described) -> dict[str, Any]:
+    content = {said.media or _JSON: {"schema": schemas.of(said.answer, answers=True)}}
+    if said.events is not None:
+        content[_STREAM] = {"schema": schemas.of(said.events, answers=True)}
+    ignored = {"description": "What of the request had no effect.", "schema": {"type": "string"}}
+    return {"description": "As asked.", "headers": {"antiphon-ignored": ignored}, "content": content}
+
+
+def _refused(status: int | None) -> dict[str, Any]:
+    return {"$ref": f"#/components/responses/{'Error' if status is None else f'Error{status}'}"}
+
+
+def _unwell(schemas: Schemas, said: Described) -> dict[str, Any]:
+    if said.unwell is None:
+        return {}
+    content = {_JSON: {"schema": schemas.of(said.unwell, answers=True)}}
+    return {"503": {"description": _REASONS[503], "content": content}}
+
+
+def _refusals() -> dict[str, Any]:
+    content = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    said = {f"Error{status}": words for status, words in _REASONS.items() if status >= 400}
+    return {name: {"description": words, "content": content} for name, words in {"Error": "An error.", **said}.items()}
+
+
+def _name(summary: str, path: str, taken: set[str]) -> str:
+    """An operation's id: its summary in one word, with a number where that is taken (a path has another spelling)."""
+    words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
+    first, *others = [one for one in words if one not in _ARTICLES]
+    name = first + "".join(one.capitalize() for one in others)
+    number = 2
+    while name in taken:
+        name = f"{name.rstrip('0123456789')}{number}"
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _tag(path: str) -> str:
+    first, *others = path.strip("/").split("/")
+    return others[0].replace("-", "_") if first == "v1" and others else "process"
+
+
+def _add_events(schemas: Schemas) -> None:
+    kinds = [
+        one
+        for one in vars(events).values()
+        if isinstance(one, type) and issubclass(one, events.Event) and one.__struct_config__.tag is not None
+    ]
+    sent = [one for one in kinds if not one.__name__.startswith("_") and one is not events.Event]
+    schemas.add("StreamEvent", {"anyOf": [schemas.of(one, answers=True) for one in sent]})
+
+
+def _complete(schemas: Schemas) -> None:
+    """What no type says: an answer always has its output; prompts hold fields of requests."""
+    schemas.named["Response"]["required"].append("output")
+    fields = schemas.named["CreateResponse"]["properties"]
+    for name in ("WritePrompt", "ChangePrompt", "Prompt"):
+        if name in schemas.named:
+            own = schemas.named[name]["properties"]
+            own |= {field: fields[field] for field in sorted(TEMPLATE_FIELDS) if field not in own}

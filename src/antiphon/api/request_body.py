@@ -1,0 +1,254 @@
+"""The body of `POST /v1/responses`, as the API's own document describes it.
+
+Lives here: the schema, made of the tables and types that read a request. Not here: reading one
+(`translation/read_request.py`), what becomes of each part (`translation/field_support.py`).
+
+A choice that OpenAI adds to is a list of words or any other string: the latter is left out and named.
+
+Invariant: every field, parameter, item, tool and content part that has a meaning here is in the schema; tests hold it
+against the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, get_type_hints
+
+from antiphon.api.json_schema import Schema, Schemas
+from antiphon.translation.call_items import OUTPUTS
+from antiphon.translation.compaction import COMPACTIONS
+from antiphon.translation.field_support import GROUPS
+from antiphon.translation.item_kinds import KNOWN_ITEMS
+from antiphon.translation.parameters import PARAMETER_KINDS
+from antiphon.translation.read_items import ROLES
+from antiphon.translation.read_request import OPTIONAL
+from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
+from antiphon.translation.request_checks import ENCRYPTED, IGNORABLE_INCLUDES, LOGPROBS, NAME
+from antiphon.translation.request_limits import (
+    CHOICES,
+    EFFORTS,
+    FORMATS,
+    LEAST_THRESHOLD,
+    LENGTHS,
+    RANGES,
+    SUMMARIES,
+    VERBOSITIES,
+)
+from antiphon.translation.tool_choice import MODES
+from antiphon.types.tools import Tool
+
+_TEXT: Schema = {"type": "string"}
+_OBJECT: Schema = {"type": "object"}
+_REF = "#/components/schemas/"
+_PARTS: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {"$ref": f"{_REF}ContentPart"}}]}
+
+_CALL: Mapping[str, Schema] = {"id": _TEXT, "status": _TEXT, "call_id": _TEXT}
+_NAMED_CALL = {**_CALL, "name": _TEXT, "namespace": _TEXT}
+_ANSWER = {**_CALL, "output": _PARTS}
+_MEMBERS: dict[str, Mapping[str, Schema]] = {
+    "message": {"id": _TEXT, "status": _TEXT, "role": {"enum": [*ROLES]}, "content": _PARTS, "phase": _TEXT},
+    "item_reference": {"id": _TEXT},
+    "reasoning": {
+        "id": _TEXT,
+        "status": _TEXT,
+        "summary": {"type": "array", "items": _OBJECT},
+        "content": {"type": "array", "items": _OBJECT},
+        "encrypted_content": {"type": ["string", "null"]},
+    },
+    "function_call": {**_NAMED_CALL, "arguments": _TEXT},
+    "custom_tool_call": {**_NAMED_CALL, "input": _TEXT},
+    "local_shell_call": {**_CALL, "action": _OBJECT},
+    "shell_call": {**_CALL, "action": _OBJECT, "environment": {}},
+    "apply_patch_call": {**_CALL, "operation": _OBJECT},
+    "tool_search_call": {**_CALL, "arguments": {}, "execution": _TEXT},
+    "function_call_output": {**_ANSWER, "name": _TEXT},
+    "custom_tool_call_output": {**_ANSWER, "name": _TEXT},
+    "shell_call_output": {**_CALL, "output": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}]}},
+    "computer_call_output": {**_CALL, "output": _OBJECT},
+    "tool_search_output": {**_CALL, "tools": {"type": "array", "items": {"$ref": f"{_REF}Tool"}}, "execution": _TEXT},
+    "mcp_approval_response": {
+        "id": _TEXT,
+        "approval_request_id": _TEXT,
+        "approve": {"type": "boolean"},
+        "reason": {"type": ["string", "null"]},
+    },
+    "program_output": {**_CALL, "output": {}},
+    "additional_tools": {"tools": {"type": "array", "items": {"$ref": f"{_REF}Tool"}}, "role": _TEXT},
+    "agent_message": {"author": _TEXT, "recipient": _TEXT, "content": _PARTS},
+    "agent_reasoning": {"text": _TEXT},
+    "configuration_update": {"reasoning": _OBJECT, "text": _OBJECT},
+    "compaction_trigger": {},
+    **{kind: {"id": _TEXT, "encrypted_content": _TEXT} for kind in COMPACTIONS},
+}
+"""What is looked at in each type of item; hosted items, which are shown to the model as they are, have no list."""
+
+_NEEDED = {
+    "message": ("role", "content"),
+    "item_reference": ("id",),
+    "function_call": ("name",),
+    "custom_tool_call": ("name",),
+    "mcp_approval_response": ("approval_request_id",),
+    **dict.fromkeys(COMPACTIONS, ("encrypted_content",)),
+}
+_PART_MEMBERS: dict[str, Mapping[str, Schema]] = {
+    "input_text": {"text": _TEXT},
+    "output_text": {"text": _TEXT},
+    "refusal": {"refusal": _TEXT},
+    "input_image": {"image_url": _TEXT, "file_id": _TEXT, "detail": _TEXT},
+    "input_file": {"file_data": _TEXT, "file_url": _TEXT, "file_id": _TEXT, "filename": _TEXT},
+    "input_audio": {"input_audio": _OBJECT},
+}
+
+
+def open_choice(words: Iterable[str]) -> Schema:
+    """One of these words; any other is served without it, and named."""
+    return {"anyOf": [{"type": "string", "enum": [*words]}, {"type": "string"}]}
+
+
+def add_request_body(schemas: Schemas) -> Schema:
+    """Add what a request is made of to the document's schemas; the reference to the whole."""
+    schemas.add("ContentPart", _typed(_PART_MEMBERS, "A part of another type is left out and named."))
+    schemas.add("InputItem", _items())
+    schemas.add("Tool", _tools(schemas))
+    schemas.add("ToolChoice", _tool_choice())
+    fields = {name: _nullable(schemas.of(kind, answers=False)) for name, kind in OPTIONAL.items()}
+    _limit(fields)
+    fields["include"] = {
+        "type": ["array", "null"],
+        "items": open_choice(sorted({ENCRYPTED, LOGPROBS, *IGNORABLE_INCLUDES})),
+    }
+    _limit_inside(schemas.named)
+    parameters = {name: schemas.of(kind, answers=False) for name, kind in PARAMETER_KINDS.items()}
+    read_apart: dict[str, Schema] = {
+        "model": {"type": "string", "minLength": 1},
+        "input": {
+            "anyOf": [_TEXT, {"type": "array", "items": {"$ref": f"{_REF}InputItem"}}, {"type": "null"}],
+            "description": "Needed unless `previous_response_id`, `conversation` or `prompt` brings something to "
+            "answer.",
+        },
+        "instructions": {"type": ["string", "null"]},
+        "tools": {"type": ["array", "null"], "items": {"$ref": f"{_REF}Tool"}},
+        "tool_choice": {"anyOf": [{"$ref": f"{_REF}ToolChoice"}, {"type": "null"}]},
+        "conversation": {
+            "anyOf": [_TEXT, {"type": "object", "properties": {"id": _TEXT}, "required": ["id"]}, {"type": "null"}]
+        },
+        "prompt": {
+            "type": ["object", "null"],
+            "properties": {
+                "id": _TEXT,
+                "version": {"type": ["string", "integer", "null"]},
+                "variables": {"type": ["object", "null"]},
+            },
+            "required": ["id"],
+        },
+        "extra_body": {"type": ["object", "null"], "description": "Its members count as if they stood beside it."},
+    }
+    return schemas.add(
+        "CreateResponse",
+        {
+            "type": "object",
+            "description": "Fields that nobody knows are left out and named in `antiphon-ignored`, unless the operator "
+            "lets them pass. docs/compatibility.md says what becomes of each field with which server.",
+            "properties": {**read_apart, **fields, **parameters},
+            "required": ["model"],
+        },
+    )
+
+
+def _limit(fields: dict[str, Schema]) -> None:
+    for name, (low, high) in RANGES.items():
+        fields[name] |= {"minimum": low, "maximum": high}
+    for name, words in CHOICES.items():
+        fields[name] = _nullable(open_choice(words))
+    for name, longest in LENGTHS.items():
+        fields[name]["maxLength"] = longest
+
+
+def _limit_inside(named: dict[str, Schema]) -> None:
+    reasoning = named["ReasoningOptions"]["properties"]
+    reasoning["effort"] = _nullable(open_choice(EFFORTS))
+    reasoning["summary"] = reasoning["generate_summary"] = _nullable(open_choice(SUMMARIES))
+    named["TextOptions"]["properties"]["verbosity"] = _nullable(open_choice(VERBOSITIES))
+    form = named["TextFormat"]["properties"]
+    form["type"] = {"enum": [*FORMATS]}
+    form["name"]["pattern"] = f"^{NAME.pattern}$"
+    form["schema"] = _OBJECT
+    named["ContextManagement"]["properties"]["compact_threshold"]["minimum"] = LEAST_THRESHOLD
+    named["ContextManagement"]["properties"]["type"] = open_choice(["compaction"])
+
+
+def _nullable(schema: Schema) -> Schema:
+    """A field may be null, which is as if it were not there."""
+    kind = schema.get("type")
+    if kind == "null" or (isinstance(kind, list) and "null" in kind) or {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _typed(members: Mapping[str, Mapping[str, Schema]], otherwise: str) -> Schema:
+    """Objects by their `type`; those of any other type too."""
+    return {
+        "anyOf": [
+            *(
+                {
+                    "type": "object",
+                    "title": kind,
+                    "properties": {"type": {"const": kind}, **properties},
+                    "required": ["type", *_NEEDED.get(kind, ())],
+                }
+                for kind, properties in members.items()
+            ),
+            {"type": "object", "description": otherwise},
+        ]
+    }
+
+
+def _items() -> Schema:
+    plain = {kind: _MEMBERS.get(kind, _ANSWER if kind in OUTPUTS else {}) for kind in sorted(KNOWN_ITEMS)}
+    return _typed(
+        plain, "A message without `type`, a reference without `type`. An item of another type is left out and named."
+    )
+
+
+def _tools(schemas: Schemas) -> Schema:
+    hints = get_type_hints(Tool, include_extras=True)
+    kinds = {name if name != "unhurried" else "async": kind for name, kind in hints.items()}
+    members: dict[str, Mapping[str, Schema]] = {}
+    hosted = [name.removeprefix("tools.") for name in GROUPS["Tools"] if name.count(".") == 1 and " " not in name]
+    for kind in (*TOOL_MEMBERS, *(one for one in hosted if one not in TOOL_MEMBERS)):
+        names = sorted({*TOOL_MEMBERS.get(kind, ())} - {"type"})
+        members[kind] = {
+            **{name: schemas.of(kinds.get(name, Any), answers=False) for name in names},
+            **({"parameters": {"type": ["object", "null"]}} if "parameters" in names else {}),
+            **({"tools": {"type": "array", "items": {"$ref": f"{_REF}Tool"}}} if "tools" in names else {}),
+        }
+    schema = _typed(members, "A tool of another type is left out and named.")
+    for one in schema["anyOf"]:
+        if one.get("title") in NAMED:
+            one["required"] = ["type", "name"]
+    return schema
+
+
+def _tool_choice() -> Schema:
+    kinds = [name.removeprefix("tool_choice.") for name in GROUPS["Forms of `tool_choice`"]]
+    members = {"name": _TEXT, "namespace": _TEXT, "server_label": _TEXT}
+    return {
+        "anyOf": [
+            {"enum": [*MODES]},
+            {
+                "type": "object",
+                "properties": {
+                    "type": {"enum": [one for one in kinds if one not in MODES]},
+                    **members,
+                    "mode": {"enum": [*MODES]},
+                    "tools": {
+                        "type": "array",
+                        "items": {"type": "object", "properties": {"type": _TEXT, **members}, "required": ["type"]},
+                    },
+                },
+                "required": ["type"],
+            },
+        ]
+    }
