@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the settings model, docs/compatibility.md from the table of what is supported,
 docs/chat-servers.md from the profiles, docs/metrics.md from the metrics, docs/exchange.md from the exchange's table,
-and envoy/envoy.yaml from the generator."""
+docs/api.md from the table of routes, and envoy/envoy.yaml from the generator."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
+# What reads the table of routes is used by tests as well.
+sys.path.insert(0, str(ROOT))
+
+from tests.schemas import api_page  # noqa: E402
+from tests.support.whole_api import whole_document  # noqa: E402
 
 
 def configuration() -> str:
@@ -408,6 +413,7 @@ def main() -> int:
         ROOT / "docs" / "chat-servers.md": chat_servers(),
         ROOT / "docs" / "metrics.md": metrics(),
         ROOT / "docs" / "exchange.md": exchange(),
+        ROOT / "docs" / "api.md": api_page.page(whole_document()),
         ROOT / "envoy" / "envoy.yaml": compose_bootstrap(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]

@@ -136,6 +136,12 @@ async def test_health_is_open(locked: Locked) -> None:
         assert got.status == 200
 
 
+async def test_the_document_is_open(locked: Locked) -> None:
+    async with aiohttp.ClientSession() as session, session.get(locked.gateway.origin + "/openapi.json") as got:
+        assert got.status == 200
+        assert "/v1/responses" in (await got.json())["paths"]
+
+
 async def test_owners_of_different_keys_are_strangers(locked: Locked) -> None:
     url = locked.gateway.base_url + "/responses"
     made = await post(url, {"model": "demo-model", "input": "hi"}, {"authorization": f"Bearer {KEY}"})

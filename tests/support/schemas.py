@@ -1,8 +1,9 @@
-"""The two published schemas, and where a value breaks them.
+"""The two published schemas and our own, and where a value breaks them.
 
-Lives here: validation of stream events, responses, errors and requests against OpenAI's and Open Responses' schema,
-with each violation named by a stable place. Not here: which violations are known (`tests/schemas/contradictions.py`),
-the grammar of a stream (`judge.py`).
+Lives here: validation of stream events, responses, errors and requests against OpenAI's and Open Responses' schema, and
+against the document that we serve (nothing may be in an answer that it does not have), with each violation named by a
+stable place. Not here: which violations are known (`tests/schemas/contradictions.py`), the grammar of a stream
+(`judge.py`).
 
 A place is the innermost typed object and the way from it: `response.usage`, `function_call.namespace`,
 `response.output_text.delta.logprobs[]`. In unions the branch is followed whose `type` fits the value, so that a
@@ -20,11 +21,15 @@ from typing import Any
 
 from jsonschema_rs import Draft202012Validator, ValidationError, ValidationErrorKind
 
+from tests.support.whole_api import strict_components
+
 OPENAI = "openai"
 OPEN_RESPONSES = "open responses"
+OWN = "own"
 _FOLDER = Path(__file__).parent.parent / "schemas"
 _FILES = {OPENAI: "openai-subset.json", OPEN_RESPONSES: "openresponses-openapi.json"}
-_RESPONSE = {OPENAI: "Response", OPEN_RESPONSES: "ResponseResource"}
+_SCHEMAS = (*_FILES, OWN)
+_RESPONSE = {OPENAI: "Response", OPEN_RESPONSES: "ResponseResource", OWN: "Response"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Violation:
 
 @cache
 def _components(schema: str) -> dict[str, Any]:
+    if schema == OWN:
+        return strict_components()
     found: dict[str, Any] = json.loads((_FOLDER / _FILES[schema]).read_text())["components"]
     return found
 
@@ -57,8 +64,9 @@ def _events(schema: str) -> dict[str, str]:
     """Names of the event schemas by the event's `type`."""
     names = {}
     for name, found in _components(schema)["schemas"].items():
-        kind = found.get("properties", {}).get("type", {}).get("enum", [""])[0]
-        if name.endswith("Event") and (kind.startswith("response.") or kind == "error"):
+        said = found.get("properties", {}).get("type", {})
+        kind = said.get("const", said.get("enum", [""])[0])
+        if (name.endswith("Event") or schema == OWN) and (kind.startswith("response.") or kind == "error"):
             names[kind] = name
     return names
 
@@ -118,9 +126,9 @@ def _violations(schema: str, name: str, value: Any) -> Iterator[Violation]:
 
 
 def event_violations(event: dict[str, Any]) -> list[Violation]:
-    """What both schemas have against a stream event; that one does not know it is a violation `unknown`."""
+    """What the schemas have against a stream event; that one does not know it is a violation `unknown`."""
     found = []
-    for schema in _FILES:
+    for schema in _SCHEMAS:
         name = _events(schema).get(event["type"])
         if name is None:
             found.append(Violation(schema, event["type"], "unknown", "no such event"))
@@ -130,7 +138,7 @@ def event_violations(event: dict[str, Any]) -> list[Violation]:
 
 
 def response_violations(response: dict[str, Any]) -> list[Violation]:
-    """What both schemas have against a response object."""
+    """What the schemas have against a response object."""
     return [found for schema, name in _RESPONSE.items() for found in _violations(schema, name, response)]
 
 

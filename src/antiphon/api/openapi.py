@@ -267,6 +267,13 @@ def _add_events(schemas: Schemas) -> None:
     ]
     sent = [one for one in kinds if not one.__name__.startswith("_") and one is not events.Event]
     schemas.add("StreamEvent", {"anyOf": [schemas.of(one, answers=True) for one in sent]})
+    for one in sent:
+        members = schemas.named[one.__name__]["properties"]
+        if "delta" in members:
+            members["obfuscation"] = {"type": "string", "description": "Padding, where it was asked for."}
+        if "response" in members:
+            members["headers"] = {"type": "object", "description": "In the first event on a WebSocket."}
+        members["stream_id"] = {"type": "string", "description": "On a WebSocket, where the request had one."}
 
 
 def _complete(schemas: Schemas) -> None:

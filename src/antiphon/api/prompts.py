@@ -98,7 +98,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """A prompt in one version, with the fields of its template beside these."""
+    """A prompt in one version, with the fields of its template beside these; Llama Stack's clients get a shape of their
+    own."""
 
     id: str
     object: Literal["prompt"]

@@ -1,0 +1,62 @@
+"""The API with every area switched on, for whoever reads its table of routes or its document and asks it nothing.
+
+`tests/integration/test_openapi.py` holds a process of the composition root against it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from typing import Any, cast
+
+from antiphon.api.capabilities import Capabilities
+from antiphon.api.chat import PassedOn
+from antiphon.api.containers import ContainerApi
+from antiphon.api.conversations import Conversations
+from antiphon.api.files import Files
+from antiphon.api.openapi import document
+from antiphon.api.prompts import Prompts
+from antiphon.api.router import Router
+from antiphon.api.vector_stores import VectorStoreApi
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.translation.profiles import PROFILES
+
+_NOTHING = cast(Any, None)
+
+
+@cache
+def whole_router() -> Router:
+    """Every row there can be; nothing stands behind them."""
+    routes = ModelRoutes(ModelRoute(PROFILES["generic"]))
+    return Router(
+        store=_NOTHING,
+        models=_NOTHING,
+        ready=_NOTHING,
+        metrics=_NOTHING,
+        capabilities=Capabilities(routes, {}),
+        areas=(
+            *Conversations(_NOTHING, _NOTHING).endpoints(),
+            *Prompts(_NOTHING).endpoints(),
+            *Files(_NOTHING).endpoints(),
+            *VectorStoreApi(_NOTHING, _NOTHING, _NOTHING).endpoints(),
+            *ContainerApi(_NOTHING, _NOTHING).endpoints(),
+            *PassedOn(_NOTHING, routes).endpoints(),
+        ),
+    )
+
+
+@cache
+def whole_document() -> dict[str, Any]:
+    """The document of all of them."""
+    return document(whole_router().endpoints)
+
+
+@cache
+def strict_components() -> dict[str, Any]:
+    """Its components, which allow no member that is not in them. (A client must take members that it does not know;
+    who checks our own answers must not.)"""
+    found: dict[str, Any] = deepcopy(whole_document()["components"])
+    for name, schema in found["schemas"].items():
+        if "properties" in schema and name not in ("AnyItem", "AnyObject"):
+            schema["additionalProperties"] = False
+    return found

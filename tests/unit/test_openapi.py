@@ -1,0 +1,169 @@
+"""The API's own document: all routes and nothing else, proper schemas, everything that a request can hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from msgspec import Struct
+
+from antiphon.api.json_schema import Schemas
+from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, path_of
+from antiphon.translation.field_support import GROUPS
+from antiphon.translation.item_kinds import KNOWN_ITEMS
+from antiphon.translation.read_request import REQUEST_FIELDS
+from antiphon.types.items import InputItem
+from tests.support.whole_api import whole_document, whole_router
+
+DOCUMENT = whole_document()
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+RECORDED = Path(__file__).parent.parent / "client_requests"
+
+
+def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def _titles(name: str) -> set[str]:
+    return {one["title"] for one in SCHEMAS[name]["anyOf"] if "title" in one}
+
+
+def test_every_route_has_an_operation_and_every_operation_a_route() -> None:
+    routes = {("POST", path) for path in EXCHANGES}
+    routes |= {
+        (method, re.sub(r"\{\*?\}", "{}", endpoint.pattern))
+        for endpoint in whole_router().endpoints
+        for method in endpoint.methods
+    }
+    assert {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path, _ in _operations()} == routes
+    assert all(whole_router().is_exchange("POST", path) for path in EXCHANGES)
+
+
+def test_an_operation_leads_to_its_route() -> None:
+    for method, path, operation in _operations():
+        asked = re.sub(r"\{(\w+)\}", r"x-\1", path)
+        names = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"]
+        assert re.findall(r"\{(\w+)\}", path) == names, path
+        if (method, path) in [("POST", known) for known in EXCHANGES]:
+            continue
+        [found] = [one for one in whole_router().endpoints if one.match(asked) is not None and method in one.methods]
+        assert found.match(asked) == tuple(f"x-{name}" for name in names)
+
+
+def test_ids_are_unique_and_words() -> None:
+    ids = [operation["operationId"] for _, _, operation in _operations()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][A-Za-z]+[0-9]?", one) for one in ids)
+
+
+def test_schemas_are_schemas_and_references_lead_somewhere() -> None:
+    for schema in SCHEMAS.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    for reference in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(DOCUMENT))):
+        value: Any = DOCUMENT
+        for step in reference.removeprefix("#/").split("/"):
+            value = value[step]
+        assert value
+
+
+def test_no_schema_is_without_use() -> None:
+    used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)))
+    assert set(SCHEMAS) == used
+
+
+def test_every_body_and_answer_is_described() -> None:
+    for method, path, operation in _operations():
+        [content] = [operation["responses"]["200"]["content"]]
+        assert content, path
+        if method == "POST" and not path.endswith("/cancel"):
+            assert operation["requestBody"]["content"], path
+        assert operation["responses"]["default"] == {"$ref": "#/components/responses/Error"}
+
+
+def test_what_needs_no_identity_says_so() -> None:
+    free = {path for _, path, operation in _operations() if operation.get("security") == []}
+    assert free == {endpoint.pattern for endpoint in whole_router().endpoints if endpoint.open}
+    assert DOCUMENT_PATH in free
+
+
+def test_a_request_has_all_its_fields() -> None:
+    fields = SCHEMAS["CreateResponse"]["properties"]
+    in_chat = {name for name in REQUEST_FIELDS if "Chat Completions" in _how(name)}
+    assert REQUEST_FIELDS - in_chat <= set(fields)
+    assert not in_chat & set(fields)
+    assert set(GROUPS["Sampling, templates, guided decoding"]) <= set(fields)
+
+
+def _how(name: str) -> str:
+    from antiphon.translation.field_support import support_of
+    from antiphon.translation.profiles import PROFILES
+
+    return support_of(PROFILES["generic"], name).note if name in GROUPS["Fields"] else ""
+
+
+def test_a_request_has_everything_that_the_table_of_fates_names() -> None:
+    include = set(SCHEMAS["CreateResponse"]["properties"]["include"]["items"]["anyOf"][0]["enum"])
+    named = {name.removeprefix("include:") for name in GROUPS["Values of `include`"] if " " not in name}
+    assert include == named
+    items = {name.removeprefix("input.") for name in GROUPS["Items of `input`"] if " " not in name}
+    assert items <= _titles("InputItem") == KNOWN_ITEMS
+    tools = {name.split(".")[1] for name in GROUPS["Tools"] if " " not in name}
+    assert tools == _titles("Tool")
+    parts = {name.split(".")[1] for name in GROUPS["Content parts"] if " " not in name}
+    assert parts == _titles("ContentPart")
+
+
+def test_members_of_items_are_those_that_are_read() -> None:
+    """Others are only in items that are read from their source, each by a reader of its own."""
+    elsewhere = {"additional_tools", "agent_message", "agent_reasoning", "configuration_update"}
+    for one in SCHEMAS["InputItem"]["anyOf"]:
+        if one.get("title") not in elsewhere:
+            assert set(one.get("properties", ())) <= set(InputItem.__struct_fields__), one["title"]
+
+
+@pytest.mark.parametrize("recorded", sorted(RECORDED.glob("*.json")), ids=lambda path: path.stem)
+def test_what_clients_send_is_in_the_document(recorded: Path) -> None:
+    validator = jsonschema.Draft202012Validator(
+        {"$ref": "#/components/schemas/CreateResponse", "components": DOCUMENT["components"]}
+    )
+    for request in json.loads(recorded.read_text())["requests"]:
+        body = request.get("json")
+        asked = (request["method"], request["path"]) == ("POST", "/v1/responses")
+        if asked and isinstance(body, dict) and request["status"] < 400:
+            validator.validate(body)
+
+
+class _Inner(Struct):
+    a: int
+    b: str = ""
+
+
+class _Outer(Struct):
+    inner: _Inner
+
+
+def test_an_answer_has_its_defaults_and_a_request_may_leave_them_out() -> None:
+    schemas = Schemas()
+    schemas.of(_Outer, answers=False)
+    assert schemas.named["_Inner"]["required"] == ["a"]
+    assert schemas.of(_Inner, answers=True) == {"$ref": "#/components/schemas/_InnerAnswer"}
+    assert schemas.named["_InnerAnswer"]["required"] == ["a", "b"]
+
+
+def test_one_name_is_one_type() -> None:
+    schemas = Schemas()
+    schemas.of(_Inner, answers=False)
+    other = type("_Inner", (Struct,), {"__annotations__": {"c": int}})
+    with pytest.raises(ValueError, match="two types of the name _Inner"):
+        schemas.of(other, answers=False)
+
+
+def test_a_path_takes_its_variables_in_their_order() -> None:
+    assert path_of("/v1/a/{}/b/{*}", ("one", "two")) == "/v1/a/{one}/b/{two}"
