@@ -17,6 +17,7 @@ from antiphon.api.files import Files
 from antiphon.api.openapi import document
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
+from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.api.vector_stores import VectorStoreApi
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.translation.profiles import PROFILES
@@ -39,6 +40,7 @@ def whole_router() -> Router:
             *Prompts(_NOTHING).endpoints(),
             *Files(_NOTHING).endpoints(),
             *VectorStoreApi(_NOTHING, _NOTHING, _NOTHING).endpoints(),
+            *StandaloneSearch(_NOTHING).endpoints(),
             *ContainerApi(_NOTHING, _NOTHING).endpoints(),
             *PassedOn(_NOTHING, routes).endpoints(),
         ),

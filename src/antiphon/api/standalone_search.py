@@ -19,11 +19,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.api.endpoint import Endpoint
+from antiphon.api.endpoint import Described, Endpoint, Operation
 from antiphon.api.http import ApiRequest, ApiResponse, json_response
 from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult, ToolRunner
@@ -46,37 +46,37 @@ _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _CUT = "\n[The rest was cut off: it is too long.]"
 
 
-class _Query(Struct):
+class SearchQuery(Struct):
     q: str = ""
     recency: int | None = None
     domains: list[str] | None = None
 
 
-class _Open(Struct):
+class OpenPage(Struct):
     ref_id: str
     lineno: int | None = None
 
 
-class _Click(Struct):
+class ClickLink(Struct):
     ref_id: str
     id: int
 
 
-class _Find(Struct):
+class FindInPage(Struct):
     ref_id: str
     pattern: str
 
 
-class _Time(Struct):
+class TellTime(Struct):
     utc_offset: str = ""
 
 
-class _Commands(Struct):
-    search_query: list[_Query] | None = None
-    open: list[_Open] | None = None
-    click: list[_Click] | None = None
-    find: list[_Find] | None = None
-    time: list[_Time] | None = None
+class SearchCommands(Struct):
+    search_query: list[SearchQuery] | None = None
+    open: list[OpenPage] | None = None
+    click: list[ClickLink] | None = None
+    find: list[FindInPage] | None = None
+    time: list[TellTime] | None = None
     response_length: str | None = None
     image_query: Raw = Raw()
     screenshot: Raw = Raw()
@@ -89,26 +89,43 @@ _MISSING = ("image_query", "screenshot", "finance", "weather", "sports")
 """Commands that nothing here can answer."""
 
 
-class _Filters(Struct):
+class SearchDomains(Struct):
     allowed_domains: list[str] | None = None
     blocked_domains: list[str] | None = None
 
 
-class _Settings(Struct):
-    filters: _Filters | None = None
+class SearchSettings(Struct):
+    filters: SearchDomains | None = None
     user_location: Raw = Raw()
     search_context_size: str | None = None
     external_web_access: bool | str | None = None
 
 
-class _Body(Struct):
+class StandaloneSearchBody(Struct):
     id: str | None = None
     model: str | None = None
     reasoning: Raw = Raw()
     input: Raw = Raw()
-    commands: _Commands | None = None
-    settings: _Settings | None = None
+    commands: SearchCommands | None = None
+    settings: SearchSettings | None = None
     max_output_tokens: int | None = None
+
+
+class SearchHit(Struct):
+    """What a search found; `ref_id` is its address."""
+
+    type: Literal["text_result"]
+    ref_id: str
+    url: str
+    title: str
+    snippet: str
+
+
+class StandaloneSearchAnswer(Struct):
+    """What each command has to say, in their order; `results` where something was searched for."""
+
+    output: str
+    results: list[SearchHit] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +148,8 @@ class StandaloneSearch:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The row of the path table."""
-        return (Endpoint(PATH, {"POST": self.search}),)
+        said = Described("Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
+        return (Endpoint(PATH, {"POST": Operation(self.search, said)}),)
 
     async def search(self, request: ApiRequest) -> ApiResponse:
         """Run the commands, all at once, and tell what each found, in their order."""
@@ -140,10 +158,10 @@ class StandaloneSearch:
                 "The web cannot be searched here: the operator has not set it up ('web_search.provider').",
                 code="unsupported_tool",
             )
-        body, ignored = read_known(request, _Body)
+        body, ignored = read_known(request, StandaloneSearchBody)
         if body.commands is None:
             raise missing_parameter("commands")
-        settings = body.settings or _Settings()
+        settings = body.settings or SearchSettings()
         if body.max_output_tokens is not None and body.max_output_tokens < 1:
             raise InvalidRequest(
                 "Invalid 'max_output_tokens': expected 1 or more.", param="max_output_tokens", code="invalid_value"
@@ -165,14 +183,12 @@ class StandaloneSearch:
             told.append(f"{len(spare)} further commands were not run: at most {_MOST_COMMANDS} run at once.")
         output = "\n\n---\n\n".join(told) or "No command was given."
         limit = min((body.max_output_tokens or _MOST_CHARACTERS) * _BYTES_OF_A_TOKEN, _MOST_CHARACTERS)
-        answer: dict[str, Any] = {"output": output if len(output) <= limit else output[:limit] + _CUT}
+        answer = StandaloneSearchAnswer(output if len(output) <= limit else output[:limit] + _CUT)
         if body.commands.search_query:
-            answer["results"] = [hit for _, hits in answers for hit in hits]
+            answer.results = [hit for _, hits in answers for hit in hits]
         return json_response(answer, headers=ignored_fields(ignored))
 
-    async def _run(
-        self, owner: str, run: str, whole: dict[str, Any], command: _Command
-    ) -> tuple[str, list[dict[str, str]]]:
+    async def _run(self, owner: str, run: str, whole: dict[str, Any], command: _Command) -> tuple[str, list[SearchHit]]:
         """What one command has to say, and what a search found."""
         if command.said:
             return command.said, []
@@ -196,7 +212,7 @@ class StandaloneSearch:
         return numbered, found
 
 
-def _declaration(settings: _Settings, length: str | None) -> dict[str, Any]:
+def _declaration(settings: SearchSettings, length: str | None) -> dict[str, Any]:
     """The settings as a declaration of the tool has them."""
     declared: dict[str, Any] = {"type": _TOOL}
     if settings.filters is not None:
@@ -213,7 +229,7 @@ def _declaration(settings: _Settings, length: str | None) -> dict[str, Any]:
     return declared
 
 
-def _commands(commands: _Commands, settings: _Settings, now: float, *, reads: bool) -> Iterator[_Command]:
+def _commands(commands: SearchCommands, settings: SearchSettings, now: float, *, reads: bool) -> Iterator[_Command]:
     allowed = (settings.filters.allowed_domains if settings.filters is not None else None) or []
     for query in commands.search_query or ():
         # An empty query is how a model takes back a call that it did not mean.
@@ -235,7 +251,7 @@ def _commands(commands: _Commands, settings: _Settings, now: float, *, reads: bo
             yield _Command(f"Command {name}", said="This command does not exist here. Search for it with search_query.")
 
 
-def _search(query: _Query, allowed: list[str]) -> _Command:
+def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     title = f"Results for {query.q[:500]!r} (a result's ref_id is its address)"
     arguments: dict[str, Any] = {"query": query.q}
     if query.recency is not None and query.recency > 0:
@@ -251,7 +267,7 @@ def _search(query: _Query, allowed: list[str]) -> _Command:
     return _Command(title, "web_search", arguments, domains=both)
 
 
-def _page(title: str, ref: str, settings: _Settings, arguments: dict[str, Any], *, reads: bool) -> _Command:
+def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, Any], *, reads: bool) -> _Command:
     if not reads:
         return _Command(title, said="Pages cannot be opened here; only searches work.")
     if settings.external_web_access not in (None, True, "live"):
@@ -263,14 +279,14 @@ def _page(title: str, ref: str, settings: _Settings, arguments: dict[str, Any], 
     return _Command(title, name, {"url": ref, **arguments})
 
 
-def _found(result: ToolResult) -> list[dict[str, str]]:
+def _found(result: ToolResult) -> list[SearchHit]:
     """What a search found, one by one, as the tool told it: title, address, text."""
     texts = _CITE.split(result.output)[2::2]
     hits = []
     for source, text in zip(result.sources, texts, strict=False):
         url, title = str(source.annotation.get("url")), str(source.annotation.get("title"))
         snippet = text.partition(f"\n{url}\n")[2].strip()
-        hits.append({"type": "text_result", "ref_id": url, "url": url, "title": title, "snippet": snippet})
+        hits.append(SearchHit("text_result", url, url, title, snippet))
     return hits
 
 
