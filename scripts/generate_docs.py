@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the settings model, docs/compatibility.md from the table of what is supported,
 docs/chat-servers.md from the profiles, docs/metrics.md from the metrics, docs/exchange.md from the exchange's table,
-docs/api.md from the table of routes, and envoy/envoy.yaml from the generator."""
+docs/api.md and docs/api-differences.md from the table of routes, and envoy/envoy.yaml from the generator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 # What reads the table of routes is used by tests as well.
 sys.path.insert(0, str(ROOT))
 
-from tests.schemas import api_page  # noqa: E402
+from tests.schemas import api_differences, api_page  # noqa: E402
 from tests.support.whole_api import whole_document  # noqa: E402
 
 
@@ -414,6 +414,7 @@ def main() -> int:
         ROOT / "docs" / "metrics.md": metrics(),
         ROOT / "docs" / "exchange.md": exchange(),
         ROOT / "docs" / "api.md": api_page.page(whole_document()),
+        ROOT / "docs" / "api-differences.md": api_differences.page(whole_document()),
         ROOT / "envoy" / "envoy.yaml": compose_bootstrap(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]

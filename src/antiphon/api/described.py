@@ -86,7 +86,11 @@ Metadata = Annotated[
 """What clients attach to an object."""
 
 
-class AnyItem(Struct):
+class Open(Struct):
+    """Something with further members, which are passed on as they are."""
+
+
+class AnyItem(Open):
     """An item as it is stored: one of a response's output, or of a request's input as the client sent it."""
 
     id: str
@@ -97,7 +101,7 @@ UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
 """Statuses of errors where an upstream is asked, beside those that any route may have."""
 
 
-class AnyObject(Struct):
+class AnyObject(Open):
     """Something that is passed on as it is."""
 
 

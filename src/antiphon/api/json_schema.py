@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.api.described import StandsFor
+from antiphon.api.described import Open, StandsFor
 
 Schema = dict[str, Any]
 
@@ -149,4 +149,5 @@ class Schemas:
             **({"description": said} if said else {}),
             "properties": properties,
             **({"required": required} if required else {}),
+            **({"additionalProperties": True} if issubclass(struct, Open) else {}),
         }

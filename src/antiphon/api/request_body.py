@@ -107,7 +107,7 @@ def open_choice(words: Iterable[str]) -> Schema:
 
 def add_request_body(schemas: Schemas) -> Schema:
     """Add what a request is made of to the document's schemas; the reference to the whole."""
-    schemas.add("ContentPart", _typed(_PART_MEMBERS, "A part of another type is left out and named."))
+    schemas.add("ContentPart", _typed(_PART_MEMBERS, {}, "A part of another type is left out and named."))
     schemas.add("InputItem", _items())
     schemas.add("Tool", _tools(schemas))
     schemas.add("ToolChoice", _tool_choice())
@@ -170,9 +170,10 @@ def _limit_inside(named: dict[str, Schema]) -> None:
     reasoning["summary"] = reasoning["generate_summary"] = _nullable(open_choice(SUMMARIES))
     named["TextOptions"]["properties"]["verbosity"] = _nullable(open_choice(VERBOSITIES))
     form = named["TextFormat"]["properties"]
-    form["type"] = {"enum": [*FORMATS]}
-    form["name"]["pattern"] = f"^{NAME.pattern}$"
-    form["schema"] = _OBJECT
+    of_schema = {name: form[name] for name in ("name", "description", "schema", "strict")}
+    of_schema |= {"name": {"type": "string", "pattern": f"^{NAME.pattern}$"}, "schema": _OBJECT}
+    formats = {one: of_schema if one == "json_schema" else {} for one in FORMATS}
+    named["TextFormat"] = _typed(formats, {"json_schema": ("name", "schema")})
     named["ContextManagement"]["properties"]["compact_threshold"]["minimum"] = LEAST_THRESHOLD
     named["ContextManagement"]["properties"]["type"] = open_choice(["compaction"])
 
@@ -187,68 +188,59 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _typed(members: Mapping[str, Mapping[str, Schema]], otherwise: str) -> Schema:
-    """Objects by their `type`; those of any other type too."""
-    return {
-        "anyOf": [
-            *(
-                {
-                    "type": "object",
-                    "title": kind,
-                    "properties": {"type": {"const": kind}, **properties},
-                    "required": ["type", *_NEEDED.get(kind, ())],
-                }
-                for kind, properties in members.items()
-            ),
-            {"type": "object", "description": otherwise},
-        ]
-    }
+def _typed(
+    members: Mapping[str, Mapping[str, Schema] | None],
+    needed: Mapping[str, tuple[str, ...]],
+    otherwise: str | None = None,
+) -> Schema:
+    """Objects by their `type`, None for one whose members are taken as they are; `otherwise` is what becomes of those
+    of another type."""
+    known: list[Schema] = [
+        {
+            "type": "object",
+            "title": kind,
+            "properties": {"type": {"const": kind}, **(properties or {})},
+            "required": ["type", *needed.get(kind, ())],
+            **({"additionalProperties": True} if properties is None else {}),
+        }
+        for kind, properties in members.items()
+    ]
+    return {"anyOf": [*known, {"type": "object", "description": otherwise}] if otherwise else known}
 
 
 def _items() -> Schema:
-    plain = {kind: _MEMBERS.get(kind, _ANSWER if kind in OUTPUTS else {}) for kind in sorted(KNOWN_ITEMS)}
+    plain = {kind: _MEMBERS.get(kind, _ANSWER if kind in OUTPUTS else None) for kind in sorted(KNOWN_ITEMS)}
     return _typed(
-        plain, "A message without `type`, a reference without `type`. An item of another type is left out and named."
+        plain,
+        _NEEDED,
+        "A message without `type`, a reference without `type`. An item of another type is left out and named.",
     )
 
 
 def _tools(schemas: Schemas) -> Schema:
     hints = get_type_hints(Tool, include_extras=True)
     kinds = {name if name != "unhurried" else "async": kind for name, kind in hints.items()}
-    members: dict[str, Mapping[str, Schema]] = {}
+    members: dict[str, Mapping[str, Schema] | None] = {}
     hosted = [name.removeprefix("tools.") for name in GROUPS["Tools"] if name.count(".") == 1 and " " not in name]
-    for kind in (*TOOL_MEMBERS, *(one for one in hosted if one not in TOOL_MEMBERS)):
-        names = sorted({*TOOL_MEMBERS.get(kind, ())} - {"type"})
+    for kind, known in TOOL_MEMBERS.items():
+        names = sorted(known - {"type"})
         members[kind] = {
             **{name: schemas.of(kinds.get(name, Any), answers=False) for name in names},
             **({"parameters": {"type": ["object", "null"]}} if "parameters" in names else {}),
             **({"tools": {"type": "array", "items": {"$ref": f"{_REF}Tool"}}} if "tools" in names else {}),
         }
-    schema = _typed(members, "A tool of another type is left out and named.")
-    for one in schema["anyOf"]:
-        if one.get("title") in NAMED:
-            one["required"] = ["type", "name"]
-    return schema
+    members |= dict.fromkeys(one for one in hosted if one not in TOOL_MEMBERS)
+    return _typed(members, dict.fromkeys(NAMED, ("name",)), "A tool of another type is left out and named.")
 
 
 def _tool_choice() -> Schema:
-    kinds = [name.removeprefix("tool_choice.") for name in GROUPS["Forms of `tool_choice`"]]
-    members = {"name": _TEXT, "namespace": _TEXT, "server_label": _TEXT}
-    return {
-        "anyOf": [
-            {"enum": [*MODES]},
-            {
-                "type": "object",
-                "properties": {
-                    "type": {"enum": [one for one in kinds if one not in MODES]},
-                    **members,
-                    "mode": {"enum": [*MODES]},
-                    "tools": {
-                        "type": "array",
-                        "items": {"type": "object", "properties": {"type": _TEXT, **members}, "required": ["type"]},
-                    },
-                },
-                "required": ["type"],
-            },
-        ]
+    named = {"name": _TEXT, "namespace": _TEXT}
+    among = {"type": "object", "properties": {"type": _TEXT, **named, "server_label": _TEXT}, "required": ["type"]}
+    members: dict[str, Mapping[str, Schema]] = {
+        name.removeprefix("tool_choice."): {} for name in GROUPS["Forms of `tool_choice`"]
     }
+    members |= {"function": named, "custom": named, "mcp": {"server_label": _TEXT, "name": _TEXT}}
+    members["allowed_tools"] = {"mode": {"enum": [*MODES]}, "tools": {"type": "array", "items": among}}
+    forms = {kind: said for kind, said in members.items() if kind not in MODES}
+    needed = {"function": ("name",), "custom": ("name",), "mcp": ("server_label",), "allowed_tools": ("tools",)}
+    return {"anyOf": [{"enum": [*MODES]}, *_typed(forms, needed)["anyOf"]]}
