@@ -232,22 +232,22 @@ class HostedToolSearchCall(Struct, kw_only=True):
     """A search for tools that ran here; `arguments` is an object, and there is no id that the client could answer."""
 
     id: str
-    type: str = "tool_search_call"
-    status: str
+    type: Literal["tool_search_call"] = "tool_search_call"
+    status: ItemStatus
     call_id: None = None
-    execution: str = "server"
-    arguments: Raw
+    execution: Literal["server"] = "server"
+    arguments: JsonObject
 
 
 class HostedToolSearchOutput(Struct, kw_only=True):
     """The declarations of the tools that such a search found; they can be called from here on."""
 
     id: str
-    type: str = "tool_search_output"
-    status: str
+    type: Literal["tool_search_output"] = "tool_search_output"
+    status: ItemStatus
     call_id: None = None
-    execution: str = "server"
-    tools: Raw
+    execution: Literal["server"] = "server"
+    tools: JsonObjects
 
 
 class McpCall(Struct, kw_only=True):
