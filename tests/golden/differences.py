@@ -53,9 +53,11 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
     "a tool that programs alone may call is left out and named: there are no programs here": (
         "tool function: not echoed",
     ),
-    "only OpenAI's newest models have it; absent for all others": (
+    "a phase is known here when the message is over; older models of OpenAI's have none": (
         "message added.phase: not sent",
-        "message done.phase: not sent",
+        "message done.phase: sent here only",
+    ),
+    "only OpenAI's newest models have it; absent for all others": (
         "reasoning added.content: not sent",
         "reasoning done.content: not sent",
         "response.reasoning.context: not sent",

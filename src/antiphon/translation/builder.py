@@ -20,6 +20,7 @@ from antiphon.translation.open_items import (
     OpenCustomCall,
     OpenHostedItem,
     OpenItem,
+    OpenMessage,
     OpenOwnReasoning,
     OpenReasoning,
     OpenRefusal,
@@ -127,6 +128,7 @@ class ResponseBuilder:
         """Calls of tools that run here since the last call of this: the tool, the call's id, the arguments as text.
         Nothing of them was emitted yet."""
         calls, self._draft.hosted_calls = self._draft.hosted_calls, []
+        self._draft.calling = False
         return calls
 
     # Lifecycle
@@ -212,7 +214,7 @@ class ResponseBuilder:
     def refusal(self, fragment: bytes) -> None:
         """More text of a refusal."""
         if not isinstance(self._open, OpenRefusal):
-            self.close("completed")
+            self._close("completed")
             self._open = OpenRefusal(self._draft)
         self._draft.add(fragment)
 
@@ -233,14 +235,14 @@ class ResponseBuilder:
 
     def compaction(self, encrypted_content: str) -> None:
         """What stands for the conversation so far (observed: nothing comes between its added and done events)."""
-        self.close("completed")
+        self._close("completed")
         draft = self._draft
         item, index = Compaction(id=draft.new_id("cmp"), encrypted_content=encrypted_content), len(draft.output)
         draft.added(index, item)
         draft.done(index, item)
 
     def _open_text(self) -> OpenText:
-        self.close("completed")
+        self._close("completed")
         self._open = item = OpenText(self._draft)
         return item
 
@@ -248,7 +250,7 @@ class ResponseBuilder:
         """The open reasoning, or a new one."""
         item = self._open
         if not isinstance(item, OpenReasoning):
-            self.close("completed")
+            self._close("completed")
             self._open = item = self._reasoning(self._draft, self._options.seal)
         return item
 
@@ -256,14 +258,20 @@ class ResponseBuilder:
 
     def open_call(self, call_id: str, target: CallTarget) -> None:
         """Begin a call of this tool; its arguments follow with `arguments`."""
-        self.close("completed")
+        self._begin_call()
         self._open = OPEN_CALLS[target.kind](self._draft, call_id or self._draft.new_id("call"), target)
 
     def open_bare_call(self, call_id: str, target: CallTarget) -> None:
         """Begin a call of a custom tool, whatever the kind of `target`: what follows with `arguments` is its input
         itself, not JSON around it."""
-        self.close("completed")
+        self._begin_call()
         self._open = OpenCustomCall(self._draft, call_id or self._draft.new_id("call"), target, bare=True)
+
+    def _begin_call(self) -> None:
+        if isinstance(self._open, OpenMessage):
+            self._open.phase = "commentary"
+        self._close("completed")
+        self._draft.calling = True
 
     def arguments(self, fragment: bytes) -> None:
         """More arguments of the open call."""
@@ -275,7 +283,7 @@ class ResponseBuilder:
 
     def hosted(self, item: HostedItem) -> None:
         """Begin the item of a tool that runs now; `item` holds what is known before it ends."""
-        self.close("completed")
+        self._close("completed")
         self._open = OpenHostedItem(self._draft, item)
 
     def hosted_done(self, item: HostedItem) -> None:
@@ -285,7 +293,12 @@ class ResponseBuilder:
         open_item.end(item)
 
     def close(self, status: str) -> None:
-        """Close the open item, if there is one, as `completed` or `incomplete`."""
+        """The turn is over: close the open item, if there is one, as `completed` or `incomplete`."""
+        if isinstance(self._open, OpenMessage) and status == "completed":
+            self._open.phase = "commentary" if self._draft.calling else "final_answer"
+        self._close(status)
+
+    def _close(self, status: str) -> None:
         if self._open is not None:
             self._open.close(status)
             self._open = None

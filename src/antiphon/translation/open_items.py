@@ -30,6 +30,7 @@ from antiphon.types.items import (
     FunctionCall,
     HostedItem,
     Message,
+    MessagePhase,
     NativeCall,
     OutputText,
     Reasoning,
@@ -72,7 +73,17 @@ class OpenItem:
 # Messages and reasoning
 
 
-class OpenText(OpenItem):
+class OpenMessage(OpenItem):
+    """The base of messages. `phase` is set before it is closed, where it is known then."""
+
+    __slots__ = ("phase",)
+
+    def __init__(self, draft: ResponseDraft) -> None:
+        super().__init__(draft)
+        self.phase: MessagePhase | UnsetType = UNSET
+
+
+class OpenText(OpenMessage):
     """A message whose one part is text. Log probabilities and annotations come with it."""
 
     __slots__ = ("_annotations", "_item", "_logprobs", "_part")
@@ -107,7 +118,7 @@ class OpenText(OpenItem):
     def close(self, status: str) -> None:
         """See `OpenItem.close`."""
         draft, item, part, text = self._draft, self._item, self._part, self._draft.end_text()
-        item.status = status
+        item.status, item.phase = status, self.phase
         part.text = text
         part.annotations = self._annotations
         if draft.events:
@@ -118,7 +129,7 @@ class OpenText(OpenItem):
         draft.done(self._index, item)
 
 
-class OpenRefusal(OpenItem):
+class OpenRefusal(OpenMessage):
     """A message whose one part is a refusal. Its deltas are never padded."""
 
     __slots__ = ("_item", "_part")
@@ -132,7 +143,7 @@ class OpenRefusal(OpenItem):
     def close(self, status: str) -> None:
         """See `OpenItem.close`."""
         draft, item, part, text = self._draft, self._item, self._part, self._draft.end_text()
-        item.status = status
+        item.status, item.phase = status, self.phase
         part.refusal = text
         draft.emit(ev.RefusalDone(draft.next(), item.id, self._index, 0, text))
         draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))

@@ -35,6 +35,7 @@ class ResponseDraft:
     """
 
     __slots__ = (
+        "calling",
         "cut_calls",
         "events",
         "hosted_calls",
@@ -74,6 +75,8 @@ class ResponseDraft:
         """How many of them are reasoning."""
         self.hosted_calls: list[tuple[CallTarget, str, str]] = []
         """Calls of tools that run here, whole: the tool, the call's id, the arguments as text."""
+        self.calling = False
+        """Whether the model calls tools in this turn, so that what it says beside is no answer yet."""
         self.cut_calls = False
         """Whether a call is incomplete because its arguments do not make sense."""
 

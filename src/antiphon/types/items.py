@@ -79,6 +79,9 @@ ItemStatus = Annotated[
 """How far an item is."""
 
 
+MessagePhase = Literal["commentary", "final_answer"]
+
+
 class OutputText(Struct, tag_field="type", tag="output_text"):
     annotations: list[JsonObject]
     logprobs: list[JsonObject]
@@ -98,12 +101,17 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
 
 
 class Message(Struct, kw_only=True):
-    """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete."""
+    """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
+
+    `phase` is `commentary` for what is said in a turn that calls tools and `final_answer` for the answer. It is known
+    when the message is over, and never where the answer was cut or the model went on to reason.
+    """
 
     id: str
     type: Literal["message"] = "message"
     status: ItemStatus
     content: list[OutputText | Refusal]
+    phase: MessagePhase | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
 
 
