@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.app.build import make_routes
+from antiphon.app.routing import make_routes
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import field_paths, merge
@@ -335,6 +335,88 @@ def test_merging_changes_neither_side() -> None:
 def test_what_is_wrong_about_upstreams_and_models_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(values)
+
+
+def _two(
+    upstream: Any, a: dict[str, Any] | None = None, b: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    upstreams = {"a": {"url": "http://a/v1", **(a or {})}, "b": {"url": "http://b/v1", **(b or {})}}
+    return {"upstreams": upstreams, "models": [{"match": "m", "upstream": upstream, **more}]}
+
+
+_WEIGHTED = [{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (_two(["a", "c", "d"]), "models[0].upstream: 'c', 'd' is unknown; choose of a, b"),
+        (_two([]), "models[0].upstream: must be a name, a list of names in their order ([a, b]), or of"),
+        (_two({"name": "a"}), "models[0].upstream: must be a name, a list"),
+        (_two(5), "models[0].upstream: must be a name, a list"),
+        (_two(["a", 5]), "models[0].upstream: each must be a name, or {name: a, weight: 3}"),
+        (_two([{"weight": 1}]), "models[0].upstream: each must be a name, or {name: a, weight: 3}"),
+        (_two(["a", "b", "a"]), "models[0].upstream: a is there twice"),
+        (_two([{"name": "a", "weight": 1}, "b"]), "models[0].upstream: either all have a weight"),
+        (_two([{"name": "a", "weight": 0}, "b"]), "models[0].upstream: weight must be a whole number from 1 to 100"),
+        (_two([{"name": "a", "weight": True}]), "models[0].upstream: weight must be a whole number from 1 to 100"),
+        (_two([{"name": "a", "priority": 1, "weight": 1}]), "models[0].upstream: there is no 'priority'"),
+        (_two([{"name": "a", "model": "x"}]), "models[0].upstream: a request is written before one of them is chosen"),
+        (
+            _two([{"name": "a", "wieght": 1}]),
+            "models[0].upstream: an entry of the list has 'name' and 'weight', and nothing else",
+        ),
+        (_two(["a", "b"], mode="native"), "models[0]: a native upstream keeps its responses itself"),
+        (
+            _two(["a", "b"], b={"header_allow": ["x-a"]}),
+            "models[0].upstream: a and b differ in 'header_allow', which must be the same for all of a list",
+        ),
+        (_two(_WEIGHTED, a={"models": ["m"]}), "a and b differ in 'models'"),
+        (_two(["a", "b"], b={"profile_flags": {"images": False}}), "a and b differ in 'profile_flags'"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_about_a_list_of_upstreams_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_settings(values)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "name", "several", "ordered"),
+    [
+        (["a", "b"], "a,b", ("a", "b"), True),
+        (["b", {"name": "a"}], "b,a", ("b", "a"), True),
+        (_WEIGHTED, "a:3,b:1", ("a", "b"), False),
+        (["a"], "a", (), False),
+        ([{"name": "a", "weight": 3}], "a", (), False),
+    ],
+)
+def test_several_upstreams_for_one_model(upstream: Any, name: str, several: tuple[str, ...], ordered: bool) -> None:
+    allowed = {"header_allow": ["x-a", "x-b"], "api_key": "k"}, {"header_allow": ["x-b", "x-a"]}
+    settings = load_settings(_two(upstream, *allowed))
+    # As a child process gets them.
+    values = settings.model_dump(mode="json")
+    values["upstreams"]["a"]["api_key"] = "k"
+    settings = load_settings({name: values[name] for name in ("upstreams", "models")})
+    assert list(settings.groups) == ([name] if several else [])
+    route = make_routes(settings).choose("m")
+    assert (route.upstream, route.several, route.ordered) == (name, several, ordered)
+    assert route.upstreams == (several or ("a",))
+    assert route.passthrough is bool(several), "the client's key is for b alone, and goes no further"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (_two(["a", "b"], {"profile": "vllm"}), "models (m): upstream: a has the profile vllm and b generic (until it"),
+        (_two(_WEIGHTED, {"profile": "vllm"}, {"profile": "openai"}), "a has the profile vllm and b openai, and a"),
+    ],
+)
+def test_upstreams_of_a_list_are_written_to_alike(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_routes(load_settings(values))
+    values["models"][0]["profile"] = "vllm"
+    assert make_routes(load_settings(values)).choose("m").profile.name == "vllm"
 
 
 @pytest.mark.parametrize("pattern", ["a*", "[ab]*", "[!a]?", "[]]x", "[[]x", "x]"])

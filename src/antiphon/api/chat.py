@@ -33,7 +33,7 @@ from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
 from antiphon.translation.upstream_errors import map_transport_error
 from antiphon.types.json import encode, raw
-from antiphon.types.transport import Headers, header_value
+from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
 """Paths of every upstream; the body names the model."""
@@ -131,6 +131,7 @@ class PassedOn:
             model="",
             stream=False,
             upstream=route.upstream,
+            tries=len(route.upstreams),
         )
         # An account's key of requests is not everybody's.
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
@@ -140,7 +141,10 @@ class PassedOn:
         except UpstreamCallFailed as failure:
             raise map_transport_error(failure.error) from None
         shared = self._several_owners and not route.passthrough
+        name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
         kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
+        if name is not None:
+            kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
             return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack))
         async with stack:

@@ -168,7 +168,7 @@ class ModelCatalog:
                     if self._goes_to(model.id, name):
                         found.setdefault(model.id, model)
         for rule in self._routes.rules if self._routes is not None else ():
-            if rule.exact and self._goes_to(rule.pattern, rule.route.upstream):
+            if rule.exact and self._goes_to(rule.pattern, rule.route.upstreams[0]):
                 found.setdefault(rule.pattern, Model(rule.pattern))
         if failures and not found:
             raise failures[0]
@@ -178,7 +178,7 @@ class ModelCatalog:
         if self._routes is None:
             return True
         route = self._routes.choose(model)
-        return route.upstream == upstream and route.serves(model)
+        return upstream in route.upstreams and route.serves(model)
 
     async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
         """One upstream's list. Raises `ApiError`, also when others wait for this one for too long."""

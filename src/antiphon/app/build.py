@@ -25,20 +25,21 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.data_folder import prepare_data
-from antiphon.app.extensions import known_profiles, make_extension_tools
+from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, make_sealer, owner_key
-from antiphon.app.outgoing import direct_target, make_fetcher, section
+from antiphon.app.outgoing import direct_target, make_fetcher
+from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode, ModelSettings
+from antiphon.config.upstreams import AuthMode
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.descriptors import max_requests
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
-from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
@@ -49,7 +50,7 @@ from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.workers import WorkerPace, Workers
-from antiphon.errors import ConfigError, Unavailable
+from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
@@ -57,8 +58,6 @@ from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
 from antiphon.tools.box import Toolbox
 from antiphon.tools.code_interpreter import open_rooms
-from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile, read_flags, with_flags
-from antiphon.types.json import raw
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.door_watch import watch_door
@@ -170,12 +169,12 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         upstream = ModelDoor(connect(_model_door(settings)))
         watch = partial(watch_door, _model_door(settings))
     else:
-        upstream = UpstreamPool(
-            {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
-        )
+        called = {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
+        several = {name: several_upstreams(settings, group, called) for name, group in settings.groups.items()}
+        upstream = UpstreamPool(called, several)
     opened.push_async_callback(upstream.aclose)
     routes = make_routes(settings)
-    identities = ServerIdentities(upstream, routes.assumed, lambda name, profile: routes.learn(name, PROFILES[profile]))
+    identities = ServerIdentities(upstream, routes.assumed, partial(learn, routes))
     identities.start()
     opened.push_async_callback(identities.aclose)
     working, pace = settings.background, WorkerPace()
@@ -213,14 +212,14 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         keyless=Keyless(upstream),
     )
     refusals = Refusals(metrics.refused)
-    several = settings.owner.source != "single"
+    many_owners = settings.owner.source != "single"
     places = max_requests(limits.concurrent_requests)
     admission = Admission(
         Budget(
             places,
             "limits.concurrent_requests",
             unit="requests",
-            share=limits.share_of_requests(places) if several else 0,
+            share=limits.share_of_requests(places) if many_owners else 0,
             share_setting="limits.owner_requests",
             refused=refusals.note,
         )
@@ -228,7 +227,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     bodies = Budget(
         limits.bytes_in_flight,
         "limits.bytes_in_flight",
-        share=limits.share_of_bytes if several else 0,
+        share=limits.share_of_bytes if many_owners else 0,
         share_setting="limits.owner_bytes_in_flight",
         refused=refusals.note,
     )
@@ -342,52 +341,10 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     return App(context, stores, upstream, identities, runner, workers, sweepers, toolbox, refusals, vector_search)
 
 
-def make_routes(settings: Settings) -> ModelRoutes:
-    """Where each model goes. Raises `ConfigError` for an unknown profile."""
-
-    nowhere = ModelRoute(PROFILES["generic"], mode="disabled")
-
-    def route(name: str, rule: ModelSettings | None) -> ModelRoute:
-        if name not in settings.every_upstream:
-            return nowhere
-        upstream = settings.every_upstream[name]
-        profile = _profile(upstream.profile, upstream.address[0], f"{section(name)}.profile")
-        assumed = upstream.profile == "auto" and profile is PROFILES["generic"]
-        if rule is not None and rule.profile is not None:
-            profile = _profile(rule.profile, "", f"models ({rule.match}): profile")
-            assumed = False
-        flags = {**read_flags(upstream.profile_flags), **read_flags(rule.profile_flags if rule is not None else {})}
-        return ModelRoute(
-            with_flags(profile, flags),
-            upstream=name,
-            mode=rule.mode if rule is not None else "translate",
-            model=rule.model if rule is not None else None,
-            passthrough=upstream.auth_mode is AuthMode.PASSTHROUGH,
-            headers=frozenset(upstream.header_allow),
-            context_tokens=rule.context_tokens if rule is not None else None,
-            models=frozenset(upstream.models),
-            fields=frozenset(upstream.field_allow),
-            extra={name: raw(value) for name, value in rule.extra.items()} if rule is not None else {},
-            flags=flags if assumed else {},
-            assumed=assumed,
-        )
-
-    rules = tuple(ModelRule(rule.match, route(rule.upstream, rule)) for rule in settings.models)
-    return ModelRoutes(route(DEFAULT_UPSTREAM, None), rules)
-
-
 def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
     return Capabilities(routes, limits, settings.fetch.enabled, settings.files.enabled, tools)
-
-
-def _profile(name: str, host: str, where: str) -> UpstreamProfile:
-    try:
-        return choose_profile(name, host, known_profiles())
-    except KeyError:
-        known = ", ".join(("auto", *known_profiles()))
-        raise ConfigError(f"{where}: {name!r} is unknown; choose of {known}") from None
 
 
 def _exchanges(

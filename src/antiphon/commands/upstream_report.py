@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from antiphon.app.build import make_routes
 from antiphon.app.extensions import known_profiles
 from antiphon.app.outgoing import direct_target, section
+from antiphon.app.routing import make_routes
 from antiphon.commands.upstream_identity import PREFIX_QUESTION, certificate_advice, identify, usual_server
 from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
 from antiphon.config.settings import Settings
@@ -91,9 +91,9 @@ async def examine(settings: Settings, model: str | None, key: str, *, images: bo
         yield Finding("settings", "problem", f"the settings do not serve the model {model}", "see models:")
         return
     for name, upstream in settings.every_upstream.items():
-        if route is not None and route.upstream != name:
+        if route is not None and name not in route.upstreams:
             continue
-        chosen = route or next((rule.route for rule in routes.rules if rule.route.upstream == name), routes.default)
+        chosen = route or next((rule.route for rule in routes.rules if name in rule.route.upstreams), routes.default)
         if name == DEFAULT_UPSTREAM and route is None:
             chosen = routes.default
         async for finding in _Upstream(settings, name, upstream, chosen).examine(model, key, images=images):

@@ -37,8 +37,10 @@ from antiphon.config.tools import (
     ToolSettings,
     WebSearchSettings,
 )
-from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamSettings
+from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamGroup, UpstreamSettings
 from antiphon.errors import ConfigError
+
+_SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")
 
 
 class Settings(Section):
@@ -137,12 +139,33 @@ class Settings(Section):
     def _wrong_models(self) -> Iterator[str]:
         seen: set[str] = set()
         for number, model in enumerate(self.models):
-            if model.mode != "disabled" and model.upstream not in self.every_upstream:
+            unknown = [name for name in model.upstreams if name not in self.every_upstream]
+            if model.mode != "disabled" and unknown:
                 known = ", ".join(self.every_upstream)
-                yield f"models[{number}].upstream: {model.upstream!r} is unknown; choose of {known}"
+                yield f"models[{number}].upstream: {', '.join(map(repr, unknown))} is unknown; choose of {known}"
+            elif model.mode != "disabled" and model.group is not None:
+                yield from (f"models[{number}].upstream: {line}" for line in self._wrong_group(model.group))
             if model.match in seen:
                 yield f"models[{number}].match: {model.match!r} is there twice; the first would decide"
             seen.add(model.match)
+
+    def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
+        """A request is written once, for whichever of them gets it: what says how must be the same for all."""
+        first = self.every_upstream[group.names[0]]
+        for name in group.names[1:]:
+            other = self.every_upstream[name]
+            for setting in _SAME_IN_A_GROUP:
+                if _in_any_order(getattr(first, setting)) != _in_any_order(getattr(other, setting)):
+                    yield (
+                        f"{group.names[0]} and {name} differ in '{setting}', which must be the same for all of a list: "
+                        "a request is written before one of them is chosen"
+                    )
+
+    @property
+    def groups(self) -> dict[str, UpstreamGroup]:
+        """The lists of upstreams that serve a model together, by their common name."""
+        found = (model.group for model in self.models if model.mode != "disabled")
+        return {group.name: group for group in found if group is not None}
 
     @property
     def has_default(self) -> bool:
@@ -168,8 +191,13 @@ class Settings(Section):
     @property
     def native_of_ids(self) -> str | None:
         """The upstream whose response ids are served here too: the one native upstream, when there is one owner."""
-        native = {model.upstream for model in self.models if model.mode == "native"}
+        native = self.native_upstreams
         return native.pop() if self.owner.source == "single" and len(native) == 1 else None
+
+    @property
+    def native_upstreams(self) -> set[str]:
+        """Those that serve a model in mode `native`."""
+        return {name for model in self.models if model.mode == "native" for name in model.upstreams}
 
     def place(self, address: str) -> str:
         """An address with `{data}` filled in."""
@@ -186,6 +214,10 @@ class Settings(Section):
     def redacted(self) -> dict[str, Any]:
         """The effective settings as plain values, secrets replaced."""
         return self.model_dump(mode="json")
+
+
+def _in_any_order(value: object) -> object:
+    return sorted(value) if isinstance(value, tuple) else value
 
 
 def _secrets(value: object) -> Iterator[str]:

@@ -6,6 +6,8 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,8 @@ from antiphon.types.json import encode
 _OF_THE_BODY = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "expect", "host", "te", "transfer-encoding"}
 )
+
+_MOST_WEIGHT = 100
 
 
 class AuthMode(StrEnum):
@@ -122,11 +126,35 @@ class UpstreamSettings(Section):
         return urlsplit(self.url).netloc
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamGroup:
+    """Several upstreams that serve the same models: `names` in their order, each asked when those before it gave no
+    answer; with `weights` (as many) the first one is chosen by them."""
+
+    names: tuple[str, ...]
+    weights: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How routes and logs call them together: no upstream's name has a comma."""
+        if not self.weights:
+            return ",".join(self.names)
+        return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))
+
+
+class UpstreamShare(Section):
+    name: str
+    weight: int | None = Field(None, ge=1, le=_MOST_WEIGHT)
+
+
 class ModelSettings(Section):
     match: str
     """Which models: a name, or a pattern with `*`, `?`, `[…]` (case matters). The first entry that fits decides."""
-    upstream: str = "default"
-    """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`."""
+    upstream: str | tuple[UpstreamShare, ...] = "default"
+    """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`. Or several, as a
+    list: `[a, b]` asks `b` when `a` cannot be reached, says nothing for `timeouts.head`, or answers with a 429 or a
+    5xx; `[{name: a, weight: 3}, {name: b, weight: 1}]` shares the requests 3 to 1, and asks the other one in the same
+    cases. Once an answer has begun nobody else is asked."""
     mode: Literal["translate", "native", "disabled"] = "translate"
     """`translate` to Chat Completions, `native` for an upstream that speaks Responses itself (bytes pass untouched,
     nothing is stored here), `disabled` for models that are not to exist."""
@@ -144,6 +172,11 @@ class ModelSettings(Section):
     clients send to `/v1/chat/completions` passes as it is."""
 
     _check_flags = field_validator("profile_flags")(read_flags)
+
+    @field_validator("upstream", mode="before")
+    @classmethod
+    def _read_upstream(cls, value: object) -> object:
+        return value if isinstance(value, str) else _read_shares(value)
 
     @field_validator("extra")
     @classmethod
@@ -166,4 +199,63 @@ class ModelSettings(Section):
             raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
         if self.mode == "native" and (self.extra or self.profile_flags):
             raise ValueError("requests of a native model pass untouched: leave 'extra' and 'profile_flags' out")
+        if self.mode == "native" and self.group is not None:
+            raise ValueError("a native upstream keeps its responses itself, so that another cannot go on: name one")
         return self
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """The names of the upstreams that serve them, in their order."""
+        if isinstance(self.upstream, str):
+            return (self.upstream,)
+        return tuple(share.name for share in self.upstream)
+
+    @property
+    def group(self) -> UpstreamGroup | None:
+        """The upstreams together, where there are several."""
+        if isinstance(self.upstream, str):
+            return None
+        weights = tuple(share.weight for share in self.upstream if share.weight is not None)
+        return UpstreamGroup(self.upstreams, weights)
+
+    @property
+    def route_name(self) -> str:
+        """The upstream's name, or that of several together."""
+        return self.upstreams[0] if self.group is None else self.group.name
+
+
+def _read_shares(value: object) -> object:
+    """The list of a model's upstreams, each with its name and its weight; a list of one is that one."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("must be a name, a list of names in their order ([a, b]), or of {name: a, weight: 3}")
+    shares = [_read_share(one) for one in value]
+    names = [share["name"] for share in shares]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} is there twice")
+    weighed = sum(share["weight"] is not None for share in shares)
+    if 0 < weighed < len(shares):
+        raise ValueError("either all have a weight, which shares requests, or none, and their order is their priority")
+    return names[0] if len(names) == 1 else tuple(shares)
+
+
+def _read_share(value: object) -> dict[str, Any]:
+    if isinstance(value, UpstreamShare):
+        return value.model_dump()
+    if isinstance(value, str):
+        return {"name": value, "weight": None}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ValueError("each must be a name, or {name: a, weight: 3}")
+    if "priority" in value:
+        raise ValueError(
+            "there is no 'priority': without weights the order of the list is the order in which they are asked"
+        )
+    if "model" in value or "profile" in value:
+        raise ValueError(
+            "a request is written before one of them is chosen: 'model' and 'profile' stand beside 'upstream', for all"
+        )
+    if not {"name", "weight"} >= value.keys():
+        raise ValueError("an entry of the list has 'name' and 'weight', and nothing else")
+    weight = value.get("weight")
+    if weight is not None and (type(weight) is not int or not 1 <= weight <= _MOST_WEIGHT):
+        raise ValueError(f"weight must be a whole number from 1 to {_MOST_WEIGHT}")
+    return {"name": value["name"], "weight": weight}

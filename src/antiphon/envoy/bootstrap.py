@@ -35,13 +35,16 @@ from antiphon.envoy.routes import (
     public_routes,
     to_another_sidecar,
 )
+from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.types.transport import SECRET_HEADER
 
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Config:
     """The bootstrap for these settings and sidecar processes."""
+    extensions = bootstrap_extensions(settings)
     return {
         "admin": {"address": address(settings.place(settings.envoy.admin))},
+        **({"bootstrap_extensions": extensions} if extensions else {}),
         "static_resources": {
             "listeners": [
                 # Inbound: draining closes this listener, while model calls still go through the other.
@@ -51,6 +54,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Con
                     **client_limits(settings),
                 },
                 model_door(settings),
+                *upstream_listeners(settings),
             ],
             "clusters": clusters(settings, sidecars),
         },

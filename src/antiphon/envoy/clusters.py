@@ -1,7 +1,7 @@
 """The clusters: every upstream, and the sidecar's two ports.
 
 Lives here: addresses, health checks, balancing, and TLS towards them. Not here: which route leads to which cluster
-(`routes.py`), listeners and filters (`bootstrap.py`).
+(`routes.py`), the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).
 
 Invariant: TLS checks whom it talks to, by name or address, against authorities that are named or the system's.
 """
@@ -18,6 +18,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import UpstreamSettings
 from antiphon.envoy.messages import Config, address, cluster, typed
 from antiphon.envoy.routes import NOWHERE, model_cluster
+from antiphon.envoy.several import group_clusters
 from antiphon.errors import ConfigError
 
 _AUTHORITIES = (
@@ -73,6 +74,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
     return [
         *([cluster(NOWHERE, [], type="STATIC")] if settings.cors.origins else []),
         *(_model_cluster(name, upstream, settings) for name, upstream in settings.every_upstream.items()),
+        *group_clusters(settings),
         cluster(
             "sidecar_grpc",
             grpc,

@@ -56,19 +56,31 @@ def http_filter(name: str, config: Config, *, disabled: bool = False) -> Config:
     return {**entry, "typed_config": config}
 
 
-def listener(name: str, where: str, manager: Config) -> Config:
-    """A listener with one HTTP connection manager."""
+def listener(name: str, where: str | None, manager: Config) -> Config:
+    """A listener with one HTTP connection manager; without an address one that only this Envoy's clusters reach."""
     return {
         "name": name,
-        "address": address(where),
+        **({"internal_listener": {}} if where is None else {"address": address(where)}),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
 
 
+def overwritten(header: str, value: str) -> Config:
+    """A header that has this value, whatever it had before."""
+    return {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
 def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: Any) -> Config:
     """A cluster with these endpoint addresses; `retries` at once (one counts until its stream ends)."""
+    return shaped_cluster(
+        name, [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}], retries=retries, **fields
+    )
+
+
+def shaped_cluster(name: str, localities: list[Config], *, retries: int, **fields: Any) -> Config:
+    """A cluster whose endpoints have priorities or weights."""
     return {
         "name": name,
         "connect_timeout": "5s",
@@ -83,8 +95,5 @@ def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields:
             ]
         },
         **fields,
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": localities},
     }

@@ -14,10 +14,10 @@ from typing import Any
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode, UpstreamSettings
-from antiphon.envoy.messages import Config, direct_response, error_body, typed
+from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
+from antiphon.envoy.messages import Config, direct_response, error_body, overwritten, typed
 from antiphon.translation.token_count import COUNTERS, TokenCounter
-from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER
+from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER, TRIED_HEADER
 
 EXTPROC = "envoy.filters.http.ext_proc"
 KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
@@ -61,6 +61,12 @@ _OWN_PATHS: dict[str, Config] = {
 """What a sidecar answers by itself, by the route's name."""
 
 
+_NO_PREVIOUS_HOSTS: Config = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+}
+
+
 def key_variable(upstream: str) -> str:
     """The variable of Envoy's process that holds the key of an upstream."""
     return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
@@ -69,6 +75,11 @@ def key_variable(upstream: str) -> str:
 def model_cluster(upstream: str) -> str:
     """The name of an upstream's cluster."""
     return "model" if upstream == "default" else f"model_{upstream}"
+
+
+def group_cluster(group: UpstreamGroup) -> str:
+    """The name of the cluster of several upstreams."""
+    return f"several_{group.name}"
 
 
 def public_routes(settings: Settings) -> list[Config]:
@@ -149,10 +160,13 @@ def model_door_routes(settings: Settings) -> list[Config]:
     needed: list[Config] = []
     if parse_address(settings.sidecar.model_door)[0] != "unix":
         needed = [{"name": SECRET_HEADER, "string_match": {"exact": SECRET_PLACEHOLDER}}]
-    routes = []
-    native = {model.upstream for model in settings.models if model.mode == "native"}
+    routes = [
+        to_group(settings, group, {"prefix": "/", "headers": [*needed, _named(group.name)]}, group.name)
+        for group in settings.groups.values()
+    ]
+    native = settings.native_upstreams
     for name in settings.upstreams:
-        chosen = [*needed, {"name": BACKEND_HEADER, "string_match": {"exact": name}}]
+        chosen = [*needed, _named(name)]
         paths = (*_MODEL_PATHS, *(_NATIVE_PATHS if name in native else ()))
         routes += [_to_model(settings, f"{name}{path}", path, headers=chosen, upstream=name) for path in paths]
         routes.append(_to_model(settings, f"{name}/models", "/models", method="GET", headers=chosen, upstream=name))
@@ -185,6 +199,48 @@ def _counting(settings: Settings, upstream: str, headers: list[Config], counter:
     return route
 
 
+def upstream_routes(settings: Settings, name: str) -> list[Config]:
+    """What one of several upstreams may be asked, by the routes that choose among them."""
+    routes = [_to_model(settings, path.strip("/"), path, upstream=name) for path in _MODEL_PATHS]
+    routes += [_counting(settings, name, [], counter) for counter in COUNTERS.values()]
+    for route in routes:
+        # Another one is asked instead, at once: a second try at a host that is gone would wait for it a second time.
+        route["route"].pop("retry_policy", None)
+    return routes
+
+
+def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str) -> Config:
+    """A route to several upstreams: another one is asked as long as nothing of an answer has come.
+
+    What differs from one to the other (path, host, credentials) is not done here but behind it: a route does it once,
+    before it is known which one it will be.
+    """
+    policy: Config = {
+        "retry_on": "5xx,retriable-status-codes",
+        "retriable_status_codes": [429],
+        "num_retries": len(group.names) - 1,
+        "per_try_timeout": f"{settings.timeouts.head:g}s",
+        # At once: it is another one that is asked.
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
+    }
+    if group.weights:
+        policy["retry_host_predicate"] = [_NO_PREVIOUS_HOSTS]
+        # By chance the same one comes again and again; with the largest weights once in this many it does not.
+        policy["host_selection_retry_max_attempts"] = 1000
+    else:
+        policy["retry_priority"] = {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": typed("retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1),
+        }
+    return {
+        "name": name,
+        "match": match,
+        "route": {"cluster": group_cluster(group), "timeout": "0s", "retry_policy": policy},
+        "request_body_buffer_limit": _BODY_LIMIT,
+        "response_headers_to_add": [overwritten(TRIED_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
+    }
+
+
 def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Config]:
     """Responses that an upstream keeps itself: read, deleted, cancelled by their id."""
     routes = []
@@ -197,6 +253,10 @@ def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Con
     return routes
 
 
+def _named(upstream: str) -> Config:
+    return {"name": BACKEND_HEADER, "string_match": {"exact": upstream}}
+
+
 def _method(name: str) -> Config:
     return {"name": ":method", "string_match": {"exact": name}}
 
@@ -206,15 +266,22 @@ def _chosen(settings: Settings) -> list[Config]:
 
     Its value names the upstream; one that speaks Responses itself is called on the path the client used.
     """
-    native = {model.upstream for model in settings.models if model.mode == "native"}
-    routes = []
+    native = settings.native_upstreams
+    routes = [
+        to_group(
+            settings,
+            group,
+            {"path": "/v1/chat/completions", "headers": [_method("POST"), _named(group.name)]},
+            f"translated/{group.name}",
+        )
+        for group in settings.groups.values()
+    ]
     for name in reversed(settings.every_upstream):
         match = {"string_match": {"exact": name}} if name != "default" else {"present_match": True}
         suffix = "" if name == "default" else f"/{name}"
         if name in native:
-            named = {"string_match": {"exact": name}}
             routes.append(_to_model(settings, f"native{suffix}", "/responses", upstream=name))
-            routes[-1]["match"]["headers"].append({"name": BACKEND_HEADER, **named})
+            routes[-1]["match"]["headers"].append(_named(name))
         route = _to_model(settings, f"translated{suffix}", "/chat/completions", upstream=name)
         route["match"]["headers"].append({"name": BACKEND_HEADER, **match})
         routes.append(route)
@@ -252,12 +319,8 @@ def _to_model(
         "request_headers_to_remove": [BACKEND_HEADER, SECRET_HEADER, settings.owner.header],
     }
     if where.auth_mode is AuthMode.INJECT:
-        route["request_headers_to_add"] = [
-            {
-                "header": {"key": "authorization", "value": f"Bearer %ENVIRONMENT({key_variable(upstream)})%"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ]
+        key = f"Bearer %ENVIRONMENT({key_variable(upstream)})%"
+        route["request_headers_to_add"] = [overwritten("authorization", key)]
     elif where.auth_mode is AuthMode.NONE:
         route["request_headers_to_remove"].append("authorization")
     return route
@@ -281,12 +344,7 @@ def to_another_sidecar(retried: str) -> Config:
         "num_retries": 2,
         # At once: who is asked next is alive.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
-        "retry_host_predicate": [
-            {
-                "name": "envoy.retry_host_predicates.previous_hosts",
-                "typed_config": typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-            }
-        ],
+        "retry_host_predicate": [_NO_PREVIOUS_HOSTS],
         # The balancer picks by chance, and prefers the dead one, which has nothing to do. So it is asked until it names
         # another; with two processes a hundred times leave no chance for the dead one.
         "host_selection_retry_max_attempts": 100,
@@ -298,10 +356,5 @@ def _sidecar_secret(settings: Settings) -> Config:
     if parse_address(settings.sidecar.http)[0] == "unix":
         return {}
     return {
-        "request_headers_to_add": [
-            {
-                "header": {"key": SECRET_HEADER, "value": f"%ENVIRONMENT({SECRET_VARIABLE})%"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ]
+        "request_headers_to_add": [overwritten(SECRET_HEADER, f"%ENVIRONMENT({SECRET_VARIABLE})%")],
     }

@@ -22,6 +22,7 @@ from antiphon.envoy.bootstrap import (
 from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.messages import Config
+from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 
 _MANAGER_OPTIONS = (
     "stream_idle_timeout",
@@ -60,7 +61,9 @@ Clusters. `model` is your upstream, `model_NAME` a further one: if you have a cl
 instead.""",
     "listener": """\
 One more listener: the model door, through which the sidecar makes model calls of its own. It must not be reachable by
-anybody else.""",
+anybody else. (Those behind it, `upstream_NAME`, are inside Envoy: only the clusters `several_...` reach them.)""",
+    "bootstrap_extensions": """\
+For listeners inside Envoy, beside static_resources.""",
 }
 
 
@@ -75,7 +78,8 @@ def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, 
         **({"virtual_host": cors_policy(settings)} if settings.cors.origins else {}),
         "routes": manager["route_config"]["virtual_hosts"][0]["routes"],
         "clusters": clusters(settings, sidecars),
-        "listener": [model_door(settings)],
+        "listener": [model_door(settings), *upstream_listeners(settings)],
+        **({"bootstrap_extensions": bootstrap_extensions(settings)} if settings.groups else {}),
     }
 
 

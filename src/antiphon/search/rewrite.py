@@ -73,6 +73,7 @@ class ModelRewriter:
             model=model,
             stream=False,
             upstream=self._route.upstream,
+            tries=len(self._route.upstreams),
         )
         try:
             async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:

@@ -20,6 +20,9 @@ from antiphon.types.tools import Tool
 
 _AUTO = Raw(b'"auto"')
 _NO_METADATA = Raw(b"{}")
+_FALLBACK = "antiphon_upstream"
+"""The key of a response's metadata that names the upstream which has answered for another."""
+_MOST_METADATA = 16
 _NO_REASONING = Raw(b'{"effort":null,"summary":null}')
 
 
@@ -57,6 +60,15 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         truncation=request.truncation,
         user=request.user,
     )
+
+
+def with_fallback(metadata: Raw, upstream: str) -> Raw:
+    """The metadata with the upstream that has answered for another, unless the client's own pairs are as
+    many as there may be."""
+    pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
+    if _FALLBACK not in pairs and len(pairs) >= _MOST_METADATA:
+        return metadata
+    return Raw(encode({**pairs, _FALLBACK: upstream}))
 
 
 def _instructions(request: CreateResponse) -> Raw | None:

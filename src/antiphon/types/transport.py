@@ -18,6 +18,12 @@ SECRET_HEADER = "x-antiphon-secret"
 BACKEND_HEADER = "x-antiphon-backend"
 """Which upstream a model call is for; Envoy's routes find the cluster by it. Clients cannot send it."""
 
+UPSTREAM_HEADER = "antiphon-upstream"
+"""Which of several upstreams has answered; clients get it too."""
+
+TRIED_HEADER = "x-antiphon-tried"
+"""How many of several upstreams were asked for an answer, the one that gave it included."""
+
 
 def header_value(headers: Headers, name: str) -> str | None:
     """The first value of a header, by lower-case name."""

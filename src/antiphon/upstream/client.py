@@ -69,13 +69,15 @@ class HttpUpstream:
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
         """Send the request and wait for the head; raises `UpstreamCallFailed` when there is none."""
         try:
-            async with asyncio.timeout(self._head_seconds):
+            # Behind Envoy several may be asked in turn.
+            head_seconds = self._head_seconds * request.tries
+            async with asyncio.timeout(head_seconds):
                 response = await self._send(request)
         except TimeoutError as error:
             _let_go(error)
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _failed(UpstreamFault.UNREACHABLE, f"no connection within {self._connect_seconds:g} s") from None
-            raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {self._head_seconds:g} s") from None
+            raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {head_seconds:g} s") from None
         except aiohttp.ClientConnectorError as error:
             _let_go(error)
             raise _failed(UpstreamFault.UNREACHABLE, _describe(error)) from None

@@ -1,7 +1,7 @@
-"""Several upstreams behind one port.
+"""All upstreams behind one port.
 
 Lives here: finding the one a call names, directly or through the model door. Not here: the call itself (`client.py`),
-the choice (`engine/exchange/model_routes.py`).
+the choice by the model (`engine/exchange/model_routes.py`), the choice among several (`several.py`).
 
 Invariant: a call goes to the upstream it names or nowhere.
 """
@@ -18,16 +18,20 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer
 from antiphon.types.transport import BACKEND_HEADER
 from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.several import SeveralUpstreams
 
 
 class UpstreamPool:
-    """`Upstream` for a process that calls each upstream itself."""
+    """`Upstream` for a process that calls each upstream itself; `several` are those that go by a name together."""
 
-    def __init__(self, upstreams: Mapping[str, HttpUpstream]) -> None:
+    def __init__(
+        self, upstreams: Mapping[str, HttpUpstream], several: Mapping[str, SeveralUpstreams] | None = None
+    ) -> None:
         self._upstreams = dict(upstreams)
+        self._callable: dict[str, HttpUpstream | SeveralUpstreams] = {**self._upstreams, **(several or {})}
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        return self._upstreams[request.upstream].call(request)
+        return self._callable[request.upstream].call(request)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(upstream.aclose() for upstream in self._upstreams.values()))

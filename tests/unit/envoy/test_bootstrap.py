@@ -53,6 +53,24 @@ CASES: dict[str, dict[str, Any]] = {
         "upstreams": {"one": {"url": "http://one.example.com/v1"}},
         "models": [{"match": "*", "upstream": "one"}],
     },
+    "several upstreams": {
+        "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},
+        "upstreams": {
+            "other": {"url": "https://other.example.com", "api_key": "sk-very-secret-too"},
+            "open": {"url": "http://127.0.0.1:8000/x/v1", "auth": "none"},
+        },
+        "models": [
+            {"match": "a*", "upstream": ["default", "other", "open"]},
+            {"match": "b*", "upstream": [{"name": "open", "weight": 100}, {"name": "other", "weight": 1}]},
+            {"match": "c*", "upstream": ["default", "other", "open"]},
+        ],
+    },
+    "several upstreams on tcp": {
+        "upstreams": {"one": {"url": "http://one.example.com"}, "two": {"url": "http://192.0.2.7/v1"}},
+        "models": [{"match": "*", "upstream": ["one", "two"]}],
+        "envoy": {"retries": 0},
+        "sidecar": _TCP,
+    },
     "native default": {"models": [{"match": "*", "mode": "native"}], "owner": {"source": "single"}},
 }
 
@@ -111,10 +129,12 @@ def _assembled(
     whole["overload_manager"] = found["overload_manager"]
     whole["static_resources"]["clusters"] = found["clusters"]
     whole["static_resources"]["listeners"][1:] = found["listener"]
+    whole.pop("bootstrap_extensions", None)
+    whole.update({name: found[name] for name in ("bootstrap_extensions",) if name in found})
     return whole
 
 
-@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only"])
+@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams"])
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
     sidecars = endpoints(settings)
@@ -263,3 +283,65 @@ def test_embeddings_go_to_the_sidecar_where_they_have_a_server_of_their_own(own:
     found = re.findall(r"name: sidecar(/\S+)", text)
     assert ["/v1" + path for path in dict.fromkeys(found)] == sidecars
     assert "model/chat/completions" in text
+
+
+def test_several_upstreams_are_chosen_before_a_request_becomes_one_upstreams_own(tmp_path: Path) -> None:
+    settings = _settings(CASES["several upstreams"], tmp_path)
+    whole = bootstrap(settings, sidecars=endpoints(settings))["static_resources"]
+    routes = {
+        (listener["name"], route["name"]): route
+        for listener in whole["listeners"]
+        for route in listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0][
+            "routes"
+        ]
+    }
+    ordered, weighted = "default,other,open", "open:100,other:1"
+    for where, name in (
+        ("public", f"translated/{ordered}"),
+        ("model_door", ordered),
+        ("public", f"translated/{weighted}"),
+        ("model_door", weighted),
+    ):
+        route = routes[where, name]
+        group = name.removeprefix("translated/")
+        assert route["match"]["headers"][-1] == {"name": "x-antiphon-backend", "string_match": {"exact": group}}
+        assert route["route"]["cluster"] == f"several_{group}"
+        policy = route["route"]["retry_policy"]
+        assert (policy["retry_on"], policy["retriable_status_codes"]) == ("5xx,retriable-status-codes", [429])
+        assert policy["num_retries"] == group.count(",")
+        assert policy["per_try_timeout"] == "600s"
+        assert "retry_priority" in policy if group == ordered else "retry_host_predicate" in policy
+        # What is one upstream's own is not there yet: a retry would take it to another.
+        assert not {"host_rewrite_literal", "prefix_rewrite"} & route["route"].keys()
+        assert "request_headers_to_add" not in route
+    clusters = {cluster["name"]: cluster["load_assignment"]["endpoints"] for cluster in whole["clusters"]}
+
+    def inside(name: str) -> dict[str, Any]:
+        return {"endpoint": {"address": {"envoy_internal_address": {"server_listener_name": f"upstream_{name}"}}}}
+
+    assert clusters[f"several_{ordered}"] == [
+        {"priority": place, "lb_endpoints": [inside(name)]} for place, name in enumerate(("default", "other", "open"))
+    ]
+    assert clusters[f"several_{weighted}"] == [
+        {
+            "lb_endpoints": [
+                {**inside("open"), "load_balancing_weight": 100},
+                {**inside("other"), "load_balancing_weight": 1},
+            ]
+        }
+    ]
+    for name, cluster, path in (
+        ("default", "model", "/api/v1/chat/completions"),
+        ("other", "model_other", "/chat/completions"),
+        ("open", "model_open", "/x/v1/chat/completions"),
+    ):
+        route = routes[f"upstream_{name}", "chat/completions"]
+        assert (route["route"]["cluster"], route["route"]["prefix_rewrite"]) == (cluster, path)
+        assert "x-antiphon-backend" in route["request_headers_to_remove"]
+        assert "retry_policy" not in route["route"]
+        keys = [one["header"]["value"] for one in route.get("request_headers_to_add", ())]
+        variable = "ANTIPHON_UPSTREAM_KEY" if name == "default" else f"ANTIPHON_UPSTREAM_KEY_{name.upper()}"
+        assert keys == ([] if name == "open" else [f"Bearer %ENVIRONMENT({variable})%"])
+        assert ("authorization" in route["request_headers_to_remove"]) is (name == "open")
+    listeners = [one for one in whole["listeners"] if one["name"].startswith("upstream_")]
+    assert len(listeners) == 3 and all(one["internal_listener"] == {} and "address" not in one for one in listeners)

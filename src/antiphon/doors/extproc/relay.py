@@ -106,6 +106,8 @@ class Relay:
         self._heard = 0.0
         self._sent = 0.0
         self._given = 0
+        # How many upstreams Envoy may ask, one after the other.
+        self._tries = 1
         self._told_at = 0.0
         self._close_at = 0.0
 
@@ -121,6 +123,7 @@ class Relay:
         if call is None:
             await self._answer_at_once()
             return
+        self._tries = call.request.tries
         await self._forward(call.request)
         self._heard = self._loop.time()
         self._told_at = self._exchange.receive_time(self._heard)
@@ -354,7 +357,7 @@ class Relay:
 
     def _upstream_limit(self) -> float:
         """Seconds that the upstream may be silent in its present phase."""
-        return self._timeouts.idle if self._headed else self._timeouts.head
+        return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:
         head = self._head

@@ -236,5 +236,7 @@ async def _serve_exchange(
                 door=door,
                 model=exchange.model,
                 outcome=outcome,
+                upstream=exchange.answered_by,
+                fallback=exchange.fell_back,
                 left_out=exchange.unknown,
             )

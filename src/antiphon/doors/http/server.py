@@ -67,6 +67,8 @@ class _Call:
     model: str = ""
     failure: Failure | None = None
     left_out: tuple[str, ...] = ()
+    upstream: str = ""
+    fallback: bool = False
     added: Headers = ()
     """What every answer says beside its own headers."""
 
@@ -255,6 +257,7 @@ class HttpDoor:
                 # With a prompt they are known only when that was loaded.
                 call.model, call.response_id = exchange.model, exchange.response_id
                 call.left_out = exchange.unknown
+                call.upstream, call.fallback = exchange.answered_by, exchange.fell_back
                 call.failure = exchange.failure
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
@@ -327,6 +330,8 @@ class HttpDoor:
             outcome=call.outcome,
             response_id=call.response_id,
             model=call.model,
+            upstream=call.upstream,
+            fallback=call.fallback,
             left_out=call.left_out,
         )
 

@@ -307,6 +307,8 @@ class WebSocketConnection:
                 door="websocket",
                 model=turn.exchange.model,
                 outcome=turn.outcome,
+                upstream=turn.exchange.answered_by,
+                fallback=turn.exchange.fell_back,
                 left_out=turn.exchange.unknown,
             )
 

@@ -14,7 +14,7 @@ from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.translation.answer_ending import Ending
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.upstream_errors import passed_headers
-from antiphon.types.transport import Headers
+from antiphon.types.transport import UPSTREAM_HEADER, Headers
 
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED = 1024
@@ -26,7 +26,7 @@ class Answering:
     """Puts the client's side of an exchange into its list of actions.
 
     `streamed`: the head of an event stream of ours was sent. `ignored` names what of the request has no effect;
-    `upstream` are the headers of the model's answer.
+    `upstream` are the headers of the model's answer, `answered_by` says which of several upstreams gave it.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -35,6 +35,7 @@ class Answering:
         self.streamed = False
         self.ignored: tuple[str, ...] = ()
         self.upstream: Headers = ()
+        self.answered_by = ""
 
     def open_stream(self, builder: ResponseBuilder) -> None:
         """The head of a stream and its first events; does nothing the second time."""
@@ -47,7 +48,7 @@ class Answering:
     def open_followed(self, more: Headers = ()) -> None:
         """The head of a stream whose events come from elsewhere."""
         self.head_sent = self.streamed = True
-        headers = (*_SSE_HEADERS, *more, *self._ignored_header(), *passed_headers(self.upstream))
+        headers = (*_SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
@@ -60,7 +61,7 @@ class Answering:
         """A whole JSON answer."""
         self.head_sent = True
         length = ("content-length", str(len(body)))
-        told = (JSON_TYPE, length, *headers, *self._ignored_header(), *passed_headers(self.upstream))
+        told = (JSON_TYPE, length, *headers, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
         self._actions.append(SendHead(200, told))
         self._actions.append(SendBody(body))
 
@@ -68,7 +69,8 @@ class Answering:
         """An HTTP error."""
         self.head_sent = True
         body = error.body()
-        self._actions.append(SendHead(error.status, (JSON_TYPE, ("content-length", str(len(body))), *error.headers)))
+        told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *error.headers)
+        self._actions.append(SendHead(error.status, told))
         self._actions.append(SendBody(body))
 
     def as_http_error(self, ending: Ending) -> ApiError:
@@ -80,6 +82,10 @@ class Answering:
         return ApiError(
             error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers
         )
+
+    def _source(self) -> Headers:
+        """Which of several upstreams has answered."""
+        return ((UPSTREAM_HEADER, self.answered_by),) if self.answered_by else ()
 
     def _ignored_header(self) -> Headers:
         """What was asked for and has no effect, named for the client (at most 1 KB)."""

@@ -32,6 +32,7 @@ from antiphon.translation.answer_ending import Ending
 from antiphon.translation.chat_request import ChatTranslation
 from antiphon.translation.chat_stream import ChatStream
 from antiphon.translation.encode import DONE
+from antiphon.translation.initial_response import with_fallback
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
@@ -120,6 +121,11 @@ class MadeResponse(TranslatedRequest):
         else:
             super().receive_silence()
 
+    def receive_source(self, name: str, tried: int) -> None:
+        super().receive_source(name, tried)
+        if self.core.fallback:
+            self.builder.response.metadata = with_fallback(self.builder.response.metadata, self.core.fallback)
+
     def receive_head(self, status: int, headers: Headers) -> None:
         core = self.core
         core.answer.upstream = headers
@@ -173,7 +179,7 @@ class MadeResponse(TranslatedRequest):
             self._end_model_turn(None)
         else:
             mapped = transport_failure(error)
-            self.core.note_failure(whose(refusal(mapped, state, self.route.upstream), error))
+            self.core.note_failure(whose(refusal(mapped, state, self.asked), error))
             self._end_model_turn(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
 
     def _end_refused(self) -> None:

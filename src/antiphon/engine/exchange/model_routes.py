@@ -33,6 +33,8 @@ class ModelRoute:
     `passthrough` says that the client's Authorization goes along, `headers` which of its other headers may. `models`,
     when not empty, are all that the upstream is to serve (by their names here or there). `fields` are further members
     of a request that go on, `extra` what is added to every chat request unless the client says it.
+    Several upstreams have a name together, and their own in `several`: `ordered` when the first is to answer and the
+    others stand in for it.
     """
 
     profile: UpstreamProfile
@@ -47,6 +49,17 @@ class ModelRoute:
     extra: Mapping[str, Raw] = field(default_factory=dict)
     assumed: bool = False
     flags: Mapping[str, Any] = field(default_factory=dict)
+    several: tuple[str, ...] = ()
+    ordered: bool = False
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """The names of all that may get its requests."""
+        return self.several or (self.upstream,)
+
+    def fell_back(self, name: str, tried: int) -> bool:
+        """Whether this one of several has answered for another, `tried` having been asked."""
+        return tried > 1 or (self.ordered and name != self.several[0])
 
     def serves(self, model: str) -> bool:
         """Whether a model that goes this way exists for clients."""
@@ -74,21 +87,37 @@ class ModelRoutes:
     def __init__(self, default: ModelRoute, rules: tuple[ModelRule, ...] = ()) -> None:
         self.default = default
         self.rules = rules
+        # Of upstreams that serve models together, by their common name: what the first that answered is.
+        self._learned: dict[str, UpstreamProfile] = {}
         self.has_native = any(rule.route.mode == "native" for rule in rules)
 
     @property
     def assumed(self) -> frozenset[str]:
         """The upstreams whose profile is an assumption."""
         return frozenset(
-            route.upstream
+            name
             for route in (self.default, *(rule.route for rule in self.rules))
+            for name in route.upstreams
             if route.assumed and route.mode == "translate"
         )
 
-    def learn(self, upstream: str, profile: UpstreamProfile) -> None:
-        """What this upstream really is: its profile wherever it was only assumed."""
+    def learn(self, upstream: str, profile: UpstreamProfile) -> tuple[str, ...]:
+        """What this upstream really is: its profile wherever it was only assumed. Of several that serve a model the
+        first that is known decides; returns the names of those together of which this one turns out to differ."""
         self.default = corrected(self.default, upstream, profile)
+        differing = (
+            route.upstream
+            for route in (rule.route for rule in self.rules)
+            if upstream in route.several
+            and route.upstream in self._learned
+            and self._learned[route.upstream] != profile
+        )
+        told = tuple(dict.fromkeys(differing))
+        for rule in self.rules:
+            if upstream in rule.route.several and rule.route.assumed:
+                self._learned.setdefault(rule.route.upstream, profile)
         self.rules = tuple(ModelRule(rule.pattern, corrected(rule.route, upstream, profile)) for rule in self.rules)
+        return told
 
     def choose(self, model: str) -> ModelRoute:
         """The way of this model; one of mode `disabled` does not exist for clients."""
@@ -100,6 +129,6 @@ class ModelRoutes:
 
 def corrected(route: ModelRoute, upstream: str, profile: UpstreamProfile) -> ModelRoute:
     """The route with the profile that its upstream really has, where it was only assumed."""
-    if route.upstream != upstream or not route.assumed:
+    if upstream not in route.upstreams or not route.assumed:
         return route
     return replace(route, profile=with_flags(profile, route.flags), assumed=False)

@@ -46,7 +46,14 @@ from antiphon.errors import ApiError, StoreError, UpstreamTimedOut
 from antiphon.ids import Clock, IdFactory
 from antiphon.translation.prompt_template import PromptNotLoaded, PromptTemplate
 from antiphon.translation.read_request import read_model
-from antiphon.types.transport import LOCAL_REPLY, Headers, UpstreamError, header_value
+from antiphon.types.transport import (
+    LOCAL_REPLY,
+    TRIED_HEADER,
+    UPSTREAM_HEADER,
+    Headers,
+    UpstreamError,
+    header_value,
+)
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
@@ -163,6 +170,16 @@ class ResponseExchange:
     def failure(self) -> Failure | None:
         """Why it failed, for the log; the first cause counts."""
         return self._core.failure
+
+    @property
+    def answered_by(self) -> str:
+        """Which of several upstreams has answered; empty where there is one alone, or none has."""
+        return self._core.answer.answered_by
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether an upstream has answered for another."""
+        return bool(self._core.fallback)
 
     @property
     def floods(self) -> bool:
@@ -308,7 +325,7 @@ class ResponseExchange:
             # Everything was received: the row that is being written is the truth.
             return
         message = _CANCELLED[reason]
-        core.note_failure(cancelled(reason, message, state, self._served.route.upstream))
+        core.note_failure(cancelled(reason, message, state, self._served.asked))
         if state in _UNBEGUN:
             # Whoever left follows nothing any more, not even what a door had no time to begin with.
             self._actions[:] = [each for each in self._actions if not isinstance(each, FollowResponse)]
@@ -325,6 +342,9 @@ class ResponseExchange:
         if header_value(headers, LOCAL_REPLY) is not None:
             self._served.upstream_status = 0
             headers = tuple(pair for pair in headers if pair[0] != LOCAL_REPLY)
+        if self._served.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
+            tried = header_value(headers, TRIED_HEADER) or ""
+            self._served.receive_source(name, int(tried) if tried.isdecimal() else 1)
         self._served.receive_head(status, headers)
 
     def receive_upstream_data(self, data: bytes) -> None:

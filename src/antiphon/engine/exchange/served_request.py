@@ -59,6 +59,8 @@ class ExchangeCore:
         self.claimed = False
         """Whether the response may hold an idempotency key."""
         self.failure: Failure | None = None
+        self.fallback = ""
+        """Which upstream has answered for another."""
 
     def note_failure(self, failure: Failure) -> None:
         """Why the request fails; the first cause counts."""
@@ -92,6 +94,8 @@ class ServedRequest:
         self.route = route or core.options.route
         self.upstream_status = 0
         """What the upstream has answered; 0 when it was Envoy that did."""
+        self.answered_by = ""
+        """Which of several upstreams has answered the last call; empty where there is one alone."""
         self.reader = AnswerReader()
 
     # What is known of it
@@ -122,6 +126,11 @@ class ServedRequest:
         return Manner()
 
     @property
+    def asked(self) -> str:
+        """Which upstream is asked, for the log: of several the one that has answered, once that is known."""
+        return self.answered_by or self.route.upstream
+
+    @property
     def secrets(self) -> KnownSecrets:
         """What must not stand in any text of the upstream's: our own keys, and the client's where it has it."""
         secrets = self.core.options.secrets
@@ -148,6 +157,12 @@ class ServedRequest:
     def receive_head(self, status: int, headers: Headers) -> None:
         """The upstream's answer begins."""
         raise self._unexpected("an upstream's head")
+
+    def receive_source(self, name: str, tried: int) -> None:
+        """Which of several upstreams has answered, and how many were asked; before the answer's head."""
+        self.answered_by = self.core.answer.answered_by = name
+        if self.route.fell_back(name, tried):
+            self.core.fallback = name
 
     def stop_reading(self) -> None:
         """The reader wants no more of the upstream's answer, or there is no time for more."""
@@ -194,7 +209,10 @@ class ServedRequest:
         self.core.machine.go(State.CALLING)
         self.reader = AnswerReader()
         headers = forwarded(self.head.headers, self.route, stream=stream, native=native)
-        request = UpstreamRequest("POST", path, headers, body, self.model, stream, self.route.upstream, above)
+        route = self.route
+        self.answered_by = ""
+        tries = len(route.upstreams)
+        request = UpstreamRequest("POST", path, headers, body, self.model, stream, route.upstream, above, tries)
         self.core.actions.append(CallUpstream(request))
 
     def follow(self, response_id: str) -> None:
@@ -212,7 +230,7 @@ class ServedRequest:
     def failure_of(self, error: ApiError) -> Failure:
         """The failure behind an error that the client gets."""
         state = self.core.machine.state
-        return refusal(error, state, self.route.upstream, self.upstream_status, quoted=self.quoted)
+        return refusal(error, state, self.asked, self.upstream_status, quoted=self.quoted)
 
     def release(self) -> None:
         """Nothing will be added to the conversation: others may have it, before the client hears of the end."""

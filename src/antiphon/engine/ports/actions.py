@@ -184,8 +184,8 @@ class UpstreamRequest(Struct, frozen=True):
     """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
 
     `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
-    `upstream` is the name of the upstream to call. With `above` the path is not below the base's last `/v1` but beside
-    it.
+    `upstream` is the name of the upstream to call, or of several, of which `tries` may be asked in turn. With `above`
+    the path is not below the base's last `/v1` but beside it.
     """
 
     method: str
@@ -196,6 +196,7 @@ class UpstreamRequest(Struct, frozen=True):
     stream: bool
     upstream: str = "default"
     above: bool = False
+    tries: int = 1
 
 
 class CancelReason(Enum):

@@ -83,6 +83,8 @@ class _Run:
     lost: bool = False
     ending: bool = False
     failure: Failure | None = None
+    upstream: str = ""
+    fallback: bool = False
 
     def lose(self) -> None:
         """Stop it, once: what it does to clean up after itself is not to be interrupted."""
@@ -317,6 +319,8 @@ class Workers:
             door="background",
             outcome=outcome,
             attempt=run.job.attempts,
+            upstream=run.upstream,
+            fallback=run.fallback,
         )
 
     async def _serve(self, run: _Run, hold: Hold) -> str:
@@ -356,7 +360,7 @@ class Workers:
         except BaseException:
             stream.abort()
             raise
-        run.failure = exchange.failure
+        run.failure, run.upstream, run.fallback = exchange.failure, exchange.answered_by, exchange.fell_back
         if kept.record is None:
             # Refused before the model was asked: what it continues is gone, or the settings have changed.
             error = _refusal(outcome)

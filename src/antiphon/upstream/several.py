@@ -1,0 +1,129 @@
+"""Several upstreams for one call: the next one is asked while nothing of an answer has come.
+
+Lives here: who is asked first, who next, and who is left out for a while. Not here: the call itself (`client.py`), and
+the same behind Envoy, which does it itself (`envoy/several.py`).
+
+Invariants: no upstream is asked twice for one call, and none once an answer was handed on; the last one's answer or
+failure counts as it is; a credential goes to the upstreams that it is for.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from msgspec.structs import replace
+
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers
+
+_log = structlog.get_logger(__name__)
+
+# After so many calls in a row that nobody answered, an upstream is asked last for so many seconds.
+_FAILURES, _LEFT_OUT = 3, 10.0
+_NOBODY_THERE = frozenset({502, 503, 504})
+
+
+@dataclass
+class _Member:
+    name: str
+    upstream: Upstream
+    weight: int
+    passthrough: bool
+    failures: int = 0
+    left_out_until: float = 0.0
+
+
+@dataclass
+class _Answered:
+    """An answer, with who gave it."""
+
+    answer: UpstreamAnswer
+    status: int
+    headers: Headers
+
+    def body(self) -> AsyncIterator[bytes]:
+        return self.answer.body()
+
+
+class SeveralUpstreams:
+    """Upstreams by name in their order; with `weights` the first to be asked is chosen by them.
+
+    `passthrough` are those that get the client's Authorization.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        weights: Sequence[int] = (),
+        *,
+        passthrough: frozenset[str] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._weighted = bool(weights)
+        self._members = [
+            _Member(name, upstream, weight, name in passthrough)
+            for (name, upstream), weight in zip(upstreams.items(), weights or [1] * len(upstreams), strict=True)
+        ]
+        self._clock = clock
+        self._chance = chance or random.Random()
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+        """The first answer that is one, or what the last of them said."""
+        order = self._order()
+        for tried, member in enumerate(order, 1):
+            last = tried == len(order)
+            async with AsyncExitStack() as stack:
+                try:
+                    answer = await stack.enter_async_context(member.upstream.call(_for(request, member)))
+                except UpstreamCallFailed as failure:
+                    self._note(member, answered=False)
+                    if last:
+                        raise
+                    self._tell(member, order[tried], str(failure))
+                    continue
+                self._note(member, answered=answer.status not in _NOBODY_THERE)
+                if not last and (answer.status == 429 or answer.status >= 500):
+                    self._tell(member, order[tried], f"status {answer.status}")
+                    continue
+                own = (UPSTREAM_HEADER, TRIED_HEADER)
+                headers = tuple(pair for pair in answer.headers if pair[0] not in own)
+                said = ((UPSTREAM_HEADER, member.name), (TRIED_HEADER, str(tried)))
+                yield _Answered(answer, answer.status, (*headers, *said))
+                return
+
+    def _order(self) -> list[_Member]:
+        """All of them, those that were found to be dead last."""
+        now = self._clock()
+        members = self._drawn() if self._weighted else self._members
+        # (Sorting keeps the order among equals.)
+        return sorted(members, key=lambda member: member.left_out_until > now)
+
+    def _drawn(self) -> list[_Member]:
+        """In an order by chance, as if drawn one by one by weight."""
+        return sorted(self._members, key=lambda member: self._chance.expovariate(member.weight))
+
+    def _note(self, member: _Member, *, answered: bool) -> None:
+        member.failures = 0 if answered else member.failures + 1
+        if member.failures >= _FAILURES:
+            member.failures = 0
+            member.left_out_until = self._clock() + _LEFT_OUT
+
+    @staticmethod
+    def _tell(member: _Member, after: _Member, cause: str) -> None:
+        _log.warning("upstream_passed_over", upstream=member.name, next=after.name, cause=cause)
+
+
+def _for(request: UpstreamRequest, member: _Member) -> UpstreamRequest:
+    """The call as this one gets it."""
+    headers = request.headers
+    if not member.passthrough:
+        headers = tuple(pair for pair in headers if pair[0] != "authorization")
+    return replace(request, headers=headers, upstream=member.name, tries=1)
