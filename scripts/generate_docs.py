@@ -87,6 +87,17 @@ _DIFFERENCES = """
 
 - Hosted tools run here when the settings set them up. Those that are not, image generation and computer use are left
   out and named; `code_interpreter` and `mcp` are then a 400, and so is a `tool_choice` that asks for any of them.
+- `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
+  functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
+  most, or all that a namespace has when the query names it. The tools of an MCP server are always shown. A call of a
+  deferred function has the namespace it was declared in, or none.
+- `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
+  `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
+  `ref_id` is its address. What fails, and what does not exist here (images, weather, prices, sports, screenshots), is
+  told in the text. `external_web_access: false` lets it search and open no page. Without `web_search.provider` it is a
+  400 `unsupported_tool`.
+- The `phase` of a message is in its `output_item.done` and in the response, not in `output_item.added`: a chat server
+  does not say whether calls will follow. A message that was cut, or after which the model reasoned on, has none.
 - Code has no network, and cannot install packages; pictures are outputs as data URLs. A container that has expired is a
   404 in `/v1/containers`, and a 400 in a request that names it.
 - A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after a
