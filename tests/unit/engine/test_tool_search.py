@@ -256,6 +256,11 @@ async def test_without_deferred_tools_there_is_nothing_to_search() -> None:
     assert shown(outcome, 0) == ["now"] and final(outcome, True)["output"][0]["type"] == "message"
 
 
+async def test_a_namespace_of_tools_that_are_all_shown_is_nothing_to_search() -> None:
+    outcome = await talk("Hi.", tools=[SERVER, namespace("clock", "What time it is.", SHOWN)])
+    assert shown(outcome, 0) == ["clock__now"]
+
+
 async def test_a_search_of_the_clients_is_the_clients() -> None:
     outcome = await talk(search(), tools=[{**SERVER, "execution": "client"}, RATES])
     (call,) = final(outcome, True)["output"]
