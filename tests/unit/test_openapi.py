@@ -57,6 +57,19 @@ def test_an_operation_leads_to_its_route() -> None:
         assert found.match(asked) == tuple(f"x-{name}" for name in names)
 
 
+def test_what_is_made_says_who_can_be_asked_for_it() -> None:
+    links = DOCUMENT["paths"]["/v1/vector_stores/{store_id}/files"]["post"]["responses"]["200"]["links"]
+    assert links["getFileOfVectorStore"] == {
+        "operationId": "getFileOfVectorStore",
+        "parameters": {"store_id": "$request.path.store_id", "file_id": "$response.body#/id"},
+    }
+    items = DOCUMENT["paths"]["/v1/conversations/{conversation_id}/items"]["post"]["responses"]["200"]["links"]
+    assert items["getItemOfConversation"]["parameters"]["item_id"] == "$response.body#/data/0/id"
+    ids = {operation["operationId"] for _, _, operation in _operations()}
+    for _, _, operation in _operations():
+        assert set(operation["responses"]["200"].get("links", {})) <= ids
+
+
 def test_ids_are_unique_and_words() -> None:
     ids = [operation["operationId"] for _, _, operation in _operations()]
     assert len(set(ids)) == len(ids)

@@ -122,6 +122,7 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
             )
             paths.setdefault(path, {})[method.lower()] = made
     _complete(schemas)
+    _add_links(paths)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -274,6 +275,24 @@ def _add_events(schemas: Schemas) -> None:
         if "response" in members:
             members["headers"] = {"type": "object", "description": "In the first event on a WebSocket."}
         members["stream_id"] = {"type": "string", "description": "On a WebSocket, where the request had one."}
+
+
+def _add_links(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """What is made has an id, by which the paths below the one that makes it are asked."""
+    for path, item in paths.items():
+        made = item.get("post", {}).get("responses", {}).get("200", {})
+        answer = str(made.get("content", {}).get(_JSON, {}).get("schema", {}).get("$ref", ""))
+        found = "$response.body#/data/0/id" if answer.endswith("List") else "$response.body#/id"
+        links = {}
+        for other, below in paths.items():
+            rest = re.fullmatch(r"/\{(\w+)\}[^{]*", other.removeprefix(path))
+            if made and rest is not None and other.startswith(path):
+                given = {name: f"$request.path.{name}" for name in re.findall(r"\{(\w+)\}", path)}
+                for operation in below.values():
+                    name = operation["operationId"]
+                    links[name] = {"operationId": name, "parameters": {**given, rest[1]: found}}
+        if links:
+            made["links"] = links
 
 
 def _complete(schemas: Schemas) -> None:
