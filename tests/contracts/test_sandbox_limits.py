@@ -160,6 +160,12 @@ async def test_what_fits_is_written_and_what_is_deleted_makes_room(make: _Sandbo
     assert large.failed == (room == "counted"), large
 
 
+async def test_there_are_no_more_files_than_may_be_however_small_they_are(make: _Sandboxes) -> None:
+    sandbox = make(LIMITS.model_copy(update={"files": 5}))
+    run = await _run(sandbox, "for n in range(40): open(f'f{n}', 'w').close()")
+    assert run.failed and 5 <= len(await sandbox.list("a")) <= 5 + 16
+
+
 def test_a_file_for_which_there_is_no_room_leaves_nothing_of_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,16 @@ async def test_calls_share_the_connection_of_their_response(mcp: Mcp) -> None:
         assert server.listings == 2
 
 
+async def test_a_connection_that_is_closing_is_not_used_again(mcp: Mcp) -> None:
+    async with open_mcp_server() as server:
+        tool = _tool(server.url)
+        assert not (await mcp.run(_call(tool, "roll"))).failed
+        (session,) = mcp._connections._sessions.values()
+        session.close()
+        assert not (await mcp.run(_call(tool, "roll"))).failed
+        assert server.listings == 2
+
+
 async def test_what_a_tool_gives(server: OpenMcpServer, mcp: Mcp) -> None:
     tool = _tool(server.url)
     look = await mcp.run(_call(tool, "look"))

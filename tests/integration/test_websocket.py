@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -124,12 +125,14 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "prope
 
 
 async def test_a_turn_is_the_event_stream_in_frames(door: OpenHttpDoor, socket: Socket) -> None:
+    began = time.perf_counter()
     events = await socket.ask(model="demo-model", input="hi")
     check_stream(events)
     over_http = (await door.ask(post_bytes({"model": "demo-model", "input": "hi", "stream": True}))).events
     assert [one["type"] for one in events] == [one["type"] for one in over_http]
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
     assert door.metric("responses_total", outcome="completed", door="websocket") == 1
+    assert 0 < door.metric("response_duration_seconds_sum", door="websocket") < time.perf_counter() - began
     assert door.metric("responses_in_flight") == 0
 
 

@@ -89,13 +89,13 @@ class SqlitePromptStore:
         writer: SqliteWriter,
         readers: SqliteReaders,
         *,
+        keys: SqliteIdempotency,
         clock: Clock = now,
-        keys: SqliteIdempotency | None = None,
         page_bytes: int = 16 << 20,
     ) -> None:
         """`page_bytes`: where a page of versions ends before its rows do."""
         self._page_bytes = page_bytes
-        self._keys = keys or SqliteIdempotency(writer, readers)
+        self._keys = keys
         self._writer = writer
         self._readers = readers
         self._clock = clock

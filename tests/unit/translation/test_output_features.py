@@ -267,6 +267,20 @@ def test_what_the_provider_wants_to_see_again_is_sealed_with_it() -> None:
     assert "reasoning_details" not in plain.chat["messages"][1]
 
 
+def test_sealed_details_stand_before_the_call_that_they_led_to() -> None:
+    first, second = ([{"type": "reasoning.encrypted", "data": data, "index": 0}] for data in ("x", "y"))
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    outcome = _run(
+        _chunk(reasoning_details=first),
+        _chunk(tool_calls=[call]),
+        _chunk(reasoning_details=second),
+        request={**_STATELESS, "tools": [{"type": "function", "name": "f", "parameters": {}}]},
+        sealer=_KEYS,
+    )
+    final = check_stream(parse_sse(outcome.body))
+    assert [item["type"] for item in final["output"]] == ["reasoning", "function_call", "reasoning"]
+
+
 def test_sealed_details_in_the_middle_of_a_call_wait_for_its_end() -> None:
     details = [{"type": "reasoning.encrypted", "data": "x", "index": 0}]
     call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a":'}}
