@@ -314,6 +314,24 @@ class ConversationStoreContract:
         found = await peer.find_items(ALICE, ("msg_r_out0",))
         assert found["msg_r_out0"] == got.output_items[0]
 
+    async def test_what_the_model_was_shown_is_for_later_requests_alone(
+        self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
+    ) -> None:
+        called = item("ws_1", kind="web_search_call")
+        kept = dataclasses.replace(called, shown=b'{"marks":2}')
+        await store.create(ALICE, "conv_a", NO_METADATA)
+        await store.load(ALICE, "conv_a", holder="resp_a", seconds=LONG)
+        await responses.save(in_conversation("a", inputs=0, outputs=(kept,)))
+        assert await peer.load(ALICE, "conv_a") == (kept,)
+        assert await peer.find_items(ALICE, ("ws_1",)) == {"ws_1": kept}
+        page = await peer.items(ALICE, "conv_a", PageQuery())
+        assert page is not None and page.items == (called,)
+        assert await peer.get_item(ALICE, "conv_a", "ws_1") == called
+        await responses.save(record("b", prev="a", inputs=0))
+        chain = await responses.load_chain(ALICE, "resp_b")
+        assert chain is not None and chain.items[0] == kept
+        assert await store.delete_item(ALICE, "conv_a", "ws_1") and await peer.load(ALICE, "conv_a") == ()
+
     async def test_a_response_that_failed_adds_nothing_and_gives_the_lock_back(
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
     ) -> None:

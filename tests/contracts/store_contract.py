@@ -10,6 +10,7 @@ same data, or one in another process.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,21 @@ class ResponseStoreContract:
         assert (got.id, got.status, got.body) == ("resp_a", "completed", saved.body)
         assert got.output_items == saved.output_items
         assert isinstance(got.body, bytes) and isinstance(got.output_items[0].body, bytes)
+
+    async def test_what_the_model_was_shown_is_for_later_requests_alone(
+        self, store: ResponseStore, peer: ResponseStore
+    ) -> None:
+        asked, called = item("msg_in"), item("ws_out", kind="web_search_call")
+        inputs, outputs = (replace(asked, shown=b'{"marks":1}'),), (replace(called, shown=b'{"marks":2}'),)
+        await store.save(record("a", inputs=inputs, outputs=outputs))
+        chain = await peer.load_chain(ALICE, "resp_a")
+        assert chain is not None and chain.items == (*inputs, *outputs)
+        assert await peer.load_items(ALICE, ("msg_in", "ws_out")) == {"msg_in": inputs[0], "ws_out": outputs[0]}
+        got = await peer.get(ALICE, "resp_a")
+        listed = await peer.list(ALICE, PageQuery())
+        page = await peer.input_items(ALICE, "resp_a", PageQuery())
+        assert got is not None and page is not None
+        assert got.output_items == listed.responses[0].output_items == (called,) and page.items == (asked,)
 
     async def test_a_response_without_any_item(self, store: ResponseStore, peer: ResponseStore) -> None:
         await store.save(record("a", inputs=0, outputs=0, status="failed"))

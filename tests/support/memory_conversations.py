@@ -8,8 +8,8 @@ Invariant: what goes in is immutable, so nothing that a caller holds can change 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
@@ -17,6 +17,11 @@ from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, S
 from antiphon.errors import ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
 
 T = TypeVar("T")
+
+
+def for_clients(items: Iterable[StoredItem]) -> tuple[StoredItem, ...]:
+    """The items without what is kept for later requests alone."""
+    return tuple(replace(item, shown=None) for item in items)
 
 
 @dataclass
@@ -96,17 +101,17 @@ class MemoryConversationStore:
         if found is None:
             return None
         shown, more = _page(found.items, [item.id for item in found.items], page, "There is no item with this id")
-        return ItemPage(tuple(shown), more)
+        return ItemPage(for_clients(shown), more)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
         found = self._all.get((owner, conversation_id))
-        return next((item for item in found.items if item.id == item_id), None) if found else None
+        return next((item for item in for_clients(found.items) if item.id == item_id), None) if found else None
 
     async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
         item = await self.get_item(owner, conversation_id, item_id)
         found = self._unlocked(owner, conversation_id) if item is not None else None
         if item is not None and found is not None:
-            found.items.remove(item)
+            found.items[:] = [each for each in found.items if each.id != item_id]
         return item is not None
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:

@@ -14,7 +14,7 @@ from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
-from tests.support.memory_conversations import MemoryConversationStore
+from tests.support.memory_conversations import MemoryConversationStore, for_clients
 
 
 class MemoryResponseStore:
@@ -78,7 +78,7 @@ class MemoryResponseStore:
         record = self._own(owner, response_id)
         if record is None:
             return None
-        return StoredResponse(record.id, record.status, record.body, record.output_items)
+        return StoredResponse(record.id, record.status, record.body, for_clients(record.output_items))
 
     async def delete(self, owner: str, response_id: str) -> bool:
         return self._own(owner, response_id) is not None and bool(self.records.pop(response_id))
@@ -96,7 +96,7 @@ class MemoryResponseStore:
             raise InvalidRequest(f"There is no response with this id: '{name}'.", param=name)
         between = own[: ids.index(cursor)] if turned and cursor else own[ids.index(cursor) + 1 :] if cursor else own
         shown = between[-page.limit :] if turned else between[: page.limit]
-        found = tuple(StoredResponse(one.id, one.status, one.body, one.output_items) for one in shown)
+        found = tuple(StoredResponse(one.id, one.status, one.body, for_clients(one.output_items)) for one in shown)
         return ResponsePage(found, has_more=len(between) > page.limit)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
@@ -111,7 +111,7 @@ class MemoryResponseStore:
         between = items[start:end]
         turned = page.before is not None and page.after is None
         shown = between[-page.limit :] if turned else between[: page.limit]
-        return ItemPage(tuple(shown), has_more=len(between) > page.limit)
+        return ItemPage(for_clients(shown), has_more=len(between) > page.limit)
 
     async def ping(self) -> None:
         pass

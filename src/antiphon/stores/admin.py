@@ -21,20 +21,27 @@ from antiphon.stores.vector_database import VECTORS_FILE
 
 _AT_ONCE = 100
 
+# A row's JSON, and what the model was shown beyond it, where that was kept.
+_BOTH = "(SELECT 0 AS more UNION ALL SELECT 1)"
 OWNED = {
     "responses": """
         SELECT r.id, r.created_at, r.body FROM responses r WHERE r.owner = :owner ORDER BY r.created_at, r.id
     """,
-    "response_items": """
-        SELECT i.response_id, CASE i.dir WHEN 0 THEN 'input' ELSE 'output' END, i.body
-        FROM responses r CROSS JOIN response_items i ON i.response_id = r.id
-        WHERE r.owner = :owner ORDER BY r.created_at, r.id, i.dir, i.seq
+    "response_items": f"""
+        SELECT i.response_id, CASE WHEN more THEN 'shown' WHEN i.dir = 0 THEN 'input' ELSE 'output' END,
+               CASE WHEN more THEN i.shown ELSE i.body END
+        FROM responses r CROSS JOIN response_items i ON i.response_id = r.id CROSS JOIN {_BOTH}
+        WHERE r.owner = :owner AND (NOT more OR i.shown IS NOT NULL)
+        ORDER BY r.created_at, r.id, i.dir, i.seq, more
     """,
     "conversations": """
         SELECT id, created_at, metadata FROM conversations WHERE owner = :owner ORDER BY created_at, id
     """,
-    "conversation_items": """
-        SELECT conversation_id, pos, body FROM conversation_items WHERE owner = :owner ORDER BY conversation_id, pos
+    "conversation_items": f"""
+        SELECT conversation_id, CASE WHEN more THEN pos || ' shown' ELSE pos END,
+               CASE WHEN more THEN shown ELSE body END
+        FROM conversation_items CROSS JOIN {_BOTH} WHERE owner = :owner AND (NOT more OR shown IS NOT NULL)
+        ORDER BY conversation_id, pos, more
     """,
     "prompts": "SELECT id, name, metadata FROM prompts WHERE owner = :owner ORDER BY created_at, id",
     "prompt_versions": """

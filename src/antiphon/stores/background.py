@@ -239,7 +239,7 @@ class SqliteJobStore:
             "input_tokens": record.usage.input_tokens if record.usage else None,
             "output_tokens": record.usage.output_tokens if record.usage else None,
             "weight": len(record.output_items),
-            "bytes": sum(len(item.body) for item in record.output_items),
+            "bytes": sum(item.size for item in record.output_items),
             "at": milliseconds(record.completed_at or record.created_at),
             "owner": record.owner,
             "conversation_id": record.conversation_id,
@@ -273,7 +273,7 @@ class SqliteJobStore:
             "input_tokens": None,
             "output_tokens": None,
             "weight": len(ending.output_items),
-            "bytes": sum(len(item.body) for item in ending.output_items),
+            "bytes": sum(item.size for item in ending.output_items),
         }
         unit = [
             Statement(END_JOB, named, rows=1),
@@ -312,7 +312,7 @@ class SqliteJobStore:
 
 
 def _output_items(response_id: str, items: tuple[Any, ...]) -> list[Statement]:
-    rows = [(response_id, 1, seq, item.id, item.type, item.body) for seq, item in enumerate(items)]
+    rows = [(response_id, 1, seq, item.id, item.type, item.body, item.shown) for seq, item in enumerate(items)]
     return [Statement(INSERT_ITEM, rows, many=True)]
 
 

@@ -24,7 +24,7 @@ from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, S
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
 from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import asked, check_cursors, item_page, named_items, stored_item, within
+from antiphon.stores.pages import asked, check_cursors, history_item, item_page, named_items, stored_item, within
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
@@ -67,8 +67,8 @@ UPDATE conversations SET next_pos = next_pos + :count, updated_at = max(updated_
 WHERE owner = :owner AND id = :id AND {_UNLOCKED}
 """
 INSERT_ITEM = """
-INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, body)
-SELECT c.owner, c.id, c.next_pos - ? + ?, ?, ?, ? FROM conversations c WHERE c.owner = ? AND c.id = ?
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, body, shown)
+SELECT c.owner, c.id, c.next_pos - ? + ?, ?, ?, ?, ? FROM conversations c WHERE c.owner = ? AND c.id = ?
 """
 DELETE_ITEM = f"""
 DELETE FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
@@ -81,7 +81,7 @@ WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
 """
 # The conversation is the left side: no row means that there is none, a row without an item that it is empty.
 LOAD_CONVERSATION = f"""
-SELECT c.bytes AS size, i.item_id, i.type, i.body FROM conversations c
+SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
 WHERE c.owner = :owner AND c.id = :id AND c.locked_by IS NOT '{SWEEPER}' ORDER BY i.pos LIMIT :limit
 """
@@ -110,12 +110,13 @@ ITEMS_BACKWARD = _ITEMS.format(order="DESC", cut=within("place DESC"))
 # One item per wanted id, the newest first.
 FIND_ITEMS = """
 WITH found (number, size) AS (
-  SELECT i.rowid, length(i.body)
+  SELECT i.rowid, length(i.body) + ifnull(length(i.shown), 0)
   FROM json_each(:ids) wanted CROSS JOIN conversation_items i ON i.rowid = (
     SELECT max(c.rowid) FROM conversation_items c WHERE c.item_id = wanted.value AND c.owner = :owner
   )
 )
-SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.body END AS body
+SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.body END AS body,
+       CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.shown END AS shown
 FROM found CROSS JOIN conversation_items i ON i.rowid = found.number
 """
 
@@ -261,7 +262,7 @@ class SqliteConversationStore:
             raise HistoryTooLarge(self._history_bytes, "conversation")
         if len(rows) > self._limit:
             raise ConversationTooLong(self._limit)
-        return tuple([stored_item(row) for row in rows if row["item_id"] is not None])
+        return tuple([history_item(row) for row in rows if row["item_id"] is not None])
 
     async def release(self, holder: str) -> None:
         """Give the lock back, if `holder` has one."""
@@ -286,7 +287,10 @@ class SqliteConversationStore:
 
 def _adding(owner: str, conversation_id: str, items: Sequence[StoredItem], at: int) -> list[Statement]:
     count = len(items)
-    rows = [(count, seq, item.id, item.type, item.body, owner, conversation_id) for seq, item in enumerate(items)]
+    rows = [
+        (count, seq, item.id, item.type, item.body, item.shown, owner, conversation_id)
+        for seq, item in enumerate(items)
+    ]
     named = {"owner": owner, "id": conversation_id, "count": count, "at": at}
     return [Statement(MAKE_ROOM, named, rows=1), Statement(INSERT_ITEM, rows, many=True, rows=count)]
 

@@ -74,12 +74,17 @@ def stored_item(row: Row) -> StoredItem:
     return StoredItem(row["item_id"], row["type"], row["body"])
 
 
+def history_item(row: Row) -> StoredItem:
+    """The same of a row that is read for a later request: it has the column `shown` too."""
+    return StoredItem(row["item_id"], row["type"], row["body"], row["shown"])
+
+
 def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
     """The items that were found of these. Raises `HistoryTooLarge` when they, each as often as it is named, take more
     than `limit` bytes; then the rows may have no bodies at all."""
     if rows and rows[0]["body"] is None:
         raise HistoryTooLarge(limit, "input")
-    found = {row["item_id"]: stored_item(row) for row in rows}
-    if sum(len(found[item_id].body) for item_id in item_ids if item_id in found) > limit:
+    found = {row["item_id"]: history_item(row) for row in rows}
+    if sum(found[item_id].size for item_id in item_ids if item_id in found) > limit:
         raise HistoryTooLarge(limit, "input")
     return found

@@ -22,7 +22,7 @@ from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
 from antiphon.stores.conversations import RELEASE_CONVERSATION
 from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import asked, cut_off, item_page, named_items, stored_item, within
+from antiphon.stores.pages import asked, cut_off, history_item, item_page, named_items, stored_item, within
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite_database import milliseconds
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
@@ -54,7 +54,9 @@ TOUCH_CHAIN = """
 UPDATE chains SET updated_at = max(updated_at, :at) WHERE id = (SELECT chain_id FROM responses WHERE id = :id)
 """
 
-INSERT_ITEM = "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_ITEM = """
+INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 
 # Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
 JOIN_CONVERSATION = """
@@ -63,9 +65,9 @@ UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(update
 WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
 """
 INSERT_CONVERSATION_ITEMS = """
-INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body)
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
 SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
-       i.item_id, i.type, r.id, i.body
+       i.item_id, i.type, r.id, i.body, i.shown
 FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
 """
 
@@ -73,10 +75,10 @@ FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id 
 _THERE = f"AND c.locked_by IS NOT '{SWEEPER}'"  # some of a conversation that is being cleared away may be gone already
 LOAD_BEFORE = f"""
 WITH size (bytes) AS (
-  SELECT ifnull(sum(length(body)), 0) FROM conversation_items
+  SELECT ifnull(sum(length(body) + ifnull(length(shown), 0)), 0) FROM conversation_items
   WHERE owner = :owner AND conversation_id = :conversation_id AND pos < :pos
 )
-SELECT size.bytes AS size, i.item_id, i.type, i.body FROM conversations c CROSS JOIN size
+SELECT size.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c CROSS JOIN size
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
   AND size.bytes <= :bytes
 WHERE c.owner = :owner AND c.id = :conversation_id AND c.created_at * 1000 <= :pos {_THERE} ORDER BY i.pos LIMIT :limit
@@ -99,7 +101,7 @@ WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversat
 )
 SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
        turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,
-       i.item_id, i.type, i.body
+       i.item_id, i.type, i.body, i.shown
 FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
   AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
 ORDER BY turn.depth DESC, i.dir, i.seq
@@ -109,14 +111,15 @@ ORDER BY turn.depth DESC, i.dir, i.seq
 # older ones. The index is read backwards until the first item of this owner.
 LOAD_ITEMS = """
 WITH found (number, size) AS (
-  SELECT i.rowid, length(i.body)
+  SELECT i.rowid, length(i.body) + ifnull(length(i.shown), 0)
   FROM json_each(:ids) wanted CROSS JOIN response_items i ON i.rowid = (
     SELECT c.rowid FROM response_items c CROSS JOIN responses r ON r.id = c.response_id
     WHERE c.item_id = wanted.value AND r.owner = :owner
     ORDER BY c.dir DESC, c.rowid DESC LIMIT 1
   )
 )
-SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.body END AS body
+SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.body END AS body,
+       CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN i.shown END AS shown
 FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
@@ -257,7 +260,7 @@ class SqliteResponseStore:
             raise unfinished_response(response_id)
         if oldest["prev_id"] is not None:
             return None  # an ancestor was deleted
-        items = [stored_item(row) for row in rows if row["item_id"] is not None]
+        items = [history_item(row) for row in rows if row["item_id"] is not None]
         if oldest["conversation_id"] is not None:
             place = oldest["conversation_id"], oldest["conversation_pos"]
             before = await self._before(owner, *place, len(items), size)
@@ -276,7 +279,7 @@ class SqliteResponseStore:
         rows = await self._readers.fetch(LOAD_BEFORE, named)
         if rows and rows[0]["size"] > room:
             raise HistoryTooLarge(self._history_bytes, "previous_response_id")
-        items = [stored_item(row) for row in rows if row["item_id"] is not None]
+        items = [history_item(row) for row in rows if row["item_id"] is not None]
         if len(items) > limit:
             raise ChainTooLong(self._chain_items)
         return items if rows else None
@@ -350,11 +353,11 @@ class SqliteResponseStore:
 
 def save_statements(record: ResponseRecord) -> list[Statement]:
     items = [
-        (record.id, direction, seq, item.id, item.type, item.body)
+        (record.id, direction, seq, item.id, item.type, item.body, item.shown)
         for direction, given in enumerate((record.input_items, record.output_items))
         for seq, item in enumerate(given)
     ]
-    size = sum(len(row[5]) for row in items)
+    size = sum(item.size for item in (*record.input_items, *record.output_items))
     named: dict[str, Any] = {
         "id": record.id,
         "owner": record.owner,

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
+from antiphon.translation.hosted_items import known_id
 from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request_checks import required
 from antiphon.translation.tool_map import flat_name
@@ -55,10 +56,10 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
     """Call id, chat name and arguments (a JSON string) of a call item, the `number`th of its conversation: that is its
     id where it has none. Raises `InvalidRequest`."""
     kind = item.type or ""
-    call_id = item.call_id or item.id or f"call_{number}"
+    call_id = known_id(item) or f"call_{number}"
     if kind == "function_call":
         name = flat_name(required(where, "name", item.name), item.namespace)
-        return call_id, name, _arguments(where, item.arguments)
+        return call_id, name, sound_arguments(where, item.arguments)
     if kind == "custom_tool_call":
         name = flat_name(required(where, "name", item.name), item.namespace)
         if first(item.input) not in (b'"', b""):
@@ -122,7 +123,8 @@ def _shell_text(outputs: object) -> str:
     return "\n".join(parts) or "(no output)"
 
 
-def _arguments(where: str, value: Raw) -> Raw:
+def sound_arguments(where: str, value: Raw) -> Raw:
+    """Arguments as a JSON string that holds an object, whatever a model made of them. Raises `InvalidRequest`."""
     if not given(value) or bytes(value) == b'""':
         return _NO_ARGUMENTS
     if first(value) == b"{":

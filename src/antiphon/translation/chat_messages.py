@@ -2,11 +2,13 @@
 
 Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
 directly after it, wherever the client put it; system and developer messages are one system message at the beginning,
-later ones too unless the server takes them anywhere. Not here: content parts (`chat_content.py`), calls and outputs
-(`call_items.py`), hosted tools (`hosted_items.py`), the rest of the chat request (`chat_request.py`).
+later ones too unless the server takes them anywhere. Not here: the messages of one
+such turn (`chat_turn.py`), content parts (`chat_content.py`), calls and outputs (`call_items.py`), hosted tools
+(`hosted_items.py`), the rest of the chat request (`chat_request.py`).
 
-Invariant: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
-stands between a call and its answers (chat servers refuse anything else).
+Invariants: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
+stands between a call and its answers (chat servers refuse anything else). What the model was shown stays as it is when
+the conversation goes on: later items add messages behind it (`docs/how-it-works.md` has the exceptions).
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, field
+from msgspec import Raw, Struct, field
 
 from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, missing_parameter
 from antiphon.translation.call_items import CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
+from antiphon.translation.chat_turn import Turn, write_turn
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import (
     COMPACTED_ELSEWHERE,
@@ -29,16 +32,17 @@ from antiphon.translation.foreign_items import (
     agent_content,
     agent_thought,
 )
-from antiphon.translation.hosted_items import HOSTED, hosted_call
+from antiphon.translation.hosted_items import HOSTED, hosted_call, told
 from antiphon.translation.item_kinds import READ_BEFORE, unknown_item
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
-from antiphon.translation.tool_map import fitting_call_id, flat_name
-from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
+from antiphon.translation.tool_map import flat_name
+from antiphon.types.chat import ChatMessage
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, NULL, first, fragment_of, given, quoted
+from antiphon.types.json import ABSENT, first, fragment_of, given, quoted
+from antiphon.types.shown import ShownCall, shown_of
 from antiphon.types.tolerance import Tolerance
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -59,18 +63,6 @@ class _Sealed(Struct):
     text: Raw = ABSENT
     details: list[Raw] = []
     call: Raw = ABSENT
-
-
-class _Turn(Struct):
-    """What one assistant turn emitted, until it is written as one message and its tool messages."""
-
-    text: list[bytes] = []
-    reasoning: list[bytes] = []
-    details: list[Raw] = []
-    calls: list[tuple[str, str, Raw]] = []
-    signatures: dict[int, Raw] = {}
-    outputs: dict[int, bytes] = {}
-    images: list[Raw] = []
 
 
 class _Plain(Struct):
@@ -108,9 +100,9 @@ def translate_items(
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
     for entry in entries:
-        if isinstance(entry, _Turn):
+        if isinstance(entry, Turn):
             leading = False
-            _write_turn(entry, messages, profile)
+            write_turn(entry, messages, profile)
         elif entry.role != "user" and (leading or not profile.system_anywhere):
             # Many templates fail on a system message that is not the first: its words keep their rank, not their place.
             system.append(bytes(entry.content)[1:-1])
@@ -131,19 +123,22 @@ class _Grouping:
         self._rules = rules
         self._sources = sources
         self._unhurried = unhurried
-        self._entries: list[_Plain | _Turn] = []
-        self._turn: _Turn | None = None
-        self._waiting: dict[str, tuple[_Turn, int]] = {}
-        self._answered: dict[str, tuple[_Turn, int]] = {}
+        self._entries: list[_Plain | Turn] = []
+        self._turn: Turn | None = None
+        self._waiting: dict[str, tuple[Turn, int]] = {}
+        self._answered: dict[str, tuple[Turn, int]] = {}
         self._put_off_calls: dict[str, str] = {}
         self._search: str | None = None
         self._by_item: dict[str, str] = {}
+        # The model's answers: what it emits behind what a client said is another one.
+        self._answer = 0
+        self._client_spoke = False
         # Reasoning belongs to what it led to, which comes after it.
         self._thoughts: list[bytes] = []
         self._details: list[Raw] = []
         self._signature = ABSENT
 
-    def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | _Turn]:
+    def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | Turn]:
         for number, (where, item) in enumerate(items):
             try:
                 self._add(where, item, number)
@@ -159,6 +154,7 @@ class _Grouping:
 
     def _add(self, where: str, item: InputItem, number: int) -> None:
         kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
+        self._note_speaker(kind, item)
         if kind == "message":
             self._message(where, item)
         elif kind == "reasoning":
@@ -168,7 +164,7 @@ class _Grouping:
         elif kind in CALLS:
             self._call(where, item, number)
         elif kind in HOSTED:
-            self._hosted(item, number)
+            self._hosted(where, item, number)
         elif kind in COMPACTIONS:
             self._compaction(where, item)
         elif kind in FOREIGN_MESSAGES:
@@ -178,12 +174,26 @@ class _Grouping:
         elif kind not in READ_BEFORE:
             self._unknown(where, kind, item)
 
-    def _open_turn(self, *, fresh: bool) -> _Turn:
+    def _note_speaker(self, kind: str | None, item: InputItem) -> None:
+        """Behind what a client said, the model has read everything before it: what waits was put off by then."""
+        if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
+            return
+        if kind == "message":
+            models = item.role == "assistant"
+        else:
+            # Tools that a search here found are no client's words.
+            models = kind in _MODELS or (kind == "tool_search_output" and not item.call_id)
+        if models and self._client_spoke:
+            self._answer += 1
+            self._put_off()
+        self._client_spoke = not models
+
+    def _open_turn(self, *, fresh: bool) -> Turn:
         """The turn that assistant items go into now, with the reasoning before them; with `fresh`, another one if this
         one has spoken. Text behind a call without an answer is still the call's turn: the model said both at once."""
         turn = self._turn
         if turn is None or turn.outputs or (fresh and turn.text and not turn.calls):
-            turn = self._turn = _Turn()
+            turn = self._turn = Turn(answer=self._answer)
             self._entries.append(turn)
         if self._thoughts or self._details:
             turn.reasoning += self._thoughts
@@ -275,23 +285,52 @@ class _Grouping:
         if item.id and item.id != call_id:
             self._by_item[item.id] = call_id
 
-    def _hosted(self, item: InputItem, number: int) -> None:
+    def _hosted(self, where: str, item: InputItem, number: int) -> None:
         """A call that was answered by whoever made it."""
-        named, name, arguments, result = hosted_call(bytes(item.source), number)
-        asked = self._answered.get(item.approval_request_id or "")
-        if asked is not None and item.type == "mcp_call":
-            # It is the call that was asked for, beside the thoughts that led to it.
-            owner, place = self._answered[named] = asked
-            owner.outputs[place] += rb"\n" + result
+        named, name, arguments, result = hosted_call(item, number)
+        shown = shown_of(item)
+        if shown is not None and shown.calls:
+            for call in shown.calls:
+                self._shown(where, call, item, bytes(call.output)[1:-1] if given(call.output) else result)
             return
-        turn = self._open_turn(fresh=False)
+        if item.type == "mcp_call" and (asked := self._named_by(item.approval_request_id or "")) in self._answered:
+            # It is the call that was asked for, beside the thoughts that led to it.
+            self._answered[named] = self._answered[asked]
+            self._answer_more(item, asked, result, [])
+            return
         # A client's call that is still open may have the same id.
         call_id = f"{named}_{number}" if named in self._waiting else named
-        self._answered[call_id] = (turn, len(turn.calls))
+        self._made(self._open_turn(fresh=False), call_id, name, quoted(arguments), result)
         if item.id and item.id != call_id:
             self._by_item[item.id] = call_id
+
+    def _shown(self, where: str, call: ShownCall, item: InputItem, output: bytes) -> None:
+        """A call that ran here, as the model saw it: in one turn with the others of its round."""
+        content, images = told(where, output, call.images, self._rules)
+        if call.asked is not None and (asked := self._named_by(call.asked)) in self._answered:
+            self._answer_more(item, asked, content, images)
+            return
+        turn = self._turn
+        if turn is None or not turn.round or turn.round != call.round:
+            turn = self._open_turn(fresh=False)
+        turn.round = call.round
+        self._made(turn, call.call_id, call.name, call.arguments, content)
+        turn.images.extend(images)
+
+    def _made(self, turn: Turn, call_id: str, name: str, arguments: Raw, result: bytes) -> None:
+        """A call with its result."""
+        self._answered[call_id] = (turn, len(turn.calls))
         turn.outputs[len(turn.calls)] = result
-        turn.calls.append((call_id, name, quoted(arguments)))
+        turn.calls.append((call_id, name, arguments))
+
+    def _answer_more(self, item: InputItem, call_id: str, content: bytes, images: list[Raw]) -> None:
+        """More output of a call that has one: behind it, unless the model has read that already."""
+        owner, number = self._answered[call_id]
+        if owner.answer != self._answer:
+            self._say_output(item, owner.calls[number][1], content, images)
+            return
+        owner.outputs[number] += rb"\n" + content
+        owner.images.extend(images)
 
     def _output(self, where: str, item: InputItem) -> None:
         name = "approval_request_id" if item.type == "mcp_approval_response" else "call_id"
@@ -303,23 +342,25 @@ class _Grouping:
             content, images = output_content(where, item.output, self._rules)
         if call_id is None or call_id in self._put_off_calls:
             # It answers no call that is open: what a tool says on its own, or later than the conversation went on.
-            self._say(fragment_of(f"Output of {_tool_name(item, self._put_off_calls.get(call_id or ''))}:\n") + content)
-            if images:
-                self._entries.append(_Plain("user", Raw(b"[%b]" % b",".join(bytes(part) for part in images))))
-            return
-        if call_id in self._waiting:
+            self._say_output(item, self._put_off_calls.get(call_id or ""), content, images)
+        elif call_id in self._waiting:
             owner, number = self._answered[call_id] = self._waiting.pop(call_id)
             owner.outputs[number] = content
+            owner.images.extend(images)
         elif call_id in self._answered:
-            owner, number = self._answered[call_id]
-            owner.outputs[number] += rb"\n" + content
+            self._answer_more(item, call_id, content, images)
         else:
             raise InvalidRequest(
                 f"No tool call found for function call output with call_id {call_id}.",
                 param=where,
                 code="invalid_value",
             )
-        owner.images.extend(images)
+
+    def _say_output(self, item: InputItem, name: str | None, content: bytes, images: list[Raw]) -> None:
+        """An output for which no tool message can stand any more."""
+        self._say(fragment_of(f"Output of {_tool_name(item, name)}:\n") + content)
+        if images:
+            self._entries.append(_Plain("user", Raw(b"[%b]" % b",".join(bytes(part) for part in images))))
 
     def _answered_call(self, item: InputItem) -> str | None:
         """The id of the call that an output answers."""
@@ -364,34 +405,8 @@ def _text_inside(sealed: _Sealed) -> Raw:
     return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 
 
-def _write_turn(turn: _Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
-    reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
-    nine = profile.call_ids == "nine"
-    ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
-    message = ChatMessage(
-        role="assistant",
-        content=quoted(b"".join(turn.text)) if turn.text else NULL,
-        tool_calls=[
-            ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
-            for call_id, (_, name, arguments) in zip(ids, turn.calls, strict=True)
-        ]
-        or UNSET,
-    )
-    if reasoning and profile.replay_reasoning != "off":
-        setattr(message, profile.replay_reasoning, quoted(reasoning))
-    if turn.signatures and profile.replay_signatures and message.tool_calls:
-        for number, signature in turn.signatures.items():
-            message.tool_calls[number].extra_content = signature
-    if turn.details and profile.replay_details:
-        message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
-    messages.append(message)
-    for number, call_id in enumerate(ids):
-        messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
-    if turn.images:
-        # The tool role takes text only: images follow in a user message, after all tool messages.
-        messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))
-
-
+_MODELS = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
+"""What is not the client's."""
 _LATER = fragment_of("The tool is at work; its output will follow.")
 
 

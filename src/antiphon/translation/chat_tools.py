@@ -18,11 +18,13 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.errors import InvalidRequest
+from antiphon.translation.hosted_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, may_be_called, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, given
+from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
 
 _NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
@@ -32,6 +34,7 @@ _CUSTOM_PARAMETERS = Raw(
 )
 _SCHEMA = msgspec.json.Decoder(dict[str, Raw])
 _OBJECT = b'"object"'
+_UNCALLED = frozenset({None, "message", "reasoning"})
 _NAMED_CALLS = ("function_call", "custom_tool_call")
 _SHAPES = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -136,8 +139,10 @@ def make_chat_tools(
             maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []
     for where, item in items:
-        if item.call_id is not None:
-            maker.map.call_ids.add(item.call_id)
+        if item.type not in _UNCALLED and (known := known_id(item)) is not None:
+            maker.map.call_ids.add(known)
+        if (shown := shown_of(item)) is not None:
+            maker.map.call_ids.update(call.call_id for call in shown.calls)
         if item.type in ("additional_tools", "tool_search_output"):
             brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), limit)
             for number, tool in enumerate(brought):

@@ -53,16 +53,23 @@ def unmarked(text: str) -> str:
 class Citations:
     """The sources of one response, and the marks in one message's text."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: int = 0) -> None:
+        """`known`: the highest number of the responses before, whose sources are theirs to name."""
+        self._known = known
         self._sources: list[Source] = []
         self._held = ""
         self._length = 0
         self._tail = ""
         """The last sentence so far, which a citation is about."""
 
+    @property
+    def highest(self) -> int:
+        """The highest number that the model was shown."""
+        return self._known + len(self._sources)
+
     def add(self, sources: tuple[Source, ...], output: str) -> str:
         """Make sources known; returns the tool's output with their marks in place of `{cite:N}`."""
-        first = len(self._sources) + 1
+        first = self.highest + 1
         self._sources += sources
         return re.sub(
             r"\{cite:(\d{1,4})\}",
@@ -112,7 +119,7 @@ class Citations:
         if found is None:
             return None
         numbers = [int(number) for number in found[1].split(",")]
-        return [self._sources[number - 1] for number in numbers if 1 <= number <= len(self._sources)]
+        return [self._sources[number - self._known - 1] for number in numbers if self._known < number <= self.highest]
 
     def _placed(self, source: Source) -> Raw:
         annotation = dict(source.annotation)

@@ -1,6 +1,7 @@
 """Items of hosted tools from earlier turns, as the model sees them.
 
-Lives here: which items these are, and the call and result that stand for each in a chat. Not here: running such tools.
+Lives here: which items these are, and the call and result that stand for each in a chat. Not here: running such tools,
+what is kept of what a model was shown of them (`types/shown.py`).
 
 A chat server knows only calls and their results, so a search that was made for the model is shown as a call with its
 result; models read that better than prose, and strict servers accept it.
@@ -12,8 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Raw
+
+from antiphon.translation.chat_content import ContentRules, output_content
 from antiphon.translation.tool_map import flat_name
-from antiphon.types.json import decode_any, encode, fragment_of
+from antiphon.types.items import InputItem
+from antiphon.types.json import decode_any, encode, fragment_of, quoted
+from antiphon.types.shown import shown_of
 
 HOSTED = frozenset(
     {
@@ -35,14 +41,15 @@ _NOT_SHOWN = frozenset(
     {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
 )
 _LONGEST_RESULT = 1 << 20
+_NOT_SEEN = b"[There are images, which cannot be shown to you.]"
 
 
-def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
+def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, bytes]:
     """Call id, chat function name, arguments and result (both as fragments) of one item.
 
     Raises ValueError for one that is nested too deeply.
     """
-    item = decode_any(source)
+    item = decode_any(bytes(given_item.source))
     kind = str(item.get("type"))
     name = _tool_of(item) if kind == "mcp_call" else ""
     arguments = {key: value for key, value in item.items() if key not in _NOT_SHOWN and key not in _RESULTS}
@@ -53,13 +60,29 @@ def hosted_call(source: bytes, number: int) -> tuple[str, str, bytes, bytes]:
         text = given if _is_object(given) else encode({"invalid_arguments": given} if given.strip() else {}).decode()
     else:
         text = encode(arguments).decode()
-    call_id = item.get("call_id") or item.get("id")
     return (
-        call_id if isinstance(call_id, str) and call_id else f"{kind}_{number}",
+        known_id(given_item) or f"{kind}_{number}",
         name or kind.removesuffix("_call"),
         fragment_of(text),
         fragment_of(_result(item, kind)),
     )
+
+
+def known_id(item: InputItem) -> str | None:
+    """The id by which the model knows the call that stands for an item; None when it has none of its own."""
+    shown = shown_of(item)
+    return item.call_id or (shown.call_id if shown is not None else None) or item.id
+
+
+def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules) -> tuple[bytes, list[Raw]]:
+    """What the model reads of the result of a tool that ran here: a fragment, and the images behind it."""
+    if not images:
+        return output, []
+    if not rules.profile.images:
+        return (output + rb"\n" if output else b"") + _NOT_SEEN, []
+    parts = [b'{"type":"input_text","text":%b}' % bytes(quoted(output))] if output else []
+    parts += [encode({"type": "input_image", "image_url": image}) for image in images]
+    return output_content(where, Raw(b"[%b]" % b",".join(parts)), rules)
 
 
 def _result(item: dict[str, Any], kind: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from antiphon.translation.call_items import OUTPUTS
 from antiphon.types.items import InputItem
+from antiphon.types.shown import shown_of
 
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
@@ -45,6 +46,10 @@ def estimate_tokens(item: InputItem) -> int:
             data, found = _DATA.subn(b"", data)
             pictures += found
         size += len(data)
+    if (shown := shown_of(item)) is not None:
+        for call in shown.calls:
+            size += len(bytes(call.arguments)) + len(bytes(call.output))
+            pictures += len(call.images)
     return size // _BYTES_PER_TOKEN + pictures * _TOKENS_PER_PICTURE + _TOKENS_PER_MESSAGE
 
 

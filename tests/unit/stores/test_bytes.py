@@ -20,7 +20,6 @@ from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.responses import INSERT_ITEM
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite_database import connect_writer
 from antiphon.stores.sqlite_readers import Row, SqliteReaders
@@ -33,8 +32,8 @@ PAGE = 3_000
 
 
 def sized(item_id: str, size: int) -> StoredItem:
-    """An item whose body has so many bytes."""
-    return StoredItem(item_id, "message", b"x" * size)
+    """An item that takes so many bytes, a part of them what a model was shown."""
+    return StoredItem(item_id, "message", b"x" * (size - size // 3), b"y" * (size // 3) or None)
 
 
 @pytest.fixture
@@ -254,14 +253,16 @@ def _counted(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
                 SELECT owner, sum(size) FROM (
                   SELECT owner, length(body) AS size FROM responses
                   UNION ALL
-                  SELECT r.owner, length(i.body) FROM response_items i JOIN responses r ON r.id = i.response_id
-                  UNION ALL SELECT owner, length(body) FROM conversation_items
+                  SELECT r.owner, length(i.body) + ifnull(length(i.shown), 0)
+                  FROM response_items i JOIN responses r ON r.id = i.response_id
+                  UNION ALL SELECT owner, length(body) + ifnull(length(shown), 0) FROM conversation_items
                 ) GROUP BY owner HAVING sum(size) > 0
                 """
             ).fetchall()
         )
         for total, items in connection.execute(
-            """SELECT c.bytes, (SELECT ifnull(sum(length(i.body)), 0) FROM conversation_items i
+            """SELECT c.bytes, (SELECT ifnull(sum(length(i.body) + ifnull(length(i.shown), 0)), 0)
+                                FROM conversation_items i
                                 WHERE i.owner = c.owner AND i.conversation_id = c.id) FROM conversations c"""
         ):
             assert total == items
@@ -312,7 +313,10 @@ def test_a_database_that_did_not_count_is_counted_when_it_is_migrated(tmp_path: 
             "VALUES (?, 'o', 'r1', ?, 1, 'completed', 'm', 0, x'0000')",
             (name, before),
         )
-        connection.execute(INSERT_ITEM, (name, 0, 0, f"i_{name}", "message", b"x" * 10))
+        connection.execute(
+            "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES (?, 0, 0, ?, 'message', ?)",
+            (name, f"i_{name}", b"x" * 10),
+        )
     connection.execute(
         "INSERT INTO conversations (owner, id, created_at, updated_at, metadata) VALUES ('p', 'c', 0, 0, '')"
     )

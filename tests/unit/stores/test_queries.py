@@ -88,7 +88,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             (f"r{n}", owner, root, f"r{n - 1}" if n % 10 else None, n % 10 * 4 + 4),
         )
         connection.executemany(
-            responses.INSERT_ITEM, [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
+            responses.INSERT_ITEM, [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}", None) for at in range(4)]
         )
     connection.execute("COMMIT")
     connection.execute("ANALYZE")

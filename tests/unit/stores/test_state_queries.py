@@ -69,7 +69,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
         named = {"owner": owner, "id": f"c{n}", "at": n, "metadata": b"{}"}
         connection.execute(conversations.INSERT_CONVERSATION, named)
         for at in range(4):
-            connection.execute(conversations.INSERT_ITEM, (4, at, f"i{n}_{at}", "message", b"{}", owner, f"c{n}"))
+            connection.execute(conversations.INSERT_ITEM, (4, at, f"i{n}_{at}", "message", b"{}", None, owner, f"c{n}"))
         prompt = {"id": f"p{n}", "owner": owner, "name": None, "at": n, "metadata": b"{}", "body": b"{}"}
         connection.execute(prompts.INSERT_PROMPT, prompt)
         connection.execute(prompts.INSERT_VERSION, prompt)

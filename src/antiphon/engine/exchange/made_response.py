@@ -16,7 +16,7 @@ from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, unreached, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
-from antiphon.engine.exchange.tool_turns import ToolTurns, approved_calls, later_choice
+from antiphon.engine.exchange.tool_turns import ToolTurns, approved_calls, citations_of, later_choice
 from antiphon.engine.exchange.translated_request import Asked, TranslatedRequest
 from antiphon.engine.ports.actions import (
     CancelReason,
@@ -151,7 +151,7 @@ class MadeResponse(TranslatedRequest):
             self.profile,
             tools=self._tools,
             logprobs=summary is None and self.request.logprobs,
-            citations=turns.citations if summary is None and turns is not None else None,
+            citations=citations_of(turns, self.items) if summary is None else None,
             event_limit=options.limits.sse_event_bytes,
             idle_limit=options.limits.no_output_bytes,
             secrets=self.secrets,
@@ -310,7 +310,6 @@ class MadeResponse(TranslatedRequest):
             max_turns=options.tool_limits.turns,
             max_bytes=options.tool_limits.result_bytes,
             include=request.include,
-            sees=self.profile.images,
         )
 
     def _goes_on(self) -> bool:
@@ -414,7 +413,8 @@ class MadeResponse(TranslatedRequest):
         if items is None:
             items = stored_input(prepare_input(self.request.input, self.core.new_id))
         builder, owner = self.builder, self.head.owner
-        return make_record(builder.response, ending, owner, items, builder.items, self._ended_at, self.usage)
+        shown = self._tool_turns.shown if self._tool_turns is not None else {}
+        return make_record(builder.response, ending, owner, items, builder.items, self._ended_at, self.usage, shown)
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
         if error is not None:

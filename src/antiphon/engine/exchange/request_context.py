@@ -9,7 +9,7 @@ Invariant: what is missing and what belongs to somebody else get the same answer
 
 from __future__ import annotations
 
-from antiphon.engine.exchange.stored_items import is_hollow, read_history, resolve_references
+from antiphon.engine.exchange.stored_items import is_hollow, name_calls, read_history, resolve_references
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.compaction import Named
@@ -85,6 +85,7 @@ def named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> lis
     before = "previous_response_id" if request.conversation is None else "conversation"
     named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
     named += [(before, item) for item in read_history(history)]
+    name_calls(request.input, len(named))
     named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
     return named
 

@@ -8,7 +8,8 @@ Invariant: a stored item has an id and a type, and reads back as the item it was
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,10 +19,12 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
 from antiphon.translation.answer_ending import Ending
-from antiphon.translation.call_items import OUTPUTS
+from antiphon.translation.call_items import CALLS, OUTPUTS
+from antiphon.translation.hosted_items import HOSTED, known_id
 from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import ABSENT, encode, first, given, text_of
 from antiphon.types.response import Response, ResponseError
+from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
 _PREFIXES = {
     "message": "msg",
@@ -85,7 +88,7 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
     resolved = []
     for number, item in enumerate(items):
         if item.id in found and is_hollow(item):
-            resolved.append(_read(found[item.id].body))
+            resolved.append(_read(found[item.id]))
             continue
         if not is_reference(item):
             resolved.append(item)
@@ -95,7 +98,7 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
             raise InvalidRequest(
                 f"Item with id '{item.id}' not found.", param=f"{where}[{number}].id", code="item_not_found"
             )
-        resolved.append(_read(stored.body))
+        resolved.append(_read(stored))
     return resolved
 
 
@@ -110,6 +113,8 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
     for item in items:
         kind = item.type or "message"
         made = msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item")))
+        if kind in CALLS or kind in HOSTED:
+            made = _as_shown(item, made)
         if item.id and kind not in _PLAIN:
             if kind not in OUTPUTS:
                 renamed[item.id] = made.id or ""
@@ -123,15 +128,31 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
     return prepared
 
 
-def read_history(items: Iterable[Any]) -> list[InputItem]:
+def _as_shown(item: InputItem, made: InputItem) -> InputItem:
+    """The item under its new id, with the one by which the model knows its call."""
+    shown, known = shown_of(item), known_id(item)
+    if shown is None and known is not None and known != item.call_id:
+        return with_shown(made, Shown(call_id=known))
+    return made
+
+
+def name_calls(items: Iterable[InputItem], before: int) -> None:
+    """Give the calls an id that have none: by their place in the conversation, of which so many items come `before`."""
+    for number, item in enumerate(items, before):
+        if not item.call_id and not item.id and (item.type in CALLS or item.type in HOSTED):
+            item.id = f"call_{number}"
+
+
+def read_history(items: Iterable[StoredItem]) -> list[InputItem]:
     """Stored items as input items, in their order."""
-    return [_read(item.body) for item in items]
+    return [_read(item) for item in items]
 
 
-def _read(body: bytes) -> InputItem:
-    item = _ITEM.decode(body)
-    item.source = Raw(body)
-    return item
+def _read(stored: StoredItem) -> InputItem:
+    item = _ITEM.decode(stored.body)
+    item.source = Raw(stored.body)
+    shown = read_shown(stored.shown)
+    return item if shown is None else with_shown(item, shown)
 
 
 def make_record(
@@ -142,8 +163,9 @@ def make_record(
     output: Sequence[OutputItem],
     at: float,
     usage: Usage | None,
+    shown: Mapping[str, Shown] = MappingProxyType({}),
 ) -> ResponseRecord:
-    """What the store keeps of a response that ended like this."""
+    """What the store keeps of a response that ended like this; `shown` is by the output items' ids."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
     if ending.status == "completed":
         stored.completed_at = int(at)
@@ -161,7 +183,7 @@ def make_record(
         completed_at=at if ending.status == "completed" else None,
         body=encode(stored),
         input_items=items,
-        output_items=tuple(StoredItem(item.id, item.type, encode(item)) for item in output),
+        output_items=stored_output(output, shown),
         usage=usage,
         conversation_id=response.conversation.id if response.conversation is not UNSET else None,
     )
@@ -169,7 +191,18 @@ def make_record(
 
 def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
     """Prepared items as rows."""
-    return tuple(StoredItem(item.id or "", item.type or "", _stored_form(item)) for item in items)
+    return tuple(
+        StoredItem(item.id or "", item.type or "", _stored_form(item), _kept(shown_of(item))) for item in items
+    )
+
+
+def stored_output(items: Iterable[OutputItem], shown: Mapping[str, Shown]) -> tuple[StoredItem, ...]:
+    """Items of a response as rows, with what the model was shown of each, by their ids."""
+    return tuple(StoredItem(item.id, item.type, encode(item), _kept(shown.get(item.id))) for item in items)
+
+
+def _kept(shown: Shown | None) -> bytes | None:
+    return None if shown is None else encode(shown)
 
 
 def item_body(item: InputItem) -> bytes:
@@ -204,6 +237,9 @@ def _stored_form(item: InputItem) -> bytes:
             form["namespace"] = item.namespace
     elif item.type == "function_call_output":
         form |= {"status": "completed", "call_id": item.call_id, "output": _whole_parts(item.output)}
+        if not item.call_id and item.name is not None:
+            # The tool's name is how such an output names its call.
+            form |= {"name": item.name} if item.namespace is None else {"name": item.name, "namespace": item.namespace}
     elif item.type == "reasoning":
         form["summary"] = item.summary if given(item.summary) else []
         if given(item.content):

@@ -7,7 +7,8 @@ client must be asked first. Not here: running them (`tools/`), the turns themsel
 Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
 is open at a time.
 
-Invariant: every call of a turn has exactly one output for the model, those that were not run included.
+Invariants: every call of a turn has exactly one output for the model, those that were not run included. Its next turn
+reads what the store keeps, so that later responses show it the same.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.engine.exchange.stored_items import read_history
-from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.ids import IdFactory
 from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.call_items import sound_arguments
 from antiphon.translation.citations import Citations
 from antiphon.translation.compaction import Named
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, flat_name
@@ -41,9 +42,10 @@ from antiphon.types.items import (
     Reasoning,
     WebSearchCall,
 )
-from antiphon.types.json import encode, fragment_of, quoted
+from antiphon.types.json import ABSENT, encode, fragment_of, quoted
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
+from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
 
 _PREFIXES = {
@@ -55,7 +57,6 @@ _PREFIXES = {
 }
 _LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
-_NOT_SEEN = "[There are images, which cannot be shown to you.]"
 _UNKNOWN = "This tool does not exist."
 
 Approved = tuple[str, CallTarget, str]
@@ -85,9 +86,7 @@ class ToolTurns:
         max_turns: int,
         max_bytes: int,
         include: frozenset[str] = frozenset(),
-        sees: bool = True,
     ) -> None:
-        """`sees`: images can be shown to the model."""
         self._builder = builder
         self._prepared = prepared
         self.items = items
@@ -104,16 +103,17 @@ class ToolTurns:
         self._left = limit
         self._room = max_bytes
         self._include = include
-        self._sees = sees
-        self.citations = Citations()
+        self.citations = Citations(highest_mark(items))
+        self.shown: dict[str, Shown] = {}
+        """What the model was shown of the items of calls that ran, by the items' ids: more than the client sees."""
+        self._item_ids: dict[str, str] = {}
+        self._rounds = 0
         self._calls: list[tuple[CallTarget, str, str]] = []
         self._approvals: Mapping[str, str] = {}
         self._waiting: list[tuple[str, HostedItem]] = []
         self._open: tuple[str, HostedItem] | None = None
         self._results: dict[str, ToolResult] = {}
         self._outputs: dict[str, str] = {}
-        self._found: dict[str, list[InputItem]] = {}
-        """Of each search for tools that ran, its two items."""
         self._images: dict[str, tuple[str, ...]] = {}
         self.asks_client = False
         """Whether the client was asked to approve a call, so that the response ends here."""
@@ -168,7 +168,7 @@ class ToolTurns:
         """
         self._approvals = approvals = approvals or {}
         self._builder.start()
-        self._calls, self._results, self._outputs = calls, {}, {}
+        self._calls, self._results, self._outputs, self._item_ids = calls, {}, {}, {}
         running = []
         for target, call_id, arguments in calls:
             known = self._by_target.get(target)
@@ -185,6 +185,7 @@ class ToolTurns:
             self._left -= 1
             item = self._item(target, arguments, prepared, approvals.get(call_id))
             self._waiting.append((call_id, item))
+            self._item_ids[call_id] = item.id
             running.append(
                 HostedCall(call_id, item.id, target, arguments, prepared.tool, self._owner, self._builder.response.id)
             )
@@ -208,53 +209,59 @@ class ToolTurns:
         """What was said, called and found becomes part of the conversation; whether the client must act next."""
         said = [item for item in self._said if isinstance(item, Message | Reasoning)]
         waits = self.asks_client or len(said) < len(self._said)
-        stored = (StoredItem(item.id, item.type, encode(item)) for item in said)
-        self.items = [*self.items, *(("output", item) for item in read_history(stored)), *self._followup()]
+        emitted = self._builder.items[self._seen :]
+        untold = self._keep(emitted)
+        made = [*read_history(stored_output(emitted, self.shown)), *untold]
+        self.items = [*self.items, *(("output", item) for item in made)]
         self._said = []
         self._seen = len(self._builder.items)
         self._turns_left -= 1
         return waits
 
-    def _followup(self) -> list[Named]:
-        """The calls and their outputs, as the model sees them in its next turn."""
-        calls: list[Named] = []
-        outputs: list[Named] = []
+    def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
+        """Note what the model is shown of the calls. Those that were not run have no item: they go with one that has.
+
+        Returns what is left when none has: outputs of approved calls whose tools are not there any more.
+        """
+        self._rounds += 1
+        items = {item.id: item for item in emitted}
+        left: list[ShownCall] = []
+        last = ""
         for target, call_id, arguments in self._calls:
             output = self._outputs.get(call_id)
             if output is None:
                 continue
-            if call_id in self._found:
-                # As later turns have them: these items bring the tools.
-                calls += [("tools", item) for item in self._found[call_id]]
+            if target.kind is CallKind.HOSTED_TOOL_SEARCH:
+                # Its items say everything: they bring the tools.
                 continue
-            asked = self._approvals.get(call_id)
-            if asked is not None:
-                # The request stands for the call: its thoughts are beside it.
-                told = InputItem(type="function_call_output", call_id=asked, output=self._told(call_id, output))
-                outputs.append(("tools", told))
-                continue
-            call = InputItem(
-                type="function_call",
-                call_id=call_id,
-                name=flat_name(target.name, target.namespace),
-                arguments=quoted(fragment_of(arguments)),
-            )
-            told = InputItem(type="function_call_output", call_id=call_id, output=self._told(call_id, output))
-            calls.append(("tools", call))
-            outputs.append(("tools", told))
-        return calls + outputs
+            item_id = self._item_ids.get(call_id, "")
+            left.append(self._shown_call(items.get(item_id), target, call_id, arguments, output))
+            if item_id:
+                last = item_id
+                self.shown[item_id] = Shown(tuple(left), marks=self.citations.highest)
+                left = []
+        if last:
+            self.shown[last].calls += tuple(left)
+            return []
+        return [
+            InputItem(type="function_call_output", call_id=call.asked, output=call.output)
+            for call in left
+            if call.asked is not None
+        ]
 
-    def _told(self, call_id: str, output: str) -> Raw:
-        """What the model gets to see of a call: text, or text and images."""
-        images = self._images.get(call_id, ())
-        if images and not self._sees:
-            output, images = f"{output}\n{_NOT_SEEN}".lstrip(), ()
-        text = quoted(fragment_of(output))
-        if not images:
-            return text
-        parts: list[dict[str, Any]] = [{"type": "input_text", "text": text}] if output else []
-        parts += [{"type": "input_image", "image_url": image} for image in images]
-        return Raw(encode(parts))
+    def _shown_call(
+        self, item: OutputItem | None, target: CallTarget, call_id: str, arguments: str, output: str
+    ) -> ShownCall:
+        said = isinstance(item, McpCall) and item.output == output
+        return ShownCall(
+            call_id=call_id,
+            name=flat_name(target.name, target.namespace),
+            arguments=sound_arguments("arguments", quoted(fragment_of(arguments))),
+            output=ABSENT if said else quoted(fragment_of(output)),
+            images=self._images.get(call_id, ()),
+            asked=self._approvals.get(call_id),
+            round=f"{self._builder.response.id}.{self._rounds}",
+        )
 
     def stop(self) -> None:
         """The response ends while tools run: what is open is closed as incomplete, what waits is never emitted."""
@@ -281,19 +288,17 @@ class ToolTurns:
             self._images[call_id] = result.images
             fields = self._shown(item.type, result.fields)
             if isinstance(item, HostedToolSearchCall):
-                self._end_search(call_id, item, result)
+                self._end_search(item, result)
             else:
                 self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 
-    def _end_search(self, call_id: str, item: HostedToolSearchCall, result: ToolResult) -> None:
+    def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
         """A search for tools is two items; it has no other way to fail than to find nothing."""
         found = Raw(encode(result.fields.get("tools", [])))
         output = HostedToolSearchOutput(id=self._new_id("tso"), status="completed", tools=found)
-        done = _finished(item, {}, "completed")
-        self._builder.hosted_done(done)
+        self._builder.hosted_done(_finished(item, {}, "completed"))
         self._builder.hosted(output)
         self._builder.hosted_done(output)
-        self._found[call_id] = read_history(StoredItem(one.id, one.type, encode(one)) for one in (done, output))
 
     def _shown(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields without those that only `include` brings."""
@@ -339,6 +344,13 @@ class ToolTurns:
                 server_label=target.namespace or "",
             )
         return msgspec.structs.replace(item, **prepared.fields)
+
+
+def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations | None:
+    """What the marks in the model's text mean; None where it was shown none."""
+    if turns is not None:
+        return turns.citations
+    return Citations(known) if (known := highest_mark(items)) else None
 
 
 def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:

@@ -73,11 +73,20 @@ class RequestHead(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """One item as it is stored and as `input_items` returns it: `body` is its whole JSON object."""
+    """One item as it is stored and as `input_items` returns it: `body` is its whole JSON object.
+
+    `shown` is for later requests alone: what the model was shown of it beyond that (`types/shown.py`), as JSON.
+    """
 
     id: str
     type: str
     body: bytes
+    shown: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes, for a history and for its owner."""
+        return len(self.body) + len(self.shown or b"")
 
 
 @dataclass(frozen=True, slots=True)

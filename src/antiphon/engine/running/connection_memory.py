@@ -84,7 +84,7 @@ class ConnectionMemory:
         before = self._known.get(record.previous_response_id or "")
         earlier, stored = (before.items, before.stored) if before is not None else ((), record.previous_response_id)
         items = (*earlier, *record.input_items, *record.output_items)
-        size = sum(len(item.body) for item in items)
+        size = sum(item.size for item in items)
         if size > self._max_bytes:
             return
         while self._size + size > self._max_bytes or len(self._known) >= _MAX_RESPONSES:

@@ -1,0 +1,76 @@
+"""What the model was shown of an item where that is more than the item says.
+
+Lives here: the form in which it is kept beside a stored item, and an item that was read back with it. Not here: what it
+becomes in a chat (`translation/chat_messages.py`), keeping it (`engine/exchange/`, `stores/`).
+
+A model server finds a conversation in its prefix cache only if its beginning is the same, byte for byte, every time. A
+search's item tells a client what was looked for, and its results only if the client asked for them; the model has read
+all of it. So what the model has read is kept, for later requests, and never shown to a client.
+
+Invariant: it never comes from a client: `HistoryItem` is made of what was stored, with what was stored beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Raw, Struct
+
+from antiphon.types.items import InputItem
+from antiphon.types.json import ABSENT
+
+
+class ShownCall(Struct, omit_defaults=True):
+    """A call of a tool that runs here, with its result: `arguments` and `output` are JSON strings.
+
+    `output` is absent where it is what the item says. `asked` is the id of the request for approval that stands for the
+    call. Calls of one `round` were made in one answer of the model.
+    """
+
+    call_id: str
+    name: str
+    arguments: Raw
+    output: Raw = ABSENT
+    images: tuple[str, ...] = ()
+    asked: str | None = None
+    round: str = ""
+
+
+class Shown(Struct, omit_defaults=True):
+    """`calls` is what stands for the item; `call_id` the id by which the model knows the item's call, where it is
+    another now; `marks` the highest number so far by which the model could cite a source."""
+
+    calls: tuple[ShownCall, ...] = ()
+    call_id: str | None = None
+    marks: int = 0
+
+
+class HistoryItem(InputItem):
+    """An item as it was stored."""
+
+    shown: Shown | None = None
+
+
+_SHOWN = msgspec.json.Decoder(Shown)
+
+
+def read_shown(kept: bytes | None) -> Shown | None:
+    """What was kept beside an item."""
+    return None if kept is None else _SHOWN.decode(kept)
+
+
+def shown_of(item: InputItem) -> Shown | None:
+    """What the model was shown in place of this item, as far as that is known."""
+    return item.shown if isinstance(item, HistoryItem) else None
+
+
+def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
+    """The item, with what the model was shown of it."""
+    fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
+    return HistoryItem(**fields, shown=shown)
+
+
+def highest_mark(items: Iterable[tuple[str, InputItem]]) -> int:
+    """The highest number by which a source in this conversation can be cited."""
+    return max((shown.marks for _, item in items if (shown := shown_of(item)) is not None), default=0)

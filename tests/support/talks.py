@@ -1,0 +1,141 @@
+"""A client's conversation through the pure exchange: response after response, in each way of going on.
+
+Lives here: what a client and the store carry from one response to the next, and the messages of every model call. Not
+here: what is said (the tests say that).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.actions import Chain, Context, RequestHead, StoredItem
+from antiphon.ids import IdFactory
+from antiphon.sealing import Sealer
+from antiphon.translation.profiles import PROFILES
+from tests.support.exchanges import JSON, SSE, Outcome, pump
+from tests.support.fixed import SequentialIds, fixed_clock
+from tests.support.hosted_tools import ScriptedTools
+
+Way = Literal["previous_response_id", "conversation", "replay"]
+WAYS: tuple[Way, ...] = ("previous_response_id", "conversation", "replay")
+
+KEYS = Sealer([b"a key for the tests"], random_bytes=lambda size: b"\x07" * size)
+
+
+class _Chat(msgspec.Struct):
+    messages: list[msgspec.Raw]
+
+
+def messages_of(body: bytes) -> list[bytes]:
+    """The messages of a chat request, byte for byte."""
+    return [bytes(one) for one in msgspec.json.decode(body, type=_Chat).messages]
+
+
+class Talk:
+    """One conversation. `calls` are the messages of each model call; `safe` is what the next one begins with however
+    the conversation goes on: the messages of the last call before which nothing ran here in its response."""
+
+    def __init__(self, way: Way, profile: str, tools: ScriptedTools | None = None, *, checked: bool = True) -> None:
+        """`checked`: each call must begin with what came before it."""
+        self._checked = checked
+        self.way = way
+        self.tools = tools or ScriptedTools()
+        self.calls: list[list[bytes]] = []
+        self.safe: list[bytes] = []
+        self.output: list[dict[str, Any]] = []
+        self._options = ExchangeOptions(
+            PROFILES[profile], tool_types=self.tools.types if tools is not None else frozenset(), sealer=KEYS
+        )
+        # No id that a model or a client makes is one of ours.
+        given = SequentialIds()
+        self._ids: IdFactory = lambda prefix: given(f"{prefix}_ours")
+        self._stored: tuple[StoredItem, ...] = ()
+        self._previous: str | None = None
+        self._sent: list[Any] = []
+
+    def respond(
+        self,
+        items: Sequence[Any],
+        answers: Sequence[bytes],
+        *,
+        status: int = 200,
+        headers: tuple[tuple[str, str], ...] | None = None,
+        may_fail: bool = False,
+        **fields: Any,
+    ) -> Outcome:
+        """The next response: the model gives these answers, the last of them to all further calls."""
+        request: dict[str, Any] = {"model": "m", **fields, "input": list(items)}
+        context = Context()
+        if self.way == "replay":
+            self._sent += items
+            request |= {"input": self._sent, "store": False}
+        elif self.way == "conversation":
+            request["conversation"] = "conv_1"
+            context = Context(conversation=self._stored)
+        elif self._previous is not None:
+            request["previous_response_id"] = self._previous
+            context = Context(chain=Chain(self._stored))
+        exchange = ResponseExchange(self._options, self._ids, fixed_clock)
+        outcome, ran = Outcome(), len(self.tools.calls)
+        exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
+        pump(exchange, outcome, context, self.tools)
+        number = 0
+        while not exchange.done:
+            call = outcome.calls[-1]
+            self._note(messages_of(call.request.body), first=number == 0, ran=len(self.tools.calls) > ran)
+            exchange.receive_upstream_head(status, headers or (SSE if call.request.stream else JSON))
+            pump(exchange, outcome, context, self.tools)
+            exchange.receive_upstream_data(answers[min(number, len(answers) - 1)])
+            pump(exchange, outcome, context, self.tools)
+            if not exchange.done and outcome.calls[-1] is call:
+                exchange.receive_upstream_end()
+                pump(exchange, outcome, context, self.tools)
+            number += 1
+            assert number < 40, "it never ends"
+        if not may_fail or (outcome.finish is not None and outcome.finish.outcome in ("completed", "incomplete")):
+            self._keep(outcome)
+        return outcome
+
+    def _note(self, messages: list[bytes], *, first: bool, ran: bool) -> None:
+        """Assert that a call begins with what came before it."""
+        before = self.calls[-1] if self.calls else []
+        if first and self.way == "replay":
+            # The client has not seen all that the model has.
+            before = self.safe
+        assert not self._checked or messages[: len(before)] == before, _difference(before, messages)
+        self.calls.append(messages)
+        if not ran:
+            self.safe = messages
+
+    def _keep(self, outcome: Outcome) -> None:
+        if self.way == "replay":
+            final = _final(outcome)
+            self.output = final["output"]
+            self._sent += self.output
+            return
+        assert outcome.records, outcome.body
+        (record,) = outcome.records
+        self._previous = record.id
+        self._stored += (*record.input_items, *record.output_items)
+        self.output = [json.loads(item.body) for item in record.output_items]
+
+
+def _final(outcome: Outcome) -> Any:
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    if not outcome.head.streamed:
+        return outcome.json
+    events = [json.loads(line[6:]) for line in outcome.body.split(b"\n") if line.startswith(b"data: {")]
+    return events[-1]["response"]
+
+
+def _difference(before: list[bytes], now: list[bytes]) -> str:
+    for number, one in enumerate(before):
+        if number >= len(now) or now[number] != one:
+            other = now[number].decode() if number < len(now) else "nothing"
+            return f"message {number} of {len(before)} was\n{one.decode()}\nand is\n{other}"
+    return ""
