@@ -25,6 +25,7 @@ from antiphon.translation.parameters import read_parameter
 from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.request_checks import read_value
 from antiphon.translation.usage import read_groq_usage, read_usage
+from antiphon.types.items import InputItem
 from tests.support.exchanges import JSON, run
 
 _DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -97,7 +98,7 @@ def test_a_chunk_is_none() -> None:
 def test_arguments_that_cannot_be_read_are_told_as_they_are() -> None:
     text = _DEEP.decode()
     item = {"type": "mcp_call", "id": "mcp_1", "name": "roll", "server_label": "dice", "arguments": text}
-    _, name, arguments, _ = hosted_call(json.dumps(item).encode(), 0)
+    _, name, arguments, _ = hosted_call(InputItem(id="mcp_1", source=Raw(json.dumps(item).encode())), 0)
     assert name == "dice__roll" and json.loads(b'"%b"' % arguments) == json.dumps(
         {"invalid_arguments": text}, separators=(",", ":")
     )
