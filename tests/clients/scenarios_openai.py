@@ -178,10 +178,18 @@ def stateless_reasoning():
 
 def damaged_reasoning():
     script()
-    item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "bm90IG91cnM="}
+    item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "as1_bm90IG91cnM="}
     error = raised(openai.BadRequestError, lambda: create([item, {"role": "user", "content": "hi"}], store=False))
     same(error.code, "invalid_encrypted_content")
     same(received(), [])
+
+
+def foreign_reasoning():
+    """What another server sealed is left out, so that a conversation begun there goes on."""
+    script({"content": "Hello."})
+    item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "bm90IG91cnM="}
+    same(create([item, {"role": "user", "content": "hi"}], store=False).output_text, "Hello.")
+    same([message["content"] for message in received()[0]["messages"]], ["hi"])
 
 
 def leaving():
@@ -428,7 +436,7 @@ def status_of(call):
 
 SCENARIOS = named(
     *(text, streamed, streamed_is_stored, parsed, parsed_stream, parsed_tool, image, parallel_calls),
-    *(one_call_at_a_time, custom_tool, stateless_reasoning, damaged_reasoning, leaving, rate_limit),
+    *(one_call_at_a_time, custom_tool, stateless_reasoning, damaged_reasoning, foreign_reasoning, leaving, rate_limit),
     *(rate_limit_before_a_stream, retried, bad_request, bad_request_upstream, other_errors, unknown_previous),
     *(failed_in_the_stream, cut_off, logprobs, cut_short, refused, kept, branched, ignored_is_named, uploaded),
     *(vector_store, parameters_of_the_server),
