@@ -134,7 +134,9 @@ async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowl
             )
             status, text = await post(app, {"model": "m", "input": "x"})
         assert status == 503 and '"storage_unavailable"' in text
-        assert [line["event"] for line in warnings(lines)] == ["database_lost", "not_ready", "request"]
+        told = [line["event"] for line in warnings(lines)]
+        # What the process writes beside may have met the end of the file, and says so as well.
+        assert [event for event in told if event != "late_commit_undone"] == ["database_lost", "not_ready", "request"]
 
 
 async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None:

@@ -227,11 +227,12 @@ async def test_a_job_that_waits_holds_nothing_and_nor_does_who_follows_it(tmp_pa
                 await follower.send(large)
                 await follower.head()
                 await until(lambda: admission.active == 1 and bodies.used == 0)
-                gc.collect()
-                held, peak = tracemalloc.get_traced_memory()
+                # A thread that read the body may let go of it a little later.
+                await until(lambda: gc.collect() >= 0 and tracemalloc.get_traced_memory()[0] < size // 2)
+                _, peak = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-        assert peak > 2 * size and held < size // 2
+        assert peak > 2 * size
         await until(lambda: admission.active == 0)
 
 
