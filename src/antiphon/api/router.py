@@ -154,7 +154,12 @@ class Router:
     def _about_the_process(self) -> tuple[Endpoint, ...]:
         rows = {
             "/health": (self._show_health, Described("Whether the process lives", Well)),
-            "/ready": (self._show_ready, Described("Whether requests can be served", Well, unwell=Unwell)),
+            "/ready": (
+                self._show_ready,
+                Described(
+                    "Whether this process takes requests and can store (no upstream is asked)", Well, unwell=Unwell
+                ),
+            ),
             METRICS_PATH: (self._show_metrics, Described("Metrics for Prometheus", str, media="text/plain")),
             DOCUMENT_PATH: (self._show_document, Described("This document", AnyObject)),
         }
