@@ -7,7 +7,8 @@ Words are looked for in names, namespaces, descriptions and parameters. A name t
 words; a namespace's name means all its tools.
 
 Invariants: the same query over the same declarations finds the same, in the same order; what is found are declarations
-as they were sent, at most so many and so large that they fit a conversation.
+as they were sent, at most so many and so large that they fit a conversation. Of a query and of each tool only so many
+words count, and they are looked at in a thread: no declaration, however large, holds others up.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.running.thread_pools import apart
 from antiphon.tools.box import ToolFailed
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.json import encode, given
@@ -35,6 +38,8 @@ _LEAST = 0.3
 """Of the best one's score: what has less is not found."""
 _MOST, _MOST_NAMED = 8, 32
 _MOST_BYTES = 64 << 10
+_QUERY_TERMS, _TERMS = 16, 128
+_LONGEST_TEXT = 2_000
 _LISTED = 4_000
 _LONGEST_LINE = 160
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -93,7 +98,7 @@ class ToolSearch:
             query = msgspec.json.decode(call.arguments, type=_Arguments).query
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise ToolFailed("the arguments must be an object with 'query', a string.") from None
-        found = find(query, call.tool.searchable)
+        found = await apart(lambda: find(query, call.tool.searchable))
         return ToolResult(call.call_id, f"{len(found)} declarations were found.", {"tools": found})
 
     async def aclose(self) -> None:
@@ -151,7 +156,7 @@ def _read(place: int, source: bytes) -> Iterator[_Candidate]:
 def _parts(declared: _Declared) -> list[tuple[float, str]]:
     parts = [(_NAME, declared.name), (_DESCRIPTION, declared.description or "")]
     if given(declared.parameters):
-        for name, description in _parameters(msgspec.json.decode(declared.parameters)):
+        for name, description in islice(_parameters(msgspec.json.decode(declared.parameters)), _TERMS):
             parts += [(_PARAMETER, name), (_PARAMETER_DESCRIPTION, description)]
     return parts
 
@@ -170,12 +175,14 @@ def _weighed(parts: Iterable[tuple[float, str]]) -> dict[str, float]:
     for weight, text in parts:
         for term in _terms(text):
             weights[term] = max(weights.get(term, 0.0), weight)
+        if len(weights) >= _TERMS:
+            break
     return weights
 
 
 def _terms(text: str) -> list[str]:
     """The words of a text, `getUserById` and `get_user_by_id` taken apart, without their plural."""
-    return [_singular(term) for term in query_terms(_CAMEL.sub(" ", text).replace("_", " "))]
+    return [_singular(term) for term in query_terms(_CAMEL.sub(" ", text[:_LONGEST_TEXT]).replace("_", " "))]
 
 
 def _singular(term: str) -> str:
@@ -187,13 +194,13 @@ def _singular(term: str) -> str:
 def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
     """How well each fits; 0 for not at all. A word that few have counts more."""
     scores = [0.0] * len(candidates)
-    for term in dict.fromkeys(_terms(query)):
+    for term in list(dict.fromkeys(_terms(query)))[:_QUERY_TERMS]:
         weights = [_weight(term, one.terms) for one in candidates]
         fitting = sum(weight > 0 for weight in weights)
         if fitting:
             rarity = math.log(1 + len(candidates) / fitting)
             scores = [score + weight * rarity for score, weight in zip(scores, weights, strict=True)]
-    words = {name.strip(".").casefold() for name in _NAMES.findall(query)}
+    words = {name.strip(".").casefold() for name in _NAMES.findall(query[:_LONGEST_TEXT])}
     names = {name for one in candidates for name in _names(one)}
     # A name of one plain word is one only among names: "search for mail" does not mean a tool called `search`.
     named = words if words <= names else {word for word in words & names if _is_compound(word)}

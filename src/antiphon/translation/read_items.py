@@ -20,6 +20,7 @@ from antiphon.translation.configuration import CONFIGURATION, read_updates
 from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.foreign_items import FOREIGN_MESSAGES, agent_content
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.request_checks import read_value, required
 from antiphon.types.items import InputItem
 from antiphon.types.json import given
@@ -28,6 +29,7 @@ from antiphon.types.tolerance import Tolerance
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _ITEM = msgspec.json.Decoder(InputItem)
 ROLES = ("user", "assistant", "system", "developer")
+_MAX_TOOLS = 1_024
 _TAKES_ALL = UpstreamProfile("any", images=True, files="part", audio_input=True)
 
 
@@ -72,6 +74,8 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
             required(where, "encrypted_content", item.encrypted_content)
         elif kind in FOREIGN_MESSAGES:
             message_content(where, "user", agent_content(item)[0], rules)
+        elif kind == "additional_tools":
+            read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), _MAX_TOOLS, tolerance=tolerance)
         elif kind == CONFIGURATION:
             read_updates([(where, item)], tolerance)
         elif kind in ("item_reference", "compaction_trigger"):

@@ -89,11 +89,8 @@ def read_tools(
     `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows.
     """
     if len(tools) > limit:
-        raise InvalidRequest(
-            f"'{where}' has {len(tools)} entries; at most {limit} are allowed.",
-            param=where,
-            code="array_above_max_length",
-        )
+        raise _too_many(where, len(tools), limit)
+    count = len(tools)
     kept: list[Tool] = []
     left_out: list[str] = []
     names: set[str] = set()
@@ -122,7 +119,11 @@ def read_tools(
         if tolerance is not None:
             left_out += _unused(place, tool, tolerance)
         if tool.type == "namespace":
-            inner = enumerate(decode_tools(f"{place}.tools", tool.tools))
+            members = decode_tools(f"{place}.tools", tool.tools)
+            count += len(members)
+            if count > limit:
+                raise _too_many(where, count, limit)
+            inner = enumerate(members)
             left_out += [f"{place}.tools[{at}].allowed_callers" for at, one in inner if not may_be_called(one)]
         elif not may_be_called(tool):
             left_out.append(f"{place}.allowed_callers")
@@ -134,6 +135,14 @@ def read_tools(
         names.add(name)
         kept.append(tool)
     return kept, left_out
+
+
+def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{where}' has {count} entries, those of namespaces included; at most {limit} are allowed.",
+        param=where,
+        code="array_above_max_length",
+    )
 
 
 _COMMON = frozenset({"type", "allowed_callers", "defer_loading"})

@@ -271,3 +271,14 @@ async def test_a_choice_of_the_search_makes_the_model_search_once() -> None:
     outcome = await talk(search(), "Done.", tool_choice={"type": "tool_search"})
     first, second = (json.loads(call.request.body) for call in outcome.calls)
     assert first["tool_choice"]["function"]["name"] == "tool_search" and second.get("tool_choice") in (None, "auto")
+
+
+# What is too large
+
+
+def test_of_a_declaration_and_a_query_only_so_much_counts() -> None:
+    properties = {f"word{number}x": {"type": "string"} for number in range(50_000)}
+    large = {**function("large"), "parameters": {"type": "object", "properties": properties}}
+    assert found("word1x", [large]) == ["large"] and found("word40000x", [large]) == []
+    words = " ".join(f"nothing{number}" for number in range(100))
+    assert found(f"rate {words}") == ["get_exchange_rate"] and found(f"{words} rate") == []

@@ -102,6 +102,11 @@ def test_a_tool_for_programs_alone_is_not_shown_to_the_model_and_named(callers: 
         assert ignored == "tools[0].allowed_callers, tools[2].tools[0].allowed_callers"
 
 
+def test_the_tools_of_a_namespace_count_as_tools() -> None:
+    space = {"type": "namespace", "name": "n", "tools": [{**_F, "name": f"f{number}"} for number in range(1_024)]}
+    assert _error(tools=[space]) == ("tools", "array_above_max_length")
+
+
 @pytest.mark.parametrize("environment", [5, "local", {"type": 5}, {"type": "container_auto"}])
 def test_a_shell_whose_environment_is_not_the_clients_is_left_out(environment: Any) -> None:
     outcome = _ask(tools=[{"type": "shell", "environment": environment}, _F])

@@ -92,6 +92,8 @@ def test_what_a_model_can_be_shown_is_taken(item: dict[str, Any]) -> None:
         ({"type": "function_call_output", "call_id": "call_1", "output": 5}, "items[0].output"),
         ({"type": "compaction"}, "items[0].encrypted_content"),
         ({"type": "compaction_trigger"}, "items[0].type"),
+        ({"type": "additional_tools", "tools": "x"}, "items[0].tools"),
+        ({"type": "additional_tools", "tools": [{"type": "function", "name": "a b!"}]}, "items[0].tools[0].name"),
         ({"type": "configuration_update", "text": {"format": {"type": "xml"}}}, "items[0].text.format.type"),
         ({"type": "agent_message", "content": 5}, "items[0]"),
         # Read when it is shown: `detail` is no number.
