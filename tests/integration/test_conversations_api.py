@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from antiphon.api.conversations import Conversations
-from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.engine.ports.actions import StoredItem
@@ -20,6 +19,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.stores import open_stores
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.contracts.store_contract import record
+from tests.support.asked_router import AskedRouter
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.schemas import OPENAI, valid
@@ -29,7 +29,9 @@ NOWHERE = "conv_" + "0" * 48
 USER = {"role": "user", "content": "hello"}
 
 
-class Setup:
+class Setup(AskedRouter):
+    prefix = "/v1/conversations"
+
     def __init__(self, responses: ResponseStore, conversations: ConversationStore) -> None:
         self.responses, self.conversations = responses, conversations
         self.upstream = HttpUpstream(UpstreamTarget("http://127.0.0.1:9"))
@@ -44,31 +46,6 @@ class Setup:
             metrics=Metrics(),
             areas=Conversations(self.conversations, self.responses, strict=strict).endpoints(),
         )
-
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        owner: str = OWNER,
-        query: Sequence[tuple[str, str]] = (),
-    ) -> ApiResponse:
-        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        return await self.router.handle(ApiRequest(method, f"/v1/conversations{path}", tuple(query), (), data, owner))
-
-    async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """What a request that must succeed answers."""
-        answer = await self.send(method, path, body, **options)
-        assert answer.status == 200, answer.body
-        return json.loads(answer.body)
-
-    async def refused(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, dict[str, Any]]:
-        answer = await self.send(method, path, body, **options)
-        assert answer.status >= 400, answer.body
-        error = json.loads(answer.body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return answer.status, error
 
     async def made(self, *items: dict[str, Any], **metadata: str) -> str:
         made = await self.ask("POST", "", {"items": list(items), "metadata": metadata})

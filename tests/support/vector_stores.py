@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from antiphon.api.files import Files
-from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
@@ -37,6 +35,7 @@ from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.search.tokens import EstimatedTokens
 from antiphon.stores.vector_database import VectorDatabase, open_vector_database
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
+from tests.support.asked_router import AskedRouter
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_store import MemoryResponseStore
 
@@ -96,8 +95,10 @@ class DirectReaders:
         pass
 
 
-class VectorStoreSetup:
+class VectorStoreSetup(AskedRouter):
     """What a test uses."""
+
+    prefix = "/v1/vector_stores"
 
     def __init__(
         self,
@@ -123,32 +124,6 @@ class VectorStoreSetup:
                 *VectorStoreApi(database.stores, searcher, files, rewriter=rewriter).endpoints(),
             ),
         )
-
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        owner: str = ALICE,
-        query: Sequence[tuple[str, str]] = (),
-        prefix: str = "/v1/vector_stores",
-    ) -> ApiResponse:
-        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        return await self.router.handle(ApiRequest(method, prefix + path, tuple(query), (), data, owner))
-
-    async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """What a request that must succeed answers."""
-        answer = await self.send(method, path, body, **options)
-        assert answer.status == 200, answer.body
-        return json.loads(answer.body)
-
-    async def refused(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, dict[str, Any]]:
-        answer = await self.send(method, path, body, **options)
-        assert answer.status >= 400, answer.body
-        error = json.loads(answer.body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return answer.status, error
 
     async def file(self, name: str, content: bytes | str, owner: str = ALICE) -> str:
         """Upload a file; its id."""

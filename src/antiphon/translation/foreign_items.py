@@ -56,15 +56,15 @@ def agent_content(item: InputItem) -> tuple[Raw, bool]:
     """The content of a message between agents, as that of a user's message that says from whom it is; and whether a
     part of it cannot be read. Raises `msgspec.MsgspecError` for what is no such message."""
     agents = _AGENTS.decode(item.source)
-    author, recipient = agents.author or "another agent", agents.recipient or "this agent"
-    parts = [Raw(encode({"type": "input_text", "text": f"Message from {author} to {recipient}:"}))]
+    between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
     if first(item.content) == b'"':
-        return Raw(b'[%b,{"type":"input_text","text":%b}]' % (bytes(parts[0]), bytes(item.content))), False
-    sent = _PARTS.decode(item.content) if given(item.content) else []
+        sent = [Raw(encode({"type": "input_text", "text": item.content}))]
+    else:
+        sent = _PARTS.decode(item.content) if given(item.content) else []
     kept = [part for part in sent if _KIND.decode(part).type != "encrypted_content"]
-    if len(kept) < len(sent):
-        parts[0] = Raw(encode({"type": "input_text", "text": f"Message from {author} to {recipient} (encrypted):"}))
-    return Raw(encode([parts[0], *kept])), len(kept) < len(sent)
+    closed = len(kept) < len(sent)
+    head = {"type": "input_text", "text": f"Message {between}{' (encrypted)' if closed else ''}:"}
+    return Raw(encode([head, *kept])), closed
 
 
 def agent_thought(item: InputItem) -> bytes:

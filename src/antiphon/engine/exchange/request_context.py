@@ -9,7 +9,7 @@ Invariant: what is missing and what belongs to somebody else get the same answer
 
 from __future__ import annotations
 
-from antiphon.engine.exchange.stored_items import is_hollow, name_calls, read_history, resolve_references
+from antiphon.engine.exchange.stored_items import is_hollow, is_reference, name_calls, read_history, resolve_references
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.compaction import Named
@@ -22,7 +22,7 @@ from antiphon.types.request import CreateResponse
 
 def wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
     """What must be loaded before the model can be called; None when nothing must be."""
-    items = tuple(item.id for item in request.input if item.id and (_is_reference(item) or is_hollow(item)))
+    items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
     if request.previous_response_id is None and request.conversation is None and not items:
         return None
     return LoadContext(
@@ -99,7 +99,3 @@ def no_such_model(model: str) -> NotFound:
 
 def _own_items(request: CreateResponse) -> list[InputItem]:
     return [*request.prompt_messages, *request.input]
-
-
-def _is_reference(item: InputItem) -> bool:
-    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
