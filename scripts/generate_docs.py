@@ -19,7 +19,7 @@ from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings, load_settings
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.observability.metrics import RESTARTS, Metrics
+from antiphon.observability.metric_names import METRICS, RESTARTS
 from antiphon.translation.field_support import GROUPS, support_of
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.families import FAMILIES
@@ -285,7 +285,7 @@ failed is in its log line; [how-it-works.md](how-it-works.md#errors) says which 
 def metrics() -> str:
     """Every metric: name, type, meaning, labels."""
     lines = []
-    for one in [*Metrics().described, RESTARTS]:
+    for one in (*METRICS, RESTARTS):
         labels = "; ".join(f"`{label}`: {values}" for label, values in one.labels.items())
         lines.append(f"| `{one.name}` | {one.kind} | {one.text} | {labels} |")
     return _METRICS + "\n".join(lines) + "\n"

@@ -452,7 +452,7 @@ async def test_ready_does_not_wait_for_ever(quick: Setup, monkeypatch: pytest.Mo
 async def test_metrics(quick: Setup) -> None:
     quick.metrics.response_finished("completed", "http", 0.5)
     got = await quick.ask("/metrics")
-    assert got.status == 200 and b'responses_total{door="http",outcome="completed"} 1.0' in got.body
+    assert got.status == 200 and b'responses_total{door="http",fault="none",outcome="completed"} 1.0' in got.body
     assert dict(got.headers)["content-type"].startswith("text/plain")
 
 

@@ -218,7 +218,7 @@ async def test_what_it_costs_is_counted(door: OpenHttpDoor) -> None:
     await create(door, conversation)
     await create(door, "conv_" + "0" * 48)
     found = door.metric("storage_operations_total", operation="load_conversation", result="ok")
-    assert found == 2, door.context.metrics.render().decode()
+    assert found == 2, door.context.telemetry.metrics.render().decode()
 
 
 # The lock

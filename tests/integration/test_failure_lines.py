@@ -80,7 +80,7 @@ async def test_a_clients_own_mistake_is_no_warning() -> None:
             got = await door.ask(post_bytes({"model": "m", "input": 1.5}))
             assert got.status == 400
         assert warnings(lines) == []
-    (line,) = [line for line in lines if line["event"] == "request"]
+    (line,) = [line for line in lines if line["event"] == "response"]
     assert (line["fault"], line["status"], line["log_level"]) == ("client", 400, "info")
 
 
@@ -136,7 +136,7 @@ async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowl
         assert status == 503 and '"storage_unavailable"' in text
         told = [line["event"] for line in warnings(lines)]
         # What the process writes beside may have met the end of the file, and says so as well.
-        assert [event for event in told if event != "late_commit_undone"] == ["database_lost", "not_ready", "request"]
+        assert [event for event in told if event != "late_commit_undone"] == ["database_lost", "not_ready", "response"]
 
 
 async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None:

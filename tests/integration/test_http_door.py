@@ -615,7 +615,7 @@ async def test_log_lines(door: OpenHttpDoor) -> None:
         await door.ask(post_bytes(method="GET", path="/health"))
         await until(lambda: len(logs) == 2)
     line = logs[0]
-    assert (line["event"], line["request_id"], line["status"], line["path"]) == ("request", "r1", 200, "/v1/responses")
+    assert (line["event"], line["request_id"], line["status"], line["path"]) == ("response", "r1", 200, "/v1/responses")
     assert (line["outcome"], line["model"], line["response_id"]) == ("completed", "demo-model", got.json["id"])
     assert logs[1]["log_level"] == "debug"
     assert "private" not in repr(logs) and "secret" not in repr(logs)

@@ -178,7 +178,7 @@ async def test_an_owner_s_jobs_run_within_his_share_and_others_go_on(
         gate = asyncio.Event()
         opened.chat.script(answer(parts=[event("Hel"), Wait(gate), *text_stream("lo")]))
         app, made = await queued(opened, "greedy", "greedy", "greedy", **limits)
-        greedy, metrics = _owner(app, "greedy"), app.app.context.metrics
+        greedy, metrics = _owner(app, "greedy"), app.app.context.telemetry.metrics
         # One of them runs, the others found no room.
         await until(lambda: opened.chat.requests and b"requests_refused_total{" in metrics.render())
         other = await app.create(token="other", input="x" * 500)
@@ -206,7 +206,7 @@ async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path, mo
         bodies = working.app.context.bodies
         with bodies.hold("") as others:
             others.add(bodies.limit - 5_000)
-            metrics = working.app.context.metrics
+            metrics = working.app.context.telemetry.metrics
             await until(lambda: b'requests_refused_total{setting="limits.bytes_in_flight"}' in metrics.render())
             assert (await app.get(made["id"], "one"))["status"] in ("queued", "in_progress")
         assert (await app.ended(made["id"], "one"))["status"] == "completed"

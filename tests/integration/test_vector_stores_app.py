@@ -61,12 +61,12 @@ async def test_a_file_from_the_disk_is_ingested_and_survives_a_restart(tmp_path:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")
         _, store = await ask(app, "POST", "/v1/vector_stores", {"file_ids": [file_id]})
         assert (await ingested(app, store["id"]))["completed"] == 1
-        assert 'files_ingested_total{outcome="completed"} 1.0' in app.context.metrics.render().decode()
+        assert 'files_ingested_total{outcome="completed"} 1.0' in app.context.telemetry.metrics.render().decode()
     async with opened(tmp_path) as app:
         status, found = await ask(app, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": "swifts"})
         assert status == 200 and found["data"][0]["filename"] == "birds.txt"
         assert "file_search" in app.tools.types
-        shown = app.context.metrics.render().decode()
+        shown = app.context.telemetry.metrics.render().decode()
         assert 'search_duration_seconds_count{by="words"} 1.0' in shown
 
 
@@ -127,7 +127,7 @@ async def test_an_embeddings_server_adds_meaning(tmp_path: Path) -> None:
             server.status = 500
             _, found = await ask(app, "POST", path, {"query": "aircraft"})
             assert [hit["filename"] for hit in found["data"]] == ["plane.txt"]
-            assert 'search_duration_seconds_count{by="vectors"} 1.0' in app.context.metrics.render().decode()
+            assert 'search_duration_seconds_count{by="vectors"} 1.0' in app.context.telemetry.metrics.render().decode()
 
 
 async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

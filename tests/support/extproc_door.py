@@ -25,6 +25,7 @@ from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream
@@ -33,6 +34,7 @@ from tests.support.chat_server import ChatServer
 from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.metrics import value_of
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
@@ -86,11 +88,7 @@ class OpenDoor:
     async def metric(self, name: str, **labels: str) -> float:
         """A metric's value once no request is in flight, 0 when it was never touched."""
         assert await self.context.admission.drained(DEADLINE)
-        wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
-        for line in self.context.metrics.render().decode().splitlines():
-            if line.startswith(wanted if labels else name + " "):
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        return value_of(self.context.telemetry.metrics.render().decode(), name, **labels)
 
 
 @asynccontextmanager
@@ -131,7 +129,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
                 request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),
             timeouts=setup.timeouts.model_copy(update={"request": setup.request_seconds}),
-            metrics=metrics,
+            telemetry=Telemetry(metrics),
             secret=setup.secret,
             bodies=Budget(
                 setup.bytes_in_flight,

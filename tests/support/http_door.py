@@ -36,6 +36,7 @@ from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
@@ -45,6 +46,7 @@ from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.metrics import value_of
 from tests.support.waiting import until
 
 
@@ -109,11 +111,7 @@ class OpenHttpDoor:
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 when it was never touched."""
-        wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
-        for line in self.context.metrics.render().decode().splitlines():
-            if line.startswith(wanted if labels else name + " "):
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        return value_of(self.context.telemetry.metrics.render().decode(), name, **labels)
 
 
 @asynccontextmanager
@@ -173,7 +171,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             # Without the rules that settings have: tests are about less.
             limits=LimitSettings.model_construct(request_body_bytes=setup.request_body_bytes),
             timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
-            metrics=metrics,
+            telemetry=Telemetry(metrics),
             secret=setup.secret,
             websocket=setup.websocket,
             bodies=Budget(

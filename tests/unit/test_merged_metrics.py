@@ -12,7 +12,7 @@ def _process(finished: int, in_flight: int = 0) -> str:
     metrics = Metrics()
     for number in range(finished):
         metrics.response_finished("completed", "http", number / 10)
-    metrics.in_flight.set(in_flight)
+    metrics.in_flight.value = in_flight
     return metrics.render().decode()
 
 
@@ -61,4 +61,4 @@ def test_what_comes_out_is_what_prometheus_reads() -> None:
     text = merged.render().decode()
     assert "# TYPE responses_total counter" in text and "# TYPE response_duration_seconds histogram" in text
     assert "_created" not in text
-    assert text.count('responses_total{door="http",outcome="completed"} 1.0') == 1
+    assert text.count('responses_total{door="http",fault="none",outcome="completed"} 1.0') == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from antiphon.engine.ports.actions import Usage
+from antiphon.errors import StoreError
+from antiphon.observability.metric_names import METRICS, QUEUED, THREADS
 from antiphon.observability.metrics import Metrics
 
 
@@ -20,13 +23,13 @@ def test_what_operators_rely_on_is_there() -> None:
     metrics = Metrics()
     metrics.response_finished("completed", "relay", 0.2)
     metrics.response_finished("completed", "relay", 7.0)
-    metrics.response_finished("failed", "drive", 0.1)
+    metrics.response_finished("failed", "drive", 0.1, fault="upstream", code="server_error", upstream="a")
     metrics.storage_operation("save", "ok", 0.001)
     metrics.tool_execution("file_search", 0.5)
     metrics.in_flight.inc()
     found = _samples(metrics)
-    assert found["responses_total", (("door", "relay"), ("outcome", "completed"))] == 2
-    assert found["responses_total", (("door", "drive"), ("outcome", "failed"))] == 1
+    assert found["responses_total", (("door", "relay"), ("fault", "none"), ("outcome", "completed"))] == 2
+    assert found["responses_total", (("door", "drive"), ("fault", "upstream"), ("outcome", "failed"))] == 1
     assert found["response_duration_seconds_count", (("door", "relay"),)] == 2
     assert found["response_duration_seconds_sum", (("door", "relay"),)] == 7.2
     assert found["response_duration_seconds_bucket", (("door", "relay"), ("le", "0.25"))] == 1
@@ -38,7 +41,7 @@ def test_what_operators_rely_on_is_there() -> None:
 def test_two_processes_worth_of_metrics_do_not_share_a_registry() -> None:
     one, other = Metrics(), Metrics()
     one.response_finished("completed", "http", 1.0)
-    assert ("responses_total", (("door", "http"), ("outcome", "completed"))) not in _samples(other)
+    assert ("responses_total", (("door", "http"), ("fault", "none"), ("outcome", "completed"))) not in _samples(other)
 
 
 def test_the_metrics_are_described() -> None:
@@ -53,24 +56,74 @@ def test_the_metrics_are_described() -> None:
     assert Metrics.content_type.startswith("text/plain")
 
 
+_OF_THE_PROCESS = ("process_", "python_gc_")
+
+
 def test_what_is_described_is_what_there_is() -> None:
     metrics = Metrics()
+    described = {one.name.removesuffix("_total"): one for one in METRICS}
+    families = {one.name: one for one in text_string_to_metric_families(metrics.render().decode())}
+    own = {name: one for name, one in families.items() if not name.startswith(_OF_THE_PROCESS)}
+    assert set(own) == set(described)
+    for name, family in own.items():
+        assert (family.type, family.documentation) == (described[name].kind, described[name].text)
+    assert "process_resident_memory_bytes" in families and "python_gc_collections" in families
+
+
+def test_no_series_says_when_it_was_created() -> None:
+    metrics = Metrics()
     metrics.response_finished("completed", "relay", 0.2)
-    metrics.storage_operation("save", "ok", 0.001)
-    metrics.tool_execution("file_search", 0.5)
-    metrics.file_ingested("completed")
-    metrics.refused("limits.owner_requests")
-    metrics.searched("words", 0.1)
-    described = {one.name.removesuffix("_total"): one for one in metrics.described}
-    families = [
-        family
-        for family in text_string_to_metric_families(metrics.render().decode())
-        if not family.name.endswith("_created")
-    ]
-    assert {family.name for family in families} == set(described)
-    for family in families:
-        one = described[family.name]
-        assert (family.type, family.documentation) == (one.kind, one.text)
-        assert set(family.samples[0].labels) - {"le"} == set(one.labels)
-        for label in one.labels:
-            assert family.samples[0].labels[label] in one.labels[label] or label == "tool", (family.name, label)
+    assert "_created" not in metrics.render().decode()
+
+
+def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
+    metrics = Metrics()
+    for seconds in (0.25, 0.2500001, 600, 601):
+        metrics.response_finished("completed", "relay", seconds)
+    found = _samples(metrics)
+    below = {
+        dict(labels)["le"]: value
+        for (name, labels), value in found.items()
+        if name == "response_duration_seconds_bucket"
+    }
+    assert (below["0.1"], below["0.25"], below["0.5"], below["600.0"], below["+Inf"]) == (0, 1, 2, 3, 4)
+    assert found["response_duration_seconds_sum", (("door", "relay"),)] == 0.25 + 0.2500001 + 600 + 601
+
+
+def test_a_label_that_others_choose_has_at_most_a_hundred_values() -> None:
+    metrics, usage = Metrics(), Usage(3, 2, 5)
+    for number in range(102):
+        metrics.spent(f"model-{number}", "", usage)
+    metrics.spent("model-99", "", usage)
+    inputs = {
+        dict(labels)["model"]: value
+        for (name, labels), value in _samples(metrics).items()
+        if name == "tokens_total" and dict(labels)["kind"] == "input"
+    }
+    assert len(inputs) == 101
+    assert (inputs["model-99"], inputs["other"]) == (6, 6)
+
+
+async def test_what_others_know_is_asked_at_a_scrape() -> None:
+    metrics, known = Metrics(), {"waiting": 0.0}
+
+    async def refresh() -> None:
+        known["waiting"] += 2
+
+    metrics.before_scrape(refresh)
+    metrics.read(QUEUED, lambda: known["waiting"])
+    metrics.read(THREADS, lambda: {("files",): 1.0})
+    metrics.read(THREADS, lambda: {("files",): 2.0, ("names",): 1.0})
+    text = (await metrics.scraped()).decode()
+    assert "background_queued 2.0" in text
+    assert 'threads_busy{pool="files"} 3.0' in text and 'threads_busy{pool="names"} 1.0' in text
+
+
+async def test_a_scrape_does_not_fail_with_the_store() -> None:
+    metrics = Metrics()
+
+    async def refresh() -> None:
+        raise StoreError("the disk stands still")
+
+    metrics.before_scrape(refresh)
+    assert b"responses_in_flight 0.0" in await metrics.scraped()

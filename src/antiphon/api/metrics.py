@@ -9,9 +9,9 @@ from antiphon.api.http import ApiResponse
 from antiphon.observability.metrics import Metrics
 
 
-def show_metrics(metrics: Metrics) -> ApiResponse:
+async def show_metrics(metrics: Metrics) -> ApiResponse:
     """All metrics in the text format."""
-    body = metrics.render()
+    body = await metrics.scraped()
     return ApiResponse(
         200,
         (("content-type", metrics.content_type), ("content-length", str(len(body))), ("cache-control", "no-store")),

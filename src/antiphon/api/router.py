@@ -185,6 +185,13 @@ class Router:
             for endpoint in self.endpoints
         )
 
+    def operation_of(self, method: str, path: str) -> str:
+        """What a request does, by its method and the template of its path; `unknown` where there is no such."""
+        for endpoint in self.endpoints:
+            if endpoint.match(path) is not None:
+                return f"{method} {endpoint.pattern}" if method in (*endpoint.methods, "HEAD") else "unknown"
+        return f"{method} {path}" if self.is_exchange(method, path) else "unknown"
+
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
         return any(endpoint.open and endpoint.match(path) is not None for endpoint in self.endpoints)
@@ -192,24 +199,29 @@ class Router:
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The answer to any request; never raises."""
         started = time.perf_counter()
+        fault = "none"
         try:
             response = await self._answer(request)
         except ApiError as error:
             failure = refusal(error)
+            fault = failure.fault
             if failure.loud:
                 write_outcome(_log, "request_failed", failure, time.perf_counter() - started, **_named(request))
             response = error_response(error)
         except RecursionError:
             # A part of a body, read where less of the stack is left than where the whole was.
-            response = error_response(nested_too_deeply())
+            response, fault = error_response(nested_too_deeply()), "client"
         except StoreError as error:
             refused = store_refusal(error, "The stored data could not be read or changed")
             refused.operation = "store"
             write_outcome(_log, "store_failed", refusal(refused), time.perf_counter() - started, **_named(request))
-            response = error_response(refused)
+            response, fault = error_response(refused), "ours"
         except Exception as error:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
             response = error_response(InternalError("The server had an error while processing your request."))
+            fault = "ours"
+        if not self.is_open(request.path):
+            self._metrics.request_finished(self.operation_of(request.method, request.path), response.status, fault)
         # HEAD gets the head of GET, its length included.
         return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
@@ -279,7 +291,7 @@ class Router:
         return await self._ready.answer()
 
     async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
-        return show_metrics(self._metrics)
+        return await show_metrics(self._metrics)
 
     async def _show_document(self, _request: ApiRequest) -> ApiResponse:
         if self._document is None:

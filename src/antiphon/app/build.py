@@ -53,6 +53,7 @@ from antiphon.engine.running.workers import WorkerPace, Workers
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
@@ -153,6 +154,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     opened.push_async_callback(stores.aclose)
     store = stores.responses
     metrics = Metrics()
+    telemetry = Telemetry(metrics)
 
     def connect(target: UpstreamTarget) -> HttpUpstream:
         return HttpUpstream(
@@ -266,7 +268,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         working,
         admit=lambda owner: admission.admit(owner, "background"),
         bodies=bodies,
-        metrics=metrics,
+        telemetry=telemetry,
         watch_door=watch,
     )
     admission.on_close.add(workers.retire)
@@ -332,7 +334,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         admission=admission,
         limits=limits,
         timeouts=times,
-        metrics=metrics,
+        telemetry=telemetry,
         secret=settings.sidecar_secret(),
         websocket=settings.websocket,
         cors_origins=settings.cors.origins,

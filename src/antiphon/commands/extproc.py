@@ -54,7 +54,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         where = settings.metrics.listen
-        async with metrics_listener(where and numbered(where, worker), app.context.metrics):
+        async with metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             _log.info("serving", grpc=grpc_at, http=http_at)

@@ -17,8 +17,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from antiphon.observability.metric_names import METRICS
+
 _Labels = tuple[tuple[str, str], ...]
 _Sums = dict[tuple[str, _Labels], float]
+
+# Of what all processes show, the largest is the truth.
+_OF_ALL = {one.name for one in METRICS if one.merged == "max"} | {"process_start_time_seconds", "process_max_fds"}
 
 
 class MergedMetrics:
@@ -57,8 +62,11 @@ class MergedMetrics:
         """All of it as text, and the metrics of our own."""
         sums: _Sums = defaultdict(float, self._ended)
         for _, read in self._latest.values():
-            for key, value in read.items():
-                sums[key] += value
+            for (name, labels), value in read.items():
+                if self._families[name] in _OF_ALL:
+                    sums[name, labels] = max(sums.get((name, labels), value), value)
+                else:
+                    sums[name, labels] += value
         found: dict[str, Metric] = {}
         for (name, labels), value in sums.items():
             family = self._families[name]

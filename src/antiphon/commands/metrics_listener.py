@@ -30,7 +30,7 @@ async def metrics_listener(
         return
 
     async def show(_: web.Request) -> web.Response:
-        body = metrics.render() if isinstance(metrics, Metrics) else await metrics()
+        body = await (metrics.scraped() if isinstance(metrics, Metrics) else metrics())
         return web.Response(body=body, headers={"content-type": Metrics.content_type})
 
     app = web.Application()

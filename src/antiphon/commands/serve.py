@@ -37,7 +37,7 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
             await private.start(private_port)
         bound = await door.start(settings.listen, shared_port=shared_port)
         asking = asking_upstreams(settings) if parent_pipe is None else nullcontext()
-        async with metrics_listener(settings.metrics.listen, app.context.metrics), asking:
+        async with metrics_listener(settings.metrics.listen, app.context.telemetry.metrics), asking:
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             print(f"ready: http://{bound}/v1", flush=True)

@@ -49,7 +49,7 @@ from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
-from antiphon.observability.metrics import RESTARTS
+from antiphon.observability.metric_names import RESTARTS
 from antiphon.types.transport import SECRET_HEADER
 
 _log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
-from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 
 Kind = Literal["response", "websocket", "background", "request"]
 """What is in flight: responses of clients, turns on WebSockets, responses in the background, everything else."""
@@ -157,7 +157,7 @@ class DoorContext:
     admission: Admission
     limits: LimitSettings
     timeouts: TimeoutSettings
-    metrics: Metrics
+    telemetry: Telemetry
     secret: str | None = None
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     cors_origins: tuple[str, ...] = ()

@@ -1,116 +1,136 @@
-"""Metrics in Prometheus' text format.
+"""What the process measures, and when: one verb for each thing that happens.
 
-Lives here: the registry, names, labels and their values, and buckets; `docs/metrics.md` is made of them. Not here:
-where they are served (`api/health.py`), and adding up those of several processes (`commands/merged_metrics.py`).
+Lives here: the verbs, and the text. Not here: names, labels and buckets (`metric_names.py`), the numbers
+(`tallies.py`), where the text is served (`api/metrics.py`, `commands/metrics_listener.py`), and adding up those of
+several processes (`commands/merged_metrics.py`).
 
-Invariants: labels come from closed sets (no model names, owners or paths), and a metric is touched once per response
-or operation, never per chunk.
+Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
+is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
+from antiphon.observability import metric_names as names
+from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_BOUNDS = (
-    "`limits.concurrent_requests`, `limits.bytes_in_flight`, and of one owner `limits.owner_requests`, "
-    "`limits.owner_bytes_in_flight`"
-)
-_OUTCOMES = (
-    "`completed`, `incomplete`, `failed`, `cancelled`; `error`: an HTTP error; `queued`: now in the background; `cut`: "
-    "an answer of somebody else's that broke off; `given_back`: another process goes on with it"
-)
-_DOORS = "`relay`, `drive`, `http`, `websocket`, `background`"
-_RESULTS = "`ok`, `error`"
-_OPERATIONS = (
-    "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `get`, `list`, `input_items`, `delete`, "
-    "`cancel`, `save_file`, `get_file`, `open_file`, `list_files`, `delete_file`"
-)
+_REFRESH_SECONDS = 1.0
+_Kept = TypeVar("_Kept", Counts, Spread, Level, Read)
+_log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A metric as its reader sees it. `labels`: what values each has."""
-
-    name: str
-    kind: str
-    text: str
-    labels: Mapping[str, str]
-
-
-RESTARTS = Described(
-    "process_restarts_total",
-    "counter",
-    "Processes of antiphon up that were started again.",
-    {"process": "its name: `envoy`, `sidecar 0`, `http door 0`, …", "cause": "`died`, `hung`"},
-)
-"""Told by `antiphon up` itself, in `commands/up.py`."""
-
-
-class Metrics:
+class Metrics(Collector):
     """One per process, with a registry of its own."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.described: list[Described] = []
-        """All there are, in the order they were made."""
-        doors, results = {"door": _DOORS}, {"result": _RESULTS}
-        self._responses = self._counter(
-            "responses_total", "Responses by outcome and door.", {"outcome": _OUTCOMES} | doors
-        )
-        self._duration = self._histogram(
-            "response_duration_seconds", "From a request's first byte to the end of its response.", doors
-        )
-        self._tools = self._histogram(
-            "tool_execution_duration_seconds", "Duration of hosted tool runs.", {"tool": "the tool's type"}
-        )
-        operations = {"operation": _OPERATIONS}
-        self._storage = self._counter("storage_operations_total", "Store operations.", operations | results)
-        self._storage_seconds = self._histogram(
-            "storage_operation_duration_seconds", "Duration of store operations.", operations
-        )
-        self._files = self._counter(
-            "files_ingested_total",
-            "Files of vector stores by outcome.",
-            {"outcome": "`completed`, `failed`, `retried`: given back to be tried again"},
-        )
-        self._searches = self._histogram(
-            "search_duration_seconds",
-            "Duration of searches in vector stores, by what they went by.",
-            {"by": "`words`, `vectors`: by both"},
-        )
-        self._refused = self._counter(
-            "requests_refused_total",
-            "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
-            {"setting": _BOUNDS},
-        )
-        self.in_flight = self._gauge("responses_in_flight", "Responses being served.")
-        self.sockets = self._gauge("websocket_connections", "Open WebSocket connections.")
-        # `labels` costs six times the increment; the label sets are few, so the children are kept.
-        self._response = cache(self._responses.labels)
-        self._door = cache(self._duration.labels)
-        self._operation = cache(self._storage.labels)
-        self._operation_seconds = cache(self._storage_seconds.labels)
+        self._kept: dict[str, Counts | Spread | Level | Read] = {}
+        self._refreshers: list[Callable[[], Awaitable[None]]] = []
+        self._codes, self._models, self._tools_named = Names(), Names(), Names()
+        self._responses = self._keep(Counts(names.RESPONSES))
+        self._failures = self._keep(Counts(names.FAILURES))
+        self._duration = self._keep(Spread(names.DURATION))
+        self._first_event = self._keep(Spread(names.FIRST_EVENT))
+        self._event_gap = self._keep(Spread(names.EVENT_GAP))
+        self._tokens = self._keep(Counts(names.TOKENS))
+        self._cost = self._keep(Counts(names.COST))
+        self._requests = self._keep(Counts(names.REQUESTS))
+        self._upstream_calls = self._keep(Counts(names.UPSTREAM_CALLS))
+        self._upstream_head = self._keep(Spread(names.UPSTREAM_HEAD))
+        self._tools = self._keep(Spread(names.TOOLS))
+        self._tool_results = self._keep(Counts(names.TOOL_RESULTS))
+        self._storage = self._keep(Counts(names.STORAGE))
+        self._storage_seconds = self._keep(Spread(names.STORAGE_SECONDS))
+        self._files = self._keep(Counts(names.FILES))
+        self._searches = self._keep(Spread(names.SEARCHES))
+        self._refused = self._keep(Counts(names.REFUSED))
+        self.compactions = self._keep(Counts(names.COMPACTIONS))
+        """Conversations that were summed up."""
+        self.conflicts = self._keep(Counts(names.CONFLICTS))
+        """Conversations that were in use."""
+        self.seals_refused = self._keep(Counts(names.SEALS_REFUSED))
+        """Encrypted content of ours that did not open."""
+        self.attempts = self._keep(Counts(names.ATTEMPTS))
+        """Runs of background responses: `first` or `again`."""
+        self.given_back = self._keep(Counts(names.GIVEN_BACK))
+        """Runs that others go on with."""
+        self.lost = self._keep(Counts(names.LOST))
+        """Runs that others had taken over."""
+        self.in_flight = self._keep(Level(names.IN_FLIGHT))
+        """Responses being served."""
+        self.lag = self._keep(Spread(names.LAG))
+        """How late the event loop was."""
+        self.writer_group = self._keep(Spread(names.WRITER_GROUP))
+        """Units of one transaction, by database."""
+        for one in names.METRICS:
+            if one.name not in self._kept:
+                self._kept[one.name] = Read(one)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
 
-    def response_finished(self, outcome: str, door: str, seconds: float) -> None:
-        """One response ended; `door` is relay, drive, http, websocket or background."""
-        self._response(outcome, door).inc()
-        self._door(door).observe(seconds)
+    def collect(self) -> Iterable[Metric]:
+        """Every family, in the order of the docs."""
+        return [self._kept[one.name].family() for one in names.METRICS]
+
+    # What happens
+
+    def response_finished(
+        self, outcome: str, door: str, seconds: float, *, fault: str = "none", code: str = "", upstream: str = ""
+    ) -> None:
+        """One response ended; `door` is relay, drive, http, websocket or background. With a `fault` it failed."""
+        self._responses.add(outcome, door, fault)
+        self._duration.add(seconds, door)
+        if fault != "none":
+            self._failures.add(fault, self._codes.bounded(code), upstream)
+
+    def streamed(self, door: str, first: float, gap: float | None) -> None:
+        """A stream: seconds to its first part, and between its events, where there were two."""
+        self._first_event.add(first, door)
+        if gap is not None:
+            self._event_gap.add(gap, door)
+
+    def spent(self, model: str, upstream: str, usage: Usage, cost: float = 0.0) -> None:
+        """What a model call took, as its upstream counted it."""
+        model = self._models.bounded(model)
+        add = self._tokens.add
+        add("input", model, upstream, by=usage.input_tokens)
+        add("output", model, upstream, by=usage.output_tokens)
+        if usage.cached_tokens:
+            add("cached_input", model, upstream, by=usage.cached_tokens)
+        if usage.reasoning_tokens:
+            add("reasoning", model, upstream, by=usage.reasoning_tokens)
+        if cost:
+            self._cost.add(model, by=cost)
+
+    def request_finished(self, operation: str, status: int, fault: str = "none") -> None:
+        """A request that is not for a new response was answered."""
+        self._requests.add(operation, str(status), fault)
+
+    def upstream_called(self, upstream: str, operation: str, status: str, head_seconds: float | None) -> None:
+        """A call of an upstream ended; `status` is a number or what went wrong before there was one."""
+        self._upstream_calls.add(upstream, operation, status)
+        if head_seconds is not None:
+            self._upstream_head.add(head_seconds, upstream)
 
     def refused(self, setting: str) -> None:
         """There was no room, by this setting."""
-        self._refused.labels(setting).inc()
+        self._refused.add(setting)
 
     @contextmanager
     def storage(self, operation: str) -> Iterator[None]:
@@ -127,37 +147,49 @@ class Metrics:
 
     def storage_operation(self, operation: str, result: str, seconds: float) -> None:
         """One store operation ended with `ok` or `error`."""
-        self._operation(operation, result).inc()
-        self._operation_seconds(operation).observe(seconds)
+        self._storage.add(operation, result)
+        self._storage_seconds.add(seconds, operation)
 
-    def tool_execution(self, tool: str, seconds: float) -> None:
-        """One hosted tool ran."""
-        self._tools.labels(tool).observe(seconds)
+    def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
+        """One hosted tool ran; `result` is ok, failed, timed_out or cancelled."""
+        tool = self._tools_named.bounded(tool)
+        self._tools.add(seconds, tool)
+        self._tool_results.add(tool, result)
 
     def file_ingested(self, outcome: str) -> None:
         """A file is over: `completed`, `failed`, or `retried` when it is given back."""
-        self._files.labels(outcome).inc()
+        self._files.add(outcome)
 
     def searched(self, by: str, seconds: float) -> None:
         """A search ended; it went by `words` alone or by `vectors` too."""
-        self._searches.labels(by).observe(seconds)
+        self._searches.add(seconds, by)
+
+    # What is read at a scrape
+
+    def read(self, one: names.Described, source: Callable[[], Reading]) -> None:
+        """Ask `source` for this gauge at every scrape; several sources are added up."""
+        kept = self._kept[one.name]
+        assert isinstance(kept, Read), f"{one.name} is counted here, not read"
+        kept.of(source)
+
+    def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
+        """Await this before every scrape: what is read has to be fetched first."""
+        self._refreshers.append(refresh)
+
+    async def scraped(self) -> bytes:
+        """All metrics as text, freshly read where that is possible in time."""
+        if self._refreshers:
+            try:
+                async with asyncio.timeout(_REFRESH_SECONDS):
+                    await asyncio.gather(*(refresh() for refresh in self._refreshers))
+            except (TimeoutError, StoreError) as error:
+                _log.warning("metrics_not_fresh", cause=str(error) or f"not read within {_REFRESH_SECONDS:g} s")
+        return self.render()
 
     def render(self) -> bytes:
-        """All metrics as text."""
+        """All metrics as text, with what was last read."""
         return generate_latest(self._registry)
 
-    # Making them
-
-    def _counter(self, name: str, text: str, labels: Mapping[str, str] | None = None) -> Counter:
-        return Counter(name, text, self._note("counter", name, text, labels), registry=self._registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, self._note("gauge", name, text, None), registry=self._registry)
-
-    def _histogram(self, name: str, text: str, labels: Mapping[str, str]) -> Histogram:
-        names = self._note("histogram", name, text, labels)
-        return Histogram(name, text, names, buckets=_SECONDS, registry=self._registry)
-
-    def _note(self, kind: str, name: str, text: str, labels: Mapping[str, str] | None) -> Sequence[str]:
-        self.described.append(Described(name, kind, text, labels or {}))
-        return tuple(labels or ())
+    def _keep(self, one: _Kept) -> _Kept:
+        self._kept[one.described.name] = one
+        return one

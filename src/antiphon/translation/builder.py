@@ -105,6 +105,11 @@ class ResponseBuilder:
         return bool(self._draft.output or self._draft.hosted_calls) or self._open is not None
 
     @property
+    def number(self) -> int:
+        """The next event's number."""
+        return self._draft.number
+
+    @property
     def written(self) -> int:
         """How many bytes the model wrote in all items that are closed, calls of tools that run here among them."""
         return self._draft.written

@@ -24,12 +24,14 @@ from antiphon.engine.running.workers import WorkerPace, Workers
 from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 from antiphon.translation.encode import DONE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.metrics import value_of
 from tests.support.waiting import until
 
 _TEXT = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
@@ -129,7 +131,7 @@ class Process:
             self.settings,
             admit=admit or (lambda _: nullcontext()),
             bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
-            metrics=metrics,
+            telemetry=Telemetry(metrics),
             pace=self.pace,
         )
 
@@ -345,7 +347,7 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         process.settings,
         admit=lambda _: nullcontext(),
         bodies=Budget(1 << 20, "limits.bytes_in_flight"),
-        metrics=Metrics(),
+        telemetry=Telemetry(Metrics()),
         pace=process.pace,
     )
     again.start()
@@ -430,7 +432,7 @@ async def test_what_ran_is_counted(process: Process) -> None:
     await process.stream(await process.queue())
     await until(lambda: not process.workers.running)
     counted = process.metrics.render().decode()
-    assert 'responses_total{door="background",outcome="completed"} 1.0' in counted
+    assert value_of(counted, "responses_total", door="background", outcome="completed", fault="none") == 1
 
 
 async def test_a_worker_that_has_nothing_to_do_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STRE
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -45,6 +44,7 @@ from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, NotFound
 from antiphon.ids import new_id
+from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
 from antiphon.types.transport import header_value
 
@@ -81,19 +81,20 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Pro
     is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])
     try:
         owner = _owner_of(context, request, is_exchange=is_exchange)
-        with context.admission.admit(owner, "response" if is_exchange else "request"):
-            context.metrics.in_flight.inc()
-            try:
-                with context.bodies.hold(owner) as hold:
-                    await _serve(context, peer, request, owner, options, hold, ended=opening.end)
-            finally:
-                context.metrics.in_flight.dec()
+        with (
+            context.admission.admit(owner, "response" if is_exchange else "request"),
+            context.bodies.hold(owner) as hold,
+        ):
+            await _serve(context, peer, request, owner, options, hold, ended=opening.end)
     except ApiError as error:
         if peer.answered:
             raise
         # Refused before there was a response: it has no line yet.
         path = request.path.partition("?")[0][:256]
-        write_outcome(_log, "request", refusal(error), 0.0, request_id=request.request_id, door="extproc", path=path)
+        refused = refusal(error)
+        operation = context.router.operation_of(request.method, path)
+        context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
+        write_outcome(_log, "request", refused, 0.0, request_id=request.request_id, door="extproc", path=path)
         await refuse(peer, error, request.request_id)
     except (ProtocolError, PeerLeft, StreamCut):
         raise
@@ -145,12 +146,17 @@ async def _serve(
     *,
     ended: bool,
 ) -> None:
-    started = time.perf_counter()
     path, _, query = request.path.partition("?")
-    if not ended and not await _read_body(context, peer, request, hold):
-        return
     if context.router.is_exchange(request.method, path):
-        await _serve_exchange(context, peer, request, owner, options, hold, started)
+        observed = context.telemetry.observe("relay", request.request_id, owner, request.headers)
+        try:
+            if ended or await _read_body(context, peer, request, hold):
+                await _serve_exchange(context, peer, request, owner, options, hold, observed)
+        finally:
+            # Of what was not read there is nothing to tell.
+            observed.drop()
+        return
+    if not ended and not await _read_body(context, peer, request, hold):
         return
     # An Envoy that sends us more than it needs to: these paths have an ordinary cluster.
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
@@ -196,10 +202,11 @@ async def _serve_exchange(
     owner: str,
     options: ProcessorOptions,
     hold: Hold,
-    started: float,
+    observed: Observation,
 ) -> None:
     exchange = context.new_exchange()
     exchange.hold = hold
+    exchange.observe(observed)
     answer: Drive | Relay | None = None
     try:
         head = RequestHead(request.method, request.path, request.headers, owner, request.request_id)
@@ -223,20 +230,6 @@ async def _serve_exchange(
                 await to_the_end(context.runner.abandon(exchange, reason))
         finally:
             outcome = answer.finish.outcome if answer is not None and answer.finish is not None else "cancelled"
-            seconds = time.perf_counter() - started
-            door = answer.door if answer is not None else "relay"
-            context.metrics.response_finished(outcome, door, seconds)
-            write_outcome(
-                _log,
-                "response",
-                exchange.failure,
-                seconds,
-                request_id=request.request_id,
-                response_id=exchange.response_id,
-                door=door,
-                model=exchange.model,
-                outcome=outcome,
-                upstream=exchange.answered_by,
-                fallback=exchange.fell_back,
-                left_out=exchange.unknown,
-            )
+            if answer is not None:
+                observed.door = answer.door
+            observed.end(exchange, outcome)

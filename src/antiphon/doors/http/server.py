@@ -14,8 +14,7 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -35,10 +34,13 @@ from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.connection_memory import SocketMemory
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
 from antiphon.ids import new_id
+from antiphon.observability.metric_names import SOCKETS
+from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
 from antiphon.types import cors
 from antiphon.types.transport import SECRET_HEADER, Headers
@@ -62,13 +64,10 @@ class _Call:
     trusted: bool = False
     started: float = field(default_factory=time.perf_counter)
     status: int = _CLIENT_GONE
-    outcome: str = ""
-    response_id: str = ""
-    model: str = ""
     failure: Failure | None = None
-    left_out: tuple[str, ...] = ()
-    upstream: str = ""
-    fallback: bool = False
+    response: tuple[Observation, ResponseExchange] | None = None
+    """Set once it is a response that is made here, whose line is its own."""
+    outcome: str = ""
     added: Headers = ()
     """What every answer says beside its own headers."""
 
@@ -90,6 +89,7 @@ class HttpDoor:
         self._closing = False
         self._sockets: set[WebSocketConnection] = set()
         self._socket_memory = SocketMemory(context.websocket.total_bytes)
+        context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
     async def start(
         self, address: str, mode: int = 0o600, *, shared_port: bool = False, tls: TlsFiles | None = None
@@ -154,6 +154,9 @@ class HttpDoor:
             if isinstance(failure, ApiError):
                 error = failure
                 call.failure = refusal(error)
+                if call.response is None:
+                    operation = self._context.router.operation_of(call.method, call.path)
+                    self._context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
@@ -242,10 +245,14 @@ class HttpDoor:
     ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == EXCHANGE_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
-        with self._counted(call):
+        exchange = self._context.new_exchange()
+        exchange.hold = hold
+        observed = self._context.telemetry.observe("http", call.id, owner, call.headers)
+        observed.started = call.started
+        exchange.observe(observed)
+        call.response, call.outcome = (observed, exchange), "cancelled"
+        try:
             body = await self._read_body(request, call.headers, hold)
-            exchange = self._context.new_exchange()
-            exchange.hold = hold
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
             await self._context.runner.receive(exchange, head, body)
             del body
@@ -254,11 +261,9 @@ class HttpDoor:
                 return await answer.run(self._leaving)
             finally:
                 call.outcome = answer.outcome
-                # With a prompt they are known only when that was loaded.
-                call.model, call.response_id = exchange.model, exchange.response_id
-                call.left_out = exchange.unknown
-                call.upstream, call.fallback = exchange.answered_by, exchange.fell_back
-                call.failure = exchange.failure
+        except ApiError:
+            call.outcome = "error"
+            raise
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
@@ -269,28 +274,16 @@ class HttpDoor:
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
         connection = WebSocketConnection(self._context, head, self._leaving, self._socket_memory)
         self._sockets.add(connection)
-        self._context.metrics.sockets.inc()
         # However it ends: the upgrade is what was answered.
         call.status = 101
         try:
             return await connection.run(request)
         finally:
             self._sockets.discard(connection)
-            self._context.metrics.sockets.dec()
 
-    @contextmanager
-    def _counted(self, call: _Call) -> Iterator[None]:
-        metrics = self._context.metrics
-        metrics.in_flight.inc()
-        call.outcome = "cancelled"
-        try:
-            yield
-        except ApiError:
-            call.outcome = "error"
-            raise
-        finally:
-            metrics.in_flight.dec()
-            metrics.response_finished(call.outcome, "http", time.perf_counter() - call.started)
+    def _count_sockets(self) -> dict[tuple[str, ...], float]:
+        busy = sum(connection.busy for connection in self._sockets)
+        return {("idle",): len(self._sockets) - busy, ("busy",): busy}
 
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
@@ -313,6 +306,10 @@ class HttpDoor:
         return await body.decoded()
 
     def _write_log(self, call: _Call) -> None:
+        if call.response is not None:
+            observed, exchange = call.response
+            observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)
+            return
         seconds = time.perf_counter() - call.started
         if call.path in _QUIET and call.status < 400:
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
@@ -327,12 +324,6 @@ class HttpDoor:
             method=call.method[:32],
             path=call.path[:256],
             status=call.status,
-            outcome=call.outcome,
-            response_id=call.response_id,
-            model=call.model,
-            upstream=call.upstream,
-            fallback=call.fallback,
-            left_out=call.left_out,
         )
 
 

@@ -12,7 +12,6 @@ finished first; an exchange that did not finish is abandoned.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
@@ -43,7 +42,6 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
 from antiphon.errors import ApiError, InternalError, InvalidRequest, Unavailable
 from antiphon.ids import new_id
-from antiphon.observability.outcome import write_outcome
 from antiphon.types.transport import Headers
 
 _FRAMES_AHEAD = 16
@@ -133,6 +131,8 @@ class WebSocketConnection:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._over = False
+        self.busy = False
+        """Whether a response is made now."""
         self._expired = False
 
     @property
@@ -270,8 +270,11 @@ class WebSocketConnection:
             frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes
         )
         failure: Failure | None = None
-        metrics, started = self._context.metrics, time.perf_counter()
-        metrics.in_flight.inc()
+        observed = self._context.telemetry.observe(
+            "websocket", turn.head.request_id, self._head.owner, self._head.headers
+        )
+        turn.exchange.observe(observed)
+        self.busy = True
         try:
             owner = self._head.owner
             with self._context.admission.admit(owner, "websocket"), self._context.bodies.hold(owner) as hold:
@@ -294,23 +297,8 @@ class WebSocketConnection:
             await self._send(turn.frames.error(InternalError("The server had an error.")))
         finally:
             self._remember(turn)
-            seconds = time.perf_counter() - started
-            metrics.in_flight.dec()
-            metrics.response_finished(turn.outcome, "websocket", seconds)
-            write_outcome(
-                _log,
-                "response",
-                failure or turn.exchange.failure,
-                seconds,
-                request_id=turn.head.request_id,
-                response_id=turn.exchange.response_id,
-                door="websocket",
-                model=turn.exchange.model,
-                outcome=turn.outcome,
-                upstream=turn.exchange.answered_by,
-                fallback=turn.exchange.fell_back,
-                left_out=turn.exchange.unknown,
-            )
+            self.busy = False
+            observed.end(turn.exchange, turn.outcome, failure)
 
     async def _perform(self, turn: _Turn) -> None:
         exchange, previous = turn.exchange, turn.frame.previous_response_id

@@ -20,7 +20,8 @@ _OF_THE_ANSWER = frozenset(
         *("openai-processing-ms", "openai-version", "openai-model", "traceparent", "tracestate"),
     }
 )
-_ALWAYS_PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
+_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+_ALWAYS_PASSED = _TRACE_HEADERS | {"x-request-id"}
 # What else a Responses service reads; and what is the business of whoever's credentials the call carries.
 _NATIVE_HEADERS = frozenset({"openai-beta"})
 _ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project", "idempotency-key"})
@@ -33,8 +34,9 @@ _WIRE_HEADERS = frozenset(
 )
 
 
-def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool) -> Headers:
-    """The headers of a model call: the client's that may go along, and what the call itself says."""
+def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
+    """The headers of a model call: the client's that may go along, and what the call itself says. `traced`: the
+    trace's, in place of the client's."""
     allowed = route.headers | _ALWAYS_PASSED
     accept = "text/event-stream" if stream else "application/json"
     if native:
@@ -46,6 +48,8 @@ def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool
         for name, value in headers
         if (name in allowed and name != "accept") or (name == "authorization" and route.passthrough)
     )
+    if traced:
+        kept = (*(pair for pair in kept if pair[0] not in _TRACE_HEADERS), *traced)
     return (JSON_TYPE, ("accept", accept), *kept)
 
 

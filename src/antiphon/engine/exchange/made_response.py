@@ -25,6 +25,7 @@ from antiphon.engine.ports.actions import (
     ResponseRecord,
     RunTools,
     SaveResponse,
+    Usage,
 )
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, StoreError, store_refusal
@@ -219,6 +220,9 @@ class MadeResponse(TranslatedRequest):
         if cancelled and cut is not None:
             ending = cut
         summary, self._summary = self._summary, None
+        used = summary.usage if summary is not None else self.builder.response.usage
+        if used is not None:
+            self.core.observer.call_used(Usage.of(used))
         if summary is not None:
             self._end_summary(summary, ending)
         elif ending.status != "completed" or cancelled or not self._goes_on():

@@ -41,6 +41,7 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
+from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, StoreError, UpstreamTimedOut
 from antiphon.ids import Clock, IdFactory
@@ -92,6 +93,7 @@ class ResponseExchange:
         self._served = ServedRequest(self._core, _NOBODY)
         self._queued: QueuedResponse | None = None
         self._watch = Watch(options.times)
+        self._silent = False
         self.generate = True
         """False: everything but the model call (a WebSocket's prewarm): the answer is complete and empty at once."""
         self.error_events = True
@@ -100,6 +102,10 @@ class ResponseExchange:
         """The size of the request's body."""
         self.hold: Hold | None = None
         """What the request holds of its process's memory; whoever loads something for it adds to that."""
+
+    def observe(self, observer: Observer) -> None:
+        """Tell this one of all model calls from now on."""
+        self._core.observer = observer
 
     # What doors and the runner read
 
@@ -180,6 +186,11 @@ class ResponseExchange:
     def fell_back(self) -> bool:
         """Whether an upstream has answered for another."""
         return bool(self._core.fallback)
+
+    @property
+    def events(self) -> int:
+        """How many events its stream has so far."""
+        return self._served.events
 
     @property
     def floods(self) -> bool:
@@ -345,11 +356,16 @@ class ResponseExchange:
         if self._served.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
             tried = header_value(headers, TRIED_HEADER) or ""
             self._served.receive_source(name, int(tried) if tried.isdecimal() else 1)
+        self._silent = True
+        self._core.observer.head_came(self._served.asked, self._served.upstream_status)
         self._served.receive_head(status, headers)
 
     def receive_upstream_data(self, data: bytes) -> None:
         """Body bytes, in any split."""
         machine, served = self._machine, self._served
+        if self._silent:
+            self._silent = False
+            self._core.observer.first_data_came()
         # For a stream the table is asked when it has ended, not for each of its chunks.
         if machine.state is not State.STREAMING:
             machine.receive(Input.DATA)
@@ -357,12 +373,14 @@ class ResponseExchange:
                 return
         if served.reader.receive(data):
             machine.receive(Input.DATA)
+            self._core.observer.call_ended()
             served.stop_reading()
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
         """The body is over; `error` when it was broken off, or when there was no head at all."""
         self._machine.receive(Input.END)
         if self.state not in _OVER:
+            self._core.observer.call_ended(error.fault.value if error is not None else "")
             self._served.receive_end(error)
 
     def receive_saved(self, error: StoreError | ApiError | None = None) -> None:

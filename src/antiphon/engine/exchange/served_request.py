@@ -34,6 +34,7 @@ from antiphon.engine.ports.actions import (
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
+from antiphon.engine.ports.observer import UNOBSERVED, Observer
 from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.known_secrets import KnownSecrets, bearer_token
@@ -53,6 +54,8 @@ class ExchangeCore:
         self.machine = StateMachine()
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)
+        self.observer: Observer = UNOBSERVED
+        """Who is told of model calls."""
         self.cancelled = False
         self.locked = False
         """Whether the response's conversation is locked for it."""
@@ -118,6 +121,11 @@ class ServedRequest:
     @property
     def output_bytes(self) -> int:
         """What the response has grown to."""
+        return 0
+
+    @property
+    def events(self) -> int:
+        """How many events its stream has so far."""
         return 0
 
     @property
@@ -208,8 +216,9 @@ class ServedRequest:
         """Ask for a model call."""
         self.core.machine.go(State.CALLING)
         self.reader = AnswerReader()
-        headers = forwarded(self.head.headers, self.route, stream=stream, native=native)
         route = self.route
+        traced = self.core.observer.call_began(route.upstream, "native" if native else "responses", self.model)
+        headers = forwarded(self.head.headers, route, stream=stream, native=native, traced=traced)
         self.answered_by = ""
         tries = len(route.upstreams)
         request = UpstreamRequest("POST", path, headers, body, self.model, stream, route.upstream, above, tries)
@@ -243,6 +252,7 @@ class ServedRequest:
         """The end."""
         self.release()
         self.core.machine.go(State.DONE)
+        self.core.observer.call_ended("cancelled" if self.core.cancelled else "")
         self.core.actions.append(Finish(outcome, self.usage, self.model))
 
     def _unexpected(self, what: str) -> ExchangeStateError:

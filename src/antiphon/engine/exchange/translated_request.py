@@ -188,20 +188,15 @@ class TranslatedRequest(ServedRequest, ABC):
     @property
     def usage(self) -> Usage | None:
         usage = self.usage_object
-        if usage is None:
-            return None
-        return Usage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.total_tokens,
-            cached_tokens=usage.input_tokens_details.cached_tokens,
-            cache_write_tokens=usage.input_tokens_details.cache_write_tokens,
-            reasoning_tokens=usage.output_tokens_details.reasoning_tokens,
-        )
+        return Usage.of(usage) if usage is not None else None
 
     @property
     def output_bytes(self) -> int:
         return self.builder.size
+
+    @property
+    def events(self) -> int:
+        return self.builder.number
 
     @property
     def needs_compaction(self) -> bool:

@@ -18,6 +18,7 @@ from msgspec import Struct
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError
 from antiphon.types.files import FetchedFile
+from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 __all__ = [
@@ -149,6 +150,19 @@ class Usage(Struct, frozen=True):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+
+    @classmethod
+    def of(cls, usage: UsageObject) -> Usage:
+        """What a response's usage object says."""
+        read, written = usage.input_tokens_details, usage.output_tokens_details
+        return cls(
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.total_tokens,
+            read.cached_tokens,
+            read.cache_write_tokens,
+            written.reasoning_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ nothing half-done is ever seen; when the process is stopped, its jobs are given 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,8 +34,7 @@ from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
-from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import write_outcome
+from antiphon.observability.observation import Observation, Telemetry
 
 _log = structlog.get_logger(__name__)
 
@@ -83,8 +81,6 @@ class _Run:
     lost: bool = False
     ending: bool = False
     failure: Failure | None = None
-    upstream: str = ""
-    fallback: bool = False
 
     def lose(self) -> None:
         """Stop it, once: what it does to clean up after itself is not to be interrupted."""
@@ -148,7 +144,7 @@ class Workers:
         *,
         admit: Callable[[str], AbstractContextManager[None]],
         bodies: Budget,
-        metrics: Metrics,
+        telemetry: Telemetry,
         watch_door: Callable[[], AbstractAsyncContextManager[DoorWatch]] | None = None,
         pace: WorkerPace = WorkerPace(),
     ) -> None:
@@ -162,7 +158,7 @@ class Workers:
         self._pace = pace
         self._admit = admit
         self._bodies = bodies
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._watch_door = watch_door or _no_door
         self._running: dict[str, _Run] = {}
         self._woken = asyncio.Event()
@@ -260,7 +256,10 @@ class Workers:
 
     async def _run(self, run: _Run) -> None:
         job = run.job
-        started = time.perf_counter()
+        exchange = self._new_exchange()
+        observed = self._telemetry.observe("background", "", job.owner)
+        exchange.observe(observed)
+        self._telemetry.metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
         try:
             with (
@@ -269,7 +268,7 @@ class Workers:
                 self._background.followers.written_here(job.response_id),
             ):
                 hold.add(len(job.request))
-                outcome = await self._serve(run, hold)
+                outcome = await self._serve(run, exchange, observed, hold)
         except asyncio.CancelledError:
             if run.lost:
                 with suppress(StoreError):
@@ -306,24 +305,12 @@ class Workers:
             self._runner.forget(job.response_id)
             self._woken.set()
             if outcome:
-                self._tell(run, outcome, time.perf_counter() - started)
+                failure = run.failure if outcome == "failed" else None
+                observed.end(exchange, outcome, failure, response_id=job.response_id, attempt=job.attempts)
+            else:
+                observed.drop()
 
-    def _tell(self, run: _Run, outcome: str, seconds: float) -> None:
-        self._metrics.response_finished(outcome, "background", seconds)
-        write_outcome(
-            _log,
-            "response",
-            run.failure if outcome == "failed" else None,
-            seconds,
-            response_id=run.job.response_id,
-            door="background",
-            outcome=outcome,
-            attempt=run.job.attempts,
-            upstream=run.upstream,
-            fallback=run.fallback,
-        )
-
-    async def _serve(self, run: _Run, hold: Hold) -> str:
+    async def _serve(self, run: _Run, exchange: ResponseExchange, observed: Observation, hold: Hold) -> str:
         """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
         job = run.job
         if not self._may_begin(job.attempts):
@@ -342,10 +329,10 @@ class Workers:
         kept = _Kept(self._runner.store, stream.hold_back)
         upstream = PatientUpstream(self._runner.upstream, self._settings.patience)
         runner = self._runner.over(kept, upstream, keeps_locks=True)
-        exchange = self._new_exchange()
         exchange.hold = hold
         try:
             asked = _REQUEST.decode(job.request)
+            observed.request_id = asked.request_id
             exchange.receive_job(asked, job.owner, job.response_id, job.last_event)
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)
@@ -360,7 +347,7 @@ class Workers:
         except BaseException:
             stream.abort()
             raise
-        run.failure, run.upstream, run.fallback = exchange.failure, exchange.answered_by, exchange.fell_back
+        run.failure = exchange.failure
         if kept.record is None:
             # Refused before the model was asked: what it continues is gone, or the settings have changed.
             error = _refusal(outcome)

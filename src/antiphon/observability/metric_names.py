@@ -1,0 +1,195 @@
+"""Which metrics there are: names, labels, buckets, meanings. `docs/metrics.md` is made of this table.
+
+Lives here: the table. Not here: numbers (`tallies.py`), who touches them (`metrics.py`).
+
+Invariants: labels come from closed sets, or are bounded by `tallies.Names`; no owner, path or id is ever one. All times
+are seconds, all sizes bytes. What several processes show of one thing that they share (`merged: max`) is not added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A metric as its reader sees it. `labels`: what values each has; `merged`: how those of several processes become
+    one."""
+
+    name: str
+    kind: Literal["counter", "histogram", "gauge"]
+    text: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+    merged: Literal["sum", "max"] = "sum"
+
+
+def _counter(name: str, text: str, **labels: str) -> Described:
+    return Described(name, "counter", text, labels)
+
+
+def _seconds(name: str, text: str, buckets: tuple[float, ...] = _SECONDS, **labels: str) -> Described:
+    return Described(name, "histogram", text, labels, buckets)
+
+
+def _gauge(name: str, text: str, **labels: str) -> Described:
+    return Described(name, "gauge", text, labels)
+
+
+def _shared(name: str, text: str, **labels: str) -> Described:
+    return Described(name, "gauge", text, labels, merged="max")
+
+
+_OUTCOMES = (
+    "`completed`, `incomplete`, `failed`, `cancelled`; `error`: an HTTP error; `queued`: now in the background; `cut`: "
+    "an answer of somebody else's that broke off; `given_back`: another process goes on with it"
+)
+_DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
+_FAULT = (
+    "whose: `client`, `upstream`, `ours`, `cancelled` (nobody waited any more), `unknown` (a client that left and an "
+    "upstream that broke off look alike), `none`: nothing failed"
+)
+_CODE = "the error's `code` as the client got it; empty: it has none; `other`: more than a hundred kinds"
+_UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
+_MODEL = "as asked for, once an upstream has answered for it; `other`: more than a hundred"
+_RESULT = "`ok`, `error`"
+_STATUS = "the HTTP status; of a call without one `unreachable`, `timed_out`, `cut`, `cancelled`, …"
+_OPERATIONS = (
+    "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `get`, `list`, `input_items`, `delete`, "
+    "`cancel`, `claim`, `append`, `finish`, `end`, `release`, `renew`, `save_file`, `get_file`, `open_file`, "
+    "`list_files`, `delete_file`"
+)
+_BOUNDS = (
+    "`limits.concurrent_requests`, `limits.bytes_in_flight`, and of one owner `limits.owner_requests`, "
+    "`limits.owner_bytes_in_flight`"
+)
+
+RESPONSES = _counter(
+    "responses_total", "Responses by outcome, door and fault.", outcome=_OUTCOMES, door=_DOOR, fault=_FAULT
+)
+FAILURES = _counter(
+    "response_failures_total", "Responses that failed, by cause.", fault=_FAULT, code=_CODE, upstream=_UPSTREAM
+)
+DURATION = _seconds("response_duration_seconds", "From a request's first byte to the end of its response.", door=_DOOR)
+FIRST_EVENT = _seconds(
+    "response_first_event_seconds",
+    "From a streaming request's first byte to the first part of a model's answer to it.",
+    door=_DOOR,
+)
+EVENT_GAP = _seconds(
+    "response_event_gap_seconds",
+    "Mean time between the events of a stream, of each stream once.",
+    _SHORT,
+    door=_DOOR,
+)
+TOKENS = _counter(
+    "tokens_total",
+    "Tokens as upstreams counted them.",
+    kind="`input` (cached ones among them), `cached_input`, `output` (reasoning among them), `reasoning`",
+    model=_MODEL,
+    upstream=_UPSTREAM,
+)
+COST = _counter("cost_total", "What `prices` makes of the tokens, in their currency.", model=_MODEL)
+REQUESTS = _counter(
+    "requests_total",
+    "Requests that are not for a new response.",
+    operation="the method and the path's template, `GET /v1/files/{}`",
+    status=_STATUS,
+    fault=_FAULT,
+)
+UPSTREAM_CALLS = _counter(
+    "upstream_requests_total",
+    "Calls of upstreams that this process made, or had Envoy make.",
+    upstream=_UPSTREAM,
+    operation="`responses` (a model call of a response), `pass_through`, `models`, `native`",
+    status=_STATUS,
+)
+UPSTREAM_HEAD = _seconds("upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)
+TOOLS = _seconds("tool_execution_duration_seconds", "Duration of hosted tool runs.", tool="the tool's type")
+TOOL_RESULTS = _counter(
+    "tool_executions_total",
+    "Hosted tool runs by result.",
+    tool="the tool's type",
+    result="`ok`, `failed`, `timed_out`, `cancelled`",
+)
+STORAGE = _counter("storage_operations_total", "Store operations.", operation=_OPERATIONS, result=_RESULT)
+STORAGE_SECONDS = _seconds("storage_operation_duration_seconds", "Duration of store operations.", operation=_OPERATIONS)
+FILES = _counter(
+    "files_ingested_total",
+    "Files of vector stores by outcome.",
+    outcome="`completed`, `failed`, `retried`: given back to be tried again",
+)
+SEARCHES = _seconds(
+    "search_duration_seconds",
+    "Duration of searches in vector stores, by what they went by.",
+    by="`words`, `vectors`: by both",
+)
+REFUSED = _counter(
+    "requests_refused_total",
+    "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
+    setting=_BOUNDS,
+)
+COMPACTIONS = _counter("compactions_total", "Conversations that were summed up.")
+CONFLICTS = _counter("conversation_conflicts_total", "Requests for a conversation that another response was using.")
+SEALS_REFUSED = _counter("sealed_content_refused_total", "Encrypted content of ours that did not open.")
+ATTEMPTS = _counter(
+    "background_attempts_total",
+    "Runs of background responses that began.",
+    kind="`first`, `again`: after a failure or a process's end",
+)
+GIVEN_BACK = _counter("background_given_back_total", "Runs of background responses that others go on with.")
+LOST = _counter("background_lost_total", "Runs of background responses whose lease another worker had taken over.")
+IN_FLIGHT = _gauge("responses_in_flight", "Responses being served.")
+SOCKETS = _gauge("websocket_connections", "Open WebSocket connections.", state="`idle`, `busy`: a response is made")
+RUNNING = _gauge("background_running", "Background responses that run.")
+FOLLOWERS = _gauge("background_followers", "Streams that follow a background response.")
+QUEUED = _shared("background_queued", "Background responses that wait for a worker, in the whole store.")
+OLDEST = _shared("background_oldest_queued_seconds", "How long the first of them has waited.")
+LAG = _seconds(
+    "event_loop_lag_seconds", "How much later than asked for the event loop came back, four times a second.", _SHORT
+)
+WRITER_QUEUE = _gauge(
+    "storage_writer_queue", "Units that wait for the database's writer.", database="`sessions`, `vectors`"
+)
+WRITER_GROUP = _seconds("storage_writer_group", "Units of one transaction.", _SIZES, database="`sessions`, `vectors`")
+READERS = _gauge(
+    "storage_readers_busy", "Connections of the database's pool that read.", database="`sessions`, `vectors`"
+)
+THREADS = _gauge("threads_busy", "Threads of the process's pools that work.", pool="a pool's name")
+THREAD_QUEUE = _gauge("threads_waiting", "Pieces of work that wait for a thread.", pool="a pool's name")
+INTERPRETERS = _gauge("code_interpreters", "Interpreters of `code_interpreter` that run.")
+DATABASE = _shared("database_bytes", "Size of a database's files.", database="`sessions`, `vectors`")
+BLOBS = _shared("blobs_bytes", "Contents of files, as the database knows them.")
+DISK_FREE = _shared("disk_free_bytes", "Free for this process on the data folder's disk.")
+LOG_DROPPED = _counter("log_lines_dropped_total", "Log lines that nobody read in time.")
+LOADED = _shared("settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
+BUILD = _shared(
+    "build_info",
+    "Always 1.",
+    version="Antiphon's version",
+    python="Python's version",
+    transport="`grpcio`, `http2`; empty: no ext_proc door",
+    sandbox="what code runs in; empty: none",
+)
+
+METRICS = (
+    RESPONSES, FAILURES, DURATION, FIRST_EVENT, EVENT_GAP, TOKENS, COST, REQUESTS, UPSTREAM_CALLS, UPSTREAM_HEAD, TOOLS,
+    TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, COMPACTIONS, CONFLICTS, SEALS_REFUSED, ATTEMPTS,
+    GIVEN_BACK, LOST, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE, WRITER_GROUP, READERS,
+    THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
+)  # fmt: skip
+"""All there are, in the order of the docs."""
+
+RESTARTS = _counter(
+    "process_restarts_total",
+    "Processes of antiphon up that were started again.",
+    process="its name: `envoy`, `sidecar 0`, `http door 0`, …",
+    cause="`died`, `hung`",
+)
+"""Told by `antiphon up` itself, in `commands/up.py`."""

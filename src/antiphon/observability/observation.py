@@ -1,0 +1,154 @@
+"""One response as its operator sees it: what it called, how long that took, and what came of it.
+
+Lives here: gathering this while the response is made, and telling it once at the end: the log line, the metrics and
+what it used. Not here: how the line is written (`outcome.py`), the numbers (`metrics.py`), spans (`tracing.py`).
+
+An observation is the exchange's `Observer`, so that every door tells the same of the same calls, whoever makes them.
+Invariant: `end` tells once, whatever happened; nothing here changes a response, and no content is seen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Usage
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.outcome import write_outcome
+from antiphon.types.transport import Headers
+
+_log = structlog.get_logger("antiphon.response")
+_OWNER_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What the process has to observe with; one per process."""
+
+    metrics: Metrics
+
+    def observe(self, door: str, request_id: str, owner: str, headers: Headers = ()) -> Observation:
+        """Begin to observe a response; `door` may still be changed until its end."""
+        return Observation(self, door, request_id, owner)
+
+
+class Observation:
+    """One response. `outcome` and `door` are what its door says of it."""
+
+    def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str) -> None:
+        self._telemetry = telemetry
+        self._metrics = telemetry.metrics
+        self.door = door
+        self.request_id = request_id
+        self._owner = owner
+        self.started = time.perf_counter()
+        self._calls = 0
+        self._upstream = ""
+        self._operation = ""
+        self._called_at = 0.0
+        self._status = 0
+        self._head: float | None = None
+        self._open = False
+        self._first: float | None = None
+        self._used: list[tuple[str, Usage]] = []
+        self._ended = False
+        self._metrics.in_flight.inc()
+
+    # What the exchange tells
+
+    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+        """See `Observer`."""
+        self._calls += 1
+        self._upstream, self._operation = upstream, operation
+        self._called_at, self._status, self._head, self._open = time.perf_counter(), 0, None, True
+        return ()
+
+    def head_came(self, upstream: str, status: int) -> None:
+        """See `Observer`."""
+        self._upstream, self._status = upstream, status
+        if status:
+            self._head = time.perf_counter() - self._called_at
+
+    def first_data_came(self) -> None:
+        """See `Observer`."""
+        if self._first is None:
+            self._first = time.perf_counter()
+
+    def call_ended(self, fault: str = "") -> None:
+        """See `Observer`."""
+        if self._open:
+            self._open = False
+            status = str(self._status) if self._status and fault != "cancelled" else fault or "unreachable"
+            self._metrics.upstream_called(self._upstream, self._operation, status, self._head)
+
+    def call_used(self, usage: Usage) -> None:
+        """See `Observer`."""
+        self._used.append((self._upstream, usage))
+
+    # What its door tells
+
+    def drop(self) -> None:
+        """There was nothing to observe: it was not begun."""
+        if not self._ended:
+            self._ended = True
+            self._metrics.in_flight.dec()
+
+    def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: Any) -> None:
+        """The response is over; `known` is what its door has to say beside what all doors say. Does nothing the second
+        time."""
+        if self._ended:
+            return
+        self._ended = True
+        self.call_ended("cancelled")
+        metrics, model = self._metrics, exchange.model
+        metrics.in_flight.dec()
+        now = time.perf_counter()
+        seconds = now - self.started
+        failure = failure or exchange.failure
+        if failure is None and outcome in ("failed", "error"):
+            failure = Failure("ours", "no cause was noted", operation="unknown")
+        fault = failure.fault if failure is not None else "none"
+        code = failure.code if failure is not None else ""
+        metrics.response_finished(outcome, self.door, seconds, fault=fault, code=code, upstream=self._upstream)
+        if self._first is not None and exchange.streaming:
+            events = exchange.events - 1
+            metrics.streamed(
+                self.door, self._first - self.started, (now - self._first) / events if events > 0 else None
+            )
+        for upstream, usage in self._used:
+            metrics.spent(model, upstream, usage)
+        write_outcome(
+            _log,
+            "response",
+            failure,
+            seconds,
+            **{
+                "request_id": self.request_id,
+                "response_id": exchange.response_id,
+                "door": self.door,
+                "model": model,
+                "outcome": outcome,
+                "owner": self._owner[:_OWNER_LENGTH],
+                "upstream": self._upstream,
+                "fallback": exchange.fell_back,
+                "calls": self._calls if self._calls > 1 else 0,
+                **self._tokens(),
+                "head_seconds": round(self._head, 6) if self._head is not None else None,
+                "left_out": exchange.unknown,
+                **known,
+            },
+        )
+
+    def _tokens(self) -> dict[str, int]:
+        counted = [usage for _, usage in self._used]
+        return {
+            "input_tokens": sum(usage.input_tokens for usage in counted),
+            "cached_tokens": sum(usage.cached_tokens for usage in counted),
+            "output_tokens": sum(usage.output_tokens for usage in counted),
+            "reasoning_tokens": sum(usage.reasoning_tokens for usage in counted),
+        }

@@ -1,0 +1,152 @@
+"""Counters, histograms and gauges as plain numbers, which are read when somebody asks.
+
+Lives here: what a metric holds, and how that becomes a family of Prometheus' text format. Not here: which metrics there
+are (`metric_names.py`), who touches them (`metrics.py` has the verbs).
+
+prometheus_client's own objects take a lock for each addition; these are touched for every response, so they are numbers
+in dictionaries, and its families are made of them at a scrape. Invariants: only the event loop's thread touches them; a
+label that is not of a closed set has at most `_MOST_VALUES` values, and what comes after those is `other`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from antiphon.observability.metric_names import Described
+
+Labels = tuple[str, ...]
+Reading = float | Mapping[Labels, float]
+
+_MOST_VALUES = 100
+OTHER = "other"
+
+
+class Names:
+    """The values of a label that others choose (a model's name, an upstream's error code): the first hundred."""
+
+    def __init__(self, most: int = _MOST_VALUES) -> None:
+        self._most = most
+        self._seen: dict[str, str] = {}
+
+    def bounded(self, value: str) -> str:
+        """The value itself, or `other` when there are too many."""
+        known = self._seen.get(value)
+        if known is not None:
+            return known
+        if len(self._seen) >= self._most:
+            return OTHER
+        self._seen[value] = value
+        return value
+
+
+class Counts:
+    """A counter: one number for each set of labels."""
+
+    def __init__(self, described: Described) -> None:
+        self.described = described
+        self._values: dict[Labels, float] = {} if described.labels else {(): 0}
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        """So many more."""
+        values = self._values
+        values[labels] = values.get(labels, 0) + by
+
+    def family(self) -> Metric:
+        """What there is now."""
+        one = self.described
+        family = CounterMetricFamily(one.name, one.text, labels=tuple(one.labels))
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Spread:
+    """A histogram: how many values lie below each bound, for each set of labels."""
+
+    def __init__(self, described: Described) -> None:
+        self.described = described
+        self._bounds = described.buckets
+        self._rows: dict[Labels, list[float]] = {} if described.labels else {(): self._row()}
+
+    def add(self, value: float, *labels: str) -> None:
+        """One more value."""
+        row = self._rows.get(labels)
+        if row is None:
+            row = self._rows[labels] = self._row()
+        row[bisect_left(self._bounds, value)] += 1
+        row[-1] += value
+
+    def family(self) -> Metric:
+        """What there is now."""
+        one = self.described
+        family = HistogramMetricFamily(one.name, one.text, labels=tuple(one.labels))
+        for labels, row in self._rows.items():
+            family.add_metric(labels, list(self._buckets(row)), sum_value=row[-1])
+        return family
+
+    def _row(self) -> list[float]:
+        # One number for each bound, one for what lies above all, and the sum of the values.
+        return [0.0] * (len(self._bounds) + 2)
+
+    def _buckets(self, row: list[float]) -> Iterator[tuple[str, float]]:
+        below = 0.0
+        for bound, number in zip(self._bounds, row, strict=False):
+            below += number
+            yield repr(float(bound)), below
+        yield "+Inf", below + row[-2]
+
+
+class Level:
+    """A gauge that goes up and down with what it counts."""
+
+    def __init__(self, described: Described) -> None:
+        self.described = described
+        self.value = 0.0
+
+    def inc(self) -> None:
+        """One more."""
+        self.value += 1
+
+    def dec(self) -> None:
+        """One less."""
+        self.value -= 1
+
+    def family(self) -> Metric:
+        """What there is now."""
+        return gauge(self.described, self.value)
+
+
+class Read:
+    """A gauge, or a counter that somebody else keeps: asked of those who know, at a scrape."""
+
+    def __init__(self, described: Described) -> None:
+        self.described = described
+        self._sources: list[Callable[[], Reading]] = []
+
+    def of(self, source: Callable[[], Reading]) -> None:
+        """Ask this one too: a number, or numbers by the values of the labels. Several are added up."""
+        self._sources.append(source)
+
+    def family(self) -> Metric:
+        """What they say now."""
+        values: dict[Labels, float] = {}
+        for source in self._sources:
+            said = source()
+            for labels, value in said.items() if isinstance(said, Mapping) else (((), said),):
+                values[labels] = values.get(labels, 0) + value
+        one = self.described
+        kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
+        family = kind(one.name, one.text, labels=tuple(one.labels))
+        for labels, value in values.items():
+            family.add_metric(labels, value)
+        return family
+
+
+def gauge(described: Described, value: float) -> Metric:
+    """A gauge without labels."""
+    family = GaugeMetricFamily(described.name, described.text)
+    family.add_metric((), value)
+    return family

@@ -1,0 +1,140 @@
+"""What an exchange tells its observer, and what an observation makes of it."""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, Usage
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Observation, Telemetry
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.exchanges import SSE, make_exchange
+from tests.support.metrics import value_of
+
+_CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+_LAST = (
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}\n\n'
+    b"data: [DONE]\n\n"
+)
+_CLIENTS = ("traceparent", "00-11111111111111111111111111111111-2222222222222222-01")
+_OURS = ("traceparent", "00-11111111111111111111111111111111-3333333333333333-01")
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self, headers: Headers = ()) -> None:
+        self.headers = headers
+        self.lines: list[tuple[object, ...]] = []
+
+    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+        self.lines.append(("began", upstream, operation, model))
+        return self.headers
+
+    def head_came(self, upstream: str, status: int) -> None:
+        self.lines.append(("head", upstream, status))
+
+    def first_data_came(self) -> None:
+        self.lines.append(("first data",))
+
+    def call_ended(self, fault: str = "") -> None:
+        self.lines.append(("ended", fault))
+
+    def call_used(self, usage: Usage) -> None:
+        self.lines.append(("used", usage.input_tokens, usage.output_tokens))
+
+
+def _asked(told: Told | Observation, headers: Headers = ()) -> tuple[ResponseExchange, CallUpstream]:
+    exchange = make_exchange()
+    exchange.observe(told)
+    exchange.receive_request(
+        RequestHead("POST", "/v1/responses", headers, "owner"),
+        b'{"model":"m","input":"hi","stream":true,"store":false}',
+    )
+    (call,) = [action for action in exchange.actions() if isinstance(action, CallUpstream)]
+    return exchange, call
+
+
+def test_a_call_is_told_once_from_its_beginning_to_its_end() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    exchange.receive_upstream_head(200, SSE)
+    for _ in range(3):
+        exchange.receive_upstream_data(_CHUNK)
+    exchange.receive_upstream_data(_LAST)
+    assert told.lines[:3] == [("began", "default", "responses", "m"), ("head", "default", 200), ("first data",)]
+    assert told.lines.count(("first data",)) == 1
+    assert ("used", 5, 2) in told.lines
+    assert told.lines[3] == ("ended", "")
+    assert exchange.events > 5
+
+
+def test_the_trace_goes_on_in_the_call_in_place_of_the_clients() -> None:
+    _, call = _asked(Told((_OURS,)), (_CLIENTS, ("tracestate", "a=b")))
+    assert _OURS in call.request.headers and _CLIENTS not in call.request.headers
+    assert "tracestate" not in dict(call.request.headers)
+    _, untraced = _asked(Told(), (_CLIENTS, ("tracestate", "a=b")))
+    assert _CLIENTS in untraced.request.headers and ("tracestate", "a=b") in untraced.request.headers
+
+
+def test_what_failed_says_how() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+    assert told.lines[1] == ("ended", "unreachable")
+
+
+def test_an_observation_counts_a_stream() -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("relay", "r1", "owner")
+    exchange, _ = _asked(observed)
+    assert value_of(metrics.render().decode(), "responses_in_flight") == 1
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK)
+    exchange.receive_upstream_data(_LAST)
+    for _ in range(2):
+        observed.end(exchange, "completed")
+    text = metrics.render().decode()
+    assert value_of(text, "responses_in_flight") == 0
+    assert value_of(text, "responses_total", outcome="completed", door="relay", fault="none") == 1
+    assert value_of(text, "response_failures_total") == 0
+    assert value_of(text, "upstream_requests_total", upstream="default", operation="responses", status="200") == 1
+    assert value_of(text, "upstream_head_seconds_count", upstream="default") == 1
+    assert value_of(text, "response_first_event_seconds_count", door="relay") == 1
+    assert value_of(text, "response_event_gap_seconds_count", door="relay") == 1
+    assert value_of(text, "tokens_total", kind="input", model="m", upstream="default") == 5
+    assert value_of(text, "tokens_total", kind="output") == 2
+
+
+def test_an_observation_says_whose_fault_it_was() -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    exchange, _ = _asked(observed)
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came"))
+    observed.end(exchange, "error")
+    text = metrics.render().decode()
+    assert value_of(text, "responses_total", outcome="error", door="drive", fault="upstream") == 1
+    assert value_of(text, "response_failures_total", fault="upstream", upstream="default") == 1
+    assert value_of(text, "upstream_requests_total", status="timed_out") == 1
+    assert value_of(text, "upstream_head_seconds_count") == 0
+
+
+def test_a_client_that_leaves_is_no_failure_of_the_upstream() -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    exchange, _ = _asked(observed)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    observed.end(exchange, "cancelled")
+    text = metrics.render().decode()
+    assert value_of(text, "responses_total", outcome="cancelled", fault="cancelled") == 1
+    assert value_of(text, "upstream_requests_total", status="cancelled") == 1
+
+
+def test_what_was_dropped_tells_nothing() -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    observed.drop()
+    observed.drop()
+    text = metrics.render().decode()
+    assert value_of(text, "responses_in_flight") == 0 and value_of(text, "responses_total") == 0
