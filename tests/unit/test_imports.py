@@ -35,7 +35,8 @@ LEAVES = (
     "redaction.py",
     "sealing.py",
     "observability/logs.py",
-    "observability/metrics.py",
+    "observability/span_names.py",
+    "observability/metric_names.py",
 )
 
 

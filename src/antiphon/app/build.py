@@ -31,6 +31,7 @@ from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools
+from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -154,7 +155,9 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     opened.push_async_callback(stores.aclose)
     store = stores.responses
     metrics = Metrics()
-    telemetry = Telemetry(metrics)
+    tracer = open_tracer(settings.tracing)
+    opened.push_async_callback(close_tracer, tracer)
+    telemetry = Telemetry(metrics, tracer)
 
     def connect(target: UpstreamTarget) -> HttpUpstream:
         return HttpUpstream(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from antiphon.config.section import MIB, Section, parse_address
+from antiphon.config.section import MIB, Section, base_url, parse_address
 
 
 class LogSettings(Section):
@@ -33,6 +33,32 @@ class MetricsSettings(Section):
         if value is not None and parse_address(value)[0] == "unix":
             raise ValueError(f"{value} is not HOST:PORT")
         return value
+
+
+class TracingSettings(Section):
+    """Traces by OpenTelemetry (extra `otel`), sent as OTLP over HTTP."""
+
+    endpoint: str | None = None
+    """Base URL of the collector (`http://collector:4318`); unset: no traces, and nothing of OpenTelemetry is loaded."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """What opens it, by header."""
+    sample: float = Field(1.0, ge=0, le=1)
+    """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides."""
+    content: bool = False
+    """Put what was asked and answered into the spans, tools' arguments and results too."""
+    service_name: str = "antiphon"
+    """`service.name` of all spans."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else base_url(value)
+
+    @property
+    def traces_url(self) -> str:
+        """Where spans are posted to."""
+        base = self.endpoint or ""
+        return base if base.endswith("/v1/traces") else f"{base}/v1/traces"
 
 
 class SidecarTlsSettings(Section):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.problems import wrong_values
-from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings
+from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings, TracingSettings
 from antiphon.config.section import Section, parse_address
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
 from antiphon.config.state import (
@@ -89,6 +89,7 @@ class Settings(Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
 

@@ -26,6 +26,7 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
 from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
+from antiphon.observability.tracing import span
 
 _REFRESH_SECONDS = 1.0
 _Kept = TypeVar("_Kept", Counts, Spread, Level, Read)
@@ -134,16 +135,22 @@ class Metrics(Collector):
 
     @contextmanager
     def storage(self, operation: str) -> Iterator[None]:
-        """Around one store operation: it ends with `error` when it raises `StoreError`."""
+        """Around one store operation, which is a span of its trace; it ends with `error` when it raises `StoreError`.
+        One that was cancelled counts for nothing: nobody knows how it went."""
         started = time.perf_counter()
         result = "ok"
         try:
-            yield
+            with span(f"store {operation}", "client", db__system__name="sqlite", db__operation__name=operation):
+                yield
+        except asyncio.CancelledError:
+            result = ""
+            raise
         except StoreError:
             result = "error"
             raise
         finally:
-            self.storage_operation(operation, result, time.perf_counter() - started)
+            if result:
+                self.storage_operation(operation, result, time.perf_counter() - started)
 
     def storage_operation(self, operation: str, result: str, seconds: float) -> None:
         """One store operation ended with `ok` or `error`."""

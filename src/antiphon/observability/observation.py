@@ -20,6 +20,8 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import write_outcome
+from antiphon.observability.response_spans import ResponseSpans
+from antiphon.observability.tracing import Tracer, read_parent
 from antiphon.types.transport import Headers
 
 _log = structlog.get_logger("antiphon.response")
@@ -31,16 +33,18 @@ class Telemetry:
     """What the process has to observe with; one per process."""
 
     metrics: Metrics
+    tracer: Tracer | None = None
 
-    def observe(self, door: str, request_id: str, owner: str, headers: Headers = ()) -> Observation:
-        """Begin to observe a response; `door` may still be changed until its end."""
-        return Observation(self, door, request_id, owner)
+    def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
+        """Begin to observe a response; `door` may still be changed until its end. `headers`: None while they are not
+        known (`begin_job`)."""
+        return Observation(self, door, request_id, owner, headers)
 
 
 class Observation:
     """One response. `outcome` and `door` are what its door says of it."""
 
-    def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str) -> None:
+    def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None) -> None:
         self._telemetry = telemetry
         self._metrics = telemetry.metrics
         self.door = door
@@ -58,15 +62,37 @@ class Observation:
         self._used: list[tuple[str, Usage]] = []
         self._ended = False
         self._metrics.in_flight.inc()
+        self._spans: ResponseSpans | None = None
+        self._trace_id = ""
+        if headers is not None:
+            self._continue_trace(headers)
+
+    def begin_job(self, request_id: str, headers: Headers) -> None:
+        """Which request it was that is run now, and the headers it left."""
+        self.request_id = request_id
+        self._continue_trace(headers)
+
+    def _continue_trace(self, headers: Headers) -> None:
+        tracer = self._telemetry.tracer
+        if tracer is not None:
+            self._spans = ResponseSpans.begin(tracer, self.door, headers)
+        if self._spans is not None:
+            self._trace_id = self._spans.trace_id
+        elif (parent := read_parent(headers)) is not None:
+            self._trace_id = parent[0]
 
     # What the exchange tells
 
-    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+    def trace(self) -> Headers:
+        """See `Observer`."""
+        return self._spans.headers() if self._spans is not None else ()
+
+    def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         """See `Observer`."""
         self._calls += 1
         self._upstream, self._operation = upstream, operation
         self._called_at, self._status, self._head, self._open = time.perf_counter(), 0, None, True
-        return ()
+        return self._spans.begin_call(upstream, model, body) if self._spans is not None else ()
 
     def head_came(self, upstream: str, status: int) -> None:
         """See `Observer`."""
@@ -76,8 +102,11 @@ class Observation:
 
     def first_data_came(self) -> None:
         """See `Observer`."""
+        now = time.perf_counter()
         if self._first is None:
-            self._first = time.perf_counter()
+            self._first = now
+        if self._spans is not None:
+            self._spans.first_data(now - self._called_at)
 
     def call_ended(self, fault: str = "") -> None:
         """See `Observer`."""
@@ -85,10 +114,14 @@ class Observation:
             self._open = False
             status = str(self._status) if self._status and fault != "cancelled" else fault or "unreachable"
             self._metrics.upstream_called(self._upstream, self._operation, status, self._head)
+            if self._spans is not None:
+                self._spans.call_over(self._upstream, self._status, fault)
 
     def call_used(self, usage: Usage) -> None:
         """See `Observer`."""
         self._used.append((self._upstream, usage))
+        if self._spans is not None:
+            self._spans.call_used(usage)
 
     # What its door tells
 
@@ -97,6 +130,8 @@ class Observation:
         if not self._ended:
             self._ended = True
             self._metrics.in_flight.dec()
+            if self._spans is not None:
+                self._spans.drop()
 
     def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: Any) -> None:
         """The response is over; `known` is what its door has to say beside what all doors say. Does nothing the second
@@ -122,6 +157,8 @@ class Observation:
             )
         for upstream, usage in self._used:
             metrics.spent(model, upstream, usage)
+        if self._spans is not None:
+            self._spans.end(exchange, self.door, self.request_id, outcome, failure)
         write_outcome(
             _log,
             "response",
@@ -129,6 +166,7 @@ class Observation:
             seconds,
             **{
                 "request_id": self.request_id,
+                "trace_id": self._trace_id,
                 "response_id": exchange.response_id,
                 "door": self.door,
                 "model": model,

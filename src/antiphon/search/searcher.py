@@ -22,7 +22,9 @@ from antiphon.engine.ports.indexing import ChunkHit, ChunkIndex, Embedder, Embed
 from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import Clock, is_id, now
+from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.tracing import span
 from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
 
@@ -65,6 +67,20 @@ class VectorStoreSearcher:
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[SearchHit]:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
+        with span(names.RETRIEVAL, "client") as traced:
+            if traced is not None:
+                traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})
+            return await self._search(owner, vector_store_ids, queries, limit, filters, ranking)
+
+    async def _search(
+        self,
+        owner: str,
+        vector_store_ids: Sequence[str],
+        queries: Sequence[str],
+        limit: int,
+        filters: Filter | None,
+        ranking: Ranking,
+    ) -> list[SearchHit]:
         stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
         queries = [query for query in dict.fromkeys(queries) if query.strip()]
         candidates = max(_CANDIDATES, _PER_RESULT * limit)

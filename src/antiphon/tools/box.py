@@ -19,7 +19,9 @@ import structlog
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.tracing import Value, span
 from antiphon.tools.places import Places
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +116,12 @@ class Toolbox:
         try:
             async with asyncio.timeout(self._limits.seconds), self._places.one(call.owner, call.response_id):
                 begun = True
-                result = await self._tools[call.tool.type].run(call)
+                with span(f"{names.EXECUTE_TOOL} {call.target.name}") as traced:
+                    if traced is not None:
+                        traced.set(_about(call))
+                    result = await self._tools[call.tool.type].run(call)
+                    if traced is not None and result.failed:
+                        traced.end("tool_failed")
         except ToolFailed as failure:
             result = _failed(call, str(failure))
         except ApiError as error:
@@ -134,6 +141,15 @@ class Toolbox:
         """Close every tool once."""
         for tool in dict.fromkeys(self._tools.values()):
             await tool.aclose()
+
+
+def _about(call: HostedCall) -> dict[str, Value]:
+    return {
+        names.OPERATION: names.EXECUTE_TOOL,
+        names.TOOL_NAME: call.target.name,
+        names.TOOL_TYPE: call.tool.type,
+        names.TOOL_CALL: call.call_id,
+    }
 
 
 def _failed(call: HostedCall, message: str) -> ToolResult:

@@ -27,7 +27,11 @@ class Told:
         self.headers = headers
         self.lines: list[tuple[object, ...]] = []
 
-    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+    def trace(self) -> Headers:
+        return self.headers
+
+    def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
+        assert body
         self.lines.append(("began", upstream, operation, model))
         return self.headers
 

@@ -48,9 +48,12 @@ def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool
         for name, value in headers
         if (name in allowed and name != "accept") or (name == "authorization" and route.passthrough)
     )
-    if traced:
-        kept = (*(pair for pair in kept if pair[0] not in _TRACE_HEADERS), *traced)
-    return (JSON_TYPE, ("accept", accept), *kept)
+    return (JSON_TYPE, ("accept", accept), *continued(kept, traced))
+
+
+def continued(headers: Headers, traced: Headers) -> Headers:
+    """The headers with the trace that goes on, where there is one, in place of that which came."""
+    return (*(pair for pair in headers if pair[0] not in _TRACE_HEADERS), *traced) if traced else headers
 
 
 def kept_for_later(route: ModelRoute) -> frozenset[str]:

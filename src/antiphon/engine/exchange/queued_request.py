@@ -8,7 +8,7 @@ Invariant: what is wrong with a request is told now, not by a response that fail
 
 from __future__ import annotations
 
-from antiphon.engine.exchange.call_headers import kept_for_later
+from antiphon.engine.exchange.call_headers import continued, kept_for_later
 from antiphon.engine.exchange.queueing import (
     bare,
     check_background,
@@ -97,7 +97,7 @@ class QueuedRequest(TranslatedRequest):
                 head,
                 body,
                 self.stored_input or (),
-                tuple((name, value) for name, value in head.headers if name in kept),
+                continued(tuple(pair for pair in head.headers if pair[0] in kept), self.core.observer.trace()),
                 self.builder.take(),
                 self.request.conversation,
                 sealed,

@@ -188,6 +188,11 @@ class ResponseExchange:
         return bool(self._core.fallback)
 
     @property
+    def output_items(self) -> bytes:
+        """The items that are done, as a JSON array."""
+        return self._served.output_items
+
+    @property
     def events(self) -> int:
         """How many events its stream has so far."""
         return self._served.events

@@ -124,6 +124,11 @@ class ServedRequest:
         return 0
 
     @property
+    def output_items(self) -> bytes:
+        """The items that are done, as a JSON array."""
+        return b"[]"
+
+    @property
     def events(self) -> int:
         """How many events its stream has so far."""
         return 0
@@ -217,7 +222,8 @@ class ServedRequest:
         self.core.machine.go(State.CALLING)
         self.reader = AnswerReader()
         route = self.route
-        traced = self.core.observer.call_began(route.upstream, "native" if native else "responses", self.model)
+        operation = "native" if native else "responses"
+        traced = self.core.observer.call_began(route.upstream, operation, self.model, body)
         headers = forwarded(self.head.headers, route, stream=stream, native=native, traced=traced)
         self.answered_by = ""
         tries = len(route.upstreams)

@@ -48,6 +48,7 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.prompt_template import PromptTemplate
 from antiphon.translation.read_request import Manner, read_request
 from antiphon.translation.tool_map import HostedFunction
+from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
 
@@ -193,6 +194,10 @@ class TranslatedRequest(ServedRequest, ABC):
     @property
     def output_bytes(self) -> int:
         return self.builder.size
+
+    @property
+    def output_items(self) -> bytes:
+        return encode(self.builder.items)
 
     @property
     def events(self) -> int:

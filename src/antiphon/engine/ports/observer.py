@@ -17,7 +17,11 @@ from antiphon.types.transport import Headers
 class Observer(Protocol):
     """Who watches one exchange."""
 
-    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+    def trace(self) -> Headers:
+        """The headers that continue the trace in what is left for later; none: those that the client sent."""
+        ...
+
+    def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         """A model call is asked for; the headers are those that continue the trace in it."""
         ...
 
@@ -41,7 +45,10 @@ class Observer(Protocol):
 class Unobserved:
     """Nobody watches."""
 
-    def call_began(self, upstream: str, operation: str, model: str) -> Headers:
+    def trace(self) -> Headers:
+        return ()
+
+    def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         return ()
 
     def head_came(self, upstream: str, status: int) -> None:

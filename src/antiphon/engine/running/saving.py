@@ -119,36 +119,33 @@ class Saver:
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:
         assert self._background is not None
-        started = time.perf_counter()
         events = EventPiece(count_events(action.events) - 1, action.events) if action.events else None
         failure: StoreError | ApiError | None = None
         record = self._with_key(action.record)
         kept = False
         try:
-            await self._background.enqueue(record, action.request, events)
+            with self._metrics.storage("enqueue"):
+                await self._background.enqueue(record, action.request, events)
             kept = True
         except (StoreError, ApiError) as error:
             failure = error
         finally:
             await self._part(record, kept=kept)
-        self._metrics.storage_operation("enqueue", "ok" if kept else "error", time.perf_counter() - started)
         return failure
 
     async def save(self, action: SaveResponse) -> StoreError | None:
         """Save; the write goes on when the request's task is cancelled meanwhile. The store says in bounded time what
         became of it (`ResponseStore.save`)."""
-        started = time.perf_counter()
         task = self.keep_going(self._store_record(action.record))
-        failure: StoreError | None = None
         try:
-            await asyncio.shield(task)
+            with self._metrics.storage("save"):
+                await asyncio.shield(task)
         except StoreError as error:
-            failure = error
+            return error
         except asyncio.CancelledError:
             task.add_done_callback(look_at)
             raise
-        self._metrics.storage_operation("save", "ok" if failure is None else "error", time.perf_counter() - started)
-        return failure
+        return None
 
     async def aclose(self) -> None:
         """Wait for saves that outlived their requests; at most the save's time, twice."""

@@ -257,7 +257,7 @@ class Workers:
     async def _run(self, run: _Run) -> None:
         job = run.job
         exchange = self._new_exchange()
-        observed = self._telemetry.observe("background", "", job.owner)
+        observed = self._telemetry.observe("background", "", job.owner, None)
         exchange.observe(observed)
         self._telemetry.metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
@@ -332,7 +332,7 @@ class Workers:
         exchange.hold = hold
         try:
             asked = _REQUEST.decode(job.request)
-            observed.request_id = asked.request_id
+            observed.begin_job(asked.request_id, tuple((name, value) for name, value in asked.headers))
             exchange.receive_job(asked, job.owner, job.response_id, job.last_event)
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)

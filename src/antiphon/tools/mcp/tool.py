@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mcp import MCPError
-from mcp.types import CallToolResult, ImageContent, TextContent
+from mcp.types import CallToolResult, ImageContent, RequestParamsMeta, TextContent
 from mcp.types import Tool as McpToolInfo
 from msgspec import Raw
 
@@ -21,6 +21,7 @@ from antiphon.config.tools import McpSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
 from antiphon.ids import new_id
+from antiphon.observability.tracing import trace_headers
 from antiphon.tools.mcp.connections import McpConnections, ServerFailed
 from antiphon.tools.mcp.declaration import McpDeclaration, RemoteTool, read_declaration
 from antiphon.tools.mcp.servers import McpServer, McpServers
@@ -98,7 +99,7 @@ class Mcp:
             )
         try:
             async with self._connections.session(server, call.response_id) as session:
-                result = await session.call_tool(call.target.name, arguments)
+                result = await session.call_tool(call.target.name, arguments, meta=_trace())
         except MCPError as error:
             message = server.hide(str(error.message))[:1000]
             return _broken(call, {"type": "mcp_protocol_error", "code": error.code, "message": message}, message)
@@ -159,6 +160,12 @@ class Mcp:
         annotations = info.annotations.model_dump(by_alias=True, exclude_none=True) if info.annotations else None
         description = unmarked(info.description)[:_MAX_DESCRIPTION] if info.description else None
         return RemoteTool(info.name[:128], description, info.input_schema or {"type": "object"}, annotations)
+
+
+def _trace() -> RequestParamsMeta | None:
+    # As the conventions have it: the context goes along in the call's `_meta`, since one connection has many calls.
+    traced = trace_headers()
+    return cast(RequestParamsMeta, dict(traced)) if traced else None
 
 
 def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:

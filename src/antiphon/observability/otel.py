@@ -1,0 +1,140 @@
+"""Traces by OpenTelemetry's SDK, sent by OTLP over HTTP.
+
+Lives here: everything that knows the SDK. Not here: when spans begin and end (`observation.py` and who uses
+`tracing.span`), their names (`span_names.py`).
+
+Invariants: a request never waits for a collector: spans go through the SDK's bounded queue (what has no room is
+dropped) and its own thread; whether a trace is kept is decided once, where it begins, and by who sent `traceparent`
+where somebody did.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+from opentelemetry.trace import Span as SdkSpan
+from opentelemetry.trace import Tracer as SdkTracer
+
+from antiphon.config.processes import TracingSettings
+from antiphon.observability import span_names as names
+from antiphon.observability.span_names import Kind
+from antiphon.observability.tracing import Span, Value, read_parent
+from antiphon.types.transport import Headers, header_value
+
+_KINDS: Mapping[Kind, SpanKind] = {
+    "server": SpanKind.SERVER,
+    "client": SpanKind.CLIENT,
+    "internal": SpanKind.INTERNAL,
+    "producer": SpanKind.PRODUCER,
+    "consumer": SpanKind.CONSUMER,
+}
+_EXPORT_SECONDS = 5.0
+_QUEUE = 4096
+_BATCH = 512
+_LIMITS = SpanLimits(max_span_attributes=64, max_events=16, max_links=16, max_span_attribute_length=64 << 10)
+
+
+class OtelTracer:
+    """One per process. `processor` is for tests: what gets the spans in place of the collector."""
+
+    def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
+        self.content = settings.content
+        self._sample = settings.sample
+        resource = Resource({"service.name": settings.service_name, "service.version": version})
+        self._provider = TracerProvider(
+            sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=_LIMITS
+        )
+        self._provider.add_span_processor(processor or _batched(_exporter(settings)))
+        self._tracer = self._provider.get_tracer("antiphon", version)
+
+    def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
+        """See `Tracer`."""
+        found = read_parent(headers)
+        if found is None:
+            if self._sample < 1.0 and random.random() >= self._sample:
+                return None
+            return OtelSpan(self._tracer, self._tracer.start_span(name, kind=_KINDS[kind]))
+        trace_id, span_id, sampled = found
+        if not sampled:
+            return None
+        state = TraceState.from_header([header_value(headers, "tracestate") or ""])
+        parent = SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(TraceFlags.SAMPLED), state)
+        context = set_span_in_context(NonRecordingSpan(parent))
+        links = [Link(parent)] if linked else []
+        return OtelSpan(self._tracer, self._tracer.start_span(name, context, _KINDS[kind], links=links))
+
+    def close(self, seconds: float) -> None:
+        """See `Tracer`."""
+        self._provider.force_flush(int(seconds * 1000))
+        self._provider.shutdown()
+
+
+class OtelSpan:
+    """One span of the SDK's."""
+
+    __slots__ = ("_ended", "_span", "_tracer")
+
+    def __init__(self, tracer: SdkTracer, span: SdkSpan) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._ended = False
+
+    @property
+    def trace_id(self) -> str:
+        return f"{self._span.get_span_context().trace_id:032x}"
+
+    def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
+        context = set_span_in_context(self._span)
+        return OtelSpan(
+            self._tracer, self._tracer.start_span(name, context, _KINDS[kind], dict(attributes) if attributes else None)
+        )
+
+    def set(self, attributes: Mapping[str, Value]) -> None:
+        self._span.set_attributes(dict(attributes))
+
+    def headers(self) -> Headers:
+        own = self._span.get_span_context()
+        parent = ("traceparent", f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}")
+        state = own.trace_state.to_header()
+        return (parent, ("tracestate", state)) if state else (parent,)
+
+    def end(self, error: str = "", at: int = 0) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if error:
+            self._span.set_attribute(names.ERROR, error)
+            self._span.set_status(Status(StatusCode.ERROR, error))
+        self._span.end(at or None)
+
+
+def _exporter(settings: TracingSettings) -> SpanExporter:
+    headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
+    return OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS)
+
+
+def _batched(exporter: SpanExporter) -> SpanProcessor:
+    return BatchSpanProcessor(
+        exporter,
+        max_queue_size=_QUEUE,
+        schedule_delay_millis=1_000,
+        max_export_batch_size=_BATCH,
+        export_timeout_millis=_EXPORT_SECONDS * 1000,
+    )

@@ -1,0 +1,166 @@
+"""The spans of one response: the request, and each of its model calls.
+
+Lives here: what these spans say. Tools, retrieval and stores are spans of their own, made where they run
+(`tracing.span`), within the request's. Not here: times and numbers for metrics (`observation.py`).
+
+Invariant: content is in a span only where the settings ask for it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Usage
+from antiphon.observability import span_names as names
+from antiphon.observability.tracing import Span, Tracer, Value, set_current
+from antiphon.types.transport import Headers
+
+
+class ResponseSpans:
+    """Of a response that is traced. While it lives, its request's span is the current one of its task."""
+
+    def __init__(self, span: Span, *, content: bool) -> None:
+        self._span = span
+        self._content = content
+        self._call: Span | None = None
+        self._call_ended_at = 0
+        self._call_error = ""
+        set_current(span)
+
+    @classmethod
+    def begin(cls, tracer: Tracer, door: str, headers: Headers) -> ResponseSpans | None:
+        """Begin; None when it is not sampled."""
+        of_job = door == "background"
+        kind: names.Kind = "consumer" if of_job else "server"
+        span = tracer.begin(names.JOB if of_job else names.REQUEST, kind, headers, linked=of_job)
+        return None if span is None else cls(span, content=tracer.content)
+
+    @property
+    def trace_id(self) -> str:
+        """The trace's id."""
+        return self._span.trace_id
+
+    def headers(self) -> Headers:
+        """What continues the request's span."""
+        return self._span.headers()
+
+    def begin_call(self, upstream: str, model: str, body: bytes) -> Headers:
+        """A model call; the headers that go with it."""
+        self._close_call()
+        said: dict[str, Value] = {
+            names.OPERATION: names.CHAT,
+            names.PROVIDER: "openai_compatible",
+            names.MODEL: model,
+            names.UPSTREAM: upstream,
+        }
+        if self._content:
+            said[names.INPUT_MESSAGES] = _asked(body)
+        self._call = self._span.child(f"{names.CHAT} {model}", "client", said)
+        return self._call.headers()
+
+    def first_data(self, seconds: float) -> None:
+        """The call's first bytes came after so long."""
+        if self._call is not None:
+            self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
+
+    def call_over(self, upstream: str, status: int, fault: str) -> None:
+        """The call ended now; what it used may still be said."""
+        if self._call is not None:
+            self._call_ended_at = time.time_ns()
+            self._call_error = fault or (str(status) if status >= 400 else "")
+            self._call.set({names.UPSTREAM: upstream} | ({names.STATUS: status} if status else {}))
+
+    def call_used(self, usage: Usage) -> None:
+        """What the call took."""
+        if self._call is not None:
+            told: dict[str, Value] = {
+                names.INPUT_TOKENS: usage.input_tokens,
+                names.OUTPUT_TOKENS: usage.output_tokens,
+                names.CACHED_TOKENS: usage.cached_tokens,
+                names.CACHE_WRITE_TOKENS: usage.cache_write_tokens,
+                names.REASONING_TOKENS: usage.reasoning_tokens,
+            }
+            self._call.set({name: value for name, value in told.items() if value})
+
+    def end(
+        self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None
+    ) -> None:
+        """The response is over."""
+        self._close_call()
+        told: dict[str, Value] = {
+            names.DOOR: door,
+            names.OUTCOME: outcome,
+            names.REQUEST_ID: request_id,
+            names.RESPONSE_ID: exchange.response_id,
+            names.MODEL: exchange.model,
+            names.STREAMED: exchange.streaming,
+        }
+        if failure is not None:
+            told |= {names.FAULT: failure.fault, names.CODE: failure.code, names.STATUS: failure.status or 200}
+        if self._content:
+            told[names.OUTPUT_MESSAGES] = _answered(exchange.output_items)
+        self._span.set({name: value for name, value in told.items() if value != ""})
+        self._span.end((failure.code or failure.fault) if failure is not None and failure.fault != "client" else "")
+        set_current(None)
+
+    def drop(self) -> None:
+        """There was nothing to tell of it."""
+        self._close_call()
+        self._span.end()
+        set_current(None)
+
+    def _close_call(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.end(self._call_error, self._call_ended_at)
+        self._call_ended_at, self._call_error = 0, ""
+
+
+def _asked(body: bytes) -> str:
+    """The messages of a chat request, in the conventions' shape."""
+    try:
+        messages = json.loads(body).get("messages") or []
+    except (ValueError, AttributeError):
+        return "[]"
+    return json.dumps([_message(each) for each in messages if isinstance(each, dict)])
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    parts: list[dict[str, Any]] = []
+    if message.get("role") == "tool":
+        parts.append({"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content})
+    elif isinstance(content, str):
+        parts.append({"type": "text", "content": content})
+    elif isinstance(content, list):
+        parts += [
+            {"type": "text", "content": part.get("text")} if part.get("type") == "text" else {"type": part.get("type")}
+            for part in content
+            if isinstance(part, dict)
+        ]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        named = {key: function.get(key) for key in ("name", "arguments")}
+        parts.append({"type": "tool_call", "id": call.get("id"), **named})
+    return {"role": message.get("role"), "parts": parts}
+
+
+def _answered(items: bytes) -> str:
+    """The output items, in the conventions' shape: one message of the assistant's."""
+    parts: list[dict[str, Any]] = []
+    for item in json.loads(items):
+        if item.get("type") == "message":
+            parts += [
+                {"type": "text", "content": part.get("text", part.get("refusal"))} for part in item.get("content", ())
+            ]
+        elif item.get("type") == "function_call":
+            parts.append(
+                {"type": "tool_call", "id": item.get("call_id"), "name": item["name"], "arguments": item["arguments"]}
+            )
+        elif item.get("type") == "reasoning":
+            parts += [{"type": "reasoning", "content": part.get("text")} for part in item.get("content") or ()]
+    return json.dumps([{"role": "assistant", "parts": parts}])

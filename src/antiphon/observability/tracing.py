@@ -1,0 +1,108 @@
+"""Traces: what is made of one response, as spans of a tree.
+
+Lives here: the faces of a tracer and of a span, the span that is current, and reading `traceparent`. Not here: which
+spans and attributes there are (`span_names.py`), OpenTelemetry (`otel.py`, which alone imports it, and is imported only
+where `tracing.endpoint` is set).
+
+Invariants: without a trace there is no cost but one look; what is sampled out has no spans at all, and its client's
+context goes on as it came. Nothing here fails a request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from antiphon.observability.span_names import Kind
+from antiphon.types.transport import Headers, header_value
+
+Value = str | int | float | bool | tuple[str, ...]
+
+_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_NO_TRACE = "0" * 32
+
+
+class Span(Protocol):
+    """One thing that takes its time. `error` names what went wrong, by its kind."""
+
+    @property
+    def trace_id(self) -> str: ...
+
+    def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
+        """A span within this one, which begins now."""
+        ...
+
+    def set(self, attributes: Mapping[str, Value]) -> None:
+        """Say more of it."""
+        ...
+
+    def headers(self) -> Headers:
+        """The headers by which another process continues here."""
+        ...
+
+    def end(self, error: str = "", at: int = 0) -> None:
+        """It is over, or was at this time (nanoseconds of the epoch); the second call does nothing."""
+        ...
+
+
+class Tracer(Protocol):
+    """Who keeps the traces of one process."""
+
+    content: bool
+    """Whether what is asked and answered may stand in them."""
+
+    def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
+        """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
+        headers are those of who left the work, not of who waits for it."""
+        ...
+
+    def close(self, seconds: float) -> None:
+        """Send what there is, at most so long; called in a thread."""
+        ...
+
+
+_current: ContextVar[Span | None] = ContextVar("antiphon_span", default=None)
+
+
+def set_current(span: Span | None) -> None:
+    """What this task, and those that it begins from now on, do within."""
+    _current.set(span)
+
+
+@contextmanager
+def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
+    """A span within the current one around a block, and the current one of what is in the block; None where nothing is
+    traced. (A keyword's `__` is a dot of the attribute's name.)"""
+    parent = _current.get()
+    if parent is None:
+        yield None
+        return
+    made = parent.child(name, kind, {key.replace("__", "."): value for key, value in attributes.items()})
+    token = _current.set(made)
+    error = ""
+    try:
+        yield made
+    except BaseException as failure:
+        error = type(failure).__name__
+        raise
+    finally:
+        _current.reset(token)
+        made.end(error)
+
+
+def trace_headers() -> Headers:
+    """The headers that continue the current span elsewhere; none where nothing is traced."""
+    now = _current.get()
+    return now.headers() if now is not None else ()
+
+
+def read_parent(headers: Headers) -> tuple[str, str, bool] | None:
+    """The trace, the span and whether it is sampled, of `traceparent`; None where there is no good one."""
+    value = header_value(headers, "traceparent")
+    found = _PARENT.fullmatch(value) if value is not None else None
+    if found is None or value is None or value.startswith("ff") or found[1] == _NO_TRACE or found[2] == _NO_TRACE[:16]:
+        return None
+    return found[1], found[2], bool(int(found[3], 16) & 1)

@@ -1,0 +1,216 @@
+"""Traces: what spans a response has, how they hang together, and what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from antiphon.config.processes import TracingSettings
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Observation, Telemetry
+from antiphon.observability.otel import OtelTracer
+from antiphon.observability.tracing import read_parent, set_current, span, trace_headers
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.exchanges import SSE, make_exchange
+
+_TRACE, _SPAN = "1" * 32, "2" * 16
+_SAMPLED = (("traceparent", f"00-{_TRACE}-{_SPAN}-01"), ("tracestate", "a=b"))
+_UNSAMPLED = (("traceparent", f"00-{_TRACE}-{_SPAN}-00"),)
+_ANSWER = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"secret answer"}}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,'
+    b'"prompt_tokens_details":{"cached_tokens":3}}}\n\n'
+    b"data: [DONE]\n\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_span_left() -> Iterator[None]:
+    yield
+    set_current(None)
+
+
+class Traced:
+    """A process that traces, and the spans it has sent."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._exporter = InMemorySpanExporter()
+        tracing = TracingSettings.model_validate({"endpoint": "http://collector:4318", **settings})
+        self.telemetry = Telemetry(Metrics(), OtelTracer(tracing, "1", SimpleSpanProcessor(self._exporter)))
+
+    @property
+    def spans(self) -> dict[str, ReadableSpan]:
+        return {each.name: each for each in self._exporter.get_finished_spans()}
+
+    def ask(self, headers: Headers = (), **body: Any) -> tuple[Observation, ResponseExchange, CallUpstream]:
+        observed = self.telemetry.observe("relay", "r1", "owner", headers)
+        exchange = make_exchange()
+        exchange.observe(observed)
+        asked = {"model": "m", "input": "secret question", "stream": True, "store": False, **body}
+        exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), json.dumps(asked).encode())
+        (call,) = [action for action in exchange.actions() if isinstance(action, CallUpstream)]
+        return observed, exchange, call
+
+    def answer(self, headers: Headers = ()) -> CallUpstream:
+        observed, exchange, call = self.ask(headers)
+        exchange.receive_upstream_head(200, SSE)
+        exchange.receive_upstream_data(_ANSWER)
+        observed.end(exchange, "completed")
+        return call
+
+
+def _parent(one: ReadableSpan) -> int:
+    assert one.parent is not None
+    return one.parent.span_id
+
+
+def _id(one: ReadableSpan) -> int:
+    context = one.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+def test_a_model_call_is_a_span_within_the_requests_and_goes_on_at_the_upstream() -> None:
+    traced = Traced()
+    call = traced.answer(_SAMPLED)
+    request, chat = traced.spans["POST /v1/responses"], traced.spans["chat m"]
+    assert _parent(request) == int(_SPAN, 16) and _parent(chat) == _id(request)
+    assert dict(call.request.headers)["traceparent"] == f"00-{_TRACE}-{_id(chat):016x}-01"
+    assert dict(call.request.headers)["tracestate"] == "a=b"
+    assert chat.kind.name == "CLIENT" and request.kind.name == "SERVER"
+    told = dict(chat.attributes or {})
+    assert told["gen_ai.operation.name"] == "chat" and told["gen_ai.request.model"] == "m"
+    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (5, 2)
+    assert told["gen_ai.usage.cache_read.input_tokens"] == 3
+    assert told["http.response.status_code"] == 200 and told["antiphon.upstream"] == "default"
+    said = dict(request.attributes or {})
+    assert said["antiphon.door"] == "relay" and said["antiphon.outcome"] == "completed"
+    assert str(said["gen_ai.response.id"]).startswith("resp_") and said["antiphon.request.id"] == "r1"
+    assert request.resource.attributes["service.name"] == "antiphon"
+
+
+def test_content_is_in_no_span_unless_it_is_asked_for() -> None:
+    silent = Traced()
+    silent.answer()
+    assert "secret" not in "".join(each.to_json() for each in silent.spans.values())
+    open_one = Traced(content=True)
+    open_one.answer()
+    asked = json.loads(str((open_one.spans["chat m"].attributes or {})["gen_ai.input.messages"]))
+    answered = json.loads(str((open_one.spans["POST /v1/responses"].attributes or {})["gen_ai.output.messages"]))
+    assert asked == [{"role": "user", "parts": [{"type": "text", "content": "secret question"}]}]
+    assert answered == [{"role": "assistant", "parts": [{"type": "text", "content": "secret answer"}]}]
+
+
+@pytest.mark.parametrize(
+    ("sample", "headers", "spans"), [(1.0, (), 2), (0.0, (), 0), (0.0, _SAMPLED, 2), (1.0, _UNSAMPLED, 0)]
+)
+def test_who_began_the_trace_decides_whether_it_is_kept(sample: float, headers: Headers, spans: int) -> None:
+    traced = Traced(sample=sample)
+    call = traced.answer(headers)
+    assert len(traced.spans) == spans
+    if not spans:
+        assert [pair for pair in call.request.headers if pair[0] == "traceparent"] == list(headers)
+
+
+def test_a_failure_is_an_error_of_the_call_and_of_the_request() -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask()
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+    observed.end(exchange, "error")
+    chat, request = traced.spans["chat m"], traced.spans["POST /v1/responses"]
+    assert (chat.attributes or {})["error.type"] == "unreachable"
+    assert (request.attributes or {})["antiphon.fault"] == "upstream" and not request.status.is_ok
+
+
+def test_a_clients_mistake_is_no_error_of_the_gateways() -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("relay", "r1", "owner")
+    exchange = make_exchange()
+    exchange.observe(observed)
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), b"{")
+    observed.end(exchange, "error")
+    (request,) = traced.spans.values()
+    assert (request.attributes or {})["antiphon.fault"] == "client" and request.status.is_ok
+
+
+def test_a_client_that_leaves_ends_both_spans() -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask()
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    observed.end(exchange, "cancelled")
+    assert set(traced.spans) == {"POST /v1/responses", "chat m"}
+
+
+def test_what_was_dropped_ends_its_span() -> None:
+    traced = Traced()
+    traced.telemetry.observe("relay", "r1", "owner").drop()
+    assert set(traced.spans) == {"POST /v1/responses"} and trace_headers() == ()
+
+
+def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("http", "r1", "owner")
+    exchange = make_exchange(background=True)
+    exchange.observe(observed)
+    body = b'{"model":"m","input":"hi","background":true}'
+    exchange.receive_request(RequestHead("POST", "/v1/responses", _SAMPLED, "owner"), body)
+    (enqueue,) = [action for action in exchange.actions() if isinstance(action, Enqueue | LoadContext)]
+    assert isinstance(enqueue, Enqueue)
+    kept = tuple((name, value) for name, value in json.loads(enqueue.request)["headers"])
+    observed.end(exchange, "queued")
+    for attempt in range(2):
+        run = traced.telemetry.observe("background", "", "owner", None)
+        run.begin_job("r1", kept)
+        run.end(make_exchange(), "completed", attempt=attempt)
+    request, job = traced.spans["POST /v1/responses"], traced.spans["process background response"]
+    assert _parent(job) == _id(request) and job.kind.name == "CONSUMER"
+    assert [link.context.span_id for link in job.links] == [_id(request)]
+
+
+def test_a_span_around_a_block_is_within_the_current_one() -> None:
+    traced = Traced()
+    with span("nothing is traced") as none:
+        assert none is None and trace_headers() == ()
+    observed, exchange, _ = traced.ask()
+    with span("outer", db__system__name="sqlite"):
+        with span("inner", "client"):
+            inner = dict(trace_headers())["traceparent"]
+        with pytest.raises(KeyError), span("failing"):
+            raise KeyError
+    observed.end(exchange, "completed")
+    spans = traced.spans
+    assert _parent(spans["inner"]) == _id(spans["outer"])
+    assert _parent(spans["outer"]) == _id(spans["POST /v1/responses"])
+    assert (spans["outer"].attributes or {})["db.system.name"] == "sqlite"
+    assert (spans["failing"].attributes or {})["error.type"] == "KeyError"
+    assert f"{_id(spans['inner']):016x}" in inner
+    assert trace_headers() == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "00", f"00-{_TRACE}-{_SPAN}", f"00-{'0' * 32}-{_SPAN}-01", f"00-{_TRACE}-{'0' * 16}-01"),
+        *(
+            f"ff-{_TRACE}-{_SPAN}-01",
+            f"00-{_TRACE[1:]}-{_SPAN}-01",
+            f"00-{_TRACE}-{_SPAN}-1",
+            f"00-{'G' * 32}-{_SPAN}-01",
+        ),
+    ],
+)
+def test_a_broken_traceparent_is_none(value: str) -> None:
+    assert read_parent((("traceparent", value),)) is None
+
+
+def test_a_later_version_of_traceparent_is_read() -> None:
+    assert read_parent((("traceparent", f"01-{_TRACE}-{_SPAN}-03-more"),)) == (_TRACE, _SPAN, True)
