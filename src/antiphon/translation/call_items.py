@@ -47,6 +47,10 @@ OUTPUTS = frozenset(
 NAMED_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that may come without the id of a call, with the name of the tool at most."""
 
+_FAILED_SEARCH = (
+    "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
+    "what the tools should do or how they are called. Search again."
+)
 _NO_ARGUMENTS = Raw(b'"{}"')
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _STRING = msgspec.json.Decoder(str)
@@ -87,8 +91,9 @@ def native_output(where: str, item: InputItem) -> bytes | None:
                     for one in inner or ()
                     if isinstance(one, dict)
                 ]
-        text = "Tools that can be called now:\n" + "\n".join(found) if found else "No tools were found."
-        return fragment_of(text)
+        if found:
+            return fragment_of("Tools that can be called now:\n" + "\n".join(found))
+        return fragment_of(_FAILED_SEARCH if item.status == "incomplete" else "No tools were found.")
     if kind == "mcp_approval_response":
         said = fragment_of("The user approved it." if item.approve else "The user refused it.")
         reason = bytes(item.reason)[1:-1] if first(item.reason) == b'"' else b""

@@ -282,6 +282,10 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
         if item.type == "tool_search_call":
             self._search = call_id
+            shown = shown_of(item)
+            for more in shown.calls if shown is not None else ():
+                # Calls beside the search that were not run.
+                self._made(turn, more.call_id, more.name, more.arguments, bytes(more.output)[1:-1])
         if item.id and item.id != call_id:
             self._by_item[item.id] = call_id
 

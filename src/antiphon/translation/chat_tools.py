@@ -124,8 +124,8 @@ def make_chat_tools(
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
     `hosted` are the functions of the tools that run here, by their place in `tools`.
     """
-    wanted = choice.tools if choice is not None and choice.tools is not None else frozenset()
-    maker = _Maker(profile, wanted)
+    # Where the model may search, what the choice names is found before it is shown.
+    maker = _Maker(profile, choice if choice is not None and not choice.searches else None)
     tools = list(tools)
     searching = any(tool.type == "tool_search" for tool in tools)
     for number, tool in enumerate(tools):
@@ -138,6 +138,7 @@ def make_chat_tools(
         else:
             maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []
+    found: set[str] = set()
     for where, item in items:
         if item.type not in _UNCALLED and (known := known_id(item)) is not None:
             maker.map.call_ids.add(known)
@@ -145,8 +146,11 @@ def make_chat_tools(
             maker.map.call_ids.update(call.call_id for call in shown.calls)
         if item.type in ("additional_tools", "tool_search_output"):
             brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), limit)
+            before = set(maker.targets)
             for number, tool in enumerate(brought):
                 maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
+            if item.type == "tool_search_output":
+                found |= maker.targets.keys() - before
         elif item.name is not None and item.type in _NAMED_CALLS:
             earlier.append(CallTarget(CallKind(item.type), item.name, item.namespace))
     for target in earlier:
@@ -155,17 +159,21 @@ def make_chat_tools(
     made = ChatTools(maker.map, maker.declarations(), strict_left_out=maker.strict_left_out)
     made.map.single = parallel is False
     if choice is not None:
-        _choose(made, choice, maker, profile)
+        _choose(made, choice, maker, found, profile)
     return made
 
 
-def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: UpstreamProfile) -> None:
-    """The chat form of the choice. What the model may not call it is not shown either."""
+def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str], profile: UpstreamProfile) -> None:
+    """The chat form of the choice. What the model may not call it is not shown either; `found` are the names of tools
+    that a search brought."""
     made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
     elif choice.tools is not None:
-        made.map.callable = frozenset(name for name, target in maker.targets.items() if _is_meant(target, choice.tools))
+        meant = {name for name, target in maker.targets.items() if _is_meant(target, choice)}
+        if choice.searches and not any(_is_meant(target, choice) for target in maker.deferred) and not meant & found:
+            meant |= found
+        made.map.callable = frozenset(meant)
         if not made.map.callable:
             raise InvalidRequest(
                 "tool_choice names a tool that neither 'tools' nor an item of the input declares.",
@@ -189,21 +197,20 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
         made.choice = Raw(encode(choice.mode))
 
 
-def _is_meant(target: CallTarget, names: frozenset[tuple[str | None, str | None]]) -> bool:
-    """Whether a choice names this tool, or its whole namespace."""
-    if (target.name, target.namespace) in names:
-        return True
-    return target.namespace is not None and (None, target.namespace) in names
+def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
+    return choice is not None and choice.means(target.name, target.namespace)
 
 
 class _Maker:
-    """Declarations under their chat names. `wanted` are the tools a choice names: those are shown in any case."""
+    """Declarations under their chat names. `wanted` is a choice whose tools are shown in any case; `targets` are the
+    tools that are shown, `deferred` those that are not."""
 
-    def __init__(self, profile: UpstreamProfile, wanted: frozenset[tuple[str | None, str | None]]) -> None:
+    def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
         self._wanted = wanted
         self.map = ToolMap()
         self.targets: dict[str, CallTarget] = {}
+        self.deferred: list[CallTarget] = []
         self._made: dict[str, Raw] = {}
         self.strict_left_out = False
 
@@ -242,6 +249,7 @@ class _Maker:
             self.map.unhurried.add(name)
         if hide_deferred and tool.defer_loading and not _is_meant(target, self._wanted):
             # The model finds it by searching; the search's output brings the declaration.
+            self.deferred.append(target)
             return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
