@@ -112,7 +112,8 @@ _DIFFERENCES = """
   response that is run again, because its process died, goes on with a second `response.in_progress` and higher numbers;
   what its stream had before that is void, and who reads it later gets the second attempt alone.
 - On a WebSocket requests are answered one after another, whatever their `stream_id`s; `response.steer` is declined with
-  `response.steer.failed`; a response that fails ends with `response.failed`, without the `error` event before it.
+  `response.steer.failed`, `response.inject` with `response.inject.failed` (`response_already_completed`); a
+  response that fails ends with `response.failed`, without the `error` event before it.
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.
