@@ -20,7 +20,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.errors import InvalidRequest
 from antiphon.translation.hosted_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_tools import decode_tools, may_be_called, read_tools
+from antiphon.translation.read_tools import decode_tools, local_skills, may_be_called, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, given
@@ -145,10 +145,11 @@ def make_chat_tools(
         if (shown := shown_of(item)) is not None:
             maker.map.call_ids.update(call.call_id for call in shown.calls)
         if item.type in ("additional_tools", "tool_search_output"):
-            brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), limit)
+            where = f"{where}.tools"
+            brought, _ = read_tools(where, decode_tools(where, item.tools), limit, brought=True)
             before = set(maker.targets)
             for number, tool in enumerate(brought):
-                maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
+                maker.add(f"{where}[{number}]", tool, hide_deferred=False)
             if item.type == "tool_search_output":
                 found |= maker.targets.keys() - before
         elif item.name is not None and item.type in _NAMED_CALLS:
@@ -235,7 +236,7 @@ class _Maker:
         if tool.type in _NATIVE:
             kind, description, parameters = _NATIVE[tool.type]
             target = CallTarget(kind, tool.type)
-            description = tool.description or description
+            description = _with_skills(tool.description or description, local_skills(where, tool.environment))
             parameters = _sound_schema(tool.parameters) if given(tool.parameters) else parameters
         elif tool.type == "custom":
             target = CallTarget(CallKind.CUSTOM, tool.name or "", space)
@@ -270,6 +271,14 @@ class _Maker:
 
     def _has(self, namespace: str | None) -> bool:
         return any(target.namespace == namespace for name, target in self.targets.items() if name in self._made)
+
+
+def _with_skills(description: str, skills: list[str]) -> str:
+    """What a shell is for, with the skills that are on the client's machine."""
+    if not skills:
+        return description
+    listed = "\n".join(f"- {skill}" for skill in skills)
+    return f"{description}\n\nSkills on that machine; read the files of one at its path before you use it:\n{listed}"
 
 
 def _sound_schema(parameters: Raw) -> Raw:

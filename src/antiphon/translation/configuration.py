@@ -49,13 +49,14 @@ class Configuration:
     effort: str | UnsetType | None = UNSET
     format: TextFormat | UnsetType | None = UNSET
 
-    def apply(self, request: CreateResponse) -> None:
-        """Have the request say so."""
+    def apply(self, request: CreateResponse) -> bool:
+        """Have the request say so; whether there was anything to say."""
         if self.effort is not UNSET:
             before = request.reasoning or ReasoningOptions()
             request.reasoning = msgspec.structs.replace(before, effort=self.effort)
         if self.format is not UNSET:
             request.text = msgspec.structs.replace(request.text or TextOptions(), format=self.format)
+        return self.effort is not UNSET or self.format is not UNSET
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:

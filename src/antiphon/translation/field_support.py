@@ -251,7 +251,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tools.custom": Support("emulated", "a function with one string; a grammar is described, not enforced"),
         "tools.namespace": Support("emulated", "functions with joined names; calls come back with their `namespace`"),
         "tools.local_shell": _FUNCTION,
-        "tools.shell": Support("emulated", "a function; with a container of OpenAI's: left out and named"),
+        "tools.shell": Support(
+            "emulated", "a function, with the skills of the client's machine; with a container of OpenAI's: left out"
+        ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": Support(
             "emulated", "a function: with `execution: client` the client searches, else the gateway"
@@ -338,6 +340,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
             "emulated", "as the last item: the answer is a compaction, made by the model"
         ),
         "any other item": _UNKNOWN,
+        "any other member of an item": Support(
+            "ignorable", "with `strict` a 400; items of hosted tools are shown to the model with all they have"
+        ),
     },
     "Content parts": {
         "content.input_text": _SENT,
@@ -350,6 +355,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "content.input_file.file_id": _file_by_id,
         "content.input_audio": _audio,
         "any other part": _UNKNOWN,
+        "any other member of a part": _UNKNOWN,
     },
 }
 

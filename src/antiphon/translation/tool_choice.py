@@ -90,8 +90,9 @@ def read_tool_choice(
     if choice.type in hosted:
         pair = _hosted_pair(choice)
         if known is not None and (choice.type, *_hosted_pair(choice, whole=True)) not in known:
+            why = "cannot run here as it is declared" if f"tools.{choice.type}" in left_out else "is not in 'tools'"
             raise InvalidRequest(
-                f"tool_choice names the hosted tool {choice.type!r}, which is not in 'tools'.",
+                f"tool_choice names the hosted tool {choice.type!r}, which {why}.",
                 param="tool_choice",
                 code="invalid_value",
             )

@@ -112,7 +112,8 @@ class ToolMap:
 
     `callable` holds the chat names that may be called (None: whatever the model calls), `required` says that one must
     be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history;
-    `unhurried` are the chat names of functions whose output may come later.
+    `unhurried` are the chat names of functions whose output may come later, `declared` those of all tools that the
+    request brings.
     """
 
     def __init__(self) -> None:
@@ -122,10 +123,12 @@ class ToolMap:
         self.single = False
         self.call_ids: set[str] = set()
         self.unhurried: set[str] = set()
+        self.declared: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
         """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""
         chat_name = flat_name(target.name, target.namespace)
+        self.declared.add(chat_name)
         known = self._targets.setdefault(chat_name, target)
         if known != target:
             raise InvalidRequest(

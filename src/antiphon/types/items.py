@@ -18,7 +18,7 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that mean something here; other keys are tolerated and dropped.
+    """Any input item, with the keys that mean something here; others are left out and named (`item_kinds.py`).
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
     `action`, `operation` and `environment` belong to shells and patches, `tools` to items that bring tools.
@@ -50,6 +50,14 @@ class InputItem(Struct, gc=False):
     source: Raw = ABSENT
 
 
+class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
+    """An item that has no key but these. What has no meaning for a model: notes that clients and servers make."""
+
+    caller: Raw = ABSENT
+    created_by: Raw = ABSENT
+    internal_chat_message_metadata_passthrough: Raw = ABSENT
+
+
 class InputPart(Struct, gc=False):
     """Any content part of an input message or tool output."""
 
@@ -63,6 +71,13 @@ class InputPart(Struct, gc=False):
     file_data: Raw = ABSENT
     file_url: str | None = None
     input_audio: Raw = ABSENT
+
+
+class KnownPart(InputPart, gc=False, forbid_unknown_fields=True):
+    """A part that has no key but these; the others are about a text that a model has written."""
+
+    annotations: Raw = ABSENT
+    logprobs: Raw = ABSENT
 
 
 ItemStatus = Annotated[

@@ -29,6 +29,7 @@ class Tool(Struct):
     defer_loading: bool | None = None
     allowed_callers: Raw = ABSENT
     server_label: str | None = None
+    external_web_access: Raw = ABSENT
     unhurried: bool | None = field(name="async", default=None)
     source: Raw = ABSENT
 

@@ -231,6 +231,13 @@ SAMPLES: dict[str, Sample] = {
     "tools.function": Sample({"tools": [FUNCTION]}, seen='"function":{"name":"look"'),
     "any other value of `include`": Sample({"include": ["future.thing"]}, named="include:future.thing"),
     "any other item": item({"type": "omen"}, named="input.omen"),
+    "any other member of an item": Sample(
+        {"input": [{"role": "user", "content": "Hi", "aura": 1}]}, named="input.message.aura"
+    ),
+    "any other member of a part": Sample(
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "aura": 1}]}]},
+        named="content.input_text.aura",
+    ),
     "any other part": Sample(
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}, {"type": "smell"}]}]},
         named="content.smell",

@@ -95,6 +95,17 @@ def test_a_picture_that_comes_without_a_call_follows_in_a_message_of_its_own() -
     assert messages[2]["content"][0]["image_url"]["url"] == picture["image_url"]
 
 
+@pytest.mark.parametrize("effort", ["low", "max", "xhigh", "minimal", None])
+def test_a_change_of_the_configuration_is_echoed(effort: str | None) -> None:
+    schema = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
+    update = {"type": "configuration_update", "reasoning": {"effort": effort}, "text": {"format": schema}}
+    outcome = _ask(USER, update, reasoning={"effort": "high", "summary": "auto"}, text={"verbosity": "low"})
+    assert outcome.json["reasoning"] == {"effort": effort, "summary": "auto"}
+    assert outcome.json["text"]["format"]["name"] == "a" and outcome.json["text"]["verbosity"] == "low"
+    # Without one the request's own fields are.
+    assert _ask(USER, reasoning={"effort": "high"}).json["reasoning"]["effort"] == "high"
+
+
 def test_a_wrong_change_names_its_place() -> None:
     outcome = _ask(USER, {"type": "configuration_update", "text": {"format": {"type": "xml"}}})
     assert outcome.json["error"]["param"] == "input[1].text.format.type"
@@ -142,6 +153,30 @@ def test_a_tool_may_answer_later() -> None:
     # What the model was told before stays as it was.
     assert later[: len(first)] == first
     assert later[-1] == {"role": "user", "content": "Output of slow (call_1):\n42"}
+
+
+def test_an_output_that_comes_later_is_new_though_its_tool_is_gone() -> None:
+    call = call_item("call_1", "slow")
+    begun = [USER, call, {"role": "user", "content": "Meanwhile?"}, {"role": "assistant", "content": "Wait."}]
+    before = _messages(*begun, USER, tools=[ASYNC])
+    for tools in ([ASYNC], [FUNCTION], None):
+        # Its place is the end of the conversation, whatever is declared by then.
+        later = _messages(*begun, USER, output_item("call_1", "42"), tools=tools)
+        assert later[: len(before)] == before
+        assert later[len(before) :] == [{"role": "user", "content": "Output of slow (call_1):\n42"}]
+
+
+def test_a_call_that_no_answer_has_passed_over_waits_for_its_output() -> None:
+    call = call_item("call_1", "slow")
+    # The model said both at once, or has not answered since.
+    for between in ({"role": "assistant", "content": "I look."}, {"role": "user", "content": "Well?"}):
+        messages = _messages(USER, call, between, output_item("call_1", "42"))
+        assert {"role": "tool", "tool_call_id": "call_1", "content": "42"} in messages
+    assert _ask(USER, call, USER).json["error"]["message"] == "No tool output found for function call call_1."
+    # A tool that is declared, and answers at once, is waited for.
+    told = {"role": "assistant", "content": "Wait."}
+    declared = _messages(USER, call_item("call_1"), USER, told, output_item("call_1", "42"), tools=[FUNCTION])
+    assert {"role": "tool", "tool_call_id": "call_1", "content": "42"} in declared
 
 
 def test_a_tool_that_could_answer_later_may_answer_at_once() -> None:
