@@ -87,9 +87,12 @@ _DIFFERENCES = """
 
 - Hosted tools run here when the settings set them up. Those that are not, image generation and computer use are left
   out and named; `code_interpreter` and `mcp` are then a 400, and so is a `tool_choice` that asks for any of them.
+- `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is left out and named: there is no
+  cache of the web here, and the web itself is not to be asked.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
   functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
-  most, or all that a namespace has when the query names it. The tools of an MCP server are always shown. A call of a
+  most, or all that a namespace has when the query names it. An `allowed_tools` that names the search lets it find those
+  deferred tools that it names too, or all where it names none. The tools of an MCP server are always shown. A call of a
   deferred function has the namespace it was declared in, or none.
 - `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
   `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
