@@ -299,7 +299,7 @@ class ToolTurns:
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
         """A search for tools is two items. One that failed has found nothing and is `incomplete`: of that the model is
-        told (`call_items.py`), in later requests too."""
+        told (`translation/call_items.py`), in later requests too."""
         found = Raw(encode(result.fields.get("tools", [])))
         status = "incomplete" if result.failed else "completed"
         output = HostedToolSearchOutput(id=self._new_id("tso"), status=status, tools=found)
