@@ -120,14 +120,18 @@ _DIFFERENCES = """
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.
-- A function's omitted `strict` is echoed as null, and its schema is not rewritten.
+- A function's omitted `strict` is echoed as null, and its schema is not rewritten (but for `encrypted`, see below).
 - `obfuscation` is sent only when `stream_options.include_obfuscation` asks for it.
 - `reasoning.summary` gives the server's reasoning as it is; nothing here summarises it.
 - A tool with `allowed_callers` that lack `direct` is left out and named: there are no programs here that could call it.
 - A search of vector stores with a field that is not known is a 400: what would narrow it must not be lost in silence.
 - A 401 of the upstream is a 502 where the gateway's own key was refused (`upstream.auth: inject` or `none`).
-- `encrypted_content` of reasoning is sealed with this installation's keys: that of OpenAI's or another installation is
-  a 400 `invalid_encrypted_content`.
+- `encrypted_content` is sealed with this installation's keys: that of another installation is a 400
+  `invalid_encrypted_content`, that of other servers (OpenAI's) is left out and named. Where such an output was all that
+  a tool said, the model is told so.
+- Arguments that a function's schema calls `encrypted` are not: the mark is taken from what the chat server sees, and
+  calls say `encrypted_function_args: []`, at which Codex passes on as text what its agents tell each other. Where a
+  message between agents calls a text encrypted that nobody has encrypted, it is read as the text.
 - A `tool_choice` that requires a call fails the response when the model makes none (`tool_choice_not_followed`): chat
   servers take the choice and do not always keep to it.
 - `reasoning_tokens` are an estimate where the server gives reasoning and does not count it.

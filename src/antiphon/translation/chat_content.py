@@ -25,12 +25,13 @@ from antiphon.errors import (
     unsupported_parameter,
 )
 from antiphon.translation.file_urls import FileNotFetched
+from antiphon.translation.foreign_items import ENCRYPTED_OUTPUT
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import known_choice, read_value, required
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart, KnownPart
-from antiphon.types.json import ABSENT, encode, first, given, quoted
+from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted
 from antiphon.types.tolerance import Tolerance
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
@@ -161,6 +162,9 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
     text, images = [], []
     parts = rules.known(f"{where}.output", Raw(data))
+    if not parts and any(part.type == "encrypted_content" for part in _parts(f"{where}.output", Raw(data))):
+        # What another server found for a client's search: the conversation goes on, and the model may search again.
+        return fragment_of(ENCRYPTED_OUTPUT), []
     if not parts and _says_something(data):
         # The call waits for it: a result without its content is none.
         raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")

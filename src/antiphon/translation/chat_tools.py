@@ -6,7 +6,8 @@ Lives here: the declaration of every kind of tool, and the chat form of the choi
 Kinds that chat servers do not know are shown as functions whose schema says what the client's tool takes; a custom
 tool's text is the one string argument `input`, and its grammar stands in the description (nothing here enforces it).
 
-Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise).
+Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise),
+and that properties lose `encrypted`, which wants OpenAI's server to encrypt what the model writes: nobody does so here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, local_skills, may_be_called, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode, given
+from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
 
@@ -242,9 +243,9 @@ class _Maker:
             target = CallTarget(CallKind.CUSTOM, tool.name or "", space)
             description, parameters = _custom_description(tool), _CUSTOM_PARAMETERS
         else:
-            target = CallTarget(CallKind.FUNCTION, tool.name or "", space)
             description = tool.description or ""
-            parameters = _sound_schema(tool.parameters)
+            parameters, encrypted = _plain_schema(_sound_schema(tool.parameters))
+            target = CallTarget(CallKind.FUNCTION, tool.name or "", space, told_plain=encrypted)
         name = self.map.add(target, f"{where}.name")
         if tool.unhurried:
             self.map.unhurried.add(name)
@@ -293,6 +294,25 @@ def _sound_schema(parameters: Raw) -> Raw:
     if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
         return Raw(encode({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)}))
     return parameters
+
+
+def _plain_schema(parameters: Raw) -> tuple[Raw, bool]:
+    """The schema without `encrypted` in its properties, and whether one had it."""
+    if b'"encrypted"' not in bytes(parameters):
+        return parameters, False
+    schema = _SCHEMA.decode(parameters)
+    properties = _members(schema.get("properties", ABSENT))
+    marked = False
+    for name, value in properties.items():
+        members = _members(value)
+        if first(members.pop("encrypted", ABSENT)) == b"t":
+            properties[name] = Raw(encode(members))
+            marked = True
+    return (Raw(encode({**schema, "properties": properties})), True) if marked else (parameters, False)
+
+
+def _members(value: Raw) -> dict[str, Raw]:
+    return _SCHEMA.decode(value) if first(value) == b"{" else {}
 
 
 class _Format(Struct):

@@ -317,7 +317,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.compaction": Support(
             "emulated", "our own are opened and shown as a summary; of others the model is told that they were there"
         ),
-        "input.agent_message": Support("emulated", "a user message that says from whom it is"),
+        "input.agent_message": Support(
+            "emulated", "a user message that says from whom it is; what another server encrypted is named"
+        ),
         "input.agent_reasoning": _reasoning_item,
         "input.configuration_update": Support(
             "emulated", "effort and text format from here on, until the next; stored with its turn"

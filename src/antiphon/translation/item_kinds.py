@@ -51,7 +51,7 @@ _MEMBERS = {
     **dict.fromkeys(FOREIGN_MESSAGES, frozenset({"author", "recipient"})),
     **dict.fromkeys(FOREIGN_REASONING, frozenset({"text"})),
     "configuration_update": frozenset({"reasoning", "text"}),
-    "function_call": frozenset({"async"}),
+    "function_call": frozenset({"async", "encrypted_function_args"}),
     "custom_tool_call": frozenset({"async"}),
     "shell_call_output": frozenset({"max_output_length"}),
     "computer_call_output": frozenset({"acknowledged_safety_checks"}),

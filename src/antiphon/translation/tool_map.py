@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from msgspec import Raw
@@ -58,11 +58,13 @@ HOSTED_KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """A tool as the client knows it."""
+    """A tool as the client knows it. `told_plain`: its declaration wants arguments encrypted, and its calls say that
+    they are not."""
 
     kind: CallKind
     name: str
     namespace: str | None = None
+    told_plain: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

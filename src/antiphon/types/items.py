@@ -143,7 +143,7 @@ class Reasoning(Struct, kw_only=True):
 
 class FunctionCall(Struct, kw_only=True):
     """A call of a function tool. `arguments` is a JSON string that itself holds JSON; `namespace` is there when the
-    tool was declared in one."""
+    tool was declared in one, `encrypted_function_args` (none) when it asked for some of them to be encrypted."""
 
     id: str
     type: Literal["function_call"] = "function_call"
@@ -152,6 +152,7 @@ class FunctionCall(Struct, kw_only=True):
     call_id: str
     name: str
     namespace: str | UnsetType = UNSET
+    encrypted_function_args: list[str] | UnsetType = UNSET
 
 
 class CustomToolCall(Struct, kw_only=True):
