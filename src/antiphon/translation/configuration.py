@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.translation.request_checks import known_choice, read_value
 from antiphon.translation.request_limits import EFFORTS, check_format
@@ -39,7 +39,13 @@ class _Update(Struct):
     text: _Text | None = None
 
 
+class _Settings(Struct):
+    reasoning: dict[str, Raw] | None = None
+    text: dict[str, Raw] | None = None
+
+
 _UPDATE = msgspec.json.Decoder(_Update)
+_SETTINGS = msgspec.json.Decoder(_Settings)
 
 
 @dataclass(slots=True)
@@ -68,8 +74,18 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
     return found
 
 
+def _note_members(source: Raw, tolerance: Tolerance) -> None:
+    """What nobody here knows of the settings in an update is named."""
+    settings = _SETTINGS.decode(source)
+    for name, known, sent in (("reasoning", _Reasoning, settings.reasoning), ("text", _Text, settings.text)):
+        for inner in sent or ():
+            if inner not in known.__struct_fields__:
+                tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")
+
+
 def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:
     update = read_value(where, _UPDATE, item.source)
+    _note_members(item.source, tolerance)
     if update.reasoning is not None and (effort := update.reasoning.effort) is not UNSET:
         known = known_choice(f"{where}.reasoning.effort", effort, EFFORTS, tolerance)
         found.effort = effort if known else found.effort

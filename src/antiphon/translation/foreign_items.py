@@ -86,6 +86,8 @@ def _readable(part: Raw) -> Raw | None:
 
 
 def agent_thought(item: InputItem) -> bytes:
-    """The text of an `agent_reasoning`, as a fragment."""
+    """The text of an `agent_reasoning`, as a fragment. Raises ValueError for what is no text."""
     text = _SAID.decode(item.source).text
-    return bytes(text)[1:-1] if first(text) == b'"' else b""
+    if given(text) and first(text) != b'"':
+        raise ValueError("a thought that is no text")
+    return bytes(text)[1:-1] if given(text) else b""

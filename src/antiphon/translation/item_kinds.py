@@ -53,11 +53,13 @@ _MEMBERS = {
     "configuration_update": frozenset({"reasoning", "text"}),
     "function_call": frozenset({"async", "encrypted_function_args"}),
     "custom_tool_call": frozenset({"async"}),
+    "mcp_call": frozenset({"server_label", "error"}),
     "shell_call_output": frozenset({"max_output_length"}),
     "computer_call_output": frozenset({"acknowledged_safety_checks"}),
     "program_output": frozenset({"result"}),
 }
 """Members that items of these types have beside those that any item may have."""
+_SHOWN_WHOLE = HOSTED - {"mcp_call"}
 _ANY = frozenset(KnownItem.__struct_fields__) - {"source"}
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
@@ -67,7 +69,7 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
     have none. Raises `InvalidRequest` in strict mode."""
     for number, item in enumerate(items):
         kind = item.type or "message"
-        if kind in HOSTED or kind not in KNOWN_ITEMS:
+        if kind in _SHOWN_WHOLE or kind not in KNOWN_ITEMS:
             continue
         known = _MEMBERS.get(kind, frozenset())
         for name in _OBJECT.decode(item.source):

@@ -10,7 +10,7 @@ is dropped without being named in `ignored`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -38,7 +38,7 @@ from antiphon.translation.request_checks import (
     read_value,
 )
 from antiphon.translation.request_limits import check_values, read_threshold
-from antiphon.translation.tool_choice import read_tool_choice
+from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import (
@@ -47,6 +47,7 @@ from antiphon.types.request import (
     PromptCacheOptions,
     ReasoningOptions,
     StreamOptions,
+    TextFormat,
     TextOptions,
 )
 from antiphon.types.tolerance import Tolerance
@@ -274,6 +275,10 @@ _INSIDE = {
     "reasoning": frozenset(ReasoningOptions.__struct_fields__),
     "stream_options": frozenset(StreamOptions.__struct_fields__),
     "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
+    "text.format": frozenset(TextFormat.__struct_fields__),
+    "context_management[]": frozenset(ContextManagement.__struct_fields__),
+    "tool_choice": CHOICE_MEMBERS,
+    "tool_choice.tools[]": CHOICE_MEMBERS,
 }
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
 REQUEST_FIELDS = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
@@ -311,14 +316,26 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """Unknown keys of the fields that are objects, as dotted names."""
-    return [
-        f"{name}.{key}"
-        for name, known in _INSIDE.items()
-        if name in fields and first(fields[name]) == b"{"
-        for key in sorted(_TOP.decode(fields[name]))
+    """Unknown keys of the objects in fields, as dotted names, each once."""
+    unknown = {
+        f"{place.replace('[]', '')}.{key}": None
+        for place, known in _INSIDE.items()
+        if place.partition(".")[0].removesuffix("[]") in fields
+        for inside in _objects(fields, place.split("."))
+        for key in sorted(inside)
         if key not in known
-    ]
+    }
+    return list(unknown)
+
+
+def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
+    """The objects at a place: `text.format`, or `tool_choice.tools[]` for each of a list."""
+    name, *further = path
+    value = fields.get(name.removesuffix("[]"), ABSENT)
+    inner = _SOURCES.decode(value) if name.endswith("[]") and first(value) == b"[" else [value]
+    for one in inner:
+        if first(one) == b"{":
+            yield from _objects(_TOP.decode(one), further) if further else [_TOP.decode(one)]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:

@@ -20,7 +20,7 @@ from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
 from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
-from antiphon.types.json import first, given
+from antiphon.types.json import ABSENT, first, given
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 
@@ -208,6 +208,20 @@ _LIVE = (b"", b"null", b"true", b'"live"')
 """Values of `external_web_access` that let a search ask the web."""
 
 
+_INSIDE = {
+    "custom": {"format": frozenset({"type", "syntax", "definition"})},
+    "shell": {"environment": frozenset({"type", "skills"})},
+    "web_search": {"user_location": frozenset({"type", "country", "region", "city", "timezone"})},
+    "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
+    "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
+}
+"""What the objects in a declaration hold."""
+
+
+def _objects(value: Raw) -> list[dict[str, Raw]]:
+    return [_OBJECT.decode(value)] if first(value) == b"{" else []
+
+
 def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance) -> list[str]:
     """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
     known = TOOL_MEMBERS.get(tool.type)
@@ -226,6 +240,9 @@ def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Toleranc
             tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
         elif name in no_effect and given(value):
             unused.append(called)
+    for inside, members_inside in _INSIDE.get(tool.type, {}).items():
+        for value in _objects(_OBJECT.decode(tool.source).get(inside, ABSENT)):
+            unused += [f"tools.{tool.type}.{inside}.{name}" for name in value if name not in members_inside]
     if _for_programs_too(tool):
         unused.append(f"tools.{tool.type}.allowed_callers")
     for number, inner in enumerate(members):

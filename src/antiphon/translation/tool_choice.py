@@ -44,6 +44,9 @@ class _Choice(Struct):
     function: Raw = ABSENT
 
 
+CHOICE_MEMBERS = frozenset(_Choice.__struct_fields__)
+"""Members of a choice, and of the tools that it names."""
+
 _CHOICE = msgspec.json.Decoder(_Choice)
 
 

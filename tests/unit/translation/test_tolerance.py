@@ -65,6 +65,16 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
         },
         "input.function_call_output.aura",
     ),
+    (
+        {
+            "input": [
+                USER,
+                {"type": "mcp_call", "id": "m", "name": "f", "server_label": "d", "arguments": "{}", "aura": 1},
+                USER,
+            ]
+        },
+        "input.mcp_call.aura",
+    ),
     ({"input": [USER, {"type": "agent_message", "content": "x", "aura": 1}]}, "input.agent_message.aura"),
     ({"input": [USER, {"type": "additional_tools", "tools": [TOOL], "aura": 1}]}, "input.additional_tools.aura"),
     (
@@ -108,6 +118,42 @@ def test_in_strict_mode_it_is_a_400_that_names_the_place(fields: dict[str, Any],
     outcome = _ask(fields, strict=True)
     assert outcome.head is not None and outcome.head.status == 400 and not outcome.calls
     assert outcome.json["error"]["param"] and outcome.json["error"]["message"]
+
+
+INSIDE: list[tuple[dict[str, Any], str]] = [
+    ({"text": {"format": {"type": "text", "aura": 1}}}, "text.format.aura"),
+    ({"context_management": [{"type": "compaction", "aura": 1}]}, "context_management.aura"),
+    (
+        {
+            "tools": [TOOL],
+            "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}], "aura": 1},
+        },
+        "tool_choice.aura",
+    ),
+    (
+        {
+            "tools": [TOOL],
+            "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f", "aura": 1}]},
+        },
+        "tool_choice.tools.aura",
+    ),
+    ({"tools": [{"type": "custom", "name": "c", "format": {"type": "text", "aura": 1}}]}, "tools.custom.format.aura"),
+    ({"tools": [{"type": "shell", "environment": {"type": "local", "aura": 1}}]}, "tools.shell.environment.aura"),
+    (
+        {"input": [{"type": "configuration_update", "reasoning": {"aura": 1}, "text": {}}, USER]},
+        "input.configuration_update.reasoning.aura",
+    ),
+    ({"tools": [{"type": "web_search", "user_location": {"aura": 1}}]}, "tools.web_search.user_location.aura"),
+    ({"tools": [{**SEARCH, "ranking_options": {"aura": 1}}]}, "tools.file_search.ranking_options.aura"),
+    ({"tools": [{**CODE, "container": {"type": "auto", "aura": 1}}]}, "tools.code_interpreter.container.aura"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), INSIDE, ids=[name for _, name in INSIDE])
+def test_what_is_unknown_inside_of_what_is_known_is_named(fields: dict[str, Any], name: str) -> None:
+    outcome = _ask(fields, tools=ScriptedTools())
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    assert _named(outcome).count(name) == 1 and "aura" not in json.dumps(outcome.chat)
 
 
 @pytest.mark.parametrize(("tool", "name"), HOSTED, ids=[name for _, name in HOSTED])
@@ -273,6 +319,35 @@ def test_what_restricts_the_answer_is_never_left_out() -> None:
     ):
         outcome = _ask(fields)
         assert outcome.head is not None and outcome.head.status == 400, fields
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"type": "apply_patch_call_output", "call_id": "c", "output": {"line": 3}}, '{"line":3}'),
+        ({"type": "apply_patch_call_output", "call_id": "c", "output": None}, "Done."),
+        ({"type": "program_output", "call_id": "c", "result": {"line": 3}}, '{"line":3}'),
+        ({"type": "program_output", "call_id": "c", "result": None}, "Done."),
+    ],
+)
+def test_a_result_that_is_no_text_is_shown_as_json(answer: dict[str, Any], told: str) -> None:
+    made: dict[str, Any] = {"type": "program", "code": "x", "fingerprint": "f"}
+    if answer["type"] == "apply_patch_call_output":
+        made = {"type": "apply_patch_call", "operation": {"type": "delete_file", "path": "p"}}
+    messages = _ask({"input": [USER, {**made, "call_id": "c", "id": "i"}, answer]}).chat["messages"]
+    assert messages[-1]["role"] == "tool" and messages[-1]["content"].endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("item", "param"),
+    [
+        ({"type": "agent_reasoning", "text": {"a": 1}}, "input[2]"),
+        ({"type": "mcp_approval_response", "approval_request_id": "r", "reason": {"a": 1}}, "input[2].reason"),
+    ],
+)
+def test_what_is_no_text_where_one_belongs_is_refused(item: dict[str, Any], param: str) -> None:
+    request = {"type": "mcp_approval_request", "id": "r", "name": "f", "server_label": "d", "arguments": "{}"}
+    assert _ask({"input": [USER, request, item]}).json["error"]["param"] == param
 
 
 def test_a_known_part_in_the_wrong_place_is_refused() -> None:
