@@ -218,10 +218,6 @@ _INSIDE = {
 """What the objects in a declaration hold."""
 
 
-def _objects(value: Raw) -> list[dict[str, Raw]]:
-    return [_OBJECT.decode(value)] if first(value) == b"{" else []
-
-
 def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance) -> list[str]:
     """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
     known = TOOL_MEMBERS.get(tool.type)
@@ -234,15 +230,17 @@ def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Toleranc
         if not known_choice(f"{where}.execution", execution, _EXECUTIONS, tolerance) or execution != "client":
             no_effect |= _OF_A_CLIENTS_SEARCH
     unused = []
-    for name, value in _OBJECT.decode(tool.source).items():
+    declared = _OBJECT.decode(tool.source)
+    for name, value in declared.items():
         called = f"tools.{tool.type}.{name}"
         if name not in known:
             tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
         elif name in no_effect and given(value):
             unused.append(called)
-    for inside, members_inside in _INSIDE.get(tool.type, {}).items():
-        for value in _objects(_OBJECT.decode(tool.source).get(inside, ABSENT)):
-            unused += [f"tools.{tool.type}.{inside}.{name}" for name in value if name not in members_inside]
+    for place, known_inside in _INSIDE.get(tool.type, {}).items():
+        inside = declared.get(place, ABSENT)
+        names = _OBJECT.decode(inside) if first(inside) == b"{" else ()
+        unused += [f"tools.{tool.type}.{place}.{name}" for name in names if name not in known_inside]
     if _for_programs_too(tool):
         unused.append(f"tools.{tool.type}.allowed_callers")
     for number, inner in enumerate(members):
