@@ -41,7 +41,8 @@ _NO_EFFECT = frozenset({"prompt_cache_breakpoint"})
 _EMPTY = Raw(b'""')
 _IMAGES = ("input_image", "image_url", "computer_screenshot")
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-_KINDS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+KNOWN_PARTS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+"""Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
 
 
 class _ChatImage(Struct):
@@ -88,7 +89,7 @@ class ContentRules(Struct, frozen=True):
         kept = []
         for number, part in enumerate(parts):
             place = f"{where}[{number}]"
-            if part.type is None or part.type in _KINDS:
+            if part.type is None or part.type in KNOWN_PARTS:
                 kept.append((place, part))
             else:
                 error = invalid_value(f"{place}.type", f"{part.type[:64]!r} is not supported in a message")
@@ -97,7 +98,7 @@ class ContentRules(Struct, frozen=True):
 
     def _note_members(self, where: str, parts: Sequence[InputPart], content: Raw) -> None:
         for number, (part, source) in enumerate(zip(parts, _OBJECTS.decode(content), strict=True)):
-            for name in source if part.type in _KINDS else ():
+            for name in source if part.type in KNOWN_PARTS else ():
                 place = f"{where}[{number}].{name}"
                 if name in _NO_EFFECT:
                     self.tolerance.note(f"content.{part.type}.{name}")

@@ -48,6 +48,7 @@ HOSTED_SUPPORT = Support("emulated", "runs here, between two turns of the model"
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
 _SHOWN = Support("emulated", "shown to the model as a call and its result")
 _FUNCTION = Support("emulated", "a function; calls come back as items of their own type")
+_LATER = Support("emulated", "a call whose output comes later is answered for now; the output follows as a message")
 _OUTPUT = Support("emulated", "a tool message")
 _CALL = Support("emulated", "a function call")
 _UNKNOWN = Support("ignorable", "unless `strict` is set: then a 400")
@@ -201,11 +202,17 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "prompt_cache_options.prewarm": Support("emulated", "answered at once and empty, without a model call"),
         "prompt_cache_options.mode": _NAMED,
         "prompt_cache_options.ttl": _NAMED,
+        "prompt_cache_options.comparison_response_id": _NAMED,
         "user": _passed("user"),
         "context_management": Support(
             "emulated", "a summary by the same model, before the answer; without a number, `context_tokens` decides"
         ),
         "moderation": _NAMED,
+        "access_programs": _NAMED,
+        "image": _NAMED,
+        "multi_agent": _NAMED,
+        "background_options": Support("ignorable", "a background response runs as soon as its turn has come"),
+        "client_metadata": Support("ignorable", "what Codex says of itself"),
         "background": Support(
             "emulated",
             "queued and run by the gateway; needs `store`, and an upstream that works without the client's key",
@@ -243,12 +250,11 @@ _TABLE: dict[str, dict[str, _Rule]] = {
     "Tools": {
         "tools.function": _SENT,
         "tools.function.strict": _strict,
-        "tools.function.async": Support(
-            "emulated", "a call whose output comes later is answered for now; the output follows as a message"
-        ),
+        "tools.function.async": _LATER,
         "tools.function.output_schema": _NAMED,
         "tools.function.allowed_callers": Support("ignorable", "a function for programs alone is left out"),
         "tools.custom": Support("emulated", "a function with one string; a grammar is described, not enforced"),
+        "tools.custom.async": _LATER,
         "tools.namespace": Support("emulated", "functions with joined names; calls come back with their `namespace`"),
         "tools.local_shell": _FUNCTION,
         "tools.shell": Support(

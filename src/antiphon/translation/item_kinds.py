@@ -64,6 +64,11 @@ _ANY = frozenset(KnownItem.__struct_fields__) - {"source"}
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
 
+def members_of(kind: str) -> frozenset[str]:
+    """What an item of this known type may have, unless it is shown to the model as it came (a hosted tool's)."""
+    return _ANY | _MEMBERS.get(kind, frozenset())
+
+
 def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
     """Leave out members that nobody here knows, of items that have their sources. Items that are shown as they came
     have none. Raises `InvalidRequest` in strict mode."""
