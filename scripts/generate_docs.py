@@ -87,9 +87,12 @@ _DIFFERENCES = """
 
 - Hosted tools run here when the settings set them up. Those that are not, image generation and computer use are left
   out and named; `code_interpreter` and `mcp` are then a 400, and so is a `tool_choice` that asks for any of them.
+- `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is left out and named: there is no
+  cache of the web here, and the web itself is not to be asked.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
   functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
-  most, or all that a namespace has when the query names it. The tools of an MCP server are always shown. A call of a
+  most, or all that a namespace has when the query names it. An `allowed_tools` that names the search lets it find those
+  deferred tools that it names too, or all where it names none. The tools of an MCP server are always shown. A call of a
   deferred function has the namespace it was declared in, or none.
 - `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
   `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
@@ -112,18 +115,23 @@ _DIFFERENCES = """
   response that is run again, because its process died, goes on with a second `response.in_progress` and higher numbers;
   what its stream had before that is void, and who reads it later gets the second attempt alone.
 - On a WebSocket requests are answered one after another, whatever their `stream_id`s; `response.steer` is declined with
-  `response.steer.failed`; a response that fails ends with `response.failed`, without the `error` event before it.
+  `response.steer.failed`, `response.inject` with `response.inject.failed` (`response_already_completed`); a
+  response that fails ends with `response.failed`, without the `error` event before it.
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.
-- A function's omitted `strict` is echoed as null, and its schema is not rewritten.
+- A function's omitted `strict` is echoed as null, and its schema is not rewritten (but for `encrypted`, see below).
 - `obfuscation` is sent only when `stream_options.include_obfuscation` asks for it.
 - `reasoning.summary` gives the server's reasoning as it is; nothing here summarises it.
 - A tool with `allowed_callers` that lack `direct` is left out and named: there are no programs here that could call it.
 - A search of vector stores with a field that is not known is a 400: what would narrow it must not be lost in silence.
 - A 401 of the upstream is a 502 where the gateway's own key was refused (`upstream.auth: inject` or `none`).
-- `encrypted_content` of reasoning is sealed with this installation's keys: that of OpenAI's or another installation is
-  a 400 `invalid_encrypted_content`.
+- `encrypted_content` is sealed with this installation's keys: that of another installation is a 400
+  `invalid_encrypted_content`, that of other servers (OpenAI's) is left out and named. Where such an output was all that
+  a tool said, the model is told so.
+- Arguments that a function's schema calls `encrypted` are not: the mark is taken from what the chat server sees, and
+  calls say `encrypted_function_args: []`, at which Codex passes on as text what its agents tell each other. Where a
+  message between agents calls a text encrypted that nobody has encrypted, it is read as the text.
 - A `tool_choice` that requires a call fails the response when the model makes none (`tool_choice_not_followed`): chat
   servers take the choice and do not always keep to it.
 - `reasoning_tokens` are an estimate where the server gives reasoning and does not count it.

@@ -1,6 +1,7 @@
 """The Codex CLI at work: one turn (`codex exec --json`) with a home and a folder of its own.
 
-Not here: what is asked of it (`codex_scenarios.py`), starting the gateway (`run.py`).
+Lives here too: what scenarios say to the chat server and read of its requests. Not here: what is asked of Codex
+(`codex_scenarios.py`, `codex_threads.py`), starting the gateway (`run.py`).
 
 Invariant: no turn sees files or threads of another `Codex`.
 """
@@ -8,12 +9,43 @@ Invariant: no turn sees files or threads of another `Codex`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from tests.clients.processes import Installed
 from tests.support.strict_upstream import StrictUpstream
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
+)
+"""A red square of 8 by 8."""
+
+
+def call(name: str, arguments: Any, number: int = 1) -> dict[str, Any]:
+    """A call that the model makes."""
+    return {"name": name, "arguments": arguments, "id": f"call_{number}"}
+
+
+def tool_names(chat: dict[str, Any]) -> list[str]:
+    """The functions that the model was shown."""
+    return [tool["function"]["name"] for tool in chat["tools"]]
+
+
+def tool_texts(chat: dict[str, Any]) -> list[str]:
+    """What tools have said."""
+    return [message["content"] for message in chat["messages"] if message["role"] == "tool"]
+
+
+def images(chat: dict[str, Any]) -> list[bytes]:
+    """The pictures that the model was shown."""
+    parts = [
+        part for message in chat["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
 
 
 class Codex:
@@ -68,7 +100,7 @@ class Codex:
             f'{top}model_provider = "gw"\n{config}\n'
             f'[model_providers.gw]\nname = "gw"\nbase_url = "{base_url}"\nenv_key = "GATEWAY_KEY"\n'
             f'wire_api = "responses"\nrequest_max_retries = {retries}\nstream_max_retries = {retries}\n'
-            f"supports_websockets = {json.dumps(provider == 'socket')}\n"
+            f"supports_websockets = {json.dumps(provider == 'socket')}\nsupports_standalone_web_search = true\n"
         )
 
     async def was_left(self) -> bool:
@@ -78,6 +110,16 @@ class Codex:
     def script(self, *answers: dict[str, Any]) -> None:
         """What the chat server says next."""
         self._upstream.script(answers)
+
+    @property
+    def thread(self) -> str:
+        """The id of the thread that the last turn was in."""
+        return str(next(event["thread_id"] for event in self.events if event["type"] == "thread.started"))
+
+    def rollout(self) -> Path:
+        """The file in which Codex keeps its only thread."""
+        (found,) = self.home.glob(".codex/sessions/**/rollout-*.jsonl")
+        return found
 
     @property
     def chats(self) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """The Codex CLI's scenarios: real turns of the real binary, with its own tools.
 
-Lives here: what each asserts of Codex and of the chat server. Not here: running Codex (`codex.py`).
+Lives here: what each asserts of Codex and of the chat server, and running them. Not here: one turn of Codex
+(`codex.py`), threads of several agents and of several servers (`codex_threads.py`).
 
 Invariant: a scenario passes when it raises nothing; each has a home of its own.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 import traceback
@@ -15,16 +15,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.clients.codex import Codex
+from tests.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
+from tests.clients.codex_threads import THREADS
 from tests.clients.processes import Installed, Result
 from tests.support.strict_upstream import StrictUpstream
 
 HERE = Path(__file__).parent
 _HELLO = "Hello from the model."
 _PATCH = "*** Begin Patch\n*** Add File: patched.txt\n+by apply_patch\n*** End Patch"
-_PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
-)
 Scenario = Callable[[Codex], Awaitable[None]]
 _SCENARIOS: list[Scenario] = []
 
@@ -33,18 +31,6 @@ def scenario(function: Scenario) -> Scenario:
     """Have it run."""
     _SCENARIOS.append(function)
     return function
-
-
-def _tool_names(chat: dict[str, Any]) -> list[str]:
-    return [tool["function"]["name"] for tool in chat["tools"]]
-
-
-def _tool_texts(chat: dict[str, Any]) -> list[str]:
-    return [message["content"] for message in chat["messages"] if message["role"] == "tool"]
-
-
-def _call(name: str, arguments: Any, number: int = 1) -> dict[str, Any]:
-    return {"name": name, "arguments": arguments, "id": f"call_{number}"}
 
 
 @scenario
@@ -58,17 +44,17 @@ async def text(codex: Codex) -> None:
     [chat] = codex.chats
     assert chat["messages"][0]["role"] == "system" and "Codex CLI" in chat["messages"][0]["content"]
     assert chat["messages"][-1] == {"role": "user", "content": "hi"}, chat["messages"][-1]
-    assert "exec_command" in _tool_names(chat)
+    assert "exec_command" in tool_names(chat)
 
 
 @scenario
 async def shell(codex: Codex) -> None:
-    codex.script({"calls": [_call("exec_command", {"cmd": "echo made-by-codex > proof.txt; cat proof.txt"})]})
+    codex.script({"calls": [call("exec_command", {"cmd": "echo made-by-codex > proof.txt; cat proof.txt"})]})
     await codex.turn("make a file")
     assert (codex.work / "proof.txt").read_text() == "made-by-codex\n"
     [ran] = codex.items("command_execution")
     assert (ran["exit_code"], ran["aggregated_output"]) == (0, "made-by-codex\n"), ran
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "made-by-codex" in output
     # The thoughts before the call, which Codex carried sealed, are back beside it.
     assert codex.chats[1]["messages"][-2]["reasoning_content"] == "Let me think."
@@ -76,12 +62,12 @@ async def shell(codex: Codex) -> None:
 
 @scenario
 async def patch(codex: Codex) -> None:
-    codex.script({"calls": [_call("apply_patch", {"input": _PATCH})]})
+    codex.script({"calls": [call("apply_patch", {"input": _PATCH})]})
     await codex.turn("patch it", model="gpt-5.5")
     assert (codex.work / "patched.txt").read_text() == "by apply_patch\n"
     [change] = codex.items("file_change")
     assert change["status"] == "completed", change
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "patched.txt" in output
 
 
@@ -89,12 +75,12 @@ async def patch(codex: Codex) -> None:
 async def mcp(codex: Codex) -> None:
     """A tool of an MCP server stands in a namespace; its call must come back with it."""
     server = f'[mcp_servers.city]\ncommand = "{codex.python}"\nargs = ["{HERE / "mcp_server.py"}"]'
-    codex.script({"calls": [_call("mcp__city__lookup_city", {"city": "Oslo"})]}, {"content": "It is 7731."})
+    codex.script({"calls": [call("mcp__city__lookup_city", {"city": "Oslo"})]}, {"content": "It is 7731."})
     await codex.turn("look it up", config=server)
-    assert "mcp__city__lookup_city" in _tool_names(codex.chats[0])
+    assert "mcp__city__lookup_city" in tool_names(codex.chats[0])
     [called] = codex.items("mcp_tool_call")
     assert (called["server"], called["tool"], called["status"]) == ("city", "lookup_city", "completed"), called
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "code-Oslo-7731" in output
     assert codex.chats[1]["messages"][-2]["tool_calls"][0]["function"]["name"] == "mcp__city__lookup_city"
     assert codex.said() == ["It is 7731."]
@@ -102,30 +88,22 @@ async def mcp(codex: Codex) -> None:
 
 @scenario
 async def image(codex: Codex) -> None:
-    (codex.work / "red.png").write_bytes(_PNG)
+    (codex.work / "red.png").write_bytes(PNG)
     codex.script({"content": "A red square."})
     await codex.turn("-i", "red.png", "--", "what is it")
     assert codex.said() == ["A red square."]
-    assert _images(codex.chats[0]) == [_PNG]
+    assert images(codex.chats[0]) == [PNG]
 
 
 @scenario
 async def image_of_a_tool(codex: Codex) -> None:
     """A picture in a tool's output cannot stand in a tool message: it follows as the user's."""
-    (codex.work / "red.png").write_bytes(_PNG)
-    codex.script({"calls": [_call("view_image", {"path": "red.png"})]}, {"content": "Red."})
+    (codex.work / "red.png").write_bytes(PNG)
+    codex.script({"calls": [call("view_image", {"path": "red.png"})]}, {"content": "Red."})
     await codex.turn("look at red.png")
     assert codex.said() == ["Red."]
-    assert _images(codex.chats[1]) == [_PNG]
+    assert images(codex.chats[1]) == [PNG]
     assert [message["role"] for message in codex.chats[1]["messages"][-3:]] == ["assistant", "tool", "user"]
-
-
-def _images(chat: dict[str, Any]) -> list[bytes]:
-    parts = [
-        part for message in chat["messages"] if isinstance(message["content"], list) for part in message["content"]
-    ]
-    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-    return [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
 
 
 @scenario
@@ -141,7 +119,7 @@ async def steps(codex: Codex) -> None:
     number = 0
     answers: list[dict[str, Any]] = []
     for at, step in enumerate(commands, start=1):
-        calls = [_call("exec_command", {"cmd": command}, number + more) for more, command in enumerate(step)]
+        calls = [call("exec_command", {"cmd": command}, number + more) for more, command in enumerate(step)]
         number += len(step)
         # Models speak before their calls, some behind them.
         said = "content" if at % 2 else "after"
@@ -158,18 +136,18 @@ async def steps(codex: Codex) -> None:
     assert [turn["reasoning_content"] for turn in turns] == [f"Step {at}." for at in range(1, 6)]
     assert [turn["content"] for turn in turns] == [f"Now {at}." for at in range(1, 6)]
     assert [len(turn["tool_calls"]) for turn in turns] == [1, 2, 1, 1, 1]
-    assert "missing.txt" in _tool_texts(codex.chats[-1])[4]
+    assert "missing.txt" in tool_texts(codex.chats[-1])[4]
 
 
 @scenario
 async def plan(codex: Codex) -> None:
     steps = [{"step": "Look", "status": "completed"}, {"step": "Write", "status": "in_progress"}]
-    codex.script({"calls": [_call("update_plan", {"explanation": "so", "plan": steps})]}, {"content": "Planned."})
+    codex.script({"calls": [call("update_plan", {"explanation": "so", "plan": steps})]}, {"content": "Planned."})
     await codex.turn("plan it", config="[tools.update_plan]\nenabled = true")
     started = [event["item"] for event in codex.events if event["type"] == "item.started"]
     [todo] = [item for item in started if item["type"] == "todo_list"]
     assert todo["items"] == [{"text": "Look", "completed": True}, {"text": "Write", "completed": False}], todo
-    assert "update_plan" in _tool_names(codex.chats[0]) and _tool_texts(codex.chats[1]) == ["Plan updated"]
+    assert "update_plan" in tool_names(codex.chats[0]) and tool_texts(codex.chats[1]) == ["Plan updated"]
     assert codex.said() == ["Planned."]
 
 
@@ -177,7 +155,7 @@ async def plan(codex: Codex) -> None:
 async def resumed(codex: Codex) -> None:
     """A second process goes on with the thread: Codex sends all of it again, the thoughts sealed."""
     codex.script(
-        {"calls": [_call("exec_command", {"cmd": "echo 42"})]}, {"content": "It is 42."}, {"content": "As I said."}
+        {"calls": [call("exec_command", {"cmd": "echo 42"})]}, {"content": "It is 42."}, {"content": "As I said."}
     )
     await codex.turn("how much")
     thread = next(event["thread_id"] for event in codex.events if event["type"] == "thread.started")
@@ -188,7 +166,7 @@ async def resumed(codex: Codex) -> None:
     assert texts[-2:] == ["It is 42.", "again?"] and "how much" in texts, texts
     [called] = [message for message in spoken if message.get("tool_calls")]
     assert called["reasoning_content"] == "Let me think."
-    assert "42" in _tool_texts(codex.chats[2])[0]
+    assert "42" in tool_texts(codex.chats[2])[0]
 
 
 @scenario
@@ -208,9 +186,9 @@ async def structured(codex: Codex) -> None:
 async def code_mode(codex: Codex) -> None:
     """Models of the newest kind get their tools as an item of the input, and call them from JavaScript."""
     code = 'const made = await tools.exec_command({cmd: "echo from-code-mode"}); text(made.output);'
-    codex.script({"calls": [_call("functions__exec", {"input": code})]}, {"content": "Ran."})
+    codex.script({"calls": [call("functions__exec", {"input": code})]}, {"content": "Ran."})
     await codex.turn("run it", model="gpt-5.6-sol")
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "from-code-mode" in output, output
     assert codex.said() == ["Ran."]
 
@@ -218,13 +196,13 @@ async def code_mode(codex: Codex) -> None:
 @scenario
 async def over_a_socket(codex: Codex) -> None:
     """One WebSocket for all of a turn's model calls: after the first, only what is new is sent."""
-    codex.script({"calls": [_call("exec_command", {"cmd": "echo by-socket"})]}, {"content": "Done."})
+    codex.script({"calls": [call("exec_command", {"cmd": "echo by-socket"})]}, {"content": "Done."})
     await codex.turn("run it", provider="socket")
     assert codex.said() == ["Done."]
     assert [item["text"] for item in codex.items("reasoning")] == ["Let me think."] * 2
     assert len(codex.chats) == 2
     assert codex.chats[1]["messages"][: len(codex.chats[0]["messages"])] == codex.chats[0]["messages"]
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "by-socket" in output
     assert not any(event["type"] == "error" for event in codex.events), codex.output
 
@@ -249,10 +227,10 @@ async def compacted(codex: Codex) -> None:
 @scenario
 async def built_in(codex: Codex) -> None:
     """The provider that Codex has built in, with another address: it opens a socket at once."""
-    codex.script({"calls": [_call("exec_command", {"cmd": "echo built-in"})]}, {"content": "Done."})
+    codex.script({"calls": [call("exec_command", {"cmd": "echo built-in"})]}, {"content": "Done."})
     await codex.turn("run it", provider="openai", model="gpt-5.5")
     assert codex.said() == ["Done."], codex.output
-    [output] = _tool_texts(codex.chats[1])
+    [output] = tool_texts(codex.chats[1])
     assert "built-in" in output
     assert not any(event["type"] == "error" for event in codex.events), codex.output
 
@@ -345,7 +323,7 @@ async def too_long(codex: Codex) -> None:
 async def run_codex(installed: Installed, upstream: StrictUpstream) -> list[Result]:
     """Run every scenario, one after the other."""
     results = []
-    for function in _SCENARIOS:
+    for function in (*_SCENARIOS, *THREADS):
         name = function.__name__
         codex = Codex(installed, upstream, name)
         began = time.monotonic()

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.clients.codex_scenarios import run_codex
@@ -63,12 +64,19 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
     return found or [{"scenario": "start", "ok": False, "why": output[-1500:]}]
 
 
-async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int]:
+@dataclass
+class Count:
+    """How many scenarios of a client went well and how many did not; what a chat server refused counts as one."""
+
+    passed: int = 0
+    failed: int = 0
+
+
+async def _run_mode(folder: Path, names: list[str], mode: str, counts: dict[str, Count]) -> None:
     upstream = StrictUpstream(key="of-the-gateway")
     await upstream.start()
     servers = ToolServers(folder)
     await servers.start()
-    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="antiphon-clients-") as data:
         # With a key of its own, as background responses need: no client's may reach the chat server.
         environ = {
@@ -83,29 +91,34 @@ async def _run_mode(folder: Path, names: list[str], mode: str) -> tuple[int, int
             for name in names:
                 upstream.problems.clear()
                 upstream.script()
+                count = counts[name]
                 for result in await _run_one(installed, upstream, name):
-                    passed += result["ok"]
-                    failed += not result["ok"]
+                    count.passed += result["ok"]
+                    count.failed += not result["ok"]
                     verdict = "ok    " if result["ok"] else "FAILED"
                     seconds = result.get("seconds", 0.0)
                     print(f"{verdict}  {mode:5}  {seconds:5.1f} s  {name:12} {result['scenario']}", flush=True)
                     if not result["ok"]:
                         print("        " + str(result.get("why", "")).replace("\n", "\n        "))
                 for problem in upstream.problems:
-                    failed += 1
+                    count.failed += 1
                     print(f"FAILED  {mode:5}  {name:12} the chat server refused: {problem}")
         finally:
             await gateway.stop()
             await servers.stop()
             await upstream.stop()
-    return passed, failed
 
 
-async def _run_all(folder: Path, names: list[str], modes: Sequence[str]) -> int:
+async def _run_all(folder: Path, names: list[str], modes: Sequence[str], told: Path | None) -> int:
     began = time.monotonic()
-    counts = [await _run_mode(folder, names, mode) for mode in modes]
-    passed, failed = (sum(count) for count in zip(*counts, strict=True))
+    counts = {name: Count() for name in names}
+    for mode in modes:
+        await _run_mode(folder, names, mode, counts)
+    passed = sum(count.passed for count in counts.values())
+    failed = sum(count.failed for count in counts.values())
     print(f"clients: {time.monotonic() - began:.0f} s, {' and '.join(modes)}\n{passed} passed, {failed} failed")
+    if told is not None:
+        told.write_text(json.dumps({name: asdict(count) for name, count in counts.items()}))
     return 1 if failed or not passed else 0
 
 
@@ -115,11 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(CLIENTS)} (default: all)")
     parser.add_argument("--folder", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=(*MODES, "both"), default="both", help="who calls the model (default: both)")
+    parser.add_argument("--json", type=Path, help="a file for how many went well, by client")
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(CLIENTS):
         parser.error(f"no such client: {', '.join(sorted(unknown))}")
     modes = MODES if given.mode == "both" else (given.mode,)
-    return asyncio.run(_run_all(given.folder.absolute(), given.names or list(CLIENTS), modes))
+    return asyncio.run(_run_all(given.folder.absolute(), given.names or list(CLIENTS), modes, given.json))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ class TestWebSearch(ToolContract):
                 ],
                 [
                     ({"search_context_size": "huge"}, ".search_context_size"),
-                    ({"external_web_access": False}, ".external_web_access"),
                     ({"filters": {"allowed_domains": ["https://a.example"]}}, ".filters.allowed_domains"),
                     ({"filters": {"blocked_domains": ["a"] * 101}}, ".filters.blocked_domains"),
                     ({"filters": {"allowed_domains": "a.example"}}, ".filters.allowed_domains"),

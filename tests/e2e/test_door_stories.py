@@ -28,7 +28,7 @@ _NONE = "0" * 48
 @dataclass(frozen=True)
 class Step:
     """One request. `{name}` in path and body stands for what an earlier step kept; `keep` maps names to keys of the
-    answer (`data.0.id`)."""
+    answer (`data.0.id`). `agent` is the client's User-Agent."""
 
     method: str
     path: str
@@ -37,6 +37,7 @@ class Step:
     keep: dict[str, str] = field(default_factory=dict)
     owner: str = "alice"
     kind: str = "application/json"
+    agent: str = "tests"
 
 
 def _conversation(conversation: str = "{conv}", **fields: Any) -> dict[str, Any]:
@@ -45,6 +46,10 @@ def _conversation(conversation: str = "{conv}", **fields: Any) -> dict[str, Any]
 
 def _prompt(version: str) -> dict[str, Any]:
     return {**TEXT, "prompt": {"id": "{prompt}", "version": version, "variables": {"who": "Ann"}}}
+
+
+def _stack(method: str, path: str, body: Any = None, status: int = 200, **keep: str) -> Step:
+    return Step(method, path, body, status, keep, "stacy", agent="LlamaStackClient/Python 0.7.5")
 
 
 def _with_file(kind: str = "input_file", **fields: Any) -> dict[str, Any]:
@@ -106,6 +111,19 @@ STORIES: dict[str, tuple[Step, ...]] = {
         Step("POST", "/responses", _prompt("1"), owner="bob", status=400),
         Step("DELETE", "/prompts/{prompt}"),
         Step("PUT", "/prompts/{prompt}", {"instructions": "x"}, 404),
+    ),
+    "a prompt of a Llama Stack client": (
+        _stack("POST", "/prompts", {"prompt": "You are {{who}}.", "variables": ["who"]}, prompt="prompt_id"),
+        _stack("PUT", "/prompts/{prompt}", {"prompt": "Be {{who}}!", "version": 1, "set_as_default": False}),
+        _stack("GET", "/prompts/{prompt}/versions"),
+        _stack("GET", "/prompts/{prompt}?version=2"),
+        _stack("GET", "/prompts/{prompt}"),
+        _stack("PUT", "/prompts/{prompt}/set-default-version", {"version": 2}),
+        _stack("GET", "/prompts", prompt="data.0.prompt_id"),
+        Step("POST", "/responses", _prompt("2"), owner="stacy"),
+        Step("GET", "/prompts/{prompt}", owner="stacy"),
+        _stack("DELETE", "/prompts/{prompt}"),
+        _stack("GET", "/prompts/{prompt}", status=404),
     ),
     "a file": (
         _upload(file="id"),
@@ -178,7 +196,7 @@ def _at(value: Any, path: str) -> Any:
 async def _ask(session: aiohttp.ClientSession, url: str, step: Step, kept: dict[str, str]) -> tuple[int, str, bytes]:
     body = _filled(step.body, kept)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    headers = {"content-type": step.kind, "authorization": f"Bearer {step.owner}"}
+    headers = {"content-type": step.kind, "authorization": f"Bearer {step.owner}", "user-agent": step.agent}
     async with session.request(step.method, url + _filled(step.path, kept), data=data, headers=headers) as answered:
         return answered.status, answered.headers.get("content-type", ""), await answered.read()
 

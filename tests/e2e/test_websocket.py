@@ -121,6 +121,30 @@ async def test_large_frames_and_compression(setup: Setup) -> None:
         assert setup.server.requests[-1].json["messages"][0]["content"] == text
 
 
+async def test_what_is_unknown_is_named_and_the_next_is_served(setup: Setup) -> None:
+    """An event by one of ours, everything else in the first event, where an HTTP client would read the header."""
+    unknown = [
+        {"role": "user", "content": "hi"},
+        {"type": "future_call"},
+        {"type": "compaction", "encrypted_content": "gAAAA"},
+    ]
+    async with connected(setup.gateway) as socket:
+        await socket.send_str('{"type":"session.update","stream_id":"a"}')
+        async with asyncio.timeout(60):
+            told = json.loads((await socket.receive()).data)
+        assert (told["type"], told["ignored"], told["stream_id"]) == ("antiphon.ignored", ["event:session.update"], "a")
+        events = await ask(socket, **UNSTORED, input=unknown, include=["future.thing"])
+        named = events[0]["headers"]["antiphon-ignored"].split(", ")
+        assert named == ["include:future.thing", "input.future_call", "input.compaction"]
+        check_stream(events)
+        assert "compacted by another server" in setup.server.requests[-1].json["messages"][1]["content"]
+        previous = events[-1]["response"]["id"]
+        final = check_stream(await ask(socket, **UNSTORED, input="more", previous_response_id=previous))
+        assert final["output"][0]["phase"] == "final_answer"
+        first, second = (request.json["messages"] for request in setup.server.requests)
+        assert second[: len(first)] == first
+
+
 async def test_events_arrive_as_they_are_made(setup: Setup) -> None:
     gate = asyncio.Event()
     setup.server.script(answer(parts=[event("early"), Wait(gate), *text_stream(" late")]))

@@ -262,6 +262,17 @@ async def test_a_response_is_not_steered(socket: Socket) -> None:
     assert (await socket.ask(**UNSTORED, input="hi"))[0]["type"] == "response.created"
 
 
+async def test_input_for_a_response_that_is_over_continues_it(socket: Socket) -> None:
+    """What comes back of `response.inject` is the input of the next request."""
+    made = await socket.response(**UNSTORED, input="hi")
+    item = {"type": "message", "role": "user", "content": "more"}
+    await socket.raw.send_json({"type": "response.inject", "response_id": made["id"], "input": [item]})
+    got = await socket.receive()
+    assert (got["type"], got["response_id"]) == ("response.inject.failed", made["id"])
+    again = await socket.response(**UNSTORED, input=got["input"], previous_response_id=got["response_id"])
+    assert again["status"] == "completed"
+
+
 async def test_the_caches_prewarm_is_one_too(door: OpenHttpDoor, socket: Socket) -> None:
     """OpenAI: `prewarm` overrides `generate`; over HTTP there is nothing else."""
     options = {"prewarm": True}

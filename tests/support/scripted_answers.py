@@ -18,6 +18,8 @@ _FIELDS = {
     *("content", "refusal", "reasoning", "calls", "after", "logprobs", "finish", "usage"),
     # Instead of a message: an HTTP status with headers and an error object.
     *("status", "headers", "error"),
+    # Which request it is for.
+    *("when",),
     # After the message: cut the connection, send an error as a chunk, or keep the stream open until the client leaves.
     *("cut", "error_chunk", "hold"),
 }
@@ -25,7 +27,8 @@ _FIELDS = {
 
 class Answer:
     """One answer. `calls` are `{name, arguments, id?}` with arguments as JSON or an object; `after` is text that comes
-    behind them. All is optional. `number` tells this answer's calls from those of others."""
+    behind them. With `when`, it is for the next request whose last message has these words, for clients that ask
+    several things at once. All is optional. `number` tells this answer's calls from those of others."""
 
     def __init__(self, said: dict[str, Any], number: int = 0) -> None:
         assert set(said) <= _FIELDS, f"no such part of an answer: {set(said) - _FIELDS}"
@@ -45,6 +48,7 @@ class Answer:
         self.cut: bool = said.get("cut", False)
         self.error_chunk: dict[str, Any] | None = said.get("error_chunk")
         self.hold: bool = said.get("hold", False)
+        self.when: str = said.get("when", "")
 
 
 def _call(number: str, call: dict[str, Any]) -> dict[str, Any]:

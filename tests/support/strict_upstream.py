@@ -2,11 +2,11 @@
 
 Lives here: the server. Not here: what is strict (`strict_chat.py`), the form of an answer (`scripted_answers.py`).
 
-What it answers, first of all: the next answer of the script that stands. With none left, by the last message: tool
-results are repeated (`The tool said: …`); `use the tool` (or a tool that `tool_choice` demands) calls the tool named in
-the message, else the first, with the JSON in the message as arguments; `json` (or a demanded format) gets JSON;
-anything else `Hello from the model.` It always thinks first, and like DeepSeek it demands to see its thoughts again
-beside the calls of the same turn.
+What it answers, first of all: the next answer of the script that stands and is for this request. With none left, by
+the last message: tool results are repeated (`The tool said: …`); `use the tool` (or a tool that `tool_choice` demands)
+calls the tool named in the message, else the first, with the JSON in the message as arguments; `json` (or a demanded
+format) gets JSON; anything else `Hello from the model.` It always thinks first, and like DeepSeek it demands to see its
+thoughts again beside the calls of the same turn.
 
 Clients in processes of their own script it over HTTP: `POST /script` with a list of answers, which also forgets what
 came before; `GET /received` for the chat requests since then; `GET /left` waits until a client has left an answer that
@@ -109,7 +109,7 @@ class StrictUpstream:
             return web.json_response(
                 {"error": {"message": f"refused: {problem}", "type": "invalid_request_error"}}, status=400
             )
-        answer = self.script_left.popleft() if self.script_left else Answer(_reply(chat), len(self.requests))
+        answer = self._next(chat) or Answer(_reply(chat), len(self.requests))
         if answer.status != 200:
             return web.json_response({"error": answer.error}, status=answer.status, headers=answer.headers)
         if not chat.get("stream"):
@@ -124,6 +124,15 @@ class StrictUpstream:
         if (answer.cut or answer.hold) and request.transport is not None:
             request.transport.abort()
         return response
+
+    def _next(self, chat: dict[str, Any]) -> Answer | None:
+        """The first answer of the script that is for this request."""
+        said = _text(chat["messages"][-1])
+        for answer in self.script_left:
+            if answer.when in said:
+                self.script_left.remove(answer)
+                return answer
+        return None
 
     async def _hold(self) -> None:
         self._held.set()

@@ -62,6 +62,18 @@ def test_input_that_cannot_steer_is_given_back() -> None:
     assert said["steer"] == {"previous_response_id": "resp_1", "input": asked["input"]}
 
 
+def test_input_for_a_response_that_is_over_is_given_back() -> None:
+    """The Agents SDK's hosted sub-agents send the outputs of tools so, and then again with a request of its own."""
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "6"}
+    asked = {"type": "response.inject", "response_id": "resp_1", "input": [output], "stream_id": "main"}
+    reply = read_client_frame(json.dumps(asked).encode(), strict=True)
+    assert isinstance(reply, Reply)
+    said = json.loads(reply.frame)
+    assert (said["type"], said["error"]["code"]) == ("response.inject.failed", "response_already_completed")
+    assert (said["response_id"], said["input"], said["stream_id"]) == ("resp_1", [output], "main")
+    assert isinstance(said["sequence_number"], int)
+
+
 def _event(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), json.dumps({"type": kind, **fields}).encode())
 

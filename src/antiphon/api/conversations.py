@@ -38,7 +38,7 @@ from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import ConversationStore, OwnerRoom, ResponseStore, StoredConversation
 from antiphon.errors import NotFound, missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
-from antiphon.translation.item_kinds import only_known
+from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.read_items import check_item, read_items
 from antiphon.translation.request_checks import check_include, check_metadata
 from antiphon.types.json import ABSENT, JsonObject, encode, given
@@ -270,7 +270,9 @@ class Conversations:
         """The items as they are stored: references replaced by what they name, ids given."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner)
-        items = only_known("items", read_items("items", value, MAX_ITEMS), tolerance)
+        sent = read_items("items", value, MAX_ITEMS)
+        note_members("items", sent, tolerance)
+        items = only_known("items", sent, tolerance)
         wanted = tuple(item.id for item in items if is_reference(item) and item.id)
         if wanted:
             found = await self._store.find_items(request.owner, wanted)

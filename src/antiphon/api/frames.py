@@ -85,6 +85,8 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Rep
         return None
     if kind == "response.steer":
         return Reply(_not_steered(fields))
+    if kind == "response.inject":
+        return Reply(_not_injected(fields))
     if kind is None or (kind != "response.create" and strict):
         shown = f"'{kind[:64]}'" if kind is not None else "none"
         raise InvalidRequest(
@@ -124,6 +126,18 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
         "message": "A response cannot be steered here. Send the input with your next 'response.create'.",
     }
     return encode({"type": "response.steer.failed", "sequence_number": 0, "steer": given_back, "error": error})
+
+
+def _not_injected(fields: dict[str, Raw]) -> bytes:
+    """OpenAI's answer to input for a response that is over, as each is whose connection reads a frame: the client sends
+    it with a request that continues the response. It would wait for ever for an answer that it does not know."""
+    told: dict[str, object] = {name: fields[name] for name in ("response_id", "stream_id") if name in fields}
+    error = {
+        "code": "response_already_completed",
+        "message": "This response is over. Send the input with a 'response.create' that continues it.",
+    }
+    told |= {"input": fields.get("input", NULL), "error": error}
+    return encode({"type": "response.inject.failed", "sequence_number": 0, **told})
 
 
 def _left_out(kind: str, fields: dict[str, Raw]) -> Reply:

@@ -97,7 +97,9 @@ class ToolSearch:
         try:
             query = msgspec.json.decode(call.arguments, type=_Arguments).query
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            raise ToolFailed("the arguments must be an object with 'query', a string.") from None
+            query = ""
+        if not query.strip():
+            raise ToolFailed("the arguments must be an object with 'query', a string.")
         found = await apart(lambda: find(query, call.tool.searchable))
         return ToolResult(call.call_id, f"{len(found)} declarations were found.", {"tools": found})
 

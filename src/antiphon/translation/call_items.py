@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import InvalidRequest, invalid_type
 from antiphon.translation.hosted_items import known_id
 from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request_checks import required
@@ -47,6 +47,10 @@ OUTPUTS = frozenset(
 NAMED_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that may come without the id of a call, with the name of the tool at most."""
 
+_FAILED_SEARCH = (
+    "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
+    "what the tools should do or how they are called. Search again."
+)
 _NO_ARGUMENTS = Raw(b'"{}"')
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _STRING = msgspec.json.Decoder(str)
@@ -87,24 +91,31 @@ def native_output(where: str, item: InputItem) -> bytes | None:
                     for one in inner or ()
                     if isinstance(one, dict)
                 ]
-        text = "Tools that can be called now:\n" + "\n".join(found) if found else "No tools were found."
-        return fragment_of(text)
+        if found:
+            return fragment_of("Tools that can be called now:\n" + "\n".join(found))
+        return fragment_of(_FAILED_SEARCH if item.status == "incomplete" else "No tools were found.")
     if kind == "mcp_approval_response":
         said = fragment_of("The user approved it." if item.approve else "The user refused it.")
-        reason = bytes(item.reason)[1:-1] if first(item.reason) == b'"' else b""
+        if given(item.reason) and first(item.reason) != b'"':
+            raise invalid_type(f"{where}.reason", "expected a string")
+        reason = bytes(item.reason)[1:-1] if given(item.reason) else b""
         return said + b" Reason: " + reason if reason else said
     if kind == "program_output":
-        result = decode_any(bytes(item.source)).get("result")
-        return fragment_of(result if isinstance(result, str) and result else "Done.")
+        return fragment_of(_as_text(decode_any(bytes(item.source)).get("result")) or "Done.")
     if kind == "apply_patch_call_output":
         words = {"completed": "The patch was applied.", "failed": "The patch could not be applied."}
         text = words.get(item.status or "", "")
-        if first(item.output) == b'"':
-            text = f"{text}\n{_STRING.decode(item.output)}".strip()
+        if given(item.output):
+            text = f"{text}\n{_as_text(decode_any(bytes(item.output)))}".strip()
         return fragment_of(text or "Done.")
     if kind == "shell_call_output" and first(item.output) == b"[":
         return fragment_of(_shell_text(decode_any(bytes(item.output))))
     return None
+
+
+def _as_text(value: object) -> str:
+    """A result that is a text, or any JSON."""
+    return value if isinstance(value, str) else "" if value is None else encode(value).decode()
 
 
 def _shell_text(outputs: object) -> str:

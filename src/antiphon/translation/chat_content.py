@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -25,19 +25,24 @@ from antiphon.errors import (
     unsupported_parameter,
 )
 from antiphon.translation.file_urls import FileNotFetched
+from antiphon.translation.foreign_items import ENCRYPTED_OUTPUT
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import known_choice, read_value, required
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
 from antiphon.types.files import FetchedFile
-from antiphon.types.items import InputPart
-from antiphon.types.json import ABSENT, encode, first, given, quoted
+from antiphon.types.items import InputPart, KnownPart
+from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted
 from antiphon.types.tolerance import Tolerance
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
+_KNOWN_PARTS = msgspec.json.Decoder(list[KnownPart])
+_OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
+_NO_EFFECT = frozenset({"prompt_cache_breakpoint"})
 _EMPTY = Raw(b'""')
 _IMAGES = ("input_image", "image_url", "computer_screenshot")
 _TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-_KINDS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+KNOWN_PARTS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+"""Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
 
 
 class _ChatImage(Struct):
@@ -72,30 +77,50 @@ class ContentRules(Struct, frozen=True):
     sent: dict[str, str] | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
 
-    def known(self, where: str, parts: list[InputPart]) -> list[tuple[str, InputPart]]:
-        """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode."""
+    def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
+        """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode, and
+        for members that nobody here knows."""
+        parts: Sequence[InputPart]
+        try:
+            parts = _KNOWN_PARTS.decode(content)
+        except (msgspec.ValidationError, RecursionError):
+            parts = _parts(where, content)
+            self._note_members(where, parts, content)
         kept = []
         for number, part in enumerate(parts):
             place = f"{where}[{number}]"
-            if part.type is None or part.type in _KINDS:
+            if part.type is None or part.type in KNOWN_PARTS:
                 kept.append((place, part))
             else:
                 error = invalid_value(f"{place}.type", f"{part.type[:64]!r} is not supported in a message")
                 self.tolerance.leave_out(f"content.{part.type}", error)
         return kept
 
+    def _note_members(self, where: str, parts: Sequence[InputPart], content: Raw) -> None:
+        for number, (part, source) in enumerate(zip(parts, _OBJECTS.decode(content), strict=True)):
+            for name in source if part.type in KNOWN_PARTS else ():
+                place = f"{where}[{number}].{name}"
+                if name in _NO_EFFECT:
+                    self.tolerance.note(f"content.{part.type}.{name}")
+                elif name not in KnownPart.__struct_fields__:
+                    error = unsupported_parameter(f"Unknown member: '{place}'.", place)
+                    self.tolerance.leave_out(f"content.{part.type}.{name}", error)
+
     def note(self, kind: str, where: str) -> None:
         if self.sent is not None:
             self.sent.setdefault(kind, where)
 
 
-def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw:
-    """The chat content of a message: a JSON string, or for users with more than text an array of parts."""
+def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
+    """The chat content of a message: a JSON string, or for users with more than text an array of parts. None where all
+    its parts were left out."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
         return content
-    parts = rules.known(f"{where}.content", _parts(f"{where}.content", content))
+    parts = rules.known(f"{where}.content", content)
+    if not parts and _says_something(content):
+        return None
     if role == "assistant":
         return quoted(b"".join(_text(place, part) for place, part in parts))
     if all(part.type in _TEXT for _, part in parts):
@@ -110,6 +135,11 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         # Servers of models that read text only often take a string only.
         return quoted(rb"\n".join(_inside(part) for part in made))
     return Raw(b"[%b]" % b",".join(made))
+
+
+def _says_something(parts: Raw | bytes) -> bool:
+    """Whether there is something in a list."""
+    return bool(bytes(parts)[1:-1].strip())
 
 
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
@@ -132,9 +162,11 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
     if data[:1] != b"[":
         raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
     text, images = [], []
-    sent = _parts(f"{where}.output", Raw(data))
-    parts = rules.known(f"{where}.output", sent)
-    if sent and not parts:
+    parts = rules.known(f"{where}.output", Raw(data))
+    if not parts and any(part.type == "encrypted_content" for part in _parts(f"{where}.output", Raw(data))):
+        # What another server found for a client's search: the conversation goes on, and the model may search again.
+        return fragment_of(ENCRYPTED_OUTPUT), []
+    if not parts and _says_something(data):
         # The call waits for it: a result without its content is none.
         raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")
     for name, part in parts:
@@ -154,7 +186,7 @@ def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
     """All text of a reasoning item's content or summary, as a fragment."""
     if first(content) != b"[":
         return b""
-    parts = rules.known(where, _parts(where, content))
+    parts = rules.known(where, content)
     return rb"\n\n".join(_text(where, part) for _, part in parts if given(part.text))
 
 

@@ -13,12 +13,12 @@ the conversation goes on: later items add messages behind it (`docs/how-it-works
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from msgspec import Raw, Struct, field
 
-from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, missing_parameter
+from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, invalid_value, missing_parameter
 from antiphon.translation.call_items import CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
 from antiphon.translation.chat_turn import Turn, write_turn
@@ -37,7 +37,7 @@ from antiphon.translation.item_kinds import READ_BEFORE, unknown_item
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
-from antiphon.translation.tool_map import flat_name
+from antiphon.translation.tool_map import ToolMap, flat_name
 from antiphon.types.chat import ChatMessage
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
@@ -87,15 +87,16 @@ def translate_items(
     profile: UpstreamProfile,
     sources: ItemSources,
     sent: dict[str, str] | None = None,
-    unhurried: Container[str] = (),
+    tools: ToolMap | None = None,
 ) -> list[ChatMessage]:
     """The chat messages for these items, oldest first. Raises `InvalidRequest`.
 
     `items` pairs each item with how an error names it (`input[3]`, or the history); `sent` gets where the first image
-    and the first audio stand (`ContentRules.sent`). `unhurried` are the chat names of functions whose calls need no
-    output yet (`ToolMap.unhurried`).
+    and the first audio stand (`ContentRules.sent`). `tools` tell which calls need no output yet.
     """
-    entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, unhurried).group(items)
+    entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, tools).group(items)
+    if not entries and any(name.startswith("content.") for name in sources.tolerance.names):
+        raise invalid_value("input", f"it has nothing that is known here ({', '.join(sources.tolerance.names)})")
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
@@ -119,10 +120,11 @@ def translate_items(
 class _Grouping:
     """Items on their way into turns."""
 
-    def __init__(self, rules: ContentRules, sources: ItemSources, unhurried: Container[str]) -> None:
+    def __init__(self, rules: ContentRules, sources: ItemSources, tools: ToolMap | None) -> None:
         self._rules = rules
         self._sources = sources
-        self._unhurried = unhurried
+        self._unhurried = tools.unhurried if tools is not None else frozenset[str]()
+        self._declared = tools.declared if tools is not None else frozenset[str]()
         self._entries: list[_Plain | Turn] = []
         self._turn: Turn | None = None
         self._waiting: dict[str, tuple[Turn, int]] = {}
@@ -185,7 +187,7 @@ class _Grouping:
             models = kind in _MODELS or (kind == "tool_search_output" and not item.call_id)
         if models and self._client_spoke:
             self._answer += 1
-            self._put_off()
+            self._put_off(went_on=True)
         self._client_spoke = not models
 
     def _open_turn(self, *, fresh: bool) -> Turn:
@@ -216,7 +218,10 @@ class _Grouping:
 
     def _message(self, where: str, item: InputItem) -> None:
         if item.role == "assistant":
-            text = bytes(message_content(where, "assistant", item.content, self._rules))[1:-1]
+            said = message_content(where, "assistant", item.content, self._rules)
+            if said is None:
+                return
+            text = bytes(said)[1:-1]
             if self._rules.profile.replay_reasoning != "off" and (thought := only_thought(text)) is not None:
                 # Clients that do not know the model send what it thought as text.
                 self._thoughts.append(thought)
@@ -225,7 +230,12 @@ class _Grouping:
             return
         role = required(where, "role", item.role)
         check_choice(f"{where}.role", role, _ROLES)
-        self._entries.append(_Plain(role, message_content(where, role, item.content, self._rules)))
+        self._plain(role, message_content(where, role, item.content, self._rules))
+
+    def _plain(self, role: str, content: Raw | None) -> None:
+        """What a client says, unless nothing of it is known here."""
+        if content is not None:
+            self._entries.append(_Plain(role, content))
         self._close_turn()
 
     def _reasoning(self, where: str, item: InputItem) -> None:
@@ -259,13 +269,11 @@ class _Grouping:
         content, closed = agent_content(item)
         if closed:
             self._sources.tolerance.note(ENCRYPTED_PART)
-        self._entries.append(_Plain("user", message_content(where, "user", content, self._rules)))
-        self._close_turn()
+        self._plain("user", message_content(where, "user", content, self._rules))
 
     def _say(self, text: bytes) -> None:
         """What stands for an item that chat has no form for: a message."""
-        self._entries.append(_Plain("user", quoted(text)))
-        self._close_turn()
+        self._plain("user", quoted(text))
 
     def _call(self, where: str, item: InputItem, number: int) -> None:
         call_id, name, arguments = call_of(where, item, number)
@@ -282,6 +290,10 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
         if item.type == "tool_search_call":
             self._search = call_id
+            shown = shown_of(item)
+            for more in shown.calls if shown is not None else ():
+                # Calls beside the search that were not run.
+                self._made(turn, more.call_id, more.name, more.arguments, bytes(more.output)[1:-1])
         if item.id and item.id != call_id:
             self._by_item[item.id] = call_id
 
@@ -385,11 +397,12 @@ class _Grouping:
         ]
         return fitting[0] if len(fitting) == 1 else None
 
-    def _put_off(self) -> None:
-        """Calls of tools that may answer later are answered for now: the conversation goes on without them."""
+    def _put_off(self, *, went_on: bool = False) -> None:
+        """Calls of tools that may answer later are answered for now: the conversation goes on without them. `went_on`:
+        the model has answered since. Of a tool that is not declared any more that says that it was put off."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
-            if name in self._unhurried:
+            if name in self._unhurried or (went_on and name not in self._declared):
                 del self._waiting[call_id]
                 turn.outputs[number] = _LATER
                 self._put_off_calls[call_id] = name

@@ -92,7 +92,7 @@ def translate_request(
         )
     reasoning, text = request.reasoning, request.text
     sent: dict[str, str] = {}
-    messages = translate_items(request.instructions, items, profile, sources, sent, made.map.unhurried)
+    messages = translate_items(request.instructions, items, profile, sources, sent, made.map)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
         # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
         raise InvalidRequest(

@@ -6,7 +6,8 @@ Lives here: the declaration of every kind of tool, and the chat form of the choi
 Kinds that chat servers do not know are shown as functions whose schema says what the client's tool takes; a custom
 tool's text is the one string argument `input`, and its grammar stands in the description (nothing here enforces it).
 
-Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise).
+Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise),
+and that properties lose `encrypted`, which wants OpenAI's server to encrypt what the model writes: nobody does so here.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.errors import InvalidRequest
 from antiphon.translation.hosted_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_tools import decode_tools, may_be_called, read_tools
+from antiphon.translation.read_tools import decode_tools, local_skills, may_be_called, read_tools
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode, given
+from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
 
@@ -124,8 +125,8 @@ def make_chat_tools(
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
     `hosted` are the functions of the tools that run here, by their place in `tools`.
     """
-    wanted = choice.tools if choice is not None and choice.tools is not None else frozenset()
-    maker = _Maker(profile, wanted)
+    # Where the model may search, what the choice names is found before it is shown.
+    maker = _Maker(profile, choice if choice is not None and not choice.searches else None)
     tools = list(tools)
     searching = any(tool.type == "tool_search" for tool in tools)
     for number, tool in enumerate(tools):
@@ -138,15 +139,20 @@ def make_chat_tools(
         else:
             maker.add(f"tools[{number}]", tool, hide_deferred=searching)
     earlier = []
+    found: set[str] = set()
     for where, item in items:
         if item.type not in _UNCALLED and (known := known_id(item)) is not None:
             maker.map.call_ids.add(known)
         if (shown := shown_of(item)) is not None:
             maker.map.call_ids.update(call.call_id for call in shown.calls)
         if item.type in ("additional_tools", "tool_search_output"):
-            brought, _ = read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), limit)
+            where = f"{where}.tools"
+            brought, _ = read_tools(where, decode_tools(where, item.tools), limit, brought=True)
+            before = set(maker.targets)
             for number, tool in enumerate(brought):
-                maker.add(f"{where}.tools[{number}]", tool, hide_deferred=False)
+                maker.add(f"{where}[{number}]", tool, hide_deferred=False)
+            if item.type == "tool_search_output":
+                found |= maker.targets.keys() - before
         elif item.name is not None and item.type in _NAMED_CALLS:
             earlier.append(CallTarget(CallKind(item.type), item.name, item.namespace))
     for target in earlier:
@@ -155,17 +161,21 @@ def make_chat_tools(
     made = ChatTools(maker.map, maker.declarations(), strict_left_out=maker.strict_left_out)
     made.map.single = parallel is False
     if choice is not None:
-        _choose(made, choice, maker, profile)
+        _choose(made, choice, maker, found, profile)
     return made
 
 
-def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: UpstreamProfile) -> None:
-    """The chat form of the choice. What the model may not call it is not shown either."""
+def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str], profile: UpstreamProfile) -> None:
+    """The chat form of the choice. What the model may not call it is not shown either; `found` are the names of tools
+    that a search brought."""
     made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
     elif choice.tools is not None:
-        made.map.callable = frozenset(name for name, target in maker.targets.items() if _is_meant(target, choice.tools))
+        meant = {name for name, target in maker.targets.items() if _is_meant(target, choice)}
+        if choice.searches and not any(_is_meant(target, choice) for target in maker.deferred) and not meant & found:
+            meant |= found
+        made.map.callable = frozenset(meant)
         if not made.map.callable:
             raise InvalidRequest(
                 "tool_choice names a tool that neither 'tools' nor an item of the input declares.",
@@ -189,21 +199,20 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, profile: Upstrea
         made.choice = Raw(encode(choice.mode))
 
 
-def _is_meant(target: CallTarget, names: frozenset[tuple[str | None, str | None]]) -> bool:
-    """Whether a choice names this tool, or its whole namespace."""
-    if (target.name, target.namespace) in names:
-        return True
-    return target.namespace is not None and (None, target.namespace) in names
+def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
+    return choice is not None and choice.means(target.name, target.namespace)
 
 
 class _Maker:
-    """Declarations under their chat names. `wanted` are the tools a choice names: those are shown in any case."""
+    """Declarations under their chat names. `wanted` is a choice whose tools are shown in any case; `targets` are the
+    tools that are shown, `deferred` those that are not."""
 
-    def __init__(self, profile: UpstreamProfile, wanted: frozenset[tuple[str | None, str | None]]) -> None:
+    def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
         self._wanted = wanted
         self.map = ToolMap()
         self.targets: dict[str, CallTarget] = {}
+        self.deferred: list[CallTarget] = []
         self._made: dict[str, Raw] = {}
         self.strict_left_out = False
 
@@ -228,20 +237,21 @@ class _Maker:
         if tool.type in _NATIVE:
             kind, description, parameters = _NATIVE[tool.type]
             target = CallTarget(kind, tool.type)
-            description = tool.description or description
+            description = _with_skills(tool.description or description, local_skills(where, tool.environment))
             parameters = _sound_schema(tool.parameters) if given(tool.parameters) else parameters
         elif tool.type == "custom":
             target = CallTarget(CallKind.CUSTOM, tool.name or "", space)
             description, parameters = _custom_description(tool), _CUSTOM_PARAMETERS
         else:
-            target = CallTarget(CallKind.FUNCTION, tool.name or "", space)
             description = tool.description or ""
-            parameters = _sound_schema(tool.parameters)
+            parameters, encrypted = _plain_schema(_sound_schema(tool.parameters))
+            target = CallTarget(CallKind.FUNCTION, tool.name or "", space, told_plain=encrypted)
         name = self.map.add(target, f"{where}.name")
         if tool.unhurried:
             self.map.unhurried.add(name)
         if hide_deferred and tool.defer_loading and not _is_meant(target, self._wanted):
             # The model finds it by searching; the search's output brings the declaration.
+            self.deferred.append(target)
             return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
@@ -264,6 +274,14 @@ class _Maker:
         return any(target.namespace == namespace for name, target in self.targets.items() if name in self._made)
 
 
+def _with_skills(description: str, skills: list[str]) -> str:
+    """What a shell is for, with the skills that are on the client's machine."""
+    if not skills:
+        return description
+    listed = "\n".join(f"- {skill}" for skill in skills)
+    return f"{description}\n\nSkills on that machine; read the files of one at its path before you use it:\n{listed}"
+
+
 def _sound_schema(parameters: Raw) -> Raw:
     """The schema as it is; where it says nothing of what an object holds, that it holds nothing."""
     if not given(parameters):
@@ -276,6 +294,25 @@ def _sound_schema(parameters: Raw) -> Raw:
     if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
         return Raw(encode({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)}))
     return parameters
+
+
+def _plain_schema(parameters: Raw) -> tuple[Raw, bool]:
+    """The schema without `encrypted` in its properties, and whether one had it."""
+    if b'"encrypted"' not in bytes(parameters):
+        return parameters, False
+    schema = _SCHEMA.decode(parameters)
+    properties = _members(schema.get("properties", ABSENT))
+    marked = False
+    for name, value in properties.items():
+        members = _members(value)
+        if first(members.pop("encrypted", ABSENT)) == b"t":
+            properties[name] = Raw(encode(members))
+            marked = True
+    return (Raw(encode({**schema, "properties": properties})), True) if marked else (parameters, False)
+
+
+def _members(value: Raw) -> dict[str, Raw]:
+    return _SCHEMA.decode(value) if first(value) == b"{" else {}
 
 
 class _Format(Struct):

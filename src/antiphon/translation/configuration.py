@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.translation.request_checks import known_choice, read_value
 from antiphon.translation.request_limits import EFFORTS, check_format
@@ -39,7 +39,13 @@ class _Update(Struct):
     text: _Text | None = None
 
 
+class _Settings(Struct):
+    reasoning: dict[str, Raw] | None = None
+    text: dict[str, Raw] | None = None
+
+
 _UPDATE = msgspec.json.Decoder(_Update)
+_SETTINGS = msgspec.json.Decoder(_Settings)
 
 
 @dataclass(slots=True)
@@ -49,13 +55,14 @@ class Configuration:
     effort: str | UnsetType | None = UNSET
     format: TextFormat | UnsetType | None = UNSET
 
-    def apply(self, request: CreateResponse) -> None:
-        """Have the request say so."""
+    def apply(self, request: CreateResponse) -> bool:
+        """Have the request say so; whether there was anything to say."""
         if self.effort is not UNSET:
             before = request.reasoning or ReasoningOptions()
             request.reasoning = msgspec.structs.replace(before, effort=self.effort)
         if self.format is not UNSET:
             request.text = msgspec.structs.replace(request.text or TextOptions(), format=self.format)
+        return self.effort is not UNSET or self.format is not UNSET
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
@@ -67,8 +74,18 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
     return found
 
 
+def _note_members(source: Raw, tolerance: Tolerance) -> None:
+    """What nobody here knows of the settings in an update is named."""
+    settings = _SETTINGS.decode(source)
+    for name, known, sent in (("reasoning", _Reasoning, settings.reasoning), ("text", _Text, settings.text)):
+        for inner in sent or ():
+            if inner not in known.__struct_fields__:
+                tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")
+
+
 def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:
     update = read_value(where, _UPDATE, item.source)
+    _note_members(item.source, tolerance)
     if update.reasoning is not None and (effort := update.reasoning.effort) is not UNSET:
         known = known_choice(f"{where}.reasoning.effort", effort, EFFORTS, tolerance)
         found.effort = effort if known else found.effort

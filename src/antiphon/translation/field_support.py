@@ -48,6 +48,7 @@ HOSTED_SUPPORT = Support("emulated", "runs here, between two turns of the model"
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
 _SHOWN = Support("emulated", "shown to the model as a call and its result")
 _FUNCTION = Support("emulated", "a function; calls come back as items of their own type")
+_LATER = Support("emulated", "a call whose output comes later is answered for now; the output follows as a message")
 _OUTPUT = Support("emulated", "a tool message")
 _CALL = Support("emulated", "a function call")
 _UNKNOWN = Support("ignorable", "unless `strict` is set: then a 400")
@@ -201,11 +202,17 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "prompt_cache_options.prewarm": Support("emulated", "answered at once and empty, without a model call"),
         "prompt_cache_options.mode": _NAMED,
         "prompt_cache_options.ttl": _NAMED,
+        "prompt_cache_options.comparison_response_id": _NAMED,
         "user": _passed("user"),
         "context_management": Support(
             "emulated", "a summary by the same model, before the answer; without a number, `context_tokens` decides"
         ),
         "moderation": _NAMED,
+        "access_programs": _NAMED,
+        "image": _NAMED,
+        "multi_agent": _NAMED,
+        "background_options": Support("ignorable", "a background response runs as soon as its turn has come"),
+        "client_metadata": Support("ignorable", "what Codex says of itself"),
         "background": Support(
             "emulated",
             "queued and run by the gateway; needs `store`, and an upstream that works without the client's key",
@@ -243,15 +250,16 @@ _TABLE: dict[str, dict[str, _Rule]] = {
     "Tools": {
         "tools.function": _SENT,
         "tools.function.strict": _strict,
-        "tools.function.async": Support(
-            "emulated", "a call whose output comes later is answered for now; the output follows as a message"
-        ),
+        "tools.function.async": _LATER,
         "tools.function.output_schema": _NAMED,
         "tools.function.allowed_callers": Support("ignorable", "a function for programs alone is left out"),
         "tools.custom": Support("emulated", "a function with one string; a grammar is described, not enforced"),
+        "tools.custom.async": _LATER,
         "tools.namespace": Support("emulated", "functions with joined names; calls come back with their `namespace`"),
         "tools.local_shell": _FUNCTION,
-        "tools.shell": Support("emulated", "a function; with a container of OpenAI's: left out and named"),
+        "tools.shell": Support(
+            "emulated", "a function, with the skills of the client's machine; with a container of OpenAI's: left out"
+        ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": Support(
             "emulated", "a function: with `execution: client` the client searches, else the gateway"
@@ -315,7 +323,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "input.compaction": Support(
             "emulated", "our own are opened and shown as a summary; of others the model is told that they were there"
         ),
-        "input.agent_message": Support("emulated", "a user message that says from whom it is"),
+        "input.agent_message": Support(
+            "emulated", "a user message that says from whom it is; what another server encrypted is named"
+        ),
         "input.agent_reasoning": _reasoning_item,
         "input.configuration_update": Support(
             "emulated", "effort and text format from here on, until the next; stored with its turn"
@@ -338,6 +348,9 @@ _TABLE: dict[str, dict[str, _Rule]] = {
             "emulated", "as the last item: the answer is a compaction, made by the model"
         ),
         "any other item": _UNKNOWN,
+        "any other member of an item": Support(
+            "ignorable", "with `strict` a 400; items of hosted tools are shown to the model with all they have"
+        ),
     },
     "Content parts": {
         "content.input_text": _SENT,
@@ -350,6 +363,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "content.input_file.file_id": _file_by_id,
         "content.input_audio": _audio,
         "any other part": _UNKNOWN,
+        "any other member of a part": _UNKNOWN,
     },
 }
 

@@ -4,12 +4,16 @@ Lives here: what agents tell each other (`agent_message`), reasoning in Codex's 
 place of what only its maker can open. Not here: where the messages stand (`chat_messages.py`), items of hosted tools
 (`hosted_items.py`).
 
-Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`).
+Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138,
+which puts what one agent tells another into an `encrypted_content` part, because OpenAI's server has encrypted it by
+then. Where no server did, the words stand there as the model wrote them.
 
 Invariant: every word that can be read here reaches the model; what cannot is named.
 """
 
 from __future__ import annotations
+
+import re
 
 import msgspec
 from msgspec import Raw, Struct
@@ -24,9 +28,12 @@ FOREIGN_REASONING = frozenset({"agent_reasoning"})
 COMPACTED_ELSEWHERE = (
     "(Earlier parts of this conversation were compacted by another server. What stood there cannot be read here.)"
 )
+ENCRYPTED_OUTPUT = "(The output was encrypted by another server and cannot be read here.)"
 ENCRYPTED_PART = "content.encrypted_content"
 """How a part that only its maker can open is named."""
 
+_CLOSED = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
+"""What no model writes to another: a token as OpenAI's (Fernet) and ours begin, or one that long; or nothing."""
 _PARTS = msgspec.json.Decoder(list[Raw])
 
 
@@ -39,8 +46,9 @@ class _Agents(Struct):
     recipient: str | None = None
 
 
-class _Kind(Struct):
+class _Part(Struct):
     type: str | None = None
+    encrypted_content: Raw = ABSENT
 
 
 class _Said(Struct):
@@ -48,7 +56,7 @@ class _Said(Struct):
 
 
 _AGENTS = msgspec.json.Decoder(_Agents)
-_KIND = msgspec.json.Decoder(_Kind)
+_PART = msgspec.json.Decoder(_Part)
 _SAID = msgspec.json.Decoder(_Said)
 
 
@@ -61,13 +69,25 @@ def agent_content(item: InputItem) -> tuple[Raw, bool]:
         sent = [Raw(encode({"type": "input_text", "text": item.content}))]
     else:
         sent = _PARTS.decode(item.content) if given(item.content) else []
-    kept = [part for part in sent if _KIND.decode(part).type != "encrypted_content"]
+    kept = [read for part in sent if (read := _readable(part)) is not None]
     closed = len(kept) < len(sent)
     head = {"type": "input_text", "text": f"Message {between}{' (encrypted)' if closed else ''}:"}
     return Raw(encode([head, *kept])), closed
 
 
+def _readable(part: Raw) -> Raw | None:
+    """The part, as text where it is called encrypted and is not; None for what only its maker can open."""
+    told = _PART.decode(part)
+    if told.type != "encrypted_content":
+        return part
+    if first(told.encrypted_content) != b'"' or _CLOSED.fullmatch(told.encrypted_content):
+        return None
+    return Raw(encode({"type": "input_text", "text": told.encrypted_content}))
+
+
 def agent_thought(item: InputItem) -> bytes:
-    """The text of an `agent_reasoning`, as a fragment."""
+    """The text of an `agent_reasoning`, as a fragment. Raises ValueError for what is no text."""
     text = _SAID.decode(item.source).text
-    return bytes(text)[1:-1] if first(text) == b'"' else b""
+    if given(text) and first(text) != b'"':
+        raise ValueError("a thought that is no text")
+    return bytes(text)[1:-1] if given(text) else b""

@@ -62,6 +62,11 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
     )
 
 
+def echo_configuration(response: Response, request: CreateResponse) -> None:
+    """Have the response repeat what items of the conversation have changed of its request."""
+    response.reasoning, response.text = _reasoning(request), _text(request.text)
+
+
 def with_fallback(metadata: Raw, upstream: str) -> Raw:
     """The metadata with the upstream that has answered for another, unless the client's own pairs are as
     many as there may be."""

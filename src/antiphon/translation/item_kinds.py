@@ -1,7 +1,7 @@
 """Which types of items are known here.
 
-Lives here: the whole list, and leaving out what is not on it. Not here: what each kind becomes (`chat_messages.py`),
-items that only refer to others.
+Lives here: the whole list, and leaving out what is not on it: items, and members of those that are. Not here: what each
+kind becomes (`chat_messages.py`), items that only refer to others.
 
 Invariant: what passes has a type that `chat_messages.py` knows, or none (a message by its role, a reference by its id).
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from antiphon.errors import InvalidRequest, invalid_value
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
 from antiphon.translation.call_items import CALLS, OUTPUTS
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import FOREIGN_MESSAGES, FOREIGN_REASONING
 from antiphon.translation.hosted_items import HOSTED
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 
 READ_BEFORE = frozenset({"additional_tools", "configuration_update"})
@@ -42,6 +45,44 @@ def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> 
         else:
             tolerance.leave_out(f"{where}.{item.type}", unknown_item(f"{where}[{number}]", item.type))
     return kept
+
+
+_MEMBERS = {
+    **dict.fromkeys(FOREIGN_MESSAGES, frozenset({"author", "recipient"})),
+    **dict.fromkeys(FOREIGN_REASONING, frozenset({"text"})),
+    "configuration_update": frozenset({"reasoning", "text"}),
+    "function_call": frozenset({"async", "encrypted_function_args"}),
+    "custom_tool_call": frozenset({"async"}),
+    "mcp_call": frozenset({"server_label", "error"}),
+    "shell_call_output": frozenset({"max_output_length"}),
+    "computer_call_output": frozenset({"acknowledged_safety_checks"}),
+    "program_output": frozenset({"result"}),
+}
+"""Members that items of these types have beside those that any item may have."""
+_SHOWN_WHOLE = HOSTED - {"mcp_call"}
+_ANY = frozenset(KnownItem.__struct_fields__) - {"source"}
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+
+
+def members_of(kind: str) -> frozenset[str]:
+    """What an item of this known type may have, unless it is shown to the model as it came (a hosted tool's)."""
+    return _ANY | _MEMBERS.get(kind, frozenset())
+
+
+def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
+    """Leave out members that nobody here knows, of items that have their sources. Items that are shown as they came
+    have none. Raises `InvalidRequest` in strict mode."""
+    for number, item in enumerate(items):
+        kind = item.type or "message"
+        if kind in _SHOWN_WHOLE or kind not in KNOWN_ITEMS:
+            continue
+        known = _MEMBERS.get(kind, frozenset())
+        for name in _OBJECT.decode(item.source):
+            if name not in _ANY and name not in known:
+                place = f"{where}[{number}].{name}"
+                tolerance.leave_out(
+                    f"{where}.{kind}.{name}", unsupported_parameter(f"Unknown member: '{place}'.", place)
+                )
 
 
 def unknown_item(where: str, kind: str) -> InvalidRequest:

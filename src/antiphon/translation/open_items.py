@@ -264,6 +264,7 @@ class OpenFunctionCall(OpenItem):
             call_id=call_id,
             name=target.name,
             namespace=_namespace(target),
+            encrypted_function_args=[] if target.told_plain else UNSET,
         )
         draft.added(self._index, self._item)
         draft.begin_text(ev.FunctionCallArgumentsDelta(0, self._item.id, self._index, EMPTY))

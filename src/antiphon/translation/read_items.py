@@ -75,7 +75,8 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
         elif kind in FOREIGN_MESSAGES:
             message_content(where, "user", agent_content(item)[0], rules)
         elif kind == "additional_tools":
-            read_tools(f"{where}.tools", decode_tools(f"{where}.tools", item.tools), _MAX_TOOLS, tolerance=tolerance)
+            where = f"{where}.tools"
+            read_tools(where, decode_tools(where, item.tools), _MAX_TOOLS, tolerance=tolerance, brought=True)
         elif kind == CONFIGURATION:
             read_updates([(where, item)], tolerance)
         elif kind in ("item_reference", "compaction_trigger"):

@@ -10,7 +10,7 @@ is dropped without being named in `ignored`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from msgspec import Raw
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, missing_parameter, unsupported_parameter
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
-from antiphon.translation.item_kinds import only_known
+from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import (
     PromptNotLoaded,
@@ -38,8 +38,8 @@ from antiphon.translation.request_checks import (
     read_value,
 )
 from antiphon.translation.request_limits import check_values, read_threshold
-from antiphon.translation.tool_choice import read_tool_choice
-from antiphon.types.items import InputItem
+from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
+from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import (
     ContextManagement,
@@ -47,6 +47,7 @@ from antiphon.types.request import (
     PromptCacheOptions,
     ReasoningOptions,
     StreamOptions,
+    TextFormat,
     TextOptions,
 )
 from antiphon.types.tolerance import Tolerance
@@ -89,6 +90,7 @@ _UNCHANGED = frozenset(
 )
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in OPTIONAL.items()}
 _INPUT = msgspec.json.Decoder(list[InputItem])
+_KNOWN_INPUT = msgspec.json.Decoder(list[KnownItem])
 _SOURCES = msgspec.json.Decoder(list[Raw])
 _PLAIN_ITEMS = frozenset({None, "message", "function_call", "function_call_output", "reasoning", "item_reference"})
 _TOP = msgspec.json.Decoder(dict[str, Raw])
@@ -205,7 +207,7 @@ def read_request(
     options: StreamOptions | None = values.get("stream_options")
     declared = decode_tools("tools", fields.get("tools", ABSENT))
     tools, left_out = read_tools("tools", declared, max_tools, hosted, tolerance)
-    items = only_known("input", _read_input(fields.get("input", ABSENT), max_items), tolerance)
+    items = only_known("input", _read_input(fields.get("input", ABSENT), max_items, tolerance), tolerance)
     compact = take_trigger(items)
     brought, others = _brought_tools(items, max_tools, tolerance)
     ignored += sorted({*left_out, *others})
@@ -273,6 +275,10 @@ _INSIDE = {
     "reasoning": frozenset(ReasoningOptions.__struct_fields__),
     "stream_options": frozenset(StreamOptions.__struct_fields__),
     "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
+    "text.format": frozenset(TextFormat.__struct_fields__),
+    "context_management[]": frozenset(ContextManagement.__struct_fields__),
+    "tool_choice": CHOICE_MEMBERS,
+    "tool_choice.tools[]": CHOICE_MEMBERS,
 }
 _READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
 REQUEST_FIELDS = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
@@ -286,7 +292,8 @@ def _brought_tools(items: list[InputItem], limit: int, tolerance: Tolerance) -> 
     for number, item in enumerate(items):
         if item.type in ("additional_tools", "tool_search_output"):
             where = f"input[{number}].tools"
-            kept, others = read_tools(where, decode_tools(where, item.tools), limit, tolerance=tolerance)
+            declared = decode_tools(where, item.tools)
+            kept, others = read_tools(where, declared, limit, tolerance=tolerance, brought=True)
             tools += kept
             left_out += others
     return tools, left_out
@@ -309,14 +316,26 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """Unknown keys of the fields that are objects, as dotted names."""
-    return [
-        f"{name}.{key}"
-        for name, known in _INSIDE.items()
-        if name in fields and first(fields[name]) == b"{"
-        for key in sorted(_TOP.decode(fields[name]))
+    """Unknown keys of the objects in fields, as dotted names, each once."""
+    unknown = {
+        f"{place.replace('[]', '')}.{key}": None
+        for place, known in _INSIDE.items()
+        if place.partition(".")[0].removesuffix("[]") in fields
+        for inside in _objects(fields, place.split("."))
+        for key in sorted(inside)
         if key not in known
-    ]
+    }
+    return list(unknown)
+
+
+def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
+    """The objects at a place: `text.format`, or `tool_choice.tools[]` for each of a list."""
+    name, *further = path
+    value = fields.get(name.removesuffix("[]"), ABSENT)
+    inner = _SOURCES.decode(value) if name.endswith("[]") and first(value) == b"[" else [value]
+    for one in inner:
+        if first(one) == b"{":
+            yield from _objects(_TOP.decode(one), further) if further else [_TOP.decode(one)]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
@@ -362,7 +381,7 @@ def _read_instructions(value: Raw) -> Raw | None:
     return value
 
 
-def _read_input(value: Raw, limit: int) -> list[InputItem]:
+def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputItem]:
     if not given(value):
         return []
     data = bytes(value)
@@ -371,11 +390,18 @@ def _read_input(value: Raw, limit: int) -> list[InputItem]:
         return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
     if data[:1] != b"[":
         raise invalid_type("input", "expected a string or a list of items")
-    items = read_value("input", _INPUT, value)
-    if any(item.type not in _PLAIN_ITEMS for item in items):
+    try:
+        items: Sequence[InputItem] = _KNOWN_INPUT.decode(data)
+        known = not any(given(item.source) for item in items)
+    except (msgspec.ValidationError, RecursionError):
+        loose = read_value("input", _INPUT, value)
+        items, known = loose, False
+    if not known or any(item.type not in _PLAIN_ITEMS for item in items):
         # What is shown or stored as it came needs its bytes; the usual items do not.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
             item.source = source
+    if not known:
+        note_members("input", items, tolerance)
     if len(items) > limit:
         raise InvalidRequest(
             f"'input' has {len(items)} items; at most {limit} are allowed.",

@@ -13,13 +13,14 @@ Invariant: what is kept has a valid name and, within one list, is kept once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
-from antiphon.translation.request_checks import check_choice, read_value, required
-from antiphon.types.json import first, given
+from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
+from antiphon.types.json import ABSENT, first, given
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 
@@ -48,7 +49,18 @@ class _Format(Struct):
     definition: str | None = None
 
 
+class _Skill(Struct):
+    name: str
+    description: str | None = None
+    path: str | None = None
+
+
+class _Skills(Struct):
+    skills: list[_Skill] | None = None
+
+
 _ENVIRONMENT = msgspec.json.Decoder(_Environment)
+_SKILLS = msgspec.json.Decoder(_Skills)
 _FORMAT = msgspec.json.Decoder(_Format)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _NESTED = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
@@ -83,10 +95,13 @@ def read_tools(
     limit: int,
     hosted: frozenset[str] = frozenset(),
     tolerance: Tolerance | None = None,
+    *,
+    brought: bool = False,
 ) -> tuple[list[Tool], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
-    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows.
+    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`:
+    by an item; such tools never run here.
     """
     if len(tools) > limit:
         raise _too_many(where, len(tools), limit)
@@ -103,23 +118,26 @@ def read_tools(
                     f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", param=place, code="invalid_value"
                 )
             names.add(name)
-            kept.append(tool)
+            if tolerance is not None:
+                left_out += _unused(place, tool, (), tolerance)
+            if not may_be_called(tool):
+                left_out.append(f"{place}.allowed_callers")
+            elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
+                # There is no cache of the web here, and the web itself is not to be asked.
+                left_out.append(f"tools.{tool.type}")
+            else:
+                kept.append(tool)
             continue
         if tool.type in _REFUSED:
-            raise InvalidRequest(
-                f"The hosted tool '{tool.type}' cannot run here: the operator has not set it up "
-                f"('{_REFUSED[tool.type]}'). Remove it from '{where}'.",
-                param=f"{place}.type",
-                code="unsupported_tool",
-            )
+            raise _refused(where, place, tool, brought=brought)
         if not _is_callable(tool):
             left_out.append(f"tools.{tool.type}")
             continue
-        name = _check(place, tool)
+        members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
+        name = _check(place, tool, members)
         if tolerance is not None:
-            left_out += _unused(place, tool, tolerance)
+            left_out += _unused(place, tool, members, tolerance)
         if tool.type == "namespace":
-            members = decode_tools(f"{place}.tools", tool.tools)
             count += len(members)
             if count > limit:
                 raise _too_many(where, count, limit)
@@ -145,34 +163,88 @@ def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
     )
 
 
+def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidRequest:
+    setting = _REFUSED[tool.type]
+    why = (
+        f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
+        if brought
+        else f"cannot run here: the operator has not set it up ('{setting}'). Remove it from '{where}'"
+    )
+    return InvalidRequest(f"The hosted tool '{tool.type}' {why}.", param=f"{place}.type", code="unsupported_tool")
+
+
 _COMMON = frozenset({"type", "allowed_callers", "defer_loading"})
+_WEB_SEARCH = frozenset(
+    {
+        *("type", "filters", "user_location", "search_context_size", "search_content_types"),
+        "external_web_access",
+    }
+)
 TOOL_MEMBERS = {
     "function": _COMMON | {"name", "description", "parameters", "strict", "async", "output_schema"},
-    "custom": _COMMON | {"name", "description", "format"},
+    "custom": _COMMON | {"name", "description", "format", "async"},
     "namespace": _COMMON | {"name", "description", "tools"},
     "local_shell": _COMMON,
     "shell": _COMMON | {"environment"},
     "apply_patch": _COMMON,
     "tool_search": _COMMON | {"execution", "description", "parameters"},
+    "web_search": _WEB_SEARCH,
+    "web_search_2025_08_26": _WEB_SEARCH,
+    "web_search_preview": _WEB_SEARCH,
+    "web_search_preview_2025_03_11": _WEB_SEARCH,
+    "file_search": frozenset(
+        {"type", "vector_store_ids", "vector_store_id", "max_num_results", "filters", "filter", "ranking_options"}
+    ),
+    "code_interpreter": frozenset({"type", "allowed_callers", "container"}),
+    "mcp": _COMMON
+    | {"server_label", "server_url", "connector_id", "tunnel_id", "server_description", "authorization", "headers"}
+    | {"allowed_tools", "require_approval"},
 }
 """What each type of tool is declared with."""
-_NO_EFFECT = frozenset({"output_schema"})
+_NO_EFFECT = frozenset({"output_schema", "search_content_types"})
+_OF_A_CLIENTS_SEARCH = frozenset({"description", "parameters"})
+_EXECUTIONS = ("client", "server")
+_LIVE = (b"", b"null", b"true", b'"live"')
+"""Values of `external_web_access` that let a search ask the web."""
 
 
-def _unused(where: str, tool: Tool, tolerance: Tolerance) -> list[str]:
+_INSIDE = {
+    "custom": {"format": frozenset({"type", "syntax", "definition"})},
+    "shell": {"environment": frozenset({"type", "skills"})},
+    "web_search": {"user_location": frozenset({"type", "country", "region", "city", "timezone"})},
+    "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
+    "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
+}
+"""What the objects in a declaration hold."""
+
+
+def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance) -> list[str]:
     """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
+    known = TOOL_MEMBERS.get(tool.type)
+    if known is None:
+        # A tool of another package: it alone knows.
+        return []
+    no_effect = _NO_EFFECT
+    if tool.type == "tool_search":
+        execution = tool.execution
+        if not known_choice(f"{where}.execution", execution, _EXECUTIONS, tolerance) or execution != "client":
+            no_effect |= _OF_A_CLIENTS_SEARCH
     unused = []
-    for name, value in _OBJECT.decode(tool.source).items():
+    declared = _OBJECT.decode(tool.source)
+    for name, value in declared.items():
         called = f"tools.{tool.type}.{name}"
-        if name not in TOOL_MEMBERS[tool.type]:
+        if name not in known:
             tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
-        elif name in _NO_EFFECT and given(value):
+        elif name in no_effect and given(value):
             unused.append(called)
+    for place, known_inside in _INSIDE.get(tool.type, {}).items():
+        inside = declared.get(place, ABSENT)
+        names = _OBJECT.decode(inside) if first(inside) == b"{" else ()
+        unused += [f"tools.{tool.type}.{place}.{name}" for name in names if name not in known_inside]
     if _for_programs_too(tool):
         unused.append(f"tools.{tool.type}.allowed_callers")
-    if tool.type == "namespace":
-        for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
-            unused += _unused(f"{where}.tools[{number}]", inner, tolerance)
+    for number, inner in enumerate(members):
+        unused += _unused(f"{where}.tools[{number}]", inner, (), tolerance)
     return unused
 
 
@@ -210,11 +282,22 @@ def _environment(value: Raw) -> str | None:
         return "unknown"
 
 
-def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
-    """The tool's name, once it is known to be a proper tool; `spaced`: inside a namespace."""
+def local_skills(where: str, environment: Raw) -> list[str]:
+    """What a client's shell has skills for, in a line each. Raises `InvalidRequest`."""
+    if not given(environment):
+        return []
+    skills = read_value(f"{where}.environment", _SKILLS, environment).skills or []
+    lines = (f"{one.name}{f' ({one.path})' if one.path else ''}: {one.description or ''}" for one in skills)
+    return [line.rstrip(": ") for line in lines]
+
+
+def _check(where: str, tool: Tool, members: Sequence[Tool], *, spaced: bool = False) -> str:
+    """The tool's name, once it is known to be a proper tool; `members` are a namespace's; `spaced`: inside of one."""
     if given(tool.parameters) and first(tool.parameters) != b"{":
         raise invalid_type(f"{where}.parameters", "expected an object")
     if tool.type in UNNAMED:
+        if tool.type == "shell":
+            local_skills(where, tool.environment)
         return tool.type
     if tool.name is None:
         raise InvalidRequest(
@@ -226,11 +309,11 @@ def _check(where: str, tool: Tool, *, spaced: bool = False) -> str:
         if not tool.name or len(tool.name) > 256:
             raise invalid_parameter(f"{where}.name", "use 1 to 256 characters")
         names: set[str] = set()
-        for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
+        for number, inner in enumerate(members):
             place = f"{where}.tools[{number}]"
             if inner.type not in ("function", "custom"):
                 raise invalid_value(f"{place}.type", "a namespace holds functions and custom tools")
-            name = _check(place, inner, spaced=True)
+            name = _check(place, inner, (), spaced=True)
             if name in names:
                 raise InvalidRequest(
                     f"Two tools of the namespace {tool.name!r} are called {name!r}; names must be unique.",

@@ -44,6 +44,9 @@ class _Choice(Struct):
     function: Raw = ABSENT
 
 
+CHOICE_MEMBERS = frozenset(_Choice.__struct_fields__)
+"""Members of a choice, and of the tools that it names."""
+
 _CHOICE = msgspec.json.Decoder(_Choice)
 
 
@@ -90,8 +93,9 @@ def read_tool_choice(
     if choice.type in hosted:
         pair = _hosted_pair(choice)
         if known is not None and (choice.type, *_hosted_pair(choice, whole=True)) not in known:
+            why = "cannot run here as it is declared" if f"tools.{choice.type}" in left_out else "is not in 'tools'"
             raise InvalidRequest(
-                f"tool_choice names the hosted tool {choice.type!r}, which is not in 'tools'.",
+                f"tool_choice names the hosted tool {choice.type!r}, which {why}.",
                 param="tool_choice",
                 code="invalid_value",
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from msgspec import Raw
@@ -58,11 +58,13 @@ HOSTED_KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """A tool as the client knows it."""
+    """A tool as the client knows it. `told_plain`: its declaration wants arguments encrypted, and its calls say that
+    they are not."""
 
     kind: CallKind
     name: str
     namespace: str | None = None
+    told_plain: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class ToolMap:
 
     `callable` holds the chat names that may be called (None: whatever the model calls), `required` says that one must
     be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history;
-    `unhurried` are the chat names of functions whose output may come later.
+    `unhurried` are the chat names of functions whose output may come later, `declared` those of all tools that the
+    request brings.
     """
 
     def __init__(self) -> None:
@@ -122,10 +125,12 @@ class ToolMap:
         self.single = False
         self.call_ids: set[str] = set()
         self.unhurried: set[str] = set()
+        self.declared: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
         """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""
         chat_name = flat_name(target.name, target.namespace)
+        self.declared.add(chat_name)
         known = self._targets.setdefault(chat_name, target)
         if known != target:
             raise InvalidRequest(

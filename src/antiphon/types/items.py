@@ -18,7 +18,7 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that mean something here; other keys are tolerated and dropped.
+    """Any input item, with the keys that mean something here; others are left out and named (`item_kinds.py`).
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
     `action`, `operation` and `environment` belong to shells and patches, `tools` to items that bring tools.
@@ -50,6 +50,14 @@ class InputItem(Struct, gc=False):
     source: Raw = ABSENT
 
 
+class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
+    """An item that has no key but these. What has no meaning for a model: notes that clients and servers make."""
+
+    caller: Raw = ABSENT
+    created_by: Raw = ABSENT
+    internal_chat_message_metadata_passthrough: Raw = ABSENT
+
+
 class InputPart(Struct, gc=False):
     """Any content part of an input message or tool output."""
 
@@ -63,6 +71,13 @@ class InputPart(Struct, gc=False):
     file_data: Raw = ABSENT
     file_url: str | None = None
     input_audio: Raw = ABSENT
+
+
+class KnownPart(InputPart, gc=False, forbid_unknown_fields=True):
+    """A part that has no key but these; the others are about a text that a model has written."""
+
+    annotations: Raw = ABSENT
+    logprobs: Raw = ABSENT
 
 
 ItemStatus = Annotated[
@@ -128,7 +143,7 @@ class Reasoning(Struct, kw_only=True):
 
 class FunctionCall(Struct, kw_only=True):
     """A call of a function tool. `arguments` is a JSON string that itself holds JSON; `namespace` is there when the
-    tool was declared in one."""
+    tool was declared in one, `encrypted_function_args` (none) when it asked for some of them to be encrypted."""
 
     id: str
     type: Literal["function_call"] = "function_call"
@@ -137,6 +152,7 @@ class FunctionCall(Struct, kw_only=True):
     call_id: str
     name: str
     namespace: str | UnsetType = UNSET
+    encrypted_function_args: list[str] | UnsetType = UNSET
 
 
 class CustomToolCall(Struct, kw_only=True):

@@ -29,6 +29,7 @@ class Tool(Struct):
     defer_loading: bool | None = None
     allowed_callers: Raw = ABSENT
     server_label: str | None = None
+    external_web_access: Raw = ABSENT
     unhurried: bool | None = field(name="async", default=None)
     source: Raw = ABSENT
 
@@ -42,3 +43,15 @@ class ToolChoice(Struct, frozen=True):
     echo: Raw
     tools: frozenset[tuple[str | None, str | None]] | None = None
     single: bool = False
+
+    def means(self, name: str | None, namespace: str | None) -> bool:
+        """Whether the choice names this tool, or its whole namespace."""
+        if self.tools is None:
+            return False
+        return (name, namespace) in self.tools or (namespace is not None and (None, namespace) in self.tools)
+
+    @property
+    def searches(self) -> bool:
+        """Whether it allows a search for tools, among others: what the model may find of deferred tools are those that
+        the choice names, or all of them where it names none."""
+        return not self.single and self.means("tool_search", None)

@@ -208,13 +208,53 @@ async def test_several_searches_in_one_turn() -> None:
     assert len(called) == 2 and [one["tool_call_id"] for one in messages if one["role"] == "tool"] == called
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[1]", '{"query":5}', '{"query":"zebra"}'])
-async def test_a_search_that_finds_nothing_says_so(arguments: str) -> None:
+def told(outcome: Outcome, turn: int) -> list[str]:
+    """What the model reads of the results so far."""
+    messages = json.loads(outcome.calls[turn].request.body)["messages"]
+    return [one["content"] for one in messages if one["role"] == "tool"]
+
+
+def stored(outcome: Outcome) -> Context:
+    """The conversation as the store gives it back."""
+    (record,) = outcome.records
+    return Context(chain=Chain((*record.input_items, *record.output_items)))
+
+
+async def test_a_search_that_finds_nothing_says_so() -> None:
+    outcome = await talk(search("zebra"), "Sorry.")
+    call, output, message = final(outcome, True)["output"]
+    assert (call["status"], output["status"], output["tools"]) == ("completed", "completed", [])
+    assert message["type"] == "message" and told(outcome, 1) == ["No tools were found."]
+    assert "get_exchange_rate" not in shown(outcome, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "{", "[1]", "null", "{}", '{"query":5}', '{"query":" "}', '{"paths":["crm"]}']
+)
+async def test_a_search_that_cannot_be_understood_tells_the_model_how_to_search(arguments: str) -> None:
     outcome = await talk([("tool_search", arguments)], "Sorry.")
     call, output, message = final(outcome, True)["output"]
     assert isinstance(call["arguments"], dict) and output["tools"] == [] and message["type"] == "message"
-    assert json.loads(outcome.calls[1].request.body)["messages"][-1]["content"] == "No tools were found."
-    assert "get_exchange_rate" not in shown(outcome, 1)
+    assert (call["status"], output["status"]) == ("incomplete", "incomplete")
+    (said,) = told(outcome, 1)
+    assert "must be a JSON object with 'query', a string" in said
+    # Later requests say the same, whoever keeps the conversation.
+    replayed = await talk("Yes.", input=[{"role": "user", "content": "Rate?"}, call, output, message])
+    continued = await talk("Yes.", previous_response_id="resp_1", context=stored(outcome))
+    assert told(replayed, 0) == told(continued, 0) == [said]
+
+
+async def test_a_search_that_was_not_to_run_any_more_is_shown_with_what_it_was_told() -> None:
+    calls = [*search("currency"), *search("ticker"), ("tool_search", "{}")]
+    outcome = await talk(calls, "Done.", max_tool_calls=1)
+    kinds = [item["type"] for item in final(outcome, True)["output"]]
+    assert kinds == ["tool_search_call", "tool_search_output", "message"]
+    found_one, *limited = told(outcome, 1)
+    assert "get_exchange_rate" in found_one and len(limited) == 2
+    assert all(one.startswith("The limit of tool calls") for one in limited)
+    continued = await talk("Yes.", previous_response_id="resp_1", context=stored(outcome))
+    before = json.loads(outcome.calls[1].request.body)["messages"]
+    assert json.loads(continued.calls[0].request.body)["messages"][: len(before)] == before
 
 
 async def test_a_call_of_the_clients_beside_a_search_ends_the_response() -> None:
@@ -271,6 +311,59 @@ async def test_a_choice_of_the_search_makes_the_model_search_once() -> None:
     outcome = await talk(search(), "Done.", tool_choice={"type": "tool_search"})
     first, second = (json.loads(call.request.body) for call in outcome.calls)
     assert first["tool_choice"]["function"]["name"] == "tool_search" and second.get("tool_choice") in (None, "auto")
+
+
+def allowing(*tools: dict[str, Any], mode: str = "auto") -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": list(tools)}
+
+
+NOW = {"type": "function", "name": "now"}
+
+
+async def test_a_choice_that_allows_the_search_alone_allows_what_it_finds() -> None:
+    choice = allowing(SERVER, NOW)
+    outcome = await talk(search(), [("get_exchange_rate", "{}")], tool_choice=choice)
+    assert shown(outcome, 0) == ["tool_search", "now"]
+    assert shown(outcome, 1) == ["tool_search", "now", "get_exchange_rate"]
+    output = final(outcome, True)["output"]
+    assert output[-1]["name"] == "get_exchange_rate"
+    answered = {"type": "function_call_output", "call_id": output[-1]["call_id"], "output": "0.92"}
+    later = await talk("0.92", input=[{"role": "user", "content": "Rate?"}, *output, answered], tool_choice=choice)
+    assert shown(later, 0) == shown(outcome, 1)
+
+
+async def test_of_deferred_tools_that_a_choice_names_none_else_is_found() -> None:
+    choice = allowing(SERVER, {"type": "function", "name": "stockLookup"}, {"type": "namespace", "name": "crm"})
+    outcome = await talk(search("exchange"), search("stock, orders, exchange"), "Done.", tool_choice=choice)
+    assert shown(outcome, 0) == ["tool_search", "crm__ping"]
+    described = json.loads(outcome.calls[0].request.body)["tools"][0]["function"]["description"]
+    assert "get_exchange_rate" not in described and "- stockLookup" in described and "- crm" in described
+    assert shown(outcome, 1) == shown(outcome, 0)
+    assert "stockLookup" in shown(outcome, 2) and "get_exchange_rate" not in shown(outcome, 2)
+
+
+async def test_a_choice_without_the_search_shows_its_deferred_tools_and_no_other() -> None:
+    outcome = await talk("Hi.", tool_choice=allowing({"type": "function", "name": "stockLookup"}, NOW))
+    assert shown(outcome, 0) == ["stockLookup", "now"]
+
+
+async def test_what_a_client_found_may_be_called_where_its_search_is_allowed() -> None:
+    call = {"type": "tool_search_call", "call_id": "c", "execution": "client", "arguments": {"query": "rate"}}
+    output = {"type": "tool_search_output", "call_id": "c", "execution": "client", "tools": [RATES, STOCKS]}
+    asked: dict[str, Any] = {
+        "input": [{"role": "user", "content": "Rate?"}, call, output],
+        "tools": [{**SERVER, "execution": "client"}, SHOWN],
+    }
+    assert shown(await talk("Hi.", **asked, tool_choice=allowing(SERVER)), 0) == [
+        "tool_search",
+        "get_exchange_rate",
+        "stockLookup",
+    ]
+    named = allowing(SERVER, {"type": "function", "name": "stockLookup"})
+    outcome = await talk(
+        "Hi.", **asked, previous_response_id="resp_1", context=Context(chain=Chain(())), tool_choice=named
+    )
+    assert shown(outcome, 0) == ["tool_search", "stockLookup"]
 
 
 # What is too large

@@ -97,7 +97,7 @@ async def test_the_model_is_shown_a_search_and_pages() -> None:
         ({"filters": {"allowed_domains": ["https://a.example"]}}, "tools[1].filters.allowed_domains"),
         ({"filters": {"blocked_domains": ["x"] * 101}}, "tools[1].filters.blocked_domains"),
         ({"filters": 5}, "tools[1].filters"),
-        ({"external_web_access": False}, "tools[1].external_web_access"),
+        ({"filters": {"blocked_urls": ["https://a.example/x"]}}, "tools[1].filters"),
     ],
 )
 async def test_a_wrong_declaration_is_named(declared: dict[str, Any], param: str) -> None:

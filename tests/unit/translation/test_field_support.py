@@ -200,13 +200,21 @@ SAMPLES: dict[str, Sample] = {
         },
         seen="Write a summary",
     ),
+    "prompt_cache_options.comparison_response_id": Sample(
+        {"prompt_cache_options": {"comparison_response_id": "resp_0"}}
+    ),
     "moderation": Sample({"moderation": {"model": "m"}}),
+    "access_programs": Sample({"access_programs": {"cyber": "standard"}}),
+    "image": Sample({"image": {"context_compression": "auto"}}),
+    "multi_agent": Sample({"multi_agent": {"enabled": True}}),
+    "background_options": Sample({"background_options": {"completion_window": "8h"}}),
+    "client_metadata": Sample({"client_metadata": {"session_id": "s"}}),
     "conversation": Sample(
         {"conversation": "conv_1"}, seen="said before", stored=[{"role": "user", "content": "said before"}]
     ),
     "prompt": Sample({"prompt": {"id": "pmpt_1", "variables": {"who": "a poet"}}}, seen="You are a poet."),
     "extra_body": Sample({"extra_body": {"temperature": 0.25}}, seen='"temperature":0.25'),
-    "any other field": Sample({"client_metadata": {}}, named="client_metadata"),
+    "any other field": Sample({"omen": {}}, named="omen"),
     **{name: Sample({name: value}, seen=f":{json.dumps(value)}") for name, value in PARAMETER_VALUES.items()},
     "messages": Sample({"messages": []}),
     "response_format": Sample({"response_format": {}}),
@@ -231,6 +239,13 @@ SAMPLES: dict[str, Sample] = {
     "tools.function": Sample({"tools": [FUNCTION]}, seen='"function":{"name":"look"'),
     "any other value of `include`": Sample({"include": ["future.thing"]}, named="include:future.thing"),
     "any other item": item({"type": "omen"}, named="input.omen"),
+    "any other member of an item": Sample(
+        {"input": [{"role": "user", "content": "Hi", "aura": 1}]}, named="input.message.aura"
+    ),
+    "any other member of a part": Sample(
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "aura": 1}]}]},
+        named="content.input_text.aura",
+    ),
     "any other part": Sample(
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}, {"type": "smell"}]}]},
         named="content.smell",
@@ -243,6 +258,17 @@ SAMPLES: dict[str, Sample] = {
                 {"role": "user", "content": "and?"},
             ],
             "tools": [{**FUNCTION, "async": True}],
+        },
+        seen="will follow",
+    ),
+    "tools.custom.async": Sample(
+        {
+            "input": [
+                {"role": "user", "content": "Hi"},
+                {"type": "custom_tool_call", "call_id": "c1", "name": "look", "input": "x"},
+                {"role": "user", "content": "and?"},
+            ],
+            "tools": [{"type": "custom", "name": "look", "async": True}],
         },
         seen="will follow",
     ),

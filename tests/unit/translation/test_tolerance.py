@@ -9,11 +9,24 @@ import pytest
 
 from antiphon.engine.ports.actions import RequestHead
 from tests.support.exchanges import JSON, Outcome, make_exchange, run
+from tests.support.hosted_tools import ScriptedTools
 
 OK = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 IMAGE = {"type": "input_image", "image_url": "https://x/y.png"}
+
+SEARCH = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
+SERVER = {"type": "mcp", "server_label": "m", "server_url": "https://m.example", "require_approval": "never"}
+HOSTED: list[tuple[dict[str, Any], str]] = [
+    ({"type": "tool_search", "aura": 1}, "tools.tool_search.aura"),
+    ({"type": "tool_search", "execution": "bogus"}, "tools[0].execution:bogus"),
+    ({"type": "web_search", "aura": 1}, "tools.web_search.aura"),
+    ({**SEARCH, "aura": 1}, "tools.file_search.aura"),
+    ({**CODE, "aura": 1}, "tools.code_interpreter.aura"),
+    ({**SERVER, "aura": 1}, "tools.mcp.aura"),
+]
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"input": [USER, {"type": "future_call", "x": 1}]}, "input.future_call"),
@@ -39,6 +52,41 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "namespace", "name": "n", "tools": [{**TOOL, "aura": 1}]}]}, "tools.function.aura"),
     ({"tools": [{"type": "shell", "aura": 1}]}, "tools.shell.aura"),
     ({"input": [USER, {"type": "additional_tools", "tools": [{**TOOL, "aura": 1}]}]}, "tools.function.aura"),
+    ({"input": [{**USER, "aura": 1}]}, "input.message.aura"),
+    ({"input": [{**USER, "source": {"type": "mcp_call", "name": "smell"}}]}, "input.message.source"),
+    ({"input": [USER, {"type": "reasoning", "summary": [], "aura": 1}, USER]}, "input.reasoning.aura"),
+    (
+        {
+            "input": [
+                USER,
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "aura": 1},
+                {"type": "function_call_output", "call_id": "c", "output": "x", "aura": 1},
+            ]
+        },
+        "input.function_call_output.aura",
+    ),
+    (
+        {
+            "input": [
+                USER,
+                {"type": "mcp_call", "id": "m", "name": "f", "server_label": "d", "arguments": "{}", "aura": 1},
+                USER,
+            ]
+        },
+        "input.mcp_call.aura",
+    ),
+    ({"input": [USER, {"type": "agent_message", "content": "x", "aura": 1}]}, "input.agent_message.aura"),
+    ({"input": [USER, {"type": "additional_tools", "tools": [TOOL], "aura": 1}]}, "input.additional_tools.aura"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi", "aura": 1}]}]},
+        "content.input_text.aura",
+    ),
+    ({"input": [{"role": "user", "content": [{**IMAGE, "aura": 1}]}]}, "content.input_image.aura"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "smell"}]}, USER]},
+        "content.smell",
+    ),
+    ({"tools": [{"type": "tool_search", "execution": "client", "aura": 1}]}, "tools.tool_search.aura"),
     (
         {"input": [USER, {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, USER]},
         "input.reasoning.encrypted_content",
@@ -70,6 +118,153 @@ def test_in_strict_mode_it_is_a_400_that_names_the_place(fields: dict[str, Any],
     outcome = _ask(fields, strict=True)
     assert outcome.head is not None and outcome.head.status == 400 and not outcome.calls
     assert outcome.json["error"]["param"] and outcome.json["error"]["message"]
+
+
+INSIDE: list[tuple[dict[str, Any], str]] = [
+    ({"text": {"format": {"type": "text", "aura": 1}}}, "text.format.aura"),
+    ({"context_management": [{"type": "compaction", "aura": 1}]}, "context_management.aura"),
+    (
+        {
+            "tools": [TOOL],
+            "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}], "aura": 1},
+        },
+        "tool_choice.aura",
+    ),
+    (
+        {
+            "tools": [TOOL],
+            "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f", "aura": 1}]},
+        },
+        "tool_choice.tools.aura",
+    ),
+    ({"tools": [{"type": "custom", "name": "c", "format": {"type": "text", "aura": 1}}]}, "tools.custom.format.aura"),
+    ({"tools": [{"type": "shell", "environment": {"type": "local", "aura": 1}}]}, "tools.shell.environment.aura"),
+    (
+        {"input": [{"type": "configuration_update", "reasoning": {"aura": 1}, "text": {}}, USER]},
+        "input.configuration_update.reasoning.aura",
+    ),
+    ({"tools": [{"type": "web_search", "user_location": {"aura": 1}}]}, "tools.web_search.user_location.aura"),
+    ({"tools": [{**SEARCH, "ranking_options": {"aura": 1}}]}, "tools.file_search.ranking_options.aura"),
+    ({"tools": [{**CODE, "container": {"type": "auto", "aura": 1}}]}, "tools.code_interpreter.container.aura"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), INSIDE, ids=[name for _, name in INSIDE])
+def test_what_is_unknown_inside_of_what_is_known_is_named(fields: dict[str, Any], name: str) -> None:
+    outcome = _ask(fields, tools=ScriptedTools())
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    assert _named(outcome).count(name) == 1 and "aura" not in json.dumps(outcome.chat)
+
+
+@pytest.mark.parametrize(("tool", "name"), HOSTED, ids=[name for _, name in HOSTED])
+def test_members_of_tools_that_run_here_are_looked_at_too(tool: dict[str, Any], name: str) -> None:
+    outcome = _ask({"tools": [tool, {**TOOL, "defer_loading": True}]}, tools=ScriptedTools())
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    assert _named(outcome).count(name) == 1
+    refused = _ask({"tools": [tool]}, tools=ScriptedTools(), strict=True)
+    assert refused.head is not None and refused.head.status == 400 and not refused.calls
+    assert refused.json["error"]["param"].startswith("tools[0].")
+
+
+def test_what_tools_that_run_here_are_declared_with_is_known() -> None:
+    tools = [
+        {"type": "tool_search", "execution": "server", "description": "Find.", "parameters": {"type": "object"}},
+        {"type": "web_search", "search_context_size": "low", "search_content_types": ["text"], "filters": None},
+        {**SEARCH, "max_num_results": 2, "filters": None, "ranking_options": None},
+        {**CODE, "allowed_callers": ["direct"]},
+        {**SERVER, "server_description": "M", "headers": {}, "authorization": "x", "allowed_tools": None},
+        {**TOOL, "defer_loading": True},
+    ]
+    outcome = _ask({"tools": tools}, tools=ScriptedTools(), strict=True)
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    assert _named(outcome) == [
+        "tools.tool_search.description",
+        "tools.tool_search.parameters",
+        "tools.web_search.search_content_types",
+    ]
+
+
+def test_a_tool_that_runs_here_for_programs_alone_is_left_out() -> None:
+    outcome = _ask({"tools": [{**CODE, "allowed_callers": ["programmatic"]}, TOOL]}, tools=ScriptedTools())
+    assert _named(outcome) == ["tools[0].allowed_callers"]
+    assert [tool["function"]["name"] for tool in outcome.chat["tools"]] == ["f"]
+
+
+@pytest.mark.parametrize("access", [False, "cached", "indexed"])
+def test_a_web_search_without_the_web_is_left_out_and_named(access: Any) -> None:
+    """What Codex sends for a search of OpenAI's cache."""
+    tool = {"type": "web_search", "external_web_access": access}
+    outcome = _ask({"tools": [tool, TOOL]}, tools=ScriptedTools(), strict=True)
+    assert _named(outcome) == ["tools.web_search"]
+    assert [one["function"]["name"] for one in outcome.chat["tools"]] == ["f"]
+    chosen = _ask({"tools": [tool], "tool_choice": {"type": "web_search"}}, tools=ScriptedTools())
+    assert chosen.json["error"]["param"] == "tool_choice"
+    assert "cannot run here as it is declared" in chosen.json["error"]["message"]
+
+
+@pytest.mark.parametrize("access", [True, None, "live"])
+def test_a_web_search_that_may_ask_the_web_does(access: Any) -> None:
+    outcome = _ask({"tools": [{"type": "web_search", "external_web_access": access}]}, tools=ScriptedTools())
+    assert [one["function"]["name"] for one in outcome.chat["tools"]] == ["web_search"] and _named(outcome) == [""]
+
+
+@pytest.mark.parametrize("kind", ["mcp", "code_interpreter"])
+def test_a_tool_that_runs_here_cannot_come_with_an_item(kind: str) -> None:
+    for tools in (None, ScriptedTools()):
+        outcome = _ask({"input": [USER, {"type": "additional_tools", "tools": [{"type": kind}]}]}, tools=tools)
+        error = outcome.json["error"]
+        assert (error["param"], error["code"]) == ("input[1].tools[0].type", "unsupported_tool")
+        assert "Declare it in 'tools'" in error["message"] and "set it up" not in error["message"]
+
+
+def test_what_an_item_is_shown_with_is_known() -> None:
+    """Items of hosted tools are shown as they are; notes of clients and servers mean nothing to a model."""
+    items = [
+        {**USER, "internal_chat_message_metadata_passthrough": {"a": 1}, "created_by": {"a": 1}},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "q"}, "aura": "seen"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "caller": {"type": "direct"}},
+        {"type": "function_call_output", "call_id": "c", "output": {"aura": 1}},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": []}]},
+        {"type": "agent_message", "author": "a", "recipient": "b", "content": "x"},
+        {"type": "configuration_update", "reasoning": {"effort": "low"}},
+        {"type": "agent_reasoning", "text": "x"},
+        {"type": "shell_call", "call_id": "s", "action": {"commands": ["ls"]}},
+        {"type": "shell_call_output", "call_id": "s", "output": "x", "max_output_length": 5},
+        USER,
+    ]
+    outcome = _ask({"input": items}, strict=True)
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    assert _named(outcome) == [""] and "seen" in json.dumps(outcome.chat)
+
+
+def test_a_mark_for_a_cache_is_named_in_strict_mode_too() -> None:
+    part = {"type": "input_text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    outcome = _ask({"input": [{"role": "user", "content": [part]}]}, strict=True)
+    assert _named(outcome) == ["content.input_text.prompt_cache_breakpoint"]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_a_message_of_which_nothing_is_known_is_no_message(role: str) -> None:
+    unknown = {"role": role, "content": [{"type": "smell"}, {"type": "hunch"}]}
+    outcome = _ask({"input": [USER, unknown]})
+    assert outcome.chat["messages"] == [USER] and _named(outcome) == ["content.smell", "content.hunch"]
+    alone = _ask({"input": [unknown], "instructions": "Be brief."})
+    assert alone.head is not None and alone.head.status == 400 and not alone.calls
+    assert alone.json["error"]["param"] == "input" and "content.smell, content.hunch" in alone.json["error"]["message"]
+
+
+@pytest.mark.parametrize("empty", ["", []])
+def test_a_message_that_says_nothing_is_one(empty: Any) -> None:
+    assert _ask({"input": [{"role": "user", "content": empty}]}).chat["messages"] == [{"role": "user", "content": ""}]
+
+
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max", None])
+@pytest.mark.parametrize("profile", ["generic", "ollama", "deepseek", "gemini", "groq"])
+def test_every_effort_is_echoed_as_it_was_sent(effort: str | None, profile: str) -> None:
+    outcome = _ask({"reasoning": {"effort": effort}}, profile=profile, strict=True)
+    assert outcome.json["reasoning"]["effort"] == effort
+    (record,) = outcome.records
+    assert json.loads(record.body)["reasoning"]["effort"] == effort
 
 
 def test_what_is_known_is_not_called_unknown() -> None:
@@ -124,6 +319,35 @@ def test_what_restricts_the_answer_is_never_left_out() -> None:
     ):
         outcome = _ask(fields)
         assert outcome.head is not None and outcome.head.status == 400, fields
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"type": "apply_patch_call_output", "call_id": "c", "output": {"line": 3}}, '{"line":3}'),
+        ({"type": "apply_patch_call_output", "call_id": "c", "output": None}, "Done."),
+        ({"type": "program_output", "call_id": "c", "result": {"line": 3}}, '{"line":3}'),
+        ({"type": "program_output", "call_id": "c", "result": None}, "Done."),
+    ],
+)
+def test_a_result_that_is_no_text_is_shown_as_json(answer: dict[str, Any], told: str) -> None:
+    made: dict[str, Any] = {"type": "program", "code": "x", "fingerprint": "f"}
+    if answer["type"] == "apply_patch_call_output":
+        made = {"type": "apply_patch_call", "operation": {"type": "delete_file", "path": "p"}}
+    messages = _ask({"input": [USER, {**made, "call_id": "c", "id": "i"}, answer]}).chat["messages"]
+    assert messages[-1]["role"] == "tool" and messages[-1]["content"].endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("item", "param"),
+    [
+        ({"type": "agent_reasoning", "text": {"a": 1}}, "input[2]"),
+        ({"type": "mcp_approval_response", "approval_request_id": "r", "reason": {"a": 1}}, "input[2].reason"),
+    ],
+)
+def test_what_is_no_text_where_one_belongs_is_refused(item: dict[str, Any], param: str) -> None:
+    request = {"type": "mcp_approval_request", "id": "r", "name": "f", "server_label": "d", "arguments": "{}"}
+    assert _ask({"input": [USER, request, item]}).json["error"]["param"] == param
 
 
 def test_a_known_part_in_the_wrong_place_is_refused() -> None:

@@ -122,6 +122,29 @@ def test_a_shell_in_a_container_is_a_hosted_tool(environment: Any, shown: bool) 
     assert (dict(outcome.head.headers).get("antiphon-ignored") == "tools.shell") is not shown
 
 
+def test_skills_of_a_shell_are_told_to_the_model() -> None:
+    skills = [
+        {"name": "pdf-forms", "description": "Fill forms.", "path": "/skills/pdf-forms"},
+        {"name": "bare", "description": ""},
+    ]
+    chat = _chat([USER], tools=[{"type": "shell", "environment": {"type": "local", "skills": skills}}])
+    described = chat["tools"][0]["function"]["description"]
+    assert described.startswith("Run shell commands on the user's machine")
+    assert described.splitlines()[-2:] == ["- pdf-forms (/skills/pdf-forms): Fill forms.", "- bare"]
+    for none in (None, {"type": "local"}, {"type": "local", "skills": []}):
+        chat = _chat([USER], tools=[{"type": "shell", "environment": none}])
+        assert "Skills" not in chat["tools"][0]["function"]["description"]
+    brought = {"type": "additional_tools", "tools": [{"type": "shell", "environment": {"skills": skills}}]}
+    assert "pdf-forms" in _chat([brought, USER])["tools"][0]["function"]["description"]
+
+
+@pytest.mark.parametrize("skills", ["x", [5], [{"description": "no name"}], [{"name": 5}]])
+def test_what_are_no_skills_is_refused(skills: Any) -> None:
+    tool = {"type": "shell", "environment": {"type": "local", "skills": skills}}
+    outcome = _answer({"input": "hi", "tools": [tool]}, _completion(content="x"))
+    assert outcome.json["error"]["param"].startswith("tools[0].environment.skills")
+
+
 # The choice
 
 

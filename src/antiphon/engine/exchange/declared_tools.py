@@ -16,7 +16,7 @@ from antiphon.translation.compaction import Named
 from antiphon.translation.read_tools import decode_tools, may_be_called, runs_here
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
-from antiphon.types.tools import Tool
+from antiphon.types.tools import Tool, ToolChoice
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
@@ -35,24 +35,42 @@ def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence
         if tool.type != "tool_search":
             earlier = _earlier(items) if tool.type == "code_interpreter" else None
             found.append(HostedTool(number, tool.type, bytes(tool.source), earlier))
-        elif searchable := tuple(_deferred(request.tools)):
+        elif searchable := _searchable(request.tools, request.tool_choice):
             found.append(HostedTool(number, tool.type, bytes(tool.source), searchable=searchable))
     return tuple(found)
 
 
-def _deferred(tools: Sequence[Tool]) -> Iterator[bytes]:
-    """The declarations of deferred tools; of a namespace those members alone."""
+def _searchable(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[bytes, ...]:
+    """The declarations of the deferred tools that may be found; of a namespace those members alone."""
+    deferred = list(_deferred(tools))
+    if choice is not None and choice.searches:
+        named = [
+            (space, [one for one in members if choice.means(one.name, space.name if space is not None else None)])
+            for space, members in deferred
+        ]
+        deferred = [(space, members) for space, members in named if members] or deferred
+    return tuple(_declaration(space, members) for space, members in deferred)
+
+
+def _deferred(tools: Sequence[Tool]) -> Iterator[tuple[Tool | None, list[Tool]]]:
+    """The deferred tools, each alone or with the others of its namespace."""
     for tool in tools:
         if tool.type in ("function", "custom") and tool.defer_loading:
-            yield bytes(tool.source)
+            yield None, [tool]
         elif tool.type == "namespace":
             members = [
-                inner.source
+                inner
                 for inner in decode_tools("tools", tool.tools)
                 if (inner.defer_loading or tool.defer_loading) and may_be_called(inner)
             ]
             if members:
-                yield encode({**_OBJECT.decode(tool.source), "tools": members})
+                yield tool, members
+
+
+def _declaration(space: Tool | None, members: list[Tool]) -> bytes:
+    if space is None:
+        return bytes(members[0].source)
+    return encode({**_OBJECT.decode(space.source), "tools": [one.source for one in members]})
 
 
 def _earlier(items: Sequence[Named]) -> str | None:

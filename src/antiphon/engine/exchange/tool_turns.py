@@ -226,15 +226,16 @@ class ToolTurns:
         self._rounds += 1
         items = {item.id: item for item in emitted}
         left: list[ShownCall] = []
-        last = ""
+        last = search = ""
         for target, call_id, arguments in self._calls:
             output = self._outputs.get(call_id)
             if output is None:
                 continue
-            if target.kind is CallKind.HOSTED_TOOL_SEARCH:
-                # Its items say everything: they bring the tools.
-                continue
             item_id = self._item_ids.get(call_id, "")
+            if target.kind is CallKind.HOSTED_TOOL_SEARCH and item_id:
+                # Its items say everything: they bring the tools.
+                search = item_id
+                continue
             left.append(self._shown_call(items.get(item_id), target, call_id, arguments, output))
             if item_id:
                 last = item_id
@@ -242,6 +243,10 @@ class ToolTurns:
                 left = []
         if last:
             self.shown[last].calls += tuple(left)
+            return []
+        if search and left:
+            # Only searches ran beside them.
+            self.shown[search] = Shown(tuple(left))
             return []
         return [
             InputItem(type="function_call_output", call_id=call.asked, output=call.output)
@@ -293,10 +298,12 @@ class ToolTurns:
                 self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
-        """A search for tools is two items; it has no other way to fail than to find nothing."""
+        """A search for tools is two items. One that failed has found nothing and is `incomplete`: of that the model is
+        told (`translation/call_items.py`), in later requests too."""
         found = Raw(encode(result.fields.get("tools", [])))
-        output = HostedToolSearchOutput(id=self._new_id("tso"), status="completed", tools=found)
-        self._builder.hosted_done(_finished(item, {}, "completed"))
+        status = "incomplete" if result.failed else "completed"
+        output = HostedToolSearchOutput(id=self._new_id("tso"), status=status, tools=found)
+        self._builder.hosted_done(_finished(item, {}, status))
         self._builder.hosted(output)
         self._builder.hosted_done(output)
 

@@ -42,7 +42,7 @@ from antiphon.translation.compaction import Named, expand_compactions
 from antiphon.translation.configuration import read_updates
 from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.foreign_items import ForeignContent
-from antiphon.translation.initial_response import start_response
+from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.parameters import allow_fields
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.prompt_template import PromptTemplate
@@ -236,7 +236,8 @@ class TranslatedRequest(ServedRequest, ABC):
     def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
         self._history = history
         self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
-        read_updates(self.items, self.request.unknown).apply(self.request)
+        if read_updates(self.items, self.request.unknown).apply(self.request):
+            echo_configuration(self.builder.response, self.request)
         self.proceed()
 
     @abstractmethod

@@ -104,6 +104,7 @@ class _Counter:
         self._calls = calls
         self._watched = watched
         self._left = 0
+        self._told = threading.Event()
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -119,6 +120,7 @@ class _Counter:
                 else:
                     with self._lock:
                         self._left = int(line)
+                    self._told.set()
                     os.write(self._control, b"\n")
 
     def _answer(self, listening: int) -> None:
@@ -132,6 +134,8 @@ class _Counter:
                     os._exit(0)
                 time.sleep(_PAUSE)
                 continue
+            # Code can be quicker than the thread that reads how many.
+            self._told.wait()
             with self._lock:
                 allowed = self._left > 0
                 self._left -= allowed

@@ -46,8 +46,8 @@ class RemoteTool(Struct, frozen=True):
         return bool(self.annotations and self.annotations.get("readOnlyHint"))
 
 
-class ToolFilter(Struct, frozen=True):
-    """Tools by name, or by whether they change anything."""
+class ToolFilter(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tools by name, or by whether they change anything. Passed over, another member would let more tools in."""
 
     tool_names: list[str] | None = None
     read_only: bool | None = None
@@ -61,7 +61,7 @@ class ToolFilter(Struct, frozen=True):
         return self.read_only is None or tool.read_only is self.read_only
 
 
-class _Approval(Struct, frozen=True):
+class _Approval(Struct, frozen=True, forbid_unknown_fields=True):
     always: ToolFilter | None = None
     never: ToolFilter | None = None
 

@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.running.thread_pools import PAGES
-from antiphon.errors import ApiError, InvalidRequest, unsupported_parameter
+from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_declared
 from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
@@ -51,7 +51,9 @@ _FIND = Raw(
 _Read = TypeVar("_Read")
 
 
-class _Filters(Struct):
+class _Filters(Struct, forbid_unknown_fields=True):
+    """What restricts a search: nothing of it may be left out."""
+
     allowed_domains: list[str] | None = None
     blocked_domains: list[str] | None = None
 
@@ -67,7 +69,6 @@ class _Declaration(Struct):
     filters: _Filters | None = None
     user_location: _Location | None = None
     search_context_size: str | None = None
-    external_web_access: bool | None = None
 
 
 class _Arguments(Struct):
@@ -108,10 +109,6 @@ class WebSearch:
                 f"Invalid value for '{where}.search_context_size'. Supported values are: {', '.join(_SIZES)}.",
                 param=f"{where}.search_context_size",
                 code="invalid_value",
-            )
-        if declared.external_web_access is False:
-            raise unsupported_parameter(
-                "There is no cache of the web here; leave 'external_web_access' out.", f"{where}.external_web_access"
             )
         for name in ("allowed_domains", "blocked_domains"):
             _check_domains(f"{where}.filters.{name}", getattr(declared.filters, name, None) or [])

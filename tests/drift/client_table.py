@@ -1,0 +1,95 @@
+"""Real clients (`scripts/clients`) in the pinned versions and in those published last, as a table.
+
+Lives here: which package each set of scenarios is about, versions as they are installed, the table. Not here: the
+scenarios, installing (`scripts/clients`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+from tests.drift.read_npm import version_of
+
+PACKAGES: dict[str, tuple[str, str]] = {
+    "openai_py": ("py", "openai"),
+    "openai_py2": ("older", "openai"),
+    "instructor": ("older", "instructor"),
+    "agent_fw": ("older", "agent-framework-openai"),
+    "openai_state": ("py", "openai"),
+    "agents_py": ("py", "openai-agents"),
+    "pydantic_ai": ("py", "pydantic-ai-slim"),
+    "langchain": ("py", "langchain-openai"),
+    "tools_py": ("py", "openai"),
+    "openai_node": ("node", "openai"),
+    "agents_node": ("node", "@openai/agents"),
+    "tools_node": ("node", "openai"),
+    "ai_sdk": ("node", "@ai-sdk/openai"),
+    "ai_sdk_open": ("node", "@ai-sdk/open-responses"),
+    "codex": ("node", "@openai/codex"),
+}
+"""For each name that `scripts/clients` knows: where its package is installed, and what it is called."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is installed in a folder of `scripts/clients`, and how many scenarios went well, by its names."""
+
+    versions: Mapping[str, str]
+    counts: Mapping[str, Mapping[str, int]]
+
+    def passed(self, name: str) -> str:
+        """`12 of 13`, or nothing where it did not run."""
+        count = self.counts.get(name)
+        return f"{count['passed']} of {count['passed'] + count['failed']}" if count is not None else ""
+
+
+def run(root: Path) -> int:
+    """Run both and print the table; 1 when something failed with the newest versions."""
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as made:
+        for folder, flags in ((".clients", []), (".clients-newest", ["--newest"])):
+            told = Path(made) / f"{folder}.json"
+            subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
+            # Without the file nothing could be started; the scenarios that failed are in it.
+            runs.append(Run(versions_in(root / folder), json.loads(told.read_text())))
+    print(table(*runs, day=datetime.date.today()))
+    return 1 if any(count["failed"] or not count["passed"] for count in runs[1].counts.values()) else 0
+
+
+def versions_in(folder: Path) -> dict[str, str]:
+    """The version of each name's package."""
+    found = {}
+    for name, (where, package) in PACKAGES.items():
+        if where == "node":
+            found[name] = version_of(folder / "node_modules" / package)
+        else:
+            site = next((folder / where / "lib").glob("python*/site-packages"))
+            versions = {
+                re.sub(r"[-_.]+", "-", one.metadata["Name"]): one.version for one in distributions(path=[str(site)])
+            }
+            found[name] = versions[package]
+    return found
+
+
+def table(pinned: Run, newest: Run, *, day: datetime.date) -> str:
+    """The table of both."""
+    lines = [
+        f"| client | scenarios | pinned | went well | newest, {day} | went well |",
+        "| --- | --- | --- | ---: | --- | ---: |",
+    ]
+    for name, (where, package) in PACKAGES.items():
+        if name in pinned.counts or name in newest.counts:
+            shown = f"{package}{' (Node)' if where == 'node' and package == 'openai' else ''}"
+            lines.append(
+                f"| {shown} | `{name}` | {pinned.versions[name]} | {pinned.passed(name)} | "
+                f"{newest.versions[name]} | {newest.passed(name)} |"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""What Codex has: by the JSON schema that its own program writes, and by what it asks a recording server.
+
+Lives here: both readings. Not here: Codex against Antiphon (`tests/clients`).
+
+Items and content parts: sure. Codex writes the schema of its app server's protocol, in which an item is what it keeps
+and sends again. Fields, tools, values of `include` and routes: those of one plain turn, by HTTP, of a model that Codex
+does not know. What it sends with other settings, over a WebSocket, to OpenAI's models or in sub-agents is not seen.
+Events that it reads are not found at all: its program is compiled, and its words cannot be told apart in there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.drift.found import Reading
+from tests.schemas.shapes import shape_of
+
+_SCHEMAS = "codex_app_server_protocol.schemas.json"
+_ITEM = "ResponseItem"
+_SECONDS = 120
+
+
+def read_codex(program: Path, version: str, folder: Path, path: str) -> Reading:
+    """Codex's program, which may write into a folder; `path` is where programs are found."""
+    reading = Reading("@openai/codex", version, "items and parts by its own schema: sure; the rest by one turn")
+    home = folder / "codex-home"
+    home.mkdir(parents=True, exist_ok=True)
+    environ = {"PATH": path, "HOME": str(home), "DRIFT_KEY": "k"}
+    written = folder / "codex-schema"
+    command = [str(program), "app-server", "generate-json-schema", "--experimental", "--out", str(written)]
+    subprocess.run(command, env=environ, check=True, capture_output=True, timeout=_SECONDS)
+    reading.add_places("request", item_places(json.loads((written / _SCHEMAS).read_text())))
+    with recording() as (url, asked):
+        settings = home / ".codex" / "config.toml"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(
+            'model = "drift"\nmodel_provider = "drift"\nweb_search = "live"\n[model_providers.drift]\nname = "drift"\n'
+            f'base_url = "{url}/v1"\nenv_key = "DRIFT_KEY"\nwire_api = "responses"\n'
+        )
+        flags = ["--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and-sandbox"]
+        command = [str(program), "exec", *flags, "Say hello."]
+        subprocess.run(command, env=environ, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
+    for route, body in asked:
+        reading.add("route", [route])
+        if route == "POST /responses":
+            reading.add_places("request", body_places(body))
+    reading.needs(
+        ("item", "message"),
+        ("item", "function_call_output"),
+        ("part", "input_text"),
+        ("field", "input"),
+        ("tool", "function"),
+        ("route", "POST /responses"),
+    )
+    return reading
+
+
+def item_places(document: dict[str, Any]) -> set[str]:
+    """The places of an item in Codex's schemas, as those of a request's input. Raises KeyError without one."""
+    return {f".input[]{place}" for place in shape_of(_definition(document), document).places}
+
+
+def _definition(document: dict[str, Any]) -> dict[str, Any]:
+    waiting: list[Any] = [document.get("definitions", {})]
+    while waiting:
+        at = waiting.pop()
+        if isinstance(at.get(_ITEM), dict):
+            found: dict[str, Any] = at[_ITEM]
+            return found
+        waiting += [one for one in at.values() if isinstance(one, dict) and not one.keys() & {"type", "oneOf", "$ref"}]
+    raise KeyError(f"no {_ITEM} in Codex's schemas")
+
+
+def body_places(body: Any, place: str = "") -> Iterator[str]:
+    """The places of one request as it was sent. Schemas, metadata and words are the user's and the model's."""
+    if isinstance(body, dict):
+        kind = body.get("type")
+        here = f"{place}<{kind}>" if isinstance(kind, str) and place else place
+        yield here
+        for name, value in body.items():
+            yield f"{here}.{name}"
+            if name not in ("parameters", "metadata", "client_metadata", "arguments", "schema", "output_schema"):
+                yield from body_places(value, f"{here}.{name}")
+    elif isinstance(body, list):
+        for one in body:
+            yield from body_places(one, f"{place}[]")
+    elif isinstance(body, str) and place == ".include[]":
+        yield f"{place}={body}"
+
+
+@contextmanager
+def recording() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """A server that answers every request for a response, and what it was asked: routes below `/v1`, and bodies."""
+    asked: list[tuple[str, Any]] = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer("GET", None)
+
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers.get("content-length", 0)))
+            try:
+                body = json.loads(data)
+            except ValueError:
+                body = None
+            self._answer("POST", body)
+
+        def _answer(self, method: str, body: Any) -> None:
+            route = self.path.partition("?")[0].removeprefix("/v1")
+            asked.append((f"{method} {route}", body))
+            if route != "/responses" or method != "POST":
+                self.send_error(404)
+                return
+            answer = _ANSWER.encode()
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """What is asked is in the list."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+_MESSAGE = {
+    "type": "message",
+    "id": "msg_1",
+    "role": "assistant",
+    "status": "completed",
+    "content": [{"type": "output_text", "text": "Hello.", "annotations": []}],
+}
+_USAGE = {
+    "input_tokens": 1,
+    "input_tokens_details": {"cached_tokens": 0},
+    "output_tokens": 1,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 2,
+}
+_ANSWER = "".join(
+    f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+    for event in (
+        {"type": "response.created", "response": {"id": "resp_1"}},
+        {"type": "response.output_item.done", "output_index": 0, "item": _MESSAGE},
+        {"type": "response.completed", "response": {"id": "resp_1", "usage": _USAGE, "output": [_MESSAGE]}},
+    )
+)
+
+
+def program_in(folder: Path) -> Path:
+    """The command that npm made; it starts the program for this machine."""
+    command = folder / "node_modules" / ".bin" / "codex"
+    if not os.access(command, os.X_OK):
+        raise FileNotFoundError(command)
+    return command

@@ -1,0 +1,115 @@
+"""What clients of the Responses API can send and understand, as pairs of a kind and a name.
+
+Lives here: the kinds, and how places (`tests/schemas/shapes.py`) and words of a program become pairs. Not here: how a
+package is read (`read_python.py`, `python_types.py`, `typescript.py`, `codex.py`), what Antiphon has a row for
+(`rows.py`).
+
+Invariant: a name is written as in the table of what is supported (`tools.function.strict` is the tool field
+`function.strict`), so that a reason that was once given stays with it from version to version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+KINDS = {
+    "field": "request field",
+    "value": "value of a request field",
+    "item": "item of `input`",
+    "item field": "field of such an item",
+    "part": "content part",
+    "part field": "field of such a part",
+    "include": "value of `include`",
+    "tool": "tool",
+    "tool field": "field of a tool",
+    "choice": "form of `tool_choice`",
+    "output": "output item",
+    "output field": "field of an output item",
+    "response field": "field of a response",
+    "event": "event",
+    "event field": "field of an event",
+    "frame": "event that clients send",
+    "route": "route",
+    "word": "`type` in a program that is nothing of the above",
+}
+"""Every kind, and what it is called in a table."""
+
+_KIND = r"<([^<>]+)>"
+_REQUEST = (
+    (re.compile(rf"\.input\[\]{_KIND}"), "item"),
+    (re.compile(rf"\.input\[\]{_KIND}\.(\w+)"), "item field"),
+    (re.compile(rf"\.input\[\]<[^<>]+>\.(?:content|output|summary)(?:\[\])?{_KIND}"), "part"),
+    (re.compile(rf"\.input\[\]<[^<>]+>\.(?:content|output|summary)(?:\[\])?{_KIND}\.(\w+)"), "part field"),
+    (re.compile(r"\.include\[\]=(.+)"), "include"),
+    (re.compile(rf"(?:\.input\[\]<[^<>]+>)?(?:\.tools\[\](?:<namespace>)?)+{_KIND}"), "tool"),
+    (re.compile(rf"(?:\.input\[\]<[^<>]+>)?(?:\.tools\[\](?:<namespace>)?)+{_KIND}\.(\w+)"), "tool field"),
+    (re.compile(rf"\.tool_choice{_KIND}"), "choice"),
+    (re.compile(r"\.tool_choice=(.+)"), "choice"),
+    (re.compile(r"\.(\w+)"), "field"),
+    (re.compile(r"\.(?!input|tools|tool_choice)(\w+)\.(\w+)"), "field"),
+    (re.compile(rf"\.(?!input|tools|tool_choice)(\w+(?:\.\w+)?)(?:\[\])?{_KIND}"), "field"),
+    (re.compile(r"\.(?!model|include|tool_choice)(\w+(?:\.\w+)?=.+)"), "value"),
+)
+_RESPONSE = (
+    (re.compile(rf"\.output\[\]{_KIND}"), "output"),
+    (re.compile(rf"\.output\[\]{_KIND}\.(\w+)"), "output field"),
+    (re.compile(r"\.(\w+)"), "response field"),
+    (re.compile(r"\.(?!output|tools|tool_choice|text|reasoning|instructions)(\w+)\.(\w+)"), "response field"),
+)
+_EVENTS = ((re.compile(_KIND), "event"), (re.compile(rf"{_KIND}\.(\w+)"), "event field"))
+_FRAMES = ((re.compile(_KIND), "frame"),)
+_PATTERNS = {"request": _REQUEST, "response": _RESPONSE, "events": _EVENTS, "frames": _FRAMES}
+_TYPE_OF_ALL = ("item field", "part field", "tool field", "output field", "event field")
+
+
+@dataclass(frozen=True, order=True)
+class Found:
+    """One thing that a client can send or understand."""
+
+    kind: str
+    name: str
+
+
+@dataclass
+class Reading:
+    """What one client has. `sure` says in a few words how far the reading can be trusted; `typed` are the words that
+    its types have for a `type`, at any depth: what they stand in was found, and has a row or a reason."""
+
+    client: str
+    version: str
+    sure: str
+    found: set[Found] = field(default_factory=set)
+    typed: set[str] = field(default_factory=set)
+
+    def add(self, kind: str, names: Iterable[str]) -> None:
+        """Names of one kind."""
+        self.found |= {Found(kind, name) for name in names}
+
+    def add_places(self, area: str, places: Iterable[str]) -> None:
+        """The places of a type: of a `request`, a `response`, `events` or `frames`."""
+        places = list(places)
+        self.found |= of_places(area, places)
+        self.typed |= {word for place in places for word in re.findall(_KIND, place)}
+
+    def needs(self, *names: tuple[str, str]) -> None:
+        """Raise ValueError unless these are found: a reading that misses what every client has is broken, and would
+        otherwise look like one without news."""
+        missing = [f"{kind} {name}" for kind, name in names if Found(kind, name) not in self.found]
+        if missing:
+            raise ValueError(f"{self.client} {self.version} was not read as it should be: no {', '.join(missing)}")
+
+
+def of_places(area: str, places: Iterable[str]) -> set[Found]:
+    """The pairs for places of one area."""
+    found = set()
+    for place in places:
+        for pattern, kind in _PATTERNS[area]:
+            match = pattern.fullmatch(place)
+            if match is not None:
+                name = ".".join(match.groups())
+                # What a thing is called by is no field of it.
+                if not (kind in _TYPE_OF_ALL and name.endswith(".type")):
+                    found.add(Found(kind, name))
+    return found

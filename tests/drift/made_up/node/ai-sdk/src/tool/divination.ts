@@ -1,0 +1,1 @@
+export const divination = { type: 'divination', cards: 3 };

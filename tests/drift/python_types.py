@@ -1,0 +1,65 @@
+"""What the types of OpenAI's Python client have, printed as JSON: `python -m tests.drift.python_types FOLDER`.
+
+It runs in an environment of that client, since its types are imported; FOLDER holds the package. Not here: what the
+places mean (`found.py`).
+
+Sure: the types are those that the client checks requests and answers with, and pydantic writes them out. A beta's types
+are read in the same way and told apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.schemas.openai_client import WITHOUT, operations
+from tests.schemas.shapes import shape_of
+
+# Area, module below `openai.types`, name.
+_TYPES = (
+    ("request", "responses.response_create_params", "ResponseCreateParamsNonStreaming"),
+    ("response", "responses.response", "Response"),
+    ("events", "responses.response_stream_event", "ResponseStreamEvent"),
+    ("events", "responses.responses_server_event", "ResponsesServerEvent"),
+    ("frames", "responses.responses_client_event", "ResponsesClientEvent"),
+)
+_BETA = (
+    ("request", "beta.response_create_params", "ResponseCreateParamsNonStreaming"),
+    ("events", "beta.beta_responses_server_event", "BetaResponsesServerEvent"),
+    ("frames", "beta.beta_responses_client_event", "BetaResponsesClientEvent"),
+)
+_NEEDED = 3
+"""Types that every version has; those behind them came later."""
+
+
+def places(types: tuple[tuple[str, str, str], ...], *, needed: int = 0) -> dict[str, list[str]]:
+    """The places of each area. Raises ImportError where one of the first `needed` types is not there."""
+    pydantic = importlib.import_module("pydantic")
+    found: dict[str, set[str]] = {}
+    for number, (area, module, name) in enumerate(types):
+        try:
+            kind: Any = getattr(importlib.import_module(f"openai.types.{module}"), name)
+        except (ImportError, AttributeError):
+            if number < needed:
+                raise
+            continue
+        schema = pydantic.TypeAdapter(kind).json_schema()
+        without = WITHOUT.get(area, frozenset()) if area != "frames" else frozenset({"input", "tools", "text"})
+        found.setdefault(area, set()).update(shape_of(schema, schema, without=without).places)
+    return {area: sorted(one) for area, one in found.items()}
+
+
+def main() -> None:
+    """Print what there is."""
+    folder = Path(sys.argv[1])
+    sys.path.insert(0, str(folder))
+    json.dump(
+        {"types": places(_TYPES, needed=_NEEDED), "beta": places(_BETA), "operations": operations(folder)}, sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main()

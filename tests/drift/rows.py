@@ -1,0 +1,142 @@
+"""What Antiphon has a row for: its own tables, asked whether a thing that a client has is in them.
+
+Lives here: which table answers for which kind. Not here: reasons for what has no row (`known.toml`).
+
+- The table of what is supported (`translation/field_support.py`): fields, values of `include`, tools, forms of
+  `tool_choice`, items, content parts.
+- Our own OpenAPI document, which is made of the table of routes and of the types: routes, events, output items, fields
+  of all of them, values.
+- The readers' own lists of items, parts, tools, and of the members of all three.
+- The frames that a WebSocket takes, and its own answer to one (`api/frames.py`).
+
+Invariant: a row is what is written down; that something unknown would be left out and named is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from antiphon.translation.chat_content import KNOWN_PARTS
+from antiphon.translation.field_support import all_names
+from antiphon.translation.hosted_items import HOSTED
+from antiphon.translation.item_kinds import KNOWN_ITEMS, members_of
+from antiphon.translation.read_tools import TOOL_MEMBERS
+from antiphon.types.items import KnownPart
+from tests.drift.found import Found, of_places
+from tests.schemas.openai_client import WITHOUT
+from tests.schemas.shapes import Shape, shape_of
+from tests.support.whole_api import whole_document
+
+_SCHEMAS = {"request": "CreateResponse", "response": "Response", "events": "StreamEvent"}
+_FRAMES = frozenset({"response.create", "response.steer", "response.inject", "response.processed"})
+_ANSWERS = {
+    "response.steer.failed": ("error", "sequence_number", "steer"),
+    "response.inject.failed": ("error", "sequence_number", "response_id", "stream_id", "input"),
+}
+
+_OF_GROUPS = frozenset({"tools", "tool_choice", "include"})
+"""Fields whose rows are groups of the table."""
+
+_WITHIN = {
+    "item field": "item",
+    "part field": "part",
+    "tool field": "tool",
+    "output field": "output",
+    "event field": "event",
+    "response field": "response field",
+}
+
+
+class Rows:
+    """Every row. `names` are those of the table of what is supported, `document` our own."""
+
+    def __init__(self, names: Iterable[str], document: dict[str, Any]) -> None:
+        shapes = {area: _shape(document, area) for area in _SCHEMAS}
+        self._has: set[Found] = set()
+        for area, shape in shapes.items():
+            self._has |= of_places(area, shape.places)
+        self._has -= {
+            one
+            for one in self._has
+            if one.kind not in ("value", "output", "output field", "response field", "event", "event field")
+        }
+        self._choices = {one.name.partition("=")[0] for one in self._has if one.kind == "value"}
+        self._open = of_places("response", shapes["response"].open)
+        self._fields: set[str] = set()
+        for name in names:
+            self._add(name)
+        self._has |= {Found("item", kind) for kind in KNOWN_ITEMS}
+        self._has |= {Found("part", kind) for kind in KNOWN_PARTS}
+        self._has |= {Found("frame", name) for name in _FRAMES} | {Found("event", name) for name in _ANSWERS}
+        for kind, fields_of in (
+            ("item field", {item: members_of(item) for item in KNOWN_ITEMS - HOSTED}),
+            ("part field", dict.fromkeys(KNOWN_PARTS, KnownPart.__struct_fields__)),
+            ("tool field", TOOL_MEMBERS),
+            ("event field", _ANSWERS),
+        ):
+            self._has |= {Found(kind, f"{one}.{field}") for one, fields in fields_of.items() for field in fields}
+        self._has |= {
+            Found("route", f"{method.upper()} {re.sub(r'{[^}]*}', '{}', path.removeprefix('/v1'))}")
+            for path, item in document["paths"].items()
+            for method in item
+        }
+        self._words = {one.name for one in self._has}
+
+    def has(self, found: Found) -> bool:
+        """Whether there is a row for it, or for what it is a part of and of which nothing more is said."""
+        kind, name = found.kind, found.name
+        if found in self._has:
+            return True
+        if kind == "field":
+            return name in _OF_GROUPS or any(_is_within(name, row) or _is_within(row, name) for row in self._fields)
+        if kind == "value":
+            # Where a plain string may stand, each value is its own affair.
+            return name.partition("=")[0] not in self._choices
+        if kind == "word":
+            return name in self._words or any(one.endswith(f".{name}") for one in self._fields)
+        if kind == "item field":
+            # Items of hosted tools are shown to the model with all they have.
+            return name.partition(".")[0] in HOSTED
+        return kind == "response field" and Found(kind, name.partition(".")[0]) in self._open
+
+    def _add(self, name: str) -> None:
+        """A row of the table: `include:x`, `tools.x`, `tools.x.y`, `tool_choice.x`, `input.x`, `content.x`, a field."""
+        head, _, rest = name.partition(".")
+        if name.startswith("include:"):
+            self._has.add(Found("include", name.removeprefix("include:")))
+        elif " " in name:
+            # "Any other": what nobody knows, which is no row for anything.
+            return
+        elif head == "tools" and rest:
+            self._has.add(Found("tool field" if "." in rest else "tool", rest))
+        elif head == "tool_choice" and rest:
+            self._has.add(Found("choice", rest))
+        elif head == "input" and rest:
+            self._has.add(Found("item", rest))
+        elif head == "content" and rest:
+            self._has.add(Found("part", rest.partition(".")[0]))
+        else:
+            self._fields.add(name)
+
+
+def own_rows() -> Rows:
+    """Antiphon's."""
+    return Rows(all_names(), whole_document())
+
+
+def within(found: Found) -> Found | None:
+    """What a field of an item, a part, a tool, an event or a response is a field of."""
+    kind = _WITHIN.get(found.kind)
+    name, _, _ = found.name.rpartition(".")
+    return Found(kind, name) if kind is not None and name else None
+
+
+def _shape(document: dict[str, Any], area: str) -> Shape:
+    reference = {"$ref": f"#/components/schemas/{_SCHEMAS[area]}"}
+    return shape_of(reference, document, without=WITHOUT[area])
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer}.")

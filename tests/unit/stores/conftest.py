@@ -1,0 +1,25 @@
+"""What tests of stores share: stores in a folder of the test's own, and a look at what was left open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from antiphon.stores import Stores, open_stores
+from tests.support.left_open import left_open
+
+
+@pytest.fixture
+def nothing_open() -> Iterator[None]:
+    before = left_open()
+    yield
+    assert left_open() == before
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    async with aclosing(await open_stores(tmp_path, chain_items=100)) as opened:
+        yield opened
