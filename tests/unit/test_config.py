@@ -41,6 +41,7 @@ _SAMPLES = {
     "keys": "0123456789abcdef",
     "api_keys": "0123456789abcdef",
     "url": "http://x/v1",
+    "endpoint": "http://x",
     "listen": ":0",
     "origins": "https://app.example",
     "owner_bytes_in_flight": "0",
