@@ -14,7 +14,7 @@ import json
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, JobStore, Progress, TooManyJobs
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, JobStore, Progress, Queue, TooManyJobs
 from antiphon.engine.ports.state import PageQuery, ResponseStore
 from antiphon.errors import InvalidRequest, StoreError
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -120,6 +120,17 @@ class JobStoreContract:
         assert await jobs.finish(ONE, finished("b"), piece(2, 2)) is False
         events = await peer.events(ALICE, "resp_b", -1, 10)
         assert events is not None and (events.status, events.pieces) == ("in_progress", (EVENTS,))
+
+    async def test_what_waits_for_a_worker_is_counted(self, jobs: JobStore, peer: JobStore) -> None:
+        assert await peer.queue() == Queue(0)
+        for name in ("a", "b", "c"):
+            await jobs.enqueue(queued(name), b"{}", None, limit=MOST)
+        assert await peer.queue() == Queue(3, queued("a").created_at)
+        await claim(jobs, ONE, limit=1)
+        assert (await peer.queue()).length == 2
+        # Whoever claims these is gone at once.
+        await claim(jobs, TWO, seconds=0)
+        assert (await peer.queue()).length == 2
 
     async def test_a_job_that_is_given_back_can_be_claimed_at_once(self, jobs: JobStore, peer: JobStore) -> None:
         await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)

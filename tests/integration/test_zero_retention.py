@@ -14,6 +14,7 @@ import pytest
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.judge import parse_sse
+from tests.support.metrics import value_of
 
 IN, OUT, THOUGHT, ERROR = "QUESTIONxyzzy", "ANSWERplugh", "THOUGHTfrotz", "TOLDnitfol"
 _TEXTS = (IN, OUT, THOUGHT, ERROR)
@@ -135,3 +136,5 @@ async def test_a_chain_that_its_client_carries_keeps_the_models_thoughts(many: P
         headers={"authorization": "Bearer sk-stranger"},
     ) as got:
         assert got.status == 400 and (await got.json())["error"]["code"] == "invalid_encrypted_content"
+    counted = app.app.context.telemetry.metrics.render().decode()
+    assert value_of(counted, "sealed_content_refused_total") == 1

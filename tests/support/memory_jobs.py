@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, TooManyJobs
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.engine.ports.stored_bodies import with_status
 from tests.support.memory_store import MemoryResponseStore
 
@@ -67,6 +67,11 @@ class MemoryJobStore:
     async def held(self, worker: str) -> frozenset[str]:
         self._sweep()
         return frozenset(one for one, job in self.jobs.items() if job.worker == worker)
+
+    async def queue(self) -> Queue:
+        self._sweep()
+        made = [self.responses.records[one].created_at for one, job in self.jobs.items() if job.until <= self.clock()]
+        return Queue(len(made), min(made, default=None))
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
         held = frozenset(one for one in response_ids if self._holds(worker, one))

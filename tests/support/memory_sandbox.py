@@ -33,6 +33,10 @@ class MemorySandbox:
         self.hangs = False
         self._versions = itertools.count()
 
+    @property
+    def interpreters(self) -> int:
+        return len(self.variables)
+
     async def run(self, key: str, code: str, memory: int) -> Run:
         """Run it here."""
         self.ran.append((key, code, memory))

@@ -205,6 +205,7 @@ class Router:
         except ApiError as error:
             failure = refusal(error)
             fault = failure.fault
+            self._metrics.refused_for(failure.code)
             if failure.loud:
                 write_outcome(_log, "request_failed", failure, time.perf_counter() - started, **_named(request))
             response = error_response(error)

@@ -27,6 +27,7 @@ from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, make_sealer, owner_key
+from antiphon.app.measuring import Measuring
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.sweeping import Sweeper
@@ -43,6 +44,7 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
+from antiphon.engine.running.counted_jobs import CountedJobs
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
@@ -53,11 +55,12 @@ from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.workers import WorkerPace, Workers
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
+from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.sealing import Sealer
-from antiphon.stores import Stores, open_stores
+from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.tools.box import Toolbox
 from antiphon.tools.code_interpreter import open_rooms
 from antiphon.types.transport import SECRET_HEADER, Headers
@@ -83,6 +86,7 @@ class App:
     sweepers: tuple[Sweeper, ...]
     tools: Toolbox
     refusals: Refusals
+    measuring: Measuring
     vector_search: VectorSearch | None = None
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
@@ -110,6 +114,7 @@ class App:
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        self.measuring.close()
         for sweeper in self.sweepers:
             await sweeper.aclose()
         await self.identities.aclose()
@@ -183,8 +188,9 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     identities.start()
     opened.push_async_callback(identities.aclose)
     working, pace = settings.background, WorkerPace()
-    followers = Followers(stores.background, poll=pace.poll, keepalive=times.keepalive)
-    background = Background(stores.background, stores.responses, followers, working)
+    jobs = CountedJobs(stores.background, metrics)
+    followers = Followers(jobs, poll=pace.poll, keepalive=times.keepalive)
+    background = Background(jobs, stores.responses, followers, working)
     vector_search = None
     if settings.files.enabled and settings.vector_stores.enabled:
         vector_search = await open_search(settings, stores.files, metrics)
@@ -264,7 +270,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     new_exchange = _exchanges(settings, routes, toolbox.types, sealer)
     workers = Workers(
         new_id("worker"),
-        stores.background,
+        jobs,
         background,
         runner,
         new_exchange,
@@ -291,6 +297,20 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         sweeper.start()
     if vector_search is not None:
         vector_search.start()
+    measuring = Measuring(
+        metrics,
+        settings,
+        stores,
+        door=door,
+        databases={
+            SESSIONS_FILE: (stores.writer, stores.readers),
+            **(vector_search.databases() if vector_search is not None else {}),
+        },
+        sandbox=settings.code_interpreter.sandbox if rooms is not None else "",
+    )
+    metrics.read(RUNNING, lambda: len(workers.running))
+    metrics.read(FOLLOWERS, lambda: followers.count)
+    metrics.read(INTERPRETERS, lambda: rooms.interpreters if rooms is not None else 0)
     context = DoorContext(
         new_exchange=new_exchange,
         runner=runner,
@@ -343,7 +363,9 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         cors_origins=settings.cors.origins,
         bodies=bodies,
     )
-    return App(context, stores, upstream, identities, runner, workers, sweepers, toolbox, refusals, vector_search)
+    return App(
+        context, stores, upstream, identities, runner, workers, sweepers, toolbox, refusals, measuring, vector_search
+    )
 
 
 def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:

@@ -24,7 +24,9 @@ from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite_writer import SqliteWriter
+from antiphon.stores.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
 from antiphon.tools.box import Tool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers
@@ -63,6 +65,10 @@ class VectorSearch:
     async def forget_file(self, owner: str, file_id: str) -> None:
         """A file is deleted: no vector store has it any more."""
         await self.stores.stores.forget_file(owner, file_id)
+
+    def databases(self) -> dict[str, tuple[SqliteWriter, SqliteReaders]]:
+        """The database's file name, and who writes and reads it."""
+        return {VECTORS_FILE: (self.stores.writer, self.stores.readers)}
 
     def start(self) -> None:
         """Begin to ingest."""

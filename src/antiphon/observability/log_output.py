@@ -37,6 +37,8 @@ class LogOutput:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
+        self.lost = 0
+        """How many lines were dropped in all."""
         self._writing = False
         self._closed = False
         self._changed = threading.Condition()
@@ -59,6 +61,7 @@ class LogOutput:
                     return
             elif self._size + len(data) > self._max_bytes:
                 self._dropped += 1
+                self.lost += 1
                 return
             self._lines.append(data)
             self._size += len(data)

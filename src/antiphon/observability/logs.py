@@ -109,6 +109,11 @@ def write_line(line: bytes) -> None:
         sys.stderr.buffer.flush()
 
 
+def dropped_lines() -> int:
+    """How many lines nobody read in time."""
+    return _out.lost if _out is not None else 0
+
+
 def flush(seconds: float) -> None:
     """Wait until all lines are out, at most so long: before an end that runs no clean-up."""
     if _out is not None:

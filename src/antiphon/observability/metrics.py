@@ -61,10 +61,10 @@ class Metrics(Collector):
         self._refused = self._keep(Counts(names.REFUSED))
         self.compactions = self._keep(Counts(names.COMPACTIONS))
         """Conversations that were summed up."""
-        self.conflicts = self._keep(Counts(names.CONFLICTS))
-        """Conversations that were in use."""
-        self.seals_refused = self._keep(Counts(names.SEALS_REFUSED))
-        """Encrypted content of ours that did not open."""
+        self._refused_for = {
+            "conversation_locked": self._keep(Counts(names.CONFLICTS)),
+            "invalid_encrypted_content": self._keep(Counts(names.SEALS_REFUSED)),
+        }
         self.attempts = self._keep(Counts(names.ATTEMPTS))
         """Runs of background responses: `first` or `again`."""
         self.given_back = self._keep(Counts(names.GIVEN_BACK))
@@ -129,6 +129,11 @@ class Metrics(Collector):
         if head_seconds is not None:
             self._upstream_head.add(head_seconds, upstream)
 
+    def refused_for(self, code: str) -> None:
+        """A request was refused here with this code; some are counted by themselves."""
+        if code in self._refused_for:
+            self._refused_for[code].add()
+
     def refused(self, setting: str) -> None:
         """There was no room, by this setting."""
         self._refused.add(setting)
@@ -179,6 +184,10 @@ class Metrics(Collector):
         assert isinstance(kept, Read), f"{one.name} is counted here, not read"
         kept.of(source)
 
+    def unfed(self) -> frozenset[str]:
+        """What is to be asked for, and nobody was named who knows it."""
+        return frozenset(name for name, kept in self._kept.items() if isinstance(kept, Read) and kept.unfed)
+
     def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
         """Await this before every scrape: what is read has to be fetched first."""
         self._refreshers.append(refresh)
@@ -188,9 +197,12 @@ class Metrics(Collector):
         if self._refreshers:
             try:
                 async with asyncio.timeout(_REFRESH_SECONDS):
-                    await asyncio.gather(*(refresh() for refresh in self._refreshers))
-            except (TimeoutError, StoreError) as error:
-                _log.warning("metrics_not_fresh", cause=str(error) or f"not read within {_REFRESH_SECONDS:g} s")
+                    ended = await asyncio.gather(*(refresh() for refresh in self._refreshers), return_exceptions=True)
+            except TimeoutError:
+                ended = [StoreError(f"not read within {_REFRESH_SECONDS:g} s")]
+            for error in ended:
+                if error is not None:
+                    _log.warning("metrics_not_fresh", cause=str(error) or type(error).__name__)
         return self.render()
 
     def render(self) -> bytes:

@@ -123,6 +123,10 @@ class Observation:
         if self._spans is not None:
             self._spans.call_used(usage)
 
+    def compacted(self) -> None:
+        """See `Observer`."""
+        self._metrics.compactions.add()
+
     # What its door tells
 
     def drop(self) -> None:
@@ -149,6 +153,8 @@ class Observation:
             failure = Failure("ours", "no cause was noted", operation="unknown")
         fault = failure.fault if failure is not None else "none"
         code = failure.code if failure is not None else ""
+        if failure is not None and not failure.upstream_status:
+            metrics.refused_for(code)
         metrics.response_finished(outcome, self.door, seconds, fault=fault, code=code, upstream=self._upstream)
         if self._first is not None and exchange.streaming:
             events = exchange.events - 1

@@ -71,13 +71,13 @@ class Spread:
         self._bounds = described.buckets
         self._rows: dict[Labels, list[float]] = {} if described.labels else {(): self._row()}
 
-    def add(self, value: float, *labels: str) -> None:
-        """One more value."""
+    def add(self, value: float, *labels: str, times: int = 1) -> None:
+        """One more value, or so many that are the same."""
         row = self._rows.get(labels)
         if row is None:
             row = self._rows[labels] = self._row()
-        row[bisect_left(self._bounds, value)] += 1
-        row[-1] += value
+        row[bisect_left(self._bounds, value)] += times
+        row[-1] += value * times
 
     def family(self) -> Metric:
         """What there is now."""
@@ -129,6 +129,11 @@ class Read:
     def of(self, source: Callable[[], Reading]) -> None:
         """Ask this one too: a number, or numbers by the values of the labels. Several are added up."""
         self._sources.append(source)
+
+    @property
+    def unfed(self) -> bool:
+        """Whether nobody was named who knows."""
+        return not self._sources
 
     def family(self) -> Metric:
         """What they say now."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, TooManyJobs
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.errors import StoreError
 from antiphon.stores.conversations import RELEASE_CONVERSATION
 from antiphon.stores.idempotency import SqliteIdempotency
@@ -49,6 +49,7 @@ INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUE
 # What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
 # running lets the others go before. Of very many only the oldest are looked at.
 CLAIMABLE = "SELECT 1 FROM jobs WHERE lease_until <= :at LIMIT 1"
+QUEUE = "SELECT count(*), min(created_at) FROM jobs WHERE lease_until <= :at"
 CLAIM_JOBS = """
 WITH waiting (id, owner, at) AS (
   SELECT response_id, owner, created_at FROM jobs 
@@ -209,6 +210,11 @@ class SqliteJobStore:
     async def held(self, worker: str) -> frozenset[str]:
         """The responses whose jobs this worker holds."""
         return frozenset(row[0] for row in await self._readers.fetch(HELD_JOBS, {"worker": worker}, own=True))
+
+    async def queue(self) -> Queue:
+        """What waits for a worker; one look at an index."""
+        length, oldest = (await self._readers.fetch(QUEUE, {"at": lease_now()}, own=True))[0]
+        return Queue(length, None if oldest is None else oldest / 1000)
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
         """Hold these of the worker's jobs for so many seconds more; returns which it still held."""

@@ -1,7 +1,8 @@
 """Whether the files that a database has open are still those that its path names.
 
-Lives here: what the three files of a database looked like when it was opened, and the comparison. Not here: when it
-is made (`sqlite_writer.py`: before and after each commit).
+Lives here: what the three files of a database looked like when it was opened, and the comparison; how large they are,
+and how much room there is beside them. Not here: when they are compared (`sqlite_writer.py`: before and after each
+commit).
 
 A file that is deleted, or put in another's place, under a process that has it open stays writable: everything that is
 written then goes into a file without a name and is lost with the process. SQLite does not notice. The number of an
@@ -13,6 +14,7 @@ Invariant: what `check` let pass was, at that moment, where the next process tha
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from antiphon.errors import StoreError
@@ -46,6 +48,24 @@ class DatabaseFiles:
                 raise _gone(path, f"cannot be looked at ({error.strerror})") from None
             if found.st_ino != inode or found.st_dev != device:
                 raise _gone(path, "was replaced by another file")
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free where the folder is; 0 when it cannot be looked at."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0
+    return found.f_bfree * found.f_frsize
+
+
+def size_of_files(path: Path) -> int:
+    """Bytes of all files of the database at `path`; those that are not there count nothing."""
+    size = 0
+    for suffix in _SUFFIXES:
+        with suppress(OSError):
+            size += os.stat(f"{path}{suffix}").st_size
+    return size
 
 
 def _gone(path: str, what: str) -> StoreError:

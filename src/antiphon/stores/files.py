@@ -42,6 +42,7 @@ COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, 
 _THERE = "(expires_at IS NULL OR expires_at > :at)"
 
 USED = f"SELECT ifnull(sum(max(size, {LEAST_ROOM})), 0) FROM files WHERE owner = :owner"
+KEPT = "SELECT ifnull(sum(size), 0) FROM files"
 # The total is looked at by the statement that adds to it, so that uploads at the same time cannot both fit.
 INSERT_FILE = f"""
 INSERT INTO files (owner, {COLUMNS})
@@ -159,6 +160,10 @@ class SqliteFileStore:
     async def used(self, owner: str) -> int:
         """What all the owner's files take together, in bytes."""
         return int((await self._readers.fetch(USED, {"owner": owner}))[0][0])
+
+    async def kept_bytes(self) -> int:
+        """The contents of all files of all owners."""
+        return int((await self._readers.fetch(KEPT, {}, own=True))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
         """Delete expired files, and contents that no file has; how many of each. Any process may do it at any time."""

@@ -60,6 +60,11 @@ class SqliteReaders:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def busy(self) -> int:
+        """Connections of the pool that are lent."""
+        return self._size - self._free.qsize()
+
     async def start(self) -> None:
         """Open the connections; the database exists already. Raises `StoreError`."""
         try:

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.database_files import DatabaseFiles
+from antiphon.stores.database_files import DatabaseFiles, free_bytes
 from antiphon.stores.sqlite_database import (
     LOCK_SECONDS,
     connect_writer,
@@ -132,10 +131,17 @@ class SqliteWriter:
         self._room_when_full = 0
         self.full: StoreError | None = None
         """The disk was full when something was to be written last; small writes may succeed all the same."""
+        self.groups: Counter[int] = Counter()
+        """How many transactions there were of so many units; the thread alone counts."""
         self._ended = threading.Event()
         self._stop_watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._main, name="antiphon-sqlite-writer", daemon=True)
         self._started: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Units that no transaction has yet."""
+        return len(self._waiting)
 
     async def start(self) -> None:
         """Create and open the database in the thread; raises `StoreError` when that is not possible."""
@@ -229,6 +235,7 @@ class SqliteWriter:
             connection = self._open()
             if connection is not None:
                 while group := self._take():
+                    self.groups[len(group)] += 1
                     error = self._write(connection, group)
                     self._note_room(group, error)
                     wrong = self._close_group(group, error)
@@ -302,10 +309,10 @@ class SqliteWriter:
         failures = [unit.error for unit in group if unit.error is not None]
         full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
         if full is not None:
-            self.full, self._room_when_full = full, _room(self._path)
+            self.full, self._room_when_full = full, free_bytes(self._path.parent)
         elif self.full is not None and error is None:
             added = any(_adds(statement) for unit in group if unit.committed for statement in unit.statements)
-            if added or _room(self._path) > self._room_when_full + _CLEARLY_MORE:
+            if added or free_bytes(self._path.parent) > self._room_when_full + _CLEARLY_MORE:
                 self.full = None
 
     def _may_commit(self, ran: Sequence[_Unit]) -> bool:
@@ -411,15 +418,6 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> int:
 
 def _adds(statement: Statement) -> bool:
     return statement.sql.lstrip()[:6].upper() == "INSERT" and bool(statement.parameters)
-
-
-def _room(path: Path) -> int:
-    """Bytes that are free where the database is."""
-    try:
-        found = os.statvfs(path.parent)
-    except OSError:
-        return 0
-    return found.f_bfree * found.f_frsize
 
 
 def _again(error: StoreError) -> StoreError:

@@ -112,7 +112,7 @@ class Toolbox:
     async def run(self, call: HostedCall) -> ToolResult:
         """Run one call within the limits; never raises but for cancellation."""
         started = time.perf_counter()
-        begun = False
+        begun, outcome = False, "failed"
         try:
             async with asyncio.timeout(self._limits.seconds), self._places.one(call.owner, call.response_id):
                 begun = True
@@ -122,18 +122,24 @@ class Toolbox:
                     result = await self._tools[call.tool.type].run(call)
                     if traced is not None and result.failed:
                         traced.end("tool_failed")
+            outcome = "failed" if result.failed else "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         except ToolFailed as failure:
             result = _failed(call, str(failure))
         except ApiError as error:
             result = _failed(call, error.message)
         except TimeoutError:
+            outcome = "timed_out"
             done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
             result = _failed(call, f"{done} within {self._limits.seconds:g} seconds.")
         except Exception as bug:
             _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)
             result = _failed(call, "The tool failed.")
-        if self._metrics is not None:
-            self._metrics.tool_execution(call.tool.type, time.perf_counter() - started)
+        finally:
+            if self._metrics is not None:
+                self._metrics.tool_execution(call.tool.type, time.perf_counter() - started, outcome)
         limit = self._limits.output_chars
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 

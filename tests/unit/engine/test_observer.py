@@ -47,6 +47,9 @@ class Told:
     def call_used(self, usage: Usage) -> None:
         self.lines.append(("used", usage.input_tokens, usage.output_tokens))
 
+    def compacted(self) -> None:
+        self.lines.append(("compacted",))
+
 
 def _asked(told: Told | Observation, headers: Headers = ()) -> tuple[ResponseExchange, CallUpstream]:
     exchange = make_exchange()

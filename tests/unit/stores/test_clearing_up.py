@@ -22,6 +22,7 @@ from antiphon.stores import SESSIONS_FILE, Stores, backup, blobs, open_stores, s
 from antiphon.stores.backup import KeyName, make_archive, open_archive
 from antiphon.stores.blobs import DiskBlobs
 from antiphon.stores.chunk_index import SqliteChunkIndex
+from antiphon.stores.database_files import free_bytes
 from antiphon.stores.sqlite_database import create_file
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import SqliteWriter, Statement, WriterLimits
@@ -132,7 +133,7 @@ class _Written:
         self.room = 1_000_000
         self.path = path
         self.writer = SqliteWriter(path, self._prepare)
-        monkeypatch.setattr(sqlite_writer, "_room", lambda path: self.room)
+        monkeypatch.setattr(sqlite_writer, "free_bytes", lambda path: self.room)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")
@@ -184,8 +185,8 @@ async def test_a_disk_with_clearly_more_room_is_not_full(written: _Written, more
 
 async def test_the_disk_says_what_is_free(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
-    assert sqlite_writer._room(tmp_path / "x.db") == pytest.approx(found.f_bfree * found.f_frsize, rel=0.2)
-    assert sqlite_writer._room(tmp_path / "none" / "x.db") == 0
+    assert free_bytes(tmp_path) == pytest.approx(found.f_bfree * found.f_frsize, rel=0.2)
+    assert free_bytes(tmp_path / "none") == 0
 
 
 async def test_a_database_that_comes_back_is_said_once(written: _Written) -> None:

@@ -11,9 +11,11 @@ import pytest
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest, StoreError
+from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import Toolbox, ToolFailed
 from antiphon.tools.places import Places
 from antiphon.translation.tool_map import CallKind, CallTarget
+from tests.support.metrics import value_of
 
 TOOL = HostedTool(0, "file_search", b'{"type":"file_search"}')
 CALL = HostedCall("call_1", "fs_1", CallTarget(CallKind.FILE_SEARCH, "file_search"), "{}", TOOL, "owner", "resp_1")
@@ -84,6 +86,27 @@ async def test_a_call_that_is_cancelled_is_no_result() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not tool.running
+
+
+async def test_what_became_of_a_call_is_counted() -> None:
+    metrics = Metrics()
+    for outcome, seconds in ((None, 60.0), (ToolFailed("no"), 60.0), (ZeroDivisionError(), 60.0), ("waits", 0.01)):
+        await Toolbox([_Tool(outcome)], ToolSettings(seconds=seconds), metrics).run(CALL)
+    told_so = ToolResult("call_1", "no", {}, failed=True)
+    await Toolbox([_Tool(told_so)], ToolSettings(), metrics).run(CALL)
+    tool = _Tool("waits")
+    task = asyncio.create_task(Toolbox([tool], ToolSettings(), metrics).run(CALL))
+    while not tool.running:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    text = metrics.render().decode()
+    results = {
+        result: value_of(text, "tool_executions_total", tool="file_search", result=result)
+        for result in ("ok", "failed", "timed_out", "cancelled")
+    }
+    assert results == {"ok": 1, "failed": 3, "timed_out": 1, "cancelled": 1}
+    assert value_of(text, "tool_execution_duration_seconds_count") == 6
 
 
 async def test_a_flood_is_cut_and_says_so() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import importlib.util
 import os
 import socket
 import stat
@@ -26,7 +25,16 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.peer import PeerLeft, ProtocolError, StreamCut
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
-from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, MessageStream, Transport
+from antiphon.doors.extproc.transport import (
+    SERVICE,
+    CallFailed,
+    Calls,
+    GrpcStatus,
+    MessageStream,
+    Transport,
+    TransportName,
+    chosen_transport,
+)
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
@@ -40,7 +48,6 @@ _NOTING_SECONDS = 10.0
 _FIRST_MESSAGE_SECONDS = 1.0
 
 Mode = Literal["auto", "relay", "drive"]
-TransportName = Literal["auto", "grpcio", "http2"]
 
 
 class ExtProcDoor:
@@ -145,9 +152,7 @@ class ExtProcDoor:
 
 def open_transport(name: TransportName, calls: Calls) -> Transport:
     """The transport by name; each is imported only when it is used (they are heavy)."""
-    if name == "auto":
-        name = "http2" if importlib.util.find_spec("ngh2") is not None else "grpcio"
-    if name == "grpcio":
+    if chosen_transport(name) == "grpcio":
         from antiphon.doors.extproc.transport_grpcio import GrpcioTransport
 
         return GrpcioTransport(calls)

@@ -8,13 +8,24 @@ Invariant: `send` returns only once the transport accepted the message, so that 
 
 from __future__ import annotations
 
+import importlib.util
 from enum import IntEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import AntiphonError
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+
+TransportName = Literal["auto", "grpcio", "http2"]
+
+
+def chosen_transport(name: TransportName) -> TransportName:
+    """The transport that is meant: with `auto` the fast one, where it is installed."""
+    if name != "auto":
+        return name
+    return "http2" if importlib.util.find_spec("ngh2") is not None else "grpcio"
 
 
 class GrpcStatus(IntEnum):

@@ -262,6 +262,7 @@ class MadeResponse(TranslatedRequest):
             self._conclude(Ending("failed", code="model_error", message=message))
             return
         self.builder.compaction(sealed)
+        self.core.observer.compacted()
         if self.request.compact:
             self.builder.response.service_tier = summary.builder.response.service_tier
             self._conclude(Ending("completed"))

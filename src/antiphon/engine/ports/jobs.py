@@ -76,6 +76,14 @@ class Progress:
     last_event: int
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How many jobs wait for a worker, and when the first of them was made (unix time; None: there is none)."""
+
+    length: int
+    oldest: float | None = None
+
+
 class JobRequest(msgspec.Struct, frozen=True):
     """All that is needed to run a request again: its body, and the headers that may reach the upstream. Credentials are
     never among them; where they are kept, it is in `sealed` (`engine/exchange/queueing.py`)."""
@@ -156,6 +164,9 @@ class JobStore(Protocol):
 
     async def held(self, worker: str) -> frozenset[str]:
         """The responses whose jobs this worker holds. What it claimed and is not in here is over."""
+
+    async def queue(self) -> Queue:
+        """What waits for a worker, whoever was its last."""
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
         """Hold these of the worker's jobs for so many seconds from now; returns which of them it still held."""

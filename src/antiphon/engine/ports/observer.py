@@ -41,6 +41,10 @@ class Observer(Protocol):
         """What the call took, as the upstream counted it."""
         ...
 
+    def compacted(self) -> None:
+        """The conversation was summed up."""
+        ...
+
 
 class Unobserved:
     """Nobody watches."""
@@ -61,6 +65,9 @@ class Unobserved:
         pass
 
     def call_used(self, usage: Usage) -> None:
+        pass
+
+    def compacted(self) -> None:
         pass
 
 

@@ -50,6 +50,11 @@ class Followers:
         self._here: set[str] = set()
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many streams are read just now."""
+        return sum(map(len, self._followers.values()))
+
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
         """This process writes the response's stream now, and calls `changed`."""

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+from weakref import WeakSet
 
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import Unavailable
@@ -33,18 +34,30 @@ LARGE = 256 << 10
 """Bytes of JSON beyond which reading and translating them takes more than about a millisecond."""
 
 _WAIT_SECONDS = 30.0
+_pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
     """Threads for one kind of work, made when they are needed. `seconds`: the longest that anybody waits for one."""
 
     def __init__(self, name: str, threads: int, seconds: float = _WAIT_SECONDS) -> None:
-        self._name = name
+        self.name = name
         self._most = threads
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"antiphon-{name}")
         self._count = threading.Lock()
         self._given = 0
+        _pools.add(self)
+
+    @property
+    def busy(self) -> int:
+        """Threads that work."""
+        return min(self._given, self._most)
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that wait for a thread."""
+        return max(0, self._given - self._most)
 
     async def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """What the work returns, done in a thread. Raises `Unavailable` when none gets free in time.
@@ -61,7 +74,7 @@ class Pool:
                 raise
             if not done.done() and submitted.cancel():
                 raise Unavailable(
-                    f"The server is busy (threads for {self._name}). Try again shortly.",
+                    f"The server is busy (threads for {self.name}). Try again shortly.",
                     code="overloaded",
                     headers=(("retry-after", "1"),),
                 )
@@ -96,6 +109,13 @@ RECORDS = Pool("records", 4)
 """What is known of containers, on the disk."""
 SANDBOX = Pool("sandbox", 16)
 """Containers' files, and talking to the code in them."""
+SIZES = Pool("sizes", 1)
+"""How much is on the disk."""
+
+
+def all_pools() -> tuple[Pool, ...]:
+    """Every pool of this process; some have the same name."""
+    return tuple(_pools)
 
 
 async def apart(work: Callable[[], T]) -> T:

@@ -29,6 +29,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
 from antiphon.engine.ports.state import DoorWatch, History
+from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.runner import Runner
@@ -273,6 +274,7 @@ class Workers:
             if run.lost:
                 with suppress(StoreError):
                     await self._jobs.unlock(job.response_id)
+                    await self._note_lost(job)
             else:
                 await self._give_up(job)
         except _DoorGone:
@@ -280,6 +282,7 @@ class Workers:
             pause = _DOOR_PAUSE * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
             outcome = "given_back"
+            self._telemetry.metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
         except (Unavailable, NoRoom) as full:
             # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
@@ -359,6 +362,7 @@ class Workers:
                 run.failure = Failure("ours", _TAKEN_OVER, code="server_error", operation="save")
                 await self._end(job, "server_error", _TAKEN_OVER)
                 return "failed"
+            await self._note_lost(job)
             return "cancelled"
         return kept.record.status
 
@@ -404,6 +408,7 @@ class Workers:
     async def _give_up(self, job: Job) -> None:
         """The process stops while the job runs."""
         if self._settings.on_restart == "retry":
+            self._telemetry.metrics.given_back.add()
             await self._give_back(job)
             return
         try:
@@ -412,6 +417,12 @@ class Workers:
         except (StoreError, ApiError, TimeoutError) as error:
             # Its lease runs out all the same.
             _log.warning("job_not_ended", response_id=job.response_id, error=str(error))
+
+    async def _note_lost(self, job: Job) -> None:
+        """It is not this worker's any more. One that is not over is another worker's."""
+        now = (await self._jobs.progress((job.response_id,))).get(job.response_id)
+        if now is not None and not is_over(now.status):
+            self._telemetry.metrics.lost.add()
 
     async def _give_back(self, job: Job, *, pause: float = 0.0, attempted: bool = False) -> None:
         try:

@@ -82,6 +82,11 @@ class ContainerRooms:
         self._clock = clock
         self._locks: dict[str, _Lock] = {}
 
+    @property
+    def interpreters(self) -> int:
+        """How many interpreters live."""
+        return self._sandbox.interpreters
+
     def new_container_id(self) -> str:
         """An id for a container that is made when it is first used."""
         return self._new_id(PREFIX)

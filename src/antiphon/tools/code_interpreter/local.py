@@ -47,6 +47,11 @@ class LocalSandbox:
         self._machines: OrderedDict[str, Machine] = OrderedDict()
         self._places = asyncio.Semaphore(self._limits.machines)
 
+    @property
+    def interpreters(self) -> int:
+        """See `Sandbox.interpreters`."""
+        return len(self._machines)
+
     async def run(self, key: str, code: str, memory: int) -> Run:
         """See `Sandbox.run`."""
         async with self._places:

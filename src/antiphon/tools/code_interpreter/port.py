@@ -80,5 +80,9 @@ class Sandbox(Protocol):
     async def keys(self) -> Sequence[str]:
         """All machines that have files."""
 
+    @property
+    def interpreters(self) -> int:
+        """How many interpreters live."""
+
     async def aclose(self) -> None:
         """End all interpreters; files stay."""

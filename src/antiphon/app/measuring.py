@@ -1,0 +1,160 @@
+"""The composition root's part for metrics that somebody else knows: the event loop, disk, databases, thread pools.
+
+Lives here: whom a scrape asks, and how often. Not here: names and meanings (`observability/metric_names.py`), what is
+counted where it happens.
+
+What takes a query or a look at the disk is asked before a scrape, at most each second, and one look at a time: a disk
+that stands still is looked at by one thread, and a scrape shows what was seen last.
+
+Invariant: nothing here is done when nobody scrapes, but for the event loop's one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from antiphon import __version__
+from antiphon.config.settings import Settings
+from antiphon.engine.ports.jobs import Queue
+from antiphon.engine.running.thread_pools import SIZES, all_pools
+from antiphon.ids import now
+from antiphon.observability import metric_names as names
+from antiphon.observability.logs import dropped_lines
+from antiphon.observability.loop_lag import LoopLag
+from antiphon.observability.metrics import Metrics
+from antiphon.observability.tallies import Labels
+from antiphon.stores import Stores
+from antiphon.stores.database_files import size_of_files
+from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite_writer import SqliteWriter
+
+_QUEUE_SECONDS = 1.0
+_SIZE_SECONDS = 10.0
+
+
+class Measuring:
+    """Feeds the metrics of one process. `databases`: who writes and who reads each file of the data folder."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        settings: Settings,
+        stores: Stores,
+        *,
+        door: Literal["envoy", "http"],
+        databases: Mapping[str, tuple[SqliteWriter, SqliteReaders]],
+        sandbox: str,
+    ) -> None:
+        self._metrics = metrics
+        self._data = settings.data
+        self._stores = stores
+        self._databases = {Path(file).stem: (file, *pair) for file, pair in databases.items()}
+        self._groups: dict[str, Counter[int]] = {name: Counter() for name in self._databases}
+        self._queue = Queue(0)
+        self._sizes: dict[Labels, float] = {}
+        self._blobs = self._free = 0
+        self._lag = LoopLag(metrics.lag.add)
+        loaded = now()
+        build = (__version__, platform.python_version(), _transport(settings, door), sandbox)
+        read = metrics.read
+        read(names.BUILD, lambda: {build: 1})
+        read(names.LOADED, lambda: loaded)
+        read(names.LOG_DROPPED, dropped_lines)
+        read(names.QUEUED, lambda: self._queue.length)
+        read(names.OLDEST, self._waited)
+        read(names.WRITER_QUEUE, lambda: {(name,): one[1].waiting for name, one in self._databases.items()})
+        read(names.READERS, lambda: {(name,): one[2].busy for name, one in self._databases.items()})
+        read(names.THREADS, lambda: {name: busy for name, (busy, _) in _threads().items()})
+        read(names.THREAD_QUEUE, lambda: {name: waiting for name, (_, waiting) in _threads().items()})
+        read(names.DATABASE, lambda: self._sizes)
+        read(names.BLOBS, lambda: self._blobs)
+        read(names.DISK_FREE, lambda: self._free)
+        metrics.before_scrape(self._count_groups)
+        metrics.before_scrape(_Sometimes(self._look_at_queue, _QUEUE_SECONDS))
+        metrics.before_scrape(_Sometimes(self._look_at_sizes, _SIZE_SECONDS))
+
+    def close(self) -> None:
+        """Stop the timer."""
+        self._lag.close()
+
+    def _waited(self) -> float:
+        oldest = self._queue.oldest
+        return 0.0 if oldest is None else max(0.0, now() - oldest)
+
+    async def _count_groups(self) -> None:
+        for name, (_, writer, _) in self._databases.items():
+            # A copy: the writer's thread goes on counting.
+            groups = Counter(dict(writer.groups))
+            for size, times in (groups - self._groups[name]).items():
+                self._metrics.writer_group.add(size, name, times=times)
+            self._groups[name] = groups
+
+    async def _look_at_queue(self) -> None:
+        self._queue = await self._stores.background.queue()
+
+    async def _look_at_sizes(self) -> None:
+        self._sizes, self._free = await SIZES.run(self._measured)
+        self._blobs = await self._stores.files.kept_bytes()
+
+    def _measured(self) -> tuple[dict[Labels, float], int]:
+        sizes: dict[Labels, float] = {
+            (name,): size_of_files(self._data / file) for name, (file, *_) in self._databases.items()
+        }
+        try:
+            return sizes, shutil.disk_usage(self._data).free
+        except OSError:
+            # Where there is no folder there is no room.
+            return sizes, 0
+
+
+class _Sometimes:
+    """Does it again only when it has ended, and so many seconds later; who asks meanwhile waits for what is done."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
+        self._look = look
+        self._seconds = seconds
+        self._next = 0.0
+        self._looking: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        if self._looking is None:
+            if time.monotonic() < self._next:
+                return
+            self._looking = asyncio.ensure_future(self._run())
+            self._looking.add_done_callback(self._ended)
+        await asyncio.shield(self._looking)
+
+    async def _run(self) -> None:
+        await self._look()
+        self._next = time.monotonic() + self._seconds
+
+    def _ended(self, looking: asyncio.Task[None]) -> None:
+        self._looking = None
+        # Whoever asked may have left.
+        if not looking.cancelled():
+            looking.exception()
+
+
+def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:
+    if door == "http":
+        return ""
+    # Not imported by a process that needs none of it.
+    from antiphon.doors.extproc.transport import chosen_transport
+
+    return chosen_transport(settings.sidecar.transport)
+
+
+def _threads() -> dict[Labels, tuple[int, int]]:
+    """Of all pools, by name: threads that work, and what waits for one."""
+    found: dict[Labels, tuple[int, int]] = {}
+    for pool in all_pools():
+        busy, waiting = found.get((pool.name,), (0, 0))
+        found[pool.name,] = (busy + pool.busy, waiting + pool.waiting)
+    return found
