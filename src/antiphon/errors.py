@@ -47,8 +47,8 @@ class ApiError(AntiphonError):
     """An error a client sees.
 
     `status` is the HTTP status, `type`, `param` and `code` the fields of OpenAI's error object, `message` tells
-    the user what to do, `headers` go out with the answer (for example `retry-after`). `cause` and `operation` are for
-    the log alone: what went wrong inside, and while doing what.
+    the user what to do, `headers` go out with the answer (for example `retry-after`). `cause`, `operation` and
+    `upstream` are for the log alone: what went wrong inside, while doing what, and at whom.
     """
 
     status = 500
@@ -71,6 +71,7 @@ class ApiError(AntiphonError):
         self.headers = headers
         self.cause = ""
         self.operation = ""
+        self.upstream = ""
         if status is not None:
             self.status = status
         if type is not None:

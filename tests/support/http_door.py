@@ -29,6 +29,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
@@ -121,6 +122,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
     metrics = Metrics()
     async with ChatServer() as chat:
         upstream = HttpUpstream(UpstreamTarget(chat.base_url))
+        counted = CountedUpstream(upstream, metrics, "pass_through")
         runner = Runner(
             setup.store,
             upstream,
@@ -163,7 +165,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                     *Conversations(setup.conversations, setup.store).endpoints(),
                     *Prompts(setup.prompts).endpoints(),
                     *Files(setup.files, max_bytes=setup.file_bytes, metrics=metrics).endpoints(),
-                    *PassedOn(upstream, ModelRoutes(ModelRoute(PROFILES["generic"]))).endpoints(),
+                    *PassedOn(counted, ModelRoutes(ModelRoute(PROFILES["generic"]))).endpoints(),
                 ),
             ),
             owners=setup.owners,

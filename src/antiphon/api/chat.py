@@ -13,7 +13,8 @@ its model or nowhere; leaving an answer before its end ends the model call.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -22,18 +23,21 @@ from msgspec import Raw
 
 from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Described, Endpoint, Handler, Operation
-from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import of_nobody
+from antiphon.engine.exchange.failure import Failure, operation_in, refusal
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.served_request import transport_failure
+from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
-from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.json import encode, raw
-from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, header_value
+from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
 """Paths of every upstream; the body names the model."""
@@ -135,27 +139,39 @@ class PassedOn:
         )
         # An account's key of requests is not everybody's.
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
+        called = "embeddings" if upstream is not None else route.upstream
         stack = AsyncExitStack()
         try:
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
-            raise map_transport_error(failure.error) from None
+            raise _unanswered(failure.error, called) from None
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
+        called = name or called
         kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
         if name is not None:
             kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
-            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack))
-        async with stack:
-            try:
+            why = self._why(answer, b"", called)
+            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called), why)
+        try:
+            async with stack:
                 whole = b"".join([part async for part in answer.body()])
-            except UpstreamCallFailed as failure:
-                raise map_transport_error(failure.error) from None
+        except UpstreamCallFailed as failure:
+            raise _unanswered(failure.error, called) from None
+        why = self._why(answer, whole, called)
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
-        return ApiResponse(answer.status, (*kept, *unheard, *length), whole)
+        return ApiResponse(answer.status, (*kept, *unheard, *length), whole, failure=why)
+
+    def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
+        """What the log says of an answer that is an error. Its words may quote the request, which is kept nowhere."""
+        if answer.status < 400:
+            return None
+        told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)
+        failure = refusal(told, State.PASSING, upstream, answer.status)
+        return replace(failure, status=answer.status, cause=f"the upstream answered {answer.status}")
 
 
 def _passed(path: str) -> Described:
@@ -166,9 +182,11 @@ def _passed(path: str) -> Described:
 class _Stream:
     """An answer's parts as they come. Closing it, begun or not, ends the call."""
 
-    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack) -> None:
+    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack, upstream: str) -> None:
+        self._answer = answer
         self._parts = answer.body()
         self._stack = stack
+        self._upstream = upstream
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -177,12 +195,24 @@ class _Stream:
         try:
             return await anext(self._parts)
         except UpstreamCallFailed as failure:
-            # Nothing can be put behind somebody else's bytes: whoever sends them breaks off too.
-            raise ConnectionResetError(f"the upstream broke off its answer ({failure.error.fault.value})") from None
+            with suppress(UpstreamCallFailed):
+                async with self._stack:
+                    raise
+            # Nothing can be put behind somebody else's bytes.
+            status = self._answer.status
+            cut = refusal(_unanswered(failure.error, self._upstream), State.PASSING, self._upstream, status)
+            raise AnswerCut(replace(cut, status=status)) from None
 
     async def aclose(self) -> None:
         async with self._stack:
             await cast(Any, self._parts).aclose()
+
+
+def _unanswered(error: UpstreamError, upstream: str) -> ApiError:
+    """What the client is told of a call that failed in transport."""
+    told = transport_failure(error)
+    told.operation, told.upstream = operation_in(State.PASSING), upstream
+    return told
 
 
 def _renamed(body: bytes, model: str) -> bytes:

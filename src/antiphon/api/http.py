@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
+from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
 from antiphon.engine.ports.state import PageQuery
@@ -74,6 +75,16 @@ class ApiResponse:
     headers: Headers
     body: bytes
     stream: AsyncIterator[bytes] | None = None
+    failure: Failure | None = None
+    """Why it is an error, for the log."""
+
+
+class AnswerCut(ConnectionResetError):
+    """The parts of an answer end before it does: whoever sends them breaks off too."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.cause)
+        self.failure = failure
 
 
 def json_response(value: object, status: int = 200, headers: Headers = ()) -> ApiResponse:

@@ -22,12 +22,13 @@ from msgspec import UNSET, Struct, UnsetType
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
+from antiphon.engine.exchange.served_request import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, NotFound, UpstreamFailed
 from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
-from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, header_value
 
@@ -187,10 +188,10 @@ class ModelCatalog:
                 return await self._read(name, source, headers)
         except TimeoutError:
             late = UpstreamFailed("The upstream did not list its models in time.", code="models_not_listed")
-            late.operation = "list_models"
+            late.operation, late.upstream = "list_models", name
             raise late from None
         except ApiError as error:
-            error.operation = "list_models"
+            error.operation, error.upstream = "list_models", name
             raise
 
     async def _read(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
@@ -212,7 +213,7 @@ class ModelCatalog:
                     if failed and len(body) > _ERROR_BYTES:
                         break
         except UpstreamCallFailed as failure:
-            raise map_transport_error(failure.error) from None
+            raise transport_failure(failure.error) from None
         if answer.status in _NO_LIST:
             if source.allowed:
                 return ()

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from urllib.parse import urlencode
 
 from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.engine.exchange.served_request import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.known_secrets import KnownSecrets, bytes_without
-from antiphon.translation.upstream_errors import map_transport_error
 from antiphon.types.transport import Headers
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -67,7 +67,9 @@ class NativeResponses:
             async with self._upstream.call(call) as answer:
                 body = b"".join([part async for part in answer.body()])
         except UpstreamCallFailed as failure:
-            raise map_transport_error(failure.error) from None
+            told = transport_failure(failure.error)
+            told.operation, told.upstream = "ask_native", self._name
+            raise told from None
         if answer.status >= 400:
             body = bytes_without(body, self._secrets)
         kept = tuple(

@@ -9,7 +9,6 @@ Invariant: `handle` never raises (but for cancellation), every error it answers 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from typing import Literal
@@ -41,7 +40,6 @@ from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import write_outcome
 from antiphon.types.json import encode
 from antiphon.types.response import Response
 
@@ -197,34 +195,35 @@ class Router:
         return any(endpoint.open and endpoint.match(path) is not None for endpoint in self.endpoints)
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """The answer to any request; never raises."""
-        started = time.perf_counter()
-        fault = "none"
+        """The answer to any request; never raises. What there is to log of it, its door logs."""
         try:
             response = await self._answer(request)
         except ApiError as error:
-            failure = refusal(error)
-            fault = failure.fault
-            self._metrics.refused_for(failure.code)
-            if failure.loud:
-                write_outcome(_log, "request_failed", failure, time.perf_counter() - started, **_named(request))
-            response = error_response(error)
+            response = self._refused(request, error)
         except RecursionError:
             # A part of a body, read where less of the stack is left than where the whole was.
-            response, fault = error_response(nested_too_deeply()), "client"
+            response = self._refused(request, nested_too_deeply())
         except StoreError as error:
             refused = store_refusal(error, "The stored data could not be read or changed")
             refused.operation = "store"
-            write_outcome(_log, "store_failed", refusal(refused), time.perf_counter() - started, **_named(request))
-            response, fault = error_response(refused), "ours"
+            response = self._refused(request, refused)
         except Exception as error:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
-            response = error_response(InternalError("The server had an error while processing your request."))
-            fault = "ours"
+            bug = InternalError("The server had an error while processing your request.")
+            bug.cause = type(error).__name__
+            response = self._refused(request, bug)
+        if (failure := response.failure) is not None:
+            self._metrics.refused_for(failure.code)
         if not self.is_open(request.path):
-            self._metrics.request_finished(self.operation_of(request.method, request.path), response.status, fault)
+            operation = self.operation_of(request.method, request.path)
+            fault = failure.fault if failure is not None else "none"
+            self._metrics.request_finished(operation, response.status, fault)
         # HEAD gets the head of GET, its length included.
         return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
+
+    def _refused(self, request: ApiRequest, error: ApiError) -> ApiResponse:
+        error.operation = error.operation or self.operation_of(request.method, request.path)
+        return replace(error_response(error), failure=refusal(error))
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
         for endpoint in self.endpoints:
@@ -306,10 +305,6 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
     others = tuple(pair for pair in response.headers if pair[0] != "antiphon-ignored")
     named = HEADER if said is None else f"{said}, {HEADER}"
     return replace(response, headers=(*others, ("antiphon-ignored", named)))
-
-
-def _named(request: ApiRequest) -> dict[str, str]:
-    return {"request_id": request.request_id, "method": request.method[:32], "path": request.path[:256]}
 
 
 def unknown_url(method: str, path: str) -> NotFound:

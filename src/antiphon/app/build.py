@@ -44,6 +44,7 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
+from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.counted_jobs import CountedJobs
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
@@ -249,7 +250,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         await store.ping()
 
     models = ModelCatalog(
-        upstream,
+        CountedUpstream(upstream, metrics, "models"),
         sources={
             name: ModelSource(one.auth_mode is AuthMode.PASSTHROUGH, one.models, frozenset(one.header_allow))
             for name, one in settings.every_upstream.items()
@@ -261,7 +262,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     if settings.native_of_ids is not None:
         one = settings.every_upstream[settings.native_of_ids]
         native = NativeResponses(
-            upstream,
+            CountedUpstream(upstream, metrics, "native"),
             settings.native_of_ids,
             passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
             headers=one.header_allow,
@@ -341,12 +342,15 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
                 *(container_endpoints(settings, rooms) if rooms is not None else ()),
                 *StandaloneSearch(toolbox).endpoints(),
                 *PassedOn(
-                    upstream,
+                    CountedUpstream(upstream, metrics, "pass_through"),
                     routes,
                     settings.upstream.path_allow if settings.has_default else (),
                     secrets=settings.secrets(),
                     several_owners=settings.owner.source != "single",
-                    embeddings=(settings.embeddings.model, vector_search.embeddings)
+                    embeddings=(
+                        settings.embeddings.model,
+                        CountedUpstream(vector_search.embeddings, metrics, "pass_through", "embeddings"),
+                    )
                     if vector_search is not None and vector_search.embeddings is not None
                     else None,
                 ).endpoints(),

@@ -59,7 +59,10 @@ _CODE = "the error's `code` as the client got it; empty: it has none; `other`: m
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
 _MODEL = "as asked for, once an upstream has answered for it; `other`: more than a hundred"
 _RESULT = "`ok`, `error`"
-_STATUS = "the HTTP status; of a call without one `unreachable`, `timed_out`, `cut`, `cancelled`, …"
+_STATUS = (
+    "the HTTP status; of a call that came to no end of its own `unreachable`, `timed_out`, `timed_out_or_held_back`, "
+    "`cut`, `too_large`, `cancelled`"
+)
 _OPERATIONS = (
     "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `get`, `list`, `input_items`, `delete`, "
     "`cancel`, `claim`, `append`, `finish`, `end`, `release`, `renew`, `save_file`, `get_file`, `open_file`, "
@@ -99,15 +102,16 @@ COST = _counter("cost_total", "What `prices` makes of the tokens, in their curre
 REQUESTS = _counter(
     "requests_total",
     "Requests that are not for a new response.",
-    operation="the method and the path's template, `GET /v1/files/{}`",
-    status=_STATUS,
+    operation="the method and the path's template, `GET /v1/files/{}`; `unknown`: there is no such path",
+    status="the HTTP status",
     fault=_FAULT,
 )
 UPSTREAM_CALLS = _counter(
     "upstream_requests_total",
-    "Calls of upstreams that this process made, or had Envoy make.",
-    upstream=_UPSTREAM,
-    operation="`responses` (a model call of a response), `pass_through`, `models`, `native`",
+    "Calls of upstreams that this process made, or had Envoy make. What Envoy sends on by itself it counts itself.",
+    upstream="a name of `upstreams`, `default`, or `embeddings`: the server of `embeddings.url`",
+    operation="`responses` (a model call of a response), `native` (one of an upstream that speaks Responses, or about "
+    "a response that it keeps), `pass_through` (Chat Completions, embeddings, `path_allow`), `models`",
     status=_STATUS,
 )
 UPSTREAM_HEAD = _seconds("upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)

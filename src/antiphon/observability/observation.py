@@ -112,7 +112,7 @@ class Observation:
         """See `Observer`."""
         if self._open:
             self._open = False
-            status = str(self._status) if self._status and fault != "cancelled" else fault or "unreachable"
+            status = fault or (str(self._status) if self._status else "unreachable")
             self._metrics.upstream_called(self._upstream, self._operation, status, self._head)
             if self._spans is not None:
                 self._spans.call_over(self._upstream, self._status, fault)

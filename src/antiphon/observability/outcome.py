@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.observability.advice import advice_for
 
 
 def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, **known: Any) -> None:
@@ -28,5 +29,7 @@ def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float,
     if not log.is_enabled_for(level):
         return
     told = failure.fields() if failure is not None else {}
+    if failure is not None and (advice := advice_for(failure)):
+        told["advice"] = advice
     told |= {name: value for name, value in known.items() if value}
     log.log(level, event, **told, seconds=round(seconds, 6))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.exchange.failure import Failure, Fault, cancelled
+from antiphon.engine.exchange.failure import Failure, Fault, cancelled, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
+from antiphon.errors import ApiError
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,33 @@ def test_who_ended_a_connection_in_relay_is_not_known_and_mostly_the_client() ->
         CancelReason.CONNECTION_ENDED: False,
         CancelReason.SHUTTING_DOWN: True,
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "fault"),
+    [
+        (400, None, "client"),
+        (413, None, "client"),
+        (422, None, "client"),
+        (404, "model_not_found", "client"),
+        (404, None, "upstream"),
+        (401, "invalid_api_key", "upstream"),
+        (429, "rate_limit_exceeded", "upstream"),
+        (502, None, "upstream"),
+    ],
+)
+def test_whose_fault_an_upstreams_answer_is(status: int, code: str | None, fault: Fault) -> None:
+    found = refusal(ApiError("no", status=status, code=code), State.PASSING, "default", status)
+    assert (found.fault, found.operation, found.upstream, found.upstream_status) == (
+        fault,
+        "pass_on",
+        "default",
+        status,
+    )
+
+
+def test_an_error_knows_at_whom_it_came_about() -> None:
+    error = ApiError("no")
+    assert refusal(error).upstream == ""
+    error.upstream = "one"
+    assert refusal(error).upstream == "one"

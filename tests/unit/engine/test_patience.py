@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.engine.running.upstream_retry import PatientUpstream
+from antiphon.observability.metrics import Metrics
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.metrics import value_of
 
 REQUEST = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
 ENVOY = (
@@ -77,11 +80,18 @@ GOOD = Answer(200, [b"a", b"b"])
     ids=["at once", "no connection", "Envoy says so", "both"],
 )
 async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault]) -> None:
-    upstream = Scripted([*before, GOOD])
-    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
-        assert answer.status == 200 and upstream.open == 1
-        assert [part async for part in answer.body()] == [b"a", b"b"]
+    upstream, metrics = Scripted([*before, GOOD]), Metrics()
+    with capture_logs() as lines:
+        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1").call(REQUEST) as answer:
+            assert answer.status == 200 and upstream.open == 1
+            assert [part async for part in answer.body()] == [b"a", b"b"]
     assert upstream.calls == len(before) + 1 and upstream.open == 0
+    assert [line["attempt"] for line in lines] == list(range(1, len(before) + 1))
+    for line in lines:
+        said = (line["event"], line["fault"], line["upstream"], line["response_id"], line["log_level"])
+        assert said == ("upstream_tried_again", "upstream", "default", "resp_1", "warning")
+    text = metrics.render().decode()
+    assert value_of(text, "upstream_requests_total", operation="responses", status="unreachable") == len(before)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +122,15 @@ async def test_what_fails_behind_the_head_is_not_tried_again() -> None:
         async with PatientUpstream(upstream, 10.0).call(REQUEST):
             raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
     assert upstream.calls == 1 and upstream.open == 0
+
+
+async def test_very_many_tries_are_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.engine.running.upstream_retry._LONGEST_PAUSE", 0.0001)
+    upstream = Scripted([*[UpstreamFault.UNREACHABLE] * 50, GOOD])
+    with capture_logs() as lines:
+        async with PatientUpstream(upstream, 60.0).call(REQUEST):
+            pass
+    assert upstream.calls == 51 and len(lines) == 20
 
 
 async def test_patience_has_an_end() -> None:

@@ -15,12 +15,13 @@ All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STRE
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import structlog
 
-from antiphon.api.http import ApiRequest
+from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import Ahead
@@ -39,7 +40,7 @@ from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.extproc.wire import Kind
 from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.engine.exchange.budget import Hold
-from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, NotFound
@@ -90,11 +91,10 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Pro
         if peer.answered:
             raise
         # Refused before there was a response: it has no line yet.
-        path = request.path.partition("?")[0][:256]
         refused = refusal(error)
-        operation = context.router.operation_of(request.method, path)
+        operation = context.router.operation_of(request.method, request.path.partition("?")[0])
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
-        write_outcome(_log, "request", refused, 0.0, request_id=request.request_id, door="extproc", path=path)
+        _write_line(request, refused, 0.0)
         await refuse(peer, error, request.request_id)
     except (ProtocolError, PeerLeft, StreamCut):
         raise
@@ -105,6 +105,12 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Pro
         failure = InternalError("The server had an error while processing your request.")
         await refuse(peer, failure, request.request_id)
     await peer.drain()
+
+
+def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> None:
+    path = request.path.partition("?")[0][:256]
+    known = {"request_id": request.request_id, "door": "extproc", "method": request.method[:32], "path": path}
+    write_outcome(_log, "request", failure, seconds, **known)
 
 
 def _check_modes(opening: wire.Received) -> None:
@@ -162,12 +168,20 @@ async def _serve(
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
     api_request = ApiRequest(request.method, path, pairs, request.headers, request.body, owner, request.request_id)
     await peer.begin()
+    started = time.perf_counter()
     answer = await context.router.handle(api_request)
-    headers = with_request_id(answer.headers, request.request_id)
-    if answer.stream is not None:
-        await answer_streamed(peer, answer.status, headers, answer.stream)
-    else:
-        await answer_whole(peer, answer.status, headers, answer.body)
+    headers, failure = with_request_id(answer.headers, request.request_id), answer.failure
+    try:
+        if answer.stream is not None:
+            await answer_streamed(peer, answer.status, headers, answer.stream)
+        else:
+            await answer_whole(peer, answer.status, headers, answer.body)
+    except AnswerCut as cut:
+        failure = cut.failure
+        raise StreamCut(failure.cause) from None
+    finally:
+        if failure is not None:
+            _write_line(request, failure, time.perf_counter() - started)
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:

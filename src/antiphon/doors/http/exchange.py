@@ -19,6 +19,7 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
+from antiphon.api.http import AnswerCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, SendBody, SendHead
 from antiphon.engine.running.runner import Runner
@@ -144,6 +145,8 @@ async def send_stream(
         try:
             async for part in parts:
                 await response.write(part)
+        except AnswerCut:
+            raise
         except Exception as error:
             if not isinstance(error, ConnectionError):
                 _log.error("stream_failed", exc_info=True)

@@ -21,7 +21,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
 
-from antiphon.api.http import ApiRequest, error_response
+from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.http.connection import DoorServer, make_server
@@ -148,6 +148,9 @@ class HttpDoor:
             response = await self._answer(request, call)
             call.status = response.status
             return response
+        except AnswerCut as cut:
+            call.status, call.failure = cut.failure.status, cut.failure
+            raise
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as failure:
@@ -199,6 +202,7 @@ class HttpDoor:
             answer = await router.handle(
                 ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id, pieces)
             )
+            call.failure = answer.failure
             if call.method == "GET" and not is_open:
                 # What is read of the store, for as long as its client takes it. (Who changed something is told.)
                 hold.add(len(answer.body))

@@ -21,6 +21,8 @@ Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 _MAX_LENGTH = 500
 # What an upstream finds wrong with a request that its client wrote.
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
+# ... whatever its status: the name is the client's, or that of a rule of the operator's.
+_NAMED_BY_THE_CLIENT = frozenset({"model_not_found"})
 _OPERATIONS = {
     State.NEW: "read_request",
     State.CONTEXT: "load",
@@ -99,10 +101,11 @@ def refusal(
     if isinstance(error, UpstreamFailed | UpstreamTimedOut):
         fault = "upstream"
     elif at_it and upstream_status:
-        fault = "client" if error.status in _ABOUT_THE_REQUEST else "upstream"
+        theirs = error.status in _ABOUT_THE_REQUEST or error.code in _NAMED_BY_THE_CLIENT
+        fault = "client" if theirs else "upstream"
     operation = error.operation or operation_in(state)
     cause = error.cause or (error.message if quoted or not (at_it and upstream_status) else _NOT_QUOTED)
-    asked, answered = (upstream, upstream_status) if at_it else ("", 0)
+    asked, answered = (upstream, upstream_status) if at_it else (error.upstream, 0)
     counted = isinstance(error, NoRoom)
     return Failure(fault, cause, error.status, error.code or "", operation, asked, answered, counted)
 

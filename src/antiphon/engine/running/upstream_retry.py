@@ -5,7 +5,8 @@ once), and anything that the upstream itself answered.
 
 Behind Envoy an upstream that cannot be reached shows as an answer of Envoy's own; without it as a call that failed.
 
-Invariant: a call is made again only if the upstream gave no answer at all.
+Invariant: a call is made again only if the upstream gave no answer at all; each is counted, and the first twenty of
+those that were made for nothing have lines.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
+
+import structlog
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.observability.metrics import Metrics
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamFault
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
 _LARGEST_REPLY = 4096
+_MOST_LINES = 20
+_log = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -45,9 +52,13 @@ class _Read:
 class PatientUpstream:
     """An upstream that is asked again for some seconds while it cannot be reached."""
 
-    def __init__(self, upstream: Upstream, seconds: float) -> None:
+    def __init__(
+        self, upstream: Upstream, seconds: float, metrics: Metrics | None = None, *, response_id: str = ""
+    ) -> None:
         self._upstream = upstream
         self._seconds = seconds
+        self._metrics = metrics
+        self._response_id = response_id
         self.failed_at: float | None = None
         """When a call failed in transport for good (by the event loop's time); None: none did."""
 
@@ -56,7 +67,7 @@ class PatientUpstream:
         """Make the call, and make it again until there is an answer or the time is over."""
         deadline = time.monotonic() + self._seconds
         pause = _FIRST_PAUSE
-        while True:
+        for attempt in count(1):
             last = time.monotonic() + pause > deadline
             async with AsyncExitStack() as stack:
                 answer: UpstreamAnswer | None = None
@@ -77,8 +88,25 @@ class PatientUpstream:
                         self.failed_at = asyncio.get_running_loop().time()
                         raise
                     return
+            self._tell(request, attempt, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _tell(self, request: UpstreamRequest, attempt: int, pause: float) -> None:
+        """A call was made for nothing."""
+        if self._metrics is not None:
+            self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
+        if attempt > _MOST_LINES:
+            return
+        _log.warning(
+            "upstream_tried_again",
+            fault="upstream",
+            code="upstream_unreachable",
+            upstream=request.upstream,
+            response_id=self._response_id,
+            attempt=attempt,
+            retry_seconds=pause,
+        )
 
     async def aclose(self) -> None:
         """The upstream is the process's to close."""

@@ -330,7 +330,12 @@ class Workers:
             on_lost=run.lose,
         )
         kept = _Kept(self._runner.store, stream.hold_back)
-        upstream = PatientUpstream(self._runner.upstream, self._settings.patience)
+        upstream = PatientUpstream(
+            self._runner.upstream,
+            self._settings.patience,
+            self._telemetry.metrics,
+            response_id=job.response_id,
+        )
         runner = self._runner.over(kept, upstream, keeps_locks=True)
         exchange.hold = hold
         try:

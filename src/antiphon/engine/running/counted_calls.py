@@ -1,0 +1,54 @@
+"""Calls of upstreams that are no model call of a response, counted and timed.
+
+Lives here: what the metrics get of them. Not here: a response's own calls (`observability/observation.py`), the call.
+
+Invariant: each call counts once, when it is over; nothing is done per part of its body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.observability.metrics import Metrics
+from antiphon.types.transport import LOCAL_REPLY, UPSTREAM_HEADER, header_value
+
+
+class CountedUpstream:
+    """`Upstream` over another one. `operation`: what its calls are for; `name`: for one that has a name of its own."""
+
+    def __init__(self, beneath: Upstream, metrics: Metrics, operation: str, name: str = "") -> None:
+        self._beneath = beneath
+        self._metrics = metrics
+        self._operation = operation
+        self._name = name
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+        """See `Upstream.call`."""
+        started = time.perf_counter()
+        head: float | None = None
+        upstream, status = self._name or request.upstream, "cancelled"
+        try:
+            async with self._beneath.call(request) as answer:
+                upstream = header_value(answer.headers, UPSTREAM_HEADER) or upstream
+                # A proxy in between answers as well, when nobody else does.
+                status = header_value(answer.headers, LOCAL_REPLY) or str(answer.status)
+                if status.isdigit():
+                    head = time.perf_counter() - started
+                yield answer
+        except UpstreamCallFailed as failure:
+            status = failure.error.fault.value
+            raise
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        finally:
+            self._metrics.upstream_called(upstream, self._operation, status, head)
+
+    async def aclose(self) -> None:
+        """The one beneath is somebody else's to close."""

@@ -1,0 +1,50 @@
+"""What an operator can do about a failure: one short sentence for its line.
+
+Lives here: the table. Not here: the lines (`outcome.py`), runbooks (docs).
+
+Invariant: a failure gets at most one piece of advice, by what is known best: its code, else what the upstream answered,
+else what was being done. What a client did wrong gets none: it was told.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.failure import Failure
+
+_BY_CODE = {
+    "upstream_unreachable": "is the upstream up, and its url right? antiphon doctor asks it",
+    "upstream_timeout": "the upstream is slow: look at it, or raise timeouts.head, timeouts.idle or timeouts.response",
+    "upstream_cut": "the upstream broke off: its own log says why, or a proxy in between has a time limit",
+    "upstream_too_large": "raise limits.upstream_body_bytes if answers are meant to be as large",
+    "upstream_credentials_refused": "the upstream refuses the key that is set for it: look at its api_key",
+    "rate_limit_exceeded": "the upstream's limit is reached: raise it there, or add an upstream to models[].upstream",
+    "insufficient_quota": "the account at the upstream has run out",
+    "server_is_overloaded": "the upstream is full: add another to models[].upstream, or capacity to it",
+    "models_not_listed": "name the models in upstream.models if the upstream lists none",
+    "insufficient_storage": "make room on the data folder's disk; writing goes on by itself",
+    "storage_locked": "another process holds the database's lock: a backup, or a shell with a transaction?",
+    "storage_timed_out": "the disk is slow: look at it, or raise timeouts.save and timeouts.read",
+    "storage_unavailable": "put the database's files back, or restart on what is there",
+    "storage_read_only": "give this user the right to write the data folder",
+    "storage_failed": "the cause names the database: if it is damaged, restore a backup (antiphon admin restore)",
+    "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",
+}
+_BY_UPSTREAM_STATUS = {
+    401: "the upstream refuses the key that is set for it: look at its api_key",
+    403: "the upstream's account may not do this: look at its rights",
+    404: "the upstream has no such path: does its url end in /v1?",
+}
+_BY_OPERATION = {
+    "restart": "it ended with its process more often than background.attempts allows",
+}
+
+
+def advice_for(failure: Failure) -> str:
+    """What to do, empty where there is nothing to say."""
+    if failure.fault not in ("upstream", "ours"):
+        return ""
+    return (
+        _BY_CODE.get(failure.code)
+        or _BY_UPSTREAM_STATUS.get(failure.upstream_status)
+        or _BY_OPERATION.get(failure.operation)
+        or ""
+    )

@@ -1,0 +1,50 @@
+"""What a failure's line advises: settings that there are, to those who can do something."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from antiphon.config.settings import Settings
+from antiphon.engine.exchange.failure import Failure, Fault
+from antiphon.observability import advice
+from antiphon.observability.advice import advice_for
+
+TABLES = [table for name, table in vars(advice).items() if name.startswith("_BY_")]
+EVERY = [text for table in TABLES for text in table.values()]
+SECTIONS = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+
+
+@pytest.mark.parametrize(
+    ("failure", "begins"),
+    [
+        (Failure("upstream", "x", code="upstream_unreachable", operation="restart"), "is the upstream up"),
+        (Failure("upstream", "x", code="odd", upstream_status=401), "the upstream refuses the key"),
+        (Failure("ours", "x", code="server_error", operation="restart"), "it ended with its process"),
+        (Failure("ours", "x", code="insufficient_storage", operation="save"), "make room"),
+        (Failure("ours", "x"), ""),
+    ],
+)
+def test_what_is_known_best_says_what_to_do(failure: Failure, begins: str) -> None:
+    said = advice_for(failure)
+    assert said.startswith(begins) and bool(said) is bool(begins)
+
+
+@pytest.mark.parametrize("fault", ["client", "cancelled", "unknown"])
+def test_nobody_is_advised_about_what_is_not_his(fault: Fault) -> None:
+    assert advice_for(Failure(fault, "x", code="rate_limit_exceeded", upstream_status=401)) == ""
+
+
+def test_settings_that_are_named_are_there() -> None:
+    named = {match for text in EVERY for match in re.findall(r"\b([a-z]+)\.([a-z_]+)\b", text)}
+    assert {("timeouts", "save"), ("background", "attempts")} <= named
+    for section, name in named:
+        kind = SECTIONS[section]
+        assert isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields, (section, name)
+    assert all(len(text) < 120 for text in EVERY)
