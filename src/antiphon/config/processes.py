@@ -118,7 +118,8 @@ class EnvoySettings(Section):
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
     access_log: bool = False
-    """Write Envoy's access log (with token counts) to standard output."""
+    """Write Envoy's access log (with token counts) to standard output. (Failures that only Envoy knows of are written
+    in any case.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     retries: int = Field(2, ge=0)

@@ -24,6 +24,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
+from antiphon.envoy.failure_lines import failure_lines
 from antiphon.envoy.local_replies import local_replies
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
 from antiphon.envoy.routes import (
@@ -99,6 +100,8 @@ def connection_manager(settings: Settings) -> Config:
         path_with_escaped_slashes_action="REJECT_REQUEST",
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
+        # What the sidecar's answers say, what is passed on and Envoy's own answers say too.
+        always_set_request_id_in_response=True,
         local_reply_config=local_replies(),
         http_filters=[*cors_filters(settings), extproc_filter(settings), _router()],
         route_config={
@@ -108,8 +111,7 @@ def connection_manager(settings: Settings) -> Config:
             ],
         },
     )
-    if settings.envoy.access_log:
-        manager["access_log"] = [_access_log()]
+    manager["access_log"] = [failure_lines(), *([_access_log()] if settings.envoy.access_log else [])]
     return manager
 
 

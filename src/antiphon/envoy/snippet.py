@@ -33,13 +33,16 @@ _MANAGER_OPTIONS = (
     "merge_slashes",
     "path_with_escaped_slashes_action",
     "early_header_mutation_extensions",
+    "always_set_request_id_in_response",
     "local_reply_config",
+    "access_log",
 )
 
 _HEADINGS = {
     "connection_manager": """\
 Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
-must not send; local_reply_config.mappers come before your own. Without the path options a path such as /v1//responses
+must not send; local_reply_config.mappers come before your own; the access_log `failures` tells of what only Envoy
+knows. Without the path options a path such as /v1//responses
 is matched by none of the routes below.""",
     "public_listener": """\
 Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its

@@ -1,0 +1,64 @@
+"""Envoy's own lines about what only Envoy knows: requests that it sends straight to an upstream, and sidecars that do
+not answer.
+
+Lives here: which of them, and the fields, which are those of the sidecar's lines (`observability/outcome.py`). Not
+here: the whole access log (`bootstrap.py`), which is switched on by a setting.
+
+A client that leaves is no failure. What an upstream says is not in the line, so an unknown model (404) and a wrong path
+are not told apart: both are the client's until somebody looks.
+
+Invariant: a request that the sidecar has a line of has none here.
+"""
+
+from __future__ import annotations
+
+from antiphon.envoy.messages import Config, typed
+
+_RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_response_started')"
+_NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
+_CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
+_PASSED_ON = "xds.route_name.startsWith('model/')"
+# (A stream that a sidecar has begun and must cut ends like this too, with the status that it had: it has a line.)
+_NO_SIDECAR = (
+    "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "
+    f"|| (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
+)
+_LEFT = "response.code_details.startsWith('downstream')"
+_CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
+
+_FAILED = f"{_NO_SIDECAR} || ({_PASSED_ON} && !{_LEFT} && (response.code >= 400 || {_CUT}))"
+_CODE = (
+    f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
+    "response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : ''"
+)
+_SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getMilliseconds()) / 1000.0"
+
+
+def failure_lines() -> Config:
+    """The access log of failures, as JSON lines on standard output."""
+    parts = {
+        "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+        "message": "request",
+        "level": f"%CEL({_CLIENTS} && !{_NO_SIDECAR} ? 'info' : 'warning')%",
+        "door": "envoy",
+        "fault": f"%CEL({_NO_SIDECAR} ? 'ours' : {_CLIENTS} ? 'client' : 'upstream')%",
+        "code": f"%CEL({_CODE})%",
+        "cause": "%RESPONSE_CODE_DETAILS%",
+        "operation": f"%CEL({_NO_SIDECAR} ? 'ask_sidecar' : 'pass_on')%",
+        "upstream": f"%CEL({_NO_SIDECAR} ? '' : 'default')%",
+        "upstream_status": f"%TYPED_CEL({_NO_SIDECAR} || {_NO_ANSWER} ? 0 : response.code)%",
+        "status": "%RESPONSE_CODE%",
+        "seconds": f"%TYPED_CEL({_SECONDS})%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):256%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    expression = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=_FAILED)
+    return {
+        "name": "failures",
+        "filter": {"extension_filter": {"name": "cel", "typed_config": expression}},
+        "typed_config": typed(
+            "access_loggers.stream.v3.StdoutAccessLog",
+            log_format={"json_format": parts},
+        ),
+    }

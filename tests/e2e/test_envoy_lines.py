@@ -1,0 +1,88 @@
+"""What Envoy alone knows of: its own lines have the names of the sidecar's, and every answer has the request's id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.chat_server import Answer, Reset, answer, event, json_answer
+from tests.support.real_envoy import RealEnvoy, real_envoy
+from tests.support.waiting import until
+
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+FAILED = json_answer({"error": {"message": "no"}}, 500)
+
+
+async def ask(envoy: RealEnvoy, path: str, request_id: str) -> tuple[int, str, bool]:
+    """Status, the answer's request id, and whether its body came whole."""
+    headers = {"x-request-id": request_id}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://127.0.0.1:{envoy.port}{path}", json={"model": "m"}, headers=headers) as got,
+    ):
+        (said,) = got.headers.getall("x-request-id")
+        try:
+            await got.read()
+        except aiohttp.ClientPayloadError:
+            return got.status, said, False
+        return got.status, said, True
+
+
+def lines(envoy: RealEnvoy) -> dict[str, dict[str, Any]]:
+    """By request id; each has one."""
+    found = [json.loads(line) for line in envoy.log.read_text().splitlines() if line.startswith("{")]
+    told = {line["request_id"]: line for line in found}
+    assert len(told) == len(found), found
+    return told
+
+
+SAID: dict[str, tuple[Answer, dict[str, Any]]] = {
+    "500": (FAILED, {"fault": "upstream", "level": "warning", "status": 500, "upstream_status": 500}),
+    "401": (json_answer({}, 401), {"fault": "upstream", "level": "warning", "code": "invalid_api_key"}),
+    "429": (json_answer({}, 429), {"fault": "upstream", "level": "warning", "code": "rate_limit_exceeded"}),
+    "404": (json_answer({}, 404), {"fault": "client", "level": "info", "status": 404}),
+    "cut": (
+        answer(parts=[event("a"), Reset()]),
+        {"fault": "upstream", "level": "warning", "status": 200, "code": "upstream_cut"},
+    ),
+}
+
+
+async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Path) -> None:
+    async with real_envoy(tmp_path) as envoy:
+        assert await ask(envoy, CHAT, "is-well") == (200, "is-well", True)
+        for name, (said, told) in SAID.items():
+            envoy.chat.script(said)
+            got = await ask(envoy, CHAT, name)
+            assert got == (told.get("status", got[0]), name, name != "cut")
+        await envoy.chat.stop()
+        assert await ask(envoy, EMBEDDINGS, "dead") == (502, "dead", True)
+        assert await ask(envoy, "/nothing", "nothing") == (404, "nothing", True)
+        # There is no sidecar's HTTP port here.
+        assert await ask(envoy, "/v1/files", "no-sidecar") == (503, "no-sidecar", True)
+        await until(lambda: len(lines(envoy)) == len(SAID) + 2)
+        found = lines(envoy)
+    for name, (_, told) in SAID.items():
+        told = {"operation": "pass_on", "upstream": "default", "door": "envoy", "path": CHAT, **told}
+        assert told.items() <= found[name].items(), found[name]
+        assert found[name]["message"] == "request" and found[name]["seconds"] >= 0
+    dead = {"fault": "upstream", "code": "upstream_unreachable", "status": 502, "upstream_status": 0}
+    assert dead.items() <= found["dead"].items(), found["dead"]
+    alone = {"fault": "ours", "code": "adapter_unavailable", "operation": "ask_sidecar", "level": "warning"}
+    assert alone.items() <= found["no-sidecar"].items(), found["no-sidecar"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_sidecar_has_a_line_of_has_none_of_envoys(tmp_path: Path, stream: bool) -> None:
+    async with real_envoy(tmp_path) as envoy:
+        for said in (FAILED, answer(parts=[event("a"), Reset()])):
+            envoy.chat.script(said)
+            await envoy.post(json.dumps({"model": "m", "input": "hi", "stream": stream}).encode())
+        # Its log comes out in order.
+        assert (await ask(envoy, "/v1/files", "last"))[0] == 503
+        await until(lambda: lines(envoy))
+        assert set(lines(envoy)) == {"last"}
