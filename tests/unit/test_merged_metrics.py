@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from antiphon.commands.merged_metrics import MergedMetrics
+from antiphon.observability.metric_names import BUILD, FOLLOWERS, METRICS, QUEUED
 from antiphon.observability.metrics import Metrics
 
 
@@ -53,6 +56,41 @@ def test_counters_of_processes_that_ended_stay_and_gauges_go() -> None:
     # Another one in its place, whose predecessor's end nobody saw.
     merged.take("a", 3, _process(1))
     assert _value(merged, "responses_total") == 5 and _value(merged, "responses_in_flight") == 0
+
+
+def test_what_all_of_them_show_of_one_thing_is_not_added_up() -> None:
+    merged = MergedMetrics()
+    shared = {"background_queued", "background_oldest_queued_seconds", "database_bytes", "blobs_bytes"}
+    shared |= {"disk_free_bytes", "settings_loaded_timestamp_seconds", "build_info"}
+    assert shared == {one.name for one in METRICS if one.merged == "max"}
+    for pid, queued in ((1, 5.0), (2, 7.0)):
+        metrics = Metrics()
+        metrics.read(QUEUED, partial(float, queued))
+        metrics.read(FOLLOWERS, lambda: 2)
+        metrics.read(BUILD, lambda: {("1", "3", "", ""): 1})
+        merged.take(str(pid), pid, metrics.render().decode())
+    assert _value(merged, "background_queued") == 7 and _value(merged, "build_info", version="1") == 1
+    assert _value(merged, "background_followers") == 4
+
+
+def test_what_a_process_says_of_itself_makes_sense_in_the_sum() -> None:
+    merged = MergedMetrics()
+    text = _process(0)
+    alone = MergedMetrics()
+    alone.take("a", 1, text)
+    for pid in (1, 2):
+        merged.take(str(pid), pid, text)
+    for name, times in (
+        ("process_resident_memory_bytes", 2),
+        ("process_cpu_seconds_total", 2),
+        ("process_open_fds", 2),
+        ("process_max_fds", 1),
+        ("process_start_time_seconds", 1),
+    ):
+        assert _value(merged, name) == times * _value(alone, name), name
+    merged.forget("2")
+    assert _value(merged, "process_cpu_seconds_total") == 2 * _value(alone, "process_cpu_seconds_total")
+    assert _value(merged, "process_resident_memory_bytes") == _value(alone, "process_resident_memory_bytes")
 
 
 def test_what_comes_out_is_what_prometheus_reads() -> None:

@@ -158,7 +158,15 @@ class Router:
                     "Whether this process takes requests and can store (no upstream is asked)", Well, unwell=Unwell
                 ),
             ),
-            METRICS_PATH: (self._show_metrics, Described("Metrics for Prometheus", str, media="text/plain")),
+            METRICS_PATH: (
+                self._show_metrics,
+                Described(
+                    "Metrics for Prometheus and the gateway alone",
+                    str,
+                    media="text/plain",
+                    errors=(404,),
+                ),
+            ),
             DOCUMENT_PATH: (self._show_document, Described("This document", AnyObject)),
         }
         return tuple(
