@@ -54,8 +54,9 @@ _ADMIN = {
     "backup": "write everything that is kept into one archive, while servers run",
     "restore": "make a data folder from such an archive, where there is none yet",
     "new-keys": "make new keys for those of the data folder that are lost; without --yes only say what goes with them",
+    "usage": "what model calls took and cost: sums by owner, model, upstream and day",
 }
-_OF_AN_OWNER = ("export", "delete-owner")
+_OF_AN_OWNER = ("export", "delete-owner", "usage")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -116,7 +117,13 @@ def _add_admin(commands: Any) -> None:
             action.add_argument("--without-keys", action="store_true", help="leave out the keys of the data folder")
         if name == "restore":
             action.add_argument("--from", type=Path, metavar="FILE", dest="source", help="the archive to read")
-        if name in ("delete-owner", "new-keys"):
+        if name == "usage":
+            action.add_argument("--by", default="model", help="day, owner, model, upstream, or several with commas")
+            action.add_argument("--since", default="", metavar="YYYY-MM-DD", help="the first day (UTC)")
+            action.add_argument("--until", default="", metavar="YYYY-MM-DD", help="the last day (UTC)")
+            action.add_argument("--json", action="store_true", help="one JSON object a line")
+            action.add_argument("--forget-before", metavar="YYYY-MM-DD", help="delete the sums of the days before")
+        if name in ("delete-owner", "new-keys", "usage"):
             action.add_argument("--yes", action="store_true", help="do it")
 
 

@@ -55,6 +55,8 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = value[part]
     if path == ("models",):
         value = "[{match: a, mode: disabled}]"
+    elif path == ("prices",):
+        value = "[{model: a, input: 1, output: 2}]"
     elif value is None or value == []:
         # Settings without a default: any value of the right kind.
         value = _SAMPLES.get(path[-1], "1")

@@ -34,6 +34,7 @@ from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools
 from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import VectorSearch, open_search
+from antiphon.config.prices import price_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
@@ -53,6 +54,7 @@ from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
+from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import WorkerPace, Workers
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
@@ -60,6 +62,7 @@ from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
+from antiphon.observability.tracing import Tracer
 from antiphon.sealing import Sealer
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.tools.box import Toolbox
@@ -88,6 +91,8 @@ class App:
     tools: Toolbox
     refusals: Refusals
     measuring: Measuring
+    book: UsageBook
+    tracer: Tracer | None = None
     vector_search: VectorSearch | None = None
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
@@ -125,8 +130,10 @@ class App:
         if self.vector_search is not None:
             await self.vector_search.aclose()
         await self.upstream.aclose()
+        await self.book.aclose()
         await self.stores.aclose()
         self.refusals.close()
+        await close_tracer(self.tracer)
 
 
 async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
@@ -163,7 +170,10 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     metrics = Metrics()
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)
-    telemetry = Telemetry(metrics, tracer)
+    book = UsageBook(stores.usage)
+    book.start()
+    opened.push_async_callback(book.aclose)
+    telemetry = Telemetry(metrics, tracer, book, price_of(settings.prices))
 
     def connect(target: UpstreamTarget) -> HttpUpstream:
         return HttpUpstream(
@@ -368,7 +378,19 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         bodies=bodies,
     )
     return App(
-        context, stores, upstream, identities, runner, workers, sweepers, toolbox, refusals, measuring, vector_search
+        context,
+        stores,
+        upstream,
+        identities,
+        runner,
+        workers,
+        sweepers,
+        toolbox,
+        refusals,
+        measuring,
+        book,
+        tracer,
+        vector_search,
     )
 
 

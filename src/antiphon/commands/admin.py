@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from antiphon.app.keys import lost_keys, new_keys, owner_key
 from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
+from antiphon.commands.usage import show
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _new_keys(settings, sure=arguments.yes)
     elif action == "backup":
         print(backup(settings, _given(arguments.target, "--to"), with_keys=not arguments.without_keys))
+    elif action == "usage":
+        return asyncio.run(_usage(settings, arguments))
     elif action == "purge":
         print(asyncio.run(_purge(settings)))
     elif action == "export":
@@ -142,6 +145,13 @@ async def _opened(settings: Settings) -> AsyncIterator[Stores]:
         yield stores
     finally:
         await stores.aclose()
+
+
+async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
+    asked = arguments.owner is not None or arguments.token_env is not None
+    owner = _owner(arguments, settings) if asked else ""
+    async with _opened(settings) as stores:
+        return await show(stores.usage, arguments, owner)
 
 
 async def _purge(settings: Settings) -> str:

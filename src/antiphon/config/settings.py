@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
+from antiphon.config.prices import PriceSettings
 from antiphon.config.problems import wrong_values
 from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings, TracingSettings
 from antiphon.config.section import Section, parse_address
@@ -69,6 +70,9 @@ class Settings(Section):
     models: tuple[ModelSettings, ...] = ()
     """Where models go, first match first. Models that no entry fits go to `upstream`; when `upstreams` are given and
     `upstream` is not, they do not exist."""
+    prices: tuple[PriceSettings, ...] = ()
+    """What models cost, first match first. Each entry has `model` (a name or a pattern), `input`, `output` and perhaps
+    `cached_input`: a million tokens, in any one currency. `antiphon admin usage` has the sums."""
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()

@@ -94,7 +94,8 @@ EVENT_GAP = _seconds(
 TOKENS = _counter(
     "tokens_total",
     "Tokens as upstreams counted them.",
-    kind="`input` (cached ones among them), `cached_input`, `output` (reasoning among them), `reasoning`",
+    kind="`input` (cached ones among them), `cached_input`, `output` (reasoning among them), `reasoning`; "
+    "`estimated_input`, `estimated_output`: of calls whose upstream did not say, made of sizes",
     model=_MODEL,
     upstream=_UPSTREAM,
 )

@@ -106,18 +106,22 @@ class Metrics(Collector):
         if gap is not None:
             self._event_gap.add(gap, door)
 
-    def spent(self, model: str, upstream: str, usage: Usage, cost: float = 0.0) -> None:
-        """What a model call took, as its upstream counted it."""
+    def spent(self, model: str, upstream: str, usage: Usage, cost: float = 0.0, *, estimated: bool = False) -> None:
+        """What a model call took, as its upstream counted it, or `estimated`."""
         model = self._models.bounded(model)
         add = self._tokens.add
+        if cost:
+            self._cost.add(model, by=cost)
+        if estimated:
+            add("estimated_input", model, upstream, by=usage.input_tokens)
+            add("estimated_output", model, upstream, by=usage.output_tokens)
+            return
         add("input", model, upstream, by=usage.input_tokens)
         add("output", model, upstream, by=usage.output_tokens)
         if usage.cached_tokens:
             add("cached_input", model, upstream, by=usage.cached_tokens)
         if usage.reasoning_tokens:
             add("reasoning", model, upstream, by=usage.reasoning_tokens)
-        if cost:
-            self._cost.add(model, by=cost)
 
     def request_finished(self, operation: str, status: int, fault: str = "none") -> None:
         """A request that is not for a new response was answered."""

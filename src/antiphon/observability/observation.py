@@ -10,14 +10,17 @@ Invariant: `end` tells once, whatever happened; nothing here changes a response,
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from antiphon.config.prices import PriceSettings
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
+from antiphon.engine.ports.usage import Spent, UsageLedger
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import write_outcome
 from antiphon.observability.response_spans import ResponseSpans
@@ -34,6 +37,13 @@ class Telemetry:
 
     metrics: Metrics
     tracer: Tracer | None = None
+    ledger: UsageLedger | None = None
+    price_of: Callable[[str], PriceSettings | None] = lambda _: None
+
+    def cost(self, model: str, usage: Usage) -> int:
+        """What a call costs, in millionths of the prices' currency; 0 without a price."""
+        price = self.price_of(model)
+        return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
         """Begin to observe a response; `door` may still be changed until its end. `headers`: None while they are not
@@ -59,7 +69,7 @@ class Observation:
         self._head: float | None = None
         self._open = False
         self._first: float | None = None
-        self._used: list[tuple[str, Usage]] = []
+        self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
         self._metrics.in_flight.inc()
         self._spans: ResponseSpans | None = None
@@ -117,9 +127,9 @@ class Observation:
             if self._spans is not None:
                 self._spans.call_over(self._upstream, self._status, fault)
 
-    def call_used(self, usage: Usage) -> None:
+    def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
         """See `Observer`."""
-        self._used.append((self._upstream, usage))
+        self._used.append((self._upstream, usage, estimated))
         if self._spans is not None:
             self._spans.call_used(usage)
 
@@ -161,8 +171,7 @@ class Observation:
             metrics.streamed(
                 self.door, self._first - self.started, (now - self._first) / events if events > 0 else None
             )
-        for upstream, usage in self._used:
-            metrics.spent(model, upstream, usage)
+        cost = self._spend(model)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, outcome, failure)
         write_outcome(
@@ -182,15 +191,27 @@ class Observation:
                 "fallback": exchange.fell_back,
                 "calls": self._calls if self._calls > 1 else 0,
                 **self._tokens(),
+                "cost": cost / 1e6,
                 "head_seconds": round(self._head, 6) if self._head is not None else None,
                 "left_out": exchange.unknown,
                 **known,
             },
         )
 
+    def _spend(self, model: str) -> int:
+        telemetry, total = self._telemetry, 0
+        for upstream, usage, estimated in self._used:
+            cost = telemetry.cost(model, usage)
+            total += cost
+            self._metrics.spent(model, upstream, usage, cost / 1e6, estimated=estimated)
+            if telemetry.ledger is not None:
+                telemetry.ledger.note(Spent(self._owner, model, upstream, usage, estimated, cost))
+        return total
+
     def _tokens(self) -> dict[str, int]:
-        counted = [usage for _, usage in self._used]
+        counted = [usage for _, usage, _ in self._used]
         return {
+            "estimated": any(estimated for _, _, estimated in self._used),
             "input_tokens": sum(usage.input_tokens for usage in counted),
             "cached_tokens": sum(usage.cached_tokens for usage in counted),
             "output_tokens": sum(usage.output_tokens for usage in counted),

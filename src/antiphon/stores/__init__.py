@@ -33,6 +33,7 @@ from antiphon.stores.retention import SWEEPER, Retention
 from antiphon.stores.schema_check import check_triggers
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import SqliteWriter, writer_limits
+from antiphon.stores.usage import SqliteUsageStore
 
 HISTORY_BYTES = 64 << 20
 PAGE_BYTES = 16 << 20
@@ -65,6 +66,7 @@ class Stores:
     files: SqliteFileStore
     retention: Retention
     keys: SqliteIdempotency
+    usage: SqliteUsageStore
     owner_room: SqliteOwnerRoom | None = None
 
     async def aclose(self) -> None:
@@ -118,6 +120,7 @@ async def open_stores(
         files,
         Retention(writer, readers, kept),
         keys,
+        SqliteUsageStore(writer, readers),
         SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
     )
 

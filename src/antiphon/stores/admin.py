@@ -48,6 +48,14 @@ OWNED = {
         SELECT v.prompt_id, v.version, v.body FROM prompts p CROSS JOIN prompt_versions v ON v.prompt_id = p.id
         WHERE p.owner = :owner ORDER BY v.prompt_id, v.version
     """,
+    "usage_days": """
+        SELECT day, model, json_object(
+          'upstream', upstream, 'calls', calls, 'input_tokens', input_tokens, 'cached_tokens', cached_tokens,
+          'output_tokens', output_tokens, 'reasoning_tokens', reasoning_tokens, 'estimated_calls', estimated_calls,
+          'estimated_input_tokens', estimated_input_tokens, 'estimated_output_tokens', estimated_output_tokens,
+          'cost', cost
+        ) FROM usage_days WHERE owner = :owner ORDER BY day, model, upstream
+    """,
 }
 """What is exported of an owner, by kind: two columns that name a row, and its JSON."""
 
@@ -56,6 +64,7 @@ _DELETE = (
     "DELETE FROM conversations WHERE rowid IN (SELECT rowid FROM conversations WHERE owner = :owner LIMIT :limit)",
     "DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE owner = :owner LIMIT :limit)",
     "DELETE FROM prompts WHERE rowid IN (SELECT rowid FROM prompts WHERE owner = :owner LIMIT :limit)",
+    "DELETE FROM usage_days WHERE rowid IN (SELECT rowid FROM usage_days WHERE owner = :owner LIMIT :limit)",
 )
 _OWNERS = """
 SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM (

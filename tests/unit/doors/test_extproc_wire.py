@@ -327,12 +327,16 @@ def test_the_generated_classes_are_current() -> None:
 
 def test_the_end_names_what_is_known_and_nothing_else() -> None:
     exchange = make_exchange()
-    assert final_metadata(exchange, Finish("error")) == {"status": "error"}
+    assert final_metadata(exchange, Finish("error"), lambda *_: 5) == {"status": "error"}
     known = Finish("completed", Usage(3, 4, 7), "m")
-    assert final_metadata(exchange, known) == {
+    assert final_metadata(exchange, known, lambda model, usage: usage.input_tokens * 100) == {
         "status": "completed",
         "model": "m",
         "input_tokens": 3,
         "output_tokens": 4,
         "total_tokens": 7,
+        "cost": 300,
     }
+    free = Finish("completed", Usage(3, 4, 7, 2), "m")
+    told = final_metadata(exchange, free, lambda *_: 0)
+    assert told["cached_tokens"] == 2 and "cost" not in told

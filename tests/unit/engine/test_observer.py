@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import structlog
+
+from antiphon.config.prices import PriceSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, Usage
+from antiphon.engine.ports.usage import Spent
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
@@ -44,8 +48,8 @@ class Told:
     def call_ended(self, fault: str = "") -> None:
         self.lines.append(("ended", fault))
 
-    def call_used(self, usage: Usage) -> None:
-        self.lines.append(("used", usage.input_tokens, usage.output_tokens))
+    def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
+        self.lines.append(("estimated" if estimated else "used", usage.input_tokens, usage.output_tokens))
 
     def compacted(self) -> None:
         self.lines.append(("compacted",))
@@ -145,3 +149,42 @@ def test_what_was_dropped_tells_nothing() -> None:
     observed.drop()
     text = metrics.render().decode()
     assert value_of(text, "responses_in_flight") == 0 and value_of(text, "responses_total") == 0
+
+
+def test_a_call_that_was_not_heard_to_its_end_is_estimated() -> None:
+    told = Told()
+    exchange, call = _asked(told)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK * 6)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    assert told.lines[-2:] == [("estimated", len(call.request.body) // 4, 12 // 4), ("ended", "cancelled")]
+
+
+def test_a_call_that_nobody_answered_took_nothing() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    exchange.receive_upstream_head(500, SSE)
+    exchange.receive_upstream_end()
+    assert not [line for line in told.lines if line[0] in ("used", "estimated")]
+
+
+def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
+    spent: list[Spent] = []
+
+    class Ledger:
+        def note(self, one: Spent) -> None:
+            spent.append(one)
+
+    metrics = Metrics()
+    price = PriceSettings(model="m", input=2, output=10)
+    observed = Telemetry(metrics, None, Ledger(), lambda model: price if model == "m" else None).observe(
+        "http", "r", "o"
+    )
+    exchange, _ = _asked(observed)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK + _LAST)
+    with structlog.testing.capture_logs() as lines:
+        observed.end(exchange, "completed")
+    assert spent == [Spent("o", "m", "default", Usage(5, 2, 7), False, 30)]
+    assert value_of(metrics.render().decode(), "cost_total", model="m") == 30 / 1e6
+    assert lines[0]["cost"] == 30 / 1e6 and lines[0]["input_tokens"] == 5 and "estimated" not in lines[0]

@@ -21,7 +21,15 @@ from typing import Any, cast
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import Ahead, StreamAhead
-from antiphon.doors.extproc.peer import Peer, StreamCut, final_metadata, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.peer import (
+    CostOf,
+    Peer,
+    StreamCut,
+    final_metadata,
+    head_metadata,
+    in_parts,
+    with_request_id,
+)
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, Finish, SendBody, SendHead
@@ -64,8 +72,11 @@ class Drive:
 
     door = "drive"
 
-    def __init__(self, runner: Runner, peer: Peer, exchange: ResponseExchange, request_id: str, ahead: Ahead) -> None:
+    def __init__(
+        self, runner: Runner, peer: Peer, exchange: ResponseExchange, request_id: str, ahead: Ahead, cost_of: CostOf
+    ) -> None:
         self._runner = runner
+        self._cost_of = cost_of
         self._ahead = ahead
         self._written = 0
         self._look_at = _LOOK
@@ -130,7 +141,7 @@ class Drive:
     async def _end(self, finish: Finish) -> None:
         assert self._head is not None
         head, body = self._head, b"".join(self._held)
-        told = final_metadata(self._exchange, finish)
+        told = final_metadata(self._exchange, finish, self._cost_of)
         if finish.outcome == "cut":
             if body:
                 await self._peer.send(wire.local_body(body, end=False))

@@ -10,13 +10,13 @@ until then a failure can still become a proper error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import Finish
+from antiphon.engine.ports.actions import Finish, Usage
 from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.transport import Headers, header_value
 
@@ -107,13 +107,18 @@ def in_parts(body: bytes) -> Iterator[tuple[bytes, bool]]:
         yield body[number * _PART : (number + 1) * _PART], number == last
 
 
+CostOf = Callable[[str, Usage], int]
+"""What the tokens of a model cost, in millionths of the prices' currency; 0 where nobody knows."""
+
+
 def head_metadata(model: str) -> wire.Metadata:
     """What Envoy is told with a head."""
     return {"model": model} if model else {}
 
 
-def final_metadata(exchange: ResponseExchange, finish: Finish) -> wire.Metadata:
-    """What Envoy is told with the end: for access logs, rate limits, metrics."""
+def final_metadata(exchange: ResponseExchange, finish: Finish, cost_of: CostOf) -> wire.Metadata:
+    """What Envoy is told with the end: for access logs, rate limits, metrics. (Numbers are those of the response, so of
+    all its calls; `cost` is in millionths of the prices' currency.)"""
     metadata: wire.Metadata = {"status": finish.outcome}
     if exchange.response_id:
         metadata["response_id"] = exchange.response_id
@@ -123,6 +128,10 @@ def final_metadata(exchange: ResponseExchange, finish: Finish) -> wire.Metadata:
         metadata["input_tokens"] = finish.usage.input_tokens
         metadata["output_tokens"] = finish.usage.output_tokens
         metadata["total_tokens"] = finish.usage.total_tokens
+        if finish.usage.cached_tokens:
+            metadata["cached_tokens"] = finish.usage.cached_tokens
+        if cost := cost_of(finish.model, finish.usage):
+            metadata["cost"] = cost
     return metadata
 
 

@@ -29,6 +29,7 @@ from antiphon.doors.extproc.idle_timer import Interludes
 from antiphon.doors.extproc.immediate_response import answer_whole
 from antiphon.doors.extproc.peer import (
     ClientRequest,
+    CostOf,
     Peer,
     StreamCut,
     final_metadata,
@@ -78,7 +79,9 @@ class Relay:
         request: ClientRequest,
         timeouts: TimeoutSettings,
         end_seconds: float,
+        cost_of: CostOf,
     ) -> None:
+        self._cost_of = cost_of
         self._runner = runner
         self._peer = peer
         self._exchange = exchange
@@ -170,7 +173,7 @@ class Relay:
             self._client_headers(),
             b"".join(self._waiting),
             head_metadata(self._exchange.model),
-            final_metadata(self._exchange, self.finish),
+            final_metadata(self._exchange, self.finish, self._cost_of),
         )
 
     # Towards the upstream
@@ -285,7 +288,7 @@ class Relay:
             await refuse(self._peer, silence, self._request.request_id)
             return
         body = self._take_waiting()
-        told = final_metadata(self._exchange, finish)
+        told = final_metadata(self._exchange, finish, self._cost_of)
         if self._bodiless:
             headers, removed = self._response_headers(head)
             await self._peer.send(wire.response_replaced(headers, removed, body, told))
@@ -300,7 +303,7 @@ class Relay:
             if body:
                 await self._peer.send(wire.response_body(body, end=False))
             raise StreamCut("the upstream fell silent")
-        told = final_metadata(self._exchange, finish)
+        told = final_metadata(self._exchange, finish, self._cost_of)
         orderly = head.streamed and finish.outcome in ("completed", "incomplete")
         if self._end is None and orderly:
             self._closing = True

@@ -229,9 +229,11 @@ async def _serve_exchange(
         del body
         if options.always_drive or exchange.needs_drive:
             await peer.begin()
-            answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead)
+            answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, context.telemetry.cost)
         else:
-            answer = Relay(context.runner, peer, exchange, request, context.timeouts, options.end_seconds)
+            answer = Relay(
+                context.runner, peer, exchange, request, context.timeouts, options.end_seconds, context.telemetry.cost
+            )
         await answer.run()
     finally:
         try:

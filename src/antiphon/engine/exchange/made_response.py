@@ -43,6 +43,8 @@ from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, header_value
 
 _LARGE_END = 1 << 20
+# Of the most usual vocabularies, in English.
+_BYTES_PER_TOKEN = 4
 _NOT_OVER = Ending("in_progress")
 
 
@@ -103,6 +105,7 @@ class MadeResponse(TranslatedRequest):
 
     def _ask_model(self, translated: ChatTranslation) -> None:
         self._tools, self._sent = translated.tools, translated.sent
+        self._size_before = self.builder.size
         self.call("/chat/completions", translated.body, stream=self.streaming)
         if self._background:
             # Its client has its answer: from here on a failure is one of the response.
@@ -220,13 +223,22 @@ class MadeResponse(TranslatedRequest):
         if cancelled and cut is not None:
             ending = cut
         summary, self._summary = self._summary, None
-        used = summary.usage if summary is not None else self.builder.response.usage
-        if used is not None:
-            self.core.observer.call_used(Usage.of(used))
+        self._tell_usage(summary)
         if summary is not None:
             self._end_summary(summary, ending)
         elif ending.status != "completed" or cancelled or not self._goes_on():
             self._conclude(ending)
+
+    def _tell_usage(self, summary: SummaryTurn | None) -> None:
+        """What the call has taken. Upstreams count at the end, and some never do; whoever was not heard to the end, or
+        does not count, has worked all the same."""
+        used = summary.usage if summary is not None else self.builder.response.usage
+        if used is not None:
+            self.core.observer.call_used(Usage.of(used))
+        elif self.upstream_status == 200:
+            written = summary.builder.size if summary is not None else self.builder.size - self._size_before
+            asked, made = self.call_bytes // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
+            self.core.observer.call_used(Usage(asked, made, asked + made), estimated=True)
 
     # Compaction: a turn of its own, before the answer or instead of it
 

@@ -97,6 +97,8 @@ class ServedRequest:
         self.route = route or core.options.route
         self.upstream_status = 0
         """What the upstream has answered; 0 when it was Envoy that did."""
+        self.call_bytes = 0
+        """The size of the last call's body."""
         self.answered_by = ""
         """Which of several upstreams has answered the last call; empty where there is one alone."""
         self.reader = AnswerReader()
@@ -222,6 +224,7 @@ class ServedRequest:
         self.core.machine.go(State.CALLING)
         self.reader = AnswerReader()
         route = self.route
+        self.upstream_status, self.call_bytes = 0, len(body)
         operation = "native" if native else "responses"
         traced = self.core.observer.call_began(route.upstream, operation, self.model, body)
         headers = forwarded(self.head.headers, route, stream=stream, native=native, traced=traced)

@@ -37,8 +37,8 @@ class Observer(Protocol):
         """It is over; `fault` says why before its end. What was said first holds."""
         ...
 
-    def call_used(self, usage: Usage) -> None:
-        """What the call took, as the upstream counted it."""
+    def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
+        """What the call took, as the upstream counted it, or `estimated` from sizes where it did not say."""
         ...
 
     def compacted(self) -> None:
@@ -64,7 +64,7 @@ class Unobserved:
     def call_ended(self, fault: str = "") -> None:
         pass
 
-    def call_used(self, usage: Usage) -> None:
+    def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
         pass
 
     def compacted(self) -> None:

@@ -1,0 +1,86 @@
+"""What model calls took, and who keeps the sums.
+
+Lives here: the values and the ports. Not here: prices (`config/prices.py`), when sums are written
+(`engine/running/usage_book.py`), the SQL (`stores/usage.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from antiphon.engine.ports.actions import Usage
+
+By = Literal["day", "owner", "model", "upstream"]
+
+
+class Spent(Struct, frozen=True):
+    """One model call of an owner's. `estimated`: the upstream said nothing, and the numbers are made of sizes. `cost`
+    is in millionths of the prices' currency."""
+
+    owner: str
+    model: str
+    upstream: str
+    usage: Usage
+    estimated: bool = False
+    cost: int = 0
+
+
+class UsageSum(Struct):
+    """A sum of calls; what was estimated is beside what upstreams counted, `cost` is of both."""
+
+    day: str = ""
+    owner: str = ""
+    model: str = ""
+    upstream: str = ""
+    calls: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated_calls: int = 0
+    estimated_input_tokens: int = 0
+    estimated_output_tokens: int = 0
+    cost: int = 0
+
+    def add(self, spent: Spent) -> None:
+        """One call more."""
+        usage = spent.usage
+        self.cost += spent.cost
+        if spent.estimated:
+            self.estimated_calls += 1
+            self.estimated_input_tokens += usage.input_tokens
+            self.estimated_output_tokens += usage.output_tokens
+            return
+        self.calls += 1
+        self.input_tokens += usage.input_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.output_tokens += usage.output_tokens
+        self.reasoning_tokens += usage.reasoning_tokens
+
+
+class UsageLedger(Protocol):
+    """Who is told of every model call. Never waits, never fails."""
+
+    def note(self, spent: Spent) -> None:
+        """One call was made."""
+        ...
+
+
+class UsageStore(Protocol):
+    """Who keeps the sums."""
+
+    async def add(self, sums: Sequence[UsageSum]) -> None:
+        """Add these to what there is of the same day, owner, model and upstream, all or none. Raises `StoreError`."""
+        ...
+
+    async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
+        """The sums of these days (`YYYY-MM-DD`, both included; empty: all), in the order of `by`; what they are not
+        told apart by is empty. Raises `StoreError`."""
+        ...
+
+    async def forget(self, before: str) -> int:
+        """Delete the sums of all days before this one; how many rows. Raises `StoreError`."""
+        ...

@@ -1,0 +1,117 @@
+"""What model calls took, summed in memory and written once a second.
+
+Lives here: the `UsageLedger` of a process. Not here: the store (`engine/ports/usage.py`), prices.
+
+A write for each call would double what an unstored response costs, so sums are written together. Invariants: nobody
+waits for a note; a sum that could not be written is written later, never twice; at most `_MOST` different sums wait,
+and what finds no room is told in a line with its numbers. A process that is killed loses the last second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from antiphon.engine.ports.usage import Spent, UsageStore, UsageSum
+from antiphon.errors import StoreError
+
+_MOST = 20_000
+_log = structlog.get_logger(__name__)
+_Sums = dict[tuple[str, str, str, str], UsageSum]
+
+
+class UsageBook:
+    """One per process."""
+
+    def __init__(self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._clock = clock
+        self._waiting: _Sums = {}
+        self._noted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failing = False
+
+    @property
+    def waiting(self) -> int:
+        """How many sums are not written yet, but for those that are being written."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.get_running_loop().create_task(self._write_on())
+
+    def note(self, spent: Spent) -> None:
+        """See `UsageLedger`."""
+        day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+        self._add(UsageSum(day, spent.owner, spent.model, spent.upstream), spent)
+        self._noted.set()
+
+    async def aclose(self) -> None:
+        """Write what there is."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self.write()
+        if self._waiting:
+            _log.error("usage_not_written", sums=len(self._waiting))
+
+    async def write(self) -> bool:
+        """Write what waits now; False when that failed, and it waits on."""
+        taken, self._waiting = self._waiting, {}
+        if not taken:
+            return True
+        writing = asyncio.ensure_future(self._store.add(list(taken.values())))
+        try:
+            # A commit that has begun is seen to its end, or it would be written again.
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            try:
+                await writing
+            except StoreError as error:
+                if error.reason != "unknown":
+                    self._put_back(taken)
+            raise
+        except StoreError as error:
+            if error.reason != "unknown":
+                self._put_back(taken)
+            if not self._failing or error.reason == "unknown":
+                _log.warning("usage_not_written", cause=str(error), sums=len(taken), kept=error.reason != "unknown")
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    async def _write_on(self) -> None:
+        while True:
+            await self._noted.wait()
+            await asyncio.sleep(self._seconds)
+            self._noted.clear()
+            if not await self.write():
+                self._noted.set()
+
+    def _add(self, empty: UsageSum, spent: Spent) -> None:
+        key = (empty.day, empty.owner, empty.model, empty.upstream)
+        found = self._waiting.get(key)
+        if found is None:
+            if len(self._waiting) >= _MOST:
+                told = {"input_tokens": spent.usage.input_tokens, "output_tokens": spent.usage.output_tokens}
+                _log.error("usage_lost", model=spent.model, upstream=spent.upstream, **told)
+                return
+            found = self._waiting[key] = empty
+        found.add(spent)
+
+    def _put_back(self, taken: _Sums) -> None:
+        later, self._waiting = self._waiting, taken
+        for key, one in later.items():
+            found = taken.get(key)
+            if found is None:
+                taken[key] = one
+                continue
+            for name in UsageSum.__struct_fields__[4:]:
+                setattr(found, name, getattr(found, name) + getattr(one, name))

@@ -1,0 +1,95 @@
+"""What models cost, and how `antiphon admin usage` tells it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from antiphon.commands.usage import read_by, read_day, show
+from antiphon.config.prices import PriceSettings, price_of
+from antiphon.config.settings import Settings
+from antiphon.engine.ports.usage import UsageSum
+from antiphon.errors import ConfigError
+from antiphon.stores import open_stores
+
+_PRICE = PriceSettings(model="m*", input=3.0, output=15.0, cached_input=0.3)
+
+
+def test_cached_input_has_a_price_of_its_own() -> None:
+    assert _PRICE.cost(1_000_000, 400_000, 200_000) == round((0.6 * 3 + 0.4 * 0.3 + 0.2 * 15) * 1e6)
+    assert PriceSettings(model="m", input=3.0, output=15.0).cost(1000, 400, 10) == 3150
+
+
+def test_the_first_pattern_that_fits_counts() -> None:
+    find = price_of((_PRICE, PriceSettings(model="*", input=0, output=0)))
+    assert find("m1") is _PRICE and find("other") is not None and price_of((_PRICE,))("other") is None
+
+
+def test_prices_are_settings() -> None:
+    settings = Settings.model_validate({"prices": [{"model": "m", "input": 1, "output": 2}]})
+    assert settings.prices[0].cached_input is None
+
+
+async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int, str]:
+    stores = await open_stores(tmp_path, chain_items=10)
+    try:
+        if not await stores.usage.sums(()):
+            await stores.usage.add(
+                [
+                    UsageSum("2026-01-01", "o", "m", "u", 2, 30, 10, 4, 1, cost=1_500_000),
+                    UsageSum("2026-01-02", "p", "n", "u", 1, 5, 0, 6, 0, 1, 7, 8, cost=20),
+                ]
+            )
+        flags = {"by": "model", "since": "", "until": "", "json": False, "forget_before": None, "yes": False, **asked}
+        out = io.StringIO()
+        return await show(stores.usage, argparse.Namespace(**flags), owner, out), out.getvalue()
+    finally:
+        await stores.aclose()
+
+
+async def test_the_table(tmp_path: Path) -> None:
+    status, text = await _shown(tmp_path)
+    first, second, third, note = text.splitlines()
+    assert status == 0 and first.split()[:3] == ["model", "calls", "input_tokens"]
+    assert second.split() == ["m", "2", "30", "10", "4", "1", "0", "0", "0", "1.500000"]
+    assert third.split() == ["n", "1", "5", "0", "6", "0", "1", "7", "8", "0.000020"]
+    assert "estimated" in note
+    _, exact = await _shown(tmp_path, until="2026-01-01")
+    assert "estimated" not in exact
+
+
+async def test_json_lines(tmp_path: Path) -> None:
+    _, text = await _shown(tmp_path, owner="o", by="owner,day", json=True)
+    assert json.loads(text) == {
+        "day": "2026-01-01",
+        "owner": "o",
+        "calls": 2,
+        "input_tokens": 30,
+        "cached_tokens": 10,
+        "output_tokens": 4,
+        "reasoning_tokens": 1,
+        "estimated_calls": 0,
+        "estimated_input_tokens": 0,
+        "estimated_output_tokens": 0,
+        "cost": 1.5,
+    }
+
+
+async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:
+    assert await _shown(tmp_path, forget_before="2026-01-02") == (
+        1,
+        "Would delete the sums of all days before 2026-01-02. Say --yes to do it.\n",
+    )
+    assert await _shown(tmp_path, forget_before="2026-01-02", yes=True) == (0, "gone: 1 sums\n")
+
+
+def test_what_is_wrong_is_said() -> None:
+    assert read_by("owner, day") == ("owner", "day") and read_by("") == ()
+    with pytest.raises(ConfigError, match="--by hour: there is day, owner, model, upstream"):
+        read_by("hour")
+    with pytest.raises(ConfigError, match=r"--since 1\.2\.: write the day as YYYY-MM-DD"):
+        read_day("--since", "1.2.")
