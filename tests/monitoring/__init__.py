@@ -1,0 +1,1 @@
+"""The files of deployments/monitoring, read and tried out."""
