@@ -169,11 +169,12 @@ def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
     observed.end(exchange, "queued")
     for attempt in range(2):
         run = traced.telemetry.observe("background", "", "owner", None)
-        run.begin_job("r1", kept)
+        run.begin_job("r1", kept, attempt + 1)
         run.end(make_exchange(), "completed", attempt=attempt)
     request, job = traced.spans["POST /v1/responses"], traced.spans["process background response"]
     assert _parent(job) == _id(request) and job.kind.name == "CONSUMER"
     assert [link.context.span_id for link in job.links] == [_id(request)]
+    assert (job.attributes or {})["antiphon.attempt"] == 2
 
 
 def test_a_span_around_a_block_is_within_the_current_one() -> None:

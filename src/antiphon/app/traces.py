@@ -7,6 +7,8 @@ Lives here: whether there is one, and the error where its packages are missing. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 
 from antiphon import __version__
 from antiphon.config.processes import TracingSettings
@@ -34,6 +36,19 @@ async def close_tracer(tracer: Tracer | None) -> None:
     """Send what there is; a collector that does not answer keeps nobody from stopping."""
     if tracer is None:
         return
-    # Not a pool's thread: one that still waits for a collector must not be waited for at the end.
-    sending = asyncio.get_running_loop().run_in_executor(None, tracer.close, _CLOSE_SECONDS)
-    await asyncio.wait({sending}, timeout=_CLOSE_SECONDS)
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+
+    def close() -> None:
+        try:
+            tracer.close()
+        finally:
+            # Nobody waits any more where the loop is gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(closed.set)
+
+    # Not a pool's thread: one that still waits for a collector would be waited for at the process's end.
+    threading.Thread(target=close, name="close-tracer", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await closed.wait()

@@ -1,7 +1,8 @@
 """`antiphon doctor`: whether everything Antiphon needs is there, what the upstreams can do, and what to change.
 
 Lives here: the checks of this machine and these settings, and the report. Not here: asking a chat server
-(`upstream_probes.py`, `upstream_identity.py`), judging what it can do (`upstream_report.py`).
+(`upstream_probes.py`, `upstream_identity.py`), judging what it can do (`upstream_report.py`), asking a collector of
+traces (`collector_probe.py`).
 
 Invariant: exit status 0 means that nothing was found that would keep requests from being served; no secret is printed.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import key_problems
+from antiphon.commands.collector_probe import examine_collector
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_sidecar_files
@@ -54,6 +56,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
     for one in (_data_folder(settings), *_keys(settings), *_extensions(), *_sandbox(settings), *_envoy(settings)):
         take(one)
+    async for finding in examine_collector(settings.tracing):
+        take(finding)
     async for finding in examine(settings, arguments.model, key, images=arguments.images):
         take(finding)
     if arguments.json:

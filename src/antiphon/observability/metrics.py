@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
+from antiphon.observability import span_names
 from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
 from antiphon.observability.tracing import span
 
@@ -149,7 +150,9 @@ class Metrics(Collector):
         started = time.perf_counter()
         result = "ok"
         try:
-            with span(f"store {operation}", "client", db__system__name="sqlite", db__operation__name=operation):
+            with span(
+                f"{span_names.STORE} {operation}", "client", db__system__name="sqlite", db__operation__name=operation
+            ):
                 yield
         except asyncio.CancelledError:
             result = ""

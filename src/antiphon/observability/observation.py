@@ -77,10 +77,12 @@ class Observation:
         if headers is not None:
             self._continue_trace(headers)
 
-    def begin_job(self, request_id: str, headers: Headers) -> None:
-        """Which request it was that is run now, and the headers it left."""
+    def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
+        """Which request it was that is run now, the headers it left, and which run of it this is."""
         self.request_id = request_id
         self._continue_trace(headers)
+        if self._spans is not None:
+            self._spans.attempt(attempt)
 
     def _continue_trace(self, headers: Headers) -> None:
         tracer = self._telemetry.tracer

@@ -4,15 +4,18 @@ Lives here: everything that knows the SDK. Not here: when spans begin and end (`
 `tracing.span`), their names (`span_names.py`).
 
 Invariants: a request never waits for a collector: spans go through the SDK's bounded queue (what has no room is
-dropped) and its own thread; whether a trace is kept is decided once, where it begins, and by who sent `traceparent`
-where somebody did.
+dropped) and its own thread; a collector that fails is one line a minute; whether a trace is kept is decided once, where
+it begins, and by who sent `traceparent` where somebody did.
 """
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Mapping
 
+import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
@@ -45,6 +48,9 @@ _KINDS: Mapping[Kind, SpanKind] = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
+_log = structlog.get_logger(__name__)
+_ADVICE = "tracing.endpoint names the collector; requests are served all the same, and what finds no room is dropped"
+_QUIET_SECONDS = 60.0
 _EXPORT_SECONDS = 5.0
 _QUEUE = 4096
 _BATCH = 512
@@ -55,7 +61,7 @@ class OtelTracer:
     """One per process. `processor` is for tests: what gets the spans in place of the collector."""
 
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
-        self.content = settings.content
+        self._content = settings.content
         self._sample = settings.sample
         resource = Resource({"service.name": settings.service_name, "service.version": version})
         self._provider = TracerProvider(
@@ -63,6 +69,7 @@ class OtelTracer:
         )
         self._provider.add_span_processor(processor or _batched(_exporter(settings)))
         self._tracer = self._provider.get_tracer("antiphon", version)
+        _listen()
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """See `Tracer`."""
@@ -70,7 +77,7 @@ class OtelTracer:
         if found is None:
             if self._sample < 1.0 and random.random() >= self._sample:
                 return None
-            return OtelSpan(self._tracer, self._tracer.start_span(name, kind=_KINDS[kind]))
+            return OtelSpan(self._tracer, self._tracer.start_span(name, kind=_KINDS[kind]), content=self._content)
         trace_id, span_id, sampled = found
         if not sampled:
             return None
@@ -78,20 +85,21 @@ class OtelTracer:
         parent = SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(TraceFlags.SAMPLED), state)
         context = set_span_in_context(NonRecordingSpan(parent))
         links = [Link(parent)] if linked else []
-        return OtelSpan(self._tracer, self._tracer.start_span(name, context, _KINDS[kind], links=links))
+        span = self._tracer.start_span(name, context, _KINDS[kind], links=links)
+        return OtelSpan(self._tracer, span, content=self._content)
 
-    def close(self, seconds: float) -> None:
+    def close(self) -> None:
         """See `Tracer`."""
-        self._provider.force_flush(int(seconds * 1000))
         self._provider.shutdown()
 
 
 class OtelSpan:
     """One span of the SDK's."""
 
-    __slots__ = ("_ended", "_span", "_tracer")
+    __slots__ = ("_ended", "_span", "_tracer", "content")
 
-    def __init__(self, tracer: SdkTracer, span: SdkSpan) -> None:
+    def __init__(self, tracer: SdkTracer, span: SdkSpan, *, content: bool) -> None:
+        self.content = content
         self._tracer = tracer
         self._span = span
         self._ended = False
@@ -102,9 +110,8 @@ class OtelSpan:
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
         context = set_span_in_context(self._span)
-        return OtelSpan(
-            self._tracer, self._tracer.start_span(name, context, _KINDS[kind], dict(attributes) if attributes else None)
-        )
+        span = self._tracer.start_span(name, context, _KINDS[kind], dict(attributes) if attributes else None)
+        return OtelSpan(self._tracer, span, content=self.content)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
         self._span.set_attributes(dict(attributes))
@@ -123,6 +130,25 @@ class OtelSpan:
             self._span.set_attribute(names.ERROR, error)
             self._span.set_status(Status(StatusCode.ERROR, error))
         self._span.end(at or None)
+
+
+class _Complaints(logging.Handler):
+    """What the SDK says while spans do not get out: one line a minute is enough."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._quiet_until = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            _log.warning("traces_not_sent", cause=record.getMessage(), advice=_ADVICE)
+
+
+def _listen() -> None:
+    library = logging.getLogger("opentelemetry")
+    library.handlers, library.propagate = [_Complaints()], False
 
 
 def _exporter(settings: TracingSettings) -> SpanExporter:

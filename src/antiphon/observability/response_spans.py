@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from antiphon.engine.exchange.failure import Failure
@@ -19,13 +20,21 @@ from antiphon.observability import span_names as names
 from antiphon.observability.tracing import Span, Tracer, Value, set_current
 from antiphon.types.transport import Headers
 
+_Begun = tuple[str, names.Kind, Mapping[str, Value]]
+_REQUEST: _Begun = (names.REQUEST, "server", {names.METHOD: "POST", names.ROUTE: "/v1/responses"})
+_SPANS: Mapping[str, _Begun] = {
+    "background": (names.JOB, "consumer", {}),
+    "websocket": (names.TURN, "server", {names.ROUTE: "/v1/responses"}),
+}
+"""What is begun, by the door."""
+
 
 class ResponseSpans:
     """Of a response that is traced. While it lives, its request's span is the current one of its task."""
 
-    def __init__(self, span: Span, *, content: bool) -> None:
+    def __init__(self, span: Span) -> None:
         self._span = span
-        self._content = content
+        self._content = span.content
         self._call: Span | None = None
         self._call_ended_at = 0
         self._call_error = ""
@@ -34,10 +43,16 @@ class ResponseSpans:
     @classmethod
     def begin(cls, tracer: Tracer, door: str, headers: Headers) -> ResponseSpans | None:
         """Begin; None when it is not sampled."""
-        of_job = door == "background"
-        kind: names.Kind = "consumer" if of_job else "server"
-        span = tracer.begin(names.JOB if of_job else names.REQUEST, kind, headers, linked=of_job)
-        return None if span is None else cls(span, content=tracer.content)
+        name, kind, said = _SPANS.get(door, _REQUEST)
+        span = tracer.begin(name, kind, headers, linked=kind == "consumer")
+        if span is None:
+            return None
+        span.set(said)
+        return cls(span)
+
+    def attempt(self, number: int) -> None:
+        """Which run of a job it is."""
+        self._span.set({names.ATTEMPT: number})
 
     @property
     def trace_id(self) -> str:

@@ -29,6 +29,11 @@ class Span(Protocol):
     """One thing that takes its time. `error` names what went wrong, by its kind."""
 
     @property
+    def content(self) -> bool:
+        """Whether what is asked and answered may stand in it."""
+        ...
+
+    @property
     def trace_id(self) -> str: ...
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
@@ -51,16 +56,13 @@ class Span(Protocol):
 class Tracer(Protocol):
     """Who keeps the traces of one process."""
 
-    content: bool
-    """Whether what is asked and answered may stand in them."""
-
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
         headers are those of who left the work, not of who waits for it."""
         ...
 
-    def close(self, seconds: float) -> None:
-        """Send what there is, at most so long; called in a thread."""
+    def close(self) -> None:
+        """Send what there is; called in a thread, since it takes as long as the collector does."""
         ...
 
 

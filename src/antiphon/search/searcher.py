@@ -67,6 +67,9 @@ class VectorStoreSearcher:
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[SearchHit]:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
+        if not queries:
+            # Whether the stores are there is no retrieval.
+            return await self._search(owner, vector_store_ids, queries, limit, filters, ranking)
         with span(names.RETRIEVAL, "client") as traced:
             if traced is not None:
                 traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})

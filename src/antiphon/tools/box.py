@@ -118,10 +118,13 @@ class Toolbox:
                 begun = True
                 with span(f"{names.EXECUTE_TOOL} {call.target.name}") as traced:
                     if traced is not None:
-                        traced.set(_about(call))
+                        traced.set(_about(call) | ({names.TOOL_ARGUMENTS: call.arguments} if traced.content else {}))
                     result = await self._tools[call.tool.type].run(call)
-                    if traced is not None and result.failed:
-                        traced.end("tool_failed")
+                    if traced is not None:
+                        if traced.content:
+                            traced.set({names.TOOL_RESULT: result.output})
+                        if result.failed:
+                            traced.end("tool_failed")
             outcome = "failed" if result.failed else "ok"
         except asyncio.CancelledError:
             outcome = "cancelled"

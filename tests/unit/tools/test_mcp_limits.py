@@ -219,7 +219,7 @@ class _Session:
         at = int(params["cursor"]) if params else 0
         return ListToolsResult(tools=self.pages[at], next_cursor=str(at + 1) if at + 1 < len(self.pages) else None)
 
-    async def call_tool(self, name: str, arguments: Any) -> Any:
+    async def call_tool(self, name: str, arguments: Any, meta: Any = None) -> Any:
         self.asked.append((name, arguments))
         if isinstance(self.result, Exception):
             raise self.result

@@ -1,0 +1,127 @@
+"""A collector for tests: takes spans by OTLP over HTTP, and shows them as trees.
+
+Lives here: receiving, decoding, and the shape of a trace. Not here: what a trace must look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
+
+from tests.support.waiting import until
+
+
+@dataclass(frozen=True)
+class ReceivedSpan:
+    """One span as it came. `error` is `error.type`, or the status's message, of one that failed."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    kind: str
+    attributes: dict[str, Any]
+    links: tuple[str, ...]
+    """The spans it is linked to."""
+    service: str
+    failed: bool
+    start: int
+    end: int
+
+
+@dataclass
+class OtlpReceiver:
+    """Answers every export with `status`, once `gate` is open."""
+
+    status: int = 200
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    spans: list[ReceivedSpan] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    async def __aenter__(self) -> Self:
+        self.gate.set()
+        self._runner = web.ServerRunner(web.Server(self._take))
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.gate.set()
+        await self._runner.cleanup()
+
+    @property
+    def exports(self) -> int:
+        """How often spans were brought."""
+        return len(self.headers)
+
+    def named(self, name: str) -> list[ReceivedSpan]:
+        """The spans with this name, in the order of their beginnings."""
+        return sorted((span for span in self.spans if span.name == name), key=lambda span: span.start)
+
+    async def has(self, name: str, count: int = 1) -> list[ReceivedSpan]:
+        """Wait until so many spans with this name are there."""
+        await until(lambda: len(self.named(name)) >= count)
+        return self.named(name)
+
+    def tree(self, root: ReceivedSpan) -> Any:
+        """A span's name, or its name and the trees of what is in it, in the order of their beginnings."""
+        inside = sorted((span for span in self.spans if span.parent_id == root.span_id), key=lambda span: span.start)
+        return (root.name, [self.tree(span) for span in inside]) if inside else root.name
+
+    async def _take(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.path == "/v1/traces" and request.content_type == "application/x-protobuf", request.path
+        body = await request.read()
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        await self.gate.wait()
+        if self.status != 200:
+            return web.Response(status=self.status)
+        if request.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = _attributes(resource.resource.attributes).get("service.name", "")
+            self.spans += [_span(span, service) for scope in resource.scope_spans for span in scope.spans]
+        answer = ExportTraceServiceResponse().SerializeToString()
+        return web.Response(body=answer, content_type="application/x-protobuf")
+
+
+def _span(span: OtlpSpan, service: str) -> ReceivedSpan:
+    return ReceivedSpan(
+        span.name,
+        span.trace_id.hex(),
+        span.span_id.hex(),
+        span.parent_span_id.hex(),
+        OtlpSpan.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
+        _attributes(span.attributes),
+        tuple(link.span_id.hex() for link in span.links),
+        service,
+        span.status.code == 2,
+        span.start_time_unix_nano,
+        span.end_time_unix_nano,
+    )
+
+
+def _attributes(pairs: Any) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs if isinstance(pair, KeyValue)}
+
+
+def _value(value: AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(one) for one in value.array_value.values]
+    return getattr(value, kind) if kind is not None else None
