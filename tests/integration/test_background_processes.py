@@ -251,17 +251,17 @@ async def test_a_client_that_leaves_while_its_response_is_queued(
     many: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is queued all the same, and its conversation is its job's: nobody holds it for nothing."""
+    enqueue, begun, gate = SqliteJobStore.enqueue, asyncio.Event(), asyncio.Event()
+
+    async def slow(store: SqliteJobStore, *given: Any, **named: Any) -> None:
+        begun.set()
+        await gate.wait()
+        await enqueue(store, *given, **named)
+
+    monkeypatch.setattr(SqliteJobStore, "enqueue", slow)
     one = await many.start(workers=0)
     async with one.session.post(f"{one.url}/conversations", json={}) as got:
         conversation = (await got.json())["id"]
-    enqueue, begun, gate = one.app.stores.background.enqueue, asyncio.Event(), asyncio.Event()
-
-    async def slow(*given: Any, **named: Any) -> None:
-        begun.set()
-        await gate.wait()
-        await enqueue(*given, **named)
-
-    monkeypatch.setattr(SqliteJobStore, "enqueue", lambda _, *given, **named: slow(*given, **named))
     asked = asyncio.ensure_future(one.create(conversation=conversation))
     await begun.wait()
     asked.cancel()
