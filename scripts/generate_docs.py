@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 # What reads the table of routes is used by tests as well.
 sys.path.insert(0, str(ROOT))
 
+from tests.drift.client_table import KEPT  # noqa: E402
 from tests.schemas import api_differences, api_page  # noqa: E402
 from tests.support.whole_api import whole_document  # noqa: E402
 
@@ -143,6 +144,15 @@ _DIFFERENCES = """
   tools, `prompt_cache_breakpoint`, a file's `detail` and unknown keys are tolerated and not named.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """
+_CLIENTS = """
+## Clients
+
+`scripts/clients` runs real clients through Envoy, in relay and in drive, in front of a chat server that refuses what
+the strictest would. A scenario went well when the client saw what it should and the chat server refused nothing. This
+table is of the last `scripts/drift --clients --keep`: the versions that the tests pin, and the newest that could be
+installed together that day.
+
+"""
 
 
 def compatibility() -> str:
@@ -156,7 +166,7 @@ def compatibility() -> str:
             shown = name if " " in name else f"`{name.removeprefix('include:')}`"
             lines.append(f"| {shown} | {' | '.join(cells)} | {how} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES
+    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text()
 
 
 def _cells(name: str) -> tuple[list[str], str]:
