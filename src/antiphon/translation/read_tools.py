@@ -118,8 +118,7 @@ def read_tools(
                     f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", param=place, code="invalid_value"
                 )
             names.add(name)
-            if tolerance is not None:
-                left_out += _unused(place, tool, (), tolerance)
+            left_out += _unused(place, tool, (), tolerance)
             if not may_be_called(tool):
                 left_out.append(f"{place}.allowed_callers")
             elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
@@ -135,8 +134,7 @@ def read_tools(
             continue
         members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
         name = _check(place, tool, members)
-        if tolerance is not None:
-            left_out += _unused(place, tool, members, tolerance)
+        left_out += _unused(place, tool, members, tolerance)
         if tool.type == "namespace":
             count += len(members)
             if count > limit:
@@ -218,11 +216,13 @@ _INSIDE = {
 """What the objects in a declaration hold."""
 
 
-def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance) -> list[str]:
-    """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
+def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance | None) -> list[str]:
+    """The members of a declaration that are known and have no effect; those that nobody knows are left out.
+
+    None of a tool of another package, which alone knows, and without a `tolerance`: they were named before.
+    """
     known = TOOL_MEMBERS.get(tool.type)
-    if known is None:
-        # A tool of another package: it alone knows.
+    if known is None or tolerance is None:
         return []
     no_effect = _NO_EFFECT
     if tool.type == "tool_search":
