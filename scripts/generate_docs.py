@@ -93,8 +93,9 @@ _DIFFERENCES = """
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
   functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
   most, or all that a namespace has when the query names it. An `allowed_tools` that names the search lets it find those
-  deferred tools that it names too, or all where it names none. The tools of an MCP server are always shown. A call of a
-  deferred function has the namespace it was declared in, or none.
+  deferred tools that it names too, or all where it names none. A tool of an MCP server with
+  `defer_loading` is found as an `mcp` entry with its `server_label` and `allowed_tools`; `mcp_list_tools` stands at the
+  beginning of the response as ever. A call of a deferred function has the namespace it was declared in, or none.
 - `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
   `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
   `ref_id` is its address. What fails, and what does not exist here (images, weather, prices, sports, screenshots), is
