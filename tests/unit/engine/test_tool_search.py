@@ -261,6 +261,17 @@ async def test_a_search_that_was_not_to_run_any_more_is_shown_with_what_it_was_t
     assert json.loads(continued.calls[0].request.body)["messages"][: len(before)] == before
 
 
+async def test_a_conversation_goes_on_behind_a_search_that_was_cut() -> None:
+    call = {"type": "tool_search_call", "id": "t", "status": "incomplete", "execution": "server", "arguments": {}}
+    outcome = await talk("Hi.", input=[{"role": "user", "content": "Rate?"}, call, {"role": "user", "content": "So?"}])
+    roles = [message["role"] for message in json.loads(outcome.calls[0].request.body)["messages"]]
+    assert roles == ["user", "assistant", "tool", "user"] and told(outcome, 0) == ["The search was broken off."]
+    # A search of the client's is waited for.
+    waiting = {**call, "call_id": "t", "execution": "client"}
+    refused = await talk("Hi.", input=[{"role": "user", "content": "Rate?"}, waiting], stream=False)
+    assert "No tool output found for function call t" in refused.json["error"]["message"]
+
+
 async def test_a_call_of_the_clients_beside_a_search_ends_the_response() -> None:
     outcome = await talk([*search(), ("now", "{}")])
     kinds = [item["type"] for item in final(outcome, True)["output"]]
