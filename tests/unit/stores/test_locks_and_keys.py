@@ -12,15 +12,11 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores import lease_clock
-from antiphon.stores.backup import KeyName
 from antiphon.stores.idempotency import SqliteIdempotency
 from antiphon.stores.migrate import Migration, migrate
 from antiphon.stores.sqlite_database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite_writer import RowsMissing, Statement
 from tests.contracts.store_contract import ALICE
-
-KEYS: dict[KeyName, tuple[bytes, ...]] = {}
-
 
 # Waiting for a lock
 
