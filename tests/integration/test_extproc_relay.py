@@ -430,6 +430,27 @@ async def test_a_compressed_answer_is_read(tmp_path: Path, streamed: bool) -> No
         assert b'"status":"completed"' in client.body
 
 
+async def test_a_compressed_answer_that_stops_in_the_middle_is_no_success(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+        await stream.upstream(200, (*JSON, ("content-encoding", "gzip")), gzip.compress(_COMPLETION)[:-6])
+        client = await stream.complete()
+        assert client.status == 502 and json.loads(client.body)["error"]["type"] == "server_error"
+
+
+async def test_a_large_request_is_forwarded_in_parts_and_ends_once(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        text = "x" * 900_000
+        await stream.request(json.dumps({"model": "demo-model", "input": text}).encode())
+        forwarded = await stream.forwarded()
+        assert json.loads(forwarded.body)["messages"][0]["content"] == text and forwarded.parts > 1
+        await stream.upstream(200, JSON, _COMPLETION)
+        assert (await stream.complete()).status == 200
+
+
 async def test_an_answer_in_an_unknown_coding_is_a_502(tmp_path: Path) -> None:
     async with open_door(tmp_path) as opened:
         stream = opened.stream()

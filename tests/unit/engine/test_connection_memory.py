@@ -106,12 +106,20 @@ def test_a_response_as_large_as_all_there_may_be_is_kept(store: MemoryResponseSt
     assert ("a" in memory) is kept
 
 
+@pytest.mark.parametrize("shared", [None, SocketMemory(1000)], ids=["alone", "beside others"])
 @pytest.mark.parametrize(("limit", "left"), [(200, ["a", "b"]), (199, ["b"])])
-def test_two_that_fit_exactly_are_kept(store: MemoryResponseStore, limit: int, left: list[str]) -> None:
-    memory = ConnectionMemory(store, max_bytes=limit)
+def test_two_that_fit_exactly_are_kept(
+    store: MemoryResponseStore, limit: int, left: list[str], shared: SocketMemory | None
+) -> None:
+    memory = ConnectionMemory(store, max_bytes=limit, shared=shared)
     for name in ("a", "b"):
         memory.keep(_record(name, text="x" * 99))
     assert [name for name in ("a", "b") if name in memory] == left
+    # What went makes room again.
+    memory.forget("b")
+    memory.keep(_record("c", text="x" * 99))
+    assert "c" in memory and ("a" in memory) is ("a" in left)
+    memory.shed()
 
 
 def test_a_turn_of_a_conversation_is_not_remembered(store: MemoryResponseStore) -> None:
@@ -142,6 +150,15 @@ async def test_the_connection_that_is_idle_for_longest_forgets_first(store: Memo
     # One that is at work now forgets nothing for it as long as another can.
     three.keep(_record("e", text="x" * 99))
     assert shared.used == 300 and "a" not in one and all(name in three for name in "cde")
+
+
+def test_to_keep_something_is_to_be_at_work(store: MemoryResponseStore) -> None:
+    shared = SocketMemory(300)
+    one, two = (ConnectionMemory(store, max_bytes=300, shared=shared) for _ in range(2))
+    one.keep(_record("a", text="x" * 49))
+    two.keep(_record("b", text="x" * 49))
+    one.keep(_record("c", text="x" * 49))
+    assert shared.take(200) and "b" not in two and "a" in one and "c" in one
 
 
 @pytest.mark.parametrize("leaves", [True, False])
