@@ -514,6 +514,8 @@ async def test_a_choice_bounds_what_is_found_of_servers(named: dict[str, Any], h
     )
     everything = {"dice__roll", "dice__toss", "get_exchange_rate"}
     assert set(shown(outcome, 1)) - {"tool_search", "now"} == everything - hidden
+    # What may not be called is not told of either.
+    assert {name for name in everything if name in told(outcome, 1)[0]} == everything - hidden
 
 
 async def test_a_choice_of_a_servers_tool_shows_it() -> None:
