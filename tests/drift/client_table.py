@@ -61,8 +61,10 @@ def run(root: Path, *, keep: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as results:
         for folder, flags in ((".clients", []), (".clients-newest", ["--newest"])):
             told = Path(results) / f"{folder}.json"
-            subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
-            # Without the file nothing could be started; the scenarios that failed are in it.
+            ran = subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
+            if not told.is_file():
+                # Scenarios that failed are in it; without it nothing was installed, or nothing could be started.
+                return ran.returncode or 1
             runs.append(Run(versions_in(root / folder), json.loads(told.read_text())))
     made = table(*runs, day=datetime.date.today())
     print(made)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from tests.drift import client_table, codex, read_npm, read_python
 from tests.drift.found import Reading
 from tests.drift.report import KNOWN, lines_of, reasons_in, table, unused
 from tests.drift.rows import own_rows
+from tests.schemas.openai_client import FILE as COMPARED
 
 ROOT = Path(__file__).parents[2]
 _FROM_PYPI = ("openai-agents", "langchain-openai")
@@ -73,6 +75,9 @@ def watch(folder: Path) -> int:
     print(f"drift, {datetime.date.today()}\n\n| client | version | found | how sure |\n| --- | --- | ---: | --- |")
     for reading in readings:
         print(f"| {reading.client} | {reading.version} | {len(reading.found)} | {reading.sure} |")
+    newest, compared = readings[0].version, json.loads(COMPARED.read_text())["version"]
+    if newest != compared:
+        print(f"\ndocs/api-differences.md is about {compared}: `python -m tests.schemas.openai_client` writes it anew.")
     explained = [line for line in lines if line.why]
     unknown = [line for line in lines if not line.why]
     print(f"\nWithout a row, with a reason ({KNOWN.relative_to(ROOT)}): {len(explained)}\n\n{table(explained)}")
