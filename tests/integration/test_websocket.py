@@ -345,6 +345,7 @@ async def test_a_bug_of_ours_is_a_500_and_the_connection_stays(
         patched.setattr("antiphon.api.frames.EventFrames.feed", lambda *_: 1 / 0)
         got = await socket.error(**UNSTORED, input="hi")
     assert (got["status"], got["error"]["type"]) == (500, "server_error")
+    await until(lambda: door.metric("responses_total", door="websocket", outcome="error") == 1)
     assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
 
 

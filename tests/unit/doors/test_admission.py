@@ -85,3 +85,15 @@ async def test_what_is_in_flight_is_waited_for_so_long() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
     assert await waiting
+
+
+async def test_a_job_that_ends_while_the_process_leaves_is_given_back_only_where_that_is_so() -> None:
+    admission = _admission()
+    admission.close()
+    for gives_back, ended in ((False, {"background": 1}), (True, {"background": 1, "given_back": 1})):
+        place = Budget(1, "limits.concurrent_requests").hold("")
+        place.add(1)
+        if gives_back:
+            admission.gives_back = True
+        admission.end(place, "background")
+        assert dict(admission.ended) == ended

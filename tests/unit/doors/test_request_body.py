@@ -275,3 +275,26 @@ async def test_what_a_compressed_body_is_beyond_its_bytes_is_held_as_well() -> N
         body = WholeBody((("content-encoding", "gzip"),), hold, MOST)
         body.add(gzip.compress(data))
         assert await body.decoded() == data and hold.size == held
+
+
+@pytest.mark.parametrize("name", ["gzip", "two gzip members", "deflate", "bare deflate", "zstd", "two zstd frames"])
+async def test_a_body_may_be_as_large_as_the_limit_when_it_is_plain(name: str) -> None:
+    coding, encode = ENCODERS[name]
+    coded = encode(BODY)
+    assert await decode_body((coding,), coded, len(BODY)) == BODY
+    with pytest.raises(RequestTooLarge):
+        await decode_body((coding,), coded, len(BODY) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("zstd", 0), ("zstd streamed", 0), ("two zstd frames", len(zstd(BODY[:7]))), ("zstd after a skippable frame", 11)],
+)
+async def test_a_frame_that_is_cut_anywhere_is_not_valid(name: str, whole: int) -> None:
+    """`whole`: where the first of two frames ends."""
+    coding, encode = ENCODERS[name]
+    coded = encode(BODY)
+    for at in range(1, len(coded)):
+        if at != whole:
+            with pytest.raises(InvalidRequest, match="not valid zstd: it "):
+                await decode_body((coding,), coded[:at], MOST)

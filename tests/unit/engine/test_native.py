@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
-from antiphon.engine.exchange.native_answer import NativeAnswer
+from antiphon.engine.exchange.native_answer import NativeAnswer, refuse_references
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     Action,
@@ -20,7 +20,7 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, limits, make_exchange
@@ -346,3 +346,15 @@ def test_an_answer_that_has_no_body_has_no_length(status: int) -> None:
 def test_an_answer_may_be_as_large_as_the_limit(headers: Headers) -> None:
     answer = NativeAnswer([], 200, headers, 10)
     assert not answer.receive(b"x" * 9) and not answer.receive(b"x") and answer.receive(b"x")
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"", b'{"input":"a fil_id"}'])
+def test_what_names_nothing_is_not_even_read(body: bytes) -> None:
+    refuse_references(body)
+
+
+@pytest.mark.parametrize("body", [b'{"file_id": no JSON', b'{"\\u0066ile_id": no JSON'])
+def test_what_may_name_something_has_to_be_json(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        refuse_references(body)
+    assert refused.value.code == "invalid_json"
