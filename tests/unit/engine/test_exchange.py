@@ -661,3 +661,11 @@ def test_what_the_answer_of_a_tool_turn_holds_is_sent_before_the_tools_run() -> 
     actions = exchange.actions()
     sent = b"".join(action.data for action in actions if isinstance(action, SendBody))
     assert b"response.file_search_call.in_progress" in sent and isinstance(actions[-1], RunTools)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_last_event_counts_without_an_empty_line_behind_it(stream: bool) -> None:
+    last = _END.partition(b"\n\n")[0]
+    outcome = run({"model": "m", "input": "hi", "stream": stream}, [_CHUNK, last])
+    final = parse_sse(outcome.body)[-1]["response"] if stream else outcome.json
+    assert final["status"] == "completed" and final["output"][0]["content"][0]["text"] == "Hi"
