@@ -6,6 +6,7 @@ Servers are played; real ones are in `tests/integration/test_mcp.py`.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -187,6 +188,24 @@ async def test_one_that_cannot_be_opened_says_why_to_all_that_wait(played: Playe
     found = await asyncio.gather(*both, return_exceptions=True)
     assert [str(one) for one in found] == ["it may not be reached."] * 2 and played.left == 1
     await made.aclose()
+
+
+async def test_a_failure_that_nobody_waits_for_is_no_noise(played: Played) -> None:
+    made = _made()
+    played.ready.clear()
+    played.fails = OSError("gone")
+    noise: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context["message"]))
+    waiting = asyncio.create_task(_use(made, "a"))
+    await _settled()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    played.ready.set()
+    await _settled()
+    await made.aclose()
+    del made, waiting
+    gc.collect()
+    assert noise == [] and played.left == 1
 
 
 @pytest.mark.parametrize(

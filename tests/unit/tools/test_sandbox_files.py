@@ -263,6 +263,20 @@ def test_what_cannot_be_deleted_is_no_endless_work(tmp_path: Path, monkeypatch: 
         patched.setattr(os, "rmdir", _refuses)
         disk.clear(tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
+    # What can be goes all the same, whatever comes before it.
+    listdir, unlink = os.listdir, os.unlink
+
+    def refuses_one(name: str, *, dir_fd: int) -> None:
+        if name == "a":
+            raise PermissionError(name)
+        unlink(name, dir_fd=dir_fd)
+
+    _tree(tmp_path, "b/c", "d")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", lambda folder: sorted(listdir(folder)))
+        patched.setattr(os, "unlink", refuses_one)
+        disk.clear(tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_folders_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
