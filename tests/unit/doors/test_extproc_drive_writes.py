@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.doors.extproc import immediate_response, wire
+from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import SHARE, Ahead
 from antiphon.doors.extproc.immediate_response import Drive
 from antiphon.doors.extproc.peer import Peer, StreamCut, head_metadata
@@ -50,7 +50,7 @@ class Setup:
         self.actions: list[ClientAction] = []
         ahead = Ahead(limits, lambda: self.now)
         self.drive = Drive(cast(Any, self), Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead)
-        monkeypatch.setattr(immediate_response.asyncio, "sleep", self._sleep)
+        monkeypatch.setattr("antiphon.doors.extproc.immediate_response.asyncio.sleep", self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
