@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     CallUpstream,
@@ -392,3 +393,28 @@ async def test_the_same_runner_over_another_history_reads_and_writes_there(
         assert heads == ([status] if status else [])
     another: Any = object()
     assert view.upstream is runner.upstream and runner.over(other, another).upstream is another
+
+
+class _Queue:
+    """Background responses that are queued and followed, and never run."""
+
+    def __init__(self) -> None:
+        self.followers = self
+
+    async def enqueue(self, *_: object) -> None: ...
+
+    async def follow(self, owner: str, response_id: str) -> AsyncIterator[bytes]:
+        yield b"an event"
+
+
+async def test_who_follows_a_queued_response_holds_nothing_of_its_request(store: MemoryResponseStore) -> None:
+    queue: Any = _Queue()
+    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue)
+    budget = Budget(100, "limits.bytes_in_flight")
+    exchange = make_exchange(background=True)
+    exchange.hold = budget.hold("me")
+    exchange.hold.add(50)
+    body = b'{"model":"m","input":"hi","background":true,"stream":true}'
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "me"), body)
+    held = [(action.data, budget.used) async for action in runner.settle(exchange) if isinstance(action, SendBody)]
+    assert held[-1] == (b"an event", 0) and exchange.done
