@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 # What reads the table of routes is used by tests as well.
 sys.path.insert(0, str(ROOT))
 
+from tests.drift.client_table import KEPT  # noqa: E402
 from tests.schemas import api_differences, api_page  # noqa: E402
 from tests.support.whole_api import whole_document  # noqa: E402
 
@@ -94,8 +95,9 @@ _DIFFERENCES = """
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
   functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
   most, or all that a namespace has when the query names it. An `allowed_tools` that names the search lets it find those
-  deferred tools that it names too, or all where it names none. The tools of an MCP server are always shown. A call of a
-  deferred function has the namespace it was declared in, or none.
+  deferred tools that it names too, or all where it names none. A tool of an MCP server with
+  `defer_loading` is found as an `mcp` entry with its `server_label` and `allowed_tools`; `mcp_list_tools` stands at the
+  beginning of the response as ever. A call of a deferred function has the namespace it was declared in, or none.
 - `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
   `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
   `ref_id` is its address. What fails, and what does not exist here (images, weather, prices, sports, screenshots), is
@@ -145,6 +147,15 @@ _DIFFERENCES = """
   tools, `prompt_cache_breakpoint`, a file's `detail` and unknown keys are tolerated and not named.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """
+_CLIENTS = """
+## Clients
+
+`scripts/clients` runs real clients through Envoy, in relay and in drive, in front of a chat server that refuses what
+the strictest would. A scenario went well when the client saw what it should and the chat server refused nothing. This
+table is of the last `scripts/drift --clients --keep`: the versions that the tests pin, and the newest that could be
+installed together that day.
+
+"""
 
 
 def compatibility() -> str:
@@ -158,7 +169,7 @@ def compatibility() -> str:
             shown = name if " " in name else f"`{name.removeprefix('include:')}`"
             lines.append(f"| {shown} | {' | '.join(cells)} | {how} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES
+    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text()
 
 
 def _cells(name: str) -> tuple[list[str], str]:
@@ -198,7 +209,8 @@ in the source, with the recording of real traffic or the documentation that show
 3. with `auto`, the one whose host names fit `upstream.url`;
 4. with `auto`, the one that the server names itself by: its list of models is asked for once it can be reached
    (llama.cpp, vLLM, SGLang, Ollama, LM Studio);
-5. `generic`, which survives every server that was recorded.
+5. `generic`, which survives every server that was recorded. A warning `upstream_unidentified` says so, at the
+   latest after half a minute.
 
 Single flags can be set over it: `upstream.profile_flags`, `models[].profile_flags`, for example
 `{named_tool_choice: required}`; they hold for every model of the rule. The names are those of the table below and of

@@ -71,6 +71,24 @@ async def sub_agents_over_sockets(codex: Codex) -> None:
     await _agents_at_work(codex, model="gpt-5.6-sol", provider="socket")
 
 
+async def sub_agents_of_other_models(codex: Codex) -> None:
+    """Models that Codex does not know have tools of an older kind, with agents by number and messages of users."""
+    wait = "while [ ! -e child.txt ]; do read -t 0.05 <> <(:); done"
+    codex.script(
+        {"when": "delegate it", "calls": [call("multi_agent_v1__spawn_agent", {"message": "Count the files."})]},
+        {"when": "Count the files.", "calls": [call("exec_command", {"cmd": "echo two > child.txt"}, 2)]},
+        {
+            "when": "agent_id",
+            "calls": [call("exec_command", {"cmd": f"timeout 30 bash -c '{wait}'; cat child.txt"}, 3)],
+        },
+    )
+    await codex.turn("delegate it")
+    assert "multi_agent_v1__spawn_agent" in tool_names(codex.chats[0])
+    [ran] = codex.items("command_execution")
+    assert (ran["exit_code"], ran["aggregated_output"]) == (0, "two\n"), codex.output
+    assert codex.kinds()[-1] == "turn.completed", codex.output
+
+
 async def _begun_elsewhere(codex: Codex, *items: dict[str, Any]) -> None:
     """A thread whose earlier turns another server compacted into these items."""
     codex.script()
@@ -162,6 +180,7 @@ async def everything_at_once(codex: Codex) -> None:
 Scenario = Callable[[Codex], Awaitable[None]]
 THREADS: tuple[Scenario, ...] = (
     sub_agents,
+    sub_agents_of_other_models,
     sub_agents_over_sockets,
     compacted_elsewhere,
     sealed_elsewhere,

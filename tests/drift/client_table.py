@@ -2,21 +2,25 @@
 
 Lives here: which package each set of scenarios is about, versions as they are installed, the table. Not here: the
 scenarios, installing (`scripts/clients`).
+
+The newest versions are those that can be installed together: where one wants what no index has, it is an earlier one.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 
 from tests.drift.read_npm import version_of
+from tests.drift.read_python import installed
+
+KEPT = Path(__file__).parent / "clients.md"
+"""The table of the last run that was kept; `scripts/docs` puts it into docs/compatibility.md."""
 
 PACKAGES: dict[str, tuple[str, str]] = {
     "openai_py": ("py", "openai"),
@@ -51,16 +55,21 @@ class Run:
         return f"{count['passed']} of {count['passed'] + count['failed']}" if count is not None else ""
 
 
-def run(root: Path) -> int:
-    """Run both and print the table; 1 when something failed with the newest versions."""
+def run(root: Path, *, keep: bool) -> int:
+    """Run both and print the table, and keep it; 1 when something failed with the newest versions."""
     runs = []
-    with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as made:
+    with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as results:
         for folder, flags in ((".clients", []), (".clients-newest", ["--newest"])):
-            told = Path(made) / f"{folder}.json"
-            subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
-            # Without the file nothing could be started; the scenarios that failed are in it.
+            told = Path(results) / f"{folder}.json"
+            ran = subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
+            if not told.is_file():
+                # Scenarios that failed are in it; without it nothing was installed, or nothing could be started.
+                return ran.returncode or 1
             runs.append(Run(versions_in(root / folder), json.loads(told.read_text())))
-    print(table(*runs, day=datetime.date.today()))
+    made = table(*runs, day=datetime.date.today())
+    print(made)
+    if keep:
+        KEPT.write_text(made + "\n")
     return 1 if any(count["failed"] or not count["passed"] for count in runs[1].counts.values()) else 0
 
 
@@ -72,10 +81,7 @@ def versions_in(folder: Path) -> dict[str, str]:
             found[name] = version_of(folder / "node_modules" / package)
         else:
             site = next((folder / where / "lib").glob("python*/site-packages"))
-            versions = {
-                re.sub(r"[-_.]+", "-", one.metadata["Name"]): one.version for one in distributions(path=[str(site)])
-            }
-            found[name] = versions[package]
+            found[name] = installed(site)[package]
     return found
 
 

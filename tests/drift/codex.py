@@ -3,15 +3,17 @@
 Lives here: both readings. Not here: Codex against Antiphon (`tests/clients`).
 
 Items and content parts: sure. Codex writes the schema of its app server's protocol, in which an item is what it keeps
-and sends again. Fields, tools, values of `include` and routes: those of one plain turn, by HTTP, of a model that Codex
-does not know. What it sends with other settings, over a WebSocket, to OpenAI's models or in sub-agents is not seen.
-Events that it reads are not found at all: its program is compiled, and its words cannot be told apart in there.
+and sends again. Fields, tools, values of `include` and routes: those of plain turns by HTTP, one for each model of the
+catalogue that is built into it, and one of a model that it does not know, with a schema for the answer. What it sends
+with other settings, over a WebSocket or in sub-agents is not seen. Events that it reads are not found at all: its
+program is compiled, and its words cannot be told apart in there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -26,41 +28,59 @@ from tests.schemas.shapes import shape_of
 _SCHEMAS = "codex_app_server_protocol.schemas.json"
 _ITEM = "ResponseItem"
 _SECONDS = 120
+_FLAGS = ("--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and-sandbox")
 
 
-def read_codex(program: Path, version: str, folder: Path, path: str) -> Reading:
-    """Codex's program, which may write into a folder; `path` is where programs are found."""
-    reading = Reading("@openai/codex", version, "items and parts by its own schema: sure; the rest by one turn")
+def read_codex(program: Path, compiled: Path | None, version: str, folder: Path, path: str) -> Reading:
+    """Codex's command, which may write into a folder, and the compiled program behind it; `path` is where programs are
+    found."""
+    models = models_in(compiled.read_bytes()) if compiled is not None else []
+    sure = f"items and parts by its own schema: sure; the rest by a turn of {len(models) + 1} models"
+    reading = Reading("@openai/codex", version, sure)
     home = folder / "codex-home"
-    home.mkdir(parents=True, exist_ok=True)
+    (home / ".codex").mkdir(parents=True, exist_ok=True)
     environ = {"PATH": path, "HOME": str(home), "DRIFT_KEY": "k"}
     written = folder / "codex-schema"
     command = [str(program), "app-server", "generate-json-schema", "--experimental", "--out", str(written)]
     subprocess.run(command, env=environ, check=True, capture_output=True, timeout=_SECONDS)
     reading.add_places("request", item_places(json.loads((written / _SCHEMAS).read_text())))
-    with recording() as (url, asked):
-        settings = home / ".codex" / "config.toml"
-        settings.parent.mkdir(exist_ok=True)
-        settings.write_text(
-            'model = "drift"\nmodel_provider = "drift"\nweb_search = "live"\n[model_providers.drift]\nname = "drift"\n'
-            f'base_url = "{url}/v1"\nenv_key = "DRIFT_KEY"\nwire_api = "responses"\n'
-        )
-        flags = ["--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and-sandbox"]
-        command = [str(program), "exec", *flags, "Say hello."]
-        subprocess.run(command, env=environ, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
-    for route, body in asked:
-        reading.add("route", [route])
-        if route == "POST /responses":
-            reading.add_places("request", body_places(body))
+    schema = home / "answer.json"
+    schema.write_text(json.dumps({"type": "object", "properties": {}, "required": [], "additionalProperties": False}))
+    for model, more in (("drift", ["--output-schema", str(schema)]), *((model, list[str]()) for model in models)):
+        for route, body in _turn([str(program), "exec", *_FLAGS, *more, "Say hello."], model, home, environ):
+            reading.add("route", [route])
+            if route == "POST /responses":
+                reading.add_places("request", body_places(body))
     reading.needs(
         ("item", "message"),
         ("item", "function_call_output"),
         ("part", "input_text"),
         ("field", "input"),
+        ("field", "text.format"),
         ("tool", "function"),
         ("route", "POST /responses"),
     )
     return reading
+
+
+def models_in(compiled: bytes) -> list[str]:
+    """The models of the catalogue that is built into Codex's program: each has features of its own."""
+    return sorted({found.decode() for found in re.findall(rb'"slug": ?"([\w.-]{1,60})"', compiled)})
+
+
+def _turn(command: list[str], model: str, home: Path, environ: dict[str, str]) -> list[tuple[str, Any]]:
+    """What Codex asks the recording server for in one turn."""
+    with recording() as (url, asked):
+        (home / ".codex" / "config.toml").write_text(
+            f'model = "{model}"\nmodel_provider = "drift"\nweb_search = "live"\n'
+            f'[model_providers.drift]\nname = "drift"\nbase_url = "{url}/v1"\n'
+            'env_key = "DRIFT_KEY"\nwire_api = "responses"\n'
+        )
+        # What it answers does not matter: a turn that fails has asked all the same.
+        subprocess.run(
+            command, env=environ, cwd=home, stdin=subprocess.DEVNULL, check=False, capture_output=True, timeout=_SECONDS
+        )
+    return asked
 
 
 def item_places(document: dict[str, Any]) -> set[str]:
@@ -162,6 +182,11 @@ _ANSWER = "".join(
         {"type": "response.completed", "response": {"id": "resp_1", "usage": _USAGE, "output": [_MESSAGE]}},
     )
 )
+
+
+def compiled_in(folder: Path) -> Path | None:
+    """The compiled program for this machine; None where it lies elsewhere than it did."""
+    return next((folder / "node_modules" / "@openai").glob("codex*/vendor/*/bin/codex"), None)
 
 
 def program_in(folder: Path) -> Path:

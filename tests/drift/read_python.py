@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ _EVERYBODY_HAS = (
 )
 _AGENTS = ("models/openai_responses.py", "extensions/experimental/hosted_multi_agent/model.py", "items.py")
 _LANGCHAIN = ("chat_models/base.py", "chat_models/_compat.py", "tools/custom_tool.py")
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """The versions of the packages in an environment's folder, by their names with dashes."""
+    return {re.sub(r"[-_.]+", "-", one.metadata["Name"]): one.version for one in distributions(path=[str(folder)])}
 
 
 def read_openai(python: Path, folder: Path, version: str) -> list[Reading]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import re
 import subprocess
@@ -17,13 +18,13 @@ import sys
 import tempfile
 import venv
 from collections.abc import Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 
 from tests.drift import client_table, codex, read_npm, read_python
 from tests.drift.found import Reading
 from tests.drift.report import KNOWN, lines_of, reasons_in, table, unused
 from tests.drift.rows import own_rows
+from tests.schemas.openai_client import FILE as COMPARED
 
 ROOT = Path(__file__).parents[2]
 _FROM_PYPI = ("openai-agents", "langchain-openai")
@@ -46,7 +47,7 @@ def install(folder: Path) -> None:
 def readings_of(folder: Path) -> list[Reading]:
     """What every client has. Raises for one that cannot be read as it should be."""
     site = next((folder / "py/lib").glob("python*/site-packages"))
-    versions = {one.metadata["Name"]: one.version for one in distributions(path=[str(site)])}
+    versions = read_python.installed(site)
     node = folder / "node_modules"
     program = codex.program_in(folder)
     codex_version = read_npm.version_of(node / "@openai/codex")
@@ -58,7 +59,7 @@ def readings_of(folder: Path) -> list[Reading]:
         read_npm.read_ai_sdk(node / "@ai-sdk/openai"),
         read_npm.read_words("@openai/agents-openai", node / "@openai/agents-openai", "dist/**/*.mjs"),
         read_npm.read_words("@langchain/openai", node / "@langchain/openai", "dist/*/responses.js", "dist/tools/*.js"),
-        codex.read_codex(program, codex_version, folder, _environ(folder)["PATH"]),
+        codex.read_codex(program, codex.compiled_in(folder), codex_version, folder, _environ(folder)["PATH"]),
     ]
 
 
@@ -74,6 +75,9 @@ def watch(folder: Path) -> int:
     print(f"drift, {datetime.date.today()}\n\n| client | version | found | how sure |\n| --- | --- | ---: | --- |")
     for reading in readings:
         print(f"| {reading.client} | {reading.version} | {len(reading.found)} | {reading.sure} |")
+    newest, compared = readings[0].version, json.loads(COMPARED.read_text())["version"]
+    if newest != compared:
+        print(f"\ndocs/api-differences.md is about {compared}: `python -m tests.schemas.openai_client` writes it anew.")
     explained = [line for line in lines if line.why]
     unknown = [line for line in lines if not line.why]
     print(f"\nWithout a row, with a reason ({KNOWN.relative_to(ROOT)}): {len(explained)}\n\n{table(explained)}")
@@ -93,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--clients", action="store_true", help="run scripts/clients with the pinned and newest versions"
     )
     parser.add_argument("--folder", type=Path, help="install here, or read what is installed here already")
+    parser.add_argument("--keep", action="store_true", help="with --clients: keep the table for docs/compatibility.md")
     given = parser.parse_args(arguments)
     if given.clients:
-        return client_table.run(ROOT)
+        return client_table.run(ROOT, keep=given.keep)
     with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as made:
         folder = (given.folder or Path(made)).absolute()
         if not (folder / "node_modules").is_dir():

@@ -110,6 +110,15 @@ def test_codex_items_are_those_of_its_own_schema() -> None:
         codex.item_places({"definitions": {"v2": {}}})
 
 
+def test_the_models_of_codex_are_those_of_its_catalogue() -> None:
+    assert codex.models_in(
+        b'\x00{"slug": "omen-1","name":"x"},{"slug":"omen-2.5"}"slug": "a b"\xff"slug": "omen-1"'
+    ) == [
+        "omen-1",
+        "omen-2.5",
+    ]
+
+
 def test_what_codex_asks_is_recorded() -> None:
     body: dict[str, Any] = {
         "model": "m",

@@ -23,7 +23,7 @@ from tests.support.mcp_server import OpenMcpServer, open_mcp_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.asyncio(loop_scope="session")]
 
-_ARGUMENTS = {"envoy": ("--mode", "auto"), "http": ("--door", "http")}
+_ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
 SEARCH: Any = {"type": "web_search", "user_location": {"type": "approximate", "city": "Bonn"}}
 DICE: Any = {"type": "mcp", "server_label": "dice", "connector_id": "connector_gmail"}
 

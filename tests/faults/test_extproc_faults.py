@@ -11,9 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import RequestHead, ResponseRecord
 from antiphon.errors import StoreError
+from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import WaitGone, answer, completion, event, never, text_stream
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body, sse_events
 from tests.support.fake_envoy import DEADLINE, EnvoyStream
@@ -320,6 +322,23 @@ async def test_an_event_stream_that_stops_becomes_a_failed_response(tmp_path: Pa
         assert sse_events(client.body)[-2:] == ["response.failed", "[DONE]"]
         assert stream.metadata["status"] == "failed"
         assert _statuses(opened) == ["failed"]
+
+
+async def test_somebody_elses_stream_that_stops_is_cut(tmp_path: Path) -> None:
+    """Its bytes are the upstream's: nothing of ours is put behind them, and they must not look whole."""
+    generic = PROFILES["generic"]
+    routes = ModelRoutes(ModelRoute(generic), (ModelRule("*", ModelRoute(generic, mode="native")),))
+    async with open_door(tmp_path, timeouts=TimeoutSettings(idle=0.1), exchange={"routes": routes}) as opened:
+        with capture_logs() as lines:
+            stream = await _relayed(opened, b"data: a\n\n")
+            async with asyncio.timeout(DEADLINE):
+                while stream.code is None:
+                    await asyncio.sleep(0)
+            assert stream.client.body == b"data: a\n\n" and not stream.client.ended
+            await opened.context.admission.drained(DEADLINE)
+        assert await opened.metric("responses_total", door="relay", outcome="cut") == 1
+    (line,) = [line for line in lines if line["event"] == "response"]
+    assert (line["outcome"], line["fault"], line["operation"]) == ("cut", "upstream", "pass_on")
 
 
 @pytest.mark.parametrize("large", [True, False])

@@ -379,6 +379,25 @@ async def _flooded(tmp_path: Path, limits: Http2Limits) -> None:
         assert service.ended <= 61
 
 
+async def test_resets_are_forgiven_with_time(tmp_path: Path) -> None:
+    async with serving(tmp_path, Http2Limits(resets=(2.0, 1e9))) as (_, path), Http2Peer(path) as peer:
+        for _ in range(20):
+            peer.reset(peer.call())
+            call = peer.call()
+            peer.send(call, b"x")
+            await peer.answered(call, 6)
+        assert peer.goaway is None
+
+
+async def test_trailers_end_a_call_as_any_end_does(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+        call = peer.call()
+        peer.send(call, b"served")
+        peer.http2.send_trailers(call, [(b"x-trailer", b"1")])
+        peer.flush()
+        assert await peer.status(call) == 0 and await peer.answered(call, 11) and service.ended == 1
+
+
 async def test_resets_of_answered_calls_are_no_flood(tmp_path: Path) -> None:
     """Envoy ends every call with a reset."""
     limits = Http2Limits(resets=(5.0, 0.0))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 import zlib
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.translation.encode import KEEPALIVE
@@ -117,6 +119,34 @@ async def test_a_json_answer(tmp_path: Path, pieces: int) -> None:
         }
         assert list(opened.store.records) == [response["id"]]
         assert await opened.metric("responses_total", door="relay", outcome="completed") == 1
+
+
+@pytest.mark.parametrize("driven", [False, True])
+async def test_a_response_has_one_line_that_says_how_long_it_took(tmp_path: Path, driven: bool) -> None:
+    began = time.perf_counter()
+    with capture_logs() as lines:
+        async with open_door(tmp_path, mode="drive" if driven else "auto") as opened:
+            stream = opened.stream()
+            await stream.request(request_body(), headers=(("x-request-id", "req-7"),))
+            if not driven:
+                await stream.forwarded()
+                await stream.upstream(200, JSON, _COMPLETION)
+            response = json.loads((await stream.complete()).body)
+            door = "drive" if driven else "relay"
+            assert await opened.metric("responses_total", door=door, outcome="completed") == 1
+            took = time.perf_counter() - began
+            assert 0 <= await opened.metric("response_duration_seconds_sum", door=door) <= took
+            assert await opened.metric("responses_in_flight") == 0
+    (line,) = [one for one in lines if one["event"] == "response"]
+    known = {name: line[name] for name in ("request_id", "response_id", "door", "model", "outcome")}
+    assert known == {
+        "request_id": "req-7",
+        "response_id": response["id"],
+        "door": door,
+        "model": "demo-model",
+        "outcome": "completed",
+    }
+    assert 0 <= line["seconds"] <= took
 
 
 async def test_the_head_of_a_json_answer_waits_for_its_end(tmp_path: Path) -> None:
@@ -428,6 +458,27 @@ async def test_a_compressed_answer_is_read(tmp_path: Path, streamed: bool) -> No
         client = await stream.complete()
         assert client.header("content-encoding") is None
         assert b'"status":"completed"' in client.body
+
+
+async def test_a_compressed_answer_that_stops_in_the_middle_is_no_success(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.forwarded()
+        await stream.upstream(200, (*JSON, ("content-encoding", "gzip")), gzip.compress(_COMPLETION)[:-6])
+        client = await stream.complete()
+        assert client.status == 502 and json.loads(client.body)["error"]["type"] == "server_error"
+
+
+async def test_a_large_request_is_forwarded_in_parts_and_ends_once(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        text = "x" * 900_000
+        await stream.request(json.dumps({"model": "demo-model", "input": text}).encode())
+        forwarded = await stream.forwarded()
+        assert json.loads(forwarded.body)["messages"][0]["content"] == text and forwarded.parts > 1
+        await stream.upstream(200, JSON, _COMPLETION)
+        assert (await stream.complete()).status == 200
 
 
 async def test_an_answer_in_an_unknown_coding_is_a_502(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -608,6 +609,7 @@ async def test_request_ids(door: OpenHttpDoor) -> None:
 
 async def test_log_lines(door: OpenHttpDoor) -> None:
     headers = {"authorization": "Bearer sk-secret", "x-request-id": "r1"}
+    began = time.perf_counter()
     with structlog.testing.capture_logs() as logs:
         got = await door.ask(
             post_bytes({**ASK, "input": "private words"}, headers=headers, path="/v1/responses?key=private")
@@ -617,8 +619,19 @@ async def test_log_lines(door: OpenHttpDoor) -> None:
     line = logs[0]
     assert (line["event"], line["request_id"], line["status"], line["path"]) == ("response", "r1", 200, "/v1/responses")
     assert (line["outcome"], line["model"], line["response_id"]) == ("completed", "demo-model", got.json["id"])
+    took = time.perf_counter() - began
+    assert 0 <= line["seconds"] <= took and 0 <= logs[1]["seconds"] <= took
+    assert 0 <= door.metric("response_duration_seconds_sum", door="http") <= took
     assert logs[1]["log_level"] == "debug"
     assert "private" not in repr(logs) and "secret" not in repr(logs)
+
+
+async def test_a_quiet_path_that_fails_is_not_quiet(door: OpenHttpDoor) -> None:
+    with structlog.testing.capture_logs() as logs:
+        assert (await door.ask(post_bytes(method="GET", path="/metrics"))).status == 404
+        assert (await door.ask(post_bytes(method="GET", path="/health"))).status == 200
+        await until(lambda: len(logs) == 2)
+    assert [line["log_level"] == "debug" for line in logs] == [False, True]
 
 
 # Load and the end

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.translation.profiles import PROFILES
@@ -19,13 +20,13 @@ from tests.support.gateway import post, start_gateway
 LLAMA = {"object": "list", "data": [{"id": "tiny", "object": "model", "owned_by": "llamacpp"}]}
 
 
-async def _asked(*answers: Answer) -> tuple[list[tuple[str, str]], int]:
+async def _asked(*answers: Answer, warn_seconds: float = 3600.0) -> tuple[list[tuple[str, str]], int]:
     """What was found, and how many times the server was asked."""
     found: list[tuple[str, str]] = []
     async with ChatServer() as server:
         server.script(*answers)
         pool = UpstreamPool({"one": HttpUpstream(UpstreamTarget(server.base_url))})
-        identities = ServerIdentities(pool, ["one"], lambda name, profile: found.append((name, profile)))
+        identities = ServerIdentities(pool, ["one"], lambda name, profile: found.append((name, profile)), warn_seconds)
         identities.start()
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*identities._tasks)
@@ -55,13 +56,27 @@ async def test_a_list_of_models_says_whose_it_is(owner: str, profile: str) -> No
     ],
 )
 async def test_one_that_says_nothing_is_asked_once(said: Answer) -> None:
-    assert await _asked(said) == ([], 1)
+    with structlog.testing.capture_logs() as log:
+        assert await _asked(said) == ([], 1)
+    assert [(line["event"], line["log_level"], line["profile"]) for line in log] == [
+        ("upstream_unidentified", "warning", "generic")
+    ]
 
 
 async def test_one_that_cannot_answer_yet_is_asked_again() -> None:
     loading = json_answer({"error": {"message": "Loading model"}}, status=503)
     broken = Answer(parts=(Close(),), framing="none")
     assert await _asked(loading, broken, json_answer(LLAMA)) == ([("one", "llamacpp")], 3)
+
+
+async def test_one_that_is_long_in_coming_is_warned_of_once_and_asked_on() -> None:
+    broken = Answer(parts=(Close(),), framing="none")
+    with structlog.testing.capture_logs() as log:
+        assert await _asked(broken, broken, json_answer(LLAMA), warn_seconds=0.0) == ([("one", "llamacpp")], 3)
+    assert [(line["event"], line.get("problem")) for line in log if "upstream" in line] == [
+        ("upstream_unidentified", "no answer yet"),
+        ("upstream_identified", None),
+    ]
 
 
 def test_what_was_named_stays() -> None:

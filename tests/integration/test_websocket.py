@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import WSMsgType
+from structlog.testing import capture_logs
 
 from antiphon.config.limits import WebSocketSettings
 from antiphon.doors.owners import OwnerResolver
@@ -134,6 +135,22 @@ async def test_a_turn_is_the_event_stream_in_frames(door: OpenHttpDoor, socket: 
     assert door.metric("responses_total", outcome="completed", door="websocket") == 1
     assert 0 < door.metric("response_duration_seconds_sum", door="websocket") < time.perf_counter() - began
     assert door.metric("responses_in_flight") == 0
+
+
+async def test_a_turn_has_one_line_that_says_how_long_it_took(door: OpenHttpDoor, socket: Socket) -> None:
+    began = time.perf_counter()
+    with capture_logs() as lines:
+        response = await socket.response(**UNSTORED, input="hi")
+        await socket.error(**UNSTORED, input="hi", previous_response_id="resp_nowhere")
+        await until(lambda: door.metric("responses_total", door="websocket", outcome="error") == 1)
+    took = time.perf_counter() - began
+    assert door.metric("responses_total", door="websocket", outcome="completed") == 1
+    assert door.metric("responses_in_flight") == 0 and door.context.admission.active == 0
+    assert 0 <= door.metric("response_duration_seconds_sum", door="websocket") <= took
+    good, bad = [one for one in lines if one["event"] == "response"]
+    assert (good["response_id"], good["outcome"], good["door"]) == (response["id"], "completed", "websocket")
+    assert (bad["outcome"], bad["fault"]) == ("error", "client")
+    assert all(0 <= one["seconds"] <= took for one in (good, bad)) and good["request_id"] != bad["request_id"]
 
 
 async def test_no_sentinel_and_turns_go_on(door: OpenHttpDoor, socket: Socket) -> None:
@@ -328,6 +345,7 @@ async def test_a_bug_of_ours_is_a_500_and_the_connection_stays(
         patched.setattr("antiphon.api.frames.EventFrames.feed", lambda *_: 1 / 0)
         got = await socket.error(**UNSTORED, input="hi")
     assert (got["status"], got["error"]["type"]) == (500, "server_error")
+    await until(lambda: door.metric("responses_total", door="websocket", outcome="error") == 1)
     assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
 
 
@@ -612,8 +630,9 @@ async def test_an_hour_is_the_limit(door: OpenHttpDoor, socket: Socket) -> None:
 
 
 async def test_an_idle_connection_ends_by_itself() -> None:
-    async with open_http_door(websocket=WebSocketSettings(seconds=0.05)) as opened, connected(opened) as socket:
-        assert (await socket.receive())["error"]["code"] == "websocket_connection_limit_reached"
+    async with open_http_door(websocket=WebSocketSettings(seconds=0.06)) as opened, connected(opened) as socket:
+        error = (await socket.receive())["error"]
+        assert error["code"] == "websocket_connection_limit_reached" and "(0.001 minutes)" in error["message"]
         assert await socket.closed() == 1000
 
 

@@ -27,9 +27,9 @@ def near(root: Path, path: str, files: list[str]) -> list[str]:
 
 
 def around(root: Path, path: str, files: list[str]) -> list[str]:
-    """Those that name the module or, when none does, its package."""
-    package = _module(path).rpartition(".")[0]
-    return near(root, path, files) or [file for file in files if _names(root / file, package)]
+    """Those that name the module or its package, those that name the module first."""
+    first, package = near(root, path, files), _module(path).rpartition(".")[0]
+    return first + [file for file in files if file not in first and _names(root / file, package)]
 
 
 def _module(path: str) -> str:

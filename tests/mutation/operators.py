@@ -3,8 +3,9 @@
 Lives here: finding every place where an operator applies, and the text that is put there. Not here: which of them are
 tried and which tests judge them (`run.py`).
 
-Invariant: a mutant is one replaced piece of text. Docstrings, annotations, `__all__`, logging
-and assertions are left alone: no test could tell, or the type checker has told already.
+Invariant: a mutant is one replaced piece of text. Docstrings, annotations, `__all__`, logging, assertions, what
+decorates a class or stands behind its bases, and defaults of a protocol's methods are left alone: no test could tell,
+or the type checker has told already.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ def _swap(node: ast.AST, source: _Source) -> Iterator[_Change]:
     if isinstance(node, ast.Call) and len(node.args) >= 2:
         if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "getattr", "zip", "max", "min"):
             return
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "compare_digest":
+            return
         one, two = (source.of(part) for part in node.args[:2])
         if one != two and not any(isinstance(part, ast.Starred) for part in node.args[:2]):
             name = source.of(node.func)
@@ -268,13 +271,17 @@ def _left_alone(tree: ast.Module) -> set[int]:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 roots += [*node.decorator_list, node.returns]
                 roots += [each.annotation for each in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs)]
+                if all(isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) for each in node.body):
+                    # A protocol's method: nobody calls it.
+                    roots += [*node.args.defaults, *node.args.kw_defaults]
             case ast.JoinedStr():
                 # Python 3.11 does not know where their parts stand; the whole may be a statement of SQL.
                 roots += node.values
             case ast.AnnAssign():
                 roots.append(node.annotation)
             case ast.ClassDef():
-                roots += node.decorator_list
+                # `frozen=True` is one or the other: of a dataclass, or of a `Struct`.
+                roots += [*node.decorator_list, *(keyword.value for keyword in node.keywords)]
             case ast.Call(func=ast.Name(id="dataclass" | "field" | "TypeVar" | "NewType" | "cast" | "Struct")):
                 roots.append(node)
     return {id(inner) for root in roots if root is not None for inner in ast.walk(root)}

@@ -55,6 +55,7 @@ class ScriptedTools:
                 _ANYTHING,
                 namespace=label,
                 approval=declared.get("require_approval") != "never",
+                deferred=bool(declared.get("defer_loading")),
             )
             listed = McpListTools(
                 id="mcpl_1", server_label=label, tools=Raw(b'[{"name":"roll","input_schema":{"type":"object"}}]')

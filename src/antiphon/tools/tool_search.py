@@ -64,6 +64,23 @@ class _Declared(Struct):
     description: str | None = None
     parameters: Raw = Raw()
     tools: list[Raw] = []
+    server_label: str = ""
+    server_description: str | None = None
+
+    @property
+    def is_space(self) -> bool:
+        """Whether it has tools itself."""
+        return self.type in ("namespace", "mcp")
+
+    @property
+    def title(self) -> str:
+        """The name by which the model knows it."""
+        return self.server_label if self.type == "mcp" else self.name
+
+    @property
+    def about(self) -> str:
+        """What it is for."""
+        return (self.server_description if self.type == "mcp" else self.description) or ""
 
 
 _DECLARED = msgspec.json.Decoder(_Declared)
@@ -90,7 +107,7 @@ class ToolSearch:
         """One function, which says what there is to be found."""
         told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
         function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS)
-        return PreparedTool(tool, (function,) if tool.searchable else ())
+        return PreparedTool(tool, (function,))
 
     async def run(self, call: HostedCall) -> ToolResult:
         """One search."""
@@ -127,10 +144,15 @@ def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:
 
 
 def _declaration(source: bytes, members: list[Raw]) -> Raw:
-    """A tool as it was declared, a namespace with these members alone."""
-    if _DECLARED.decode(source).type != "namespace":
-        return _whole(Raw(source))
-    return Raw(encode({**_OBJECT.decode(source), "tools": [_whole(one) for one in members]}))
+    """A tool as it was declared, a namespace or an MCP server with these members alone."""
+    kind = _DECLARED.decode(source).type
+    if kind == "namespace":
+        return Raw(encode({**_OBJECT.decode(source), "tools": [_whole(one) for one in members]}))
+    if kind == "mcp":
+        declared = _OBJECT.decode(source)
+        del declared["tools"]
+        return Raw(encode({**declared, "allowed_tools": [_DECLARED.decode(one).name for one in members]}))
+    return _whole(Raw(source))
 
 
 def _whole(source: Raw) -> Raw:
@@ -146,13 +168,13 @@ def _candidates(searchable: Sequence[bytes]) -> tuple[_Candidate, ...]:
 
 def _read(place: int, source: bytes) -> Iterator[_Candidate]:
     whole = _DECLARED.decode(source)
-    if whole.type != "namespace":
+    if not whole.is_space:
         yield _Candidate(place, Raw(source), whole.name, None, _weighed(_parts(whole)))
         return
-    around = [(_SPACE, whole.name), (_SPACE_DESCRIPTION, whole.description or "")]
+    around = [(_SPACE, whole.title), (_SPACE_DESCRIPTION, whole.about)]
     for inner in whole.tools:
         declared = _DECLARED.decode(inner)
-        yield _Candidate(place, inner, declared.name, whole.name, _weighed([*_parts(declared), *around]))
+        yield _Candidate(place, inner, declared.name, whole.title, _weighed([*_parts(declared), *around]))
 
 
 def _parts(declared: _Declared) -> list[tuple[float, str]]:
@@ -242,10 +264,10 @@ def _listing(searchable: Sequence[bytes]) -> str:
     room = _LISTED
     for number, source in enumerate(searchable):
         declared = _DECLARED.decode(source)
-        about = " ".join((declared.description or "").split())
+        about = " ".join(declared.about.split())
         if declared.type == "namespace":
             about = f"{about} ({len(declared.tools)} tools)".strip()
-        line = f"- {declared.name}: {about}"[:_LONGEST_LINE].rstrip(": ")
+        line = f"- {declared.title}: {about}"[:_LONGEST_LINE].rstrip(": ")
         room -= len(line)
         if room < 0:
             lines.append(f"- and {len(searchable) - number} more")

@@ -83,7 +83,10 @@ def native_output(where: str, item: InputItem) -> bytes | None:
     if kind == "tool_search_output":
         found = []
         for tool in decode_any(bytes(item.tools)) if first(item.tools) == b"[" else ():
-            if isinstance(tool, dict):
+            if isinstance(tool, dict) and tool.get("type") == "mcp":
+                label, names = str(tool.get("server_label")), tool.get("allowed_tools")
+                found += [flat_name(str(name), label) for name in (names if isinstance(names, list) else ())]
+            elif isinstance(tool, dict):
                 inner = tool.get("tools") if isinstance(tool.get("tools"), list) else [tool]
                 space = tool.get("name") if tool.get("type") == "namespace" else None
                 found += [

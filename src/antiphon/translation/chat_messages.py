@@ -131,6 +131,7 @@ class _Grouping:
         self._answered: dict[str, tuple[Turn, int]] = {}
         self._put_off_calls: dict[str, str] = {}
         self._search: str | None = None
+        self._hosted_searches: set[str] = set()
         self._by_item: dict[str, str] = {}
         # The model's answers: what it emits behind what a client said is another one.
         self._answer = 0
@@ -290,6 +291,8 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
         if item.type == "tool_search_call":
             self._search = call_id
+            if item.execution == "server":
+                self._hosted_searches.add(call_id)
             shown = shown_of(item)
             for more in shown.calls if shown is not None else ():
                 # Calls beside the search that were not run.
@@ -406,6 +409,10 @@ class _Grouping:
                 del self._waiting[call_id]
                 turn.outputs[number] = _LATER
                 self._put_off_calls[call_id] = name
+            elif call_id in self._hosted_searches:
+                # Its response was cut while it ran: no client can answer it.
+                self._answered[call_id] = self._waiting.pop(call_id)
+                turn.outputs[number] = _BROKEN_OFF
 
     def _named_by(self, name: str) -> str:
         """The call that has this id, or whose item has it."""
@@ -420,6 +427,7 @@ def _text_inside(sealed: _Sealed) -> Raw:
 
 _MODELS = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
 """What is not the client's."""
+_BROKEN_OFF = fragment_of("The search was broken off.")
 _LATER = fragment_of("The tool is at work; its output will follow.")
 
 

@@ -21,8 +21,15 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.errors import InvalidRequest
 from antiphon.translation.hosted_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_tools import decode_tools, local_skills, may_be_called, read_tools
-from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap
+from antiphon.translation.read_tools import (
+    SEARCHED,
+    decode_tools,
+    found_on_servers,
+    local_skills,
+    may_be_called,
+    read_tools,
+)
+from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap, flat_name
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.shown import shown_of
@@ -132,7 +139,7 @@ def make_chat_tools(
     for number, tool in enumerate(tools):
         if hosted is not None and number in hosted:
             for function in hosted[number]:
-                maker.add_hosted(f"tools[{number}]", function)
+                maker.add_hosted(f"tools[{number}]", function, hide_deferred=searching)
         elif tool.type == "tool_search" and tool.execution != "client":
             # There is nothing to search for.
             continue
@@ -145,13 +152,15 @@ def make_chat_tools(
             maker.map.call_ids.add(known)
         if (shown := shown_of(item)) is not None:
             maker.map.call_ids.update(call.call_id for call in shown.calls)
-        if item.type in ("additional_tools", "tool_search_output"):
+        if item.type in ("additional_tools", SEARCHED):
             where = f"{where}.tools"
-            brought, _ = read_tools(where, decode_tools(where, item.tools), limit, brought=True)
+            sent = decode_tools(where, item.tools)
+            brought, _ = read_tools(where, sent, limit, brought=item.type)
             before = set(maker.targets)
             for number, tool in enumerate(brought):
                 maker.add(f"{where}[{number}]", tool, hide_deferred=False)
-            if item.type == "tool_search_output":
+            if item.type == SEARCHED:
+                maker.show_hosted(found_on_servers(sent))
                 found |= maker.targets.keys() - before
         elif item.name is not None and item.type in _NAMED_CALLS:
             earlier.append(CallTarget(CallKind(item.type), item.name, item.namespace))
@@ -213,14 +222,29 @@ class _Maker:
         self.map = ToolMap()
         self.targets: dict[str, CallTarget] = {}
         self.deferred: list[CallTarget] = []
+        self._hidden: dict[str, HostedFunction] = {}
         self._made: dict[str, Raw] = {}
         self.strict_left_out = False
 
     def declarations(self, names: frozenset[str] | None = None) -> list[Raw]:
         return [made for name, made in self._made.items() if names is None or name in names]
 
-    def add_hosted(self, where: str, function: HostedFunction) -> None:
+    def add_hosted(self, where: str, function: HostedFunction, *, hide_deferred: bool) -> None:
         name = self.map.add(function.target, where)
+        if hide_deferred and function.deferred and not _is_meant(function.target, self._wanted):
+            self.deferred.append(function.target)
+            self._hidden[name] = function
+        else:
+            self._show(name, function)
+
+    def show_hosted(self, found: Iterable[tuple[str, str]]) -> None:
+        """Show hidden functions that a search has found, by namespace and name."""
+        for space, tool in found:
+            name = flat_name(tool, space)
+            if (function := self._hidden.pop(name, None)) is not None:
+                self._show(name, function)
+
+    def _show(self, name: str, function: HostedFunction) -> None:
         self.targets[name] = function.target
         shown = {"name": name, "description": function.description, "parameters": function.parameters}
         self._made[name] = Raw(encode({"type": "function", "function": shown}))

@@ -76,9 +76,9 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
         kind = item.type or "message"
         if kind in _SHOWN_WHOLE or kind not in KNOWN_ITEMS:
             continue
-        known = _MEMBERS.get(kind, frozenset())
+        known = members_of(kind)
         for name in _OBJECT.decode(item.source):
-            if name not in _ANY and name not in known:
+            if name not in known:
                 place = f"{where}[{number}].{name}"
                 tolerance.leave_out(
                     f"{where}.{kind}.{name}", unsupported_parameter(f"Unknown member: '{place}'.", place)

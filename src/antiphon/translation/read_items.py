@@ -76,7 +76,7 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
             message_content(where, "user", agent_content(item)[0], rules)
         elif kind == "additional_tools":
             where = f"{where}.tools"
-            read_tools(where, decode_tools(where, item.tools), _MAX_TOOLS, tolerance=tolerance, brought=True)
+            read_tools(where, decode_tools(where, item.tools), _MAX_TOOLS, tolerance=tolerance, brought=kind)
         elif kind == CONFIGURATION:
             read_updates([(where, item)], tolerance)
         elif kind in ("item_reference", "compaction_trigger"):

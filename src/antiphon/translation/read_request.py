@@ -29,7 +29,7 @@ from antiphon.translation.prompt_template import (
     show_reference,
 )
 from antiphon.translation.read_items import read_items
-from antiphon.translation.read_tools import decode_tools, read_tools
+from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
 from antiphon.translation.request_checks import (
     ENCRYPTED,
     IGNORABLE_INCLUDES,
@@ -209,7 +209,7 @@ def read_request(
     tools, left_out = read_tools("tools", declared, max_tools, hosted, tolerance)
     items = only_known("input", _read_input(fields.get("input", ABSENT), max_items, tolerance), tolerance)
     compact = take_trigger(items)
-    brought, others = _brought_tools(items, max_tools, tolerance)
+    brought, others = _brought_tools(items, tools, max_tools, tolerance)
     ignored += sorted({*left_out, *others})
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
@@ -285,15 +285,21 @@ REQUEST_FIELDS = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
 """Members of a request that have a meaning of their own here."""
 
 
-def _brought_tools(items: list[InputItem], limit: int, tolerance: Tolerance) -> tuple[list[Tool], list[str]]:
-    """The tools that items of the input bring (Codex, tool searches), and what of them is left out."""
+def _brought_tools(
+    items: list[InputItem], declared: list[Tool], limit: int, tolerance: Tolerance
+) -> tuple[list[Tool], list[str]]:
+    """The tools that items of the input bring (Codex, tool searches) beside the declared ones, and what of them is left
+    out."""
+    servers = {tool.server_label for tool in declared if tool.type == "mcp"}
     tools: list[Tool] = []
     left_out: list[str] = []
     for number, item in enumerate(items):
         if item.type in ("additional_tools", "tool_search_output"):
             where = f"input[{number}].tools"
-            declared = decode_tools(where, item.tools)
-            kept, others = read_tools(where, declared, limit, tolerance=tolerance, brought=True)
+            sent = decode_tools(where, item.tools)
+            kept, others = read_tools(where, sent, limit, tolerance=tolerance, brought=item.type)
+            if any(label not in servers for label, _ in found_on_servers(sent)):
+                left_out.append("tools.mcp")
             tools += kept
             left_out += others
     return tools, left_out

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -29,6 +30,9 @@ NAMED = ("function", "custom", "namespace")
 
 UNNAMED = ("local_shell", "shell", "apply_patch", "tool_search")
 """Types of tools that the client runs and that have their type for a name."""
+
+SEARCHED = "tool_search_output"
+"""The type of items that bring what a search has found."""
 
 _REFUSED = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
 """Without these tools an answer would be wrong; by the setting that has them run here."""
@@ -59,6 +63,11 @@ class _Skills(Struct):
     skills: list[_Skill] | None = None
 
 
+class _Found(Struct):
+    allowed_tools: Any = None
+
+
+_FOUND = msgspec.json.Decoder(_Found)
 _ENVIRONMENT = msgspec.json.Decoder(_Environment)
 _SKILLS = msgspec.json.Decoder(_Skills)
 _FORMAT = msgspec.json.Decoder(_Format)
@@ -79,6 +88,16 @@ def decode_tools(where: str, value: Raw) -> list[Tool]:
     return tools
 
 
+def found_on_servers(tools: Sequence[Tool]) -> list[tuple[str, str]]:
+    """The tools of MCP servers among those that a search has found: label and name of each."""
+    found = []
+    for tool in tools:
+        if tool.type == "mcp" and tool.server_label is not None:
+            names = _FOUND.decode(tool.source).allowed_tools
+            found += [(tool.server_label, name) for name in (names if isinstance(names, list) else ())]
+    return found
+
+
 def hosted_name(kind: str) -> str:
     """The name by which a choice means a hosted tool, whatever version of it was declared."""
     return "web_search" if kind.startswith("web_search") else kind
@@ -96,12 +115,13 @@ def read_tools(
     hosted: frozenset[str] = frozenset(),
     tolerance: Tolerance | None = None,
     *,
-    brought: bool = False,
+    brought: str | None = None,
 ) -> tuple[list[Tool], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
-    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`:
-    by an item; such tools never run here.
+    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`
+    is the type of the item that brings them: those never run here, but for tools of MCP servers that a search has found
+    (`found_on_servers`).
     """
     if len(tools) > limit:
         raise _too_many(where, len(tools), limit)
@@ -118,8 +138,7 @@ def read_tools(
                     f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", param=place, code="invalid_value"
                 )
             names.add(name)
-            if tolerance is not None:
-                left_out += _unused(place, tool, (), tolerance)
+            left_out += _unused(place, tool, (), tolerance)
             if not may_be_called(tool):
                 left_out.append(f"{place}.allowed_callers")
             elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
@@ -128,15 +147,16 @@ def read_tools(
             else:
                 kept.append(tool)
             continue
+        if tool.type == "mcp" and brought == SEARCHED:
+            continue
         if tool.type in _REFUSED:
-            raise _refused(where, place, tool, brought=brought)
+            raise _refused(where, place, tool, brought=brought is not None)
         if not _is_callable(tool):
             left_out.append(f"tools.{tool.type}")
             continue
         members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
         name = _check(place, tool, members)
-        if tolerance is not None:
-            left_out += _unused(place, tool, members, tolerance)
+        left_out += _unused(place, tool, members, tolerance)
         if tool.type == "namespace":
             count += len(members)
             if count > limit:
@@ -218,11 +238,13 @@ _INSIDE = {
 """What the objects in a declaration hold."""
 
 
-def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance) -> list[str]:
-    """The members of a declaration that are known and have no effect; those that nobody knows are left out."""
+def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance | None) -> list[str]:
+    """The members of a declaration that are known and have no effect; those that nobody knows are left out.
+
+    None of a tool of another package, which alone knows, and without a `tolerance`: they were named before.
+    """
     known = TOOL_MEMBERS.get(tool.type)
-    if known is None:
-        # A tool of another package: it alone knows.
+    if known is None or tolerance is None:
         return []
     no_effect = _NO_EFFECT
     if tool.type == "tool_search":

@@ -71,7 +71,8 @@ class CallTarget:
 class HostedFunction:
     """What the model is shown of a tool that runs here: a function. `parameters` is a JSON schema.
 
-    With `approval` a call is not run: the client is asked first.
+    With `approval` a call is not run: the client is asked first. One that is `deferred` is not shown where the model
+    can search for tools, until it was found.
     """
 
     kind: CallKind
@@ -80,6 +81,7 @@ class HostedFunction:
     parameters: Raw
     namespace: str | None = None
     approval: bool = False
+    deferred: bool = False
 
     @property
     def target(self) -> CallTarget:

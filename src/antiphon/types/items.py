@@ -18,7 +18,8 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that mean something here; others are left out and named (`item_kinds.py`).
+    """Any input item, with the keys that mean something here; others are left out and named
+    (`translation/item_kinds.py`).
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
     `action`, `operation` and `environment` belong to shells and patches, `tools` to items that bring tools.

@@ -50,6 +50,10 @@ class ToolChoice(Struct, frozen=True):
             return False
         return (name, namespace) in self.tools or (namespace is not None and (None, namespace) in self.tools)
 
+    def means_of(self, namespace: str | None) -> bool:
+        """Whether the choice names a tool of this namespace, or the whole of it."""
+        return self.tools is not None and any(space == namespace for _, space in self.tools)
+
     @property
     def searches(self) -> bool:
         """Whether it allows a search for tools, among others: what the model may find of deferred tools are those that

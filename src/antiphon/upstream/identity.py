@@ -4,13 +4,15 @@ Lives here: when they are asked, and for how long. Not here: the signs (`transla
 changes (`engine/exchange/model_routes.py`).
 
 Invariant: no request waits for it. An upstream is asked until it has answered once, less and less often, with the
-gateway's own credentials or none; each try has an end, and none follows `aclose`.
+gateway's own credentials or none; each try has an end, and none follows `aclose`. What stays unknown is said once, in a
+warning: when the upstream has answered and not said it, or has not answered within half a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -23,16 +25,24 @@ from antiphon.types.json import decode_any
 _log = structlog.get_logger(__name__)
 _FIRST_WAIT, _MAX_WAIT = 0.25, 60.0
 _PATIENCE = 10.0
+_WARN_SECONDS = 30.0
 _MAX_BYTES = 4 << 20
 
 
 class ServerIdentities:
     """Asks the upstreams called `names` for their models and tells `found` an upstream and its profile's name."""
 
-    def __init__(self, upstream: Upstream, names: Iterable[str], found: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        names: Iterable[str],
+        found: Callable[[str, str], None],
+        warn_seconds: float = _WARN_SECONDS,
+    ) -> None:
         self._upstream = upstream
         self._names = tuple(names)
         self._found = found
+        self._warn_seconds = warn_seconds
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -49,17 +59,21 @@ class ServerIdentities:
         self._tasks = []
 
     async def _ask_until_answered(self, name: str) -> None:
-        wait = _FIRST_WAIT
+        wait, began, warned = _FIRST_WAIT, time.monotonic(), False
         while True:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     profile = await self._ask(name)
             except (UpstreamCallFailed, TimeoutError):
                 profile = None
+            if profile:
+                _log.info("upstream_identified", upstream=name, profile=profile)
+                self._found(name, profile)
+                return
+            if not warned and (profile is not None or time.monotonic() - began >= self._warn_seconds):
+                warned = True
+                _warn(name, "no answer yet" if profile is None else "its list of models does not say it")
             if profile is not None:
-                if profile:
-                    _log.info("upstream_identified", upstream=name, profile=profile)
-                    self._found(name, profile)
                 return
             await asyncio.sleep(wait)
             wait = min(2 * wait, _MAX_WAIT)
@@ -81,3 +95,13 @@ class ServerIdentities:
         except ValueError:
             listed = None
         return named_by_list(listed, dict(answer.headers).get("server", ""))
+
+
+def _warn(name: str, problem: str) -> None:
+    _log.warning(
+        "upstream_unidentified",
+        upstream=name,
+        profile="generic",
+        problem=problem,
+        advice="what kind of server it is decides what it is sent: set its 'profile', antiphon doctor tells which",
+    )

@@ -11,29 +11,35 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.transport import GrpcStatus
+from antiphon.doors.extproc.transport import GrpcStatus, StreamClosed
 
 
 class _Connection:
-    """`CallOwner` that counts."""
+    """`CallOwner` that counts. It is `full` when a test says so."""
 
     def __init__(self) -> None:
         self.limits = Http2Limits(message=1_000, queued=100)
         self.told = 0
+        self.full = False
+        self.done: list[str] = []
 
-    def begin(self, call: Call) -> None: ...
+    def begin(self, call: Call) -> None:
+        self.done.append("begin")
 
-    def send(self, call: Call, message: bytes) -> None: ...
+    def send(self, call: Call, message: bytes) -> None:
+        self.done.append(f"send {message.decode()}")
 
     def is_full(self, call: Call) -> bool:
-        return False
+        return self.full
 
-    def block(self, call: Call) -> None: ...
+    def block(self, call: Call) -> None:
+        self.done.append("block")
 
     def consumed(self, call: Call, size: int) -> None:
         self.told += size
 
-    def finish(self, call: Call, status: GrpcStatus, message: str) -> None: ...
+    def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
+        self.done.append(f"finish {status.name}")
 
 
 _ENDS: dict[str, Callable[[Call], None]] = {
@@ -65,3 +71,118 @@ def test_no_window_is_lost_however_a_call_ends(end: str, sizes: list[int], cut: 
         assert connection.told == sent
 
     asyncio.run(run())
+
+
+async def test_what_waits_to_be_read_is_withheld_from_the_limit_on() -> None:
+    """The first message that goes beyond it is, and comes back with the message that makes room."""
+    connection = _Connection()
+    call = Call(connection, 1)
+    first, second = with_prefix(bytes(100)), with_prefix(bytes(1))
+    call.take(first, False)
+    assert connection.told == len(first), "as much as the limit"
+    call.take(second, False)
+    call.take(second, False)
+    assert connection.told == len(first)
+    assert await call.receive() == bytes(100)
+    assert connection.told == len(first) + 2 * len(second)
+    assert await call.receive() == await call.receive() == bytes(1)
+    call.take(first, False)
+    assert connection.told == 2 * len(first) + 2 * len(second)
+
+
+async def test_who_waits_for_a_message_is_woken_by_it_and_by_the_end() -> None:
+    call = Call(_Connection(), 1)
+    waiting = asyncio.ensure_future(call.receive())
+    await asyncio.sleep(0)
+    call.take(with_prefix(b"x")[:3], False)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    call.take(with_prefix(b"x")[3:], False)
+    assert await waiting == b"x"
+    waiting = asyncio.ensure_future(call.receive())
+    await asyncio.sleep(0)
+    call.take(b"", True)
+    assert await waiting is None and await call.receive() is None
+
+
+async def test_a_call_that_is_over_says_nothing_more() -> None:
+    for end in _ENDS.values():
+        connection = _Connection()
+        call = Call(connection, 1)
+        await call.begin()
+        await call.send(b"a")
+        end(call)
+        done = list(connection.done)
+        assert call.gone and done[:2] == ["begin", "send a"]
+        for say in (call.begin, lambda call=call: call.send(b"b")):
+            with pytest.raises(StreamClosed):
+                await say()
+        call.finish(GrpcStatus.OK)
+        assert connection.done == done
+
+
+@pytest.mark.parametrize("how", ["room", "lost", "takes nothing"])
+async def test_who_sends_too_much_waits(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = _Connection()
+    call = Call(connection, 1)
+    assert call.resume(), "nobody waits"
+    connection.full = True
+    if how == "takes nothing":
+        connection.limits = Http2Limits(message=1_000, queued=100, seconds=0.001)
+    sending = asyncio.ensure_future(call.send(b"a"))
+    await asyncio.sleep(0)
+    assert connection.done == ["send a", "block"] and not call.resume()
+    if how == "room":
+        connection.full = False
+        assert call.resume() and call.resume()
+        await sending
+        return
+    if how == "lost":
+        call.lose()
+        assert call.resume()
+    with pytest.raises(StreamClosed):
+        await sending
+
+
+async def test_a_call_takes_no_longer_than_its_time() -> None:
+    connection = _Connection()
+    call = Call(connection, 1)
+    cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    call.start(work(), 0.001)
+    async with asyncio.timeout(60):
+        await cancelled.wait()
+    assert connection.done == ["finish DEADLINE_EXCEEDED"] and call.gone
+    # One that has ended is not late.
+    connection = _Connection()
+    call = Call(connection, 1)
+    call.start(asyncio.sleep(0), 60.0)
+    call.finish(GrpcStatus.OK)
+    assert connection.done == ["finish OK"] and call._timer is not None and call._timer.cancelled()
+    while call.task is not None:
+        await asyncio.sleep(0)
+
+
+async def test_a_call_that_ends_inside_a_message_is_an_error() -> None:
+    connection = _Connection()
+    call = Call(connection, 1)
+    call.take(with_prefix(b"abc")[:-1], True)
+    assert connection.done == ["finish INTERNAL"] and call.gone and call.ended
+
+
+async def test_a_question_is_answered_when_it_has_ended() -> None:
+    for parts, asked in (((b"abc",), b"abc"), ((), b"")):
+        seen: list[bytes] = []
+        call = Call(_Connection(), 1)
+        call.unary = lambda _, message, seen=seen: seen.append(message)
+        for part in parts:
+            call.take(with_prefix(part), False)
+            assert seen == []
+        call.take(b"", True)
+        assert seen == [asked]

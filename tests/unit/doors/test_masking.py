@@ -72,3 +72,15 @@ def test_byte_by_byte() -> None:
     for at in range(len(data)):
         checked.feed_data(data[at : at + 1])
     assert reader.got == data
+
+
+def test_the_smallest_frames_are_judged_as_soon_as_they_are_there() -> None:
+    reader = _Reader()
+    checked = MaskedFrames(reader)
+    checked.feed_data(b"\x89\x80mas")
+    checked.feed_data(b"k\x81")
+    assert reader.got == b"\x89\x80mask", "of the next one nothing is known yet"
+    checked.feed_data(b"\x00")
+    assert reader.got == b"\x89\x80mask" + _REFUSED
+    checked.feed_eof()
+    assert reader.ended

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.doors import request_body
-from antiphon.doors.request_body import content_codings, decode_body, decode_now
-from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
+from antiphon.doors.request_body import WholeBody, content_codings, decode_body, decode_now
+from antiphon.engine.exchange.budget import Budget, Hold
+from antiphon.errors import ApiError, InvalidRequest, NoRoom, RequestTooLarge
 from tests.support.compression import zstd_streamed
 from tests.support.effort import examples
 
@@ -233,3 +234,67 @@ def test_a_zstd_frame_with_a_huge_window_is_refused() -> None:
     frame[5] = (41 - 10) << 3
     with pytest.raises(InvalidRequest):
         decode_now(("zstd",), bytes(frame), MOST)
+
+
+def _hold(limit: int = 1 << 20) -> Hold:
+    return Budget(limit, "limits.bytes_in_flight").hold("")
+
+
+@pytest.mark.parametrize("declared", [None, "10", "3", "x", "-1", "\u00b2"])
+async def test_a_body_may_be_as_large_as_the_limit_whatever_was_declared(declared: str | None) -> None:
+    hold = _hold()
+    body = WholeBody((("content-length", declared),) if declared is not None else (), hold, 10)
+    assert hold.size == 0, "no place is kept for what may never come"
+    for part in (b"12345", b"", b"6789", b"0"):
+        body.add(part)
+    assert hold.size == 10
+    with pytest.raises(RequestTooLarge):
+        body.add(b"x")
+    assert await body.decoded() == b"1234567890" and hold.size == 10
+    assert await body.decoded() == b"", "it is given once"
+
+
+@pytest.mark.parametrize("declared", ["11", "1" * 18, "1" * 4000])
+def test_what_is_declared_too_large_is_not_read(declared: str) -> None:
+    with pytest.raises(RequestTooLarge):
+        WholeBody((("content-length", declared),), _hold(), 10)
+
+
+def test_what_cannot_fit_now_is_not_read() -> None:
+    budget = Budget(20, "limits.bytes_in_flight")
+    with budget.hold("") as other, budget.hold("") as hold:
+        other.add(11)
+        WholeBody((("content-length", "9"),), hold, 100)
+        with pytest.raises(NoRoom):
+            WholeBody((("content-length", "10"),), hold, 100)
+
+
+async def test_what_a_compressed_body_is_beyond_its_bytes_is_held_as_well() -> None:
+    for data, held in ((BODY, len(BODY)), (b"x", len(gzip.compress(b"x")))):
+        hold = _hold()
+        body = WholeBody((("content-encoding", "gzip"),), hold, MOST)
+        body.add(gzip.compress(data))
+        assert await body.decoded() == data and hold.size == held
+
+
+@pytest.mark.parametrize("name", ["gzip", "two gzip members", "deflate", "bare deflate", "zstd", "two zstd frames"])
+async def test_a_body_may_be_as_large_as_the_limit_when_it_is_plain(name: str) -> None:
+    coding, encode = ENCODERS[name]
+    coded = encode(BODY)
+    assert await decode_body((coding,), coded, len(BODY)) == BODY
+    with pytest.raises(RequestTooLarge):
+        await decode_body((coding,), coded, len(BODY) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("zstd", 0), ("zstd streamed", 0), ("two zstd frames", len(zstd(BODY[:7]))), ("zstd after a skippable frame", 11)],
+)
+async def test_a_frame_that_is_cut_anywhere_is_not_valid(name: str, whole: int) -> None:
+    """`whole`: where the first of two frames ends."""
+    coding, encode = ENCODERS[name]
+    coded = encode(BODY)
+    for at in range(1, len(coded)):
+        if at != whole:
+            with pytest.raises(InvalidRequest, match="not valid zstd: it "):
+                await decode_body((coding,), coded[:at], MOST)

@@ -112,3 +112,22 @@ def test_what_one_request_gives_back_leaves_what_the_owner_has_otherwise() -> No
             assert budget.used_by("a") == 50
         assert (budget.used_by("a"), budget.owners) == (20, 1)
     assert (budget.used_by("a"), budget.owners) == (0, 0)
+
+
+@pytest.mark.parametrize("owner", ["a", ""], ids=["share", "all of it"])
+@pytest.mark.parametrize("held", [0, 1], ids=["by one request", "by two"])
+def test_all_of_it_fits_and_one_more_does_not(owner: str, held: int) -> None:
+    budget, limit = _budget(), _SHARE if owner else _MAX
+    with budget.hold(owner) as other, budget.hold(owner) as hold:
+        other.add(held)
+        hold.check(limit - held)
+        hold.add(limit - held)
+        for refused in (hold.check, hold.add):
+            with pytest.raises(RequestTooLarge if not held else NoRoom):
+                refused(1)
+        hold.add(0)
+        assert budget.used == limit
+    with budget.hold(owner) as empty:
+        empty.check(limit)
+        with pytest.raises(RequestTooLarge):
+            empty.check(limit + 1)

@@ -18,8 +18,8 @@ ANSWER = json.dumps(
 SEALER = Sealer([b"secret"])
 
 
-def reasoning_item(**fields: Any) -> dict[str, Any]:
-    output = run({**ASK, **fields}, [ANSWER], headers=JSON, sealer=SEALER).json["output"]
+def reasoning_item(sealer: Sealer | None = SEALER, **fields: Any) -> dict[str, Any]:
+    output = run({**ASK, **fields}, [ANSWER], headers=JSON, sealer=sealer).json["output"]
     found: dict[str, Any] = output[0]
     assert found["type"] == "reasoning"
     return found
@@ -71,3 +71,7 @@ def test_without_include_nothing_is_sealed() -> None:
     assert (
         "encrypted_content" not in reasoning_item(include=[]) or reasoning_item(include=[])["encrypted_content"] is None
     )
+
+
+def test_without_a_secret_nothing_is_sealed_although_it_is_asked_for() -> None:
+    assert reasoning_item(sealer=None).get("encrypted_content") is None

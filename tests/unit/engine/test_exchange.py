@@ -20,6 +20,7 @@ from antiphon.engine.ports.actions import (
     LoadContext,
     PrepareTools,
     RequestHead,
+    RunTools,
     SaveResponse,
     SendBody,
     SendHead,
@@ -551,3 +552,120 @@ def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_us
     record = exchange.unstored_record()
     assert record is not None and record.id == outcome.json["id"] and not outcome.records
     assert exchange.usage is not None and exchange.usage.total_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("request_", "drives"),
+    [
+        ({}, False),
+        ({"stream": True}, False),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, False),
+        ({"tools": [{"type": "web_search"}]}, True),
+        ({"background": True}, True),
+        ({"context_management": [{"type": "compaction", "compact_threshold": 5000}]}, True),
+    ],
+)
+def test_what_cannot_be_relayed(request_: dict[str, Any], drives: bool) -> None:
+    """Of several model calls, or one that nobody waits for, Envoy makes none."""
+    exchange = make_exchange(tool_types=frozenset({"web_search"}), background=True)
+    body = json.dumps({"model": "m", "input": "hi", **request_}).encode()
+    exchange.receive_request(_HEAD, body)
+    assert exchange.needs_drive is drives and exchange.makes_response
+    assert exchange.request_bytes == len(body)
+
+
+def test_only_what_makes_a_response_takes_a_key() -> None:
+    assert make_exchange().request_bytes == 0
+    for path, makes in (
+        ("/v1/responses", True),
+        ("/v1/responses/compact", False),
+        ("/v1/responses/input_tokens", False),
+    ):
+        exchange = make_exchange()
+        exchange.receive_request(RequestHead("POST", path, (), "owner"), b'{"model":"m","input":"hi"}')
+        assert exchange.makes_response is makes
+    prewarm = make_exchange()
+    prewarm.generate = False
+    prewarm.receive_request(_HEAD, b'{"model":"m","input":"hi"}')
+    assert not prewarm.makes_response
+
+
+@pytest.mark.parametrize(
+    ("shown_as", "reasoning", "summary"),
+    [
+        ("summary", None, True),
+        ("content", {"summary": "auto"}, False),
+        ("auto", None, False),
+        ("auto", {"effort": "low"}, False),
+        ("auto", {"summary": "auto"}, True),
+        ("auto", {"generate_summary": "auto"}, True),
+    ],
+)
+def test_reasoning_is_a_summary_where_one_is_asked_for(shown_as: str, reasoning: Any, summary: bool) -> None:
+    message = {"role": "assistant", "reasoning_content": "hm", "content": "so"}
+    answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    request = {"model": "m", "input": "hi", **({"reasoning": reasoning} if reasoning is not None else {})}
+    item = run(request, [answer], headers=JSON, reasoning_as=shown_as).json["output"][0]
+    assert item["type"] == "reasoning" and bool(item["summary"]) is summary
+    assert bool(item.get("content")) is not summary
+
+
+def _whole(text: str) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
+
+
+@pytest.mark.parametrize("text", ["data: x", "d", "event: y\n\ndata: z"])
+def test_an_object_that_speaks_of_data_is_an_object(text: str) -> None:
+    for body in (_whole(text), b" \n" + _whole(text)):
+        outcome = run({"model": "m", "input": "hi"}, [body], headers=JSON)
+        assert outcome.json["output"][0]["content"][0]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("before", "read"),
+    [
+        (b"", True),
+        (b"\n ", True),
+        (b": a comment\n\n", True),
+        (b"event: x\n", True),
+        (b":" + b" " * 4088 + b"\n\n", True),
+        (b":" + b" " * 4089 + b"\n\n", False),
+    ],
+)
+def test_an_event_stream_that_does_not_say_so_is_known_by_its_beginning(before: bytes, read: bool) -> None:
+    outcome = run({"model": "m", "input": "hi"}, [before + _CHUNK, _END], headers=JSON)
+    assert outcome.head is not None and outcome.head.status == (200 if read else 502)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("size", "fits"), [(0, True), (1, False)])
+def test_an_answer_may_be_as_large_as_the_limit(size: int, fits: bool, stream: bool) -> None:
+    body = _whole("some text")
+    most = limits(upstream_body_bytes=len(body) - size)
+    outcome = run({"model": "m", "input": "hi", "stream": stream}, [body], headers=JSON, limits=most)
+    assert outcome.head is not None and outcome.head.status == (200 if fits else 502)
+    if not fits:
+        assert outcome.json["error"]["code"] == "upstream_too_large"
+
+
+def test_what_the_answer_of_a_tool_turn_holds_is_sent_before_the_tools_run() -> None:
+    """A client sees what is looked for while it is looked for."""
+    exchange, outcome = make_exchange(tool_types=ScriptedTools.types), Outcome()
+    exchange.receive_request(_HEAD, _SEARCHING)
+    (preparing,) = exchange.actions()
+    assert isinstance(preparing, PrepareTools)
+    exchange.receive_tools(ScriptedTools().prepare_now(preparing.tools))
+    exchange.receive_upstream_head(200, SSE)
+    pump(exchange, outcome)
+    exchange.receive_upstream_data(_SEARCH + _END)
+    actions = exchange.actions()
+    sent = b"".join(action.data for action in actions if isinstance(action, SendBody))
+    assert b"response.file_search_call.in_progress" in sent and isinstance(actions[-1], RunTools)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_last_event_counts_without_an_empty_line_behind_it(stream: bool) -> None:
+    last = _END.partition(b"\n\n")[0]
+    outcome = run({"model": "m", "input": "hi", "stream": stream}, [_CHUNK, last])
+    final = parse_sse(outcome.body)[-1]["response"] if stream else outcome.json
+    assert final["status"] == "completed" and final["output"][0]["content"][0]["text"] == "Hi"

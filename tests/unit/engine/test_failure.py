@@ -7,7 +7,7 @@ import pytest
 from antiphon.engine.exchange.failure import Failure, Fault, cancelled, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,49 @@ def test_an_error_knows_at_whom_it_came_about() -> None:
     assert refusal(error).upstream == ""
     error.upstream = "one"
     assert refusal(error).upstream == "one"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "answered", "fault"),
+    [
+        (ApiError("no", status=499), State.NEW, 0, "client"),
+        (ApiError("no", status=500), State.NEW, 0, "ours"),
+        (ApiError("no", status=503), State.CALLING, 0, "ours"),
+        (ApiError("no", status=404), State.CALLING, 0, "client"),
+        (UpstreamFailed("no"), State.CALLING, 0, "upstream"),
+        (UpstreamTimedOut("no"), State.STREAMING, 200, "upstream"),
+        *((ApiError("no", status=status), State.REFUSED, status, "client") for status in (400, 413, 422)),
+        *((ApiError("no", status=status), State.REFUSED, status, "upstream") for status in (401, 404, 429, 500)),
+        # What an earlier turn's upstream said has nothing to do with what is wrong now.
+        (ApiError("no", status=404), State.SAVING, 200, "client"),
+    ],
+)
+def test_whose_fault_it_was(error: ApiError, state: State, answered: int, fault: Fault) -> None:
+    failure = refusal(error, state, "default", answered)
+    assert failure.fault == fault and failure.cause == "no" and failure.status == error.status
+    at_it = state in (State.CALLING, State.STREAMING, State.REFUSED)
+    assert (failure.upstream, failure.upstream_status) == (("default", answered) if at_it else ("", 0))
+
+
+def test_what_an_upstream_said_is_left_out_where_nothing_may_rest() -> None:
+    error = ApiError("your secret words", status=400)
+    said = {
+        (state, answered): refusal(error, state, "default", answered, quoted=False).cause
+        for state in (State.REFUSED, State.SAVING)
+        for answered in (400, 0)
+    }
+    assert said.pop((State.REFUSED, 400)) == "what the upstream said is kept nowhere (store: false)"
+    assert set(said.values()) == {"your secret words"}, "that is our own word"
+    error.cause = "a cause"
+    assert refusal(error, State.REFUSED, "default", 400, quoted=False).cause == "a cause"
+
+
+def test_what_was_refused_for_want_of_room_is_counted_elsewhere() -> None:
+    assert refusal(NoRoom("full", "limits.all")).counted and not refusal(ApiError("no", status=503)).counted
+
+
+def test_what_was_being_done_is_told() -> None:
+    assert refusal(ApiError("no"), State.SAVING).operation == "save"
+    error = ApiError("no")
+    error.operation = "idempotency_key"
+    assert refusal(error, State.SAVING).operation == "idempotency_key"

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.idempotency import in_progress
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.leases import Leases
-from antiphon.errors import StoreError
+from antiphon.errors import ApiError, StoreError
 
 
 class Store:
@@ -100,6 +101,27 @@ async def test_the_task_ends_with_the_last_lease_and_begins_again(leases: Leases
     assert store.renewed == [({"resp_2"}, 30.0)]
 
 
+async def test_what_is_taken_at_once_after_the_last_was_dropped_is_renewed(leases: Leases, time: Time) -> None:
+    store = Store()
+    leases.hold(store, "resp_1")
+    await asyncio.sleep(0)
+    leases.drop(store, "resp_1")
+    leases.hold(store, "resp_2")
+    await asyncio.sleep(0)
+    await time.pass_by()
+    assert store.renewed == [({"resp_2"}, 30.0)]
+
+
+async def test_a_drop_of_what_nobody_holds_ends_no_renewal(leases: Leases, time: Time) -> None:
+    store, other = Store(), Store()
+    leases.hold(store, "resp_1")
+    leases.drop(other, "resp_1")
+    leases.hold(other, "resp_2")
+    leases.drop(other, "resp_2")
+    await time.pass_by()
+    assert store.renewed == [({"resp_1"}, 30.0)] and other.renewed == []
+
+
 async def test_what_was_lost_is_forgotten(leases: Leases, time: Time) -> None:
     store = Store()
     leases.hold(store, "resp_1")
@@ -148,15 +170,25 @@ async def test_closing_ends_everything(time: Time) -> None:
 
 
 class Keys(Store):
-    """Keys that nobody else holds."""
+    """Keys that nobody else holds, unless `claimed` says what becomes of a claim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claimed: ApiError | str | None = None
+        self.given_back: list[tuple[str, str]] = []
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
-        return None
+        if isinstance(self.claimed, ApiError):
+            raise self.claimed
+        return self.claimed
 
     async def made(self, once: OnceOnly) -> str | None:
         return None
 
-    async def release(self, once: OnceOnly, object_id: str) -> None: ...
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        self.given_back.append((once.key, object_id))
+        if self.fails:
+            raise StoreError("not now")
 
 
 async def test_a_key_is_renewed_until_its_response_is_stored_or_will_not_be(leases: Leases, time: Time) -> None:
@@ -169,3 +201,48 @@ async def test_a_key_is_renewed_until_its_response_is_stored_or_will_not_be(leas
     await keys.release("resp_1")
     await time.pass_by()
     assert [holders for holders, _ in store.renewed] == [{"resp_0", "resp_1", "resp_2"}, {"resp_2"}]
+
+
+@pytest.mark.parametrize("claimed", [in_progress(), "resp_0"], ids=["another request has it", "it made something"])
+async def test_a_key_that_was_not_got_is_neither_held_nor_renewed(
+    leases: Leases, time: Time, claimed: ApiError | str
+) -> None:
+    store = Keys()
+    store.claimed = claimed
+    keys = HeldKeys(store, leases)
+    once = OnceOnly("owner", "key", "f")
+    if isinstance(claimed, str):
+        assert await keys.claim(once, "resp_1") == claimed
+    else:
+        with pytest.raises(ApiError):
+            await keys.claim(once, "resp_1")
+    assert keys.of("resp_1") is None
+    await time.pass_by()
+    assert store.renewed == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_key_is_given_back_at_most_once_whatever_the_store_says(leases: Leases, fails: bool) -> None:
+    store = Keys()
+    keys = HeldKeys(store, leases)
+    once = OnceOnly("owner", "key", "f")
+    await keys.claim(once, "resp_1")
+    assert keys.of("resp_1") == once
+    store.fails = fails
+    for _ in range(2):
+        await keys.release("resp_1")
+    await keys.release("resp_2")
+    assert store.given_back == [("key", "resp_1")] and keys.of("resp_1") is None
+    await keys.claim(once, "resp_1")
+    keys.kept("resp_1")
+    assert keys.of("resp_1") is None
+    await keys.release("resp_1")
+    assert store.given_back == [("key", "resp_1")], "it is the stored response's now"
+
+
+async def test_with_its_keys_closed_nothing_is_renewed(time: Time) -> None:
+    store, before = Keys(), asyncio.all_tasks()
+    keys = HeldKeys(store, Leases(30.0, time.sleep))
+    await keys.claim(OnceOnly("owner", "key", "f"), "resp_1")
+    await keys.aclose()
+    assert asyncio.all_tasks() == before

@@ -9,8 +9,10 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.native_answer import NativeAnswer, refuse_references
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
+    Action,
     CallUpstream,
     CancelReason,
     Finish,
@@ -18,7 +20,7 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, limits, make_exchange
@@ -314,3 +316,45 @@ def test_a_key_of_ours_in_a_native_error_goes() -> None:
     exchange.receive_upstream_end()
     body = next(action.data for action in exchange.actions() if isinstance(action, SendBody))
     assert body == b'{"error":{"message":"[redacted] is wrong"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(200, "completed"), (399, "completed"), (400, "error"), (500, "error")]
+)
+def test_a_status_from_400_on_is_an_error_without_the_gateways_key(status: int, outcome: str) -> None:
+    actions: list[Action] = []
+    answer = NativeAnswer(actions, status, JSON, 100, secrets=("sk-of-the-gateway",))
+    assert not answer.receive(b'{"key": "sk-of-')
+    assert not answer.receive(b'the-gateway"}')
+    assert answer.pass_end() == outcome
+    head, body = actions
+    assert isinstance(head, SendHead) and isinstance(body, SendBody)
+    assert (b"sk-of-the-gateway" in body.data) is (status < 400)
+    assert (head.status, head.streamed, head.raw) == (status, False, True)
+    assert dict(head.headers)["content-length"] == str(len(body.data))
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_has_no_body_has_no_length(status: int) -> None:
+    actions: list[Action] = []
+    NativeAnswer(actions, status, (), 100).pass_end()
+    head = actions[0]
+    assert isinstance(head, SendHead) and "content-length" not in dict(head.headers)
+
+
+@pytest.mark.parametrize("headers", [SSE, JSON])
+def test_an_answer_may_be_as_large_as_the_limit(headers: Headers) -> None:
+    answer = NativeAnswer([], 200, headers, 10)
+    assert not answer.receive(b"x" * 9) and not answer.receive(b"x") and answer.receive(b"x")
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"", b'{"input":"a fil_id"}'])
+def test_what_names_nothing_is_not_even_read(body: bytes) -> None:
+    refuse_references(body)
+
+
+@pytest.mark.parametrize("body", [b'{"file_id": no JSON', b'{"\\u0066ile_id": no JSON'])
+def test_what_may_name_something_has_to_be_json(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        refuse_references(body)
+    assert refused.value.code == "invalid_json"

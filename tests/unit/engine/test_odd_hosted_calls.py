@@ -79,6 +79,7 @@ def _ran(**item: Any) -> dict[str, Any]:
         ([_ran(container_id="cntr_a"), {"role": "user", "content": "More."}], "cntr_a"),
         ([_ran(container_id=None)], None),
         ([_ran(container_id=5)], None),
+        ([_ran(container_id="cntr_a"), _ran(id="ci_2", container_id=5)], None),
     ],
 )
 def test_code_goes_on_in_the_container_of_the_conversation(items: list[dict[str, Any]], earlier: str | None) -> None:

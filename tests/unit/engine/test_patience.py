@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -143,3 +144,63 @@ async def test_patience_has_an_end() -> None:
     async with PatientUpstream(upstream, 0.01).call(REQUEST) as answer:
         assert answer.status == 502 and [part async for part in answer.body()] == [ENVOY]
     assert upstream.calls > 1
+
+
+def _clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time passes only in pauses; these."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    module = "antiphon.engine.running.upstream_retry"
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: sum(pauses)))
+    monkeypatch.setattr(f"{module}.asyncio.sleep", sleep)
+    return pauses
+
+
+@pytest.mark.parametrize(("seconds", "pauses"), [(0.75, [0.25, 0.5]), (0.74, [0.25]), (0.25, [0.25]), (0.24, [])])
+async def test_it_is_asked_as_often_as_the_time_allows(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, pauses: list[float]
+) -> None:
+    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 0.25)
+    waited = _clock(monkeypatch)
+    upstream = Scripted([UpstreamFault.UNREACHABLE])
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(upstream, seconds).call(REQUEST):
+            pass
+    assert waited == pauses and upstream.calls == len(pauses) + 1
+
+
+async def test_pauses_grow_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 1.0)
+    waited = _clock(monkeypatch)
+    with pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(Scripted([UpstreamFault.UNREACHABLE]), 20.0).call(REQUEST):
+            pass
+    assert waited == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(("size", "calls"), [(4096, 2), (4097, 1)])
+async def test_of_an_answer_as_long_as_envoys_can_be_the_end_is_read(size: int, calls: int) -> None:
+    upstream = Scripted([Answer(503, [PLAIN.ljust(size - 1), b" "]), GOOD])
+    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
+        assert answer.status == (200 if calls == 2 else 503)
+    assert upstream.calls == calls
+
+
+async def test_when_a_call_failed_for_good_is_known() -> None:
+    """Not when it is made again, nor when something was answered."""
+    patient = PatientUpstream(Scripted([UpstreamFault.UNREACHABLE, GOOD, UpstreamFault.CUT]), 10.0)
+    async with patient.call(REQUEST):
+        assert patient.failed_at is None
+    assert patient.failed_at is None
+    with pytest.raises(UpstreamCallFailed):
+        async with patient.call(REQUEST):
+            pass
+    assert patient.failed_at is not None
+    patient = PatientUpstream(Scripted([GOOD]), 10.0)
+    with pytest.raises(UpstreamCallFailed):
+        async with patient.call(REQUEST):
+            raise UpstreamCallFailed(UpstreamError(UpstreamFault.CUT, "in its body"))
+    assert patient.failed_at is not None

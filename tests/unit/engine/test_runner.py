@@ -6,16 +6,27 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, SendBody, UpstreamRequest
+from antiphon.engine.ports.actions import (
+    CallUpstream,
+    CancelReason,
+    OnceOnly,
+    RequestHead,
+    SendBody,
+    SendHead,
+    UpstreamRequest,
+)
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
 from antiphon.engine.running.runner import Runner
+from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.types.transport import UpstreamError, UpstreamFault
@@ -249,3 +260,161 @@ async def test_tools_that_take_too_long_end_with_the_response() -> None:
     assert b"response_timeout" in seen
     assert cancelled.is_set()
     await runner.aclose()
+
+
+class _Room:
+    """What an owner's room says when it is asked."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.asked: list[str] = []
+
+    async def check(self, owner: str) -> None:
+        self.asked.append(owner)
+        if self.failure is not None:
+            raise self.failure
+
+
+@dataclass
+class _Received:
+    """An exchange as it stands when its request was read."""
+
+    stored: bool = True
+    done: bool = False
+    again: bool = False
+    awaits_prompt: bool = False
+    makes_response: bool = True
+    turned_away: list[ApiError] = field(default_factory=list)
+
+    def receive_request(self, head: RequestHead, body: bytes) -> None: ...
+
+    def turn_away(self, error: ApiError) -> None:
+        self.turned_away.append(error)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "asked"),
+    [
+        (_Received(), True),
+        (_Received(stored=False), False),
+        (_Received(done=True), False),
+        (_Received(again=True), False),
+        (_Received(done=True, again=True), False),
+    ],
+)
+async def test_room_is_asked_for_where_something_is_to_be_stored(
+    store: MemoryResponseStore, exchange: _Received, asked: bool
+) -> None:
+    room: Any = _Room()
+    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room)
+    await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
+    assert room.asked == (["me"] if asked else []) and exchange.turned_away == []
+
+
+@pytest.mark.parametrize("failure", [OwnerFull(5), StoreError("locked", reason="locked")])
+async def test_without_room_a_request_is_turned_away(store: MemoryResponseStore, failure: Exception) -> None:
+    room: Any = _Room(failure)
+    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room)
+    exchange = _Received()
+    await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
+    (error,) = exchange.turned_away
+    if isinstance(failure, ApiError):
+        assert error is failure
+    else:
+        assert error.status == 503 and error.message.startswith("The stored data could not be read")
+
+
+async def test_to_abandon_goes_on_when_whoever_did_so_is_gone(runner: Runner, store: MemoryResponseStore) -> None:
+    exchange = await _begun(runner)
+    begun, go = asyncio.Event(), asyncio.Event()
+    save = store.save
+
+    async def slow(record: object) -> None:
+        begun.set()
+        await go.wait()
+        await save(record)  # type: ignore[arg-type]
+
+    store.save = slow  # type: ignore[method-assign]
+    request = asyncio.ensure_future(runner.abandon(exchange, CancelReason.CLIENT_GONE))
+    await begun.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    go.set()
+    await runner.aclose()
+    assert [record.status for record in store.records.values()] == ["failed"]
+    assert exchange.done, "its end was performed, not only its save"
+    await runner.abandon(exchange, CancelReason.CLIENT_GONE)
+
+
+class _Keys:
+    """Keys that nobody has used; what they were asked."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    async def made(self, once: OnceOnly) -> None:
+        self.done.append("made")
+
+    async def claim(self, once: OnceOnly, response_id: str) -> None:
+        self.done.append("claim")
+
+    def of(self, response_id: str) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize(("path", "done"), [("", ["claim"]), ("/compact", []), ("/input_tokens", [])])
+async def test_a_key_is_claimed_for_what_makes_a_response(
+    store: MemoryResponseStore, path: str, done: list[str]
+) -> None:
+    keys: Any = _Keys()
+    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), keys=keys)
+    head = RequestHead("POST", f"/v1/responses{path}", (("idempotency-key", "k"),), "me")
+    await runner.receive(make_exchange(), head, b'{"model":"m","input":"hi"}')
+    assert keys.done == done
+
+
+async def test_the_same_runner_over_another_history_reads_and_writes_there(
+    runner: Runner, store: MemoryResponseStore
+) -> None:
+    other = MemoryResponseStore()
+    view = runner.over(other)
+    exchange = await _begun(view)
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.CUT, "gone"))
+    assert [action async for action in view.settle(exchange)]
+    assert len(other.records) == 1 and store.records == {}
+    (response_id,) = other.records
+    body = json.dumps({"model": "m", "input": "hi", "previous_response_id": response_id}).encode()
+    for used, status in ((view, None), (runner, 400)):
+        exchange = make_exchange()
+        exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+        heads = [action.status async for action in used.settle(exchange) if isinstance(action, SendHead)]
+        assert heads == ([status] if status else [])
+    another: Any = object()
+    assert view.upstream is runner.upstream and runner.over(other, another).upstream is another
+
+
+class _Queue:
+    """Background responses that are queued and followed, and never run."""
+
+    def __init__(self) -> None:
+        self.followers = self
+
+    async def enqueue(self, *_: object) -> None: ...
+
+    async def follow(self, owner: str, response_id: str) -> AsyncIterator[bytes]:
+        yield b"an event"
+
+
+async def test_who_follows_a_queued_response_holds_nothing_of_its_request(store: MemoryResponseStore) -> None:
+    queue: Any = _Queue()
+    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue)
+    budget = Budget(100, "limits.bytes_in_flight")
+    exchange = make_exchange(background=True)
+    exchange.hold = budget.hold("me")
+    exchange.hold.add(50)
+    body = b'{"model":"m","input":"hi","background":true,"stream":true}'
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "me"), body)
+    held = [(action.data, budget.used) async for action in runner.settle(exchange) if isinstance(action, SendBody)]
+    assert held[-1] == (b"an event", 0) and exchange.done

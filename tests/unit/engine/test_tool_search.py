@@ -6,11 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import Chain, Context, StoredItem
+from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.tools.box import Toolbox
 from antiphon.tools.tool_search import ToolSearch, find
+from antiphon.translation.tool_map import CallKind, HostedFunction
+from antiphon.types.items import McpListTools
 from tests.support.exchanges import Outcome, converse
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.model_turns import Called, model_turn
@@ -117,9 +121,9 @@ async def talk(*turns: list[Called] | str, stream: bool = True, **request: Any) 
         model_turn(turn, stream=stream) if isinstance(turn, str) else model_turn("", *turn, stream=stream, pieces=2)
         for turn in turns
     ]
-    context = request.pop("context", None)
+    context, box = request.pop("context", None), request.pop("box", Toolbox([ToolSearch()], ToolSettings()))
     body = {"model": "m", "input": "Rate?", "tools": TOOLS, "stream": stream, **request}
-    return await converse(body, said, Toolbox([ToolSearch()], ToolSettings()), context=context)
+    return await converse(body, said, box, context=context)
 
 
 def search(query: Any = "currency") -> list[Called]:
@@ -257,6 +261,17 @@ async def test_a_search_that_was_not_to_run_any_more_is_shown_with_what_it_was_t
     assert json.loads(continued.calls[0].request.body)["messages"][: len(before)] == before
 
 
+async def test_a_conversation_goes_on_behind_a_search_that_was_cut() -> None:
+    call = {"type": "tool_search_call", "id": "t", "status": "incomplete", "execution": "server", "arguments": {}}
+    outcome = await talk("Hi.", input=[{"role": "user", "content": "Rate?"}, call, {"role": "user", "content": "So?"}])
+    roles = [message["role"] for message in json.loads(outcome.calls[0].request.body)["messages"]]
+    assert roles == ["user", "assistant", "tool", "user"] and told(outcome, 0) == ["The search was broken off."]
+    # A search of the client's is waited for.
+    waiting = {**call, "call_id": "t", "execution": "client"}
+    refused = await talk("Hi.", input=[{"role": "user", "content": "Rate?"}, waiting], stream=False)
+    assert "No tool output found for function call t" in refused.json["error"]["message"]
+
+
 async def test_a_call_of_the_clients_beside_a_search_ends_the_response() -> None:
     outcome = await talk([*search(), ("now", "{}")])
     kinds = [item["type"] for item in final(outcome, True)["output"]]
@@ -364,6 +379,164 @@ async def test_what_a_client_found_may_be_called_where_its_search_is_allowed() -
         "Hi.", **asked, previous_response_id="resp_1", context=Context(chain=Chain(())), tool_choice=named
     )
     assert shown(outcome, 0) == ["tool_search", "stockLookup"]
+
+
+async def test_members_that_programs_alone_may_call_are_not_found() -> None:
+    hidden = {**function("secret_orders"), "allowed_callers": ["programmatic"]}
+    whole = {**namespace("crm", "Customers.", hidden, function("list_orders", deferred=False)), "defer_loading": True}
+    outcome = await talk(search("orders"), "Done.", tools=[SERVER, whole])
+    assert shown(outcome, 0) == ["tool_search"] and shown(outcome, 1) == ["tool_search", "crm__list_orders"]
+    assert "(1 tools)" in json.loads(outcome.calls[0].request.body)["tools"][0]["function"]["description"]
+
+
+def test_all_that_a_namespace_has_is_found_by_its_name() -> None:
+    many = namespace("mail", "Mail.", *(function(f"tool_{number}") for number in range(40)))
+    assert len(found("mail", [many])) == 32 and len(found("mails", [many])) == 8
+
+
+async def test_the_listing_is_bounded() -> None:
+    many = [function(f"tool_{number}", "x" * 500) for number in range(50)]
+    outcome = await talk("Hi.", tools=[SERVER, *many])
+    described = json.loads(outcome.calls[0].request.body)["tools"][0]["function"]["description"]
+    *lines, last = described.split("There are:\n")[1].splitlines()
+    assert {len(line) for line in lines} == {160} and len(lines) == 25 and last == "- and 25 more"
+
+
+def test_only_so_deep_and_so_far_is_looked_for_words() -> None:
+    leaf: dict[str, Any] = {"type": "object", "properties": {"deepest": {"type": "string"}}}
+    for name in ("third", "second", "first"):
+        leaf = {"type": "object", "properties": {name: leaf}}
+    tool = {**function("one"), "parameters": leaf}
+    assert found("third", [tool]) == ["one"] and found("deepest", [tool]) == []
+    long = function("two", "x " * 1_000 + "beyond")
+    assert found("beyond", [long]) == []
+    # Of the words of a query the first so many count.
+    padding = [f"{one}{two}x" for one in "abcd" for two in "efgh"]
+    assert found(" ".join([*padding, "currency"])) == []
+    assert found(" ".join([*padding[1:], "currency"])) == ["get_exchange_rate"]
+
+
+# Tools of MCP servers
+
+
+class Dice:
+    """An MCP server's tools, as the toolbox knows them."""
+
+    types = frozenset({"mcp"})
+
+    async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        declared = json.loads(tool.declaration)
+        functions = [
+            HostedFunction(
+                CallKind.MCP,
+                name,
+                f"{name.title()} something.",
+                Raw(b'{"type":"object","properties":{"sides":{"type":"integer"}}}'),
+                namespace=declared["server_label"],
+                deferred=declared.get("defer_loading", False),
+            )
+            for name in ("roll", "toss")
+        ]
+        listed = McpListTools(id="mcpl_1", server_label=declared["server_label"], tools=Raw(b"[]"))
+        return PreparedTool(tool, tuple(functions), (listed,))
+
+    async def run(self, call: HostedCall) -> ToolResult:
+        return ToolResult(call.call_id, f"{call.target.name}: 4", {"output": f"{call.target.name}: 4"})
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+DICE = {
+    "type": "mcp",
+    "server_label": "dice",
+    "server_description": "Games of chance.",
+    "server_url": "https://dice.example/mcp",
+    "authorization": "s3cret",
+    "require_approval": "never",
+    "defer_loading": True,
+}
+BOX = Toolbox([ToolSearch(), Dice()], ToolSettings())
+
+
+async def test_tools_of_a_deferred_server_are_hidden_until_they_are_found_and_run_then() -> None:
+    outcome = await talk(search("roll"), [("dice__roll", "{}")], "4.", tools=[SERVER, DICE, SHOWN], box=BOX)
+    assert [shown(outcome, turn) for turn in range(3)] == [
+        ["tool_search", "now"],
+        ["tool_search", "now", "dice__roll"],
+        ["tool_search", "now", "dice__roll"],
+    ]
+    described = json.loads(outcome.calls[0].request.body)["tools"][0]["function"]["description"]
+    assert "- dice: Games of chance." in described
+    output = final(outcome, True)["output"]
+    assert [item["type"] for item in output][1:] == ["tool_search_call", "tool_search_output", "mcp_call", "message"]
+    assert output[2]["tools"] == [
+        {
+            "type": "mcp",
+            "server_label": "dice",
+            "server_description": "Games of chance.",
+            "allowed_tools": ["roll"],
+        }
+    ]
+    assert told(outcome, 1) == ["Tools that can be called now:\ndice__roll"] and told(outcome, 2)[-1] == "roll: 4"
+    assert b"s3cret" not in outcome.body and all(b"s3cret" not in call.request.body for call in outcome.calls)
+    # What was found stays, whoever keeps the conversation.
+    replayed = [{"role": "user", "content": "Rate?"}, *output]
+    for later in (
+        await talk("4.", input=replayed, tools=[SERVER, DICE, SHOWN], box=BOX),
+        await talk("4.", previous_response_id="r", context=stored(outcome), tools=[SERVER, DICE, SHOWN], box=BOX),
+    ):
+        assert shown(later, 0) == shown(outcome, 2)
+    # Without the server there is nothing to show.
+    gone = await talk("4.", input=replayed, tools=[SERVER, SHOWN], box=BOX)
+    assert shown(gone, 0) == ["now"] and gone.head is not None
+    assert dict(gone.head.headers)["antiphon-ignored"] == "tools.mcp"
+
+
+async def test_a_servers_name_means_all_its_tools() -> None:
+    outcome = await talk(search("dice"), "Done.", tools=[SERVER, DICE, SHOWN, RATES], box=BOX)
+    assert shown(outcome, 1) == ["tool_search", "now", "dice__roll", "dice__toss"]
+
+
+@pytest.mark.parametrize(
+    ("named", "hidden"),
+    [
+        ({"type": "mcp", "server_label": "dice"}, {"get_exchange_rate"}),
+        ({"type": "mcp", "server_label": "dice", "name": "toss"}, {"dice__roll", "get_exchange_rate"}),
+        ({"type": "function", "name": "get_exchange_rate"}, {"dice__roll", "dice__toss"}),
+        (NOW, set[str]()),
+    ],
+)
+async def test_a_choice_bounds_what_is_found_of_servers(named: dict[str, Any], hidden: set[str]) -> None:
+    every = search("roll, toss, exchange")
+    outcome = await talk(
+        every, "Done.", tools=[SERVER, DICE, SHOWN, RATES], box=BOX, tool_choice=allowing(SERVER, named)
+    )
+    everything = {"dice__roll", "dice__toss", "get_exchange_rate"}
+    assert set(shown(outcome, 1)) - {"tool_search", "now"} == everything - hidden
+    # What may not be called is not told of either.
+    assert {name for name in everything if name in told(outcome, 1)[0]} == everything - hidden
+
+
+async def test_a_choice_of_a_servers_tool_shows_it() -> None:
+    choice = {"type": "mcp", "server_label": "dice", "name": "toss"}
+    outcome = await talk([("dice__toss", "{}")], "4.", tools=[SERVER, DICE, SHOWN], box=BOX, tool_choice=choice)
+    assert outcome.chat["tools"] and "dice__toss" in shown(outcome, 0) and "dice__roll" not in shown(outcome, 0)
+
+
+async def test_without_a_search_a_deferred_server_is_shown() -> None:
+    outcome = await talk("Hi.", tools=[DICE], box=BOX)
+    assert shown(outcome, 0) == ["dice__roll", "dice__toss"]
+
+
+@pytest.mark.parametrize("entry", [{"type": "mcp"}, {"type": "mcp", "server_label": "x", "allowed_tools": 5}])
+async def test_what_names_no_tools_of_a_server_brings_none(entry: dict[str, Any]) -> None:
+    items = [
+        {"type": "tool_search_call", "id": "t", "execution": "server", "arguments": {"query": "q"}},
+        {"type": "tool_search_output", "execution": "server", "tools": [entry]},
+    ]
+    outcome = await talk("Hi.", input=[{"role": "user", "content": "Hi"}, *items], tools=[SERVER, DICE], box=BOX)
+    assert shown(outcome, 0) == ["tool_search"] and told(outcome, 0) == ["No tools were found."]
 
 
 # What is too large

@@ -1,6 +1,6 @@
-"""How a model call ends with its pump.
+"""What a pump hands out, when others have their turn, and how a model call ends with its pump.
 
-Lives here: `UpstreamPump.stop`. Not here: what a pump hands out (`test_runner.py`), real connections (`tests/faults`).
+Not here: real connections (`tests/faults`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from antiphon.engine.ports.actions import CallUpstream, SendHead, UpstreamRequest
-from antiphon.engine.ports.state import UpstreamAnswer
+from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.engine.running.upstream_pump import UpstreamPump
-from antiphon.types.transport import Headers
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 CALL = CallUpstream(UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", True))
 GUARD = 30.0
@@ -88,3 +88,77 @@ async def test_whoever_stops_it_may_be_cancelled_meanwhile(whole: bool, flood: b
     async with asyncio.timeout(GUARD):
         while upstream.open:
             await asyncio.sleep(0)
+
+
+class _Parts:
+    """An upstream that answers with these parts, then fails if it is told to."""
+
+    status = 200
+    headers: Headers = (("a", "b"),)
+
+    def __init__(self, *parts: bytes, failure: Exception | None = None) -> None:
+        self._parts = parts
+        self._failure = failure
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+        yield self
+
+    async def body(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            yield part
+        if self._failure is not None:
+            raise self._failure
+
+    async def aclose(self) -> None: ...
+
+
+async def _all_of(upstream: _Parts, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a pump of pieces of eight bytes hands out behind the head; `...` where others have their turn."""
+    monkeypatch.setattr(UpstreamPump, "_PIECE", 8)
+    seen: list[object] = []
+
+    async def others() -> None:
+        seen.append(...)
+
+    pump = UpstreamPump(upstream, CALL, others)
+    pump.start()
+    assert await pump.next(GUARD) == SendHead(200, (("a", "b"),))
+    while isinstance(event := await pump.next(GUARD), bytes):
+        seen.append(event)
+    await pump.stop(whole=True)
+    return [*seen, event]
+
+
+@pytest.mark.parametrize(
+    ("parts", "handed_out"),
+    [
+        ([b"1234567", b"8", b"9"], [b"1234567", b"8", ..., b"9"]),
+        ([b"12345678", b"9"], [b"12345678", ..., b"9"]),
+        ([b"123456789"], [b"12345678", ..., b"9"]),
+        ([b"1234\n\n78\n\n"], [b"1234\n\n", b"78\n\n", ...]),
+        ([b"123456\n\n9"], [b"123456\n\n", ..., b"9"]),
+        ([b"1234567\n\n"], [b"1234567\n", ..., b"\n"]),
+        ([b"\n\n3456789a"], [b"\n\n", b"3456789a", ...]),
+        ([b"1\n\n" * 6], [b"1\n\n" * 2, b"1\n\n" * 2, ..., b"1\n\n" * 2]),
+        ([b"12345678" * 2, b"x"], [b"12345678", ..., b"12345678", ..., b"x"]),
+    ],
+)
+async def test_others_have_their_turn_after_each_piece(
+    parts: list[bytes], handed_out: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await _all_of(_Parts(*parts), monkeypatch) == [*handed_out, None]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (UpstreamCallFailed(UpstreamError(UpstreamFault.TIMED_OUT, "late")), (UpstreamFault.TIMED_OUT, "late")),
+        (ValueError("a bug"), (UpstreamFault.CUT, "ValueError")),
+    ],
+)
+async def test_what_goes_wrong_is_the_end(
+    failure: Exception, told: tuple[UpstreamFault, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, error = await _all_of(_Parts(b"a", failure=failure), monkeypatch)
+    assert isinstance(error, UpstreamError) and (error.fault, error.detail) == told

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BackgroundSettings
@@ -147,6 +151,17 @@ class Process:
         assert action is not None
         await self.runner.perform(exchange, action)  # type: ignore[arg-type]
         return exchange.response_id
+
+    def counted(self) -> dict[str, float]:
+        """How many ended how."""
+        ended: dict[str, float] = {}
+        for family in text_string_to_metric_families(self.metrics.render().decode()):
+            for one in family.samples:
+                if one.name == "responses_total":
+                    assert one.labels["door"] == "background"
+                    outcome = one.labels["outcome"]
+                    ended[outcome] = ended.get(outcome, 0) + one.value
+        return ended
 
     async def stream(self, response_id: str) -> list[dict[str, Any]]:
         """Its whole stream."""
@@ -483,3 +498,174 @@ async def test_followers_leave_nothing_behind(process: Process) -> None:
     assert not followers._followers
     with pytest.raises(StoreError):
         await anext(followers.follow("stranger", response_id))
+
+
+# Every way in which a run ends without its response's end
+
+
+async def _running(process: Process) -> str:
+    """A response that is being made; its id."""
+    response_id = await process.queue()
+    await until(lambda: process.model.calls)
+    return response_id
+
+
+def _error(process: Process, response_id: str) -> Any:
+    return json.loads(process.responses.records[response_id].body)["error"]
+
+
+@pytest.mark.parametrize("on_restart", ["retry", "fail"])
+async def test_a_process_that_stops_gives_its_jobs_back_or_ends_them(on_restart: str) -> None:
+    process = Process(on_restart=on_restart)
+    process.workers.start()
+    response_id = await _running(process)
+    async with asyncio.timeout(60):
+        await asyncio.gather(process.workers.aclose(), process.workers.aclose())
+    assert not process.workers.running
+    if on_restart == "retry":
+        job = process.jobs.jobs[response_id]
+        assert (job.worker, job.attempts, job.until) == (None, 0, 0.0)
+    else:
+        assert response_id not in process.jobs.jobs
+        error = _error(process, response_id)
+        assert error["code"] == "server_error" and "stopped before it was complete" in error["message"]
+    assert process.counted() == {"cancelled": 1}
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["the last", "one too many"])
+@pytest.mark.parametrize(("on_restart", "attempts", "allowed"), [("retry", 3, 3), ("retry", 1, 1), ("fail", 3, 1)])
+async def test_a_response_is_run_as_often_as_is_allowed(
+    on_restart: str, attempts: int, allowed: int, more: int
+) -> None:
+    process = Process(on_restart=on_restart, attempts=attempts)
+    process.model.gate.set()
+    response_id = await process.queue()
+    process.jobs.jobs[response_id].attempts = allowed - 1 + more
+    with capture_logs() as lines:
+        process.workers.start()
+        end = (await process.stream(response_id))[-1]["type"]
+        await until(lambda: not process.workers.running)
+    (line,) = [one for one in lines if one["event"] == "response"]
+    assert line["attempt"] == allowed + more
+    if more:
+        assert end == "response.failed" and process.model.calls == 0
+        assert "stopped before it was complete" in _error(process, response_id)["message"]
+        assert (line["outcome"], line["operation"]) == ("failed", "restart")
+    else:
+        assert end == "response.completed" and process.model.calls == 1 and line["outcome"] == "completed"
+    await process.workers.aclose()
+
+
+async def test_a_response_whose_end_nobody_knew_of_has_ended(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001,))
+    finish, tries = process.jobs.finish, []
+
+    async def unsure(*given: Any, **named: Any) -> bool:
+        tries.append(done := await finish(*given, **named))
+        if len(tries) == 1:
+            raise StoreError("no answer", reason="unknown")
+        return done
+
+    monkeypatch.setattr(process.jobs, "finish", unsure)
+    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001, 0.001))
+    process.model.gate.set()
+    response_id = await process.queue()
+    await until(lambda: process.counted() == {"completed": 1})
+    assert tries == [True, False] and process.responses.records[response_id].status == "completed"
+
+
+@pytest.mark.parametrize("how", ["certainly not written", "written by another"])
+async def test_an_end_that_was_not_this_runs_is_none(
+    process: Process, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    tries = 0
+
+    async def lost(*_: Any, **__: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise StoreError("no answer", reason="failed" if how == "certainly not written" else "unknown")
+        return False
+
+    monkeypatch.setattr(process.jobs, "finish", lost)
+    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001, 0.001))
+    process.model.gate.set()
+    response_id = await process.queue()
+    # It is this worker's still, but its conversation is another's.
+    await until(lambda: process.counted() == {"failed": 1})
+    assert "taken it over" in _error(process, response_id)["message"]
+
+
+async def test_a_job_that_is_another_workers_by_its_end_is_left_to_that(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: Any, **__: Any) -> bool:
+        process.jobs.jobs[response_id].worker = "worker_2"
+        return False
+
+    monkeypatch.setattr(process.jobs, "finish", lost)
+    response_id = await process.queue()
+    process.model.gate.set()
+    await until(lambda: process.counted() == {"cancelled": 1})
+    assert process.responses.records[response_id].status == "in_progress"
+
+
+async def test_an_owner_with_his_share_waits_and_others_go_on() -> None:
+    has_his_share = True
+
+    def admit(_: str) -> AbstractContextManager[None]:
+        if has_his_share:
+            raise NoRoom("full", "limits.owner_requests", of_owner=True)
+        return nullcontext()
+
+    process = Process(admit=admit)
+    process.workers.start()
+    response_id = await process.queue()
+    await until(lambda: process.jobs.claims and not process.workers.running)
+    job = process.jobs.jobs[response_id]
+    assert (job.worker, job.attempts, job.until) == (None, 0, process.jobs.now + 1.0)
+    assert process.counted() == {}, "it has not begun"
+    has_his_share = False
+    process.model.gate.set()
+    assert (await process.stream(await process.queue()))[-1]["type"] == "response.completed"
+    await process.workers.aclose()
+
+
+async def test_with_its_hands_full_a_worker_claims_nothing() -> None:
+    process = Process(workers=1)
+    limits: list[int] = []
+    claim = process.jobs.claim
+
+    async def noted(worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> Any:
+        limits.append(limit)
+        return await claim(worker, seconds, limit, besides)
+
+    process.jobs.claim = noted  # type: ignore[method-assign]
+    process.workers.start()
+    await _running(process)
+    looks = process.jobs.looks
+    await until(lambda: process.jobs.looks > looks + 2)
+    assert set(limits) == {1} and limits.count(1) == process.jobs.claims
+    claims = process.jobs.claims
+    await until(lambda: process.jobs.looks > looks + 4)
+    assert process.jobs.claims == claims
+    await process.workers.aclose()
+
+
+async def test_the_line_of_a_run_says_how_long_it_took(process: Process) -> None:
+    began = time.perf_counter()
+    process.model.gate.set()
+    with capture_logs() as lines:
+        response_id = await process.queue()
+        await until(lambda: process.counted() == {"completed": 1})
+    took = time.perf_counter() - began
+    (line,) = [one for one in lines if one["event"] == "response"]
+    assert (line["response_id"], line["door"], line["outcome"], line["attempt"]) == (
+        response_id,
+        "background",
+        "completed",
+        1,
+    )
+    assert 0 <= line["seconds"] <= took
+    sums = [one for one in process.metrics.render().decode().splitlines() if "_seconds_sum" in one]
+    assert sums and all(float(one.rpartition(" ")[2]) <= took for one in sums)

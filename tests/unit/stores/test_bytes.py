@@ -128,8 +128,9 @@ async def test_items_named_by_their_ids_count_together(stores: Stores, read: lis
         stores.responses.load_items(ALICE, ("i1", "i1")),
         stores.conversations.find_items(ALICE, ("c2", "c2")),
     ):
-        with pytest.raises(HistoryTooLarge):
+        with pytest.raises(HistoryTooLarge) as twice:
             await load
+        assert twice.value.param == "input" and str(HISTORY) in twice.value.message
 
 
 async def test_a_background_response_counts_once_it_is_over(stores: Stores) -> None:

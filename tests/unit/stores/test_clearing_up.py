@@ -183,6 +183,30 @@ async def test_a_disk_with_clearly_more_room_is_not_full(written: _Written, more
     assert written.writer.full is not None
 
 
+class _Failed:
+    """As much of a unit as is looked at."""
+
+    def __init__(self, error: StoreError | None) -> None:
+        self.error, self.committed = error, error is None
+        self.statements = [Statement("  insert INTO t VALUES (1)", (1,) if error is None else ())]
+
+
+async def test_a_unit_that_failed_for_want_of_room_alone_says_so_too(written: _Written) -> None:
+    """Where the database undoes that unit and goes on with the others."""
+    full, other = StoreError("It is full.", reason="full"), StoreError("Something else.")
+    written.writer._note_room([_Failed(other), _Failed(None)], None)  # type: ignore[list-item]
+    assert written.writer.full is None
+    written.writer._note_room([_Failed(None), _Failed(other), _Failed(full)], None)  # type: ignore[list-item]
+    assert written.writer.full is full
+    written.writer._note_room([_Failed(other)], None)
+    assert written.writer.full is full
+    written.room += 1 << 30
+    written.writer._note_room([_Failed(None)], other)
+    assert written.writer.full is full
+    written.writer._note_room([_Failed(None)], None)
+    assert written.writer.full is None
+
+
 async def test_the_disk_says_what_is_free(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
     assert free_bytes(tmp_path) == pytest.approx(found.f_bfree * found.f_frsize, rel=0.2)

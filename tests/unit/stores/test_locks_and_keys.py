@@ -12,15 +12,12 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores import lease_clock
-from antiphon.stores.backup import KeyName
 from antiphon.stores.idempotency import SqliteIdempotency
 from antiphon.stores.migrate import Migration, migrate
 from antiphon.stores.sqlite_database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite_writer import RowsMissing, Statement
 from tests.contracts.store_contract import ALICE
-
-KEYS: dict[KeyName, tuple[bytes, ...]] = {}
-
+from tests.support.left_open import left_open
 
 # Waiting for a lock
 
@@ -86,8 +83,11 @@ def test_how_a_database_is_opened_for_writing(tmp_path: Path, monkeypatch: pytes
     assert connection.isolation_level is None
     connection.close()
     monkeypatch.setattr("antiphon.stores.sqlite_database.wait_for_lock", lambda action: ("delete",))
-    with pytest.raises(StoreError, match=r"write-ahead log here \(journal mode delete\)"):
+    before = left_open()
+    with pytest.raises(StoreError, match=r"write-ahead log here \(journal mode delete\)") as told:
         connect_writer(path)
+    # Not only when what was raised is forgotten.
+    assert left_open() == before and told.value.reason == "failed"
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="is not a folder"):
         create_file(tmp_path / "file" / "x.db")

@@ -351,6 +351,20 @@ async def test_a_file_to_ingest_is_free_when_its_lease_is_over(
         assert third.attempts == 2 and third.number != job.number
 
 
+async def test_a_first_attempt_counts_even_when_it_was_none(vectors: VectorDatabase, clocks: Clocks) -> None:
+    """Else the next claim would keep its number, and with it what this one wrote."""
+    await vectors.stores.create(
+        ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a.txt")]
+    )
+    attempts, numbers = [], set()
+    for _ in range(3):
+        (job,) = await vectors.ingestion.claim(["c1"], 10.0)
+        attempts.append(job.attempts)
+        numbers.add(job.number)
+        await vectors.ingestion.release(job, attempted=False)
+    assert attempts == [1, 2, 2] and len(numbers) == 3
+
+
 @pytest.mark.parametrize(("off", "written"), [(-1, False), (0, True), (1, True)])
 async def test_a_use_is_noted_once_in_a_minute(
     vectors: VectorDatabase, clocks: Clocks, off: int, written: bool

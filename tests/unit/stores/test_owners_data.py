@@ -8,12 +8,8 @@ import pytest
 
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import SESSIONS_FILE, Stores, admin
-from antiphon.stores.backup import KeyName
 from antiphon.stores.owner_room import SqliteOwnerRoom
 from tests.contracts.store_contract import ALICE, record
-
-KEYS: dict[KeyName, tuple[bytes, ...]] = {}
-
 
 # Room of an owner
 

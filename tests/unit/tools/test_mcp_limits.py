@@ -403,3 +403,10 @@ async def test_how_long_an_output_may_be(more: int, cut: bool) -> None:
     result = await _result(TextContent(type="text", text="x" * ((1 << 20) + more)))
     assert result.output.count("x") == min((1 << 20) + more, 1 << 20)
     assert result.output.endswith("too long.]") is cut
+
+
+async def test_tools_of_a_deferred_server_are_deferred() -> None:
+    for asked in (True, False, None):
+        played = Played(pages=[[_info("a")]])
+        prepared = await played.mcp.prepare("owner", "resp_1", _tool(defer_loading=asked))
+        assert [one.deferred for one in prepared.functions] == [asked is True]

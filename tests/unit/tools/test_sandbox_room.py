@@ -163,6 +163,29 @@ def test_as_many_go_on_as_it_was_told(counted: Callable[..., Calls], left: int) 
     assert len(calls.paused) == max(0, 3 - left) and all(0 < pause < 0.1 for pause in calls.paused)
 
 
+def test_a_call_that_comes_before_it_was_told_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(11, 12)
+    monkeypatch.setattr(fcntl, "ioctl", calls.ioctl)
+    monkeypatch.setattr(time, "sleep", calls.paused.append)
+
+    def ends(status: int) -> None:
+        raise _Ends
+
+    monkeypatch.setattr(os, "_exit", ends)
+    one, other = socket.socketpair()
+    with one, other:
+        counter = space._Counter(0, one, os.getppid())
+
+        def told() -> None:
+            if not calls.answered:
+                counter._left = 1
+
+        monkeypatch.setattr(counter._told, "wait", told)
+        with pytest.raises(_Ends):
+            counter._answer(9)
+    assert calls.answered == [(11, *YES), (12, *NO)]
+
+
 def test_a_call_that_was_given_up_is_no_end(counted: Callable[..., Calls]) -> None:
     gone = [OSError(number, "x") for number in (errno.EINTR, errno.ENOENT)]
     calls = counted(9, 11, *gone, 12, 13, given_up=(12,))
@@ -229,8 +252,7 @@ def _held(monkeypatch: pytest.MonkeyPatch, maps: Path, *descriptors: int) -> boo
 def test_files_that_are_deleted_and_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     maps = tmp_path / "maps"
     maps.touch()
-    gone = os.open(maps, os.O_RDONLY)
-    os.close(gone)
+    gone = 1 << 20  # closed since its name was listed
     reads, writes = os.pipe()
     with (tmp_path / "file").open("w") as file, (tmp_path / "linked").open("w") as linked:
         all_of_it = (gone, reads, writes, file.fileno(), linked.fileno())

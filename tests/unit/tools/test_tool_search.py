@@ -229,7 +229,6 @@ async def test_what_there_is_stands_in_a_line_each() -> None:
     ) == ["- a: Does this.", "- b", "- crm: Customers. (1 tools)", "- d: (0 tools)"]
     (long,) = await _listed(_function("a", "x" * 200))
     assert long == "- a: " + "x" * 155
-    assert (await ToolSearch().prepare("owner", "resp_1", _tool())).functions == ()
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -122,6 +122,24 @@ def test_a_change_of_the_configuration_is_echoed(effort: str | None) -> None:
     assert _ask(USER, reasoning={"effort": "high"}).json["reasoning"]["effort"] == "high"
 
 
+def test_an_effort_that_nobody_knows_changes_nothing() -> None:
+    known = {"type": "configuration_update", "reasoning": {"effort": "low"}}
+    outcome = _ask(USER, known, {"type": "configuration_update", "reasoning": {"effort": "heroic"}})
+    assert outcome.json["reasoning"]["effort"] == "low" == outcome.chat["reasoning_effort"]
+    assert outcome.head is not None
+    assert dict(outcome.head.headers)["antiphon-ignored"] == "input[2].reasoning.effort:heroic"
+
+
+def test_a_change_of_the_format_alone_is_echoed() -> None:
+    outcome = _ask(USER, {"type": "configuration_update", "text": {"format": {"type": "json_object"}}})
+    assert outcome.json["text"]["format"] == {"type": "json_object"} and outcome.json["reasoning"]["effort"] is None
+
+
+def test_a_message_of_another_agent_may_say_nothing() -> None:
+    message = {"type": "agent_message"}
+    assert "from another agent to this agent" in str(_messages(USER, message)[1])
+
+
 def test_a_wrong_change_names_its_place() -> None:
     outcome = _ask(USER, {"type": "configuration_update", "text": {"format": {"type": "xml"}}})
     assert outcome.json["error"]["param"] == "input[1].text.format.type"

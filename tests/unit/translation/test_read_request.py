@@ -11,6 +11,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.translation.read_request import read_request
 from antiphon.types.request import CreateResponse
 
+_MESSAGE = {"role": "user", "content": "x"}
 _TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 
@@ -166,3 +167,64 @@ def test_large_parts_stay_slices_of_the_request() -> None:
     text = "x" * 100_000
     request = _read(input=[{"role": "user", "content": text}])
     assert bytes(request.input[0].content) == json.dumps(text).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("temperature", 0, 2),
+        ("top_p", 0, 1),
+        ("presence_penalty", -2, 2),
+        ("frequency_penalty", -2, 2),
+        ("top_logprobs", 0, 20),
+        ("max_output_tokens", 16, 2**53),
+        ("max_tool_calls", 1, 2**53),
+    ],
+)
+def test_a_number_may_be_the_least_and_the_most(name: str, low: int, high: int) -> None:
+    for value in (low, high):
+        assert getattr(_read(**{name: value}), name) == value
+    for value, code in ((low - 1, "below_min_value"), (high + 1, "above_max_value")):
+        error = _refused(**{name: value})
+        assert error.param == name and (error.code or "").endswith(code)
+        assert f"of {low if value < low else high:g}" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fits", "over", "param"),
+    [
+        ({"safety_identifier": "x" * 128}, {"safety_identifier": "x" * 129}, "safety_identifier"),
+        ({"prompt_cache_key": "x" * 1024}, {"prompt_cache_key": "x" * 1025}, "prompt_cache_key"),
+        ({"metadata": {str(n): "" for n in range(16)}}, {"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"metadata": {"k" * 64: "v" * 512}}, {"metadata": {"k" * 65: ""}}, "metadata"),
+        ({"metadata": {"k" * 64: "v" * 512}}, {"metadata": {"k": "v" * 513}}, "metadata"),
+        (
+            {"input": [{"role": "user", "content": "x"}] * 10},
+            {"input": [{"role": "user", "content": "x"}] * 11},
+            "input",
+        ),
+        (
+            {"tools": [{**_TOOL, "name": f"f{n}"} for n in range(3)]},
+            {"tools": [{**_TOOL, "name": f"f{n}"} for n in range(4)]},
+            "tools",
+        ),
+        (
+            {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},
+            {"context_management": [{"type": "compaction", "compact_threshold": 999}]},
+            "context_management[0].compact_threshold",
+        ),
+    ],
+)
+def test_what_is_as_large_as_may_be_is_taken_and_one_more_is_not(
+    fits: dict[str, Any], over: dict[str, Any], param: str
+) -> None:
+    _read(**fits, strict=True)
+    assert _refused(**over).param == param
+
+
+def test_tools_of_a_namespace_count_as_tools() -> None:
+    def namespace(count: int) -> dict[str, Any]:
+        return {"type": "namespace", "name": "n", "tools": [{**_TOOL, "name": f"f{n}"} for n in range(count)]}
+
+    _read(tools=[namespace(2)])
+    assert _refused(tools=[namespace(2), {**_TOOL, "name": "g"}, {**_TOOL, "name": "h"}]).param == "tools"

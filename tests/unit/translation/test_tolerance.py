@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.actions import RequestHead
+from antiphon.types.tolerance import Tolerance
 from tests.support.exchanges import JSON, Outcome, make_exchange, run
 from tests.support.hosted_tools import ScriptedTools
 
@@ -118,6 +119,10 @@ def test_in_strict_mode_it_is_a_400_that_names_the_place(fields: dict[str, Any],
     outcome = _ask(fields, strict=True)
     assert outcome.head is not None and outcome.head.status == 400 and not outcome.calls
     assert outcome.json["error"]["param"] and outcome.json["error"]["message"]
+
+
+def test_an_unknown_item_is_refused_by_its_place() -> None:
+    assert _ask({"input": [USER, {"type": "omen"}]}, strict=True).json["error"]["param"] == "input[1].type"
 
 
 INSIDE: list[tuple[dict[str, Any], str]] = [
@@ -372,6 +377,14 @@ def test_an_input_of_unknown_items_alone_says_so() -> None:
 def test_what_was_left_out_is_not_stored() -> None:
     outcome = _ask({"input": [USER, {"type": "future_call"}]})
     assert [item.type for item in outcome.records[0].input_items] == ["message"]
+
+
+def test_names_are_kept_once_so_many_and_so_long() -> None:
+    tolerance = Tolerance()
+    for number in (0, 0, *range(100)):
+        tolerance.note(f"{number}{'x' * 500}")
+    assert len(tolerance.names) == len(set(tolerance.names)) == 64
+    assert {len(name) for name in tolerance.names} == {128}
 
 
 def test_many_unknown_names_are_bounded() -> None:

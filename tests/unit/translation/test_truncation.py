@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
+from antiphon.translation.truncation import Named, estimate_body, estimate_tokens, keep_latest
+from antiphon.types.items import InputItem
+from antiphon.types.shown import Shown, ShownCall, with_shown
 from tests.support.exchanges import Outcome, run
 from tests.support.strict_chat import check_chat_request
 
@@ -143,3 +148,26 @@ def test_an_output_without_its_call_is_no_end_of_a_turn() -> None:
 def test_what_remains_is_always_a_valid_conversation(turns: list[tuple[str, bool]], tokens: int) -> None:
     items = [item for number, (name, call) in enumerate(turns) for item in _turn(f"{name}{number}", call=call)]
     _said(_run([*items, {"role": "user", "content": "last"}], tokens))
+
+
+_PICTURE = b'{"image_url":"data:image/png;base64,%b"}' % (b"A" * 4000)
+
+
+def _item(size: int, **fields: Any) -> InputItem:
+    return InputItem(**{"role": "user", "content": Raw(b"x" * size), **fields})
+
+
+def test_what_an_item_is_for_the_model_is_four_bytes_a_token_and_four_more() -> None:
+    assert [estimate_tokens(_item(size)) for size in (0, 3, 4, 400)] == [4, 4, 5, 104]
+    assert estimate_tokens(InputItem(arguments=Raw(b"x" * 8), output=Raw(b"y" * 8))) == 8
+    pictured = estimate_tokens(InputItem(content=Raw(b"[%b,%b]" % (_PICTURE, _PICTURE))))
+    assert 2000 <= pictured < 2030
+    calls = (ShownCall("c", "f", Raw(b"x" * 40), Raw(b"y" * 40), ("data:a", "data:b")),)
+    assert estimate_tokens(with_shown(_item(20), Shown(calls))) == 25 + 2000 + 4
+    assert estimate_body(b"x" * 40) == 10 and 1000 <= estimate_body(_PICTURE) < 1012
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(42, "abc"), (41, "bc"), (28, "bc"), (27, "c"), (14, "c"), (1, "c")])
+def test_as_much_is_kept_as_fits_and_the_latest_turn_in_any_case(tokens: int, kept: str) -> None:
+    turns: list[Named] = [(name, _item(40)) for name in "abc"]
+    assert [name for name, _ in keep_latest(turns, tokens)] == list(kept)

@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 class ExchangeAnswer:
     """Drives one exchange into one HTTP response.
 
-    `outcome` and `status` are for metrics and the log line: `outcome` stays `cancelled` unless the exchange finished.
+    `outcome` is for metrics and the log line; it stays `cancelled` unless the exchange finished.
     """
 
     def __init__(
@@ -49,11 +49,6 @@ class ExchangeAnswer:
         self._body: list[bytes] = []
         self.outcome = "cancelled"
 
-    @property
-    def status(self) -> int:
-        """The status sent, 0 before there is one."""
-        return self._head.status if self._head is not None else 0
-
     async def run(self, leaving: Callable[[], CancelReason]) -> web.StreamResponse:
         """Everything from the read request to the last byte. `leaving` tells why, when the task is cancelled."""
         try:
@@ -66,11 +61,11 @@ class ExchangeAnswer:
             await self._give_up()
             if self._stream is not None:
                 raise ConnectionResetError("the stream was cut") from error
-            return make_response(500, self._own_headers, InternalError("The server had an error.").body())
+            return self._no_answer("The server had an error.")
         if self._stream is not None:
             return self._stream
         if self._head is None:
-            return make_response(500, self._own_headers, InternalError("There was no answer.").body())
+            return self._no_answer("There was no answer.")
         return make_response(self._head.status, self._headers(self._head), b"".join(self._body))
 
     async def _perform(self) -> None:
@@ -91,7 +86,7 @@ class ExchangeAnswer:
                     self.outcome = action.outcome
         if self.outcome == "cut":
             # Not all of somebody else's bytes came, and nothing can be put behind them.
-            if self._stream is not None and self._request.transport is not None:
+            if self._request.transport is not None:
                 self._request.transport.abort()
             raise ConnectionResetError("the upstream broke off its answer")
         if self._stream is not None:
@@ -101,6 +96,10 @@ class ExchangeAnswer:
         stream = web.StreamResponse(status=head.status, headers=_served(self._headers(head)))
         await stream.prepare(self._request)
         self._stream = stream
+
+    def _no_answer(self, message: str) -> web.Response:
+        headers = (("content-type", "application/json"), *self._own_headers)
+        return make_response(500, headers, InternalError(message).body())
 
     def _headers(self, head: SendHead) -> Headers:
         """The exchange's headers win: an upstream whose bytes pass untouched names the request's id itself."""

@@ -214,7 +214,8 @@ def _remove(path: Path) -> None:
 
 def _reason(error: OSError) -> str:
     # Resolver errors have numbers of their own, and a socket path that is too long has none.
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else str(error)
 
 
 def _remove_stale(path: Path) -> None:

@@ -7,11 +7,12 @@ declarations (`translation/read_tools.py`). Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 from msgspec import Raw
 
-from antiphon.engine.ports.hosted_tools import HostedTool
+from antiphon.engine.ports.hosted_tools import HostedFunction, HostedTool, PreparedTool
 from antiphon.translation.compaction import Named
 from antiphon.translation.read_tools import decode_tools, may_be_called, runs_here
 from antiphon.types.json import encode
@@ -48,8 +49,44 @@ def _searchable(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[bytes
             (space, [one for one in members if choice.means(one.name, space.name if space is not None else None)])
             for space, members in deferred
         ]
-        deferred = [(space, members) for space, members in named if members] or deferred
+        deferred = [
+            (space, members)
+            for space, members in named
+            if members or (space is not None and space.type == "mcp" and choice.means_of(space.server_label))
+        ] or deferred
     return tuple(_declaration(space, members) for space, members in deferred)
+
+
+def with_servers(prepared: Sequence[PreparedTool], choice: ToolChoice | None) -> tuple[PreparedTool, ...]:
+    """The prepared tools, where a search for tools finds the deferred tools of MCP servers too: which these have is
+    known only now."""
+    servers: dict[str, list[HostedFunction]] = {}
+    for one in prepared:
+        for function in one.functions:
+            if function.deferred:
+                servers.setdefault(function.namespace or "", []).append(function)
+    if not servers:
+        return tuple(prepared)
+    if choice is not None and choice.searches:
+        for label, functions in servers.items():
+            named = [one for one in functions if choice.means(one.name, label)]
+            servers[label] = named or functions
+    return tuple(_finding(one, servers) for one in prepared)
+
+
+def _finding(one: PreparedTool, servers: dict[str, list[HostedFunction]]) -> PreparedTool:
+    searchable = tuple(_with_tools(each, servers) for each in one.tool.searchable)
+    return replace(one, tool=replace(one.tool, searchable=searchable)) if searchable else one
+
+
+def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> bytes:
+    """The declaration of a server with its tools; any other as it is."""
+    declared = _OBJECT.decode(source)
+    if bytes(declared["type"]) != _MCP:
+        return source
+    functions = servers.get(msgspec.json.decode(declared["server_label"]), [])
+    tools = [{"name": one.name, "description": one.description, "parameters": one.parameters} for one in functions]
+    return encode({**declared, "tools": tools})
 
 
 def _deferred(tools: Sequence[Tool]) -> Iterator[tuple[Tool | None, list[Tool]]]:
@@ -65,11 +102,22 @@ def _deferred(tools: Sequence[Tool]) -> Iterator[tuple[Tool | None, list[Tool]]]
             ]
             if members:
                 yield tool, members
+        elif tool.type == "mcp" and tool.defer_loading:
+            # Its tools are not known yet.
+            yield tool, []
+
+
+_MCP = b'"mcp"'
+_SHOWN_OF_A_SERVER = ("type", "server_label", "server_description")
 
 
 def _declaration(space: Tool | None, members: list[Tool]) -> bytes:
     if space is None:
         return bytes(members[0].source)
+    if space.type == "mcp":
+        # Nothing that opens it: what is found stands in the response.
+        declared = _OBJECT.decode(space.source)
+        return encode({name: declared[name] for name in _SHOWN_OF_A_SERVER if name in declared})
     return encode({**_OBJECT.decode(space.source), "tools": [one.source for one in members]})
 
 

@@ -10,13 +10,14 @@ Invariant: the response is saved before its terminal event is sent.
 from __future__ import annotations
 
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
+from antiphon.engine.exchange.approvals import approved_calls
 from antiphon.engine.exchange.compaction_turn import SummaryTurn
-from antiphon.engine.exchange.declared_tools import hosted_tools
+from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, unreached, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
-from antiphon.engine.exchange.tool_turns import ToolTurns, approved_calls, citations_of, later_choice
+from antiphon.engine.exchange.tool_turns import ToolTurns, citations_of, later_choice
 from antiphon.engine.exchange.translated_request import Asked, TranslatedRequest
 from antiphon.engine.ports.actions import (
     CancelReason,
@@ -100,7 +101,7 @@ class MadeResponse(TranslatedRequest):
             self._complete_empty()
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
-        self.prepared = prepared
+        self.prepared = with_servers(prepared, self.request.tool_choice)
         self.proceed()
 
     def _ask_model(self, translated: ChatTranslation) -> None:

@@ -65,7 +65,6 @@ class NativeRequest(ServedRequest):
             self.core.note_failure(
                 self.failure_of(ApiError("The upstream refused.", status=status) if status else unreached())
             )
-        self.core.answer.head_sent = True
         self.finish(outcome)
 
     def fail(self, error: ApiError) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from antiphon.engine.exchange.approvals import Approved, label_of
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.ids import IdFactory
@@ -58,9 +59,6 @@ _PREFIXES = {
 _LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
 _UNKNOWN = "This tool does not exist."
-
-Approved = tuple[str, CallTarget, str]
-"""A call that the client approved: the id of the request, the tool, the arguments."""
 
 
 class _Arguments(msgspec.Struct):
@@ -125,7 +123,7 @@ class ToolTurns:
 
     def list_tools(self, items: Sequence[Named]) -> bool:
         """Put out what the tools themselves begin with, where the conversation does not have it yet."""
-        known = {_label(item) for _, item in items if item.type == "mcp_list_tools"}
+        known = {label_of(item) for _, item in items if item.type == "mcp_list_tools"}
         listed = False
         for one in self._prepared:
             for item in one.items:
@@ -368,7 +366,7 @@ def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[
     declared = {function.namespace for one in prepared for function in one.functions}
     if not declared:
         return items
-    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or _label(item) not in declared]
+    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or label_of(item) not in declared]
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
@@ -378,49 +376,6 @@ def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
     if choice is None or choice.mode != "required":
         return choice
     return ToolChoice("auto", choice.echo, None if choice.single else choice.tools)
-
-
-class _Approval(msgspec.Struct):
-    """Of approval requests and responses, and of lists of tools, what is read here."""
-
-    approval_request_id: str | None = None
-    approve: bool | None = None
-    name: str = ""
-    server_label: str = ""
-    arguments: str = ""
-
-
-def approved_calls(items: Sequence[Named]) -> list[Approved]:
-    """Calls that the client approved and that have not been run, in their order."""
-    asked: dict[str, _Approval] = {}
-    approved: dict[str, Approved] = {}
-    for _, item in items:
-        if item.type not in _OF_APPROVALS:
-            continue
-        read = _read_approval(item)
-        if item.type == "mcp_approval_request" and item.id:
-            asked[item.id] = read
-        elif item.type == "mcp_approval_response" and item.approve and item.approval_request_id in asked:
-            request = asked[item.approval_request_id]
-            target = CallTarget(CallKind.MCP, request.name, request.server_label or None)
-            approved[item.approval_request_id] = (item.approval_request_id, target, request.arguments)
-        elif item.type == "mcp_call" and read.approval_request_id:
-            approved.pop(read.approval_request_id, None)
-    return list(approved.values())
-
-
-_OF_APPROVALS = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
-
-
-def _read_approval(item: InputItem) -> _Approval:
-    try:
-        return msgspec.json.decode(item.source, type=_Approval)
-    except msgspec.DecodeError:
-        return _Approval()
-
-
-def _label(item: InputItem) -> str:
-    return _read_approval(item).server_label
 
 
 def _weight(value: Any) -> int:

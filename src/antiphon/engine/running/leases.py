@@ -55,7 +55,6 @@ class Leases:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-            self._task = None
 
     async def _renew(self) -> None:
         while self._held:

@@ -41,9 +41,10 @@ class Output:
                 self._keep(before)
                 self.marked.set()
                 return
-        hold = max(0, len(self._mark) - 1)
-        self._held = data[len(data) - hold :] if hold else b""
-        self._keep(data[: len(data) - hold])
+        # Its end may be the beginning of the mark.
+        sure = max(0, len(data) - max(0, len(self._mark) - 1))
+        self._held = data[sure:]
+        self._keep(data[:sure])
 
     def take(self) -> str:
         """All of it."""

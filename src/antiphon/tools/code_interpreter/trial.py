@@ -134,10 +134,6 @@ def make_home(home: Path) -> None:
 
 def delete_home(home: Path) -> None:
     """The folders of a machine, with all that is in them."""
-    for name in ("files", "scratch"):
-        disk.clear(home / name)
-        with suppress(OSError):
-            (home / name).rmdir()
     disk.clear(home)
     with suppress(OSError):
         home.rmdir()

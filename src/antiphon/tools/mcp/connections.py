@@ -185,10 +185,6 @@ class _Session:
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(_failure(error))
-        finally:
-            if self._ready.done() and not self._ready.cancelled():
-                # Whoever asked may have left.
-                self._ready.exception()
 
     async def _enter(self, stack: AsyncExitStack) -> ClientSession:
         server = self._server

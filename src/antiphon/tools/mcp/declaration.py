@@ -78,6 +78,7 @@ class McpDeclaration(Struct, frozen=True):
     allowed_tools: list[str] | ToolFilter | None = None
     require_approval: str | _Approval | None = None
     tunnel_id: str | None = None
+    defer_loading: bool | None = None
 
     @property
     def label(self) -> str:

@@ -180,6 +180,7 @@ def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
         Raw(encode(schema)),
         namespace=declared.label,
         approval=declared.asks(tool),
+        deferred=bool(declared.defer_loading),
     )
 
 

@@ -1,0 +1,64 @@
+"""Calls of MCP tools for which the client is asked first.
+
+Lives here: reading requests for approval and their answers from a conversation. Not here: asking (`tool_turns.py`),
+which calls need it (`tools/mcp/declaration.py`). Pure.
+
+Invariant: an approved call is run once: not where the conversation has it already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from antiphon.translation.compaction import Named
+from antiphon.translation.tool_map import CallKind, CallTarget
+from antiphon.types.items import InputItem
+
+Approved = tuple[str, CallTarget, str]
+"""A call that the client approved: the id of the request, the tool, the arguments."""
+
+
+class _Approval(msgspec.Struct):
+    """Of approval requests and responses, and of lists of tools, what is read here."""
+
+    approval_request_id: str | None = None
+    approve: bool | None = None
+    name: str = ""
+    server_label: str = ""
+    arguments: str = ""
+
+
+def approved_calls(items: Sequence[Named]) -> list[Approved]:
+    """Calls that the client approved and that have not been run, in their order."""
+    asked: dict[str, _Approval] = {}
+    approved: dict[str, Approved] = {}
+    for _, item in items:
+        if item.type not in _OF_APPROVALS:
+            continue
+        read = _read_approval(item)
+        if item.type == "mcp_approval_request" and item.id:
+            asked[item.id] = read
+        elif item.type == "mcp_approval_response" and item.approve and item.approval_request_id in asked:
+            request = asked[item.approval_request_id]
+            target = CallTarget(CallKind.MCP, request.name, request.server_label or None)
+            approved[item.approval_request_id] = (item.approval_request_id, target, request.arguments)
+        elif item.type == "mcp_call" and read.approval_request_id:
+            approved.pop(read.approval_request_id, None)
+    return list(approved.values())
+
+
+_OF_APPROVALS = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
+
+
+def _read_approval(item: InputItem) -> _Approval:
+    try:
+        return msgspec.json.decode(item.source, type=_Approval)
+    except msgspec.DecodeError:
+        return _Approval()
+
+
+def label_of(item: InputItem) -> str:
+    """The label of the MCP server that an item is about."""
+    return _read_approval(item).server_label

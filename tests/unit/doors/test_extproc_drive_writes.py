@@ -1,0 +1,127 @@
+"""What a driven response sends Envoy, message by message: its head, its parts, its end, and where it breaks off."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import pytest
+
+from antiphon.config.limits import LimitSettings
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.ahead import SHARE, Ahead
+from antiphon.doors.extproc.immediate_response import Drive
+from antiphon.doors.extproc.peer import Peer, StreamCut, head_metadata
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead
+from antiphon.errors import ApiError
+
+_HEAD = SendHead(200, (("content-type", "text/event-stream"),), streamed=True)
+_TOLD: wire.Metadata = {"status": "completed", "response_id": "resp_1"}
+
+
+class _Exchange:
+    """What a drive asks of an exchange."""
+
+    model, response_id, output_bytes, done = "m", "resp_1", 0, False
+    state = State.STREAMING
+
+    def __init__(self) -> None:
+        self.too_much: list[ApiError] = []
+
+    def receive_too_much(self, error: ApiError) -> None:
+        self.too_much.append(error)
+
+
+class _Stream:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def send(self, message: bytes) -> None:
+        self.sent.append(message)
+
+
+class Setup:
+    """A drive whose actions a test gives, and all that it sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: LimitSettings) -> None:
+        self.now, self.pauses = 1000.0, list[float]()
+        self.stream, self.exchange = _Stream(), _Exchange()
+        self.actions: list[ClientAction] = []
+        ahead = Ahead(limits, lambda: self.now)
+        self.drive = Drive(
+            cast(Any, self), Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, lambda *_: 0
+        )
+        monkeypatch.setattr("antiphon.doors.extproc.immediate_response.asyncio.sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    async def drive_(self, exchange: object) -> AsyncGenerator[ClientAction, None]:
+        for action in self.actions:
+            yield action
+
+    async def run(self, *actions: ClientAction) -> list[bytes]:
+        self.actions = list(actions)
+        runner: Any = type("Runner", (), {"drive": lambda _, exchange: self.drive_(exchange)})()
+        self.drive._runner = runner
+        await self.drive.run()
+        return self.stream.sent
+
+
+def _setup(monkeypatch: pytest.MonkeyPatch, **limits: int) -> Setup:
+    return Setup(monkeypatch, LimitSettings.model_construct(None, **{"drive_stream_bytes": 1 << 30, **limits}))
+
+
+async def test_a_stream_is_its_head_its_parts_and_one_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = _setup(monkeypatch)
+    headers = (*_HEAD.headers, ("x-request-id", "r1"))
+    assert await setup.run(_HEAD, SendBody(b"a"), SendBody(b"b"), Finish("completed")) == [
+        wire.local_head(200, headers, head_metadata("m")),
+        wire.local_body(b"a", end=False),
+        wire.local_body(b"b", end=False),
+        wire.local_body(b"", end=True, metadata=_TOLD),
+    ]
+
+
+async def test_what_is_no_stream_goes_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = _setup(monkeypatch)
+    whole = SendHead(404, (("content-type", "application/json"),))
+    *_, last = sent = await setup.run(whole, SendBody(b"{"), SendBody(b"}"), Finish("error"))
+    assert len(sent) == 2 and last == wire.local_body(b"{}", True, {**_TOLD, "status": "error"})
+
+
+@pytest.mark.parametrize("body", [b"", b"rest"])
+async def test_a_stream_that_was_cut_has_no_end(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    setup = _setup(monkeypatch)
+    setup.exchange.done = True
+    with pytest.raises(StreamCut):
+        await setup.run(_HEAD, SendBody(body), Finish("cut"))
+    assert setup.stream.sent[1:] == ([wire.local_body(body, end=False)] if body else [])
+
+
+async def test_a_stream_is_no_faster_than_a_client_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = _setup(monkeypatch, drive_ahead_bytes=SHARE)
+    part = SendBody(b"x" * (SHARE // 4))
+    await setup.run(_HEAD, *[part] * 4, Finish("completed"))
+    assert setup.pauses == [], "a burst is no flood"
+    setup = _setup(monkeypatch, drive_ahead_bytes=SHARE)
+    await setup.run(_HEAD, *[part] * 6, Finish("completed"))
+    assert setup.pauses == [SHARE / 4 / 262_144] * 2
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1 << 16, True), ((1 << 16) + 1, False)])
+async def test_a_stream_has_a_size_its_end_included(monkeypatch: pytest.MonkeyPatch, size: int, fits: bool) -> None:
+    # Four times what was made stands in the events of the end.
+    setup = _setup(monkeypatch, drive_stream_bytes=(1 << 16) + 4 * 100)
+    setup.exchange.output_bytes = 100
+    await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))
+    assert (setup.exchange.too_much == []) is fits
+    if not fits:
+        assert setup.exchange.too_much[0].code == "stream_too_large"
+        setup = _setup(monkeypatch, drive_stream_bytes=10)
+        setup.exchange.state = State.FOLLOWING
+        with pytest.raises(StreamCut):
+            await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))
+        assert setup.exchange.too_much == [], "it goes on without this client"

@@ -1,0 +1,145 @@
+"""What is told to have failed and is committed all the same is taken back: each store's own `undo`, run at once.
+
+When it is run is in `test_late_commits.py`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.files import FileFields
+from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.stores import SESSIONS_FILE, Stores
+from antiphon.stores.sqlite_writer import SqliteWriter, Statement
+from antiphon.stores.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from tests.contracts.conversation_contract import in_conversation
+from tests.contracts.job_contract import MOST, piece, queued
+from tests.contracts.store_contract import ALICE, BOB, item, record
+
+ONCE = OnceOnly(ALICE, "k", "f")
+OTHER = OnceOnly(ALICE, "other", "f")
+
+
+def _rows(path: Path) -> set[tuple[Any, ...]]:
+    """Everything in a database, but for counters, dates of change and what search keeps."""
+    found: set[tuple[Any, ...]] = set()
+    with sqlite3.connect(path) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        for table in tables:
+            if table.startswith(("sqlite_", "fts_", "file_numbers", "owner_bytes")):
+                continue
+            names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            kept = [name for name in names if name not in ("next_pos", "updated_at", "version", "expires_at")]
+            found |= {(table, *row) for row in connection.execute(f"SELECT {', '.join(kept)} FROM {table}")}
+    connection.close()
+    return found
+
+
+def _undone(took: list[int]) -> Callable[..., Awaitable[Any]]:
+    run = SqliteWriter.run
+
+    async def undone(self: SqliteWriter, unit: Sequence[Statement], *, undo: Sequence[Statement] = ()) -> Any:
+        counts = await run(self, unit, undo=undo)
+        took.append(len(undo))
+        await run(self, undo)
+        return counts
+
+    return undone
+
+
+@pytest.fixture
+def take_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every unit is taken back as soon as it is committed; how many statements that took."""
+    took: list[int] = []
+    monkeypatch.setattr(SqliteWriter, "run", _undone(took))
+    return took
+
+
+async def _before(stores: Stores) -> None:
+    """Things that have nothing to do with what is taken back, and what it joins."""
+    await stores.responses.save(record("there"))
+    await stores.responses.save(record("b", owner=BOB))
+    for owner in (ALICE, BOB):
+        await stores.conversations.create(owner, "conv_there", b"{}", [item("msg_there")])
+    await stores.conversations.load(ALICE, "conv_there", holder="resp_c", seconds=60)
+    await stores.conversations.create(ALICE, "conv_free", b"{}", [item("msg_free")])
+    await stores.prompts.create(ALICE, "pmpt_there", None, b"{}", b"{}")
+    await stores.keys.make(OTHER, "conv_there", [], [])
+
+
+async def _upload(stores: Stores) -> None:
+    async with stores.files.uploading() as upload:
+        await upload.write(b"x")
+        await upload.keep(ALICE, FileFields("file-a", "a", "p", "t", 1.0, None), ONCE)
+
+
+_Make = Callable[[Stores], Awaitable[Any]]
+MAKE: dict[str, _Make] = {
+    "response": lambda stores: stores.responses.save(record("a")),
+    "continued": lambda stores: stores.responses.save(record("a", prev="there")),
+    "in a conversation": lambda stores: stores.responses.save(in_conversation("c", "conv_there")),
+    "queued": lambda stores: stores.background.enqueue(queued("a"), b"{}", piece(0, 1), limit=MOST),
+    "queued behind": lambda stores: stores.background.enqueue(queued("a", prev="there"), b"{}", None, limit=MOST),
+    "conversation": lambda stores: stores.conversations.create(ALICE, "conv_a", b"{}", [item("msg_a")], ONCE),
+    "items": lambda stores: stores.conversations.add_items(ALICE, "conv_free", [item("msg_a"), item("msg_b")]),
+    "prompt": lambda stores: stores.prompts.create(ALICE, "pmpt_a", None, b"{}", b"{}", ONCE),
+    "file": _upload,
+    "key": lambda stores: stores.keys.claim(ONCE, "resp_a", 60.0),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+async def test_what_is_taken_back_leaves_nothing(
+    stores: Stores, tmp_path: Path, request: pytest.FixtureRequest, name: str
+) -> None:
+    await _before(stores)
+    before = _rows(tmp_path / SESSIONS_FILE)
+    took = request.getfixturevalue("take_back")
+    await MAKE[name](stores)
+    after = _rows(tmp_path / SESSIONS_FILE)
+    assert took and all(took)
+    if name == "in a conversation":
+        # Its lock was given back with the response, and is nobody's now.
+        before, after = ({row for row in rows if row[0] != "conversations"} for rows in (before, after))
+    assert after == before
+
+
+async def test_a_response_with_a_key_gives_the_key_back(stores: Stores, tmp_path: Path) -> None:
+    await _before(stores)
+    before = _rows(tmp_path / SESSIONS_FILE)
+    saves: tuple[_Make, ...] = (
+        lambda stores: stores.responses.save(replace(record("a"), once=ONCE)),
+        lambda stores: stores.background.enqueue(replace(queued("a"), once=ONCE), b"{}", None, limit=MOST),
+    )
+    for save in saves:
+        assert await stores.keys.claim(ONCE, "resp_a", 60.0) is None
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(SqliteWriter, "run", _undone([]))
+            await save(stores)
+        assert _rows(tmp_path / SESSIONS_FILE) == before
+
+
+async def test_a_vector_store_is_taken_back(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    database: VectorDatabase = await open_vector_database(tmp_path)
+    try:
+        await database.stores.create(
+            ALICE, "vs_there", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a")]
+        )
+        before = _rows(tmp_path / VECTORS_FILE)
+        request.getfixturevalue("take_back")
+        with pytest.raises(Exception, match="deleted while it was made"):
+            await database.stores.create(
+                ALICE, "vs_a", name=None, description=None, metadata=b"{}", expires_days=None, once=ONCE
+            )
+        assert _rows(tmp_path / VECTORS_FILE) == before
+        rows = await database.readers.fetch("SELECT count(*) FROM sqlite_schema WHERE name = 'fts_vs_a'", {})
+        assert rows[0][0] == 0
+    finally:
+        await database.aclose()
