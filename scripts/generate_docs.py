@@ -333,6 +333,27 @@ With `tracing.endpoint` (and the extra `otel`) every process sends spans by Open
   `traces_not_sent` says why once a minute. `antiphon doctor` asks the collector. A process that stops sends what it
   has, for three seconds at most.
 
+Behind Envoy (the generated configuration, or the part `connection_manager` of `antiphon envoy-config --snippet`) Envoy
+sends spans of its own to the same collector, under the same `service.name`: `ingress` for each request, `async …
+egress` for its call of the sidecar, `router … egress` for each try at an upstream. The sidecar's spans are within them,
+and what it calls through the model door is within its `chat`. Where Envoy makes the model call (relay) the `chat` span
+stands beside Envoy's, and the upstream continues Envoy's. They hold the client's address, the request's URL and
+`user-agent`, and the request's id as `guid:x-request-id`. Envoy sends every five seconds, or with the fifth span, and
+drops the last of them when it stops. `/health` and `/ready` begin no traces.
+
+```
+ingress                                      Envoy: the client's request
+└ async …ExternalProcessor.Process egress    Envoy: its call of the sidecar
+  └ POST /v1/responses                       the sidecar
+    ├ chat m                                 one model call
+    │ └ ingress                              Envoy: the model door
+    │   └ router model egress                Envoy: the upstream
+    ├ execute_tool file_search
+    │ └ retrieval
+    ├ chat m
+    └ store save
+```
+
 | span | kind | what it is | attributes |
 | --- | --- | --- | --- |
 """

@@ -16,7 +16,7 @@ import uvloop
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.server import TransportName, open_transport
-from antiphon.doors.extproc.transport import MessageStream
+from antiphon.doors.extproc.transport import MessageStream, Presented
 
 
 def _echo(message: bytes) -> bytes:
@@ -38,7 +38,7 @@ def _echo(message: bytes) -> bytes:
 class Echo:
     """`Calls` of a service that does nothing."""
 
-    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+    async def process(self, stream: MessageStream, presented: Presented) -> None:
         while (message := await stream.receive()) is not None:
             await stream.send(_echo(message))
 

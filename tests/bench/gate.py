@@ -29,7 +29,7 @@ from antiphon.config.settings import Settings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
-from antiphon.doors.extproc.transport import StreamClosed
+from antiphon.doors.extproc.transport import Presented, StreamClosed
 from antiphon.observability.logs import configure
 from tests.bench.echo import Echo
 from tests.bench.upstream import completion, stream_events
@@ -130,7 +130,7 @@ class _Paths:
 
     async def echo(self, messages: list[bytes], events: int) -> None:
         stream = _Messages(messages)
-        await Echo().process(stream, None)
+        await Echo().process(stream, Presented(None))
         if stream.sent != len(messages):
             raise SystemExit(f"bench: the echo sent {stream.sent} messages")
 

@@ -36,6 +36,7 @@ from antiphon.observability import otel
 from antiphon.observability.span_names import ERROR, SPANS
 from tests.support import extproc_door
 from tests.support.chat_server import Answer, ChatServer, answer, chunk, event, text_stream
+from tests.support.extproc_door import SSE
 from tests.support.fake_envoy import FakeEnvoy
 from tests.support.mcp_server import open_mcp_server
 from tests.support.otlp_receiver import OtlpReceiver, ReceivedSpan
@@ -204,6 +205,27 @@ async def test_every_attribute_stands_in_the_table(folder: Path) -> None:
     assert json.loads(rolled[0].attributes["gen_ai.tool.call.arguments"]) == {"sides": 77}
     assert rolled[0].attributes["gen_ai.tool.call.result"] == "rolled one of 77" and not rolled[0].failed
     assert failed[0].failed and failed[0].attributes[ERROR] == "tool_failed"
+
+
+@pytest.mark.parametrize("extproc_transport", ["http2", "grpcio"], indirect=True)
+@pytest.mark.usefixtures("extproc_transport")
+async def test_envoys_own_span_is_continued_where_it_has_one(folder: Path) -> None:
+    """The clients' spans are theirs still: Envoy's is within them."""
+    own, of_envoy = "3" * 32, "4" * 16
+    async with OtlpReceiver() as collector, traced(folder, collector.url, "envoy") as process:
+        assert process.envoy is not None
+        for flag in ("00", "01"):
+            metadata = (("traceparent", f"00-{own}-{of_envoy}-{flag}"), ("tracestate", "a=b"))
+            stream = process.envoy.stream(metadata=metadata)
+            await stream.request(json.dumps(ASKED).encode(), headers=tuple({**KEY, **SAMPLED}.items()))
+            await stream.forwarded()
+            await stream.upstream(200, SSE, b"".join(text_stream("Hello")), end=True)
+            await stream.complete()
+        (root,) = await collector.has(REQUEST)
+        (chat,) = collector.named("chat m")
+    assert (root.trace_id, root.parent_id) == (own, of_envoy)
+    assert stream.upstream_view.header("traceparent") == f"00-{own}-{chat.span_id}-01"
+    assert stream.upstream_view.header("tracestate") == "a=b"
 
 
 async def test_runs_of_a_background_response_hang_on_the_request_that_left_it(folder: Path) -> None:

@@ -85,10 +85,17 @@ class FakeEnvoy:
         self._metadata = (("x-antiphon-secret", secret),) if secret is not None else ()
         self._streams: list[EnvoyStream] = []
 
-    def stream(self, *, modes: Modes | None = (_DUPLEX, _DUPLEX), observing: bool = False) -> EnvoyStream:
-        """A stream for one client request; `modes` are the body modes its first message names."""
+    def stream(
+        self,
+        *,
+        modes: Modes | None = (_DUPLEX, _DUPLEX),
+        observing: bool = False,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> EnvoyStream:
+        """A stream for one client request; `modes` are the body modes its first message names, `metadata` what Envoy
+        says with the call."""
         open_call: Any = self._channel.stream_stream(METHOD)  # type: ignore[call-arg]
-        stream = EnvoyStream(open_call(metadata=self._metadata), modes, observing)
+        stream = EnvoyStream(open_call(metadata=(*self._metadata, *metadata)), modes, observing)
         self._streams.append(stream)
         return stream
 

@@ -16,7 +16,7 @@ import ngh2
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Http2Limits
-from antiphon.doors.extproc.transport import SERVICE, MessageStream
+from antiphon.doors.extproc.transport import SERVICE, MessageStream, Presented
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 
 PROCESS = f"/{SERVICE}/Process"
@@ -31,7 +31,7 @@ class Service:
         self.cancelled = 0
         self.ended = 0
 
-    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+    async def process(self, stream: MessageStream, presented: Presented) -> None:
         try:
             await self.behave(stream)  # type: ignore[misc]
         except asyncio.CancelledError:

@@ -52,9 +52,9 @@ class OtlpReceiver:
 
     async def __aenter__(self) -> Self:
         self.gate.set()
-        self._runner = web.ServerRunner(web.Server(self._take))
+        self._runner = web.ServerRunner(web.Server(self._take), shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         return self

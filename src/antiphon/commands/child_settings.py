@@ -22,6 +22,7 @@ from antiphon.config.processes import MetricsSettings
 from antiphon.config.settings import Settings
 from antiphon.config.sources import field_paths
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
+from antiphon.envoy.tracing import header_variable
 
 
 def file_values(settings: Settings) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
     """What Envoy's process holds: the keys that it adds, and the shared secret."""
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
     secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
+    secrets |= {header_variable(name): value for name, value in settings.tracing.headers.items()}
     given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
     return {**_plain_environment(), **given}
 

@@ -37,6 +37,7 @@ from antiphon.envoy.routes import (
     to_another_sidecar,
 )
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
+from antiphon.envoy.tracing import tracing
 from antiphon.types.transport import SECRET_HEADER
 
 
@@ -111,6 +112,7 @@ def connection_manager(settings: Settings) -> Config:
             ],
         },
     )
+    manager.update(tracing(settings, begins=True))
     manager["access_log"] = [failure_lines(), *([_access_log()] if settings.envoy.access_log else [])]
     return manager
 
@@ -201,6 +203,7 @@ def model_door(settings: Settings) -> Config:
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": model_door_routes(settings)}],
         },
     )
+    manager.update(tracing(settings, begins=False))
     door = listener("model_door", settings.place(settings.sidecar.model_door), manager)
     if "pipe" in door["address"]:
         door["address"]["pipe"]["mode"] = settings.sidecar.socket_mode

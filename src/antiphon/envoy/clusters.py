@@ -1,4 +1,4 @@
-"""The clusters: every upstream, and the sidecar's two ports.
+"""The clusters: every upstream, the sidecar's two ports, and the collector of traces.
 
 Lives here: addresses, health checks, balancing, and TLS towards them. Not here: which route leads to which cluster
 (`routes.py`), the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).
@@ -19,6 +19,7 @@ from antiphon.config.upstreams import UpstreamSettings
 from antiphon.envoy.messages import Config, address, cluster, typed
 from antiphon.envoy.routes import NOWHERE, model_cluster
 from antiphon.envoy.several import group_clusters
+from antiphon.envoy.tracing import COLLECTOR, collector_address
 from antiphon.errors import ConfigError
 
 _AUTHORITIES = (
@@ -38,7 +39,7 @@ class SidecarEndpoint:
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Config]:
-    """The upstream, and the sidecar's two ports."""
+    """Every cluster."""
     # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
     # instead of hanging until the idle timeout: after 6 s, and where it is the only one, and was asked again before the
     # checks of health below took it out, after 12. The sidecar's server tolerates these pings.
@@ -92,7 +93,22 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
             health_checks=[{**health, "http_health_check": {"path": "/ready"}}],
             **_sidecar_tls(settings, sidecars[0].http, "http/1.1"),
         ),
+        *_collector(settings),
     ]
+
+
+def _collector(settings: Settings) -> list[Config]:
+    found = collector_address(settings)
+    if found is None:
+        return []
+    host, port, tls = found
+    where = {"socket_address": {"address": host, "port_value": port}}
+    fields: Config = (
+        {"type": "STATIC"} if _is_ip(where) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+    )
+    if tls:
+        fields["transport_socket"] = _tls_for(host, _authorities(None, "tracing.endpoint"))
+    return [cluster(COLLECTOR, [where], **fields)]
 
 
 def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
@@ -138,22 +154,27 @@ def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) 
         fields["dns_lookup_family"] = "V4_PREFERRED"
     if upstream.tls:
         name = urlsplit(f"//{upstream.authority}").hostname or host
-        is_ip = _is_ip({"socket_address": {"address": name}})
-        kind = "IP_ADDRESS" if is_ip else "DNS"
-        fields["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": typed(
-                "transport_sockets.tls.v3.UpstreamTlsContext",
-                **({} if is_ip else {"sni": name}),
-                common_tls_context={
-                    "validation_context": {
-                        "trusted_ca": {"filename": _authorities(upstream.ca_file)},
-                        "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": name}}],
-                    }
-                },
-            ),
-        }
+        fields["transport_socket"] = _tls_for(name, _authorities(upstream.ca_file))
     return cluster(model_cluster(called), [where], **fields)
+
+
+def _tls_for(name: str, authorities: str) -> Config:
+    """TLS towards a server that proves to have this name or address."""
+    is_ip = _is_ip({"socket_address": {"address": name}})
+    kind = "IP_ADDRESS" if is_ip else "DNS"
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": typed(
+            "transport_sockets.tls.v3.UpstreamTlsContext",
+            **({} if is_ip else {"sni": name}),
+            common_tls_context={
+                "validation_context": {
+                    "trusted_ca": {"filename": authorities},
+                    "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": name}}],
+                }
+            },
+        ),
+    }
 
 
 def _authorities(given: Path | None, setting: str = "upstream.ca_file") -> str:

@@ -16,6 +16,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
 from antiphon.envoy.messages import Config, direct_response, error_body, overwritten, typed
+from antiphon.envoy.tracing import untraced
 from antiphon.translation.token_count import COUNTERS, TokenCounter
 from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER, TRIED_HEADER
 
@@ -59,6 +60,7 @@ _OWN_PATHS: dict[str, Config] = {
     "ready": {"path": "/ready"},
 }
 """What a sidecar answers by itself, by the route's name."""
+_PROBES = ("health", "ready")
 
 
 _NO_PREVIOUS_HOSTS: Config = {
@@ -111,6 +113,7 @@ def public_routes(settings: Settings) -> list[Config]:
                 "match": {**match, **reads},
                 "route": _sidecar_action(retried),
                 **_sidecar_secret(settings),
+                **(untraced(settings) if name in _PROBES else {}),
             }
             for name, match in _OWN_PATHS.items()
             for reads, retried in (({"headers": [_method("GET")]}, SEEN_TOO), ({}, UNSEEN))

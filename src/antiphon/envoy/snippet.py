@@ -35,6 +35,7 @@ _MANAGER_OPTIONS = (
     "early_header_mutation_extensions",
     "always_set_request_id_in_response",
     "local_reply_config",
+    "tracing",
     "access_log",
 )
 
@@ -42,7 +43,7 @@ _HEADINGS = {
     "connection_manager": """\
 Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
 must not send; local_reply_config.mappers come before your own; the access_log `failures` tells of what only Envoy
-knows. Without the path options a path such as /v1//responses
+knows; with tracing the sidecar's spans are within Envoy's. Without the path options a path such as /v1//responses
 is matched by none of the routes below.""",
     "public_listener": """\
 Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its
@@ -74,7 +75,7 @@ def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, 
     """The parts, by where they go."""
     manager = connection_manager(settings)
     return {
-        "connection_manager": {name: manager[name] for name in _MANAGER_OPTIONS},
+        "connection_manager": {name: manager[name] for name in _MANAGER_OPTIONS if name in manager},
         "public_listener": client_limits(settings),
         "overload_manager": overload_manager(settings),
         "http_filter": [*cors_filters(settings), extproc_filter(settings)],

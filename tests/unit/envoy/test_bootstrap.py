@@ -71,6 +71,8 @@ CASES: dict[str, dict[str, Any]] = {
         "envoy": {"retries": 0},
         "sidecar": _TCP,
     },
+    "traces": {"tracing": {"endpoint": "http://127.0.0.1:4318", "headers": {"x-key": "very-secret"}, "sample": 0.01}},
+    "traces by TLS": {"tracing": {"endpoint": "https://collector.example.com/otlp"}},
     "native default": {"models": [{"match": "*", "mode": "native"}], "owner": {"source": "single"}},
 }
 
@@ -90,6 +92,7 @@ def _validate(config: Any, folder: Path) -> None:
             "ANTIPHON_UPSTREAM_KEY": "k",
             "ANTIPHON_UPSTREAM_KEY_OTHER": "k",
             "ANTIPHON_SIDECAR_SECRET": "s",
+            "ANTIPHON_TRACING_HEADER_X_KEY": "k",
             "PATH": os.environ["PATH"],
         },
         check=False,
@@ -134,7 +137,7 @@ def _assembled(
     return whole
 
 
-@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams"])
+@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams", "traces"])
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
     sidecars = endpoints(settings)
@@ -148,6 +151,9 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
     settings = _settings(case, tmp_path)
     text = to_yaml(bootstrap(settings, sidecars=endpoints(settings))) + snippet(settings, endpoints(settings))
     assert "very-secret" not in text and "owner-secret" not in text
+    traces = _settings(CASES["traces"], tmp_path)
+    text += to_yaml(bootstrap(traces, sidecars=endpoints(traces))) + snippet(traces, endpoints(traces))
+    assert "very-secret" not in text and "%ENVIRONMENT(ANTIPHON_TRACING_HEADER_X_KEY)%" in text
     several = _settings(CASES["upstreams"], tmp_path)
     printed = to_yaml(bootstrap(several, sidecars=endpoints(several))) + snippet(several, endpoints(several))
     assert "very-secret" not in printed and "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY_OTHER)%" in printed

@@ -80,7 +80,8 @@ class Peer:
 
 @dataclass(slots=True)
 class ClientRequest:
-    """One client request. `trailers` says that they came, so that they must be answered."""
+    """One client request. `trailers` says that they came, so that they must be answered; `trace`: the headers of
+    Envoy's own span, where it traces."""
 
     method: str
     path: str
@@ -88,6 +89,7 @@ class ClientRequest:
     request_id: str
     body: bytes = b""
     trailers: bool = False
+    trace: Headers = ()
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:

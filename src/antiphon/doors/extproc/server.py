@@ -31,6 +31,7 @@ from antiphon.doors.extproc.transport import (
     Calls,
     GrpcStatus,
     MessageStream,
+    Presented,
     Transport,
     TransportName,
     chosen_transport,
@@ -127,9 +128,9 @@ class ExtProcDoor:
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
         return not self._context.admission.leaving
 
-    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
+    async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream."""
-        wanted = self._context.secret
+        wanted, secret = self._context.secret, presented.secret
         if self._socket is None and not (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             # Not before the first message: gRPC's own client reports a status that overtakes it as an internal error.
             with contextlib.suppress(TimeoutError):
@@ -137,7 +138,7 @@ class ExtProcDoor:
                     await stream.receive()
             raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
         try:
-            await serve_stream(self._context, stream, self._options)
+            await serve_stream(self._context, stream, self._options, presented.trace)
         except PeerLeft as left:
             raise CallFailed(GrpcStatus.CANCELLED, str(left)) from None
         except StreamCut as cut:

@@ -47,7 +47,7 @@ from antiphon.errors import ApiError, InternalError, NotFound
 from antiphon.ids import new_id
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
-from antiphon.types.transport import header_value
+from antiphon.types.transport import Headers, header_value
 
 _log = structlog.get_logger(__name__)
 
@@ -64,8 +64,11 @@ class ProcessorOptions:
     end_seconds: float = 1.0
 
 
-async def serve_stream(context: DoorContext, stream: MessageStream, options: ProcessorOptions) -> None:
-    """Serve one stream to its end; any exception must abort the gRPC call.
+async def serve_stream(
+    context: DoorContext, stream: MessageStream, options: ProcessorOptions, trace: Headers = ()
+) -> None:
+    """Serve one stream to its end; any exception must abort the gRPC call. `trace`: what continues Envoy's own span,
+    which is within the client's; without one the request's headers tell.
 
     Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, `StreamCut` when
     the client's stream must break off.
@@ -78,6 +81,7 @@ async def serve_stream(context: DoorContext, stream: MessageStream, options: Pro
         path=header_value(opening.headers, ":path") or "",
         headers=opening.headers,
         request_id=header_value(opening.headers, "x-request-id") or new_id("req"),
+        trace=trace,
     )
     is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])
     try:
@@ -154,7 +158,7 @@ async def _serve(
 ) -> None:
     path, _, query = request.path.partition("?")
     if context.router.is_exchange(request.method, path):
-        observed = context.telemetry.observe("relay", request.request_id, owner, request.headers)
+        observed = context.telemetry.observe("relay", request.request_id, owner, request.trace or request.headers)
         try:
             if ended or await _read_body(context, peer, request, hold):
                 await _serve_exchange(context, peer, request, owner, options, hold, observed)

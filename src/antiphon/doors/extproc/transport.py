@@ -9,11 +9,13 @@ Invariant: `send` returns only once the transport accepted the message, so that 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, Protocol
 
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import AntiphonError
+from antiphon.types.transport import Headers
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -72,11 +74,22 @@ class MessageStream(Protocol):
         """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What the peer says with a call: the `secret`, and the headers by which its own trace continues here."""
+
+    secret: bytes | None
+    trace: Headers = ()
+
+
+TRACE_METADATA = ("traceparent", "tracestate")
+
+
 class Calls(Protocol):
     """What is served. A transport calls `process` in a task per stream, and cancels it when the peer leaves."""
 
-    async def process(self, stream: MessageStream, secret: bytes | None) -> None:
-        """Serve one stream of `SERVICE`; `secret` is what the peer presented. Raises `CallFailed`."""
+    async def process(self, stream: MessageStream, presented: Presented) -> None:
+        """Serve one stream of `SERVICE`. Raises `CallFailed`."""
 
     def health(self, service: str) -> bool:
         """Whether the service (empty: the whole process) is serving. Raises `CallFailed` for an unknown one."""

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from antiphon.doors.extproc._pb import health_pb2
-from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, StreamClosed
+from antiphon.doors.extproc.transport import SERVICE, TRACE_METADATA, CallFailed, Calls, Presented, StreamClosed
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
@@ -137,8 +137,12 @@ class _GrpcioStream:
             raise StreamClosed(type(error).__name__) from None
 
 
-def _presented(context: _Context) -> bytes | None:
+def _presented(context: _Context) -> Presented:
+    secret: bytes | None = None
+    trace: list[tuple[str, str]] = []
     for name, value in context.invocation_metadata() or ():
-        if name == SECRET_HEADER:
-            return value.encode() if isinstance(value, str) else value
-    return None
+        if name == SECRET_HEADER and secret is None:
+            secret = value.encode() if isinstance(value, str) else value
+        elif name in TRACE_METADATA and isinstance(value, str):
+            trace.append((name, value))
+    return Presented(secret, tuple(trace))

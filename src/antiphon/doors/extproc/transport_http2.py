@@ -36,7 +36,15 @@ from ngh2 import StreamClosed as StreamClosedEvent
 from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.grpc_framing import status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.transport import SERVICE, CallFailed, Calls, GrpcStatus, StreamClosed
+from antiphon.doors.extproc.transport import (
+    SERVICE,
+    TRACE_METADATA,
+    CallFailed,
+    Calls,
+    GrpcStatus,
+    Presented,
+    StreamClosed,
+)
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
@@ -46,6 +54,7 @@ _log = structlog.get_logger(__name__)
 _PROCESS = f"/{SERVICE}/Process".encode()
 _CHECK = b"/grpc.health.v1.Health/Check"
 _SECRET = SECRET_HEADER.encode()
+_TRACE = tuple((name.encode(), name) for name in TRACE_METADATA)
 _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _MAX_PER_WRITE = 1 << 20
 _LINGER_SECONDS = 5.0
@@ -206,17 +215,19 @@ class _Connection(asyncio.Protocol):
             self._calls[event.stream_id] = call
             call.ended = event.end_stream
             seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
-            call.start(self._serve(call, headers.get(_SECRET)), seconds)
+            # Envoy's own, where it traces.
+            trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
+            call.start(self._serve(call, Presented(headers.get(_SECRET), trace)), seconds)
         elif path == _CHECK:
             self._calls[event.stream_id] = call
             call.unary = self._check
         else:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
 
-    async def _serve(self, call: Call, secret: bytes | None) -> None:
+    async def _serve(self, call: Call, presented: Presented) -> None:
         status, message = GrpcStatus.OK, ""
         try:
-            await self._owner.calls.process(call, secret)
+            await self._owner.calls.process(call, presented)
         except CallFailed as failed:
             status, message = failed.status, failed.message
         except asyncio.CancelledError:
