@@ -193,16 +193,16 @@ class OwnerFull(ApiError):
 
 
 class NoRoom(ApiError):
-    """What is in flight takes all that `setting` allows, to the whole process or (`of_owner`) to one owner; another
-    moment will do. These come in floods, so they are counted and told together (`observability/refusals.py`)."""
+    """What is in flight takes all that `setting` allows, to the whole process or to one `owner`; another moment will
+    do. These come in floods, so they are counted and told together (`observability/refusals.py`)."""
 
     status = 503
 
-    def __init__(self, message: str, setting: str, *, of_owner: bool = False) -> None:
+    def __init__(self, message: str, setting: str, *, owner: str = "") -> None:
         super().__init__(message, code="overloaded", headers=(("retry-after", "1"),))
         self.setting = setting
-        self.of_owner = of_owner
-        if of_owner:
+        self.owner = owner
+        if owner:
             self.status, self.type, self.code = 429, "rate_limit_exceeded", "rate_limit_exceeded"
 
 

@@ -53,11 +53,13 @@ def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
     metrics = Metrics()
     refusals = Refusals(metrics.refused)
     whole = NoRoom("all is taken", "limits.concurrent_requests")
-    one = NoRoom("your share is taken", "limits.owner_requests", of_owner=True)
+    one = NoRoom("your share is taken", "limits.owner_requests", owner="a" * 64)
+    other = NoRoom("your share is taken", "limits.owner_requests", owner="b" * 64)
     with structlog.testing.capture_logs() as logs:
         for _ in range(1_000):
             refusals.note(whole)
             refusals.note(one)
+        refusals.note(other)
         first = {line["setting"]: line for line in logs}
         assert len(logs) == 2 and all(line["refused"] == 1 for line in logs)
         told = first["limits.concurrent_requests"]
@@ -65,11 +67,13 @@ def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
         assert (told["fault"], told["cause"], told["status"]) == ("ours", "all is taken", 503)
         told = first["limits.owner_requests"]
         assert (told["log_level"], told["fault"], told["status"]) == ("info", "client", 429)
+        assert (told["owner"], told["owners"]) == ("a" * 12, 1)
         logs.clear()
         loop.pass_on(0.9)
         assert not logs
         loop.pass_on(0.2)
-        assert [line["refused"] for line in logs] == [999, 999]
+        assert [line["refused"] for line in logs] == [999, 1000]
+        assert "owner" not in logs[0] and (logs[1]["owner"], logs[1]["owners"]) == ("a" * 12, 2)
         # Nothing more came: no line, and nobody looks again.
         loop.pass_on(5.0)
         assert len(logs) == 2 and loop.idle
@@ -80,4 +84,4 @@ def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
         assert logs[-1]["refused"] == 1 and len(logs) == 4 and loop.idle
     numbers = metrics.render().decode()
     assert 'requests_refused_total{setting="limits.concurrent_requests"} 1002.0' in numbers
-    assert 'requests_refused_total{setting="limits.owner_requests"} 1000.0' in numbers
+    assert 'requests_refused_total{setting="limits.owner_requests"} 1001.0' in numbers

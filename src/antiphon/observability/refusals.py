@@ -4,7 +4,8 @@ Lives here: the counter and the line. Not here: who refuses (`engine/exchange/bu
 which for these are of level debug (`outcome.py`).
 
 The first refusal of a kind is told at once, what follows within the next second as a number at its end; a kind is a
-setting, so that the whole process's limit and the owners' share have lines of their own.
+setting, so that the whole process's limit and the owners' share have lines of their own. The line of a share names the
+owner who was refused most often meanwhile: who floods is to be known.
 
 Invariants: at most one line a second for each setting; the numbers of all lines together are all that were refused.
 """
@@ -12,6 +13,7 @@ Invariants: at most one line a second for each setting; the numbers of all lines
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ import structlog
 from antiphon.errors import NoRoom
 
 _log = structlog.get_logger(__name__)
+_OWNER_LENGTH = 12
 
 
 class Refusals:
@@ -28,7 +31,7 @@ class Refusals:
     def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
         self._count = count
         self._seconds = seconds
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, Counter[str]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last: dict[str, NoRoom] = {}
 
@@ -37,7 +40,7 @@ class Refusals:
         setting = full.setting
         self._count(setting)
         self._last[setting] = full
-        self._numbers[setting] = self._numbers.get(setting, 0) + 1
+        self._numbers.setdefault(setting, Counter())[full.owner] += 1
         if setting not in self._timers:
             self._tell(setting)
 
@@ -58,8 +61,11 @@ class Refusals:
             self._timers[setting] = loop.call_later(self._seconds, self._tell, setting)
 
     def _write(self, setting: str) -> None:
-        number, last = self._numbers.pop(setting), self._last.pop(setting)
+        numbers, last = self._numbers.pop(setting), self._last.pop(setting)
+        told: dict[str, Any] = {"setting": setting, "refused": numbers.total()}
+        if last.owner:
+            told |= {"owner": numbers.most_common(1)[0][0][:_OWNER_LENGTH], "owners": len(numbers)}
         # What an owner has too much of is his own affair, what the process has not enough of its operator's.
-        write: Any = _log.info if last.of_owner else _log.warning
-        fault = "client" if last.of_owner else "ours"
-        write("requests_refused", setting=setting, refused=number, fault=fault, cause=last.message, status=last.status)
+        write: Any = _log.info if last.owner else _log.warning
+        fault = "client" if last.owner else "ours"
+        write("requests_refused", **told, fault=fault, cause=last.message, status=last.status)

@@ -136,6 +136,9 @@ class Toolbox:
         except TimeoutError:
             outcome = "timed_out"
             done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
+            setting = "tools.seconds" if begun else "tools.concurrent"
+            told = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
+            _log.warning("tool_timed_out", **told, cause=done, response_id=call.response_id, owner=call.owner[:12])
             result = _failed(call, f"{done} within {self._limits.seconds:g} seconds.")
         except Exception as bug:
             _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import structlog
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
@@ -73,8 +74,12 @@ async def test_a_failure_is_a_result_the_model_can_read(outcome: BaseException, 
 
 
 async def test_a_call_that_takes_too_long_has_failed() -> None:
-    result = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(CALL)
+    with structlog.testing.capture_logs() as lines:
+        result = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(CALL)
     assert result.failed and "0.01 seconds" in result.output
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["tool"]) == ("tool_timed_out", "warning", CALL.tool.type)
+    assert (line["setting"], line["response_id"]) == ("tools.seconds", CALL.response_id)
 
 
 async def test_a_call_that_is_cancelled_is_no_result() -> None:
@@ -175,8 +180,10 @@ async def test_waiting_for_a_place_is_part_of_a_calls_time() -> None:
     while tool.running < 2:
         await asyncio.sleep(0)
     # Both places become free at the same time at which this one's time is over, or later.
-    result = await Toolbox.run(box, replace(CALL, owner="other"))
+    with structlog.testing.capture_logs() as lines:
+        result = await Toolbox.run(box, replace(CALL, owner="other"))
     assert result.failed and "0.05 seconds" in result.output
+    assert "tools.concurrent" in [line["setting"] for line in lines if line["event"] == "tool_timed_out"]
     for one in await asyncio.gather(*running):
         assert one.failed and "did not answer within 0.05 seconds" in one.output
     assert not box._places._waiting and box._places._free == 2

@@ -77,7 +77,7 @@ class Budget:
                 # Only what is not 0 is kept.
                 del self._owners[owner]
 
-    def _refuse(self, *, owner: bool) -> NoRoom:
+    def _refuse(self, owner: str = "") -> NoRoom:
         held = _MEASURES[self._unit]
         if owner:
             full = NoRoom(
@@ -85,7 +85,7 @@ class Budget:
                 f"owner at once ({self.share} {self._unit}, '{self._share_setting}'). Wait for some of them to end, "
                 "then try again.",
                 self._share_setting,
-                of_owner=True,
+                owner=owner,
             )
         else:
             full = NoRoom(
@@ -127,12 +127,12 @@ class Hold:
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:
                 raise budget._too_large(owner=True)
-            self.refusal = budget._refuse(owner=True)
+            self.refusal = budget._refuse(owner)
             raise self.refusal
         if budget.used + size > budget.limit:
             if self.size + size > budget.limit:
                 raise budget._too_large(owner=False)
-            self.refusal = budget._refuse(owner=False)
+            self.refusal = budget._refuse()
             raise self.refusal
 
     def add(self, size: int) -> None:

@@ -287,7 +287,7 @@ class Workers:
         except (Unavailable, NoRoom) as full:
             # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
             outcome = ""
-            if isinstance(full, NoRoom) and full.of_owner:
+            if isinstance(full, NoRoom) and full.owner:
                 # Its owner has his share; the jobs of others go on.
                 await self._give_back(job, pause=_FULL_PAUSE)
             else:
