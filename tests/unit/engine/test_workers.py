@@ -615,7 +615,7 @@ async def test_an_owner_with_his_share_waits_and_others_go_on() -> None:
 
     def admit(_: str) -> AbstractContextManager[None]:
         if has_his_share:
-            raise NoRoom("full", "limits.owner_requests", of_owner=True)
+            raise NoRoom("full", "limits.owner_requests", owner="alice")
         return nullcontext()
 
     process = Process(admit=admit)
