@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import structlog
 
 from antiphon.config.prices import PriceSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, Usage
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
 from antiphon.engine.ports.usage import Spent
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
-from tests.support.exchanges import SSE, make_exchange
+from tests.support.exchanges import SSE, Outcome, make_exchange, pump
+from tests.support.hosted_tools import ScriptedTools
 from tests.support.metrics import value_of
 
 _CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
@@ -160,12 +164,60 @@ def test_a_call_that_was_not_heard_to_its_end_is_estimated() -> None:
     assert told.lines[-2:] == [("estimated", len(call.request.body) // 4, 12 // 4), ("ended", "cancelled")]
 
 
+_SO_FAR = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
+)
+
+
+def test_a_response_that_is_broken_off_took_what_was_heard_of_it() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK + _SO_FAR)
+    for _ in range(2):
+        exchange.break_off()
+    assert [line for line in told.lines if line[0] in ("used", "estimated")] == [("used", 5, 1)]
+
+
+def test_what_has_ended_or_made_no_call_took_nothing_more() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+    exchange.break_off()
+    unread = make_exchange()
+    unread.observe(told)
+    unread.break_off()
+    assert not [line for line in told.lines if line[0] in ("used", "estimated")]
+
+
 def test_a_call_that_nobody_answered_took_nothing() -> None:
     told = Told()
     exchange, _ = _asked(told)
     exchange.receive_upstream_head(500, SSE)
     exchange.receive_upstream_end()
     assert not [line for line in told.lines if line[0] in ("used", "estimated")]
+
+
+@pytest.mark.parametrize("reason", [CancelReason.CLIENT_GONE, CancelReason.SHUTTING_DOWN])
+def test_a_response_that_ends_while_its_tools_run_took_what_its_calls_did(reason: CancelReason) -> None:
+    """Its one call is told once: it is over, and its end was heard."""
+    told, tools, outcome = Told(), ScriptedTools(), Outcome()
+    exchange = make_exchange(tool_types=tools.types)
+    exchange.observe(told)
+    exchange.receive_request(
+        RequestHead("POST", "/v1/responses", (), "owner"),
+        b'{"model":"m","input":"hi","stream":true,"tools":[{"type":"web_search"}]}',
+    )
+    pump(exchange, outcome, tools=tools)
+    exchange.receive_upstream_head(200, SSE)
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "web_search", "arguments": "{}"}}
+    delta = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}).encode()
+    exchange.receive_upstream_data(b"data: %b\n\n" % delta + _LAST.replace(b'"stop"', b'"tool_calls"'))
+    assert any(isinstance(action, RunTools) for action in exchange.actions())
+    exchange.cancel(reason)
+    pump(exchange, outcome, tools=tools)
+    assert [line for line in told.lines if line[0] in ("used", "estimated")] == [("used", 5, 2)]
+    assert outcome.records[0].usage == Usage(5, 2, 7)
 
 
 def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:

@@ -69,6 +69,8 @@ class MadeResponse(TranslatedRequest):
         self._body = BodyReader(0)
         self._spent: UsageObject | None = None
         """What the turns before this one have used."""
+        self._untold = False
+        """Whether nobody was told yet what the last call has taken."""
         self._ending = _NOT_OVER
         self._ended_at = 0.0
         self._unsaved: ApiError | None = None
@@ -106,7 +108,7 @@ class MadeResponse(TranslatedRequest):
 
     def _ask_model(self, translated: ChatTranslation) -> None:
         self._tools, self._sent = translated.tools, translated.sent
-        self._size_before = self.builder.size
+        self._size_before, self._untold = self.builder.size, True
         self.call("/chat/completions", translated.body, stream=self.streaming)
         if self._background:
             # Its client has its answer: from here on a failure is one of the response.
@@ -217,6 +219,11 @@ class MadeResponse(TranslatedRequest):
             self.builder.drop_output()
         self._end_model_turn(Ending("failed", code="server_error", message=message))
 
+    def break_off(self) -> None:
+        self.builder.mute()
+        self.reader.end(_NOT_OVER)
+        self._tell_usage(self._summary)
+
     def _end_model_turn(self, cut: Ending | None) -> None:
         """The model's output is over: the turn's, or the response's."""
         ending = self.reader.end(cut)
@@ -233,10 +240,14 @@ class MadeResponse(TranslatedRequest):
     def _tell_usage(self, summary: SummaryTurn | None) -> None:
         """What the call has taken. Upstreams count at the end, and some never do; whoever was not heard to the end, or
         does not count, has worked all the same."""
+        untold, self._untold = self._untold, False
         used = summary.usage if summary is not None else self.builder.response.usage
+        if not untold:
+            # A response may also end between two calls.
+            return
         if used is not None:
             self.core.observer.call_used(Usage.of(used))
-        elif self.upstream_status == 200:
+        elif 200 <= self.upstream_status < 300:
             written = summary.builder.size if summary is not None else self.builder.size - self._size_before
             asked, made = self.call_bytes // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
             self.core.observer.call_used(Usage(asked, made, asked + made), estimated=True)

@@ -349,6 +349,11 @@ class ResponseExchange:
         else:
             self._served.cancel(reason, message)
 
+    def break_off(self) -> None:
+        """It is not gone on with here, and ends elsewhere: what its call has taken so far is told."""
+        if self.state is not State.DONE:
+            self._served.break_off()
+
     # The upstream's side
 
     def receive_upstream_head(self, status: int, headers: Headers) -> None:

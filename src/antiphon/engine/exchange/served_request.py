@@ -212,6 +212,9 @@ class ServedRequest:
         """Nobody waits for it any more."""
         self.finish("cancelled")
 
+    def break_off(self) -> None:
+        """Its call is not heard any further, and nothing is told of it here but what it has taken."""
+
     # What it does
 
     def load(self, wanted: LoadContext) -> None:

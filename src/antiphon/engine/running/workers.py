@@ -271,6 +271,7 @@ class Workers:
                 hold.add(len(job.request))
                 outcome = await self._serve(run, exchange, observed, hold)
         except asyncio.CancelledError:
+            exchange.break_off()
             if run.lost:
                 with suppress(StoreError):
                     await self._jobs.unlock(job.response_id)
@@ -296,6 +297,7 @@ class Workers:
                 await self._give_back(job)
         except StoreError as error:
             # Its lease runs out, and somebody takes it up again.
+            exchange.break_off()
             _log.error("response_not_ended", response_id=job.response_id, error=str(error))
             outcome = "error"
         except Exception as bug:
