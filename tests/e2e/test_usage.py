@@ -78,6 +78,8 @@ class CountingServer(ChatServer):
             return json_answer({"object": "list", "data": []})
         asked = request.json
         model = asked["model"]
+        if request.path.endswith("/responses"):
+            return self._native(asked)
         if model.startswith("tools") and asked["messages"][-1]["role"] != "tool":
             return self._search(asked)
         usage = self.note(model)
@@ -85,6 +87,20 @@ class CountingServer(ChatServer):
             return json_answer({**completion(), "usage": usage})
         events = [event("Hel"), event("lo"), event(chunk(finish_reason="stop"))]
         return answer(parts=[*events, event(chunk(choices=[], usage=usage)), DONE_EVENT])
+
+    def _native(self, asked: dict[str, Any]) -> Answer:
+        told = self.note(asked["model"])
+        usage = {
+            "input_tokens": told["prompt_tokens"],
+            "input_tokens_details": told["prompt_tokens_details"],
+            "output_tokens": told["completion_tokens"],
+            "output_tokens_details": told["completion_tokens_details"],
+            "total_tokens": told["total_tokens"],
+        }
+        response = {"object": "response", "id": "resp_theirs", "output": [], "usage": usage}
+        if not asked.get("stream"):
+            return json_answer(response)
+        return answer(parts=[event({"type": "response.completed", "response": response})])
 
     def _search(self, asked: dict[str, Any]) -> Answer:
         usage = self.note(asked["model"])
@@ -116,6 +132,7 @@ async def _opened(folder: Path, door: str) -> AsyncIterator[tuple[Gateway, Count
         config = folder / "settings.yaml"
         settings = {
             "prices": PRICES,
+            "models": [{"match": "native", "mode": "native"}],
             "web_search": {"provider": "searxng", "url": search.url("").rstrip("/")},
             "fetch": {"allow_private": ["127.0.0.1"]},
         }
@@ -200,6 +217,7 @@ async def test_the_sums_are_the_upstreams_own(door: str, folder: Path) -> None:
         for store in (True, False):
             await ask("streamed", stream=True, store=store)
             await ask("whole", store=store)
+            await ask("native", stream=store)
             await ask("tools", stream=store, tools=[SEARCH], store=store)
             await ask("compacted", **LONG, stream=store, store=store)
         await post(url + "/compact", {"model": "compact-path", "input": "hi"})

@@ -19,7 +19,9 @@ from antiphon.engine.ports.actions import (
     RequestHead,
     SendBody,
     SendHead,
+    Usage,
 )
+from antiphon.engine.ports.observer import Unobserved
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
@@ -358,3 +360,59 @@ def test_what_may_name_something_has_to_be_json(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:
         refuse_references(body)
     assert refused.value.code == "invalid_json"
+
+
+_USED = b'data: {"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":2}}}\n\n'
+
+
+class _Ledger(Unobserved):
+    """Keeps what calls took."""
+
+    def __init__(self) -> None:
+        self.used: list[tuple[int, int]] = []
+
+    def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
+        assert not estimated
+        self.used.append((usage.input_tokens, usage.output_tokens))
+
+
+def _observed() -> tuple[ResponseExchange, _Ledger]:
+    exchange, ledger = make_exchange(routes=_native()), _Ledger()
+    exchange.observe(ledger)
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), b'{"model":"n"}')
+    exchange.actions()
+    return exchange, ledger
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_a_native_stream_took_is_told_and_its_bytes_stay(cut: bool) -> None:
+    exchange, ledger = _observed()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.actions()
+    flood = b": %b\n\n" % (b"x" * 100_000)
+    parts = [flood, flood, flood, _USED[:50], _USED[50:]]
+    for part in parts:
+        exchange.receive_upstream_data(part)
+    passed = b"".join(action.data for action in exchange.actions() if isinstance(action, SendBody))
+    assert passed == b"".join(parts)
+    exchange.receive_upstream_end(_CUT if cut else None)
+    assert ledger.used == [(5, 2)]
+    assert exchange.usage == Usage(5, 2, 7)
+
+
+def test_what_a_native_answer_took_is_told() -> None:
+    body = b'{"object":"response","usage":{"input_tokens":5,"output_tokens":2,"total_tokens":7}}'
+    for status, used in ((200, [(5, 2)]), (500, [])):
+        exchange, ledger = _observed()
+        exchange.receive_upstream_head(status, JSON)
+        exchange.receive_upstream_data(body)
+        exchange.receive_upstream_end()
+        assert ledger.used == used
+
+
+def test_a_client_that_leaves_a_native_stream_pays_for_what_was_told() -> None:
+    exchange, ledger = _observed()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_USED)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    assert ledger.used == [(5, 2)]

@@ -16,6 +16,7 @@ broke off.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,10 +25,14 @@ from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
 from antiphon.errors import InvalidRequest
 from antiphon.known_secrets import KnownSecrets, bytes_without
+from antiphon.translation.passed_usage import usage_of_answer, usage_of_stream
+from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, header_value
 
 _STATE = ("previous_response_id", "conversation", "prompt")
 _KEPT_THERE = frozenset({"file_id", "file_ids", "vector_store_ids", "container"})
+# The last event of a stream repeats the whole response; of a larger one the usage is not known.
+_TAIL = 1 << 18
 _WORDS = tuple(name.encode() for name in (*_STATE, *_KEPT_THERE, "item_reference"))
 
 
@@ -52,7 +57,9 @@ class NativeAnswer(AnswerReader):
         self._headers = end_to_end(headers) if own else of_nobody(headers)
         self._secrets = secrets
         self._left = max_bytes
-        self._held: list[bytes] = []
+        # What is no stream is held as a whole, of a stream the end.
+        self._held: deque[bytes] = deque()
+        self._holds = 0
         self.streamed = "text/event-stream" in (header_value(headers, "content-type") or "").lower()
         """Whether its head and bytes go to the client as they come."""
         if self.streamed:
@@ -63,11 +70,20 @@ class NativeAnswer(AnswerReader):
         self._left -= len(data)
         if self._left < 0:
             return True
+        self._held.append(data)
         if self.streamed:
             self._actions.append(SendBody(data))
-        else:
-            self._held.append(data)
+            self._holds += len(data)
+            while self._holds > _TAIL:
+                self._holds -= len(self._held.popleft())
         return False
+
+    def usage(self) -> UsageObject | None:
+        """What the upstream has said of its work so far."""
+        if self._status >= 400:
+            return None
+        heard = b"".join(self._held)
+        return usage_of_stream(b"\n" + heard) if self.streamed else usage_of_answer(heard)
 
     def pass_end(self) -> str:
         """It is whole; the outcome, for metrics."""

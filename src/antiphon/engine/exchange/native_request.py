@@ -14,7 +14,7 @@ from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, transport_failure, unreached, whose
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import RequestHead
+from antiphon.engine.ports.actions import RequestHead, Usage
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
@@ -28,6 +28,11 @@ class NativeRequest(ServedRequest):
         self.needs_drive = path != RESPONSES_PATH
         self._path = path
         self._answer: NativeAnswer | None = None
+        self._used: Usage | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._used
 
     def begin(self, body: bytes) -> None:
         """Pass it on. Raises `ApiError`."""
@@ -49,6 +54,14 @@ class NativeRequest(ServedRequest):
         )
         core.answer.head_sent = self._answer.streamed
         core.machine.go(State.PASSING)
+
+    def finish(self, outcome: str) -> None:
+        used = self._answer.usage() if self._answer is not None else None
+        if used is not None:
+            # An upstream that speaks Responses counts by itself, or nobody does: sizes say nothing of what it keeps.
+            self._used = Usage.of(used)
+            self.core.observer.call_used(self._used)
+        super().finish(outcome)
 
     def stop_reading(self) -> None:
         too_large = UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large")
