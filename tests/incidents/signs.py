@@ -1,0 +1,165 @@
+"""What an operator sees of an incident: numbers at each scrape, log lines, and the alerts that these numbers raise.
+
+Lives here: reading them. Not here: what is broken (`scenes.py`), when, and what must be seen (`run.py`).
+
+The alerts are those of deployments/monitoring as they are: promtool is given what was scraped, as if between any two
+scrapes fifteen seconds had gone by, and asked what fires when.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.monitoring.files import RULES
+
+SCRAPE_SECONDS = 15
+Sample = Mapping[str, float]
+Alert = tuple[tuple[str, str], ...]
+_FIRING = 'ALERTS{alertstate="firing"}'
+_SERIES = re.compile(r"(\w+)(?:\{(.*)\})?$")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# What tells lines of one kind from lines of another.
+_KIND = (
+    *("message", "level", "door", "outcome", "fault", "code", "operation", "upstream", "upstream_status", "status"),
+    *("setting", "tool", "process"),
+)
+_SLOW = 1.0
+_SHOWN = (*_KIND, "owner", "owners", "refused", "cause", "advice", "head_seconds", "seconds", "next", "reason")
+
+
+def read_sample(text: str) -> dict[str, float]:
+    """The series of a scrape."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+    return {series: float(value) for series, _, value in lines}
+
+
+def total(sample: Sample, name: str, **labels: str) -> float:
+    """The sum of the series of this name with these labels."""
+    return sum(
+        value
+        for series, value in sample.items()
+        if (parts := _SERIES.match(series)) is not None
+        and parts[1] == name
+        and labels.items() <= dict(_LABEL.findall(parts[2] or "")).items()
+    )
+
+
+def moved(samples: Sequence[Sample], broken_at: int) -> list[tuple[str, float, float]]:
+    """What stood still while all was well and moved afterwards: its name, before and after."""
+    calm, last = samples[:broken_at], samples[-1]
+    found = []
+    for series, value in last.items():
+        name = series.partition("{")[0]
+        if name.endswith(("_bucket", "_sum")) or name.startswith(("process_", "python_")):
+            continue
+        before = {one.get(series, 0.0) for one in calm}
+        # Sizes always drift: of those only what is nearly used up has moved.
+        drifts = name.endswith("_bytes") and value > min(before) / 10
+        if len(before) == 1 and value not in before and not drifts:
+            found.append((series, before.pop(), value))
+    return sorted(found)
+
+
+def promtool() -> str | None:
+    """Its path, if it is installed."""
+    return shutil.which(os.environ.get("PROMTOOL", "promtool"))
+
+
+def fired(samples: Sequence[Sample], folder: Path) -> list[set[Alert]]:
+    """Which alerts fire at each sample; none when promtool is not there."""
+    program = promtool()
+    if program is None:
+        return [set() for _ in samples]
+    names = sorted({series for sample in samples for series in sample})
+    series = [
+        {"series": _of_job(name), "values": " ".join(f"{one[name]:.10g}" if name in one else "_" for one in samples)}
+        for name in names
+    ]
+    series.append({"series": _of_job("up"), "values": " ".join("1" for _ in samples)})
+    asked = [
+        {"expr": _FIRING, "eval_time": f"{number * SCRAPE_SECONDS}s", "exp_samples": []}
+        for number in range(len(samples))
+    ]
+    given = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": f"{SCRAPE_SECONDS}s",
+        "tests": [{"interval": f"{SCRAPE_SECONDS}s", "input_series": series, "promql_expr_test": asked}],
+    }
+    file = folder / "seen.yml"
+    file.write_text(yaml.safe_dump(given))
+    ended = subprocess.run([program, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    return _read_fired(ended.stdout + ended.stderr, len(samples))
+
+
+def _of_job(series: str) -> str:
+    parts = _SERIES.match(series)
+    assert parts is not None, series
+    labels = ['job="antiphon"', 'instance="gateway:9464"', *([parts[2]] if parts[2] else [])]
+    return f"{parts[1]}{{{','.join(labels)}}}"
+
+
+def _read_fired(said: str, count: int) -> list[set[Alert]]:
+    """promtool says what it got wherever that is not nothing, as it was told to expect."""
+    found: list[set[Alert]] = [set() for _ in range(count)]
+    for part in said.split("expr: ")[1:]:
+        at = re.search(r"time: (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", part)
+        if at is None:
+            raise ValueError(f"promtool said: {part[:500]}")
+        hours, minutes, seconds = (int(number or 0) for number in at.groups())
+        number = (hours * 3600 + minutes * 60 + seconds) // SCRAPE_SECONDS
+        for labels in re.findall(r"\{(__name__=\"ALERTS\"[^}]*)\}", part):
+            told = dict(_LABEL.findall(labels))
+            for name in ("__name__", "alertstate", "job", "instance", "severity"):
+                told.pop(name, None)
+            found[number].add(tuple(sorted(told.items())))
+    return found
+
+
+@dataclass
+class Lines:
+    """The log since something broke: each kind of line once, with how many there were and when the first came."""
+
+    _kinds: dict[tuple[Any, ...], tuple[dict[str, Any], float, list[int]]] = field(default_factory=dict)
+
+    def add(self, text: str, seconds: float) -> None:
+        """One line of the log."""
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if not isinstance(line, dict):
+            return
+        kind = (*(line.get(name) for name in _KIND), line.get("head_seconds", 0) > _SLOW)
+        _, _, count = self._kinds.setdefault(kind, (line, seconds, [0]))
+        count[0] += 1
+
+    def first(self, wanted: Mapping[str, Any], least: Mapping[str, float]) -> tuple[dict[str, Any], float, int] | None:
+        """The first kind of line with these fields, and with numbers that are at least so much."""
+        for line, seconds, count in self._kinds.values():
+            large = all(line.get(name, 0) >= value for name, value in least.items())
+            if large and wanted.items() <= line.items():
+                return line, seconds, count[0]
+        return None
+
+    def told(self) -> list[str]:
+        """All kinds but those that are well."""
+        return [
+            f"{seconds:4.0f} s  {count[0]:4} times  {shown(line)}"
+            for line, seconds, count in self._kinds.values()
+            if line.get("level") != "info" or line.get("fault") or line.get("head_seconds", 0) > _SLOW
+        ]
+
+
+def shown(line: Mapping[str, Any]) -> str:
+    """A line without what differs from one to the next."""
+    return json.dumps({name: line[name] for name in _SHOWN if name in line})
