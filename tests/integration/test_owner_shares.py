@@ -53,6 +53,8 @@ async def test_an_owner_takes_his_share_of_the_places_and_no_more() -> None:
             # What was asked for in between is the other's: there is a place.
             assert (await door.ask(post_bytes(ASK, headers=bearer("other")))).status == 200
             await until(lambda: door.metric("requests_refused_total", setting=REQUESTS) == 4)
+            operation = "POST /v1/responses"
+            assert door.metric("requests_total", operation=operation, status="429", fault="client") == 2
         told = [line for line in logs if line["event"] == "requests_refused"]
         assert [(line["setting"], line["refused"]) for line in told] == [(REQUESTS, 1)]
         assert not [

@@ -193,10 +193,12 @@ class Router:
 
     def operation_of(self, method: str, path: str) -> str:
         """What a request does, by its method and the template of its path; `unknown` where there is no such."""
+        if self.is_exchange(method, path):
+            return f"{method} {path}"
         for endpoint in self.endpoints:
             if endpoint.match(path) is not None:
                 return f"{method} {endpoint.pattern}" if method in (*endpoint.methods, "HEAD") else "unknown"
-        return f"{method} {path}" if self.is_exchange(method, path) else "unknown"
+        return "unknown"
 
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""

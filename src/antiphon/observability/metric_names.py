@@ -102,7 +102,7 @@ TOKENS = _counter(
 COST = _counter("cost_total", "What `prices` makes of the tokens, in their currency.", model=_MODEL)
 REQUESTS = _counter(
     "requests_total",
-    "Requests that are not for a new response.",
+    "Requests that are not for a new response, or were refused before there was one.",
     operation="the method and the path's template, `GET /v1/files/{}`; `unknown`: there is no such path",
     status="the HTTP status",
     fault=_FAULT,
