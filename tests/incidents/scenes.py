@@ -191,7 +191,7 @@ SCENES = (
         _nothing,
         'tool_executions_total{tool="mcp",result="timed_out"}',
         lambda sample: total(sample, "tool_executions_total", tool="mcp", result="timed_out"),
-        {"message": "tool_timed_out", "tool": "mcp", "setting": "tools.seconds"},
+        {"message": "tool_timed_out", "tool": "mcp", "server": "dice", "setting": "tools.seconds"},
         (("alertname", "AntiphonToolHangs"), ("tool", "mcp")),
         jobs=(_tool,) * 2,
         names=("response_id",),

@@ -31,7 +31,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 # What tells lines of one kind from lines of another.
 _KIND = (
     *("message", "level", "door", "outcome", "fault", "code", "operation", "upstream", "upstream_status", "status"),
-    *("setting", "tool", "process"),
+    *("setting", "tool", "server", "process"),
 )
 _SLOW = 1.0
 _SHOWN = (*_KIND, "owner", "owners", "refused", "cause", "advice", "head_seconds", "seconds", "next", "reason")

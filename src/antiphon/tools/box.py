@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -137,7 +137,9 @@ class Toolbox:
             outcome = "timed_out"
             done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
             setting = "tools.seconds" if begun else "tools.concurrent"
-            told = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
+            told: dict[str, Any] = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
+            if call.target.namespace:
+                told["server"] = call.target.namespace
             _log.warning("tool_timed_out", **told, cause=done, response_id=call.response_id, owner=call.owner[:12])
             result = _failed(call, f"{done} within {self._limits.seconds:g} seconds.")
         except Exception as bug:

@@ -79,7 +79,11 @@ async def test_a_call_that_takes_too_long_has_failed() -> None:
     assert result.failed and "0.01 seconds" in result.output
     (line,) = lines
     assert (line["event"], line["log_level"], line["tool"]) == ("tool_timed_out", "warning", CALL.tool.type)
-    assert (line["setting"], line["response_id"]) == ("tools.seconds", CALL.response_id)
+    assert (line["setting"], line["response_id"]) == ("tools.seconds", CALL.response_id) and "server" not in line
+    remote = replace(CALL, target=CallTarget(CallKind.MCP, "roll", "dice"))
+    with structlog.testing.capture_logs() as lines:
+        await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(remote)
+    assert [line["server"] for line in lines] == ["dice"]
 
 
 async def test_a_call_that_is_cancelled_is_no_result() -> None:
