@@ -127,7 +127,7 @@ async def _see(scene: Scene, folder: Path, calm: int, scrapes: int) -> Seen:
                 seen.times.append(time.monotonic() - broken)
                 if place.broken:
                     for line in place.gateway.log[read:]:
-                        seen.lines.add(line, seen.times[-1])
+                        seen.lines.add(line.replace(str(folder), "…"), seen.times[-1])
                     read = len(place.gateway.log)
         finally:
             for job in jobs:
@@ -144,6 +144,7 @@ def _tell(scene: Scene, seen: Seen, folder: Path) -> list[str]:
     rose = [number for number in range(at, len(seen.samples)) if scene.number(seen.samples[number]) > before]
     if rose:
         after = scene.number(seen.samples[-1])
+        print(f"  panel: {scene.panel}")
         print(f"  metric after {seen.times[rose[0]]:.0f} s: {scene.series}: {before:g} -> {after:g}")
     else:
         wrong.append(f"{scene.name}: {scene.series} did not move")

@@ -59,11 +59,12 @@ Job = Callable[[Place], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Scene:
-    """One incident. `number`: what moves, called `series`; `line`: the fields of a log line, `least` those that are
-    numbers and at least so large; `alert`: the labels of the alert."""
+    """One incident. `number`: what moves, called `series`, shown by `panel`; `line`: the fields of a log line, `least`
+    those that are numbers and at least so large; `alert`: the labels of the alert."""
 
     name: str
     breaks: Callable[[Place], None]
+    panel: str
     series: str
     number: Callable[[Sample], float]
     line: Mapping[str, Any]
@@ -144,6 +145,7 @@ SCENES = (
     Scene(
         "an upstream is slow",
         _becomes(_slow),
+        "Time to the head of an answer",
         'upstream_head_seconds{upstream="green"} over 10 s',
         lambda sample: (
             total(sample, "upstream_head_seconds_count", upstream="green")
@@ -157,6 +159,7 @@ SCENES = (
     Scene(
         "an upstream refuses the key",
         _becomes(_refusing),
+        "Calls by upstream and status",
         'upstream_requests_total{upstream="green",status="401"}',
         lambda sample: total(sample, "upstream_requests_total", upstream="green", status="401"),
         {"message": "response", "fault": "upstream", "upstream": "green", "upstream_status": 401},
@@ -167,6 +170,7 @@ SCENES = (
     Scene(
         "the disk is full",
         _fill,
+        "Operations by result",
         'storage_operations_total{operation="save",result="error"}',
         lambda sample: total(sample, "storage_operations_total", operation="save", result="error"),
         {"message": "response", "fault": "ours", "code": "insufficient_storage", "operation": "save"},
@@ -179,6 +183,7 @@ SCENES = (
     Scene(
         "one tenant floods",
         _nothing,
+        "Turned away, by setting",
         'requests_refused_total{setting="limits.owner_requests"}',
         lambda sample: total(sample, "requests_refused_total", setting="limits.owner_requests"),
         {"message": "requests_refused", "setting": "limits.owner_requests", "fault": "client"},
@@ -189,6 +194,7 @@ SCENES = (
     Scene(
         "a tool hangs",
         _nothing,
+        "Tool runs by result",
         'tool_executions_total{tool="mcp",result="timed_out"}',
         lambda sample: total(sample, "tool_executions_total", tool="mcp", result="timed_out"),
         {"message": "tool_timed_out", "tool": "mcp", "server": "dice", "setting": "tools.seconds"},

@@ -10,7 +10,7 @@ import pytest
 
 from tests.incidents.scenes import SCENES
 from tests.incidents.signs import Lines, fired, moved, promtool, read_sample, total
-from tests.monitoring.files import alerts
+from tests.monitoring.files import alerts, panel_expressions
 
 _TEXT = """# TYPE a_total counter
 a_total{x="1",y="p q"} 2.0
@@ -67,6 +67,12 @@ def test_every_incident_has_an_alert_of_its_own() -> None:
     wanted = [dict(scene.alert)["alertname"] for scene in SCENES]
     assert set(wanted) <= known and len(set(wanted)) == len(SCENES) == 5
     assert {name for scene in SCENES for name in scene.also} <= known
+
+
+def test_every_incident_is_to_be_seen_in_a_panel() -> None:
+    for scene in SCENES:
+        metric = scene.series.partition("{")[0]
+        assert any(one.where.startswith(scene.panel) and metric in one.text for one in panel_expressions()), scene.name
 
 
 @pytest.mark.skipif(promtool() is None, reason="promtool is not installed")
