@@ -41,7 +41,7 @@ def test_a_line_of_the_log_has_what_is_known_and_not_too_much_of_it() -> None:
 
 
 def test_who_ended_a_connection_in_relay_is_not_known_and_mostly_the_client() -> None:
-    ended = {reason: cancelled(reason, "it ended", State.STREAMING, "default") for reason in CancelReason}
+    ended = {reason: cancelled(reason, State.STREAMING, "default") for reason in CancelReason}
     assert {reason: failure.loud for reason, failure in ended.items()} == {
         CancelReason.CLIENT_GONE: False,
         CancelReason.CONNECTION_ENDED: False,

@@ -44,6 +44,13 @@ _ENDED_BY: dict[CancelReason, Fault] = {
     CancelReason.CONNECTION_ENDED: "unknown",
     CancelReason.SHUTTING_DOWN: "ours",
 }
+_CANCELLED = {
+    CancelReason.CLIENT_GONE: "The client left before the response was complete.",
+    CancelReason.CONNECTION_ENDED: (
+        "The connection ended before the response was complete: the client left, or the upstream broke off its answer."
+    ),
+    CancelReason.SHUTTING_DOWN: "The server was shut down before the response was complete.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ def refusal(
     return Failure(fault, cause, error.status, error.code or "", operation, asked, answered, counted)
 
 
-def cancelled(reason: CancelReason, message: str, state: State, upstream: str) -> Failure:
+def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:
     """The failure of what was ended from outside."""
     asked = upstream if state in _AT_THE_UPSTREAM else ""
-    return Failure(_ENDED_BY[reason], message, 0, reason.value, operation_in(state), asked)
+    return Failure(_ENDED_BY[reason], _CANCELLED[reason], 0, reason.value, operation_in(state), asked)

@@ -28,7 +28,7 @@ from antiphon.engine.ports.actions import (
     SaveResponse,
     Usage,
 )
-from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.answer_ending import Ending
 from antiphon.translation.chat_request import ChatTranslation
@@ -44,8 +44,6 @@ from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, header_value
 
 _LARGE_END = 1 << 20
-# Of the most usual vocabularies, in English.
-_BYTES_PER_TOKEN = 4
 _NOT_OVER = Ending("in_progress")
 
 
@@ -249,8 +247,7 @@ class MadeResponse(TranslatedRequest):
             self.core.observer.call_used(Usage.of(used))
         elif 200 <= self.upstream_status < 300:
             written = summary.builder.size if summary is not None else self.builder.size - self._size_before
-            asked, made = self.call_bytes // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
-            self.core.observer.call_used(Usage(asked, made, asked + made), estimated=True)
+            self.core.observer.call_used(Usage.estimated(self.call_bytes, written), estimated=True)
 
     # Compaction: a turn of its own, before the answer or instead of it
 
@@ -309,9 +306,13 @@ class MadeResponse(TranslatedRequest):
         if not tools:
             return False
         if self.prepared is None:
-            self._prepare_tools(tools)
+            self.core.machine.go(State.PREPARING)
+            self.core.actions.append(PrepareTools(self.head.owner, self.response_id, tools))
             return True
-        self._tool_turns = turns = self._make_turns(self.prepared)
+        limits = self.core.options.tool_limits
+        self._tool_turns = turns = ToolTurns(
+            self.builder, self.prepared, self.items, self.core.new_id, self.head.owner, self.request, limits
+        )
         approved = approved_calls(self.items)
         listed = turns.list_tools(self.items)
         if not approved:
@@ -322,24 +323,6 @@ class MadeResponse(TranslatedRequest):
         self.prepare_stored()
         self._run_tools(turns, turns.begin_approved(approved))
         return True
-
-    def _prepare_tools(self, tools: tuple[HostedTool, ...]) -> None:
-        self.core.machine.go(State.PREPARING)
-        self.core.actions.append(PrepareTools(self.head.owner, self.response_id, tools))
-
-    def _make_turns(self, prepared: tuple[PreparedTool, ...]) -> ToolTurns:
-        options, request = self.core.options, self.request
-        return ToolTurns(
-            self.builder,
-            prepared,
-            self.items,
-            self.core.new_id,
-            owner=self.head.owner,
-            limit=min(request.max_tool_calls or options.tool_limits.calls, options.tool_limits.calls),
-            max_turns=options.tool_limits.turns,
-            max_bytes=options.tool_limits.result_bytes,
-            include=request.include,
-        )
 
     def _goes_on(self) -> bool:
         """Whether the model called tools that run here: the response goes on with them."""

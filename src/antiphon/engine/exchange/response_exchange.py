@@ -26,7 +26,7 @@ from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
 from antiphon.engine.exchange.replayed_response import ReplayedResponse
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, refused_for
 from antiphon.engine.exchange.states import Input, State
-from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch
+from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
 from antiphon.engine.exchange.translated_request import TranslatedRequest, Wishes, read_asked
 from antiphon.engine.exchange.unread_request import UnreadRequest
 from antiphon.engine.ports.actions import (
@@ -43,7 +43,7 @@ from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.state import StoredResponse
-from antiphon.errors import ApiError, StoreError, UpstreamTimedOut
+from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.translation.prompt_template import PromptNotLoaded, PromptTemplate
 from antiphon.translation.read_request import read_model
@@ -58,13 +58,6 @@ from antiphon.types.transport import (
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
-_CANCELLED = {
-    CancelReason.CLIENT_GONE: "The client left before the response was complete.",
-    CancelReason.CONNECTION_ENDED: (
-        "The connection ended before the response was complete: the client left, or the upstream broke off its answer."
-    ),
-    CancelReason.SHUTTING_DOWN: "The server was shut down before the response was complete.",
-}
 _FLOOD = 256 * 1024
 # Where somebody else must act, and which limit holds there beside the whole response's. (Loading, saving and following
 # have limits of their own.)
@@ -320,7 +313,7 @@ class ResponseExchange:
             if late is Late.ERROR_BODY:
                 self._served.stop_reading()
             else:
-                self._served.fail(self._too_late(late))
+                self._served.fail(too_late(late, self._options.times))
         return FOREVER
 
     def receive_too_much(self, error: ApiError) -> None:
@@ -340,14 +333,14 @@ class ResponseExchange:
         if state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        message = _CANCELLED[reason]
-        core.note_failure(cancelled(reason, message, state, self._served.asked))
+        ended = cancelled(reason, state, self._served.asked)
+        core.note_failure(ended)
         if state in _UNBEGUN:
             # Whoever left follows nothing any more, not even what a door had no time to begin with.
             self._actions[:] = [each for each in self._actions if not isinstance(each, FollowResponse)]
             self._served.finish("cancelled")
         else:
-            self._served.cancel(reason, message)
+            self._served.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
         """It is not gone on with here, and ends elsewhere: what its call has taken so far is told."""
@@ -455,16 +448,3 @@ class ResponseExchange:
         if asked.request.background and self._queued is None:
             return QueuedRequest(core, head, asked, body)
         return MadeResponse(core, head, asked)
-
-    def _too_late(self, late: Late) -> ApiError:
-        """What is told of a response that has taken too long."""
-        times = self._options.times
-        if late is Late.RESPONSE:
-            return UpstreamTimedOut(
-                f"The response took longer than {times.response:g} seconds (timeouts.response).",
-                code="response_timeout",
-            )
-        return UpstreamTimedOut(
-            f"For {times.no_output:g} seconds nothing the upstream sent was any output (timeouts.no_output).",
-            code="upstream_no_output",
-        )

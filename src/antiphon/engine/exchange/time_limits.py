@@ -1,8 +1,8 @@
 """How long a response may take, as a whole and in its phases.
 
-Lives here: the marks that limits count from. Not here: the limits (`config/limits.py`), what happens when one is passed
-(`response_exchange.py`), timers (the runner's, the relay's): whoever performs an exchange tells it the time and is told
-when to do so again.
+Lives here: the marks that limits count from, and what is told when one is passed. Not here: the limits
+(`config/limits.py`), what happens then (`response_exchange.py`), timers (the runner's, the relay's): whoever performs
+an exchange tells it the time and is told when to do so again.
 
 Any steady clock will do, and it is read by others: this is arithmetic. Output is noticed when the time is told, so a
 limit on doing without it is exact to an eighth of itself.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from enum import Enum
 
 from antiphon.config.limits import TimeoutSettings
+from antiphon.errors import ApiError, UpstreamTimedOut
 
 FOREVER = float("inf")
 FLOOD_PAUSE = 0.02
@@ -28,6 +29,18 @@ class Late(Enum):
     RESPONSE = "response"
     OUTPUT = "output"
     ERROR_BODY = "error_body"
+
+
+def too_late(late: Late, times: TimeoutSettings) -> ApiError:
+    """What is told of a response that has taken too long."""
+    if late is Late.RESPONSE:
+        return UpstreamTimedOut(
+            f"The response took longer than {times.response:g} seconds (timeouts.response).", code="response_timeout"
+        )
+    return UpstreamTimedOut(
+        f"For {times.no_output:g} seconds nothing the upstream sent was any output (timeouts.no_output).",
+        code="upstream_no_output",
+    )
 
 
 class Watch:

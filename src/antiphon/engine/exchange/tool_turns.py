@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.approvals import Approved, label_of
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
@@ -68,8 +69,8 @@ class _Arguments(msgspec.Struct):
 class ToolTurns:
     """The hosted calls of one response, and the conversation as it grows with them.
 
-    `items` is the conversation so far; `limit` is how many calls may run in all turns, of which there are `max_turns`;
-    their results may take `max_bytes` together.
+    `items` is the conversation so far; `limits` and the request say how many calls may run in all turns, how many turns
+    there may be, and how much all results may take.
     """
 
     def __init__(
@@ -78,12 +79,9 @@ class ToolTurns:
         prepared: Sequence[PreparedTool],
         items: list[Named],
         new_id: IdFactory,
-        *,
         owner: str,
-        limit: int,
-        max_turns: int,
-        max_bytes: int,
-        include: frozenset[str] = frozenset(),
+        request: CreateResponse,
+        limits: ToolSettings,
     ) -> None:
         self._builder = builder
         self._prepared = prepared
@@ -92,15 +90,15 @@ class ToolTurns:
         """How many items the response had when the model's turn began."""
         self._said: list[OutputItem] = []
         self._written = builder.written
-        self._turns_left = max_turns
+        self._turns_left = limits.turns
         self._by_target: dict[CallTarget, tuple[PreparedTool, HostedFunction]] = {
             function.target: (one, function) for one in prepared for function in one.functions
         }
         self._new_id = new_id
         self._owner = owner
-        self._left = limit
-        self._room = max_bytes
-        self._include = include
+        self._left = min(request.max_tool_calls or limits.calls, limits.calls)
+        self._room = limits.result_bytes
+        self._include = request.include
         self.citations = Citations(highest_mark(items))
         self.shown: dict[str, Shown] = {}
         """What the model was shown of the items of calls that ran, by the items' ids: more than the client sees."""

@@ -141,6 +141,10 @@ class Context:
     keyless: bool | None = None
 
 
+# Of the most usual vocabularies, in English.
+_BYTES_PER_TOKEN = 4
+
+
 class Usage(Struct, frozen=True):
     """Token counts of one response (all non-negative)."""
 
@@ -163,6 +167,12 @@ class Usage(Struct, frozen=True):
             read.cache_write_tokens,
             written.reasoning_tokens,
         )
+
+    @classmethod
+    def estimated(cls, asked: int, written: int) -> Usage:
+        """What a call of so many bytes, and an answer of so many, may have taken."""
+        read, made = asked // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
+        return cls(read, made, read + made)
 
 
 @dataclass(frozen=True, slots=True)
