@@ -4,8 +4,8 @@ Lives here: every exception that a client may come to see, each with the HTTP st
 gets, and the words for what is wrong with a parameter. Not here: exceptions that the package which raises them catches,
 how an upstream's error is mapped (`translation/upstream_errors.py`), how an error is written to a socket (the doors).
 
-Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and no
-message ever holds a secret or an upstream credential.
+Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and
+`request_id` where the request has one; no message ever holds a secret or an upstream credential.
 
     AntiphonError
     ├── ApiError                 anything a client sees
@@ -37,6 +37,9 @@ from typing import Literal
 import msgspec
 
 StoreReason = Literal["failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy"]
+
+# An id may be the client's own: what is longer than any is no part of an error.
+_LONGEST_ID = 128
 
 
 class AntiphonError(Exception):
@@ -77,13 +80,16 @@ class ApiError(AntiphonError):
         if type is not None:
             self.type = type
 
-    def fields(self) -> dict[str, str | None]:
-        """The four keys of OpenAI's error object."""
-        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+    def fields(self, request_id: str = "") -> dict[str, str | None]:
+        """The four keys of OpenAI's error object, and what the log calls the request."""
+        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii():
+            fields["request_id"] = request_id
+        return fields
 
-    def body(self) -> bytes:
+    def body(self, request_id: str = "") -> bytes:
         """The JSON body a client gets: `{"error": {…}}`."""
-        return msgspec.json.encode({"error": self.fields()})
+        return msgspec.json.encode({"error": self.fields(request_id)})
 
 
 class InvalidRequest(ApiError):

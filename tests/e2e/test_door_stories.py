@@ -196,7 +196,8 @@ def _at(value: Any, path: str) -> Any:
 async def _ask(session: aiohttp.ClientSession, url: str, step: Step, kept: dict[str, str]) -> tuple[int, str, bytes]:
     body = _filled(step.body, kept)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    headers = {"content-type": step.kind, "authorization": f"Bearer {step.owner}", "user-agent": step.agent}
+    named = {"user-agent": step.agent, "x-request-id": "same"}
+    headers = {"content-type": step.kind, "authorization": f"Bearer {step.owner}", **named}
     async with session.request(step.method, url + _filled(step.path, kept), data=data, headers=headers) as answered:
         return answered.status, answered.headers.get("content-type", ""), await answered.read()
 
@@ -227,7 +228,7 @@ async def _tell(story: tuple[Step, ...], base_url: str) -> list[tuple[int, str, 
                 if status == 200 and value.get("object") == "response" and "status" in value:
                     _check(value)
                 if status >= 400:
-                    assert set(value["error"]) == {"message", "type", "param", "code"}
+                    assert set(value["error"]) == {"message", "type", "param", "code", "request_id"}
             body = _ID.sub(lambda found: names.setdefault(found[0], b"%b_%d" % (found[1], len(names))), body)
             seen.append((status, kind, _TIME.sub(rb'"\1":0', body)))
     return seen

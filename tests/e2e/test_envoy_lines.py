@@ -14,11 +14,11 @@ from tests.support.real_envoy import RealEnvoy, real_envoy
 from tests.support.waiting import until
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
-FAILED = json_answer({"error": {"message": "no"}}, 500)
+FAILED = json_answer({"error": "no"}, 500)
 
 
 async def ask(envoy: RealEnvoy, path: str, request_id: str) -> tuple[int, str, bool]:
-    """Status, the answer's request id, and whether its body came whole."""
+    """Status, the answer's request id, and whether its body came whole; an error of ours names the id too."""
     headers = {"x-request-id": request_id}
     async with (
         aiohttp.ClientSession() as session,
@@ -26,9 +26,11 @@ async def ask(envoy: RealEnvoy, path: str, request_id: str) -> tuple[int, str, b
     ):
         (said,) = got.headers.getall("x-request-id")
         try:
-            await got.read()
+            body = await got.read()
         except aiohttp.ClientPayloadError:
             return got.status, said, False
+        if "message" in (error := json.loads(body).get("error", ())):
+            assert error["request_id"] == said, body
         return got.status, said, True
 
 

@@ -93,6 +93,8 @@ async def test_a_strangers_response_is_like_a_missing_one(setup: Setup) -> None:
         said = []
         for response_id in (made["id"], made["id"][:-8] + "00000000"):
             [refused] = await ask(socket, **UNSTORED, input="x", previous_response_id=response_id)
+            # The turn's own, whatever was asked.
+            assert refused["error"].pop("request_id").startswith("req_")
             said.append(json.dumps(refused).replace(response_id, "ID"))
         assert said[0] == said[1]
         reference = {"type": "item_reference", "id": made["output"][0]["id"]}

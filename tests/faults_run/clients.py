@@ -147,7 +147,7 @@ class Clients:
             self._take(value, outcome)
         else:
             outcome.how, outcome.error = "error", value.get("error") or {}
-            if set(outcome.error) != {"message", "type", "param", "code"}:
+            if set(outcome.error) - {"request_id"} != {"message", "type", "param", "code"}:
                 self.ledger.wrong.append(f"{model}: HTTP {outcome.status}, no error object: {data[:100]!r}")
 
     @staticmethod

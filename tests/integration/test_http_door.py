@@ -604,6 +604,8 @@ async def test_request_ids(door: OpenHttpDoor) -> None:
         for path in ("/v1/models", "/nowhere", "/%2F"):
             got = await door.ask(post_bytes(method="GET", path=path, headers={"x-request-id": given}))
             made.add(got.header("x-request-id"))
+            if got.status >= 400:
+                assert got.error["request_id"] == got.header("x-request-id")
     assert len(made) == 15 and all(value and value.startswith("req_") for value in made)
 
 

@@ -143,7 +143,7 @@ class Server:
 
     async def ask(self, owner: str, method: str, path: str, body: Any = None) -> Asked:
         self.questions.clear()
-        headers = {"authorization": f"Bearer {owner}"}
+        headers = {"authorization": f"Bearer {owner}", "x-request-id": "same"}
         options: dict[str, Any] = {"data": body} if isinstance(body, aiohttp.FormData) else {"json": body}
         async with self._session.request(method, self.url + path, headers=headers, **options) as answered:
             content = await answered.read()

@@ -24,7 +24,7 @@ async def door() -> AsyncIterator[OpenHttpDoor]:
 
 
 async def send(door: OpenHttpDoor, method: str, path: str, value: Any = None, owner: str = "alice") -> RawAnswer:
-    headers = {"authorization": f"Bearer {owner}"}
+    headers = {"authorization": f"Bearer {owner}", "x-request-id": "same"}
     return await door.ask(post_bytes(value, path=f"/v1{path}", method=method, headers=headers))
 
 

@@ -76,7 +76,7 @@ class Socket:
         """A turn that is refused; the envelope."""
         events = await self.ask(**fields)
         assert len(events) == 1 and events[0]["type"] == "error", events
-        assert set(events[0]["error"]) - {"headers"} == {"message", "type", "param", "code"}
+        assert set(events[0]["error"]) - {"headers"} == {"message", "type", "param", "code", "request_id"}
         return events[0]
 
     async def closed(self) -> int | None:

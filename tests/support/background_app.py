@@ -50,7 +50,8 @@ class BackgroundApp:
 
     async def ask(self, path: str = "", method: str = "GET", token: str = "") -> tuple[int, Any]:
         """Status and JSON of a request below `/v1/responses`."""
-        async with self.session.request(method, f"{self.url}/responses{path}", headers=_bearer(token)) as got:
+        headers = {**_bearer(token), "x-request-id": "same"}
+        async with self.session.request(method, f"{self.url}/responses{path}", headers=headers) as got:
             return got.status, await got.json()
 
     async def get(self, response_id: str, token: str = "") -> dict[str, Any]:

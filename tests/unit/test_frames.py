@@ -97,7 +97,8 @@ def test_lanes_and_headers() -> None:
     found = [json.loads(frame) for frame in frames.feed(b"".join(STREAM))]
     assert [frame.pop("stream_id") for frame in found] == ['l"1'] * 3
     assert found[0].pop("headers") == {"antiphon-ignored": "user"} and found == FRAMES
-    assert json.loads(frames.error(InvalidRequest("no")))["stream_id"] == 'l"1'
+    refused = json.loads(frames.error(InvalidRequest("no"), "req_1"))
+    assert refused["stream_id"] == 'l"1' and refused["error"]["request_id"] == "req_1"
 
 
 # Somebody else's stream
@@ -153,7 +154,7 @@ def test_an_endless_event() -> None:
 
 def test_the_envelope() -> None:
     error = InvalidRequest("no", param="p", code="c", headers=(("retry-after", "3"), ("set-cookie", "secret")))
-    assert json.loads(error_frame(error)) == {
+    assert json.loads(error_frame(error, "req_1")) == {
         "type": "error",
         "status": 400,
         "error": {
@@ -161,11 +162,12 @@ def test_the_envelope() -> None:
             "type": "invalid_request_error",
             "param": "p",
             "code": "c",
+            "request_id": "req_1",
             "headers": {"retry-after": "3"},
         },
         "headers": {"retry-after": "3"},
     }
-    assert "headers" not in json.loads(error_frame(InvalidRequest("no")))
+    assert "headers" not in json.loads(error_frame(InvalidRequest("no"), ""))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 _One = TypeVar("_One")
 _Word = TypeVar("_Word")
@@ -53,12 +53,13 @@ class Deleted(Struct, Generic[_Word]):
 
 
 class ErrorObject(Struct):
-    """What went wrong. `param` names the part of the request it is about."""
+    """What went wrong. `param` names the part of the request it is about, `request_id` is what the log calls it."""
 
     message: str
     type: str
     param: str | None
     code: str | None
+    request_id: str | UnsetType | None = UNSET
 
 
 class Error(Struct):

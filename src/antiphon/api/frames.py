@@ -187,9 +187,9 @@ class EventFrames:
             event, self._told = event[:-1] + self._told, b""
         return event[:-1] + self._tail if self._tail else event
 
-    def error(self, error: ApiError) -> bytes:
-        """The frame for an error of this turn."""
-        return error_frame(error, self._tail)
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """The frame for an error of this turn, which has an id of its own in the log."""
+        return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
         """What is to be said at the end because the stream did not: our own streams always do."""
@@ -247,13 +247,14 @@ class NativeFrames(EventFrames):
         return answered_error(502, (), encode({"error": nested if isinstance(nested, dict) else found}))
 
 
-def error_frame(error: ApiError, tail: bytes = b"") -> bytes:
+def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
     """`{type: "error", status, error: {message, type, param, code}}`; `headers` in both when they say something."""
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
-    frame: dict[str, object] = {"type": "error", "status": error.status, "error": error.fields()}
+    fields = error.fields(request_id)
+    frame: dict[str, object] = {"type": "error", "status": error.status, "error": fields}
     if told:
         # OpenAI's SDK reads them inside the error, Codex beside it.
-        frame |= {"error": {**error.fields(), "headers": told}, "headers": told}
+        frame |= {"error": {**fields, "headers": told}, "headers": told}
     whole = encode(frame)
     return whole[:-1] + tail if tail else whole
 

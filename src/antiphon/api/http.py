@@ -107,9 +107,9 @@ def made_is_gone(what: str) -> NotFound:
     return NotFound(f"The {what} that was made with this Idempotency-Key was deleted. Use a new key.", code="not_found")
 
 
-def error_response(error: ApiError) -> ApiResponse:
+def error_response(error: ApiError, request_id: str = "") -> ApiResponse:
     """The answer for an error."""
-    return raw_response(error.body(), error.status, error.headers)
+    return raw_response(error.body(request_id), error.status, error.headers)
 
 
 def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:

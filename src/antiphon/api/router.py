@@ -233,7 +233,7 @@ class Router:
 
     def _refused(self, request: ApiRequest, error: ApiError) -> ApiResponse:
         error.operation = error.operation or self.operation_of(request.method, request.path)
-        return replace(error_response(error), failure=refusal(error))
+        return replace(error_response(error, request.request_id), failure=refusal(error))
 
     async def _answer(self, request: ApiRequest) -> ApiResponse:
         for endpoint in self.endpoints:

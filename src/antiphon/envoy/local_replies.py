@@ -28,7 +28,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     relayed = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
     unreachable = ("The upstream cannot be reached.", "upstream_unreachable")
     told = {"header": {"key": LOCAL_REPLY, "value": "unreachable"}}
-    nothing = f"xds.route_name == '{NOTHING}' && response.code_details == 'no_healthy_upstream'"
+    nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
     return {
         "mappers": [
             *([] if to_sidecar else [_mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
@@ -93,6 +93,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
 
 
 def _mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
+    # Null where Envoy answers before it has read a head.
+    error = json.loads(error_body(message, kind, code))["error"]
     return {
         "filter": {
             "extension_filter": {
@@ -101,5 +103,5 @@ def _mapper(expression: str, message: str, code: str | None, kind: str = "server
             }
         },
         **fields,
-        "body_format_override": {"json_format": json.loads(error_body(message, kind, code))},
+        "body_format_override": {"json_format": {"error": {**error, "request_id": "%REQ(X-REQUEST-ID)%"}}},
     }

@@ -67,7 +67,7 @@ def test_no_body_at_all_is_a_fault(encoding: str) -> None:
         ("br", b"x", "content-encoding 'br'"),
         ("gzip", b"no gzip at all", "a broken gzip body"),
         ("deflate", zlib.compress(b"x") + b"more", "something behind the end of a deflate body"),
-        ("gzip", gzip.compress(b"x") + b"more", "a broken gzip body"),
+        ("gzip", gzip.compress(b"x", mtime=0) + b"more", "a broken gzip body"),
     ],
 )
 def test_what_is_wrong_is_named_and_stays(encoding: str, coded: bytes, fault: str) -> None:

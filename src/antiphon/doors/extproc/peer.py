@@ -141,4 +141,4 @@ async def refuse(peer: Peer, error: ApiError, request_id: str) -> None:
     """Answer with an error object at once: legal as the first answer, even in the middle of an upload."""
     headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
     details = f"antiphon_{error.code or 'refused'}"
-    await peer.send(wire.immediate(error.status, headers, error.body(), details, {"status": "error"}))
+    await peer.send(wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"}))

@@ -402,7 +402,7 @@ async def translate_local_reply(peer: Peer, received: Received, request_id: str)
         type="invalid_request_error" if status < 500 else "server_error",
         code="request_timeout" if status == 408 else None,
     )
-    body = error.body()
+    body = error.body(request_id)
     plain = (("content-type", "application/json"), ("content-length", str(len(body))))
     headers = ((":status", str(status)), *with_request_id(plain, request_id))
     if received.end:

@@ -24,7 +24,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, SendBody, SendHead
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
-from antiphon.types.transport import Headers
+from antiphon.types.transport import Headers, header_value
 
 SERVER = ("server", "antiphon")
 
@@ -99,7 +99,8 @@ class ExchangeAnswer:
 
     def _no_answer(self, message: str) -> web.Response:
         headers = (("content-type", "application/json"), *self._own_headers)
-        return make_response(500, headers, InternalError(message).body())
+        request_id = header_value(self._own_headers, "x-request-id") or ""
+        return make_response(500, headers, InternalError(message).body(request_id))
 
     def _headers(self, head: SendHead) -> Headers:
         """The exchange's headers win: an upstream whose bytes pass untouched names the request's id itself."""

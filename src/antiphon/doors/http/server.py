@@ -164,7 +164,7 @@ class HttpDoor:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
             call.status = error.status
-            answer = error_response(error)
+            answer = error_response(error, call.id)
             body = b"" if request.method == "HEAD" else answer.body
             return make_response(answer.status, (*answer.headers, *call.added), body)
         finally:

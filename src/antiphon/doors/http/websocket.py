@@ -232,7 +232,8 @@ class WebSocketConnection:
                             f"Responses websocket connection limit reached ({minutes:g} minutes). Create a new "
                             "websocket connection to continue.",
                             code="websocket_connection_limit_reached",
-                        )
+                        ),
+                        self._head.request_id,
                     )
                 )
                 await self._socket.close(message=b"The connection's time is up.")
@@ -264,7 +265,7 @@ class WebSocketConnection:
                 await self._send(frame.frame)
                 return
         except ApiError as error:
-            await self._send(error_frame(error))
+            await self._send(error_frame(error, self._head.request_id))
             return
         turn = _Turn(
             frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes
@@ -285,7 +286,7 @@ class WebSocketConnection:
             turn.outcome = "error"
             failure = turn.exchange.failure or refusal(error)
             await self._runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
-            await self._send(turn.frames.error(error))
+            await self._send(turn.frames.error(error, turn.head.request_id))
         except (asyncio.CancelledError, ConnectionError):
             turn.outcome = "cancelled"
             await self._runner.abandon(turn.exchange, self._leaving())
@@ -294,7 +295,7 @@ class WebSocketConnection:
             _log.error("turn_failed", response_id=turn.exchange.response_id, exc_info=True)
             turn.outcome = "error"
             await self._runner.abandon(turn.exchange, CancelReason.SHUTTING_DOWN)
-            await self._send(turn.frames.error(InternalError("The server had an error.")))
+            await self._send(turn.frames.error(InternalError("The server had an error."), turn.head.request_id))
         finally:
             self._remember(turn)
             self.busy = False

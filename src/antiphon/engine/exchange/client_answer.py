@@ -65,10 +65,10 @@ class Answering:
         self._actions.append(SendHead(200, told))
         self._actions.append(SendBody(body))
 
-    def refuse(self, error: ApiError) -> None:
+    def refuse(self, error: ApiError, request_id: str = "") -> None:
         """An HTTP error."""
         self.head_sent = True
-        body = error.body()
+        body = error.body(request_id)
         told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *error.headers)
         self._actions.append(SendHead(error.status, told))
         self._actions.append(SendBody(body))

@@ -245,7 +245,7 @@ class ServedRequest:
         """Answer with an HTTP error."""
         self.core.note_failure(self.failure_of(error))
         self.release()
-        self.core.answer.refuse(error)
+        self.core.answer.refuse(error, self.head.request_id)
         self.finish("error")
 
     def failure_of(self, error: ApiError) -> Failure:
