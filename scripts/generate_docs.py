@@ -154,23 +154,7 @@ table is of the last `scripts/drift --clients --keep`: the versions that the tes
 installed together that day.
 
 """
-_SUITES = """
-## Other projects' tests
-
-Their own suites for the Responses API, run on 2026-11-23 against Antiphon with Envoy, in front of a scripted model behind
-a strict Chat Completions server (answers follow the tests' plain instructions). What only the project's own server has was
-changed in the tests, or stands in the last column; skipped tests need another server or another model.
-
-| suite | version | pass | fail | skipped | what is left |
-| --- | --- | ---: | ---: | ---: | --- |
-| LangChain, standard tests (`TestOpenAIResponses`) | langchain-tests 1.1.9, langchain-openai 1.7.4 | 45 | 0 | 5 | one more passes that is expected to fail |
-| LangChain, `test_responses_api.py` | langchain-openai 1.7.4 | 63 | 12 | 1 | image generation 6 and computer use 1 are not here; `phase` of a streamed message is known at its end only 2; several reasoning summaries 2, which one chat answer does not have; ids of two runs that must be equal 1 |
-| openai-agents-python, `integration_tests` (openai, hosted) | `7f7a44f` | 83 | 9 | 0 | programs that call tools 7 and hosted sub-agents 2 are not here |
-| openai-python, `tests/api_resources`, the operations served here | `e43b422` | 849 | 131 | 0 | stored chat completions 52 and deleting models 12 are not here; bodies that only a mock of the document takes 36; `null` for a vector store's name, as the service has it, 17; compactions with user messages, which the client's type lacks, 8; base64 embeddings without a type 6 |
-| openai-python, `tests/api_resources/beta`, responses | `e43b422` | 152 | 12 | 0 | compactions 8, a body that only a mock takes 4 |
-| OGX (Llama Stack), responses | `d1b6632` | 145 | 16 | 30 | compactions that are stored or hidden 3; other limits, statuses and errors than OpenAI's 8; fields of its own 3; an MCP server's tools listed a second time 1; a picture that is no base64 is the chat server's to refuse 1 |
-| OGX (Llama Stack), conversations | `d1b6632` | 15 | 1 | 0 | deleting an item answers with the conversation, as at OpenAI |
-"""
+_SUITES = ROOT / "tests" / "drift" / "suites.md"
 
 
 def compatibility() -> str:
@@ -184,7 +168,7 @@ def compatibility() -> str:
             shown = name if " " in name else f"`{name.removeprefix('include:')}`"
             lines.append(f"| {shown} | {' | '.join(cells)} | {how} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text() + _SUITES
+    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text() + _SUITES.read_text()
 
 
 def _cells(name: str) -> tuple[list[str], str]:
