@@ -156,6 +156,7 @@ table is of the last `scripts/drift --clients --keep`: the versions that the tes
 installed together that day.
 
 """
+_SUITES = ROOT / "tests" / "drift" / "suites.md"
 
 
 def compatibility() -> str:
@@ -169,7 +170,7 @@ def compatibility() -> str:
             shown = name if " " in name else f"`{name.removeprefix('include:')}`"
             lines.append(f"| {shown} | {' | '.join(cells)} | {how} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text()
+    return "\n".join(lines).rstrip() + "\n" + _DIFFERENCES + _CLIENTS + KEPT.read_text() + _SUITES.read_text()
 
 
 def _cells(name: str) -> tuple[list[str], str]:

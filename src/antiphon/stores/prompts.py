@@ -90,8 +90,8 @@ class SqlitePromptStore:
         readers: SqliteReaders,
         *,
         keys: SqliteIdempotency,
+        page_bytes: int,
         clock: Clock = now,
-        page_bytes: int = 16 << 20,
     ) -> None:
         """`page_bytes`: where a page of versions ends before its rows do."""
         self._page_bytes = page_bytes

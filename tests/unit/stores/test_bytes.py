@@ -133,6 +133,16 @@ async def test_items_named_by_their_ids_count_together(stores: Stores, read: lis
         assert twice.value.param == "input" and str(HISTORY) in twice.value.message
 
 
+async def test_items_that_take_exactly_what_they_may_are_brought_whole(stores: Stores) -> None:
+    given = (sized("i1", 4_000), sized("i2", HISTORY - 4_000), sized("i3", 1))
+    await stores.responses.save(record("a", inputs=given, outputs=()))
+    await stores.conversations.create(ALICE, "conv_a", b"{}", given)
+    for load in (stores.responses.load_items, stores.conversations.find_items):
+        assert await load(ALICE, ("i1", "i2")) == {"i1": given[0], "i2": given[1]}
+        with pytest.raises(HistoryTooLarge):
+            await load(ALICE, ("i1", "i2", "i3"))
+
+
 async def test_a_background_response_counts_once_it_is_over(stores: Stores) -> None:
     queued = dataclasses.replace(record("a", status="queued", inputs=(sized("i1", 6_000),), outputs=()), body=b"{}")
     await stores.background.enqueue(queued, b"{}", None, limit=10)
