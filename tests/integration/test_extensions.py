@@ -60,7 +60,13 @@ async def test_a_tool_of_another_package_runs_in_the_stream(tmp_path: Path, pack
                     answer(parts=[event(chunk({"tool_calls": [CALL]})), *text_stream(finish="tool_calls")]),
                     answer(parts=text_stream(LAST_WORDS)),
                 )
-                body = {"model": "m", "input": "Roll.", "tools": [DICE], "tool_choice": DICE, "stream": True}
+                body = {
+                    "model": "m",
+                    "input": "Roll.",
+                    "tools": [DICE],
+                    "tool_choice": {"type": "dice"},
+                    "stream": True,
+                }
                 async with session.post(f"{url}/responses", json=body) as got:
                     assert got.status == 200 and "antiphon-ignored" not in got.headers, await got.text()
                     events = [json.loads(line[6:]) for line in (await got.text()).splitlines() if line[:7] == "data: {"]
