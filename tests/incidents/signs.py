@@ -162,4 +162,4 @@ class Lines:
 
 def shown(line: Mapping[str, Any]) -> str:
     """A line without what differs from one to the next."""
-    return json.dumps({name: line[name] for name in _SHOWN if name in line})
+    return json.dumps({name: line[name] for name in _SHOWN if name in line}, ensure_ascii=False)
