@@ -355,6 +355,29 @@ ingress                                      Envoy: the client's request
     └ store save
 ```
 
+`scripts/traces` shows it: a run of three turns through `antiphon up` into real receivers, whose own APIs must then tell
+of one trace with this tree. Last time (2026-11-23, Envoy 1.40.0, arize-phoenix 20.26.1, oteltap 1.0.0):
+
+```
+oteltap: 15 spans in 1 trace: good
+phoenix: 15 spans in 1 trace: good
+  ingress
+    async envoy.service.ext_proc.v3.ExternalProcessor.Process egress
+      POST /v1/responses
+        chat m
+          ingress
+            router model egress
+        execute_tool roll
+        chat m
+          ingress
+            router model egress
+        execute_tool count
+        chat m
+          ingress
+            router model egress
+        store save
+```
+
 | span | kind | what it is | attributes |
 | --- | --- | --- | --- |
 """

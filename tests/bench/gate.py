@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
-from antiphon.app.build import App, build
+from antiphon.app.build import build
 from antiphon.commands.collecting import keep_what_there_is
 from antiphon.config.limits import LimitSettings
 from antiphon.config.settings import Settings
+from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
@@ -34,7 +35,7 @@ from antiphon.observability.logs import configure
 from tests.bench.echo import Echo
 from tests.bench.upstream import completion, stream_events
 
-_CHUNKS = 400
+CHUNKS = 400
 _STREAMS = 12
 _REQUESTS = 200
 _ROUNDS = 15
@@ -113,22 +114,26 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
     return [message.SerializeToString() + b"\x42\x00" for message in messages]
 
 
-class _Paths:
-    def __init__(self, app: App) -> None:
-        self._context = app.context
+class Paths:
+    """Both paths over the same messages."""
+
+    def __init__(self, context: DoorContext) -> None:
+        self._context = context
         self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
         stream = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
         short = b'{"model":"m","input":"Say something.","store":false}'
-        self._stream = _conversation(stream, (("content-type", "text/event-stream"),), stream_events(_CHUNKS))
-        self._short = _conversation(short, (("content-type", "application/json"),), [completion()])
+        self.stream = _conversation(stream, (("content-type", "text/event-stream"),), stream_events(CHUNKS))
+        self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
 
     async def relay(self, messages: list[bytes], events: int) -> None:
+        """Through the processor."""
         stream = _Messages(messages)
         await serve_stream(self._context, stream, self._options)
         if stream.sent < events or len(stream.last) > 4096 + stream.size // 2:
             raise SystemExit(f"bench: the relay sent {stream.sent} messages")
 
     async def echo(self, messages: list[bytes], events: int) -> None:
+        """Through the no-op."""
         stream = _Messages(messages)
         await Echo().process(stream, Presented(None))
         if stream.sent != len(messages):
@@ -139,8 +144,8 @@ class _Paths:
         samples: dict[str, list[float]] = {}
         for number in range(_ROUNDS + 1):
             for kind, messages, times, per in (
-                ("chunk", self._stream, _STREAMS, _CHUNKS),
-                ("request", self._short, _REQUESTS, 1),
+                ("chunk", self.stream, _STREAMS, CHUNKS),
+                ("request", self.short, _REQUESTS, 1),
             ):
                 for name, path in (("relay", self.relay), ("echo", self.echo)):
                     gc.collect()
@@ -158,7 +163,7 @@ async def _measure() -> dict[str, float]:
         app = await build(Settings.model_validate({"data": str(Path(folder) / "data")}), door="envoy")
         try:
             keep_what_there_is()
-            return await _Paths(app).measure()
+            return await Paths(app.context).measure()
         finally:
             await app.aclose()
 

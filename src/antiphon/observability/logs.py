@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
@@ -63,11 +64,22 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     """Replace what could be a credential, by key and by shape, however deep."""
     for key, value in event.items():
         # Most values are short texts and numbers: this runs for every line.
-        if isinstance(value, str) and not _SECRET_KEYS.search(key) and not _SECRET_TEXT.search(value):
+        if isinstance(value, str) and not _of_secret(key) and not _looks_secret(value):
             continue
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
     return event
+
+
+@lru_cache(1024)
+def _of_secret(key: str) -> bool:
+    return _SECRET_KEYS.search(key) is not None
+
+
+def _looks_secret(value: str) -> bool:
+    # What has neither of these has no match; looking for them is ten times cheaper.
+    folded = value.casefold()
+    return ("sk-" in folded or "bearer" in folded) and _SECRET_TEXT.search(value) is not None
 
 
 def _redacted(key: str, value: Any) -> Any:

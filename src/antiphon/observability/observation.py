@@ -211,9 +211,19 @@ class Observation:
         return total
 
     def _tokens(self) -> dict[str, int]:
-        counted = [usage for _, usage, _ in self._used]
+        used = self._used
+        if len(used) == 1:
+            _, one, estimated = used[0]
+            return {
+                "estimated": estimated,
+                "input_tokens": one.input_tokens,
+                "cached_tokens": one.cached_tokens,
+                "output_tokens": one.output_tokens,
+                "reasoning_tokens": one.reasoning_tokens,
+            }
+        counted = [usage for _, usage, _ in used]
         return {
-            "estimated": any(estimated for _, _, estimated in self._used),
+            "estimated": any(estimated for _, _, estimated in used),
             "input_tokens": sum(usage.input_tokens for usage in counted),
             "cached_tokens": sum(usage.cached_tokens for usage in counted),
             "output_tokens": sum(usage.output_tokens for usage in counted),

@@ -23,6 +23,8 @@ _MOST = 20_000
 _log = structlog.get_logger(__name__)
 _Sums = dict[tuple[str, str, str, str], UsageSum]
 
+_DAY = 86_400
+
 
 class UsageBook:
     """One per process."""
@@ -35,6 +37,8 @@ class UsageBook:
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failing = False
+        # The day's number and name, which is made once.
+        self._day = (-1.0, "")
 
     @property
     def waiting(self) -> int:
@@ -47,7 +51,10 @@ class UsageBook:
 
     def note(self, spent: Spent) -> None:
         """See `UsageLedger`."""
-        day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+        now = self._clock()
+        if now // _DAY != self._day[0]:
+            self._day = now // _DAY, time.strftime("%Y-%m-%d", time.gmtime(now))
+        day = self._day[1]
         self._add(UsageSum(day, spent.owner, spent.model, spent.upstream), spent)
         self._noted.set()
 
