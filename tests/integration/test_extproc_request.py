@@ -335,6 +335,29 @@ async def test_envoys_own_reply_without_a_body_is_translated(tmp_path: Path) -> 
         assert _error(stream)["type"] == "server_error"
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        (401, "invalid_request_error", "invalid_api_key"),
+        (418, "invalid_request_error", None),
+        (429, "rate_limit_error", "rate_limit_exceeded"),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"RBAC: access denied"])
+async def test_a_filters_refusal_before_ours_is_translated(
+    tmp_path: Path, status: int, kind: str, code: str | None, body: bytes
+) -> None:
+    """All that is seen of such a request is the answer."""
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        await stream.response_headers(status, (("x-ratelimit-reset", "7"),), end=not body)
+        if body:
+            await stream.response_body(body, end=True)
+        client = await stream.complete()
+        assert (client.status, client.header("x-ratelimit-reset")) == (status, "7")
+        assert (_error(stream)["type"], _error(stream)["code"]) == (kind, code)
+
+
 # Requests that are no exchange
 
 

@@ -64,6 +64,13 @@ _ENVOYS_OWN = frozenset({"x-forwarded-proto"})
 # Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
 # describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
 _KEPT_RESPONSE_HEADERS = ("x-ratelimit-",)
+# Envoy's own answers in place of ours.
+_SAID = {
+    401: ("The request's credentials were not accepted.", "invalid_api_key"),
+    403: ("The request is not allowed.", "permission_denied"),
+    408: ("The request was not sent completely in time.", "request_timeout"),
+    429: ("There were too many requests, or too many tokens.", "rate_limit_exceeded"),
+}
 
 
 class Relay:
@@ -394,14 +401,12 @@ class Relay:
 
 
 async def translate_local_reply(peer: Peer, received: Received, request_id: str) -> None:
-    """Envoy answered the client by itself while the request was still owed its answer: make it an error object."""
+    """Envoy answered the client by itself while the request was still owed its answer, or before it came here: make it
+    an error object."""
     status = int(header_value(received.headers, ":status") or 500)
-    error = ApiError(
-        "The request was not sent completely in time." if status == 408 else "The request could not be served.",
-        status=status,
-        type="invalid_request_error" if status < 500 else "server_error",
-        code="request_timeout" if status == 408 else None,
-    )
+    said, code = _SAID.get(status, ("The request could not be served.", None))
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    error = ApiError(said, status=status, type=kind, code=code)
     body = error.body(request_id)
     plain = (("content-type", "application/json"), ("content-length", str(len(body))))
     headers = ((":status", str(status)), *with_request_id(plain, request_id))

@@ -75,6 +75,10 @@ async def serve_stream(
     """
     peer = Peer(stream)
     opening = await peer.receive()
+    if _is_refused_before(opening):
+        await translate_local_reply(peer, opening, header_value(opening.headers, "x-request-id") or "")
+        await peer.drain()
+        return
     _check_modes(opening)
     request = ClientRequest(
         method=header_value(opening.headers, ":method") or "",
@@ -115,6 +119,13 @@ def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> Non
     path = request.path.partition("?")[0][:256]
     known = {"request_id": request.request_id, "door": "extproc", "method": request.method[:32], "path": path}
     write_outcome(_log, "request", failure, seconds, **known)
+
+
+def _is_refused_before(opening: wire.Received) -> bool:
+    """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
+    there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
+    status = header_value(opening.headers, ":status") or ""
+    return opening.kind is Kind.RESPONSE_HEADERS and status[:1] == "4"
 
 
 def _check_modes(opening: wire.Received) -> None:
