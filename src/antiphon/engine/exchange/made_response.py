@@ -14,7 +14,7 @@ from antiphon.engine.exchange.approvals import approved_calls
 from antiphon.engine.exchange.compaction_turn import SummaryTurn
 from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
 from antiphon.engine.exchange.failure import refusal
-from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, unreached, whose
+from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import ToolTurns, citations_of, later_choice
@@ -35,9 +35,8 @@ from antiphon.translation.chat_request import ChatTranslation
 from antiphon.translation.chat_stream import ChatStream
 from antiphon.translation.encode import DONE
 from antiphon.translation.initial_response import with_fallback
-from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.tool_map import ToolMap
-from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
+from antiphon.translation.upstream_errors import as_event_failure
 from antiphon.translation.usage import add_usage, usage_object
 from antiphon.types.json import encode
 from antiphon.types.response import UsageObject
@@ -111,18 +110,15 @@ class MadeResponse(TranslatedRequest):
         if self._background:
             # Its client has its answer: from here on a failure is one of the response.
             if self.streaming:
-                self._open_stream()
+                self.core.answer.open_stream(self.builder)
             self.core.answer.head_sent = True
-
-    def _open_stream(self) -> None:
-        self.core.answer.open_stream(self.builder)
 
     # The model's answer
 
     def receive_silence(self) -> None:
         """A client whose upstream's head is late gets its own head and first events now."""
         if self.core.machine.state is State.CALLING and self.streaming and not self.core.answer.head_sent:
-            self._open_stream()
+            self.core.answer.open_stream(self.builder)
         else:
             super().receive_silence()
 
@@ -143,7 +139,7 @@ class MadeResponse(TranslatedRequest):
             self.reader = StreamReader(chat, self.builder, core.actions)
             core.machine.go(State.STREAMING)
             if self.streaming:
-                self._open_stream()
+                self.core.answer.open_stream(self.builder)
         else:
             # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
             self.reader = ChatBodyReader(chat, self.builder, core.options.limits.upstream_body_bytes)
@@ -189,13 +185,7 @@ class MadeResponse(TranslatedRequest):
 
     def _end_refused(self) -> None:
         """Of an upstream's error enough is known."""
-        status, said = self.upstream_status, self._body.body
-        if not status:
-            self.fail(unreached())
-        elif not self.route.passthrough and is_about_the_key(status, said):
-            self.fail(own_credentials_refused())
-        else:
-            self.fail(map_upstream_answer(status, self.core.answer.upstream, said, self.secrets, self._sent))
+        self.fail(self.refused_upstream(self._body.body, self._sent))
 
     def reject(self, error: ApiError) -> None:
         self.fail(error)
@@ -317,7 +307,7 @@ class MadeResponse(TranslatedRequest):
         listed = turns.list_tools(self.items)
         if not approved:
             if listed and self.streaming:
-                self._open_stream()
+                self.core.answer.open_stream(self.builder)
                 self.core.answer.events(self.builder)
             return False
         self.prepare_stored()
@@ -341,7 +331,7 @@ class MadeResponse(TranslatedRequest):
     def _run_tools(self, turns: ToolTurns, calls: tuple[HostedCall, ...]) -> None:
         self.core.machine.go(State.RUNNING)
         if self.streaming:
-            self._open_stream()
+            self.core.answer.open_stream(self.builder)
         self.core.answer.events(self.builder)
         if calls:
             self.core.actions.append(RunTools(calls))
@@ -396,7 +386,7 @@ class MadeResponse(TranslatedRequest):
         core = self.core
         failed = ending.status == "failed"
         if self.streaming and not core.cancelled and (core.answer.head_sent or not failed):
-            self._open_stream()
+            self.core.answer.open_stream(self.builder)
             core.answer.events(self.builder)
         if failed and not core.answer.head_sent and not core.cancelled:
             # The client gets an HTTP error and never sees an id.
@@ -410,7 +400,7 @@ class MadeResponse(TranslatedRequest):
         self._ending = Ending("completed")
         self.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
         if self.streaming:
-            self._open_stream()
+            self.core.answer.open_stream(self.builder)
         self._save(self._ending)
 
     def _save(self, ending: Ending) -> None:

@@ -9,6 +9,7 @@ Invariant: `Finish` comes last and once; what is held is given back before the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from antiphon.engine.exchange.answer_readers import AnswerReader
@@ -39,8 +40,9 @@ from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreE
 from antiphon.ids import Clock, IdFactory
 from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.read_request import Manner
-from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 
@@ -247,6 +249,14 @@ class ServedRequest:
         self.release()
         self.core.answer.refuse(error, self.head.request_id)
         self.finish("error")
+
+    def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
+        """What is told of an upstream that refused the call with these words; `sent` as for `map_upstream_answer`."""
+        if not self.upstream_status:
+            return unreached()
+        if not self.route.passthrough and is_about_the_key(self.upstream_status, said):
+            return own_credentials_refused()
+        return map_upstream_answer(self.upstream_status, self.core.answer.upstream, said, self.secrets, sent)
 
     def failure_of(self, error: ApiError) -> Failure:
         """The failure behind an error that the client gets."""
