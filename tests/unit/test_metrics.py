@@ -127,3 +127,9 @@ async def test_a_scrape_does_not_fail_with_the_store() -> None:
 
     metrics.before_scrape(refresh)
     assert b"responses_in_flight 0.0" in await metrics.scraped()
+
+
+def test_a_name_longer_than_names_are_is_no_label() -> None:
+    metrics = Metrics()
+    metrics.spent("m" * 257, "a", Usage(1, 2, 3))
+    assert _samples(metrics)["tokens_total", (("kind", "input"), ("model", "other"), ("upstream", "a"))] == 1

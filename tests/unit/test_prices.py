@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from antiphon.commands.usage import read_by, read_day, show
 from antiphon.config.prices import PriceSettings, price_of
@@ -32,6 +33,44 @@ def test_the_first_pattern_that_fits_counts() -> None:
 def test_prices_are_settings() -> None:
     settings = Settings.model_validate({"prices": [{"model": "m", "input": 1, "output": 2}]})
     assert settings.prices[0].cached_input is None
+
+
+def test_no_cost_is_below_nothing_or_beyond_all_numbers() -> None:
+    # Some upstreams count what they had cached beside the input.
+    assert _PRICE.cost(100, 10**9, 0) == 30
+    assert PriceSettings(model="m", input=1e9, output=1e9).cost(2**53, 0, 2**53) > 0
+    with pytest.raises(ValidationError):
+        PriceSettings(model="m", input=1e308, output=0)
+
+
+async def test_a_count_beyond_all_measure_keeps_no_other_from_being_written(tmp_path: Path) -> None:
+    stores = await open_stores(tmp_path, chain_items=10)
+    try:
+        for _ in range(2):
+            await stores.usage.add(
+                [
+                    UsageSum("2026-01-01", "o", "m", "u", 1, 2**80, cost=2**80),
+                    UsageSum("2026-01-01", "p", "m", "u", 1, 5, cost=7),
+                ]
+            )
+        o, p = await stores.usage.sums(("owner",))
+        (both,) = await stores.usage.sums(())
+    finally:
+        await stores.aclose()
+    assert (o.calls, o.input_tokens, o.cost) == (2, 10**15, 10**15)
+    assert (p.calls, p.input_tokens, p.cost) == (2, 10, 14)
+    assert both.input_tokens == 10**15 + 10
+
+
+async def test_a_name_is_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    stores = await open_stores(tmp_path, chain_items=10)
+    try:
+        await stores.usage.add([UsageSum("2026-01-01", "h:\u202eé", "\x1b[2Jm\nforged 1 2", "u", 1)])
+    finally:
+        await stores.aclose()
+    _, text = await _shown(tmp_path, by="owner,model")
+    _, line = text.splitlines()
+    assert line.startswith("h:\\u202eé  \\x1b[2Jm\\nforged 1 2  ")
 
 
 async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -215,3 +216,13 @@ def test_a_broken_traceparent_is_none(value: str) -> None:
 
 def test_a_later_version_of_traceparent_is_read() -> None:
     assert read_parent((("traceparent", f"01-{_TRACE}-{_SPAN}-03-more"),)) == (_TRACE, _SPAN, True)
+
+
+def test_a_models_name_is_cut_where_no_name_is_longer() -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask(model="m" * 100_000)
+    with structlog.testing.capture_logs() as logs:
+        observed.end(exchange, "completed")
+    assert max(len(name) for name in traced.spans) < 300
+    assert all(len(str(one.attributes)) < 2000 for one in traced.spans.values())
+    assert logs[0]["model"] == "m" * 256

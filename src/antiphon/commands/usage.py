@@ -65,7 +65,11 @@ def _table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
     numbers = (*_COUNTED, *(_ESTIMATED if estimated else ()))
     rows = [[*by, *numbers, "cost"]]
     rows += [
-        [*(getattr(one, name) for name in by), *(str(getattr(one, name)) for name in numbers), f"{one.cost / 1e6:.6f}"]
+        [
+            *(_shown(getattr(one, name)) for name in by),
+            *(str(getattr(one, name)) for name in numbers),
+            f"{one.cost / 1e6:.6f}",
+        ]
         for one in sums
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -77,3 +81,8 @@ def _table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
         out.write("  ".join(cells).rstrip() + "\n")
     if estimated:
         out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")
+
+
+def _shown(name: str) -> str:
+    # Clients choose models' names, and what stands in them is nothing for a terminal to obey.
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)

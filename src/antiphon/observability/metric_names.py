@@ -57,7 +57,9 @@ _FAULT = (
 )
 _CODE = "the error's `code` as the client got it; empty: it has none; `other`: more than a hundred kinds"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
-_MODEL = "as asked for, once an upstream has answered for it; `other`: more than a hundred"
+_MODEL = (
+    "as asked for, once an upstream has answered for it; `other`: more than a hundred, or longer than 256 characters"
+)
 _RESULT = "`ok`, `error`"
 _STATUS = (
     "the HTTP status; of a call that came to no end of its own `unreachable`, `timed_out`, `timed_out_or_held_back`, "

@@ -24,6 +24,7 @@ from antiphon.engine.ports.usage import Spent, UsageLedger
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import write_outcome
 from antiphon.observability.response_spans import ResponseSpans
+from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
 from antiphon.types.transport import Headers
 
@@ -42,7 +43,7 @@ class Telemetry:
 
     def cost(self, model: str, usage: Usage) -> int:
         """What a call costs, in millionths of the prices' currency; 0 without a price."""
-        price = self.price_of(model)
+        price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
@@ -156,7 +157,7 @@ class Observation:
             return
         self._ended = True
         self.call_ended("cancelled")
-        metrics, model = self._metrics, exchange.model
+        metrics, model = self._metrics, exchange.model[:NAME_LENGTH]
         metrics.in_flight.dec()
         now = time.perf_counter()
         seconds = now - self.started

@@ -17,6 +17,7 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.observability import span_names as names
+from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Span, Tracer, Value, set_current
 from antiphon.types.transport import Headers
 
@@ -66,6 +67,7 @@ class ResponseSpans:
     def begin_call(self, upstream: str, model: str, body: bytes) -> Headers:
         """A model call; the headers that go with it."""
         self._close_call()
+        model = model[:NAME_LENGTH]
         said: dict[str, Value] = {
             names.OPERATION: names.CHAT,
             names.PROVIDER: "openai_compatible",
@@ -111,7 +113,7 @@ class ResponseSpans:
             names.OUTCOME: outcome,
             names.REQUEST_ID: request_id,
             names.RESPONSE_ID: exchange.response_id,
-            names.MODEL: exchange.model,
+            names.MODEL: exchange.model[:NAME_LENGTH],
             names.STREAMED: exchange.streaming,
         }
         if failure is not None:

@@ -21,6 +21,7 @@ Labels = tuple[str, ...]
 Reading = float | Mapping[Labels, float]
 
 _MOST_VALUES = 100
+NAME_LENGTH = 256
 OTHER = "other"
 
 
@@ -32,11 +33,11 @@ class Names:
         self._seen: dict[str, str] = {}
 
     def bounded(self, value: str) -> str:
-        """The value itself, or `other` when there are too many."""
+        """The value itself, or `other` when there are too many, or it is longer than a name is."""
         known = self._seen.get(value)
         if known is not None:
             return known
-        if len(self._seen) >= self._most:
+        if len(self._seen) >= self._most or len(value) > NAME_LENGTH:
             return OTHER
         self._seen[value] = value
         return value

@@ -2,6 +2,9 @@
 
 Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
 (`engine/running/usage_book.py`).
+
+Invariant: no number is one that SQLite cannot hold, or cannot add up: an upstream that counts beyond all measure would
+otherwise keep the sums of all others from being written.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from antiphon.stores.sqlite_writer import SqliteWriter, Statement
 
 _KEY = ("day", "owner", "model", "upstream")
 _NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in _KEY)
+_MOST = 10**15
 ADD = f"""
 INSERT INTO usage_days ({", ".join((*_KEY, *_NUMBERS))}) VALUES ({", ".join(f":{name}" for name in (*_KEY, *_NUMBERS))})
-ON CONFLICT ({", ".join(_KEY)}) DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in _NUMBERS)}
+ON CONFLICT ({", ".join(_KEY)})
+DO UPDATE SET {", ".join(f"{name} = min({name} + excluded.{name}, {_MOST})" for name in _NUMBERS)}
 """
 FORGET = "DELETE FROM usage_days WHERE day < :before"
 
@@ -30,7 +35,10 @@ class SqliteUsageStore:
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
         """See `UsageStore`."""
-        rows = [{name: getattr(one, name) for name in (*_KEY, *_NUMBERS)} for one in sums]
+        rows = [
+            {name: getattr(one, name) for name in _KEY} | {name: min(getattr(one, name), _MOST) for name in _NUMBERS}
+            for one in sums
+        ]
         await self._writer.run([Statement(ADD, rows, many=True)])
 
     async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
