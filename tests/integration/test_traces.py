@@ -313,6 +313,14 @@ async def test_a_collector_that_fails_holds_up_nothing_and_is_one_line(
     assert line["event"] == "traces_not_sent" and line["cause"] and "tracing.endpoint" in line["advice"]
 
 
+@pytest.mark.parametrize("status", [200, 500])
+async def test_what_a_collector_answers_is_not_read(folder: Path, status: int) -> None:
+    async with OtlpReceiver(status=status, endless=True) as collector, traced(folder, collector.url) as process:
+        await process.post(ASKED)
+        async with asyncio.timeout(30):
+            await collector.cut.wait()
+
+
 _WITHOUT = """
 import asyncio, sys
 from pathlib import Path

@@ -42,13 +42,16 @@ class ReceivedSpan:
 
 @dataclass
 class OtlpReceiver:
-    """Answers every export with `status`, once `gate` is open."""
+    """Answers every export with `status`, once `gate` is open; with `endless`, by a body that has no end."""
 
     status: int = 200
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     spans: list[ReceivedSpan] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+    endless: bool = False
+    cut: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a sender wanted no more of an endless body."""
 
     async def __aenter__(self) -> Self:
         self.gate.set()
@@ -89,6 +92,8 @@ class OtlpReceiver:
         body = await request.read()
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         await self.gate.wait()
+        if self.endless:
+            return await self._go_on(request)
         if self.status != 200:
             return web.Response(status=self.status)
         if request.headers.get("content-encoding") == "gzip":
@@ -98,6 +103,16 @@ class OtlpReceiver:
             self.spans += [_span(span, service) for scope in resource.scope_spans for span in scope.spans]
         answer = ExportTraceServiceResponse().SerializeToString()
         return web.Response(body=answer, content_type="application/x-protobuf")
+
+    async def _go_on(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse(status=self.status)
+        await answer.prepare(request)
+        try:
+            while True:
+                await answer.write(bytes(1 << 16))
+        except OSError:
+            self.cut.set()
+        return answer
 
 
 def _span(span: OtlpSpan, service: str) -> ReceivedSpan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,3 +227,13 @@ def test_a_models_name_is_cut_where_no_name_is_longer() -> None:
     assert max(len(name) for name in traced.spans) < 300
     assert all(len(str(one.attributes)) < 2000 for one in traced.spans.values())
     assert logs[0]["model"] == "m" * 256
+
+
+def test_a_clients_broken_tracestate_is_no_fault_of_the_collectors() -> None:
+    traced = Traced()
+    with structlog.testing.capture_logs() as logs:
+        traced.answer((_SAMPLED[0], ("tracestate", "secret,,=bad")))
+        assert traced.spans and "secret" not in str(logs)
+        logging.getLogger("opentelemetry.exporter.otlp").error("it is gone %s", "x" * 10_000)
+    (complaint,) = [line for line in logs if line["event"] == "traces_not_sent"]
+    assert complaint["cause"].startswith("it is gone") and len(complaint["cause"]) <= 500

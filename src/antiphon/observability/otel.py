@@ -14,7 +14,9 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from typing import Any
 
+import requests
 import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -52,6 +54,8 @@ _log = structlog.get_logger(__name__)
 _ADVICE = "tracing.endpoint names the collector; requests are served all the same, and what finds no room is dropped"
 _QUIET_SECONDS = 60.0
 _EXPORT_SECONDS = 5.0
+_CAUSE_LENGTH = 500
+_SENDERS = ("opentelemetry.exporter", "opentelemetry.sdk")
 _QUEUE = 4096
 _BATCH = 512
 _LIMITS = SpanLimits(max_span_attributes=64, max_events=16, max_links=16, max_span_attribute_length=64 << 10)
@@ -140,10 +144,13 @@ class _Complaints(logging.Handler):
         self._quiet_until = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith(_SENDERS):
+            # It is about what a client sent (a `tracestate` that is none).
+            return
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_SECONDS
-            _log.warning("traces_not_sent", cause=record.getMessage(), advice=_ADVICE)
+            _log.warning("traces_not_sent", cause=record.getMessage()[:_CAUSE_LENGTH], advice=_ADVICE)
 
 
 def _listen() -> None:
@@ -153,7 +160,19 @@ def _listen() -> None:
 
 def _exporter(settings: TracingSettings) -> SpanExporter:
     headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
-    return OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS)
+    return OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS, session=_Session())
+
+
+class _Session(requests.Session):
+    """What a collector answers is not read: its status says all there is to know, and its body may have no end."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        response = super().send(request, **{**options, "stream": True})
+        if response.headers.get("content-length") == "0":
+            # Read, so that its connection serves again.
+            response.raw.read()
+        response.close()
+        return response
 
 
 def _batched(exporter: SpanExporter) -> SpanProcessor:
