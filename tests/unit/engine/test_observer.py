@@ -240,3 +240,18 @@ def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
     assert spent == [Spent("o", "m", "default", Usage(5, 2, 7), False, 30)]
     assert value_of(metrics.render().decode(), "cost_total", model="m") == 30 / 1e6
     assert lines[0]["cost"] == 30 / 1e6 and lines[0]["input_tokens"] == 5 and "estimated" not in lines[0]
+
+
+def test_of_a_request_that_was_not_read_there_is_nothing_yet() -> None:
+    fresh = make_exchange()
+    assert (fresh.events, fresh.output_items) == (0, b"[]")
+
+
+def test_the_items_that_are_done_can_be_told() -> None:
+    exchange, _ = _asked(Told())
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK)
+    assert exchange.output_items == b"[]"
+    exchange.receive_upstream_data(_LAST)
+    (item,) = json.loads(exchange.output_items)
+    assert item["type"] == "message" and item["content"][0]["text"] == "hi"
