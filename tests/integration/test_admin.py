@@ -126,6 +126,18 @@ def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
     assert sorted(file.read_bytes() for file in copied) == [b"hello a", b"of alice", b"of alice, too"]
 
 
+def test_an_owner_is_nothing_that_a_terminal_obeys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def fill() -> None:
+        stores = await open_stores(tmp_path, chain_items=10)
+        await stores.responses.save(record("a", owner="h:\x1b[2J\nforged  1"))
+        await stores.aclose()
+
+    asyncio.run(fill())
+    assert main(["admin", "owners", "--data", str(tmp_path)]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("h:\\x1b[2J\\nforged  1 ")
+
+
 def test_nothing_goes_without_yes_and_with_it_only_the_owners(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["admin", "delete-owner", "--data", str(data), "--owner", ALICE]
     assert main(wanted) == 1 and "Would delete 2 responses" in capsys.readouterr().out

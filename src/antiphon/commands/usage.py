@@ -66,7 +66,7 @@ def _table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
     rows = [[*by, *numbers, "cost"]]
     rows += [
         [
-            *(_shown(getattr(one, name)) for name in by),
+            *(printable(getattr(one, name)) for name in by),
             *(str(getattr(one, name)) for name in numbers),
             f"{one.cost / 1e6:.6f}",
         ]
@@ -83,6 +83,6 @@ def _table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
         out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")
 
 
-def _shown(name: str) -> str:
-    # Clients choose models' names, and what stands in them is nothing for a terminal to obey.
+def printable(name: str) -> str:
+    """A name as a terminal may have it: clients choose models' names, and what stands in one is nothing to obey."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
