@@ -142,9 +142,8 @@ _DIFFERENCES = """
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
 - `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
-- Unknown fields of the request are served and named; OpenAI answers 400.
-- Inside items, content parts and tools only what has an effect is looked at: `output_schema` of
-  tools, `prompt_cache_breakpoint`, a file's `detail` and unknown keys are tolerated and not named.
+- Unknown fields of the request are left out and named; OpenAI answers 400, as `strict: true` does here.
+- Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """
 _CLIENTS = """
@@ -298,7 +297,7 @@ In Prometheus' text format, at `metrics.listen` for everybody who can reach it (
 `antiphon up`, which adds them up), and as `/metrics` on the sidecar's HTTP port and the HTTP door for those who come
 over the Unix socket or show `sidecar.secret`. Labels have bounded values: never owners, paths or ids.
 Counters never go backwards while `antiphon up` runs, also when a worker was replaced. What one response did and why it
-failed is in its log line; [how-it-works.md](how-it-works.md#errors) says which fields that has.
+failed is in its log line; [operations.md](operations.md) says which fields that has.
 
 | metric | type | meaning | labels and their values |
 | --- | --- | --- | --- |

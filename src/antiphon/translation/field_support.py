@@ -224,7 +224,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
             "emulated", "a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent"
         ),
         "extra_body": Support("emulated", "its members count as if they stood beside it, as SDKs send them"),
-        "any other field": Support("ignorable", "unless `field_allow` lets it pass"),
+        "any other field": Support("ignorable", "unless `field_allow` lets it pass, or `strict` is set: then a 400"),
         "messages": _IN_CHAT,
         "response_format": _IN_CHAT,
         "max_tokens": _IN_CHAT,
@@ -275,6 +275,7 @@ _TABLE: dict[str, dict[str, _Rule]] = {
         "tools.programmatic_tool_calling": _HOSTED,
         "tools.code_interpreter": _REFUSED_TOOL,
         "tools.mcp": _REFUSED_TOOL,
+        "any other tool": _UNKNOWN,
         "any other member of a tool": _UNKNOWN,
     },
     "Forms of `tool_choice`": {

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import invalid_type
+from antiphon.errors import InvalidRequest, invalid_type
 from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
 from antiphon.types.request import CreateResponse
@@ -131,8 +131,21 @@ def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dic
     return rest, [f"extra_body.{name}" for name in without]
 
 
+_WITHOUT_EFFECT = frozenset(
+    {"moderation", "access_programs", "image", "multi_agent", "background_options", "client_metadata"}
+)
+"""Members of a request that are known, and named where they change nothing."""
+
+
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Further members of the request that the operator lets through: they go on whatever the server's profile says."""
+    """Further members of the request that the operator lets through: they go on whatever the server's profile says.
+    What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
+    for name in request.others:
+        if name not in names and name not in _WITHOUT_EFFECT:
+            unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
+            request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
+    noted = frozenset(request.unknown.names)
+    request.ignored = tuple(name for name in request.ignored if name not in noted)
     request.allowed = names
     allowed = {name: value for name, value in request.others.items() if name in names}
     if allowed:

@@ -37,6 +37,11 @@ SEARCHED = "tool_search_output"
 _REFUSED = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
 """Without these tools an answer would be wrong; by the setting that has them run here."""
 
+_NOT_HERE = frozenset(
+    {"web_search", "file_search", "image_generation", "computer", "computer_use_preview", "programmatic_tool_calling"}
+)
+"""Hosted tools that are known, and left out where they do not run."""
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME = 128
 _RAW_LIST = msgspec.json.Decoder(list[Raw])
@@ -152,7 +157,10 @@ def read_tools(
         if tool.type in _REFUSED:
             raise _refused(where, place, tool, brought=brought is not None)
         if not _is_callable(tool):
-            left_out.append(f"tools.{tool.type}")
+            if tolerance is not None and hosted_name(tool.type) not in _NOT_HERE and tool.type not in UNNAMED:
+                tolerance.leave_out(f"tools.{tool.type}", _unknown(place, tool))
+            else:
+                left_out.append(f"tools.{tool.type}")
             continue
         members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
         name = _check(place, tool, members)
@@ -284,6 +292,14 @@ def may_be_called(tool: Tool) -> bool:
         return True
     named = _RAW_LIST.decode(callers)
     return not named or b'"direct"' in map(bytes, named)
+
+
+def _unknown(place: str, tool: Tool) -> InvalidRequest:
+    return InvalidRequest(
+        f"Unknown type of tool: {tool.type[:64]!r}. This version knows no such tool; leave it out.",
+        param=f"{place}.type",
+        code="invalid_value",
+    )
 
 
 def _is_callable(tool: Tool) -> bool:

@@ -365,6 +365,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "tools.function.output_schema": Sample({"tools": [{**FUNCTION, "output_schema": {"type": "object"}}]}),
     "tools.function.allowed_callers": Sample({"tools": [{**FUNCTION, "allowed_callers": ["direct", "programmatic"]}]}),
+    "any other tool": Sample({"tools": [{"type": "teleport"}]}, named="tools.teleport"),
     "any other member of a tool": Sample({"tools": [{**FUNCTION, "aura": 1}]}, named="tools.function.aura"),
     "input.agent_message": item(
         {

@@ -6,8 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from antiphon.engine.ports.actions import RequestHead
+from antiphon.translation.field_support import GROUPS
+from antiphon.translation.parameters import allow_fields
+from antiphon.translation.read_request import read_request
 from antiphon.types.tolerance import Tolerance
 from tests.support.exchanges import JSON, Outcome, make_exchange, run
 from tests.support.hosted_tools import ScriptedTools
@@ -49,6 +53,8 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"service_tier": "platinum"}, "service_tier:platinum"),
     ({"truncation": "clever"}, "truncation:clever"),
     ({"context_management": [{"type": "forgetting"}]}, "context_management:forgetting"),
+    ({"tools": [{"type": "teleport"}]}, "tools.teleport"),
+    ({"wibble": 1}, "wibble"),
     ({"tools": [{**TOOL, "telepathic": True}]}, "tools.function.telepathic"),
     ({"tools": [{"type": "namespace", "name": "n", "tools": [{**TOOL, "aura": 1}]}]}, "tools.function.aura"),
     ({"tools": [{"type": "shell", "aura": 1}]}, "tools.shell.aura"),
@@ -391,3 +397,19 @@ def test_many_unknown_names_are_bounded() -> None:
     outcome = _ask({"input": [USER, *({"type": f"new_{n}_{'x' * 500}"} for n in range(300))]})
     assert outcome.head is not None and outcome.head.status == 200
     assert len(", ".join(_named(outcome))) <= 1024
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS["Fields"] if "." not in name and " " not in name])
+def test_a_field_of_the_table_is_never_an_unknown_one(name: str) -> None:
+    outcome = _ask({name: {}}, strict=True)
+    assert outcome.head is not None
+    if outcome.head.status == 400:
+        assert outcome.json["error"]["code"] != "unknown_parameter"
+
+
+def test_a_field_that_the_operator_lets_through_is_not_unknown() -> None:
+    request = read_request(
+        json.dumps({"model": "m", "input": "hi", "wibble": 1}).encode(), max_items=9, max_tools=9, strict=True
+    )
+    allow_fields(request, frozenset({"wibble"}))
+    assert request.unknown.names == [] and request.parameters["wibble"] == Raw(b"1")
