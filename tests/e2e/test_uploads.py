@@ -208,7 +208,8 @@ async def test_a_strangers_file_and_none_are_a_400_that_names_the_part(
     bodies = []
     for file_id in (file.id, "file-" + "0" * 48):
         request = ask({"type": "input_file", "file_id": file_id}, stream=stream)
-        answered = await post(setup.gateway.base_url + "/responses", request, {"authorization": "Bearer bob"})
+        headers = {"authorization": "Bearer bob", "x-request-id": "same"}
+        answered = await post(setup.gateway.base_url + "/responses", request, headers)
         assert answered.status == 400
         error = json.loads(answered.body)["error"]
         assert (error["param"], error["code"]) == ("input[0].content[1].file_id", "file_not_found")

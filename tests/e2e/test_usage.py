@@ -238,8 +238,7 @@ async def test_the_sums_are_the_upstreams_own(door: str, folder: Path) -> None:
             await _leave(gateway, model)
             await _gone(chat)
         chat.script(chat.breaks([WaitGone()], counts=True))
-        kept["cancelled"] = await id_of("cancelled", background=True)
-        await _written(gateway, kept["cancelled"])
+        kept["cancelled"] = await _begun(gateway, "cancelled")
         assert (await post(f"{url}/{kept['cancelled']}/cancel", {})).status == 200
         await _gone(chat)
         usages = {model: (await _get(gateway, response_id))["usage"] for model, response_id in kept.items()}
@@ -271,11 +270,17 @@ async def _gone(chat: ChatServer) -> None:
         await chat.requests[-1].gone.wait()
 
 
-async def _written(gateway: Gateway, response_id: str) -> None:
-    """Wait until a background response has the second word."""
-    url = f"{gateway.base_url}/responses/{response_id}?stream=true"
-    async with aiohttp.ClientSession() as session, session.get(url) as got, asyncio.timeout(SECONDS):
-        await got.content.readuntil(b'"delta":"b"')
+async def _begun(gateway: Gateway, model: str) -> str:
+    """Begin a background response, and leave it when it has its second word; its id."""
+    asked = {"model": model, "input": "hi", "background": True, "stream": True}
+    async with (
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(SECONDS),
+        session.post(gateway.base_url + "/responses", json=asked) as got,
+    ):
+        said = await got.content.readuntil(b'"delta":"b"')
+    assert b'"delta":"b"' in said
+    return said.partition(b'"id":"')[2].partition(b'"')[0].decode()
 
 
 async def test_a_killed_worker_loses_no_more_than_its_last_second(folder: Path) -> None:

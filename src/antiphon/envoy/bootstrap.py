@@ -25,7 +25,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import failure_lines
-from antiphon.envoy.local_replies import local_replies
+from antiphon.envoy.local_replies import REQUEST_ID, local_replies
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
 from antiphon.envoy.routes import (
     EXTPROC,
@@ -101,20 +101,24 @@ def connection_manager(settings: Settings) -> Config:
         path_with_escaped_slashes_action="REJECT_REQUEST",
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
-        # What the sidecar's answers say, what is passed on and Envoy's own answers say too.
-        always_set_request_id_in_response=True,
         local_reply_config=local_replies(),
         http_filters=[*cors_filters(settings), extproc_filter(settings), _router()],
         route_config={
             "name": "public",
             "virtual_hosts": [
-                {"name": "all", "domains": ["*"], **cors_policy(settings), "routes": public_routes(settings)}
+                {"name": "all", "domains": ["*"], **virtual_host(settings), "routes": public_routes(settings)}
             ],
         },
     )
     manager.update(tracing(settings, begins=True))
     manager["access_log"] = [failure_lines(), *([_access_log()] if settings.envoy.access_log else [])]
     return manager
+
+
+def virtual_host(settings: Settings) -> Config:
+    """What holds for all public routes."""
+    # What the sidecar's answers say, what is passed on says too; an upstream that speaks Responses itself has its own.
+    return {**cors_policy(settings), "response_headers_to_add": [REQUEST_ID]}
 
 
 def client_limits(settings: Settings) -> Config:

@@ -92,6 +92,13 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     }
 
 
+REQUEST_ID: Config = {
+    "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
+    "append_action": "ADD_IF_ABSENT",
+}
+"""The answer names its request, where nobody has named it before."""
+
+
 def _mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
     # Null where Envoy answers before it has read a head.
     error = json.loads(error_body(message, kind, code))["error"]
@@ -103,5 +110,6 @@ def _mapper(expression: str, message: str, code: str | None, kind: str = "server
             }
         },
         **fields,
+        "headers_to_add": [*fields.get("headers_to_add", ()), REQUEST_ID],
         "body_format_override": {"json_format": {"error": {**error, "request_id": "%REQ(X-REQUEST-ID)%"}}},
     }

@@ -18,9 +18,10 @@ from antiphon.envoy.bootstrap import (
     model_door,
     overload_manager,
     to_yaml,
+    virtual_host,
 )
 from antiphon.envoy.clusters import SidecarEndpoint, clusters
-from antiphon.envoy.cors import cors_filters, cors_policy
+from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 
@@ -33,7 +34,6 @@ _MANAGER_OPTIONS = (
     "merge_slashes",
     "path_with_escaped_slashes_action",
     "early_header_mutation_extensions",
-    "always_set_request_id_in_response",
     "local_reply_config",
     "tracing",
     "access_log",
@@ -55,7 +55,7 @@ that the sidecar makes (drive) is written whether they read or not.""",
 An entry of http_filters. Order: after your authentication filters (jwt_authn, ext_authz, oauth2), after rate limits
 that act on the client, before envoy.filters.http.router. It is disabled; only the route `responses` turns it on.""",
     "virtual_host": """\
-Fields of your virtual host: which pages in browsers may ask (cors.origins).""",
+Fields of your virtual host: every answer names its request; which pages in browsers may ask (cors.origins).""",
     "routes": """\
 Routes of your virtual host, in this order, before your own. Leave out the pass-through routes (model...) that clients
 shall not use, and `nothing` unless everything else is to be a 404. The routes `translated...` and `native...` lead to
@@ -79,7 +79,7 @@ def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, 
         "public_listener": client_limits(settings),
         "overload_manager": overload_manager(settings),
         "http_filter": [*cors_filters(settings), extproc_filter(settings)],
-        **({"virtual_host": cors_policy(settings)} if settings.cors.origins else {}),
+        "virtual_host": virtual_host(settings),
         "routes": manager["route_config"]["virtual_hosts"][0]["routes"],
         "clusters": clusters(settings, sidecars),
         "listener": [model_door(settings), *upstream_listeners(settings)],

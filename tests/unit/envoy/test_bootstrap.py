@@ -264,6 +264,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["envoy-config", "--data", str(tmp_path), "--snippet"]) == 0
     assert set(yaml.safe_load(capsys.readouterr().out)) == {
         "connection_manager",
+        "virtual_host",
         "public_listener",
         "overload_manager",
         "http_filter",
