@@ -592,7 +592,8 @@ async def test_memory_stays_flat(stores: Stores) -> None:
                 assert answer.status == 200, answer.body
                 return int(answer.json["bytes"])
 
-        assert await large(1) == 1 << 20
+        # A process that has just started takes what four uploads at once hold, however little goes through them.
+        assert await asyncio.gather(*(large(2) for _ in range(4))) == [2 << 20] * 4
         before = forget_peak()
         assert await asyncio.gather(*(large(24) for _ in range(4))) == [24 << 20] * 4
         # Four uploads of 24 MB each, and the test's own piece.
