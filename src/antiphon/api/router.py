@@ -193,61 +193,65 @@ class Router:
 
     def operation_of(self, method: str, path: str) -> str:
         """What a request does, by its method and the template of its path; `unknown` where there is no such."""
-        if self.is_exchange(method, path):
-            return f"{method} {path}"
-        for endpoint in self.endpoints:
-            if endpoint.match(path) is not None:
-                return f"{method} {endpoint.pattern}" if method in (*endpoint.methods, "HEAD") else "unknown"
-        return "unknown"
+        return self._operation(method, path, self._find(path)[0])
 
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
         return any(endpoint.open and endpoint.match(path) is not None for endpoint in self.endpoints)
 
+    def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
+        """Whose path it is, with its variables."""
+        for endpoint in self.endpoints:
+            variables = endpoint.match(path)
+            if variables is not None:
+                return endpoint, variables
+        return None, ()
+
+    def _operation(self, method: str, path: str, endpoint: Endpoint | None) -> str:
+        if self.is_exchange(method, path):
+            return f"{method} {path}"
+        if endpoint is None or method not in (*endpoint.methods, "HEAD"):
+            return "unknown"
+        return f"{method} {endpoint.pattern}"
+
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The answer to any request; never raises. What there is to log of it, its door logs."""
+        endpoint, variables = self._find(request.path)
+        operation = self._operation(request.method, request.path, endpoint)
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, endpoint, variables)
         except ApiError as error:
-            response = self._refused(request, error)
+            response = _refused(request, error, operation)
         except RecursionError:
             # A part of a body, read where less of the stack is left than where the whole was.
-            response = self._refused(request, nested_too_deeply())
+            response = _refused(request, nested_too_deeply(), operation)
         except StoreError as error:
             refused = store_refusal(error, "The stored data could not be read or changed")
             refused.operation = "store"
-            response = self._refused(request, refused)
+            response = _refused(request, refused, operation)
         except Exception as error:
             _log.error("api_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
             bug = InternalError("The server had an error while processing your request.")
             bug.cause = type(error).__name__
-            response = self._refused(request, bug)
+            response = _refused(request, bug, operation)
         if (failure := response.failure) is not None:
             self._metrics.refused_for(failure.code)
-        if not self.is_open(request.path):
-            operation = self.operation_of(request.method, request.path)
+        if endpoint is None or not endpoint.open:
             fault = failure.fault if failure is not None else "none"
             self._metrics.request_finished(operation, response.status, fault)
         # HEAD gets the head of GET, its length included.
         return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
-    def _refused(self, request: ApiRequest, error: ApiError) -> ApiResponse:
-        error.operation = error.operation or self.operation_of(request.method, request.path)
-        return replace(error_response(error, request.request_id), failure=refusal(error))
-
-    async def _answer(self, request: ApiRequest) -> ApiResponse:
-        for endpoint in self.endpoints:
-            variables = endpoint.match(request.path)
-            if variables is None:
-                continue
-            handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)
-            if handler is not None:
-                response = await handler(request, *variables)
-                ignored = request.method in _WITH_BODY and not endpoint.keyed and request.header(HEADER) is not None
-                return _key_ignored(response) if ignored else response
-            made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
-            return _other_method(request, (*endpoint.methods, *made_by_doors))
-        raise unknown_url(request.method, request.path)
+    async def _answer(self, request: ApiRequest, endpoint: Endpoint | None, variables: tuple[str, ...]) -> ApiResponse:
+        if endpoint is None:
+            raise unknown_url(request.method, request.path)
+        handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is not None:
+            response = await handler(request, *variables)
+            ignored = request.method in _WITH_BODY and not endpoint.keyed and request.header(HEADER) is not None
+            return _key_ignored(response) if ignored else response
+        made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
+        return _other_method(request, (*endpoint.methods, *made_by_doors))
 
     async def _list_responses(self, request: ApiRequest) -> ApiResponse:
         return await self._measured("list", list_responses(self._store, request))
@@ -307,6 +311,11 @@ class Router:
         if self._document is None:
             self._document = encode(document(self.endpoints))
         return raw_response(self._document)
+
+
+def _refused(request: ApiRequest, error: ApiError, operation: str) -> ApiResponse:
+    error.operation = error.operation or operation
+    return replace(error_response(error, request.request_id), failure=refusal(error))
 
 
 def _key_ignored(response: ApiResponse) -> ApiResponse:

@@ -24,7 +24,8 @@ from typing import Any, TextIO
 from antiphon.app.keys import lost_keys, new_keys, owner_key
 from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
-from antiphon.commands.usage import printable, show
+from antiphon.commands.tables import printable, write_table
+from antiphon.commands.usage import show
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
@@ -133,9 +134,7 @@ def _owners(settings: Settings) -> dict[str, list[int]]:
 def _print_owners(settings: Settings, out: TextIO) -> None:
     rows = [["owner", *_KINDS]]
     rows += [[printable(owner), *map(str, counts)] for owner, counts in sorted(_owners(settings).items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        out.write("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    write_table(rows, out)
 
 
 @asynccontextmanager

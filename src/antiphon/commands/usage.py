@@ -1,6 +1,6 @@
 """`antiphon admin usage`: what model calls took and cost, by owner, model, upstream and day.
 
-Lives here: the table and the JSON that are printed. Not here: the sums (`stores/usage.py`).
+Lives here: what stands in the table and in the JSON that are printed. Not here: the sums (`stores/usage.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TextIO, cast
 
 import msgspec
 
-from antiphon.engine.ports.usage import By, UsageStore, UsageSum
+from antiphon.commands.tables import printable, write_table
+from antiphon.engine.ports.usage import KEY, By, UsageStore, UsageSum
 from antiphon.errors import ConfigError
 
-_ALL: tuple[By, ...] = ("day", "owner", "model", "upstream")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _COUNTED = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 _ESTIMATED = ("estimated_calls", "estimated_input_tokens", "estimated_output_tokens")
@@ -26,8 +26,8 @@ def read_by(text: str) -> tuple[By, ...]:
     """What sums are told apart by. Raises `ConfigError`."""
     named = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in named:
-        if name not in _ALL:
-            raise ConfigError(f"--by {name}: there is {', '.join(_ALL)}")
+        if name not in KEY:
+            raise ConfigError(f"--by {name}: there is {', '.join(KEY)}")
     return cast("tuple[By, ...]", named)
 
 
@@ -53,7 +53,7 @@ async def show(store: UsageStore, arguments: argparse.Namespace, owner: str, out
     if arguments.json:
         for one in sums:
             told = msgspec.structs.asdict(one)
-            named = {name: value for name, value in told.items() if name in by or name not in _ALL}
+            named = {name: value for name, value in told.items() if name in by or name not in KEY}
             out.write(msgspec.json.encode({**named, "cost": one.cost / 1e6}).decode() + "\n")
     else:
         _table(sums, by, out)
@@ -72,17 +72,6 @@ def _table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
         ]
         for one in sums
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            text.ljust(width) if column < len(by) else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        out.write("  ".join(cells).rstrip() + "\n")
+    write_table(rows, out, left=len(by))
     if estimated:
         out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")
-
-
-def printable(name: str) -> str:
-    """A name as a terminal may have it: clients choose models' names, and what stands in one is nothing to obey."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)

@@ -22,7 +22,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.usage import Spent, UsageLedger
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import write_outcome
+from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
@@ -161,9 +161,7 @@ class Observation:
         metrics.in_flight.dec()
         now = time.perf_counter()
         seconds = now - self.started
-        failure = failure or exchange.failure
-        if failure is None and outcome in ("failed", "error"):
-            failure = Failure("ours", "no cause was noted", operation="unknown")
+        failure = with_cause(failure or exchange.failure, outcome)
         fault = failure.fault if failure is not None else "none"
         code = failure.code if failure is not None else ""
         if failure is not None and not failure.upstream_status:

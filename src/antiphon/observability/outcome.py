@@ -16,11 +16,17 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.observability.advice import advice_for
 
 
+def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
+    """The failure; of what failed without one noted, that nobody noted it."""
+    if failure is None and outcome in ("failed", "error"):
+        return Failure("ours", "no cause was noted", operation="unknown")
+    return failure
+
+
 def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, **known: Any) -> None:
     """Write the line; what is None or empty is left out. `left_out` (what of the request nobody here knows) makes it a
     warning."""
-    if failure is None and known.get("outcome") in ("failed", "error"):
-        failure = Failure("ours", "no cause was noted", operation="unknown")
+    failure = with_cause(failure, known.get("outcome"))
     level = logging.WARNING if known.get("left_out") else logging.INFO
     if failure is not None and failure.counted:
         level = logging.DEBUG

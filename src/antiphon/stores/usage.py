@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.engine.ports.usage import By, UsageSum
+from antiphon.engine.ports.usage import KEY, NUMBERS, By, UsageSum
 from antiphon.stores.sqlite_readers import SqliteReaders
 from antiphon.stores.sqlite_writer import SqliteWriter, Statement
 
-_KEY = ("day", "owner", "model", "upstream")
-_NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in _KEY)
 _MOST = 10**15
 ADD = f"""
-INSERT INTO usage_days ({", ".join((*_KEY, *_NUMBERS))}) VALUES ({", ".join(f":{name}" for name in (*_KEY, *_NUMBERS))})
-ON CONFLICT ({", ".join(_KEY)})
-DO UPDATE SET {", ".join(f"{name} = min({name} + excluded.{name}, {_MOST})" for name in _NUMBERS)}
+INSERT INTO usage_days ({", ".join((*KEY, *NUMBERS))}) VALUES ({", ".join(f":{name}" for name in (*KEY, *NUMBERS))})
+ON CONFLICT ({", ".join(KEY)})
+DO UPDATE SET {", ".join(f"{name} = min({name} + excluded.{name}, {_MOST})" for name in NUMBERS)}
 """
 FORGET = "DELETE FROM usage_days WHERE day < :before"
 
@@ -36,7 +34,7 @@ class SqliteUsageStore:
     async def add(self, sums: Sequence[UsageSum]) -> None:
         """See `UsageStore`."""
         rows = [
-            {name: getattr(one, name) for name in _KEY} | {name: min(getattr(one, name), _MOST) for name in _NUMBERS}
+            {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), _MOST) for name in NUMBERS}
             for one in sums
         ]
         await self._writer.run([Statement(ADD, rows, many=True)])
@@ -45,12 +43,12 @@ class SqliteUsageStore:
         """See `UsageStore`."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
-        SELECT {told_apart + "," if by else ""} {", ".join(f"sum({name})" for name in _NUMBERS)} FROM usage_days
+        SELECT {told_apart + "," if by else ""} {", ".join(f"sum({name})" for name in NUMBERS)} FROM usage_days
         WHERE (:since = '' OR day >= :since) AND (:until = '' OR day <= :until) AND (:owner = '' OR owner = :owner)
         {f"GROUP BY {told_apart} ORDER BY {told_apart}" if by else "HAVING count(*)"}
         """
         rows = await self._readers.fetch(sql, {"since": since, "until": until, "owner": owner})
-        names = (*dict.fromkeys(by), *_NUMBERS)
+        names = (*dict.fromkeys(by), *NUMBERS)
         return [UsageSum(**dict(zip(names, row, strict=True))) for row in rows]
 
     async def forget(self, before: str) -> int:

@@ -14,6 +14,8 @@ from msgspec import Struct
 from antiphon.engine.ports.actions import Usage
 
 By = Literal["day", "owner", "model", "upstream"]
+KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
+"""What tells sums apart."""
 
 
 class Spent(Struct, frozen=True):
@@ -59,6 +61,15 @@ class UsageSum(Struct):
         self.cached_tokens += usage.cached_tokens
         self.output_tokens += usage.output_tokens
         self.reasoning_tokens += usage.reasoning_tokens
+
+    def join(self, other: UsageSum) -> None:
+        """Another sum of the same key."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
+"""What is added up."""
 
 
 class UsageLedger(Protocol):

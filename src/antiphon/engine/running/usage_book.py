@@ -119,6 +119,5 @@ class UsageBook:
             found = taken.get(key)
             if found is None:
                 taken[key] = one
-                continue
-            for name in UsageSum.__struct_fields__[4:]:
-                setattr(found, name, getattr(found, name) + getattr(one, name))
+            else:
+                found.join(one)
