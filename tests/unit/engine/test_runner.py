@@ -19,6 +19,7 @@ from antiphon.engine.ports.actions import (
     CancelReason,
     OnceOnly,
     RequestHead,
+    ResponseRecord,
     SendBody,
     SendHead,
     UpstreamRequest,
@@ -88,17 +89,23 @@ async def test_a_client_that_leaves_before_the_save_does_not_prevent_it(
     await left.aclose()
 
 
-async def test_a_save_outlives_the_request_that_began_it(runner: Runner, store: MemoryResponseStore) -> None:
-    exchange = await _begun(runner)
+def _held_up(store: MemoryResponseStore) -> tuple[asyncio.Event, asyncio.Event]:
+    """Saves wait from now on: set when one has begun, and what lets them go on."""
     begun, go = asyncio.Event(), asyncio.Event()
     save = store.save
 
-    async def slow(record: object) -> None:
+    async def slow(record: ResponseRecord) -> None:
         begun.set()
         await go.wait()
-        await save(record)  # type: ignore[arg-type]
+        await save(record)
 
     store.save = slow  # type: ignore[method-assign]
+    return begun, go
+
+
+async def test_a_save_outlives_the_request_that_began_it(runner: Runner, store: MemoryResponseStore) -> None:
+    exchange = await _begun(runner)
+    begun, go = _held_up(store)
     exchange.receive_upstream_end(UpstreamError(UpstreamFault.CUT, "gone"))
 
     async def settle() -> None:
@@ -122,14 +129,7 @@ async def test_a_process_that_stops_waits_a_moment_for_a_save_and_goes_on_with_i
     """The line of the response is written behind that, whatever the store does."""
     monkeypatch.setattr("antiphon.engine.running.runner._LAST_SAVE_SECONDS", 0.01)
     exchange = await _begun(runner)
-    go = asyncio.Event()
-    save = store.save
-
-    async def slow(record: object) -> None:
-        await go.wait()
-        await save(record)  # type: ignore[arg-type]
-
-    store.save = slow  # type: ignore[method-assign]
+    _, go = _held_up(store)
     async with asyncio.timeout(DEADLINE):
         await runner.abandon(exchange, CancelReason.SHUTTING_DOWN)
     assert exchange.failure is not None and exchange.failure.code == "shutting_down" and not store.records
@@ -326,15 +326,7 @@ async def test_without_room_a_request_is_turned_away(store: MemoryResponseStore,
 
 async def test_to_abandon_goes_on_when_whoever_did_so_is_gone(runner: Runner, store: MemoryResponseStore) -> None:
     exchange = await _begun(runner)
-    begun, go = asyncio.Event(), asyncio.Event()
-    save = store.save
-
-    async def slow(record: object) -> None:
-        begun.set()
-        await go.wait()
-        await save(record)  # type: ignore[arg-type]
-
-    store.save = slow  # type: ignore[method-assign]
+    begun, go = _held_up(store)
     request = asyncio.ensure_future(runner.abandon(exchange, CancelReason.CLIENT_GONE))
     await begun.wait()
     request.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher
 from tests.support.chat_server import ChatServer, Close, answer, json_answer
+from tests.support.web_services import ask_service
 
 HITS = [
     WebHit("https://a.example/1", "A", "It rains. " * 100),
@@ -254,20 +255,6 @@ def test_domains_fit_with_their_subdomains() -> None:
 # Services, over real connections
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[ChatServer]:
-    async with ChatServer() as server:
-        yield server
-
-
-async def _ask(provider: Any, **more: Any) -> list[WebHit]:
-    given: dict[str, Any] = {"limit": 3, "domains": [], "place": Place(), **more}
-    try:
-        return list(await provider.search("rain in May", **given))
-    finally:
-        await provider.aclose()
-
-
 async def test_searxng(service: ChatServer) -> None:
     results = [
         {"url": "https://a.example/1", "title": "A", "content": "It rains.", "engine": "x"},
@@ -277,7 +264,9 @@ async def test_searxng(service: ChatServer) -> None:
         {"url": "https://c.example", "title": None, "content": None},
     ]
     service.script(json_answer({"query": "x", "results": results, "infoboxes": []}))
-    hits = await _ask(Searxng(service.url("").rstrip("/") + "/base/"), domains=["a.example", "c.example"])
+    hits = await ask_service(
+        Searxng(service.url("").rstrip("/") + "/base/"), "rain in May", domains=["a.example", "c.example"]
+    )
     assert hits == [
         WebHit("https://a.example/1", "A", "It rains."),
         WebHit("https://c.example", "https://c.example", ""),
@@ -290,7 +279,7 @@ async def test_searxng(service: ChatServer) -> None:
 async def test_brave(service: ChatServer) -> None:
     results = [{"url": "https://a.example", "title": "A", "description": "one", "extra_snippets": ["two"]}]
     service.script(json_answer({"web": {"results": results}}))
-    hits = await _ask(Brave(service.url(""), key="k3y"), place=Place(country="de"))
+    hits = await ask_service(Brave(service.url(""), key="k3y"), "rain in May", place=Place(country="de"))
     assert hits == [WebHit("https://a.example", "A", "one\ntwo")]
     (asked,) = service.requests
     assert asked.header("x-subscription-token") == "k3y" and "country=DE" in asked.path and "k3y" not in asked.path
@@ -298,7 +287,7 @@ async def test_brave(service: ChatServer) -> None:
 
 async def test_tavily(service: ChatServer) -> None:
     service.script(json_answer({"results": [{"url": "https://a.example", "title": "A", "content": "one"}]}))
-    hits = await _ask(Tavily(service.url(""), key="k3y"), domains=["a.example"])
+    hits = await ask_service(Tavily(service.url(""), key="k3y"), "rain in May", domains=["a.example"])
     assert hits == [WebHit("https://a.example", "A", "one")]
     (asked,) = service.requests
     assert asked.method == "POST" and asked.header("authorization") == "Bearer k3y"
@@ -309,7 +298,7 @@ async def test_tavily(service: ChatServer) -> None:
 async def test_each_service_is_asked_for_the_shortest_span(service: ChatServer, days: int, span: str | None) -> None:
     service.script(*[json_answer({"results": []})] * 3)
     for kind in (Searxng, Brave, Tavily):
-        await _ask(kind(service.url("")), days=days)
+        await ask_service(kind(service.url("")), days=days)
     searxng, brave, tavily = service.requests
     assert (f"time_range={span}" in searxng.path) is (span is not None)
     assert (f"freshness=p{(span or '-')[0]}" in brave.path) is (span is not None)
@@ -331,14 +320,14 @@ async def test_a_service_that_misbehaves(service: ChatServer, script: Any, told:
     # A connection that breaks before its answer is tried a second time.
     service.script(script, script)
     with pytest.raises(ToolFailed, match=told) as failed:
-        await _ask(Searxng(service.url(""), key="k3y"))
+        await ask_service(Searxng(service.url(""), key="k3y"))
     assert "k3y" not in str(failed.value) and "127.0.0.1" not in str(failed.value)
 
 
 @pytest.mark.parametrize("found", [{"results": None}, {"results": 5}, {"results": [None, 5, {"url": 5}]}, {}])
 async def test_odd_results_are_none(service: ChatServer, found: Any) -> None:
     service.script(json_answer(found))
-    assert await _ask(Searxng(service.url(""))) == []
+    assert await ask_service(Searxng(service.url(""))) == []
 
 
 # Pages and results that mean harm

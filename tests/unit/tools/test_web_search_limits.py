@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from antiphon.tools.web_search.tool import WebSearch
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.files import FetchedFile
 from tests.support.chat_server import ChatServer, answer, json_answer
+from tests.support.web_services import ask_service
 
 SIZES = [("low", 5, 300, 6_000), ("medium", 8, 800, 20_000), ("high", 15, 2_000, 60_000)]
 URL = "https://a.example/dir/a.html"
@@ -231,20 +232,6 @@ def test_lines_at_the_limit() -> None:
 # Services, over real connections
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[ChatServer]:
-    async with ChatServer() as server:
-        yield server
-
-
-async def _ask(provider: Any, **more: Any) -> list[WebHit]:
-    given: dict[str, Any] = {"limit": 3, "domains": [], "place": Place(), **more}
-    try:
-        return list(await provider.search("rain", **given))
-    finally:
-        await provider.aclose()
-
-
 @pytest.mark.parametrize(
     ("days", "span"),
     [(0, "day"), (1, "day"), (2, "week"), (7, "week"), (8, "month"), (31, "month"), (32, "year"), (366, "year"),
@@ -252,7 +239,7 @@ async def _ask(provider: Any, **more: Any) -> list[WebHit]:
 )  # fmt: skip
 async def test_which_span_holds_so_many_days(service: ChatServer, days: int | None, span: str | None) -> None:
     service.script(json_answer({"results": []}))
-    await _ask(Tavily(service.url("")), days=days)
+    await ask_service(Tavily(service.url("")), days=days)
     assert service.requests[0].json.get("time_range") == span
 
 
@@ -260,7 +247,7 @@ async def test_which_span_holds_so_many_days(service: ChatServer, days: int | No
 async def test_so_many_sites_are_named_in_a_query(service: ChatServer, sites: int, named: int) -> None:
     service.script(json_answer({"results": []}))
     domains = [f"d{number}.example" for number in range(sites)]
-    await _ask(Searxng(service.url("")), domains=domains)
+    await ask_service(Searxng(service.url("")), domains=domains)
     asked = service.requests[0].path.replace("%3A", ":").replace("+", " ").replace("%28", "(").replace("%29", ")")
     listed = " OR ".join(f"site:{domain}" for domain in domains[:named])
     said = {0: "q=rain&", 1: f"q=rain {listed}&"}.get(named, f"q=rain ({listed})&")
@@ -272,7 +259,7 @@ async def test_services_are_asked_for_no_more_than_they_give(service: ChatServer
     results = [{"url": f"https://a.example/{number}", "title": "A"} for number in range(30)]
     service.script(json_answer({"web": {"results": results}}), json_answer({"results": results}))
     for kind in (Brave, Tavily):
-        assert len(await _ask(kind(service.url("")), limit=limit)) == limit
+        assert len(await ask_service(kind(service.url("")), limit=limit)) == limit
     brave, tavily = service.requests
     assert f"count={asked}&" in brave.path + "&" and tavily.json["max_results"] == asked
 
@@ -280,7 +267,7 @@ async def test_services_are_asked_for_no_more_than_they_give(service: ChatServer
 @pytest.mark.parametrize(("country", "sent"), [("", None), ("d", None), ("de", "DE"), ("deu", None)])
 async def test_a_country_has_two_letters(service: ChatServer, country: str, sent: str | None) -> None:
     service.script(json_answer({"web": {"results": []}}))
-    await _ask(Brave(service.url("")), place=Place(country=country))
+    await ask_service(Brave(service.url("")), place=Place(country=country))
     assert (f"country={sent}" in service.requests[0].path) is (sent is not None)
     assert sent is not None or "country" not in service.requests[0].path
 
@@ -289,12 +276,12 @@ async def test_odd_snippets_and_boxes_are_passed_over(service: ChatServer) -> No
     url = "https://a.example/"
     odd = [{"url": url + "1", "extra_snippets": "x"}, {"url": url + "2", "extra_snippets": ["one", 5]}, 7]
     service.script(json_answer({"web": {"results": odd}}), json_answer({"web": 5}))
-    hits = await _ask(Brave(service.url("")))
+    hits = await ask_service(Brave(service.url("")))
     assert [(hit.url, hit.text) for hit in hits] == [(url + "1", ""), (url + "2", "one")]
-    assert await _ask(Brave(service.url(""))) == []
+    assert await ask_service(Brave(service.url(""))) == []
     boxes = [5, {"id": 7}, {"id": url, "infobox": "Rain", "content": "Water."}, {"id": "ftp://a"}]
     service.script(json_answer({"results": [{"url": url + "3", "title": "A"}], "infoboxes": boxes}))
-    assert await _ask(Searxng(service.url(""))) == [WebHit(url + "3", "A", ""), WebHit(url, "Rain", "Water.")]
+    assert await ask_service(Searxng(service.url(""))) == [WebHit(url + "3", "A", ""), WebHit(url, "Rain", "Water.")]
 
 
 async def test_texts_are_stripped_and_cut_and_domains_hold(service: ChatServer) -> None:
@@ -302,7 +289,7 @@ async def test_texts_are_stripped_and_cut_and_domains_hold(service: ChatServer) 
     service.script(
         json_answer({"results": [one, {"url": "https://b.example/", "title": "B"}, {"url": "http://a.example"}]})
     )
-    hits = await _ask(Tavily(service.url("")), domains=["a.example"])
+    hits = await ask_service(Tavily(service.url("")), domains=["a.example"])
     assert hits == [WebHit("https://a.example/", "A", "x" * 4_000), WebHit("http://a.example", "http://a.example", "")]
 
 
@@ -312,17 +299,17 @@ async def test_how_large_an_answer_may_be(service: ChatServer, more: int, read: 
     body += b" " * ((4 << 20) + more - len(body))
     service.script(answer(parts=[body[: 1 << 20], body[1 << 20 :]]))
     if read:
-        assert await _ask(Searxng(service.url(""))) == []
+        assert await ask_service(Searxng(service.url(""))) == []
         return
     with pytest.raises(ToolFailed, match="cannot be read"):
-        await _ask(Searxng(service.url("")))
+        await ask_service(Searxng(service.url("")))
 
 
 @pytest.mark.parametrize(("status", "told"), [(429, "busy"), (503, "busy"), (500, "status 500"), (201, "status 201")])
 async def test_what_a_status_means(service: ChatServer, status: int, told: str) -> None:
     service.script(json_answer({"results": []}, status))
     with pytest.raises(ToolFailed, match=told):
-        await _ask(Searxng(service.url("")))
+        await ask_service(Searxng(service.url("")))
 
 
 async def test_a_service_can_be_asked_again_after_it_was_closed(service: ChatServer) -> None:
@@ -330,7 +317,7 @@ async def test_a_service_can_be_asked_again_after_it_was_closed(service: ChatSer
     service.script(json_answer({"results": []}), json_answer({"results": []}))
     await provider.aclose()
     for _ in range(2):
-        assert await _ask(provider) == []
+        assert await ask_service(provider) == []
     assert len(service.requests) == 2
 
 
