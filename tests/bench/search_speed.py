@@ -30,7 +30,7 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.search.dense import DenseSearch
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, open_vector_store_setup
 

@@ -17,9 +17,9 @@ import pytest
 
 from antiphon.errors import StoreError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.backup import KeyName, make_archive, open_archive
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.sqlite.backup import KeyName, make_archive, open_archive
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE, item, record
 

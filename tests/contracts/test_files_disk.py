@@ -16,9 +16,9 @@ import pytest
 from antiphon.engine.ports.files import BlobClaim, FileQuery, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.blobs import DiskBlobs
-from antiphon.stores.files import SqliteFileStore
-from antiphon.stores.sqlite_writer import Counts, Statement
+from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.writer import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment
@@ -229,7 +229,7 @@ async def test_a_failing_disk_is_a_store_error(
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("antiphon.stores.blobs.os.write", full)
+    monkeypatch.setattr("antiphon.stores.blobs.disk.os.write", full)
     with pytest.raises(StoreError, match="No space left"):
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == []

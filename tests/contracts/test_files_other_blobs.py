@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.files import SqliteFileStore
+from antiphon.stores.sqlite.files import SqliteFileStore
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.memory_blobs import MemoryBlobs

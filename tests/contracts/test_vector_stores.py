@@ -12,9 +12,9 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery
 from antiphon.engine.ports.vector_stores import Chunking, Counts, FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError
-from antiphon.stores import ingestion, lease_clock
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
-from antiphon.stores.vector_stores import index_table
+from antiphon.stores.sqlite import ingestion, lease_clock
+from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_stores import index_table
 from antiphon.types.search import Filter
 
 ALICE, BOB = "b:alice", "b:bob"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.stores.background import SqliteJobStore
+from antiphon.stores.sqlite.jobs import SqliteJobStore
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_response, fold, parse_sse

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.stores import SESSIONS_FILE
-from antiphon.stores.sqlite_writer import Statement, WriterLimits
+from antiphon.stores.sqlite.writer import Statement, WriterLimits
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Answer, Reset, answer, event, json_answer
 from tests.support.http_door import open_http_door, post_bytes
@@ -102,7 +102,7 @@ async def test_a_full_disk_is_said_to_the_client_in_ready_and_in_the_log(
     tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Others use this machine's disk too, and room that comes back is what `/ready` looks for.
-    monkeypatch.setattr("antiphon.stores.sqlite_writer.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("antiphon.stores.sqlite.writer.free_bytes", lambda folder: 0)
     async with processes(tmp_path / "data") as made:
         app = await made.start()
         await fill(app)

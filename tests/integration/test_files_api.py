@@ -299,7 +299,7 @@ async def test_a_full_disk(door: OpenHttpDoor, tmp_path: Path, monkeypatch: pyte
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("antiphon.stores.blobs.os.write", full)
+    monkeypatch.setattr("antiphon.stores.blobs.disk.os.write", full)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
     assert (answer.status, answer.error["code"]) == (507, "insufficient_storage")
     assert "No space" not in answer.error["message"]
@@ -322,10 +322,10 @@ async def test_what_the_store_does_is_counted(door: OpenHttpDoor, monkeypatch: p
     await door.ask(head("DELETE", f"/v1/files/{made['id']}"))
     for operation in ("save_file", "list_files", "get_file", "open_file", "delete_file"):
         assert door.metric("storage_operations_total", operation=operation, result="ok") == 1
-    monkeypatch.setattr("antiphon.stores.blobs.os.fsync", lambda descriptor: 1 / 0)
+    monkeypatch.setattr("antiphon.stores.blobs.disk.os.fsync", lambda descriptor: 1 / 0)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
     assert answer.status == 500
-    monkeypatch.setattr("antiphon.stores.blobs.os.fsync", _full)
+    monkeypatch.setattr("antiphon.stores.blobs.disk.os.fsync", _full)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
     assert (answer.status, answer.error["code"]) == (507, "insufficient_storage")
     assert door.metric("storage_operations_total", operation="save_file", result="error") == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.stores.sqlite_writer import SqliteWriter, WriterLimits
+from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.waiting import until
 

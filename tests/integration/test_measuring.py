@@ -15,7 +15,7 @@ from antiphon import __version__
 from antiphon.engine.running.thread_pools import SEARCH
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite.readers import SqliteReaders
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Wait, answer, event, text_stream
 from tests.support.metrics import value_of

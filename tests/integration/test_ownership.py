@@ -21,8 +21,8 @@ import pytest_asyncio
 from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 from tests.support.chat_server import ChatServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

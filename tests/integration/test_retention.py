@@ -16,8 +16,8 @@ from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.contracts.store_contract import record as make_record
@@ -107,8 +107,8 @@ class _Watched(SqliteWriter):
 @pytest.fixture
 async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
     """Stores whose writer counts, and pieces of ten rows."""
-    monkeypatch.setattr("antiphon.stores.retention._ROWS", 10)
-    monkeypatch.setattr("antiphon.stores.SqliteWriter", _Watched)
+    monkeypatch.setattr("antiphon.stores.sqlite.retention._ROWS", 10)
+    monkeypatch.setattr("antiphon.stores.sqlite.opening.SqliteWriter", _Watched)
     opened = await open_stores(tmp_path, chain_items=1000)
     with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as connection, connection:
         connection.execute("CREATE TABLE deleted (x)")

@@ -17,7 +17,7 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
-from antiphon.stores.admin import has_rows
+from antiphon.stores.sqlite.admin import has_rows
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 

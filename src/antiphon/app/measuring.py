@@ -31,9 +31,9 @@ from antiphon.observability.loop_lag import LoopLag
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
-from antiphon.stores.database_files import size_of_files
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter
+from antiphon.stores.sqlite.database_files import size_of_files
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 _QUEUE_SECONDS = 1.0
 _SIZE_SECONDS = 10.0

@@ -24,9 +24,9 @@ from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter
-from antiphon.stores.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.tools.box import Tool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers

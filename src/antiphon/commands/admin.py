@@ -1,6 +1,6 @@
 """`antiphon admin`: what an operator does with what is kept.
 
-Lives here: the actions and what they print. Not here: the SQL (`stores/admin.py`, `stores/retention.py`).
+Lives here: the actions and what they print. Not here: the SQL (`stores/sqlite/admin.py`, `stores/sqlite/retention.py`).
 
 `export` writes one JSON object a line, `{"kind": …, "id": …, "of": …, "data": …}`, all of one moment but the files.
 Everything works while servers use the folder; `vacuum` lets their writes wait.
@@ -31,15 +31,15 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.errors import ConfigError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.admin import delete_owner, export_owner, list_owners, vacuum
-from antiphon.stores.vector_admin import (
+from antiphon.stores.sqlite.admin import delete_owner, export_owner, list_owners, vacuum
+from antiphon.stores.sqlite.vector_admin import (
     count_stores,
     delete_stores,
     export_stores,
     opened_vector_database,
     sweep_stores,
 )
-from antiphon.stores.vector_database import VECTORS_FILE
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")

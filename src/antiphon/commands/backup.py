@@ -1,6 +1,6 @@
 """`antiphon admin backup` and `restore`.
 
-Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/backup.py`).
+Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/sqlite/backup.py`).
 
 Invariant: neither makes a key: a backup of a server that has none says nothing of any, and a restored one is whole or
 not there.
@@ -13,7 +13,7 @@ from pathlib import Path
 from antiphon.app.keys import key_problems
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
-from antiphon.stores.backup import Archived, KeyName, make_archive, open_archive
+from antiphon.stores.sqlite.backup import Archived, KeyName, make_archive, open_archive
 
 
 def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:

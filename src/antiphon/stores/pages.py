@@ -2,7 +2,7 @@
 
 Lives here: the parameters and cursors of a page, the part of a query that says which of its rows still fit, and reading
 the result; and what items that a request names come to, which may be named more than once. Not here: the lists
-(`responses.py`, `conversations.py`, `background.py`).
+(`responses.py`, `conversations.py`, `jobs.py`).
 
 A row's size is known without reading it (SQLite keeps the length of a body in the row's head), so what does not fit is
 never read. The first row always fits: one that is larger than a page comes alone.
@@ -13,37 +13,28 @@ Invariant: a page is a beginning of what a page without the limit of bytes would
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery
 from antiphon.errors import HistoryTooLarge, unknown_cursor
-from antiphon.stores.sqlite_readers import Row
 
 
-def within(order: str) -> str:
-    """The table `cut (place, fits)` of a query that has the table `page (place, size, …)` and the parameter `:bytes`.
+class Row(Protocol):
+    """A row of any backend: its columns by name."""
 
-    `fits` holds for the rows, taken in this order, that are within so many bytes together.
-    """
-    return f"""cut (place, fits) AS (
-  SELECT place, total <= :bytes OR total = size
-  FROM (SELECT place, size, sum(size) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total FROM page)
-)"""
+    def __getitem__(self, column: str, /) -> Any: ...
 
 
-def cut_off(rows: list[Row], body: str = "body") -> tuple[list[Row], bool]:
+R = TypeVar("R", bound=Row)
+
+
+def cut_off(rows: list[R], body: str = "body") -> tuple[list[R], bool]:
     """The rows up to the first that did not fit (its column `body` is null), and whether there is such a row."""
     for number, row in enumerate(rows):
         if row[body] is None:
             return rows[:number], True
     return rows, False
-
-
-def asked(page: PageQuery, size: int = 0) -> dict[str, Any]:
-    """The parameters of a query that lies between two cursors: `:low`, `:high`, `:limit`, `:bytes` (of `size`)."""
-    low, high = page.bounds
-    return {"low": low, "high": high, "limit": page.limit + 1, "bytes": size}
 
 
 async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:

@@ -19,10 +19,10 @@ from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite_database import connect_writer
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.retention import Retention
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
 from tests.support.effort import examples

@@ -18,15 +18,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, backup, blobs, open_stores, sqlite_writer
-from antiphon.stores.backup import KeyName, make_archive, open_archive
-from antiphon.stores.blobs import DiskBlobs
-from antiphon.stores.chunk_index import SqliteChunkIndex
-from antiphon.stores.database_files import free_bytes
-from antiphon.stores.sqlite_database import create_file
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement, WriterLimits
-from antiphon.stores.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores import SESSIONS_FILE, Stores, open_stores
+from antiphon.stores.blobs import disk as on_disk
+from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.sqlite import backup, writer
+from antiphon.stores.sqlite.backup import KeyName, make_archive, open_archive
+from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.database import create_file
+from antiphon.stores.sqlite.database_files import free_bytes
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement, WriterLimits
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE
 from tests.support.left_open import left_open
@@ -75,8 +77,8 @@ async def test_a_start_that_fails_leaves_nothing(
         def refuses(connection: sqlite3.Connection, steps: Any) -> None:
             raise StoreError("no")
 
-        monkeypatch.setattr("antiphon.stores.migrate", refuses)
-        monkeypatch.setattr("antiphon.stores.vector_database.migrate", refuses)
+        monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
+        monkeypatch.setattr("antiphon.stores.sqlite.vector_database.migrate", refuses)
     else:
         monkeypatch.setattr(failing, "start", fails)
     with pytest.raises(StoreError, match="no"):
@@ -133,7 +135,7 @@ class _Written:
         self.room = 1_000_000
         self.path = path
         self.writer = SqliteWriter(path, self._prepare)
-        monkeypatch.setattr(sqlite_writer, "free_bytes", lambda path: self.room)
+        monkeypatch.setattr(writer, "free_bytes", lambda path: self.room)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")
@@ -307,10 +309,10 @@ async def test_a_file_that_another_sweep_took_first_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lock, or the file itself, is the sweep's: another one is begun; not for ever."""
-    lock = blobs._lock
+    lock = on_disk._lock
     left = [False, True]
-    monkeypatch.setattr(blobs, "_lock", lambda descriptor: left.pop(0) and lock(descriptor))
-    key, descriptor = blobs._begin(tmp_path / "files" / "new")
+    monkeypatch.setattr(on_disk, "_lock", lambda descriptor: left.pop(0) and lock(descriptor))
+    key, descriptor = on_disk._begin(tmp_path / "files" / "new")
     assert left == [] and len(list((tmp_path / "files" / "new").iterdir())) == 2
     assert os.readlink(f"/proc/self/fd/{descriptor}").endswith(key)
     os.close(descriptor)
@@ -320,18 +322,18 @@ async def test_a_file_that_another_sweep_took_first_is_begun_again(
         tries.append(descriptor)
         return False
 
-    monkeypatch.setattr(blobs, "_lock", never)
+    monkeypatch.setattr(on_disk, "_lock", never)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
-        blobs._begin(tmp_path / "files" / "new")
+        on_disk._begin(tmp_path / "files" / "new")
     assert len(tries) == 10
 
     def taken(descriptor: int) -> bool:
         os.unlink(os.readlink(f"/proc/self/fd/{descriptor}"))
         return len(tries) < 11 or lock(descriptor)
 
-    monkeypatch.setattr(blobs, "_lock", taken)
+    monkeypatch.setattr(on_disk, "_lock", taken)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
-        blobs._begin(tmp_path / "files" / "new")
+        on_disk._begin(tmp_path / "files" / "new")
 
 
 @pytest.mark.usefixtures("nothing_open")
@@ -417,7 +419,7 @@ async def test_contents_are_found_some_at_a_time(
             disk.place(key).touch()
             disk.place(key).with_name("no key of ours").touch()
         assert [len(some) async for some in disk.keys()] == pages  # noqa: SIM118
-        monkeypatch.setattr(blobs, "_SOME", 2)
+        monkeypatch.setattr(on_disk, "_SOME", 2)
         found = [some async for some in disk.keys()]  # noqa: SIM118
         assert [len(some) for some in found] == [2] * (there // 2) + [1] * (there % 2)
         assert sorted(key for some in found for key in some) == keys

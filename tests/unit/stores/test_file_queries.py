@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from antiphon.stores import files
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.sqlite_database import connect_writer
+from antiphon.stores.sqlite import files
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 
 _NAMED = {
     "owner": "o1",

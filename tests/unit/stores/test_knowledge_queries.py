@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores import chunk_index, ingestion, lease_clock, vector_store_sql
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.sqlite_database import connect_writer
-from antiphon.stores.vector_filters import filter_condition
+from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_store_sql
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.types.search import Filter
 
 _FILTERS = Filter(

@@ -17,8 +17,8 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
-from antiphon.stores import vector_database
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement, WriterLimits
+from antiphon.stores.sqlite import vector_database
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement, WriterLimits
 from tests.support.waiting import until
 
 SOON = 0.05

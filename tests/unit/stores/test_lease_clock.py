@@ -13,9 +13,10 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores, lease_clock, open_stores
-from antiphon.stores.retention import Retention
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
 
@@ -136,7 +137,7 @@ async def test_a_claim_takes_all_it_says_or_nothing(stores: Stores, monkeypatch:
     """A store that fails in the middle leaves no job behind that waits for a lease to run out."""
     for name in ("a", "b", "c"):
         await stores.background.enqueue(replace(queued(name)), b"{}", None, limit=9)
-    monkeypatch.setattr("antiphon.stores.background.CLAIMED", "SELECT no_such_column, :worker, :besides FROM jobs")
+    monkeypatch.setattr("antiphon.stores.sqlite.jobs.CLAIMED", "SELECT no_such_column, :worker, :besides FROM jobs")
     with pytest.raises(Exception, match="Writing failed"):
         await claim(stores.background)
     monkeypatch.undo()

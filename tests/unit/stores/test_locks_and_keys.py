@@ -11,11 +11,11 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import ApiError, StoreError
-from antiphon.stores import lease_clock
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.migrate import Migration, migrate
-from antiphon.stores.sqlite_database import connect_writer, create_file, store_error, wait_for_lock
-from antiphon.stores.sqlite_writer import RowsMissing, Statement
+from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.migrate import Migration, migrate
+from antiphon.stores.sqlite.writer import RowsMissing, Statement
 from tests.contracts.store_contract import ALICE
 from tests.support.left_open import left_open
 
@@ -25,8 +25,8 @@ from tests.support.left_open import left_open
 class _Time:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("antiphon.stores.sqlite_database.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("antiphon.stores.sqlite_database.time.sleep", self.pass_)
+        monkeypatch.setattr("antiphon.stores.sqlite.database.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("antiphon.stores.sqlite.database.time.sleep", self.pass_)
 
     def pass_(self, seconds: float) -> None:
         assert 0 < seconds < 0.1
@@ -82,7 +82,7 @@ def test_how_a_database_is_opened_for_writing(tmp_path: Path, monkeypatch: pytes
     assert {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in asked} == asked
     assert connection.isolation_level is None
     connection.close()
-    monkeypatch.setattr("antiphon.stores.sqlite_database.wait_for_lock", lambda action: ("delete",))
+    monkeypatch.setattr("antiphon.stores.sqlite.database.wait_for_lock", lambda action: ("delete",))
     before = left_open()
     with pytest.raises(StoreError, match=r"write-ahead log here \(journal mode delete\)") as told:
         connect_writer(path)

@@ -12,8 +12,8 @@ import pytest
 
 from antiphon.errors import StoreError
 from antiphon.stores import SESSIONS_FILE
-from antiphon.stores.migrate import Migration, migrate, packaged_migrations
-from antiphon.stores.sqlite_database import connect_writer
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.migrate import Migration, migrate, packaged_migrations
 from tests.contracts.store_process import StoreProcess
 
 ONE = Migration(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")

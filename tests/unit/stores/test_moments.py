@@ -18,14 +18,16 @@ from antiphon.engine.ports.files import FileFields, FileQuery
 from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
-from antiphon.stores import Stores, background, ingestion, lease_clock, open_stores, retention
-from antiphon.stores.blobs import DiskBlobs
-from antiphon.stores.conversations import SqliteConversationStore
-from antiphon.stores.files import SqliteFileStore
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite_writer import SqliteWriter
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.sqlite import ingestion, lease_clock, retention
+from antiphon.stores.sqlite import jobs as job_store
+from antiphon.stores.sqlite.conversations import SqliteConversationStore
+from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record
@@ -49,7 +51,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     made = Clocks()
-    for module in (lease_clock, background, ingestion, retention):
+    for module in (lease_clock, job_store, ingestion, retention):
         monkeypatch.setattr(module, "lease_now", lambda: made.lease)
     return made
 
@@ -287,7 +289,7 @@ async def test_only_who_holds_a_key_gives_it_back(stores: Stores, clocks: Clocks
 async def test_keys_are_swept_piece_by_piece(
     stores: Stores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
-    monkeypatch.setattr("antiphon.stores.idempotency._PIECE", 2)
+    monkeypatch.setattr("antiphon.stores.sqlite.idempotency._PIECE", 2)
     keys = SqliteIdempotency(stores.writer, stores.readers, keep=1.0, clock=clocks.date)
     for number in range(there):
         await keys.make(_once(f"k{number}"), f"conv_{number}", [], [])

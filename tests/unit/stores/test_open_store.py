@@ -20,9 +20,9 @@ import pytest
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores import SESSIONS_FILE, open_stores
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.vector_admin import opened_vector_database
-from antiphon.stores.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.vector_admin import opened_vector_database
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, admin
-from antiphon.stores.owner_room import SqliteOwnerRoom
+from antiphon.stores import SESSIONS_FILE, Stores
+from antiphon.stores.sqlite import admin
+from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from tests.contracts.store_contract import ALICE, record
 
 # Room of an owner

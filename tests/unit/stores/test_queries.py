@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ChainTooLong
-from antiphon.stores import _prepare, background, open_stores, responses, retention
-from antiphon.stores.responses import SqliteResponseStore
-from antiphon.stores.sqlite_database import connect_writer
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
+from antiphon.stores import open_stores
+from antiphon.stores.sqlite import jobs, responses, retention
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.opening import _prepare
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.responses import SqliteResponseStore
 from tests.contracts.store_contract import ALICE, record, save_chain
 
 _NAMED = {"id": "r500", "owner": "o1", "limit": 1000, "ids": '["i500", "i7"]', "low": "i500", "high": None}
@@ -30,19 +32,19 @@ _QUERIES = {
     "list_backward": responses.LIST_BACKWARD,
     "list_forward_behind": responses.LIST_FORWARD_BEHIND,
     "list_backward_behind": responses.LIST_BACKWARD_BEHIND,
-    "claimable": background.CLAIMABLE,
-    "held_jobs": background.HELD_JOBS,
-    "count_jobs": background.COUNT_JOBS,
-    "claim_jobs": background.CLAIM_JOBS,
-    "start_responses": background.START_RESPONSES,
-    "claimed": background.CLAIMED,
-    "take_back_events": background.TAKE_BACK_EVENTS,
-    "renew_jobs": background.RENEW_JOBS,
-    "append_events": background.APPEND_EVENTS,
-    "drop_events": background.DROP_EVENTS,
-    "end_job": background.END_JOB,
-    "events": background.EVENTS,
-    "progress": background.PROGRESS,
+    "claimable": jobs.CLAIMABLE,
+    "held_jobs": jobs.HELD_JOBS,
+    "count_jobs": jobs.COUNT_JOBS,
+    "claim_jobs": jobs.CLAIM_JOBS,
+    "start_responses": jobs.START_RESPONSES,
+    "claimed": jobs.CLAIMED,
+    "take_back_events": jobs.TAKE_BACK_EVENTS,
+    "renew_jobs": jobs.RENEW_JOBS,
+    "append_events": jobs.APPEND_EVENTS,
+    "drop_events": jobs.DROP_EVENTS,
+    "end_job": jobs.END_JOB,
+    "events": jobs.EVENTS,
+    "progress": jobs.PROGRESS,
 } | {
     f"retention_{name.lower()}": value
     for name, value in vars(retention).items()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite.readers import SqliteReaders
 
 ENDLESS = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores.sqlite_database import store_error
+from antiphon.stores.sqlite.database import store_error
 
 WHERE = Path("/data/sessions.db")
 

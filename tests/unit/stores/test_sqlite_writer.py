@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement, WriterLimits
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement, WriterLimits
 
 
 class Probe:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores import conversations, lease_clock, open_stores, prompts, responses
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.sqlite_database import connect_writer
+from antiphon.stores import open_stores
+from antiphon.stores.sqlite import conversations, lease_clock, prompts, responses
+from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE
 

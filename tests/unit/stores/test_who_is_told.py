@@ -15,9 +15,10 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores import Stores, ingestion, retention, vector_stores
-from antiphon.stores.retention import Retention
-from antiphon.stores.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores import Stores
+from antiphon.stores.sqlite import ingestion, retention, vector_stores
+from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record

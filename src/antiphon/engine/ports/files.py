@@ -1,7 +1,7 @@
 """Files that clients uploaded, as the API, the runner and whoever reads them see them.
 
 Lives here: what a file is, and the ports `FileStore` (rows and contents together) and `BlobStore` (contents alone).
-Not here: SQL and disks (`stores/files.py`, `stores/blobs.py`), the HTTP side (`api/files.py`).
+Not here: SQL and disks (`stores/sqlite/files.py`, `stores/blobs/disk.py`), the HTTP side (`api/files.py`).
 
 Invariant: a file is there whole or not at all: its row comes after its content is durable, and goes before it. An
 expired file does not exist.

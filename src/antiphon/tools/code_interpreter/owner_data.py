@@ -1,7 +1,7 @@
 """What an operator does with one owner's containers, while servers use them or not.
 
 Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
-(`commands/admin.py`), the databases (`stores/admin.py`).
+(`commands/admin.py`), the databases (`stores/sqlite/admin.py`).
 
 Invariant: a folder without containers gets none by being looked at.
 """

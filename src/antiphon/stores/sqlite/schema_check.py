@@ -17,7 +17,7 @@ from contextlib import closing
 from functools import cache
 
 from antiphon.errors import StoreError
-from antiphon.stores.migrate import Migration, migrate, missing_steps
+from antiphon.stores.sqlite.migrate import Migration, migrate, missing_steps
 
 _LIST = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _TRIGGERS = "SELECT name FROM sqlite_schema WHERE type = 'trigger'"

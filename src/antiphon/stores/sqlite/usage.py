@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antiphon.engine.ports.usage import KEY, NUMBERS, By, UsageSum
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 
 _MOST = 10**15
 ADD = f"""

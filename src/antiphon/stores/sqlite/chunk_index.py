@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.vector_filters import filter_condition
-from antiphon.stores.vector_stores import SqliteVectorStores, index_table
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.vector_filters import filter_condition
+from antiphon.stores.sqlite.vector_stores import SqliteVectorStores, index_table
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 

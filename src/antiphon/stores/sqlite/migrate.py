@@ -1,7 +1,7 @@
 """Brings a database to the schema this build knows.
 
 Lives here: reading the numbered `.sql` files, and applying those a database has not seen. Not here: what the
-tables mean (`responses.py`) and how a connection is opened (`sqlite_database.py`).
+tables mean (`responses.py`) and how a connection is opened (`database.py`).
 
 Invariant: the versions in `schema_migrations` are a prefix of the packaged files, with the same checksums; a
 database that is newer, or whose history was edited, is refused before anything is changed. All missing files are
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite_database import wait_for_lock
+from antiphon.stores.sqlite.database import wait_for_lock
 
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
@@ -44,7 +44,7 @@ class Migration:
 
 def packaged_migrations(folder: str = "migrations") -> tuple[Migration, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
-    entries = (files("antiphon.stores") / folder).iterdir()
+    entries = (files("antiphon.stores.sqlite") / folder).iterdir()
     steps = sorted(
         (
             Migration(int(match[1]), entry.name, entry.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Whether the files that a database has open are still those that its path names.
 
 Lives here: what the three files of a database looked like when it was opened, and the comparison; how large they are,
-and how much room there is beside them. Not here: when they are compared (`sqlite_writer.py`: before and after each
+and how much room there is beside them. Not here: when they are compared (`writer.py`: before and after each
 commit).
 
 A file that is deleted, or put in another's place, under a process that has it open stays writable: everything that is

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from antiphon.stores.sqlite_database import wait_for_lock
+from antiphon.stores.sqlite.database import wait_for_lock
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NOTED = "SELECT boot FROM lease_clock"

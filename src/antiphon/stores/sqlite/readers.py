@@ -1,7 +1,7 @@
 """The readers of a SQLite database: a small pool of connections that cannot write.
 
 Lives here: opening them, lending them, closing them, and how long a query may take. Not here: SQL of any store;
-writing (`sqlite_writer.py`).
+writing (`writer.py`).
 
 A query whose time is over, or whose caller left, is interrupted; its connection is lent again when it has ended. One
 that stands still in the disk cannot be interrupted: until it ends there is a connection less, and nothing queues behind
@@ -29,7 +29,7 @@ import structlog
 
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite_database import reader_uri, store_error
+from antiphon.stores.sqlite.database import reader_uri, store_error
 
 Row = sqlite3.Row
 """Its columns by name, or unpacked; the names are those of the query."""

@@ -34,13 +34,13 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
-from antiphon.stores import FILES_FOLDER, SESSIONS_FILE
-from antiphon.stores.migrate import packaged_migrations
-from antiphon.stores.schema_check import check_schema
-from antiphon.stores.sqlite_database import reader_uri, store_error
-from antiphon.stores.vector_database import VECTOR_STEPS, VECTORS_FILE
-from antiphon.stores.vector_store_sql import INDEX_TABLE
-from antiphon.stores.vector_stores import INDEX_PREFIX, index_table
+from antiphon.stores.sqlite.database import reader_uri, store_error
+from antiphon.stores.sqlite.migrate import packaged_migrations
+from antiphon.stores.sqlite.opening import FILES_FOLDER, SESSIONS_FILE
+from antiphon.stores.sqlite.schema_check import check_schema
+from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+from antiphon.stores.sqlite.vector_store_sql import INDEX_TABLE
+from antiphon.stores.sqlite.vector_stores import INDEX_PREFIX, index_table
 
 _MANIFEST = "manifest.json"
 _WORK = ".backup"

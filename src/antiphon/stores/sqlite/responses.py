@@ -1,7 +1,7 @@
 """What it means to store a response: the `ResponseStore` over SQLite.
 
 Lives here: the SQL by name, and how records become rows and rows become records. Not here: threads, connections
-and transactions (`sqlite_writer.py`, `sqlite_readers.py`), the schema (`migrations/`).
+and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 
 Invariant: a chain never crosses owners. It is enforced where a response is inserted (its predecessor must exist
 with the same owner, in the same transaction), so that reading a chain has to check the owner of its last response
@@ -16,17 +16,18 @@ import sqlite3
 from typing import Any
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
-from antiphon.stores.conversations import RELEASE_CONVERSATION
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import asked, cut_off, history_item, item_page, named_items, stored_item, within
-from antiphon.stores.retention import SWEEPER
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
+from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.page_sql import asked, within
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 # A new tree is named after its first response: ids are unique already.
 INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)"

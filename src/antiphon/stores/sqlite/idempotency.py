@@ -15,9 +15,9 @@ from typing import Any
 
 from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
 from antiphon.ids import Clock, now
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 KEEP_SECONDS = 86_400.0
 _PIECE = 500

@@ -20,15 +20,16 @@ from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
+from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import asked, check_cursors, history_item, item_page, named_items, stored_item, within
-from antiphon.stores.retention import SWEEPER
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.pages import check_cursors, history_item, item_page, named_items, stored_item
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.page_sql import asked, within
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 # Places begin where none of an earlier conversation of the same id can have been: where clients choose the ids, one
 # may be deleted and come again, and a response that was made in the first must not find the second's items.

@@ -10,7 +10,7 @@ the limit by what ran at that moment.
 from __future__ import annotations
 
 from antiphon.errors import OwnerFull
-from antiphon.stores.sqlite_readers import SqliteReaders
+from antiphon.stores.sqlite.readers import SqliteReaders
 
 OWNER_BYTES = "SELECT bytes FROM owner_bytes WHERE owner = :owner"
 

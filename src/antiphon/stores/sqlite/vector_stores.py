@@ -30,13 +30,13 @@ from antiphon.engine.ports.vector_stores import (
 )
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, is_id, now
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import asked, check_cursors
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
-from antiphon.stores.vector_filters import attribute_rows
-from antiphon.stores.vector_store_sql import (
+from antiphon.stores.pages import check_cursors
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.page_sql import asked
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.vector_filters import attribute_rows
+from antiphon.stores.sqlite.vector_store_sql import (
     BUMP,
     CANCEL_BATCH,
     CANCEL_FILES,
@@ -68,6 +68,7 @@ from antiphon.stores.vector_store_sql import (
     TRASH_FILES,
     UPDATE_STORE,
 )
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 from antiphon.types.search import Attributes
 
 INDEX_PREFIX = "fts_"

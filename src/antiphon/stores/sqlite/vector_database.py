@@ -13,15 +13,15 @@ from pathlib import Path
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.ids import Clock, now
-from antiphon.stores import lease_clock
-from antiphon.stores.chunk_index import SqliteChunkIndex
-from antiphon.stores.idempotency import KEEP_SECONDS, SqliteIdempotency
-from antiphon.stores.ingestion import SqliteIngestion
-from antiphon.stores.migrate import migrate, packaged_migrations
-from antiphon.stores.schema_check import check_triggers
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter, writer_limits
-from antiphon.stores.vector_stores import SqliteVectorStores
+from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.idempotency import KEEP_SECONDS, SqliteIdempotency
+from antiphon.stores.sqlite.ingestion import SqliteIngestion
+from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.schema_check import check_triggers
+from antiphon.stores.sqlite.vector_stores import SqliteVectorStores
+from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 
 _TIMEOUTS = TimeoutSettings()
 VECTORS_FILE = "vectors.db"

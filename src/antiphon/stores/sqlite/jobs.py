@@ -1,7 +1,7 @@
 """What it means to keep background work: the `JobStore` over SQLite.
 
 Lives here: the SQL of jobs and event streams by name. Not here: responses as such (`responses.py`), who runs a job
-(`engine/running/background.py`), threads and transactions (`sqlite_writer.py`).
+(`engine/running/background.py`), threads and transactions (`writer.py`).
 
 Invariant: a job's row is deleted by exactly one unit, and that unit also writes the response's last state and its
 last event; every statement of a worker demands that the worker still holds the job.
@@ -17,11 +17,14 @@ from typing import Any
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.errors import StoreError
-from antiphon.stores.conversations import RELEASE_CONVERSATION
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.lease_clock import lease_now
-from antiphon.stores.pages import cut_off, within
-from antiphon.stores.responses import (
+from antiphon.stores.pages import cut_off
+from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.page_sql import within
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.responses import (
     INSERT_CONVERSATION_ITEMS,
     INSERT_ITEM,
     JOIN_CONVERSATION,
@@ -29,9 +32,7 @@ from antiphon.stores.responses import (
     save_statements,
     unsave_statements,
 )
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antiphon.stores import SESSIONS_FILE
-from antiphon.stores.sqlite_database import connect_writer, reader_uri, store_error, wait_for_lock
-from antiphon.stores.vector_database import VECTORS_FILE
+from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_error, wait_for_lock
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 
 _AT_ONCE = 100
 

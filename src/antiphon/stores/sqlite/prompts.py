@@ -15,11 +15,12 @@ from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
 from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.pages import cut_off, within
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.pages import cut_off
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.page_sql import within
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 INSERT_PROMPT = """
 INSERT INTO prompts (id, owner, name, default_version, last_version, created_at, updated_at, metadata)

@@ -1,7 +1,7 @@
 """The one writer of a SQLite database in this process: a thread with group commit.
 
 Lives here: the queue of units, the transaction they share, how long a caller waits, and how results travel back to the
-event loop. Not here: table names or SQL of any store; reading (`sqlite_readers.py`).
+event loop. Not here: table names or SQL of any store; reading (`readers.py`).
 
 A *unit* is a list of statements that happen all or not at all. The thread takes every unit that is waiting, runs
 each in a savepoint of one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to
@@ -33,14 +33,14 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.database_files import DatabaseFiles, free_bytes
-from antiphon.stores.sqlite_database import (
+from antiphon.stores.sqlite.database import (
     LOCK_SECONDS,
     connect_writer,
     create_file,
     store_error,
     wait_for_lock,
 )
+from antiphon.stores.sqlite.database_files import DatabaseFiles, free_bytes
 
 _log = structlog.get_logger(__name__)
 

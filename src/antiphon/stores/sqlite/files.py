@@ -1,7 +1,7 @@
 """What it means to keep an uploaded file: the `FileStore` over SQLite and any `BlobStore`.
 
 Lives here: the SQL by name, the order of row and content, and the sweep that takes away what expired or was left
-behind. Not here: where contents lie (on disk: `blobs.py`), threads, connections and transactions.
+behind. Not here: where contents lie (on disk: `blobs/disk.py`), threads, connections and transactions.
 
 Invariant: a row is written after its content is durable and deleted before it, so whatever moment a process dies at,
 no row is without its content, and what is left over is a content without a row, which a sweep finds.
@@ -30,10 +30,10 @@ from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""

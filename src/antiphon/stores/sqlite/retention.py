@@ -21,13 +21,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from antiphon.config.state import RetentionSettings
-from antiphon.stores.lease_clock import lease_now
-from antiphon.stores.sqlite_database import milliseconds
-from antiphon.stores.sqlite_readers import Row, SqliteReaders
-from antiphon.stores.sqlite_writer import SqliteWriter, Statement
-
-SWEEPER = "retention"
-"""Who holds the lock of a conversation that is going; it never runs out."""
+from antiphon.engine.ports.retention import SWEEPER
+from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 
 _ROWS = 1000
 _LOOKED_AT = 200
