@@ -16,6 +16,7 @@ import pytest
 import structlog
 
 from tests.support import extproc_door
+from tests.support.postgres import PostgresServer
 
 # A busy machine is no fault of the code's. `scripts/test` asks for the quick profile unless it runs everything.
 _patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -107,3 +108,11 @@ def estimated_tokens(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     folder = tmp_path_factory.mktemp("no-tokenizer")
     (folder / "bpe_openai.py").write_text("raise ImportError")
     monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests of this process; each makes a database of its own."""
+    server = PostgresServer()
+    yield server
+    server.close()

@@ -36,7 +36,9 @@ from typing import Literal
 
 import msgspec
 
-StoreReason = Literal["failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy"]
+StoreReason = Literal[
+    "failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy", "unavailable"
+]
 
 # An id may be the client's own: what is longer than any is no part of an error.
 _LONGEST_ID = 128
@@ -317,6 +319,7 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "locked": (503, "storage_locked", "another process keeps the database locked"),
     "read_only": (503, "storage_read_only", "the database cannot be written to"),
     "busy": (503, "overloaded", "too many writes are waiting"),
+    "unavailable": (503, "storage_unavailable", "the database cannot be reached"),
 }
 
 
@@ -325,7 +328,8 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
     status, code, words = _STORE_FAILURES[error.reason]
     limit = f" ('{error.setting}')" if error.setting else ""
     message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
-    refused = InternalError(message, status=status, code=code)
+    headers = (("retry-after", "1"),) if error.reason == "unavailable" else ()
+    refused = InternalError(message, status=status, code=code, headers=headers)
     refused.cause = str(error)
     return refused
 

@@ -1,0 +1,273 @@
+"""The connections of one process to PostgreSQL: few, shared, and never waited for without end.
+
+Lives here: opening and giving out connections, the one deadline of a piece of work, what is tried again. Not here:
+SQL, what an error means (`failures.py`), LISTEN (`signals.py`: a connection of its own).
+
+One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
+aborted, since a server that stands still answers no request to cancel either. While the server cannot be reached one
+caller at a time tries to; the others are refused at once for a moment.
+
+It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
+is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares
+statements gets other clients' answers there, without an error.)
+
+Invariants: there are never more than `size` connections; one on which anything but an answer of the server ended a
+piece of work is closed; every call ends by its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import asyncpg
+
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.failures import TRY_AGAIN, code_of, refused, store_error, unknown
+
+T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+
+
+class Record(Protocol):
+    """A row, by its columns' names or numbers."""
+
+    def __getitem__(self, key: str | int | slice) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+
+_REFUSE_SECONDS = 0.5
+_PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1)
+_CLOSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """`size`: connections of this process; `deadline`: seconds for a piece of work, waiting for a connection included;
+    `connect`: seconds of these for opening one."""
+
+    size: int = 4
+    deadline: float = 4.5
+    connect: float = 3.0
+
+
+class Database:
+    """See the module. `url` as libpq has it; it is never shown."""
+
+    def __init__(self, url: str, limits: DatabaseLimits | None = None) -> None:
+        self._url = url
+        self.limits = limits or DatabaseLimits()
+        self._places = asyncio.Semaphore(self.limits.size)
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._waiting = 0
+        self._trying = asyncio.Lock()
+        self._refused: tuple[float, StoreError] | None = None
+        self._closed = False
+
+    @property
+    def busy(self) -> int:
+        """Connections at work."""
+        return len(self._busy)
+
+    @property
+    def open(self) -> int:
+        """Connections there are."""
+        return len(self._busy) + len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Callers that wait for a connection."""
+        return self._waiting
+
+    async def fetch(self, sql: str, *args: Any) -> list[Record]:
+        """One statement that only reads; tried again on a new connection when the old one was lost. Raises
+        `StoreError`."""
+        return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
+
+    async def write(self, sql: str, *args: Any) -> list[Record]:
+        """One statement that writes, and its rows. Raises `StoreError`; `unknown` where it may have taken effect."""
+        return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=False)
+
+    async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
+        """Several statements, all or none; `snapshot`: all of them read of one moment, and write nothing.
+
+        The work is done anew where transactions stood in each other's way, so it must have no effects of its own.
+        Raises `StoreError` (`unknown` when the connection was lost at the commit), and what `work` raises.
+        """
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else "BEGIN"
+
+        async def unit(connection: Connection) -> T:
+            await connection.execute(begin)
+            try:
+                result = await work(connection)
+            except Exception as error:
+                if connection.is_closed() or (_from_driver(error) and not refused(error)):
+                    raise _NothingDone from error
+                with contextlib.suppress(Exception):
+                    # Where that fails the connection is gone, and the transaction with it.
+                    await connection.execute("ROLLBACK")
+                raise
+            await connection.execute("COMMIT")
+            return result
+
+        return await self._work("Reading" if snapshot else "Writing", unit, again=snapshot)
+
+    async def aclose(self) -> None:
+        """Close the connections. Whoever still works ends first, by its own deadline."""
+        self._closed = True
+        for _ in range(self.limits.size):
+            await self._places.acquire()
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=_CLOSE_SECONDS)
+        for _ in range(self.limits.size):
+            self._places.release()
+
+    async def _work(self, doing: str, work: Callable[[Connection], Awaitable[T]], *, again: bool) -> T:
+        deadline = asyncio.get_running_loop().time() + self.limits.deadline
+        for tries in range(1000):
+            connection = await self._acquire(deadline)
+            try:
+                return await self._on(connection, deadline, work)
+            except _Lost as lost:
+                cause = lost.cause
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise (_too_slow(doing) if again or lost.nothing_done else unknown(cause)) from cause
+                if not again and not lost.nothing_done:
+                    raise unknown(cause) from cause
+            except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                if code_of(error) not in TRY_AGAIN or asyncio.get_running_loop().time() >= deadline:
+                    raise store_error(doing, error) from error
+            await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+        raise StoreError(f"{doing} failed: PostgreSQL: transactions stood in each other's way.", reason="locked")
+
+    async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
+        # A timer, not a cancellation: that would ask the server to stop over another connection, and wait for it.
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(deadline, connection.terminate)
+        good = False
+        try:
+            result = await work(connection)
+            good = True
+            return result
+        except _NothingDone as error:
+            raise _Lost(error.__cause__ or error, nothing_done=True) from error.__cause__
+        except Exception as error:
+            good = not connection.is_closed() and (refused(error) or not _from_driver(error))
+            if good or not _from_driver(error):
+                raise
+            # An `InterfaceError` comes before anything is sent: the connection was closed already.
+            raise _Lost(error, nothing_done=isinstance(error, asyncpg.InterfaceError)) from error
+        finally:
+            timer.cancel()
+            self._give_back(connection, good)
+
+    async def _acquire(self, deadline: float) -> Connection:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError:
+            raise _too_slow("Waiting for a connection") from None
+        finally:
+            self._waiting -= 1
+        connection: Connection | None = None
+        try:
+            if self._closed:
+                raise StoreError("The store is closed.")
+            while self._idle and connection is None:
+                candidate = self._idle.pop()
+                connection = None if candidate.is_closed() else candidate
+            if connection is None:
+                connection = await self._connect(deadline)
+            self._busy.add(connection)
+            return connection
+        finally:
+            if connection is None:
+                self._places.release()
+
+    def _give_back(self, connection: Connection, good: bool) -> None:
+        self._busy.discard(connection)
+        if good and not connection.is_closed():
+            self._idle.append(connection)
+        else:
+            connection.terminate()
+        self._places.release()
+
+    async def _connect(self, deadline: float) -> Connection:
+        loop = asyncio.get_running_loop()
+        if self._refused is not None and loop.time() < self._refused[0]:
+            raise StoreError(*self._refused[1].args, reason=self._refused[1].reason)
+        ends = loop.time() + self.limits.connect
+        try:
+            async with asyncio.timeout_at(min(deadline, ends)):
+                connection = await connect(self._url, self.limits.connect)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and deadline < ends:
+                raise _too_slow("Connecting") from error
+            failure = connecting_failed(error)
+            self._refused = (loop.time() + _REFUSE_SECONDS, failure)
+            raise failure from error
+        self._refused = None
+        return connection
+
+
+async def connect(url: str, seconds: float) -> Connection:
+    """One connection, on which nothing is prepared under a name. Raises what the driver raises."""
+    return await asyncpg.connect(
+        url,
+        timeout=seconds,
+        statement_cache_size=0,
+        server_settings={"application_name": "antiphon"},
+    )
+
+
+def connecting_failed(error: BaseException) -> StoreError:
+    """Why there is no connection, and what to do."""
+    if isinstance(error, asyncpg.PostgresError):
+        return store_error("Connecting", error)
+    if isinstance(error, TimeoutError):
+        why = "it does not answer; check host and port in state.url, and firewalls between"
+    elif isinstance(error, ssl.SSLError):
+        why = f"TLS failed: {error.reason or 'unknown'}; check sslmode in state.url"
+    elif isinstance(error, OSError):
+        known = error.errno is not None and error.errno > 0
+        why = f"{os.strerror(error.errno or 0) if known else 'the host is not known'}; check host and port in state.url"
+    elif isinstance(error, ValueError | asyncpg.InterfaceError):
+        why = "state.url is not one that the driver understands"
+    else:
+        why = "it does not speak the protocol; check host and port in state.url"
+    failure = StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable")
+    failure.__cause__ = error
+    return failure
+
+
+class _NothingDone(Exception):
+    """The connection was lost, its cause says how, before a commit was asked for."""
+
+
+class _Lost(Exception):
+    """The connection is of no use any more."""
+
+    def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.nothing_done = nothing_done
+
+
+def _from_driver(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError | OSError)
+
+
+def _too_slow(doing: str) -> StoreError:
+    return StoreError(f"{doing} failed: PostgreSQL: it did not answer in time.", reason="slow")

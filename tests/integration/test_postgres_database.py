@@ -1,0 +1,177 @@
+"""Connections to a real PostgreSQL: what is tried again, what ends, what is said of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
+from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
+from antiphon.stores.postgres.opening import check_server
+from tests.support.postgres import PostgresServer, free_port
+
+ADD = "INSERT INTO sweeps (what, due_at) VALUES ($1, now())"
+COUNT = "SELECT count(*) FROM sweeps"
+KILL_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database()
+    yield url
+    await postgres.drop_database(url)
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    yield database
+    await database.aclose()
+
+
+async def test_it_is_a_server_that_state_can_be_kept_on(database: Database) -> None:
+    await check_server(database)
+
+
+async def test_there_are_never_more_connections_than_allowed(database: Database) -> None:
+    rows = await asyncio.gather(*[database.fetch("SELECT pg_backend_pid()") for _ in range(100)])
+    assert len({row[0][0] for row in rows}) <= 4
+    assert database.open <= 4 and database.busy == 0 and database.waiting == 0
+
+
+async def test_a_read_is_made_again_when_its_connection_was_cut(database: Database, url: str) -> None:
+    await asyncio.gather(*[database.fetch("SELECT pg_sleep(0.01)") for _ in range(4)])
+    other = await asyncpg.connect(url)
+    await other.execute(KILL_OTHERS)
+    await other.close()
+    assert (await database.fetch("SELECT 1"))[0][0] == 1
+
+
+async def test_a_write_whose_connection_was_cut_is_unknown(database: Database, url: str) -> None:
+    cut = asyncio.create_task(database.write("SELECT pg_sleep(60)"))
+    other = await asyncpg.connect(url)
+    while not (await other.fetch(KILL_OTHERS)):
+        pass
+    with pytest.raises(StoreError, match="before it said") as raised:
+        await cut
+    assert raised.value.reason == "unknown"
+    await other.close()
+
+
+async def test_a_transaction_cut_before_its_commit_is_made_again(database: Database, url: str) -> None:
+    other = await asyncpg.connect(url)
+    tries = []
+
+    async def work(connection: Connection) -> None:
+        tries.append(1)
+        await connection.execute(ADD, "x")
+        if len(tries) == 1:
+            await other.execute(KILL_OTHERS)
+        await connection.fetch("SELECT 1")
+
+    await database.transaction(work)
+    assert len(tries) == 2
+    assert (await database.fetch(COUNT))[0][0] == 1
+    await other.close()
+
+
+async def test_what_the_work_raises_undoes_it(database: Database) -> None:
+    async def work(connection: Connection) -> None:
+        await connection.execute(ADD, "x")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        await database.transaction(work)
+    assert (await database.fetch(COUNT))[0][0] == 0
+    assert database.open == 1, "the connection is still good"
+
+
+async def test_a_deadlock_is_tried_again(database: Database) -> None:
+    await database.write(ADD, "a")
+    await database.write(ADD, "b")
+    met = asyncio.Barrier(2)
+    tries = []
+
+    async def work(connection: Connection, first: str, second: str) -> None:
+        tries.append(first)
+        await connection.execute("UPDATE sweeps SET due_at = now() WHERE what = $1", first)
+        if len(tries) <= 2:
+            await met.wait()
+        await connection.execute("UPDATE sweeps SET due_at = now() WHERE what = $1", second)
+
+    await asyncio.gather(
+        database.transaction(lambda connection: work(connection, "a", "b")),
+        database.transaction(lambda connection: work(connection, "b", "a")),
+    )
+    assert len(tries) == 3
+
+
+async def test_a_statement_ends_by_its_deadline(url: str) -> None:
+    database = Database(url, DatabaseLimits(size=1, deadline=0.3))
+    with pytest.raises(StoreError) as raised:
+        await database.fetch("SELECT pg_sleep(60)")
+    assert raised.value.reason == "slow"
+    assert (await database.fetch("SELECT 1"))[0][0] == 1, "its place is free"
+    await database.aclose()
+
+
+async def test_who_waits_for_a_connection_ends_too(url: str) -> None:
+    database = Database(url, DatabaseLimits(size=1, deadline=0.3))
+    results = await asyncio.gather(*[database.fetch("SELECT pg_sleep(60)") for _ in range(3)], return_exceptions=True)
+    assert all(isinstance(one, StoreError) and one.reason == "slow" for one in results)
+    assert database.waiting == 0
+    await database.aclose()
+
+
+async def test_a_caller_that_leaves_gives_its_place_back(url: str) -> None:
+    database = Database(url, DatabaseLimits(size=1))
+    left = asyncio.create_task(database.fetch("SELECT pg_sleep(60)"))
+    while not database.busy:
+        await asyncio.sleep(0)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert (await database.fetch("SELECT 1"))[0][0] == 1
+    await database.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://postgres@127.0.0.1:{closed}/x", "refused"),
+        ("postgresql://postgres@127.0.0.1:{port}/none", "there is no such database"),
+        ("postgresql://postgres@not-a-host.invalid/x", "host"),
+        ("postgresql://[broken", "not one that the driver understands"),
+    ],
+)
+async def test_a_wrong_url_is_a_sentence(postgres: PostgresServer, url: str, words: str) -> None:
+    database = Database(url.format(closed=free_port(), port=postgres.port))
+    with pytest.raises(StoreError, match=words):
+        await database.fetch("SELECT 1")
+    await database.aclose()
+
+
+async def test_closed_it_refuses_and_may_be_closed_again(database: Database) -> None:
+    await database.fetch("SELECT 1")
+    await database.aclose()
+    await database.aclose()
+    with pytest.raises(StoreError, match="closed"):
+        await database.fetch("SELECT 1")
+
+
+async def test_eight_that_start_at_once_make_one_schema(postgres: PostgresServer) -> None:
+    url = await postgres.new_database(empty=True)
+    several = [Database(url) for _ in range(8)]
+    steps = packaged_steps()
+    done = await asyncio.gather(*[migrate(one, steps) for one in several])
+    assert sorted(step.version for part in done for step in part) == [step.version for step in steps]
+    assert [step.version for step in await applied_steps(several[0])] == [step.version for step in steps]
+    for one in several:
+        await one.aclose()
+    await postgres.drop_database(url)

