@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,30 @@ async def test_a_drain_ends_when_nothing_is_left_but_what_others_can_go_on_with(
     assert many.sql("SELECT worker, attempts FROM jobs") == [(None, 0)]
     other = await many.start()
     assert (await other.ended(made["id"]))["status"] == "completed"
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["asked for by its id", "asked for when it was made"])
+async def test_a_follower_is_let_go_and_reads_on_elsewhere(many: Processes, one: BackgroundApp, by_id: bool) -> None:
+    """While the response goes on where it was: its stream is whole, over both processes, each event once."""
+    gate = asyncio.Event()
+    many.chat.script(held(gate))
+    other = await many.start()
+    async with one.stream() as first:
+        response_id = await first.response_id()
+        await first.until(b'"delta":"Hel"')
+        async with one.stream(response_id) if by_id else nullcontext(first) as followed:
+            await followed.until(b'"delta":"Hel"')
+            draining = asyncio.create_task(one.app.drain(one.door.drain(60), 60))
+            assert b"[DONE]" not in await followed.whole() and not followed.cut, "a clean end, not the last one"
+    # Nobody but the response itself is waited for.
+    await until(lambda: one.app.context.admission.in_flight == {"background": 1})
+    begun = parse_sse(followed.data + b"data: [DONE]\n\n")
+    async with other.stream(response_id, starting_after=begun[-1]["sequence_number"]) as later:
+        gate.set()
+        events = begun + parse_sse(await later.whole())
+    assert later.data.endswith(b"data: [DONE]\n\n") and await draining
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert fold(events) == (await other.ended(response_id))["output"]
 
 
 async def test_two_processes_share_the_work(many: Processes, one: BackgroundApp) -> None:

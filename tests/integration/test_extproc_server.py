@@ -20,6 +20,7 @@ from antiphon.errors import ConfigError
 from tests.support.chat_server import completion
 from tests.support.extproc_door import JSON, OpenDoor, open_door, request_body
 from tests.support.fake_envoy import DEADLINE, FakeEnvoy
+from tests.support.http2_peer import Http2Peer
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -167,6 +168,23 @@ async def test_during_the_notice_new_requests_are_still_served(tmp_path: Path) -
             pass
         assert await _complete(opened) == 200
         assert await draining
+
+
+async def test_a_connection_is_told_and_its_calls_are_served_all_the_same(tmp_path: Path) -> None:
+    """Calls that were on their way, too."""
+    pytest.importorskip("ngh2")
+    async with open_door(tmp_path, transport="http2") as opened:
+        path = opened.address.removeprefix("unix:")
+        async with Http2Peer(path) as peer:
+            check = "/grpc.health.v1.Health/Check"
+            running, asked = peer.call(), peer.call(check)
+            peer.send(asked, b"", end=True)
+            assert await peer.status(asked) == 0
+            draining = asyncio.create_task(opened.door.drain(DEADLINE, notice=DEADLINE))
+            await peer.until(lambda: peer.goaway is not None)
+            assert peer.goaway == 0 and opened.context.admission.leaving and not opened.context.admission.closed
+            assert not peer.lost.is_set() and running not in peer.closed
+        draining.cancel()
 
 
 async def test_the_notice_is_a_part_of_the_drain(tmp_path: Path) -> None:

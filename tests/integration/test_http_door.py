@@ -698,6 +698,43 @@ async def test_during_the_notice_requests_are_served_and_ready_says_no(door: Ope
     draining.cancel()
 
 
+LEAVING = {
+    "a response": post_bytes(ASK),
+    "a stream": post_bytes(STREAM),
+    "a list": post_bytes(method="GET", path="/v1/files"),
+    "an error": post_bytes(method="GET", path="/v1/nothing"),
+    "health": post_bytes(method="GET", path="/health"),
+}
+
+
+@pytest.mark.parametrize("request_bytes", LEAVING.values(), ids=LEAVING)
+async def test_during_the_notice_answers_move_connections_elsewhere(door: OpenHttpDoor, request_bytes: bytes) -> None:
+    async with door.client() as kept:
+        await kept.send(request_bytes)
+        assert (before := await kept.read()).header("connection") is None and before.whole
+        draining = asyncio.create_task(door.door.drain(DEADLINE, notice=DEADLINE))
+        await until(lambda: door.context.admission.leaving)
+        await kept.send(request_bytes)
+        got = await kept.read()
+        assert (got.status, got.whole, got.header("connection")) == (before.status, True, "close")
+        assert await kept.closed()
+        draining.cancel()
+
+
+async def test_a_stream_that_ends_after_the_notice_takes_its_connection_along(door: OpenHttpDoor) -> None:
+    gate = asyncio.Event()
+    door.chat.script(answer(parts=[event("Hel"), Wait(gate), *text_stream("lo")]))
+    async with door.client() as client:
+        await client.send(post_bytes(STREAM))
+        assert (await client.head()).header("connection") is None
+        draining = asyncio.create_task(door.door.drain(DEADLINE))
+        await until(lambda: door.context.admission.closed)
+        gate.set()
+        while await client.part():
+            pass
+        assert await client.closed() and await draining
+
+
 async def test_drain_that_takes_too_long_is_ended(door: OpenHttpDoor) -> None:
     door.chat.script(answer(parts=[event("Hel"), WaitGone()]))
     async with door.client() as client:

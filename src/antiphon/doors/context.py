@@ -95,6 +95,10 @@ class Admission:
         if not self._places.used:
             self._idle.set()
 
+    def leave(self) -> None:
+        """Say that requests should go elsewhere; those that come are admitted."""
+        self._leaving = True
+
     def close(self) -> None:
         """Admit no more requests."""
         self._leaving = self._closed = True
@@ -106,7 +110,7 @@ class Admission:
         is in flight; False when `seconds` were not enough for all that."""
         clock = asyncio.get_running_loop().time
         last = clock() + seconds
-        self._leaving = True
+        self.leave()
         if notice > 0:
             await asyncio.sleep(min(notice, seconds))
         self.close()

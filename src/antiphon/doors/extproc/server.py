@@ -104,8 +104,13 @@ class ExtProcDoor:
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
         """Report NOT_SERVING, refuse new requests, wait for those in flight; False when `seconds` were not enough.
 
-        During the first `notice` of these seconds new requests are still served.
+        During the first `notice` of these seconds new requests are still served. Connections are told at once that they
+        should not be used for more (Envoy opens others, to whom it thinks healthy).
         """
+        # First health, then the connections: who comes back to ask is told so.
+        self._context.admission.leave()
+        if self._transport is not None:
+            self._transport.announce_end()
         return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:

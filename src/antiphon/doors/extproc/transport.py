@@ -104,5 +104,9 @@ class Transport(Protocol):
         Raises `ConfigError`.
         """
 
+    def announce_end(self) -> None:
+        """Ask every peer to open its next call on another connection, where the transport can; calls are served all the
+        same, those that come here still too."""
+
     async def aclose(self, grace: float) -> None:
         """Stop listening; calls that do not end within `grace` seconds are cancelled."""

@@ -65,6 +65,9 @@ class GrpcioTransport:
         self._server = server
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
+    def announce_end(self) -> None:
+        """Nothing: gRPC's server says so only together with refusing calls. Health says it too."""
+
     async def aclose(self, grace: float) -> None:
         if self._server is not None:
             await self._server.stop(grace=grace)

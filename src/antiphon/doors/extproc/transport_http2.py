@@ -95,12 +95,15 @@ class Http2Transport:
         self._server = server
         return f"{host}:{server.sockets[0].getsockname()[1]}"
 
+    def announce_end(self) -> None:
+        for connection in tuple(self.connections):
+            connection.announce_end()
+
     async def aclose(self, grace: float) -> None:
         if self._server is None:
             return
         self._server.close()
-        for connection in tuple(self.connections):
-            connection.announce_end()
+        self.announce_end()
         tasks = {task for connection in self.connections for task in connection.tasks()}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
@@ -391,7 +394,7 @@ class _Connection(asyncio.Protocol):
         return [call.task for call in self._calls.values() if call.task is not None]
 
     def announce_end(self) -> None:
-        """No new calls, please."""
+        """No new calls, please: a GOAWAY that refuses none, since some may be on their way."""
         try:
             self._http2.send_shutdown_notice()
         except NGH2Error:

@@ -32,16 +32,24 @@ _log = structlog.get_logger(__name__)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def make_server(handler: Handler, *, head_seconds: float, idle_seconds: float, send_seconds: float) -> DoorServer:
+def make_server(
+    handler: Handler,
+    *,
+    head_seconds: float,
+    idle_seconds: float,
+    send_seconds: float,
+    leaving: Callable[[], bool] = lambda: False,
+) -> DoorServer:
     """aiohttp's server around one handler, which is cancelled when its client leaves.
 
     `head_seconds`: for the first request's head on a new connection; `idle_seconds`: between requests; `send_seconds`:
-    for a client to take what was written to it.
+    for a client to take what was written to it; `leaving`: whether clients should send their next request elsewhere.
     """
     return DoorServer(
         handler,
         head_seconds=head_seconds,
         send_seconds=send_seconds,
+        leaving=leaving,
         keepalive_timeout=idle_seconds,
         access_log=None,
         auto_decompress=False,
@@ -53,15 +61,27 @@ def make_server(handler: Handler, *, head_seconds: float, idle_seconds: float, s
 class DoorServer(web.Server):
     """Makes the connections, and knows those that are open."""
 
-    def __init__(self, handler: Handler, *, head_seconds: float, send_seconds: float, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=True)
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        head_seconds: float,
+        send_seconds: float,
+        leaving: Callable[[], bool],
+        **options: Any,
+    ) -> None:
+        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
         self._options = options
+        self._leaving = leaving
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[Connection] = set()
 
     def __call__(self) -> Connection:
         return Connection(self, self._options)
+
+    def _request(self, *given: Any) -> web.BaseRequest:
+        return _Request(*given, asyncio.get_running_loop(), leaving=self._leaving)
 
     @property
     def open(self) -> int:
@@ -87,6 +107,19 @@ class DoorServer(web.Server):
             return False
         min(idle, key=lambda connection: connection.answered_at).force_close()
         return True
+
+
+class _Request(web.BaseRequest):
+    """A request whose answer says `connection: close` while the process leaves: aiohttp asks `keep_alive` when it
+    writes a head, whatever kind of answer that is of."""
+
+    def __init__(self, *given: Any, leaving: Callable[[], bool]) -> None:
+        super().__init__(*given)
+        self._leaving = leaving
+
+    @property
+    def keep_alive(self) -> bool:
+        return super().keep_alive and not self._leaving()
 
 
 class Connection(web.RequestHandler):

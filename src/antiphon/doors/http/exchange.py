@@ -5,7 +5,7 @@ Lives here: heads, body writes, and what happens when the client leaves. Not her
 
 Invariants: every `SendBody` is one write, awaited, so a slow client holds the upstream back; an exchange that did not
 finish is abandoned, however this ends; a stream that was begun ends with its terminal event or is cut, never closed
-as if it were whole.
+as if it were whole. (A background response's stream that is followed may end before: it can be read on by number.)
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class HttpDoor:
             # A proxy keeps connections for an hour: it must be the one that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
             send_seconds=self._context.timeouts.send,
+            leaving=lambda: self._context.admission.leaving,
         )
         self._server = server
         self._listener = Listener(server)
@@ -113,7 +114,8 @@ class HttpDoor:
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
         """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough.
 
-        During the first `notice` of these seconds new requests are still served, while `/ready` says no.
+        During the first `notice` of these seconds new requests are still served, while `/ready` says no and every
+        answer `connection: close`.
         """
         if self._server is not None:
             # A client that takes nothing does not use up the time of those that do.
@@ -147,6 +149,9 @@ class HttpDoor:
         try:
             response = await self._answer(request, call)
             call.status = response.status
+            if self._context.admission.closed:
+                # A stream whose head said otherwise: the next request on its connection would be refused.
+                response.force_close()
             return response
         except AnswerCut as cut:
             call.status, call.failure = cut.failure.status, cut.failure

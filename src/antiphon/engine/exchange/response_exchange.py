@@ -394,7 +394,7 @@ class ResponseExchange:
         self._served.receive_saved(error)
 
     def receive_followed(self) -> None:
-        """The client was sent the whole stream of the response that was queued."""
+        """The client was sent the stream of the response that was queued, as far as this process follows it."""
         self._machine.receive(Input.FOLLOWED)
         self._served.receive_followed()
 

@@ -194,7 +194,7 @@ class ServedRequest:
         raise self._unexpected("a saved row")
 
     def receive_followed(self) -> None:
-        """The client was sent the whole stream of a background response."""
+        """The client was sent the stream of a background response, whole or as far as this process follows it."""
         self.finish("queued")
 
     def receive_silence(self) -> None:

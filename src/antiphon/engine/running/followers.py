@@ -7,7 +7,8 @@ What is sent was read from the store, by followers in the writing process as wel
 nothing that is not durable yet. In that process a wake-up follows every write; for what others write, one task asks the
 store every `poll` seconds how far everything is that anybody here waits for.
 
-Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over.
+Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over. When
+the process leaves it ends without: any other process reads on from the last event's number.
 """
 
 from __future__ import annotations
@@ -48,12 +49,20 @@ class Followers:
         self._keepalive = keepalive
         self._followers: dict[str, set[_Follower]] = {}
         self._here: set[str] = set()
+        self._leaving = False
         self._looking: asyncio.Task[None] | None = None
 
     @property
     def count(self) -> int:
         """How many streams are read just now."""
         return sum(map(len, self._followers.values()))
+
+    def let_go(self) -> None:
+        """This process leaves: every stream ends after what is there of it now, and so does every later one."""
+        self._leaving = True
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.news.set()
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
@@ -72,7 +81,8 @@ class Followers:
             follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """The events after this number, as they come, and `[DONE]`; keep-alive comments in silence.
+        """The events after this number, as they come, and `[DONE]`; keep-alive comments in silence. After `let_go` it
+        ends early, and without `[DONE]`.
 
         Raises `StoreError` when the response is deleted meanwhile.
         """
@@ -92,11 +102,13 @@ class Followers:
                     me.after = piece.last
                     yield data
                     sent = loop.time()
-                if page.more:
-                    continue
-                if is_over(page.status):
+                if not page.more and is_over(page.status):
                     yield DONE
                     return
+                if self._leaving:
+                    return
+                if page.more:
+                    continue
                 await self._wait(me)
                 if loop.time() - sent >= self._keepalive:
                     yield KEEPALIVE
