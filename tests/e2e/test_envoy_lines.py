@@ -78,6 +78,24 @@ async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Pa
     assert alone.items() <= found["no-sidecar"].items(), found["no-sidecar"]
 
 
+async def test_what_envoy_passes_on_has_counters_and_ids_of_its_own(tmp_path: Path) -> None:
+    """The two numbers that operations.md names, since no sidecar sees these requests."""
+    async with real_envoy(tmp_path) as envoy:
+        for sent, status in (("good-1", 200), ("a b", 500), ("x" * 129, 429)):
+            envoy.chat.script(json_answer({}, status))
+            _, said, _ = await ask(envoy, CHAT, sent)
+            assert envoy.chat.requests[-1].header_values("x-request-id") == [said]
+            assert (said == sent) is (status == 200) and len(said) <= 128
+        # The cluster is the same, but these requests are the sidecar's.
+        envoy.chat.script(FAILED)
+        await envoy.post(json.dumps({"model": "m", "input": "hi"}).encode())
+        counted = await envoy.stats("passed_on")
+    for status in (200, 429, 500):
+        name = f'envoy_vhost_route_upstream_rq{{envoy_response_code="{status}",envoy_virtual_host="all"'
+        assert f'{name},envoy_route="passed_on"}} 1\n' in counted, counted
+    assert 'envoy_vhost_route_upstream_rq_completed{envoy_virtual_host="all",envoy_route="passed_on"} 3\n' in counted
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_the_sidecar_has_a_line_of_has_none_of_envoys(tmp_path: Path, stream: bool) -> None:
     async with real_envoy(tmp_path) as envoy:

@@ -81,6 +81,26 @@ async def test_the_request_is_rewritten(tmp_path: Path) -> None:
         assert stream.metadata == {"model": "demo-model"}
 
 
+@pytest.mark.parametrize("driven", [False, True])
+@pytest.mark.parametrize("given", [("a b",), ("x" * 129,), ("one", "two")])
+async def test_an_id_that_is_none_is_replaced_on_the_way_to_the_upstream(
+    tmp_path: Path, driven: bool, given: tuple[str, ...]
+) -> None:
+    with capture_logs() as lines:
+        async with open_door(tmp_path, mode="drive" if driven else "auto") as opened:
+            stream = opened.stream()
+            await stream.request(request_body(), headers=tuple(("x-request-id", one) for one in given))
+            if driven:
+                client = await stream.complete()
+                (told,) = opened.chat.requests[-1].header_values("x-request-id")
+            else:
+                told = dict((await stream.forwarded()).headers)["x-request-id"]
+                await stream.upstream(200, JSON, _COMPLETION)
+                client = await stream.complete()
+    (line,) = [line for line in lines if line["event"] == "response"]
+    assert told.startswith("req_") and client.header("x-request-id") == line["request_id"] == told
+
+
 async def test_a_header_that_came_twice_is_sent_as_a_list(tmp_path: Path) -> None:
     async with open_door(tmp_path, exchange={"upstream_headers": frozenset({"x-tag"})}) as opened:
         stream = opened.stream()

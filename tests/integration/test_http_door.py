@@ -609,6 +609,17 @@ async def test_request_ids(door: OpenHttpDoor) -> None:
     assert len(made) == 15 and all(value and value.startswith("req_") for value in made)
 
 
+async def test_an_upstream_is_told_the_request_id_of_the_line_and_of_no_other(door: OpenHttpDoor) -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    for path, body in (("/v1/responses", ASK), ("/v1/chat/completions", chat)):
+        for given in ("good-1", "a b", "x" * 129, "é"):
+            got = await door.ask(post_bytes(body, path=path, headers={"x-request-id": given}))
+            (told,) = door.chat.requests[-1].header_values("x-request-id")
+            assert got.header("x-request-id") == told and (told == given) is (given == "good-1")
+        await door.ask(post_bytes(body, path=path))
+        assert door.chat.requests[-1].header_values("x-request-id") == []
+
+
 async def test_log_lines(door: OpenHttpDoor) -> None:
     headers = {"authorization": "Bearer sk-secret", "x-request-id": "r1"}
     began = time.perf_counter()

@@ -41,6 +41,15 @@ class RealEnvoy:
         """One request for a response, over HTTP/1.1."""
         return await post(f"http://127.0.0.1:{self.port}/v1/responses", body)
 
+    async def stats(self, holds: str) -> str:
+        """Envoy's own numbers whose names hold this, as Prometheus reads them."""
+        connector = aiohttp.UnixConnector(str(self.log.parent / "envoy-admin.sock"))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(f"http://envoy/stats/prometheus?filter={holds}") as got,
+        ):
+            return await got.text()
+
     async def post_with_trailers(self, body: bytes) -> tuple[bool, bytes]:
         """The same over HTTP/2 with request trailers; whether the status was 200, and the body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)

@@ -18,6 +18,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
 from antiphon.envoy.messages import Config, direct_response, error_body, overwritten, typed
 from antiphon.envoy.tracing import untraced
 from antiphon.translation.token_count import COUNTERS, TokenCounter
+from antiphon.types import request_ids
 from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER, TRIED_HEADER
 
 EXTPROC = "envoy.filters.http.ext_proc"
@@ -38,6 +39,8 @@ _MODEL_PATHS = ("/chat/completions", "/embeddings")
 _BODY_LIMIT = 33_554_432
 NOTHING = "nothing"
 """The name of the last route."""
+PASSED_ON = "passed_on"
+"""What Envoy's own counters call the requests that it sends on without the sidecar."""
 NOT_FOUND = "There is nothing here. The API's paths begin with /v1/responses and /v1/models."
 
 
@@ -145,17 +148,33 @@ def _passed_on(settings: Settings) -> list[Config]:
     """Chat Completions and its like: straight to the upstream, unless the sidecar must decide something first."""
     paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
     decided = dict.fromkeys(paths, settings.decides_chat) | {"/embeddings": settings.decides_embeddings}
-    return [
-        {
-            "name": f"sidecar{path}",
-            "match": {"path": "/v1" + path},
-            "route": _sidecar_action(),
-            **_sidecar_secret(settings),
-        }
-        if here
-        else _to_model(settings, f"model{path}", path)
-        for path, here in decided.items()
-    ]
+    routes: list[Config] = []
+    for path, here in decided.items():
+        if here:
+            match = {"path": "/v1" + path}
+            routes.append(
+                {"name": f"sidecar{path}", "match": match, "route": _sidecar_action(), **_sidecar_secret(settings)}
+            )
+        else:
+            routes += _untouched(settings, path)
+    return routes
+
+
+def _untouched(settings: Settings, path: str) -> list[Config]:
+    """What no sidecar sees. Envoy's counters of it have a name of their own, since those of the cluster count the
+    sidecar's calls too. An id that the doors would not take goes to no upstream either: of another form, it is
+    replaced; one that is too long is cut, since Envoy's regular expressions may not count so far."""
+    unfit = {
+        "name": request_ids.HEADER,
+        "string_match": {"safe_regex": {"regex": f"{request_ids.LETTERS}+"}},
+        "invert_match": True,
+    }
+    routes = []
+    for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):
+        route = _to_model(settings, f"model{path}", path, headers=headers)
+        route.setdefault("request_headers_to_add", []).append(overwritten(request_ids.HEADER, value))
+        routes.append({**route, "stat_prefix": PASSED_ON})
+    return routes
 
 
 def model_door_routes(settings: Settings) -> list[Config]:

@@ -47,6 +47,7 @@ from antiphon.errors import ApiError, InternalError, NotFound
 from antiphon.ids import new_id
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
+from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
 _log = structlog.get_logger(__name__)
@@ -80,11 +81,13 @@ async def serve_stream(
         await peer.drain()
         return
     _check_modes(opening)
+    given = sent_id(opening.headers)
+    request_id = given or new_id("req")
     request = ClientRequest(
         method=header_value(opening.headers, ":method") or "",
         path=header_value(opening.headers, ":path") or "",
-        headers=opening.headers,
-        request_id=header_value(opening.headers, "x-request-id") or new_id("req"),
+        headers=opening.headers if given else with_own_id(opening.headers, request_id),
+        request_id=request_id,
         trace=trace,
     )
     is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -43,10 +42,10 @@ from antiphon.observability.metric_names import SOCKETS
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
 from antiphon.types import cors
+from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import SECRET_HEADER, Headers
 
 _PRIVATE_PREFIX = "x-antiphon-"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 _CLIENT_GONE = 499
 
@@ -141,8 +140,10 @@ class HttpDoor:
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        given = request.headers.get("x-request-id", "")
-        call = _Call(given if _REQUEST_ID.fullmatch(given) else new_id("req"), request.method)
+        headers = tuple((name.lower(), value) for name, value in request.headers.items())
+        given = sent_id(headers)
+        call = _Call(given or new_id("req"), request.method)
+        call.headers = headers if given else with_own_id(headers, call.id)
         # Behind Envoy it is Envoy's filter that says which pages may read.
         origins = () if self._private else self._context.cors_origins
         call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
@@ -228,7 +229,7 @@ class HttpDoor:
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
         """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
-        headers = tuple((name.lower(), value) for name, value in request.headers.items())
+        headers = call.headers
         self._check_single(request)
         assert self._listener is not None
         secret = self._context.secret

@@ -1,0 +1,31 @@
+"""Which ids of requests are taken from those who send them.
+
+Lives here: the form of an `x-request-id`, and its place among headers. Not here: who makes another one (the doors).
+
+Invariant: what the log, the answer and the upstream are told is one and the same id, and it has this form.
+"""
+
+from __future__ import annotations
+
+import re
+
+from antiphon.types.transport import Headers
+
+HEADER = "x-request-id"
+LETTERS = "[A-Za-z0-9._:/+=-]"
+"""What it is made of: a regular expression, as Python and Envoy read it."""
+LONGEST = 128
+_FORM = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
+
+
+def sent_id(headers: Headers) -> str | None:
+    """The id that a request came with, if there is just one and it has the form of one."""
+    given = [value for name, value in headers if name == HEADER]
+    return given[0] if len(given) == 1 and _FORM.fullmatch(given[0]) else None
+
+
+def with_own_id(headers: Headers, request_id: str) -> Headers:
+    """The headers with this id in the place of what was sent as one. Who sent none gets none: the upstream makes its
+    own then."""
+    others = tuple(pair for pair in headers if pair[0] != HEADER)
+    return headers if len(others) == len(headers) else (*others, (HEADER, request_id))
