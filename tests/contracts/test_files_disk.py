@@ -6,18 +6,20 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.files import BlobClaim, FileQuery, NoRoom
+from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
+from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
 from antiphon.stores.sqlite.writer import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
@@ -40,6 +42,16 @@ def store(stores: Stores) -> SqliteFileStore:
 def contents(data: Path) -> list[Path]:
     """Every content on disk, whole or not."""
     return [path for path in (data / "files").rglob("*") if path.is_file()]
+
+
+async def pending(stores: Stores) -> list[str]:
+    """Contents that are no file's, by the rows."""
+    return [row[0] for row in await stores.readers.fetch("SELECT key FROM pending_blobs WHERE key <> '*'", {})]
+
+
+async def run_out(stores: Stores) -> None:
+    """Let every lease of an upload be over."""
+    await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
 class TestDiskFiles(FileStoreContract):
@@ -122,7 +134,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "rename", place)
     blobs = DiskBlobs(tmp_path / "files")
-    async with blobs.writing() as writer:
+    async with blobs.writing(new_blob_key()) as writer:
         await writer.write(b"x")
         await writer.seal()
     (target,) = placed
@@ -167,47 +179,153 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
         assert await other.files.sweep() == (0, 0)
         await upload.write(b"y")
         await upload.keep(ALICE, fields("a"))
-    assert swept == [(0, 0)]
+    assert len(swept) == 2 and set(swept) == {(0, 0)}
     assert await content(other.files, "file-a") == b"xy"
     await other.aclose()
 
 
-async def test_a_sweep_looks_again_once_it_has_the_content(
-    store: SqliteFileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The upload ends between the sweep's look for a row and its claim: by then the content is a file's."""
-    claim = store._blobs.claim
-    sweeping = asyncio.Event()
-    ended = asyncio.Event()
+async def test_an_upload_that_a_sweep_took_is_no_file(stores: Stores, tmp_path: Path) -> None:
+    """A process that stood still for longer than its lease finds that it holds nothing, and leaves nothing."""
+    store = stores.files
+    with pytest.raises(StoreError, match="stood still"):
+        async with store.uploading() as upload:
+            await upload.write(b"x")
+            await run_out(stores)
+            assert await store.sweep() == (0, 1)
+            await upload.keep(ALICE, fields("a"))
+    with pytest.raises(StoreError, match="stood still"):
+        async with store.uploading() as upload:
+            await upload.write(b"x")
+            await run_out(stores)
+            assert await store.sweep() == (0, 1)
+            # It says so at the next write already when a renewal found it out.
+            store._pending.end(upload._key)
+            await upload.write(b"y")
+    assert contents(tmp_path) == [] and await pending(stores) == []
+    assert await store.get(ALICE, "file-a") is None
 
-    @asynccontextmanager
-    async def late(key: str) -> AsyncIterator[BlobClaim | None]:
-        sweeping.set()
-        await ended.wait()
-        async with claim(key) as claimed:
-            yield claimed
 
-    monkeypatch.setattr(store._blobs, "claim", late)
+async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: Stores) -> None:
+    """However slow it is, and though no byte comes."""
+    slept, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        assert seconds == 300
+        slept.set()
+        await go_on.wait()
+        go_on.clear()
+
+    store = stores.files
+    store._pending._leases = Leases(900.0, sleep)
     async with store.uploading() as upload:
+        await slept.wait()
+        await run_out(stores)
+        slept.clear()
+        go_on.set()
+        await slept.wait()
+        assert await store.sweep() == (0, 0)
         await upload.write(b"x")
-        sweep = asyncio.create_task(store.sweep())
-        await sweeping.wait()
         await upload.keep(ALICE, fields("a"))
-    ended.set()
-    assert await sweep == (0, 0)
-    assert await content(store, "file-a") == b"x"
+    assert await content(store, "file-a") == b"x" and await pending(stores) == []
+
+
+@pytest.mark.parametrize("at", ["content", "row"])
+async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The file is gone at once; its content, then its pending row, whenever they can be."""
+    store = stores.files
+    await keep(store, fields("a"), b"x")
+
+    async def fails(*given: object) -> None:
+        raise StoreError("Not now.")
+
+    with monkeypatch.context() as broken:
+        if at == "content":
+            broken.setattr(store._blobs, "delete", fails)
+        else:
+            run = store._writer.run
+
+            async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
+                if statements[0].sql == FORGET:
+                    raise StoreError("Not now.")
+                return await run(statements, **more)
+
+            broken.setattr(store._writer, "run", no_forgetting)
+        assert await store.delete(ALICE, "file-a")
+        assert await store.get(ALICE, "file-a") is None
+        assert len(contents(tmp_path)) == (at == "content") and len(await pending(stores)) == 1
+        with pytest.raises(StoreError, match="Not now"):
+            await store.sweep()
+    assert await store.sweep() == (0, 1)
+    assert contents(tmp_path) == [] and await pending(stores) == []
+
+
+async def test_one_content_that_cannot_be_deleted_keeps_no_other(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But when several in a row cannot be, the storage fails, and the sweep is over."""
+    store = stores.files
+    for name in "abcdef":
+        await keep(store, fields(name), b"x")
+    delete = store._blobs.delete
+    failing = True
+    tried: list[str] = []
+
+    async def fails(key: str) -> None:
+        tried.append(key)
+        if failing or key == min(tried):
+            raise StoreError("Not now.")
+        await delete(key)
+
+    monkeypatch.setattr(store._blobs, "delete", fails)
+    for name in "abcdef":
+        assert await store.delete(ALICE, f"file-{name}")
+    tried.clear()
+    with pytest.raises(StoreError, match="Not now"):
+        await store.sweep()
+    assert len(tried) == 3
+    failing = False
+    with pytest.raises(StoreError, match="Not now"):
+        await store.sweep()
+    assert len(contents(tmp_path)) == 1
+
+
+async def test_contents_of_before_are_looked_for_once(stores: Stores, tmp_path: Path) -> None:
+    """What an older version left without a row; it has a lease's time to become a file, as a process of that version
+    may be at it."""
+    store = stores.files
+    await keep(store, fields("a"), b"a")
+    old = [DiskBlobs(tmp_path / "files").place(letter * 48) for letter in "bc"]
+    for place in old:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"left")
+    half = tmp_path / "files" / "new" / ("d" * 48)
+    half.write_bytes(b"half")
+    assert await store.sweep() == (0, 0) and len(contents(tmp_path)) == 4
+    # An older process makes a file of one after all.
+    await store._writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
+    await run_out(stores)
+    assert await store.sweep() == (0, 2)
+    assert await content(store, "file-a") == b"left" and await pending(stores) == []
+    assert not half.exists() and not old[1].exists()
+    half.write_bytes(b"half")
+    await store.sweep()
+    await run_out(stores)
+    assert await store.sweep() == (0, 0) and half.exists()
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(
     store: SqliteFileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock is held until the row is there or not, so no sweep takes the content of a row that comes late."""
+    """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
     run = store._writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def late(statements: list[Statement], **more: Any) -> Counts:
-        begun.set()
-        await go_on.wait()
+        if statements[-1].sql == KEEP:
+            begun.set()
+            await go_on.wait()
         return await run(statements, **more)
 
     monkeypatch.setattr(store._writer, "run", late)
@@ -245,32 +363,18 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqliteF
     assert await store.delete(ALICE, "file-a")
 
 
-async def test_a_writer_that_nobody_waits_for_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its content must not stay locked: then no sweep would ever find it."""
-    blobs = DiskBlobs(tmp_path / "files")
-    made = asyncio.Event()
-    run = DiskBlobs.run
-
-    async def slow(self: DiskBlobs, doing: str, action: Callable[[], object]) -> object:
-        result = await run(self, doing, action)
-        if doing == "Beginning a file":
-            made.set()
-            await asyncio.sleep(0)
-        return result
-
-    monkeypatch.setattr(DiskBlobs, "run", slow)
-
-    async def begin() -> None:
-        async with blobs.writing():
-            raise AssertionError("it was cancelled before")
-
-    task = asyncio.create_task(begin())
-    await made.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await until(lambda: not contents(tmp_path))
-    await blobs.aclose()
+async def test_an_upload_that_is_cancelled_while_it_begins(
+    store: SqliteFileStore, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that a thread makes when its upload is gone goes as well."""
+    with _held(monkeypatch, "open") as (stands, goes_on):
+        task = asyncio.create_task(keep(store, fields("a"), b"x"))
+        await until(stands.is_set)
+        task.cancel()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not contents(tmp_path) and await pending(stores) == []
 
 
 @contextmanager
@@ -293,17 +397,10 @@ def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threadin
 
 
 async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteFileStore, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blobs = DiskBlobs(tmp_path / "files")
-
-    async def upload() -> None:
-        async with blobs.writing() as writer:
-            await writer.write(b"x")
-            await writer.seal()
-
     with _held(monkeypatch, "fsync") as (stands, goes_on):
-        task = asyncio.create_task(upload())
+        task = asyncio.create_task(keep(store, fields("a"), b"x"))
         await until(stands.is_set)
         task.cancel()
         # The loop goes on although the flush does not: else only the thirty seconds above would end this.
@@ -313,13 +410,12 @@ async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
         goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert not contents(tmp_path), "it was sealed, and nobody heard of it"
-    await blobs.aclose()
+    assert not contents(tmp_path) and await pending(stores) == [], "it was sealed, and nobody heard of it"
 
 
 async def test_who_leaves_during_a_read_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = DiskBlobs(tmp_path / "files")
-    async with blobs.writing() as writer:
+    async with blobs.writing(new_blob_key()) as writer:
         await writer.write(b"hello")
         kept = await writer.seal()
     reader = await blobs.open(kept.key)
@@ -352,17 +448,19 @@ async def main():
         print("sealed", flush=True)
         await asyncio.Event().wait()
 
-    stores.files._writer.run = never
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
         await half.write(b"half")
         await whole.write(b"whole")
+        stores.files._writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
 
 asyncio.run(main())
 """
 
 
-async def test_a_killed_process_leaves_orphans_that_a_sweep_finds(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_a_killed_process_leaves_nothing_after_a_sweep(
+    store: SqliteFileStore, stores: Stores, tmp_path: Path
+) -> None:
     await keep(store, fields("mine"), b"x")
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CHILD, str(tmp_path)), stdout=asyncio.subprocess.PIPE, env=child_environment()
@@ -370,9 +468,10 @@ async def test_a_killed_process_leaves_orphans_that_a_sweep_finds(store: SqliteF
     assert child.stdout is not None
     assert await child.stdout.readline() == b"sealed\n"
     assert len(contents(tmp_path)) == 3
-    assert await store.sweep() == (0, 0)  # it lives
     child.kill()
     assert await child.wait() == -9
+    assert await store.sweep() == (0, 0)  # it may live
+    await run_out(stores)
     assert await store.sweep() == (0, 2)
-    assert len(contents(tmp_path)) == 1
+    assert len(contents(tmp_path)) == 1 and await pending(stores) == []
     assert await content(store, "file-mine") == b"x"

@@ -231,6 +231,7 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
         "owner_bytes",
         "idempotency",
         "lease_clock",
+        "pending_blobs",
         "sweeps",
     }
     assert {table for table in tables if not table.startswith("sqlite_")} - aside == set(OWNED)

@@ -1,7 +1,6 @@
 """A `BlobStore` in memory: shows that a `FileStore` needs no disk under it.
 
-Invariant: what was sealed stays unless it is discarded or deleted; a content that is being written can be claimed by
-nobody.
+Invariant: what was written stays until it is deleted, and can be read once it was sealed.
 """
 
 from __future__ import annotations
@@ -16,29 +15,17 @@ from antiphon.errors import StoreError
 
 
 class MemoryBlobs:
-    """Keeps contents in a dict."""
+    """Keeps contents in dicts: `kept` the whole ones, `drafts` those on their way."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
-        self._written: set[str] = set()
-        self._made = 0
-
-    def abandon(self, data: bytes) -> None:
-        """What a process leaves that was killed between its content and its row."""
-        self._made += 1
-        self.kept[f"{self._made}"] = data
+        self.drafts: dict[str, bytes] = {}
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[_Writer]:
-        self._made += 1
-        writer = _Writer(self, f"{self._made}")
-        self._written.add(writer.key)
-        try:
-            yield writer
-        finally:
-            self._written.discard(writer.key)
-            if not writer.sealed:
-                self.kept.pop(writer.key, None)
+    async def writing(self, key: str) -> AsyncIterator[_Writer]:
+        writer = _Writer(self, key)
+        yield writer
+        writer.closed = True
 
     async def open(self, key: str) -> _Reader:
         if key not in self.kept:
@@ -47,15 +34,7 @@ class MemoryBlobs:
 
     async def delete(self, key: str) -> None:
         self.kept.pop(key, None)
-
-    async def keys(self) -> AsyncIterator[list[str]]:
-        for key in list(self.kept):
-            yield [key]
-
-    @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[_Claim | None]:
-        free = key in self.kept and key not in self._written
-        yield _Claim(self, key) if free else None
+        self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
         pass
@@ -64,24 +43,22 @@ class MemoryBlobs:
 class _Writer:
     def __init__(self, blobs: MemoryBlobs, key: str) -> None:
         self._blobs = blobs
-        self.key = key
-        self.sealed = False
-        blobs.kept[key] = b""
-
-    @property
-    def size(self) -> int:
-        return len(self._blobs.kept[self.key])
+        self._key = key
+        self.closed = False
+        self.size = 0
+        blobs.drafts[key] = b""
 
     async def write(self, data: bytes) -> None:
-        self._blobs.kept[self.key] += data
+        if self.closed:
+            raise StoreError("This content is closed.")
+        self._blobs.drafts[self._key] += data
+        self.size += len(data)
 
     async def seal(self) -> Blob:
-        self.sealed = True
-        data = self._blobs.kept[self.key]
-        return Blob(self.key, len(data), hashlib.sha256(data).hexdigest())
-
-    def discard(self) -> None:
-        self.sealed = False
+        if self.closed:
+            raise StoreError("This content is closed.")
+        data = self._blobs.kept[self._key] = self._blobs.drafts.pop(self._key)
+        return Blob(self._key, len(data), hashlib.sha256(data).hexdigest())
 
 
 class _Reader:
@@ -97,16 +74,7 @@ class _Reader:
         return None
 
     async def read(self, start: int, limit: int) -> bytes:
-        return self._data[start : start + limit]
+        return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:
         pass
-
-
-class _Claim:
-    def __init__(self, blobs: MemoryBlobs, key: str) -> None:
-        self._blobs = blobs
-        self._key = key
-
-    async def delete(self) -> None:
-        await self._blobs.delete(self._key)

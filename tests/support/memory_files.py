@@ -57,6 +57,12 @@ class MemoryFileStore:
     async def used(self, owner: str) -> int:
         return self.total(owner)
 
+    async def sweep(self) -> tuple[int, int]:
+        expired = [name for name in self.all if self._found(*name) is None]
+        for name in expired:
+            del self.all[name]
+        return len(expired), 0
+
     def total(self, owner: str) -> int:
         return sum(max(file.size, LEAST_ROOM) for (whose, _), (file, _) in self.all.items() if whose == owner)
 

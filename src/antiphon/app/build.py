@@ -160,6 +160,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         history_bytes=limits.history_bytes,
         page_bytes=limits.page_bytes,
         owner_file_bytes=settings.files.owner_bytes,
+        upload_lease=settings.files.lease,
         owner_bytes=limits.owner_bytes,
         kept=settings.retention,
         timeouts=times,

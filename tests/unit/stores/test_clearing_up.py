@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from antiphon.engine.ports.files import new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.blobs import disk as on_disk
@@ -305,41 +306,9 @@ async def test_a_search_that_fails_says_so_unless_the_store_is_gone(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("nothing_open")
-async def test_a_file_that_another_sweep_took_first_is_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its lock, or the file itself, is the sweep's: another one is begun; not for ever."""
-    lock = on_disk._lock
-    left = [False, True]
-    monkeypatch.setattr(on_disk, "_lock", lambda descriptor: left.pop(0) and lock(descriptor))
-    key, descriptor = on_disk._begin(tmp_path / "files" / "new")
-    assert left == [] and len(list((tmp_path / "files" / "new").iterdir())) == 2
-    assert os.readlink(f"/proc/self/fd/{descriptor}").endswith(key)
-    os.close(descriptor)
-    tries: list[int] = []
-
-    def never(descriptor: int) -> bool:
-        tries.append(descriptor)
-        return False
-
-    monkeypatch.setattr(on_disk, "_lock", never)
-    with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
-        on_disk._begin(tmp_path / "files" / "new")
-    assert len(tries) == 10
-
-    def taken(descriptor: int) -> bool:
-        os.unlink(os.readlink(f"/proc/self/fd/{descriptor}"))
-        return len(tries) < 11 or lock(descriptor)
-
-    monkeypatch.setattr(on_disk, "_lock", taken)
-    with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
-        on_disk._begin(tmp_path / "files" / "new")
-
-
-@pytest.mark.usefixtures("nothing_open")
 async def test_contents_that_are_closed_say_so_and_close_once(tmp_path: Path) -> None:
     async with aclosing(DiskBlobs(tmp_path / "files")) as disk:
-        async with disk.writing() as writer:
+        async with disk.writing(new_blob_key()) as writer:
             await writer.write(b"hello ")
             await writer.write(b"there")
             assert writer.size == 11
@@ -358,19 +327,6 @@ async def test_contents_that_are_closed_say_so_and_close_once(tmp_path: Path) ->
         await reader.aclose()
         with pytest.raises(StoreError, match="closed"):
             await reader.read(0, 1)
-        async with disk.writing() as writer:
-            await writer.write(b"x")
-            dropped = await writer.seal()
-            writer.discard()
-        with pytest.raises(StoreError):
-            await disk.open(dropped.key)
-        async with disk.claim(kept.key) as claim, disk.claim(kept.key) as second:
-            assert claim is not None and second is None
-        async with disk.claim("0" * 48) as none:
-            assert none is None
-        async with disk.claim(kept.key) as claim:
-            assert claim is not None
-            await claim.delete()
         await disk.delete(kept.key)
         with pytest.raises(StoreError, match="none of ours"):
             disk.place("x" * 48)
@@ -380,9 +336,9 @@ async def test_contents_that_are_closed_say_so_and_close_once(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("nothing_open")
 async def test_what_is_opened_for_nobody_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread cannot be cancelled: the reader, the claim it makes comes when its caller has left."""
+    """A thread cannot be cancelled: the reader, the file it makes comes when its caller has left."""
     async with aclosing(DiskBlobs(tmp_path / "files")) as disk:
-        async with disk.writing() as writer:
+        async with disk.writing(new_blob_key()) as writer:
             kept = await writer.seal()
         stands, goes_on, opened = threading.Event(), threading.Event(), threading.Event()
         opens = os.open
@@ -394,18 +350,21 @@ async def test_what_is_opened_for_nobody_is_closed(tmp_path: Path, monkeypatch: 
             opened.set()
             return made
 
-        for opening in (lambda: disk.open(kept.key), lambda: disk.claim(kept.key).__aenter__()):
+        for key, opening in (
+            (kept.key, lambda: disk.open(kept.key)),
+            ("b" * 48, lambda: disk.writing("b" * 48).__aenter__()),
+        ):
             monkeypatch.setattr(os, "open", slow)
             for one in (stands, goes_on, opened):
                 one.clear()
             task = asyncio.ensure_future(opening())
             await until(stands.is_set)
             task.cancel()
+            goes_on.set()
             await asyncio.gather(task, return_exceptions=True)
             monkeypatch.setattr(os, "open", opens)
-            goes_on.set()
             await until(opened.is_set)
-            await until(lambda: not [one for one in left_open()[0] if kept.key in one])
+            await until(lambda: not [one for one in left_open()[0] if key in one])  # noqa: B023
 
 
 @pytest.mark.parametrize(("there", "pages"), [(0, []), (2, [2]), (3, [3]), (4, [4])])

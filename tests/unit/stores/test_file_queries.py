@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from antiphon.stores.sqlite import files
+from antiphon.stores.sqlite import files, lease_clock, pending_blobs
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 
@@ -27,6 +27,9 @@ _NAMED = {
     "after_at": 5,
     "after": "file-5",
     "blobs": '["b7"]',
+    "key": "b7",
+    "keys": '["b7"]',
+    "lease": 1,
 }
 _QUERIES = {
     "insert": files.INSERT_FILE,
@@ -37,7 +40,13 @@ _QUERIES = {
     "list backward": files.LIST_BACKWARD,
     "expired": files.EXPIRED,
     "delete expired": files.DELETE_EXPIRED,
-    "wanted": files.WANTED,
+    "let go expired": files.LET_GO_EXPIRED,
+    "keep": pending_blobs.KEEP,
+    "renew": pending_blobs.RENEW,
+    "is held": pending_blobs.IS_HELD,
+    "taken": pending_blobs.TAKEN,
+    "forget": pending_blobs.FORGET,
+    "note unknown": pending_blobs.NOTE_UNKNOWN,
 }
 
 
@@ -46,11 +55,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     """Five thousand files of seven owners, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
     migrate(connection, packaged_migrations())
+    lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
     connection.executemany(
         f"INSERT INTO files (owner, {files.COLUMNS}) VALUES (?, ?, 'n', 'user_data', 't', 1, 's', ?, ?, ?)",
         [(f"o{n % 7}", f"file-{n}", n, n if n % 50 == 0 else None, f"b{n}") for n in range(5000)],
     )
+    connection.executemany("INSERT INTO pending_blobs VALUES (?, 1)", [(f"p{n}",) for n in range(5000)])
     connection.execute("COMMIT")
     connection.execute("ANALYZE")
     yield connection

@@ -72,6 +72,7 @@ async def _before(stores: Stores) -> None:
     await stores.conversations.create(ALICE, "conv_free", b"{}", [item("msg_free")])
     await stores.prompts.create(ALICE, "pmpt_there", None, b"{}", b"{}")
     await stores.keys.make(OTHER, "conv_there", [], [])
+    await stores.files.sweep()
 
 
 async def _upload(stores: Stores) -> None:
@@ -104,6 +105,11 @@ async def test_what_is_taken_back_leaves_nothing(
     took = request.getfixturevalue("take_back")
     await MAKE[name](stores)
     after = _rows(tmp_path / SESSIONS_FILE)
+    if name == "file":
+        # An upload that has only begun runs out by itself, and the content of one that is no file is for the sweep.
+        assert took.pop(0) == 0
+        await stores.files.sweep()
+        took, after = took[:1], _rows(tmp_path / SESSIONS_FILE)
     assert took and all(took)
     if name == "in a conversation":
         # Its lock was given back with the response, and is nobody's now.

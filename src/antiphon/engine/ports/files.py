@@ -1,18 +1,28 @@
 """Files that clients uploaded, as the API, the runner and whoever reads them see them.
 
 Lives here: what a file is, and the ports `FileStore` (rows and contents together) and `BlobStore` (contents alone).
-Not here: SQL and disks (`stores/sqlite/files.py`, `stores/blobs/disk.py`), the HTTP side (`api/files.py`).
+Not here: SQL, disks and object storage (`stores/`), the HTTP side (`api/files.py`).
 
-Invariant: a file is there whole or not at all: its row comes after its content is durable, and goes before it. An
-expired file does not exist.
+A content and its row lie in two places that no transaction spans. So every content that is not (or no longer) a file's
+is a *pending blob*, a row beside the files', and every step is one that a crash may follow:
+
+    upload   pending row, with a lease → content → sealed → the file's row comes and the pending row goes, in one unit
+    delete   the file's row goes and a pending row comes, in one unit → content gone → pending row gone
+    sweep    pending rows whose lease is over are taken: no file can be made of them → content gone → pending row gone
+
+Whoever uploads renews the lease until the upload is over, so a sweep never takes what lives, however slow it is. The
+lease is by the database's clock.
+
+Invariant: a file is there whole or not at all: its row comes after its content is durable, and goes before it; nothing
+lies in a `BlobStore` that neither a file's row nor a pending row names. An expired file does not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 
 from antiphon.engine.ports.actions import OnceOnly
@@ -79,7 +89,8 @@ class FilePage:
 
 
 class BlobWriter(Protocol):
-    """A content on its way in; nothing of it is left when its `async with` ends without `seal`."""
+    """A content on its way in. When its `async with` ends nothing is written any more; what was written stays until
+    it is deleted by its key, sealed or not."""
 
     @property
     def size(self) -> int:
@@ -89,14 +100,12 @@ class BlobWriter(Protocol):
         """Append."""
 
     async def seal(self) -> Blob:
-        """Make it durable under a key of its own. Until the `async with` ends nobody else can claim it."""
-
-    def discard(self) -> None:
-        """What was sealed is not wanted after all."""
+        """Make it durable under its key. Nothing can be read of it before."""
 
 
 class BlobReader(Protocol):
-    """An open content: it stays readable although it is deleted meanwhile."""
+    """An open content. On a disk it stays readable although it is deleted meanwhile; elsewhere what was not read by
+    then is a `StoreError`."""
 
     @property
     def size(self) -> int:
@@ -113,33 +122,26 @@ class BlobReader(Protocol):
         """Let it go."""
 
 
-class BlobClaim(Protocol):
-    """A content that no writer has, and that nobody else claims meanwhile."""
-
-    async def delete(self) -> None:
-        """Delete it."""
+def new_blob_key() -> str:
+    """A key for a new content, which no other has: 48 hexadecimal digits."""
+    return token_hex(24)
 
 
 class BlobStore(Protocol):
-    """Contents by key, shared by any number of processes.
+    """Contents by key, shared by any number of processes. It knows nothing of who wants a content: whoever begins one
+    has noted its key before (`new_blob_key`).
 
-    Every method raises `StoreError` when the storage cannot do it; none blocks the event loop.
+    Every method raises `StoreError` when the storage cannot do it; none blocks the event loop, and each ends in time.
     """
 
-    def writing(self) -> AbstractAsyncContextManager[BlobWriter]:
-        """Begin a new content."""
+    def writing(self, key: str) -> AbstractAsyncContextManager[BlobWriter]:
+        """Begin a content under a key that was never used."""
 
     async def open(self, key: str) -> BlobReader:
         """Open a content; one that is not there is a `StoreError`."""
 
     async def delete(self, key: str) -> None:
-        """Delete a content, if it is there."""
-
-    def keys(self) -> AsyncIterator[Sequence[str]]:
-        """All contents, whole and unfinished, some at a time; never an empty part."""
-
-    def claim(self, key: str) -> AbstractAsyncContextManager[BlobClaim | None]:
-        """The content, unless a living writer has it (in whatever process) or it is gone."""
+        """Delete all that lies there of a content, whole or unfinished; nothing there is no error."""
 
     async def aclose(self) -> None:
         """Let what was begun end."""
@@ -175,7 +177,8 @@ class FileUpload(Protocol):
         """Bytes written so far."""
 
     async def write(self, data: bytes) -> None:
-        """Append to the content."""
+        """Append to the content, and renew the upload's lease when it is time. Raises `StoreError`, also when the
+        upload stood still for so long that a sweep took it."""
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         """Make it the owner's file, durable once this returns. Raises `NoRoom`, and `AlreadyMade` for a key that is
@@ -201,7 +204,12 @@ class FileStore(Protocol):
         """A page by time of creation, or None when `after` is no file of the owner."""
 
     async def delete(self, owner: str, file_id: str) -> bool:
-        """Delete the file; False when there is none. Who reads it at the moment can finish."""
+        """Delete the file; False when there is none. Its content goes with it, or with the next sweep where the storage
+        fails. Who reads it at the moment: as `BlobReader`."""
 
     async def used(self, owner: str) -> int:
         """Bytes of all the owner's files together."""
+
+    async def sweep(self) -> tuple[int, int]:
+        """Delete expired files, and the contents of pending blobs whose lease is over; how many of each. Any process
+        may do it at any time."""

@@ -49,6 +49,10 @@ class Leases:
             self._task.cancel()
             self._task = None
 
+    def holds(self, store: Leased, holder: str) -> bool:
+        """Whether it is renewed still: neither dropped nor lost."""
+        return holder in self._held.get(store, ())
+
     async def aclose(self) -> None:
         """Renew nothing any more: what is still held runs out."""
         self._held.clear()

@@ -1,15 +1,13 @@
 """Contents of files on disk: the `BlobStore` over a folder.
 
-Lives here: writing, opening, deleting, and finding what nobody owns. Not here: which contents are wanted (`files.py`).
+Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (the
+backends' `files.py`, `pending_blobs.py`).
 
-A content is written into `new/`, flushed to disk, and renamed to `ab/cd/<key>`. Its writer holds a lock on the file
-from the first byte until its row is there (a lock belongs to the open file, so the rename does not matter), and the
-system gives it back when the process dies: whoever gets the lock of a content without a row has found an orphan, and
-never one that is still on its way.
+A content is written into `new/<key>`, flushed to disk, and renamed to `ab/cd/<key>`.
 
-Invariants: a file under its key is whole; a lock of a file is waited for by nobody; a descriptor is used and closed
-under one lock, so that a cancelled caller's last write never hits another file; all that touches the disk, closing
-too, is done in the threads here: no slow disk stops the event loop.
+Invariants: a file under its key is whole; a descriptor is used and closed under one lock, so that a cancelled caller's
+last write never hits another file; all that touches the disk, closing too, is done in the threads here: no slow disk
+stops the event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -26,10 +23,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Protocol, TypeVar
 
 from antiphon.engine.ports.files import Blob
+from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError, StoreReason
 
 T = TypeVar("T")
@@ -42,7 +39,6 @@ class _Closing(Protocol):
 
 _KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
-_TRIES = 10
 _SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
 _THREADS = 8
@@ -60,10 +56,11 @@ class DiskBlobs:
         await asyncio.to_thread(self._threads.shutdown)
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[DiskBlobWriter]:
-        """Begin a new content."""
-        writer = await self._made("Beginning a file", lambda: DiskBlobWriter(self, self._folder))
+    async def writing(self, key: str) -> AsyncIterator[DiskBlobWriter]:
+        """Begin a content under a key that was never used."""
+        writer = DiskBlobWriter(self, self._folder / _NEW / key, self.place(key))
         try:
+            await self.run("Beginning a file", writer.begin)
             yield writer
         finally:
             await self.finish(writer.close)
@@ -73,11 +70,17 @@ class DiskBlobs:
         return await self._made("Opening a file", lambda: DiskBlobReader(self, self.place(key)))
 
     async def delete(self, key: str) -> None:
-        """Delete a content, if it is there."""
-        await self.run("Deleting a file", lambda: self.place(key).unlink(missing_ok=True))
+        """Delete what there is of a content."""
+        places = (self._folder / _NEW / key, self.place(key))
+
+        def delete() -> None:
+            for place in places:
+                place.unlink(missing_ok=True)
+
+        await self.run("Deleting a file", delete)
 
     async def keys(self) -> AsyncIterator[list[str]]:
-        """All contents, whole and unfinished, some hundreds at a time."""
+        """All contents, whole and unfinished, some hundreds at a time: what lies here from before pending blobs."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -91,15 +94,6 @@ class DiskBlobs:
 
         while found := await self.run("Looking through files", some):
             yield found
-
-    @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[DiskClaim | None]:
-        """The content, unless a writer has it or it is gone. Nobody else gets it meanwhile."""
-        claim = await self._made("Looking through files", lambda: DiskClaim(self, self._paths(key)))
-        try:
-            yield claim if claim.path is not None else None
-        finally:
-            await self.finish(claim.close)
 
     def place(self, key: str) -> Path:
         """Where a content lies once it is whole."""
@@ -126,7 +120,7 @@ class DiskBlobs:
             # The store is closed, and nothing is under way any more.
             close()
             return
-        await asyncio.shield(closing)
+        await to_the_end(closing)
 
     async def _made(self, doing: str, make: Callable[[], C]) -> C:
         """The same for what must be closed: when nobody waits for it any more, it is."""
@@ -147,49 +141,20 @@ class DiskBlobs:
         for first in sorted(self._folder.glob("[0-9a-f][0-9a-f]")):
             yield from sorted(first.glob("[0-9a-f][0-9a-f]"))
 
-    def _paths(self, key: str) -> tuple[Path, ...]:
-        return self.place(key), self._folder / _NEW / key
-
-
-class DiskClaim:
-    """A content that no writer has; `path` is None when there is none."""
-
-    def __init__(self, blobs: DiskBlobs, paths: tuple[Path, ...]) -> None:
-        self._blobs = blobs
-        self._descriptor = -1
-        self.path: Path | None = None
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if _lock(self._descriptor):
-                    self.path = path
-                return
-
-    async def delete(self) -> None:
-        """Delete it."""
-        path = self.path
-        if path is not None:
-            await self._blobs.run("Deleting a file", lambda: path.unlink(missing_ok=True))
-
-    def close(self) -> None:
-        """Let it go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
 
 class DiskBlobWriter:
     """A content on its way in."""
 
-    def __init__(self, blobs: DiskBlobs, folder: Path) -> None:
+    def __init__(self, blobs: DiskBlobs, draft: Path, place: Path) -> None:
+        """`draft`: where it is written; `place`: where it lies once it is whole."""
         self._blobs = blobs
-        self._folder = folder
+        self._draft = draft
+        self._place = place
         self._using = threading.Lock()
         self._hash = hashlib.sha256()
         self._size = 0
-        self._key, self._descriptor = _begin(folder / _NEW)
-        self._path = folder / _NEW / self._key
-        self._kept = False
+        self._descriptor = -1
+        self._closed = False
 
     @property
     def size(self) -> int:
@@ -202,25 +167,26 @@ class DiskBlobWriter:
         await self._blobs.run("Writing a file", lambda: self._write(data))
 
     async def seal(self) -> Blob:
-        """Make it durable under its key. A caller that is gone before it hears of that keeps nothing."""
-        blob = await self._blobs.run("Storing a file", self._seal)
-        self._kept = True
-        return blob
+        """Make it durable under its key."""
+        return await self._blobs.run("Storing a file", self._seal)
 
-    def discard(self) -> None:
-        """What was sealed is not wanted after all."""
-        self._kept = False
+    def begin(self) -> None:
+        """Make its file; in a thread."""
+        with self._using:
+            # Whoever left before a thread was free has closed it by now, and deletes what there is.
+            if self._closed:
+                return
+            _make_folder(self._draft.parent.parent)
+            _make_folder(self._draft.parent)
+            self._descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
-        """Give the lock back; what nobody heard of is gone. Waits for a write or a flush, so never in the loop."""
+        """Let go of it. Waits for a write or a flush, so never in the loop."""
         with self._using:
-            if self._descriptor < 0:
-                return
-            if not self._kept:
-                with contextlib.suppress(OSError):
-                    self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._closed = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _write(self, data: bytes) -> None:
         with self._using:
@@ -234,15 +200,14 @@ class DiskBlobWriter:
         with self._using:
             self._check()
             os.fsync(self._descriptor)
-            place = self._blobs.place(self._key)
+            place = self._place
             _make_folder(place.parent.parent)
             _make_folder(place.parent)
-            self._path.rename(place)
-            self._path = place
+            self._draft.rename(place)
             # A folder on the way may be new as well.
-            for folder in (place.parent, place.parent.parent, self._folder):
+            for folder in (place.parent, place.parent.parent, place.parent.parent.parent):
                 _flush(folder)
-            return Blob(self._key, self._size, self._hash.hexdigest())
+            return Blob(place.name, self._size, self._hash.hexdigest())
 
     def _check(self) -> None:
         if self._descriptor < 0:
@@ -296,31 +261,9 @@ class DiskBlobReader:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _begin(folder: Path) -> tuple[str, int]:
-    """A new file with its lock taken: the key and the descriptor."""
-    _make_folder(folder.parent)
-    _make_folder(folder)
-    for _ in range(_TRIES):
-        key = token_hex(24)
-        descriptor = os.open(folder / key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        # A sweep may see the file before it is locked; then the file is the sweep's.
-        if _lock(descriptor) and os.fstat(descriptor).st_nlink:
-            return key, descriptor
-        os.close(descriptor)
-    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
 def _make_folder(folder: Path) -> None:
     # One by one: `parents` would make those on the way for everybody.
     folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _flush(folder: Path) -> None:

@@ -1,17 +1,18 @@
 """What it means to keep an uploaded file: the `FileStore` over SQLite and any `BlobStore`.
 
-Lives here: the SQL by name, the order of row and content, and the sweep that takes away what expired or was left
-behind. Not here: where contents lie (on disk: `blobs/disk.py`), threads, connections and transactions.
+Lives here: the SQL by name, the order of row and content, and the sweep of what expired. Not here: contents that are no
+file's (`pending_blobs.py`), where contents lie (`stores/blobs/`), threads, connections and transactions.
 
-Invariant: a row is written after its content is durable and deleted before it, so whatever moment a process dies at,
-no row is without its content, and what is left over is a content without a row, which a sweep finds.
+Invariant: a row is written after its content is durable and deleted before it; in the unit in which it comes its
+pending row goes, and the other way round. So whatever moment a process dies at, no row is without its content, and no
+content without a row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from antiphon.engine.ports.files import (
     FileQuery,
     NoRoom,
     StoredFile,
+    new_blob_key,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.running.waiting import to_the_end
@@ -32,8 +34,11 @@ from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, ListBlobs, SqlitePendingBlobs
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+
+UPLOAD_LEASE_SECONDS = 900.0
 
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""
@@ -51,7 +56,7 @@ WHERE :limit IS NULL
   OR max(:size, {LEAST_ROOM}) + ({USED}) <= :limit
 """
 GET_FILE = f"SELECT {COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
-# Its client was told that it could not be stored; the content is for the next sweep.
+# Its client was told that it could not be stored.
 DELETE_UNTOLD = "DELETE FROM files WHERE owner = :owner AND id = :id"
 DELETE_FILE = f"DELETE FROM files WHERE owner = :owner AND id = :id AND {_THERE}"
 
@@ -65,9 +70,13 @@ LIST_FORWARD = _LIST.format(after=">", order="ASC")
 LIST_BACKWARD = _LIST.format(after="<", order="DESC")
 
 EXPIRED = "SELECT owner, id, blob FROM files WHERE expires_at <= :at LIMIT :limit"
-DELETE_EXPIRED = "DELETE FROM files WHERE owner = :owner AND id = :id AND expires_at <= :at"
-WANTED = "SELECT blob FROM files WHERE blob IN (SELECT value FROM json_each(:blobs))"
+_GOING = "FROM files WHERE blob IN (SELECT value FROM json_each(:blobs)) AND expires_at <= :at"
+LET_GO_EXPIRED = f"""
+INSERT INTO pending_blobs (key, lease_until) SELECT blob, 0 {_GOING} ON CONFLICT (key) DO UPDATE SET lease_until = 0
+"""
+DELETE_EXPIRED = f"DELETE {_GOING} RETURNING blob"
 
+_LOST = "The upload stood still for so long that it counted as broken off, and was deleted; send the file again."
 _BATCH = 200
 _EVER = (1 << 63) - 1
 
@@ -84,12 +93,16 @@ class SqliteFileStore:
         owner_bytes: int | None = None,
         clock: Clock = now,
         keys: SqliteIdempotency | None = None,
+        upload_lease: float = UPLOAD_LEASE_SECONDS,
+        list_before: ListBlobs | None = None,
     ) -> None:
-        """`owner_bytes`: the most that all files of one owner may take."""
+        """`owner_bytes`: the most that all files of one owner may take. `upload_lease`: seconds after which an upload
+        that was not heard of counts as broken off. `list_before`: as in `SqlitePendingBlobs`."""
         self._keys = keys or SqliteIdempotency(writer, readers)
         self._writer = writer
         self._readers = readers
         self._blobs = blobs
+        self._pending = SqlitePendingBlobs(writer, readers, blobs, lease=upload_lease, list_before=list_before)
         self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
@@ -97,13 +110,25 @@ class SqliteFileStore:
 
     async def aclose(self) -> None:
         """Let reads and writes of contents end."""
+        await self._pending.aclose()
         await self._blobs.aclose()
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[SqliteFileUpload]:
         """Begin a new file."""
-        async with self._blobs.writing() as content:
-            yield SqliteFileUpload(self._keys, content, self._limit)
+        key = new_blob_key()
+        # Whoever leaves while the row is written leaves a row without a content, which a sweep takes.
+        await self._pending.begin(key)
+        upload = SqliteFileUpload(self._keys, self._pending, key, self._limit)
+        try:
+            async with self._blobs.writing(key) as content:
+                upload.content = content
+                yield upload
+        finally:
+            if upload.settled:
+                self._pending.end(key)
+            else:
+                await to_the_end(self._pending.forget(key))
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
         """The file, or None."""
@@ -150,12 +175,12 @@ class SqliteFileStore:
         if row is None:
             return False
         named = {"owner": owner, "id": file_id, "at": self._now()}
-        (count,) = await self._writer.run([Statement(DELETE_FILE, named)])
-        if count:
-            # The file is gone; if its content stays, that is for the next sweep.
-            with suppress(StoreError):
-                await self._blobs.delete(row["blob"])
-        return bool(count)
+        try:
+            await self._writer.run([Statement(DELETE_FILE, named, rows=1), Statement(LET_GO, {"blob": row["blob"]})])
+        except RowsMissing:
+            return False
+        await self._pending.forget(row["blob"])
+        return True
 
     async def used(self, owner: str) -> int:
         """What all the owner's files take together, in bytes."""
@@ -166,8 +191,9 @@ class SqliteFileStore:
         return int((await self._readers.fetch(KEPT, {}, own=True))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and contents that no file has; how many of each. Any process may do it at any time."""
-        return await self._sweep_expired(), await self._sweep_orphans()
+        """Delete expired files, and contents that are no file's any more; how many of each."""
+        left = await self._pending.sweep()
+        return await self._sweep_expired(), left
 
     async def _sweep_expired(self) -> int:
         gone = 0
@@ -175,28 +201,13 @@ class SqliteFileStore:
             if self.on_expired is not None:
                 for row in rows:
                     await self.on_expired(row["owner"], row["id"])
-            named = [{"owner": row["owner"], "id": row["id"], "at": self._now()} for row in rows]
-            (count,) = await self._writer.run([Statement(DELETE_EXPIRED, named, many=True)])
-            for row in rows:
-                await self._blobs.delete(row["blob"])
-            gone += count
+            named = {"blobs": json.dumps([row["blob"] for row in rows]), "at": self._now()}
+            went: list[tuple[str]] = []
+            await self._writer.run([Statement(LET_GO_EXPIRED, named), Statement(DELETE_EXPIRED, named, into=went)])
+            for (blob,) in went:
+                await self._pending.forget(blob)
+            gone += len(went)
         return gone
-
-    async def _sweep_orphans(self) -> int:
-        gone = 0
-        async for keys in self._blobs.keys():
-            for key in await self._unwanted(keys):
-                async with self._blobs.claim(key) as claim:
-                    # Asked again: its writer may have finished between the two looks.
-                    if claim is not None and await self._unwanted([key]):
-                        await claim.delete()
-                        gone += 1
-        return gone
-
-    async def _unwanted(self, keys: Sequence[str]) -> Sequence[str]:
-        rows = await self._readers.fetch(WANTED, {"blobs": json.dumps(keys)})
-        wanted = {row[0] for row in rows}
-        return [key for key in keys if key not in wanted]
 
     async def _row(self, owner: str, file_id: str) -> Row | None:
         rows = await self._readers.fetch(GET_FILE, {"owner": owner, "id": file_id, "at": self._now()})
@@ -209,23 +220,32 @@ class SqliteFileStore:
 class SqliteFileUpload:
     """A file on its way in."""
 
-    def __init__(self, keys: SqliteIdempotency, content: BlobWriter, limit: int | None) -> None:
+    content: BlobWriter
+
+    def __init__(self, keys: SqliteIdempotency, pending: SqlitePendingBlobs, key: str, limit: int | None) -> None:
         self._keys = keys
-        self._content = content
+        self._pending = pending
+        self._key = key
         self._limit = limit
+        self.settled = False
+        """Whether the content is a file's, or may be: then what becomes of it is written in the rows."""
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self._content.size
+        return self.content.size
 
     async def write(self, data: bytes) -> None:
-        """Append to the content."""
-        await self._content.write(data)
+        """Append to the content. Raises `StoreError`, also for an upload that a sweep took."""
+        if not self._pending.is_renewed(self._key):
+            raise StoreError(_LOST)
+        await self.content.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         """Make it the owner's file. Raises `NoRoom`, `AlreadyMade`."""
-        blob = await self._content.seal()
+        if not await self._pending.is_held(self._key):
+            raise StoreError(_LOST)
+        blob = await self.content.seal()
         created = milliseconds(fields.created_at)
         expires = milliseconds(fields.expires_at) if fields.expires_at is not None else None
         named = {
@@ -242,17 +262,21 @@ class SqliteFileUpload:
             "limit": self._limit,
         }
         try:
-            unit, undo = [Statement(INSERT_FILE, named, rows=1)], [Statement(DELETE_UNTOLD, named)]
+            unit = [Statement(INSERT_FILE, named, rows=1), Statement(KEEP, named, rows=1)]
+            undo = [Statement(DELETE_UNTOLD, named), Statement(LET_GO, named)]
             if once is not None:
                 # The content belongs to the request; only now it is known.
                 once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
-            # Until it has ended the lock of the content must be held.
+            self.settled = True
+            # Until it has ended the content is neither a file's nor nobody's.
             await to_the_end(self._keys.make(once, fields.id, unit, undo))
         except RowsMissing:
-            self._content.discard()
-            raise NoRoom from None
+            self.settled = False
+            if await self._pending.is_held(self._key):
+                raise NoRoom from None
+            raise StoreError(_LOST) from None
         except (AlreadyMade, ApiError):
-            self._content.discard()
+            self.settled = False
             raise
         return StoredFile(
             fields.id,

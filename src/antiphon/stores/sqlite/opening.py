@@ -23,7 +23,7 @@ from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
-from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.files import UPLOAD_LEASE_SECONDS, SqliteFileStore
 from antiphon.stores.sqlite.idempotency import KEEP_SECONDS, SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
@@ -49,6 +49,7 @@ FILES_FOLDER = "files"
 _END_LEASES = (
     "UPDATE jobs SET lease_until = 1 WHERE lease_until > 0",
     f"UPDATE conversations SET locked_until = 0 WHERE locked_by <> '{SWEEPER}'",
+    "UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0",
     "DELETE FROM sweeps",
     "UPDATE idempotency SET lease_until = 0 WHERE lease_until IS NOT NULL",
 )
@@ -84,6 +85,7 @@ async def open_stores(
     history_bytes: int = HISTORY_BYTES,
     page_bytes: int = PAGE_BYTES,
     owner_file_bytes: int | None = None,
+    upload_lease: float = UPLOAD_LEASE_SECONDS,
     owner_bytes: int | None = None,
     kept: RetentionSettings = _FOR_EVER,
     timeouts: TimeoutSettings = _TIMEOUTS,
@@ -93,15 +95,25 @@ async def open_stores(
 
     `chain_items`, `history_bytes`: the most items and bytes of history one request may bring. `page_bytes`: where a
     page of a list ends, whatever its rows. `owner_file_bytes`, `owner_bytes`: the most that one owner's files, and all
-    else of his, may take. `timeouts`: how long the disk is waited for. `keep_keys`: seconds for which an
-    idempotency key is remembered. Raises `StoreError`.
+    else of his, may take. `upload_lease`: seconds after which an upload that was not heard of counts as broken off.
+    `timeouts`: how long the disk is waited for. `keep_keys`: seconds for which an idempotency key is remembered. Raises
+    `StoreError`.
     """
     path = data / SESSIONS_FILE
     writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
     await writer.start()
     readers = SqliteReaders(path, seconds=timeouts.read)
     keys = SqliteIdempotency(writer, readers, keep=keep_keys)
-    files = SqliteFileStore(writer, readers, DiskBlobs(data / FILES_FOLDER), owner_bytes=owner_file_bytes, keys=keys)
+    disk = DiskBlobs(data / FILES_FOLDER)
+    files = SqliteFileStore(
+        writer,
+        readers,
+        disk,
+        owner_bytes=owner_file_bytes,
+        keys=keys,
+        upload_lease=upload_lease,
+        list_before=disk.keys,
+    )
     try:
         await readers.start()
     except BaseException:
