@@ -70,6 +70,8 @@ class Supervised:
     ) -> None:
         self.name = name
         self.child: Child | None = None
+        self.life = 0
+        """How often a child was started here: which one it is."""
         self.lasting = False
         """Everything was ready once: from now on what ends is started again."""
         self.died, self.hung = 0, 0
@@ -92,6 +94,7 @@ class Supervised:
         while True:
             self._ready = False
             child = self.child = await self._start()
+            self.life += 1
             began = self._clock()
             status, hung = await self._watch(child)
             quick = quick + 1 if self._clock() - began < self._policy.quick else 1

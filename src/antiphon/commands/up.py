@@ -277,10 +277,11 @@ class _Up:
             return name in self._output.serving
 
         async def is_alive(seconds: float) -> bool:
-            child = process.child
+            life = process.life
             text = await ask(private, path, seconds, headers=headers, tls=tls)
-            if text is not None and child is not None and path == "/metrics":
-                self._merged.take(name, child.pid, text.decode())
+            # What answered after a replacement may be either of the two.
+            if text is not None and path == "/metrics" and process.life == life:
+                self._merged.take(name, life, text.decode())
             return text is not None
 
         process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
@@ -337,8 +338,8 @@ class _Up:
         await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self._workers))
         restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
         for process in self._processes():
-            if process.child is None or process.child.status is not None:
-                self._merged.forget(process.name)
+            ended = process.child is not None and process.child.status is not None
+            self._merged.forget(process.name, process.life + ended)
             restarts.add_metric((process.name, "died"), process.died)
             restarts.add_metric((process.name, "hung"), process.hung)
         return self._merged.render([restarts])
