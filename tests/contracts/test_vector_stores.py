@@ -85,7 +85,7 @@ async def ingest(database: VectorDatabase, job: IngestJob, *texts: str) -> None:
 
 
 async def found(database: VectorDatabase, store_id: str, query: str, filters: Filter | None = None) -> list[str]:
-    (store,) = await database.index.known(ALICE, [store_id], 0.0)
+    (store,) = await database.index.known(ALICE, [store_id])
     hits = await database.index.match(store, query, filters, 100)
     texts = await database.index.hits([store], [hit.chunk for hit in hits])
     return [texts[hit.chunk].file_id for hit in hits]
@@ -126,7 +126,7 @@ async def test_a_stranger_sees_and_changes_nothing(here: VectorDatabase) -> None
     assert await stores.get_batch(BOB, store_id, "vsfb_1") is None
     assert not await stores.cancel_batch(BOB, store_id, "vsfb_1")
     assert await stores.file_text(BOB, store_id, "file-1", 0, 10) is None
-    assert await here.index.known(BOB, [store_id], 0.0) == []
+    assert await here.index.known(BOB, [store_id]) == []
     await stores.forget_file(BOB, "file-1")
     page = await stores.list_files(ALICE, store_id, PageQuery())
     assert page is not None and {file.file_id for file in page.files} == {"file-1", "file-2"}
@@ -358,7 +358,7 @@ async def test_an_expired_store_loses_its_files(here: VectorDatabase, there: Vec
     clock.at = store.expires_at or 0.0
     store = await there.stores.get(ALICE, store_id)
     assert store is not None and store.expired
-    assert [known.expired for known in await there.index.known(ALICE, [store_id], clock.at)] == [True]
+    assert [known.expired for known in await there.index.known(ALICE, [store_id])] == [True]
     await sweep(there)
     assert await chunk_count(here) == 0
     store = await here.stores.get(ALICE, store_id)
@@ -422,7 +422,7 @@ async def test_a_filter_is_no_matter_of_rank(here: VectorDatabase) -> None:
     store_id = await make(here, "one", *files)
     for job in await claim(here, *(f"c{number}" for number in range(120))):
         await ingest(here, job, "birds" if job.file_id == "file-119" else "birds birds birds", "something else")
-    (store,) = await here.index.known(ALICE, [store_id], 0.0)
+    (store,) = await here.index.known(ALICE, [store_id])
     hits = await here.index.match(store, "birds", Filter("eq", "last", True), 1)
     texts = await here.index.hits([store], [hit.chunk for hit in hits])
     assert [texts[hit.chunk].file_id for hit in hits] == ["file-119"]
@@ -433,7 +433,7 @@ async def test_numbers_of_deleted_stores_and_files_are_never_given_out_again(her
     seen: set[int] = set()
     for name in ("one", "two", "three"):
         store_id = await make(here, name, NewFile("file-1", "a.txt"))
-        (store,) = await here.index.known(ALICE, [store_id], 0.0)
+        (store,) = await here.index.known(ALICE, [store_id])
         (job,) = await claim(here)
         assert not {store.number, job.number} & seen
         seen |= {store.number, job.number}
@@ -444,7 +444,7 @@ async def test_a_hit_belongs_to_a_store_that_was_searched(here: VectorDatabase) 
     one, two = await make(here, "one", NewFile("file-1", "a.txt")), await make(here, "two")
     (job,) = await claim(here)
     await ingest(here, job, "birds")
-    known = {store.id: store for store in await here.index.known(ALICE, [one, two], 0.0)}
+    known = {store.id: store for store in await here.index.known(ALICE, [one, two])}
     chunks = [hit.chunk for hit in await here.index.match(known[one], "birds", None, 10)]
     assert len(await here.index.hits([known[one]], chunks)) == len(chunks) == 1
     assert await here.index.hits([known[two]], chunks) == {}
@@ -495,7 +495,7 @@ async def test_in_a_small_store_words_count_too(here: VectorDatabase) -> None:
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, "birds have wings")
     await ingest(here, second, "birds fly south")
-    (store,) = await here.index.known(ALICE, [store_id], 0.0)
+    (store,) = await here.index.known(ALICE, [store_id])
     best, other = await here.index.match(store, "birds with wings", None, 10)
     assert best.score > other.score > 1
     assert await found(here, store_id, "zzpadding") == []
@@ -509,7 +509,7 @@ async def test_the_version_changes_with_the_completed_files(
     seen: list[int] = []
 
     async def changed() -> bool:
-        one, two = await there.index.known(ALICE, [store_id], 0.0), await there.index.known(ALICE, [other], 0.0)
+        one, two = await there.index.known(ALICE, [store_id]), await there.index.known(ALICE, [other])
         seen.append(one[0].version)
         assert two[0].version == 0 or len(seen) > 5
         return len(seen) < 2 or seen[-1] != seen[-2]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.indexing import ChunkIndex, EmbeddingFailed
+from antiphon.engine.ports.indexing import EmbeddingFailed
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.search.dense import DenseSearch
+from antiphon.stores.sqlite.matrices import Matrices, VectorSource
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, BOB, VectorStoreSetup, WordEmbedder, open_vector_store_setup
 
@@ -93,12 +93,12 @@ async def test_vectors_follow_the_files(setup: VectorStoreSetup) -> None:
 
 async def test_rows_of_removed_files_leave_the_matrix(setup: VectorStoreSetup, words: WordEmbedder) -> None:
     store_id = await setup.store(**TEXTS)
-    dense = DenseSearch(setup.database.index, max_bytes=1 << 20)
+    dense = Matrices(setup.database.index, max_bytes=1 << 20)
     (vector,) = await words.embed(["aeroplane"])
 
     async def found() -> int:
-        (known,) = await setup.database.index.known(ALICE, [store_id], 0.0)
-        return len(await dense.search(known, words.model, vector, None, 10))
+        (known,) = await setup.database.index.known(ALICE, [store_id])
+        return len(await dense.nearest(known, words.model, vector, None, 10))
 
     assert await found() == 3
     page = await setup.ask("GET", f"/{store_id}/files")
@@ -161,7 +161,7 @@ async def test_an_expired_store_is_not_searched(tmp_path: Path) -> None:
 
 async def test_a_store_that_is_deleted_meanwhile_has_no_hits(setup: VectorStoreSetup) -> None:
     store_id = await setup.store(**TEXTS)
-    (known,) = await setup.database.index.known(ALICE, [store_id], 0.0)
+    (known,) = await setup.database.index.known(ALICE, [store_id])
     await setup.ask("DELETE", f"/{store_id}")
     assert await setup.database.index.match(known, "runway", None, 10) == []
     assert await setup.database.index.files(known, "words", None) == frozenset()
@@ -187,12 +187,12 @@ async def test_searches_and_changes_at_the_same_time(setup: VectorStoreSetup) ->
 
 async def test_matrices_are_dropped_when_there_is_no_room(setup: VectorStoreSetup, words: WordEmbedder) -> None:
     stores = [await setup.store(**{f"s{number}": f"Number {number} is a plane."}) for number in range(3)]
-    dense = DenseSearch(setup.database.index, max_bytes=4_500)  # two matrices of one row of 256 numbers
+    dense = Matrices(setup.database.index, max_bytes=4_500)  # two matrices of one row of 256 numbers
     (vector,) = await words.embed(["aeroplane"])
     for _ in range(2):
         for store_id in stores:
-            (known,) = await setup.database.index.known(ALICE, [store_id], 0.0)
-            assert len(await dense.search(known, words.model, vector, None, 10)) == 1
+            (known,) = await setup.database.index.known(ALICE, [store_id])
+            assert len(await dense.nearest(known, words.model, vector, None, 10)) == 1
             assert dense.held_bytes <= 4_500 and dense.count <= 2
 
 
@@ -206,13 +206,13 @@ async def test_a_store_is_never_searched_with_the_vectors_of_a_deleted_one(setup
 async def test_a_search_keeps_nothing_of_stores_that_are_empty_or_deleted(
     setup: VectorStoreSetup, words: WordEmbedder
 ) -> None:
-    dense = DenseSearch(setup.database.index, max_bytes=1 << 20)
+    dense = Matrices(setup.database.index, max_bytes=1 << 20)
     setup.database.stores.on_deleted = dense.forget
     (vector,) = await words.embed(["aeroplane"])
 
     async def searched(store_id: str) -> int:
-        (known,) = await setup.database.index.known(ALICE, [store_id], 0.0)
-        return len(await dense.search(known, words.model, vector, None, 10))
+        (known,) = await setup.database.index.known(ALICE, [store_id])
+        return len(await dense.nearest(known, words.model, vector, None, 10))
 
     empty, full = (await setup.ask("POST", "", {}))["id"], await setup.store(**TEXTS)
     assert (await searched(empty), dense.count, dense.held_bytes) == (0, 0, 0)
@@ -231,12 +231,12 @@ async def test_matrices_of_deleted_stores_do_not_come_back_with_a_search_under_w
     setup: VectorStoreSetup, words: WordEmbedder
 ) -> None:
     index = _SlowIndex(setup.database.index)
-    dense = DenseSearch(index, max_bytes=1 << 20)
+    dense = Matrices(index, max_bytes=1 << 20)
     setup.database.stores.on_deleted = dense.forget
     store_id = await setup.store(**TEXTS)
     (vector,) = await words.embed(["aeroplane"])
-    (known,) = await setup.database.index.known(ALICE, [store_id], 0.0)
-    search = asyncio.create_task(dense.search(known, words.model, vector, None, 10))
+    (known,) = await setup.database.index.known(ALICE, [store_id])
+    search = asyncio.create_task(dense.nearest(known, words.model, vector, None, 10))
     await index.asked.wait()
     await setup.ask("DELETE", f"/{store_id}")
     index.go.set()
@@ -247,7 +247,7 @@ async def test_matrices_of_deleted_stores_do_not_come_back_with_a_search_under_w
 class _SlowIndex:
     """An index whose vectors come when `go` is set."""
 
-    def __init__(self, index: ChunkIndex) -> None:
+    def __init__(self, index: VectorSource) -> None:
         self._index = index
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 

@@ -26,7 +26,6 @@ from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.search.chunking import cut
-from antiphon.search.dense import DenseSearch
 from antiphon.search.document import Unreadable
 from antiphon.search.extract import extract
 from antiphon.search.ingest import Ingester, IngestPace
@@ -170,11 +169,8 @@ async def open_vector_store_setup(
     start: bool = True,
 ) -> AsyncIterator[VectorStoreSetup]:
     """Everything, working. With `limits` documents are read in a process of their own."""
-    database = await open_vector_database(folder, clock=clock)
+    database = await open_vector_database(folder, clock=clock, matrix_bytes=matrix_bytes)
     files = MemoryFileStore(clock=now)
-    dense = DenseSearch(database.index, matrix_bytes) if embedder is not None else None
-    if dense is not None:
-        database.stores.on_deleted = dense.forget
     ingester = Ingester(
         database.ingestion,
         files,
@@ -185,7 +181,7 @@ async def open_vector_store_setup(
         pace=pace,
     )
     database.stores.on_work = ingester.wake
-    searcher = VectorStoreSearcher(database.index, embedder=embedder, dense=dense, clock=clock)
+    searcher = VectorStoreSearcher(database.index, embedder=embedder)
     setup = VectorStoreSetup(database, files, ingester, searcher, rewriter)
     if start:
         ingester.start()

@@ -9,7 +9,6 @@ Invariant: `VectorSearch.aclose` gives the files that are worked on back before 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from antiphon.api.endpoint import Endpoint
 from antiphon.api.vector_stores import VectorStoreApi
@@ -32,9 +31,6 @@ from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
-
-if TYPE_CHECKING:
-    from antiphon.search.dense import DenseSearch
 
 
 @dataclass(frozen=True)
@@ -87,13 +83,12 @@ async def open_search(settings: Settings, files: FileStore, metrics: Metrics | N
     """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
     embedder, embeddings = make_embedder(settings) or (None, None)
-    stores = await open_vector_database(settings.data, timeouts=settings.timeouts, keep_keys=settings.idempotency.keep)
-    dense: DenseSearch | None = None
-    if embedder is not None:
-        from antiphon.search.dense import DenseSearch
-
-        dense = DenseSearch(stores.index, given.matrix_bytes)
-        stores.stores.on_deleted = dense.forget
+    stores = await open_vector_database(
+        settings.data,
+        timeouts=settings.timeouts,
+        keep_keys=settings.idempotency.keep,
+        matrix_bytes=given.matrix_bytes,
+    )
     readers = DocumentReaders(given)
     ingester = Ingester(
         stores.ingestion,
@@ -105,7 +100,7 @@ async def open_search(settings: Settings, files: FileStore, metrics: Metrics | N
     )
     return VectorSearch(
         stores,
-        VectorStoreSearcher(stores.index, embedder=embedder, dense=dense, metrics=metrics),
+        VectorStoreSearcher(stores.index, embedder=embedder, metrics=metrics),
         ingester,
         embedder,
         files,

@@ -14,22 +14,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import structlog
 
 from antiphon.engine.ports.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
 from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import InvalidRequest, NotFound, StoreError
-from antiphon.ids import Clock, is_id, now
+from antiphon.ids import is_id
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tracing import span
 from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
-
-if TYPE_CHECKING:
-    from antiphon.search.dense import DenseSearch
 
 _log = structlog.get_logger(__name__)
 
@@ -39,22 +35,18 @@ _SHOWN_ID = 128
 
 
 class VectorStoreSearcher:
-    """`Searcher` over an index; with vectors where there are an `embedder` and a `dense` search."""
+    """`Searcher` over an index; by vectors too where there is an `embedder`."""
 
     def __init__(
         self,
         index: ChunkIndex,
         *,
         embedder: Embedder | None = None,
-        dense: DenseSearch | None = None,
         metrics: Metrics | None = None,
-        clock: Clock = now,
     ) -> None:
         self._index = index
         self._embedder = embedder
-        self._dense = dense
         self._metrics = metrics
-        self._clock = clock
 
     async def search(
         self,
@@ -112,7 +104,7 @@ class VectorStoreSearcher:
 
     async def _stores(self, owner: str, ids: Sequence[str]) -> list[KnownStore]:
         possible = [one for one in ids if is_id(one, "vs")]
-        known = {store.id: store for store in await self._index.known(owner, possible, self._clock())}
+        known = {store.id: store for store in await self._index.known(owner, possible)}
         for one in ids:
             if one not in known:
                 raise NotFound(f"Vector store with id '{one[:_SHOWN_ID]}' not found.")
@@ -123,7 +115,7 @@ class VectorStoreSearcher:
         return [known[one] for one in ids]
 
     async def _embed(self, queries: Sequence[str], ranking: Ranking) -> list[bytes | None]:
-        if self._embedder is None or self._dense is None or not ranking.embedding_weight or not queries:
+        if self._embedder is None or not ranking.embedding_weight or not queries:
             return [None] * len(queries)
         try:
             return list(await self._embedder.embed(queries))
@@ -149,10 +141,10 @@ class VectorStoreSearcher:
             return merge(found, limit)
 
         async def vector_side() -> list[ChunkHit]:
-            if vector is None or self._dense is None or self._embedder is None:
+            if vector is None or self._embedder is None:
                 return []
             model = self._embedder.model
-            found = [await self._dense.search(store, model, vector, filters, limit) for store in stores]
+            found = [await self._index.nearest(store, model, vector, filters, limit) for store in stores]
             return merge(found, limit)
 
         # In threads of their own, the one in SQLite and the other in NumPy.

@@ -287,7 +287,7 @@ async def test_who_leaves_stops_no_probe_that_others_wait_for(stores: Stores, mo
 async def test_a_search_that_fails_says_so_unless_the_store_is_gone(tmp_path: Path) -> None:
     async with aclosing(await open_vector_database(tmp_path)) as database:
         await database.stores.create(ALICE, "vs_a", name=None, description=None, metadata=b"{}", expires_days=None)
-        (known,) = await database.index.known(ALICE, ["vs_a"], 0.0)
+        (known,) = await database.index.known(ALICE, ["vs_a"])
         assert await database.index.match(known, "birds", None, 9) == []
         assert await database.index.match(known, " . ", None, 9) == []
         await database.stores.delete(ALICE, "vs_a")

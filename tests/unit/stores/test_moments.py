@@ -390,7 +390,7 @@ async def test_an_expired_store_is_not_used_any_more(
 ) -> None:
     await vectors.stores.create(ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=1)
     clocks.wall += 86_400 * SECOND + off
-    (known,) = await vectors.index.known(ALICE, ["vs_1"], clocks.date())
+    (known,) = await vectors.index.known(ALICE, ["vs_1"])
     found = await vectors.stores.get(ALICE, "vs_1")
     assert known.expired is come and found is not None and found.expired is come
     assert await vectors.stores.add_files(ALICE, "vs_1", [NewFile("f", "a.txt")]) is not come

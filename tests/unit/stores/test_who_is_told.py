@@ -152,7 +152,7 @@ async def test_what_was_removed_is_cleared_piece_by_piece(
         left.append(await _count(vectors, "chunks"))
     assert len(left) - 1 == pieces and left[-1] == 3 and await _count(vectors, "vector_trash") == 0
     assert left == [3 + max(0, chunks - 2 * number) for number in range(pieces + 1)]
-    (known,) = await vectors.index.known(ALICE, ["vs_a"], 0.0)
+    (known,) = await vectors.index.known(ALICE, ["vs_a"])
     assert len(await vectors.index.match(known, "birds", None, 99)) == 3
     text = await vectors.stores.file_text(ALICE, "vs_a", second.file_id, 1, 9)
     assert text == ("word1 birds", "word2 birds")
@@ -166,14 +166,14 @@ async def test_an_expired_store_is_emptied_words_and_all(tmp_path: Path) -> None
         await _make(vectors, "b", "file-2")
         for job in await _claimed(vectors, "c1", "c2", "c3"):
             await _ingest(vectors, job, 2)
-        before = {one.id: one.version for one in await vectors.index.known(ALICE, ["vs_a", "vs_b"], 0.0)}
+        before = {one.id: one.version for one in await vectors.index.known(ALICE, ["vs_a", "vs_b"])}
         # What is in the trash of the store already loses its words with the others.
         await vectors.stores.remove_file(ALICE, "vs_a", "file-3")
         now += 86_400
         for _ in range(9):
             if not await vectors.ingestion.sweep():
                 break
-        known = await vectors.index.known(ALICE, ["vs_a", "vs_b"], now)
+        known = await vectors.index.known(ALICE, ["vs_a", "vs_b"])
         assert [(one.id, one.expired) for one in known] == [("vs_a", True), ("vs_b", False)]
         assert known[0].version == before["vs_a"] + 2 and known[1].version == before["vs_b"]
         assert await vectors.index.match(known[0], "birds", None, 9) == []

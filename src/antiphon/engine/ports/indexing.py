@@ -127,17 +127,17 @@ class ChunkHit:
 class ChunkIndex(Protocol):
     """What a search reads. Filters are part of every reading: nothing is filtered after the best were cut."""
 
-    async def known(self, owner: str, store_ids: Sequence[str], at: float) -> list[KnownStore]:
-        """The owner's stores of these, as of `at`."""
+    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
+        """The owner's stores of these, as of now by the store's own clock."""
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
         """The chunks that hold words of the query, best first, by BM25."""
 
-    async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """The numbers of the completed files that have vectors of this model and fit."""
-
-    async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
-        """Chunk numbers and vectors of these files."""
+    async def nearest(
+        self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
+    ) -> list[ChunkHit]:
+        """The chunks whose vectors of this model are nearest to the vector (float16, of length 1), best first; the
+        score is the cosine. None of another width."""
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
         """The chunks' texts with their files (`score` 0); those that are gone, or not in these stores, are left out."""

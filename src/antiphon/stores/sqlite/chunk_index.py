@@ -1,7 +1,7 @@
 """What a search reads: the `ChunkIndex` port over SQLite.
 
-Lives here: matching words with their rank, the files a filter lets through, vectors, texts. Not here: ranking and
-fusion (`search/`), and how any of it was written (`ingestion.py`).
+Lives here: matching words with their rank, the files a filter lets through, vectors, texts. Not here: comparing vectors
+(`matrices.py`), ranking and fusion (`search/`), and how any of it was written (`ingestion.py`).
 
 Invariant: only completed files are found, and a filter is part of the statement that ranks.
 """
@@ -11,16 +11,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import StoreError
+from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.stores.sqlite.vector_stores import SqliteVectorStores, index_table
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
+
+if TYPE_CHECKING:
+    from antiphon.stores.sqlite.matrices import Matrices
 
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
@@ -51,15 +56,20 @@ CROSS JOIN vector_stores s ON s.no = f.store_no AND s.id IN (SELECT value FROM j
 
 
 class SqliteChunkIndex:
-    """`ChunkIndex` on readers that somebody else owns and closes."""
+    """`ChunkIndex` on readers that somebody else owns and closes. `matrix_bytes`: memory for vectors."""
 
-    def __init__(self, readers: SqliteReaders, stores: SqliteVectorStores) -> None:
+    def __init__(
+        self, readers: SqliteReaders, stores: SqliteVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
+    ) -> None:
         self._readers = readers
         self._stores = stores
+        self._matrix_bytes = matrix_bytes
+        self._clock = clock
+        self._matrices: Matrices | None = None
 
-    async def known(self, owner: str, store_ids: Sequence[str], at: float) -> list[KnownStore]:
+    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
         """The owner's stores of these."""
-        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": milliseconds(at)}
+        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": milliseconds(self._clock())}
         rows = await self._readers.fetch(KNOWN, named)
         return [KnownStore(found, number, version, bool(expired)) for found, number, version, expired in rows]
 
@@ -79,6 +89,26 @@ class SqliteChunkIndex:
                 return []  # deleted since it was asked whether the store is there
             raise
         return [ChunkHit(row[0], row[1]) for row in rows]
+
+    async def nearest(
+        self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
+    ) -> list[ChunkHit]:
+        """The chunks nearest to the vector, best first; see `ChunkIndex.nearest`. Exact."""
+        return await self.matrices.nearest(store, model, vector, filters, limit)
+
+    @property
+    def matrices(self) -> Matrices:
+        """The vectors in memory; made when somebody who has NumPy first asks for them."""
+        if self._matrices is None:
+            from antiphon.stores.sqlite.matrices import Matrices
+
+            self._matrices = Matrices(self, self._matrix_bytes)
+        return self._matrices
+
+    def forget(self, store_id: str) -> None:
+        """The store is deleted: nothing of it is kept in memory."""
+        if self._matrices is not None:
+            self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
         """The numbers of the completed files that have vectors of this model and fit."""

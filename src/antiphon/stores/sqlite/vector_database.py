@@ -54,10 +54,11 @@ async def open_vector_database(
     readers: int = 2,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
+    matrix_bytes: int = 1 << 30,
 ) -> VectorDatabase:
     """Open `vectors.db` in the folder `data`, creating it where needed. Raises `StoreError`.
 
-    `keep_keys`: seconds for which an idempotency key is remembered.
+    `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
     """
     path = data / VECTORS_FILE
     writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
@@ -70,9 +71,9 @@ async def open_vector_database(
         raise
     keys = SqliteIdempotency(writer, pool, keep=keep_keys, clock=clock)
     stores = SqliteVectorStores(writer, pool, clock, keys=keys)
-    return VectorDatabase(
-        stores, SqliteIngestion(writer, pool, clock), SqliteChunkIndex(pool, stores), keys, writer, pool
-    )
+    index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
+    stores.on_deleted = index.forget
+    return VectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, writer, pool)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -1,7 +1,7 @@
 """Searching by vectors: a matrix in memory per store, compared with the query as a whole.
 
 Lives here: the matrices, how they follow the database, and the comparison. Not here: how vectors are made (`Embedder`)
-and kept (`ChunkIndex`).
+and read (`chunk_index.py`). SQLite has no index of vectors, so this process compares them itself.
 
 A matrix holds the vectors of the files it has. When the store has another version than at the last search, it is told
 which files there are, drops the rows of those that are gone and reads those that are new; it needs no more than this to
@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, ChunkIndex, KnownStore
+from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.running.thread_pools import SEARCH
 from antiphon.single_threaded_numpy import np
 from antiphon.types.search import Filter
@@ -50,11 +51,21 @@ class _Matrix:
         return int(self.vectors.nbytes + self.chunks.nbytes) + _ENTRY_BYTES
 
 
-class DenseSearch:
+class VectorSource(Protocol):
+    """Where the vectors are kept."""
+
+    async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
+        """The numbers of the completed files that have vectors of this model and fit."""
+
+    async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Chunk numbers and vectors of these files."""
+
+
+class Matrices:
     """Exact search by cosine. `max_bytes`: of all matrices together, but for the one in use."""
 
-    def __init__(self, index: ChunkIndex, max_bytes: int) -> None:
-        self._index = index
+    def __init__(self, source: VectorSource, max_bytes: int) -> None:
+        self._source = source
         self._max_bytes = max_bytes
         self._matrices: OrderedDict[_Key, _Matrix] = OrderedDict()
         self._held = 0
@@ -74,11 +85,11 @@ class DenseSearch:
         for key in [key for key in self._matrices if key[0] == store_id]:
             self._drop(key)
 
-    async def search(
+    async def nearest(
         self, store: KnownStore, model: str, query: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
         """The chunks nearest to the vector (float16), best first. The score is the cosine."""
-        allowed = None if filters is None else await self._index.files(store, model, filters)
+        allowed = None if filters is None else await self._source.files(store, model, filters)
         if allowed is not None and not allowed:
             return []
         chunks, vectors = await self._current(store, model)
@@ -98,7 +109,7 @@ class DenseSearch:
         async with matrix.lock:  # one reads what is new, the others wait for it
             try:
                 if matrix.version != store.version:
-                    await self._follow(matrix, await self._index.files(store, model, None))
+                    await self._follow(matrix, await self._source.files(store, model, None))
                     # The version was read before the files: at worst they are looked at once more.
                     matrix.version = store.version
             finally:
@@ -114,7 +125,7 @@ class DenseSearch:
         parts = []
         new = sorted(wanted - matrix.files)
         for start in range(0, len(new), _FILES_PER_READ):
-            rows = await self._index.vectors(new[start : start + _FILES_PER_READ])
+            rows = await self._source.vectors(new[start : start + _FILES_PER_READ])
             if rows:
                 parts.append(await SEARCH.run(_rows, rows))
         width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
