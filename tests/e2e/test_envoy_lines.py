@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.chat_server import Answer, Reset, answer, event, json_answer
 from tests.support.real_envoy import RealEnvoy, real_envoy
@@ -76,6 +77,22 @@ async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Pa
     assert dead.items() <= found["dead"].items(), found["dead"]
     alone = {"fault": "ours", "code": "adapter_unavailable", "operation": "ask_sidecar", "level": "warning"}
     assert alone.items() <= found["no-sidecar"].items(), found["no-sidecar"]
+
+
+async def test_why_envoy_could_not_reach_an_upstream_is_in_the_sidecars_line(tmp_path: Path) -> None:
+    """A server that is down and a name without an address are two things to mend."""
+    for url, why in (
+        ("http://127.0.0.1:9/v1", "Connection_refused"),
+        ("http://gone.invalid/v1", "no_healthy_upstream"),
+    ):
+        given = {"upstream": {"url": url, "profile": "generic"}}
+        folder = tmp_path / why[:2]
+        folder.mkdir()
+        with capture_logs() as told:
+            async with real_envoy(folder, settings=given) as envoy:
+                assert (await envoy.post(json.dumps({"model": "m", "input": "hi"}).encode())).status == 502
+        (line,) = [line for line in told if line.get("code") == "upstream_unreachable"]
+        assert line["cause"].startswith("unreachable: Envoy could not reach it: ") and why in line["cause"], line
 
 
 async def test_what_envoy_passes_on_has_counters_and_ids_of_its_own(tmp_path: Path) -> None:

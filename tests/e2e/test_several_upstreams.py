@@ -135,6 +135,18 @@ async def test_the_next_one_gets_the_request_with_its_own_key_path_and_host(plac
             assert (await stored.json())["metadata"] == body["metadata"]
     line = json.loads(await place.gateway.log_line('"upstream":"open"'))
     assert line["fallback"] is True and line["outcome"] == "completed"
+    # Who was passed over, and why: behind Envoy in its own lines, which have the request's id.
+    for name in ("dead", "dead-too"):
+        await place.gateway.log_line(f'"upstream":"{name}"')
+    passed = [json.loads(line) for line in place.gateway.log if '"upstream":"dead' in line]
+    if place.mode == "http":
+        assert {each["message"] for each in passed} == {"upstream_passed_over"}
+        return
+    (first, second) = [each for each in passed if each["request_id"] == line["request_id"]]
+    assert (first["upstream"], second["upstream"]) == ("dead", "dead-too")
+    for each in (first, second):
+        assert (each["message"], each["level"], each["flags"]) == ("upstream_try_failed", "warning", "UF")
+        assert "Connection_refused" in each["cause"] and each["upstream_status"] == 0
 
 
 def _last(answered: Answered) -> Any:

@@ -62,6 +62,22 @@ async def test_an_upstreams_failure_is_one_warning(said: Answer, fields: dict[st
     assert ("advice" in line) is (told.get("upstream_status") != 500), line
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_wrong_with_an_answer_is_told_in_words_that_quote_nothing_of_it(stream: bool) -> None:
+    """Also of a response that leaves nothing at rest; what an upstream says itself is not told of one."""
+    page = answer(parts=[b"<html>the secret</html>"], headers=(("content-type", "text/html"),))
+    error = json_answer({"error": {"message": "the secret", "code": "upstream_invalid"}})
+    for said, cause in ((page, "The upstream's answer is not"), (error, "what the upstream said is kept nowhere")):
+        async with open_http_door() as door:
+            door.chat.script(said)
+            with capture_logs() as lines:
+                await door.ask(post_bytes({"model": "m", "input": "x", "store": False, "stream": stream}))
+            (line,) = warnings(lines)
+        assert line["cause"].startswith(cause) and "secret" not in str(line), line
+        assert (line["fault"], line["upstream_status"]) == (UP, 200)
+        assert line["code"] != "upstream_invalid" or "chat server" in line["advice"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 async def test_models_that_an_upstream_does_not_list_are_its_fault(there: bool) -> None:
     async with open_http_door() as door:

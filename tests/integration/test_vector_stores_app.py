@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.api.http import ApiRequest
 from antiphon.app.build import App, build
@@ -19,6 +20,7 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ConfigError
 from antiphon.ids import now
 from tests.support.embeddings_server import open_embeddings_server
+from tests.support.metrics import value_of
 
 ALICE = "b:alice"
 
@@ -106,6 +108,25 @@ async def test_a_file_that_expires_leaves_the_stores(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("estimated_tokens")
+@pytest.mark.parametrize("broken", ["500", "dead"])
+async def test_an_embeddings_server_that_fails_is_counted_and_named(tmp_path: Path, broken: str) -> None:
+    """Answers go on without it, by words: nobody would see it but by its number and its line."""
+    async with open_embeddings_server() as server:
+        embeddings = {"url": server.url if broken == "500" else "http://127.0.0.1:9/v1", "model": "words-1"}
+        async with opened(tmp_path, embeddings=embeddings) as app:
+            server.status = 500
+            _, store = await ask(app, "POST", "/v1/vector_stores", {})
+            with capture_logs() as lines:
+                status, _ = await ask(app, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": "x"})
+            told = app.context.telemetry.metrics.render().decode()
+    assert status == 200
+    (line,) = [line for line in lines if line["event"] == "searching_without_vectors"]
+    assert line["upstream"] == "embeddings" and line["cause"]
+    as_status = "500" if broken == "500" else "unreachable"
+    labels = {"upstream": "embeddings", "operation": "embeddings", "status": as_status}
+    assert value_of(told, "upstream_requests_total", **labels) == 1
+
+
 async def test_an_embeddings_server_adds_meaning(tmp_path: Path) -> None:
     async with open_embeddings_server() as server:
         embeddings = {"url": server.url, "model": "words-1", "api_key": "sk-embed", "batch": 2}

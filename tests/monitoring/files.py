@@ -24,7 +24,7 @@ RUNBOOK = ROOT / "docs" / "operations.md"
 # What an expression is made of beside names of metrics.
 _WORDS = frozenset({
     *("sum", "max", "min", "count", "rate", "increase", "changes", "histogram_quantile", "predict_linear", "time"),
-    *("by", "on", "group_left", "or", "and"),
+    *("clamp_min", "by", "on", "group_left", "or", "and"),
 })  # fmt: skip
 _THRESHOLD = re.compile(r"\s*(?:[<>]|==)\s*[0-9.]+")
 _DURATION = re.compile(r"(?<=\[)(\d+)([smh])(?=\])")

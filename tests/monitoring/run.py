@@ -46,6 +46,7 @@ EXPECTED: frozenset[Alert] = frozenset({
     ("AntiphonUpstreamRefusesKey", "upstream=wrong-key"),
     ("AntiphonUpstreamRateLimits", "upstream=limited"),
     ("AntiphonUpstreamUnreachable", "upstream=dead"),
+    ("AntiphonUpstreamUnusable", "upstream=garbled"),
     ("AntiphonUpstreamSlow", "upstream=slow"),
     ("AntiphonUpstreamTimesOut", "upstream=silent"),
     ("AntiphonUpstreamBreaksOff", "upstream=cutting"),
@@ -208,11 +209,11 @@ async def _metrics_are_clean(report: Report, place: Place) -> None:
 async def _run(folder: Path, report: Report, calm: float) -> None:
     async with traffic.place(folder) as place, running_prometheus(folder, _fast(folder, place.metrics)) as prometheus:
         async with _jobs(place, traffic.GOOD, 0.5):
-            report.say("a gateway with two workers, Envoy, 9 upstreams, tools; Prometheus reads it once a second")
+            report.say("a gateway with two workers, Envoy, 10 upstreams, tools; Prometheus reads it once a second")
             await _nothing_fires(report, prometheus, calm)
             traffic.break_search(place)
             async with _jobs(place, traffic.BAD, 0.5):
-                report.say("six broken upstreams and a dead one, a search and a tool that do not work, a flood")
+                report.say("seven broken upstreams and a dead one, a search and a tool that do not work, a flood")
                 await _each_fires(report, prometheus)
                 await _all_has_data(report, prometheus)
                 await _metrics_are_clean(report, place)

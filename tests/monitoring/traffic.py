@@ -100,6 +100,7 @@ BROKEN: dict[str, Callable[[Received], Answer]] = {
     "limited": _error(429, "Rate limit reached"),
     "slow": _slow,
     "silent": lambda _: never(),
+    "garbled": lambda _: answer(parts=[b'data: {"choices": [{"del\n\n', b"data: <html>\n\n"]),
     "cutting": lambda _: answer(parts=[event("a"), event("b"), Reset()]),
 }
 """Upstreams that are broken, each in its own way; `dead` is one more, of which nobody is there."""
@@ -260,7 +261,7 @@ def _broken(owner: str, model: str, **fields: Any) -> Job:
 
 
 BAD: tuple[Job, ...] = (
-    *(_broken(f"asker of {name}", name) for name in ("failing", "wrong-key", "limited", "dead")),
+    *(_broken(f"asker of {name}", name) for name in ("failing", "wrong-key", "limited", "dead", "garbled")),
     # With a tool of ours, since in relay nobody can tell an upstream that breaks off from a client that leaves.
     _broken("asker of cutting", "cutting", tools=[{"type": "web_search"}]),
     *itertools.repeat(_broken("patient", "slow"), 4),

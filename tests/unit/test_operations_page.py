@@ -37,6 +37,11 @@ def _written() -> dict[str, set[str]]:
                 found[event] |= _BY_OUTCOME[event]
             case ast.Call(func=ast.Name(id="write"), args=[ast.Constant(value="requests_refused")]):
                 found["requests_refused"] |= _BY_OUTCOME["requests_refused"]
+    # Envoy's own, which have the names of ours but for one.
+    for event, level in re.findall(
+        r'"message": "(\w+)",\s+"level": "(\w+)"', (_SOURCE / "envoy" / "failure_lines.py").read_text()
+    ):
+        found[event].add(level)
     # What is lost cannot be told through the log itself.
     dropped = re.search(r'"message": "(\w+)", "level": "(\w+)"', (_SOURCE / "observability" / "logs.py").read_text())
     assert dropped is not None

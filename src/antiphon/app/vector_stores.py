@@ -17,6 +17,7 @@ from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.indexing import Embedder
 from antiphon.engine.ports.state import Upstream
+from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.errors import ConfigError
 from antiphon.observability.metrics import Metrics
 from antiphon.search.ingest import Ingester
@@ -45,7 +46,7 @@ class VectorSearch:
     rewrite_model: str | None
     rewrite_seconds: float
     embeddings: Upstream | None = None
-    """The embeddings server, for those who ask it themselves; the embedder's, which closes it."""
+    """The embeddings server, for those who ask it themselves; the embedder's calls go there too."""
 
     def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
         """The endpoints. `upstream` and `routes` are for the model that rewrites queries."""
@@ -74,15 +75,15 @@ class VectorSearch:
     async def aclose(self) -> None:
         """Give back what is worked on, then close the connections and the database."""
         await self.ingester.aclose()
-        if self.embedder is not None:
-            await self.embedder.aclose()
+        if self.embeddings is not None:
+            await self.embeddings.aclose()
         await self.stores.aclose()
 
 
 async def open_search(settings: Settings, files: FileStore, metrics: Metrics | None = None) -> VectorSearch:
     """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
-    embedder, embeddings = make_embedder(settings) or (None, None)
+    embedder, embeddings = make_embedder(settings, metrics) or (None, None)
     stores = await open_vector_database(
         settings.data,
         timeouts=settings.timeouts,
@@ -110,8 +111,8 @@ async def open_search(settings: Settings, files: FileStore, metrics: Metrics | N
     )
 
 
-def make_embedder(settings: Settings) -> tuple[Embedder, Upstream] | None:
-    """The embeddings server's, when there is one, and that server, which it closes. Raises `ConfigError`."""
+def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
+    """The embeddings server's, when there is one, and that server, to be closed. Raises `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None
@@ -122,7 +123,8 @@ def make_embedder(settings: Settings) -> tuple[Embedder, Upstream] | None:
     headers: Headers = ()
     if given.api_key is not None:
         headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)
-    upstream = HttpUpstream(
-        UpstreamTarget(given.url, headers=headers), head_seconds=given.seconds, idle_seconds=given.seconds
-    )
-    return HttpEmbedder(upstream, given), upstream
+    # A little sooner than the embedder gives up: then it is the server that was late, and nobody that left.
+    patience = given.seconds * 0.95
+    upstream = HttpUpstream(UpstreamTarget(given.url, headers=headers), head_seconds=patience, idle_seconds=patience)
+    counted = upstream if metrics is None else CountedUpstream(upstream, metrics, "embeddings", "embeddings")
+    return HttpEmbedder(counted, given), upstream

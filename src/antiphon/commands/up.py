@@ -230,6 +230,9 @@ class _Up:
         command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
         if settings.log.format == "json":
             command += ["--log-format", _ENVOY_LOG]
+        if settings.envoy.log_level in ("info", "warning"):
+            # It tells of every stream that a dead sidecar leaves, and each such request has a line with the same words.
+            command += ["--component-log-level", "ext_proc:error"]
         if settings.envoy.concurrency is not None:
             command += ["--concurrency", str(settings.envoy.concurrency)]
         return command

@@ -1,13 +1,15 @@
 """Envoy's own lines about what only Envoy knows: requests that it sends straight to an upstream, and sidecars that do
 not answer.
 
+And about each of several upstreams that failed at a request: Envoy asks the next one; the sidecar sees but the last.
+
 Lives here: which of them, and the fields, which are those of the sidecar's lines (`observability/outcome.py`). Not
 here: the whole access log (`bootstrap.py`), which is switched on by a setting.
 
 A client that leaves is no failure. What an upstream says is not in the line, so an unknown model (404) and a wrong path
 are not told apart: both are the client's until somebody looks.
 
-Invariant: a request that the sidecar has a line of has none here.
+Invariant: a request that the sidecar has a line of has no line `request` here.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ _NO_SIDECAR = (
 _LEFT = "response.code_details.startsWith('downstream')"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 
+_CAUSE = "response.code_details == 'via_upstream' ? 'the upstream answered with this status' : response.code_details"
 _FAILED = f"{_NO_SIDECAR} || ({_PASSED_ON} && !{_LEFT} && (response.code >= 400 || {_CUT}))"
 _CODE = (
     f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
     "response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : ''"
 )
+# Of the time that the one in front allows: its clock has run for a moment longer.
+_NEARLY = 0.95
 _SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getMilliseconds()) / 1000.0"
 
 
@@ -43,7 +48,7 @@ def failure_lines() -> Config:
         "door": "envoy",
         "fault": f"%CEL({_NO_SIDECAR} ? 'ours' : {_CLIENTS} ? 'client' : 'upstream')%",
         "code": f"%CEL({_CODE})%",
-        "cause": "%RESPONSE_CODE_DETAILS%",
+        "cause": f"%CEL({_CAUSE})%",
         "operation": f"%CEL({_NO_SIDECAR} ? 'ask_sidecar' : 'pass_on')%",
         "upstream": f"%CEL({_NO_SIDECAR} ? '' : 'default')%",
         "upstream_status": f"%TYPED_CEL({_NO_SIDECAR} || {_NO_ANSWER} ? 0 : response.code)%",
@@ -53,12 +58,34 @@ def failure_lines() -> Config:
         "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):256%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    expression = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=_FAILED)
+    return _lines("failures", _FAILED, parts)
+
+
+def failed_tries(upstream: str, head_seconds: float) -> Config:
+    """The access log of one of several upstreams: what it did that makes Envoy ask the next one.
+
+    That nothing came in time is seen here as a caller that left after so long; one that left earlier is a client."""
+    silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
+    parts = {
+        "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+        "message": "upstream_try_failed",
+        "level": "warning",
+        "door": "envoy",
+        "fault": "upstream",
+        "upstream": upstream,
+        "cause": f"%CEL({silent} ? 'timed_out: nothing came in time (timeouts.head)' : {_CAUSE})%",
+        "upstream_status": f"%TYPED_CEL({silent} || {_NO_ANSWER} ? 0 : response.code)%",
+        "flags": "%RESPONSE_FLAGS%",
+        "seconds": f"%TYPED_CEL({_SECONDS})%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    return _lines("failed_tries", f"response.code == 429 || response.code >= 500 || {silent}", parts)
+
+
+def _lines(name: str, expression: str, parts: Config) -> Config:
+    chosen = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
     return {
-        "name": "failures",
-        "filter": {"extension_filter": {"name": "cel", "typed_config": expression}},
-        "typed_config": typed(
-            "access_loggers.stream.v3.StdoutAccessLog",
-            log_format={"json_format": parts},
-        ),
+        "name": name,
+        "filter": {"extension_filter": {"name": "cel", "typed_config": chosen}},
+        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
     }

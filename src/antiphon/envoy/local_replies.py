@@ -27,7 +27,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     no_answer = f"({no_answer} || response.code_details == 'no_healthy_upstream')"
     relayed = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
     unreachable = ("The upstream cannot be reached.", "upstream_unreachable")
-    told = {"header": {"key": LOCAL_REPLY, "value": "unreachable"}}
+    told = {"header": {"key": LOCAL_REPLY, "value": "unreachable:%RESPONSE_CODE_DETAILS%"}}
     nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
     return {
         "mappers": [

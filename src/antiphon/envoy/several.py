@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import UpstreamGroup
+from antiphon.envoy.failure_lines import failed_tries
 from antiphon.envoy.local_replies import local_replies
 from antiphon.envoy.messages import (
     Config,
@@ -116,4 +117,5 @@ def _upstream_listener(settings: Settings, name: str) -> Config:
         http_filters=[http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))],
         route_config={"name": _listener_name(name), "virtual_hosts": [host]},
     )
+    manager["access_log"] = [failed_tries(name, settings.timeouts.head)]
     return listener(_listener_name(name), None, manager)

@@ -15,6 +15,7 @@ _BY_CODE = {
     "upstream_timeout": "the upstream is slow: look at it, or raise timeouts.head, timeouts.idle or timeouts.response",
     "upstream_cut": "the upstream broke off: its own log says why, or a proxy in between has a time limit",
     "upstream_too_large": "raise limits.upstream_body_bytes if answers are meant to be as large",
+    "upstream_invalid": "is its url that of a chat server? A proxy's page, or another kind of server, looks like this",
     "upstream_credentials_refused": "the upstream refuses the key that is set for it: look at its api_key",
     "rate_limit_exceeded": "the upstream's limit is reached: raise it there, or add an upstream to models[].upstream",
     "insufficient_quota": "the account at the upstream has run out",
@@ -26,6 +27,7 @@ _BY_CODE = {
     "storage_unavailable": "put the database's files back, or restart on what is there",
     "storage_read_only": "give this user the right to write the data folder",
     "storage_failed": "the cause names the database: if it is damaged, restore a backup (antiphon admin restore)",
+    "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",
     "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",
 }
 _BY_UPSTREAM_STATUS = {

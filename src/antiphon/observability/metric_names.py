@@ -114,14 +114,15 @@ UPSTREAM_CALLS = _counter(
     "Calls of upstreams that this process made, or had Envoy make. What Envoy sends on by itself it counts itself.",
     upstream="a name of `upstreams`, `default`, or `embeddings`: the server of `embeddings.url`",
     operation="`responses` (a model call of a response), `native` (one of an upstream that speaks Responses, or about "
-    "a response that it keeps), `pass_through` (Chat Completions, embeddings, `path_allow`), `models`",
+    "a response that it keeps), `pass_through` (Chat Completions, embeddings, `path_allow`), `models`, "
+    "`embeddings` (those of vector stores and searches)",
     status=_STATUS,
 )
 UPSTREAM_HEAD = _seconds("upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)
 TOOLS = _seconds("tool_execution_duration_seconds", "Duration of hosted tool runs.", tool="the tool's type")
 TOOL_RESULTS = _counter(
     "tool_executions_total",
-    "Hosted tool runs by result.",
+    "Hosted tool runs by result. One that was not ready in time to be shown to the model counts as `timed_out`.",
     tool="the tool's type",
     result="`ok`, `failed`, `timed_out`, `cancelled`",
 )

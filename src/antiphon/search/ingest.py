@@ -211,7 +211,13 @@ class Ingester:
         except EmbeddingFailed as failed:
             if failed.retry and job.attempts < self._pace.attempts:
                 pause = self._pace.pause * 2 ** (job.attempts - 1)
-                _log.warning("embedding_failed", file_id=job.file_id, error=str(failed), retry_seconds=pause)
+                _log.warning(
+                    "embedding_failed",
+                    file_id=job.file_id,
+                    upstream="embeddings",
+                    cause=str(failed),
+                    retry_seconds=pause,
+                )
                 await self._ingestion.release(job, pause=pause)
                 self._count("retried")
             else:

@@ -120,7 +120,7 @@ class VectorStoreSearcher:
         try:
             return list(await self._embedder.embed(queries))
         except EmbeddingFailed as error:
-            _log.warning("searching_without_vectors", error=str(error))
+            _log.warning("searching_without_vectors", upstream="embeddings", cause=str(error))
             return [None] * len(queries)
 
     async def _one(

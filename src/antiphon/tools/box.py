@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.ids import is_name
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tracing import Value, span
@@ -91,23 +94,37 @@ class Toolbox:
     ) -> tuple[PreparedTool, ...] | ApiError:
         """All tools of a request, at once; the first that cannot be used is the answer."""
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                prepared = await asyncio.gather(
-                    *(self._tools[tool.type].prepare(owner, response_id, tool) for tool in tools)
-                )
+            prepared = await asyncio.gather(*(self._prepare(owner, response_id, tool) for tool in tools))
         except ApiError as error:
             return error
         except StoreError:
             _log.error("tool_not_prepared", exc_info=True)
             return InternalError("The stored data could not be read.", code="storage_failed")
-        except TimeoutError:
-            return ApiError(
-                "A tool did not become ready in time. Try again.", status=504, type="server_error", code="tool_timeout"
-            )
         except Exception as bug:
             _log.error("tool_not_prepared", error=type(bug).__name__, exc_info=True)
             return InternalError("A tool could not be prepared.")
         return tuple(prepared)
+
+    async def _prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
+        seconds = self._limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._tools[tool.type].prepare(owner, response_id, tool)
+        except TimeoutError:
+            if self._metrics is not None:
+                self._metrics.tool_execution(tool.type, seconds, "timed_out")
+            done = "The tool did not become ready"
+            known = {"response_id": response_id, "owner": owner[:12], **_server_of(tool)}
+            _log.warning(
+                "tool_timed_out", tool=tool.type, seconds=seconds, setting="tools.seconds", cause=done, **known
+            )
+            raise ApiError(
+                f"The tool '{tool.type}' did not become ready within {seconds:g} seconds. Try again, or leave it out.",
+                param=f"tools[{tool.index}]",
+                status=504,
+                type="server_error",
+                code="tool_timeout",
+            ) from None
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run one call within the limits; never raises but for cancellation."""
@@ -155,6 +172,19 @@ class Toolbox:
         """Close every tool once."""
         for tool in dict.fromkeys(self._tools.values()):
             await tool.aclose()
+
+
+class _Labelled(msgspec.Struct):
+    server_label: str = ""
+
+
+def _server_of(tool: HostedTool) -> dict[str, str]:
+    """Which MCP server it is, by its label; what has none, or an odd one, is told without."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        label = msgspec.json.decode(tool.declaration, type=_Labelled).server_label
+        if is_name(label):
+            return {"server": label}
+    return {}
 
 
 def _about(call: HostedCall) -> dict[str, Value]:

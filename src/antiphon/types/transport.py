@@ -10,7 +10,8 @@ Headers = tuple[tuple[str, str], ...]
 
 
 LOCAL_REPLY = "x-antiphon-local-reply"
-"""The header by which Envoy says that an answer is its own, since no upstream gave one."""
+"""The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
+reason in Envoy's words."""
 
 SECRET_HEADER = "x-antiphon-secret"
 """What is shared with the gateway in front, which alone may use the sidecar's ports."""

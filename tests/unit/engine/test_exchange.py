@@ -447,7 +447,7 @@ def test_of_a_large_response_the_row_alone_is_kept_when_the_process_stops() -> N
 
 def test_an_answer_that_envoy_gave_itself_is_none_of_the_upstreams() -> None:
     """Envoy marks it with a header that no upstream can send: nobody was reached, whatever the body says."""
-    envoys = (*JSON, (LOCAL_REPLY, "unreachable"))
+    envoys = (*JSON, (LOCAL_REPLY, "unreachable:no_healthy_upstream"))
     body = b'{"error":{"message":"Overloaded."}}'
     outcome = run({"model": "m", "input": "hi"}, [body], status=503, headers=envoys)
     assert outcome.head is not None and outcome.head.status == 502

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +85,22 @@ async def test_a_call_that_takes_too_long_has_failed() -> None:
     with structlog.testing.capture_logs() as lines:
         await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(remote)
     assert [line["server"] for line in lines] == ["dice"]
+
+
+@pytest.mark.parametrize(("label", "server"), [("dice", "dice"), ("a b", None), (5, None), (None, None)])
+async def test_a_tool_that_is_not_ready_in_time_is_named(label: object, server: str | None) -> None:
+    """To the client and in a line of its own, and it is counted with those that hang."""
+    metrics = Metrics()
+    declared = HostedTool(3, "file_search", json.dumps({"type": "file_search", "server_label": label}).encode())
+    with structlog.testing.capture_logs() as lines:
+        (error,) = [await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01), metrics).prepare("o", "r", (declared,))]
+    assert isinstance(error, ApiError) and (error.status, error.code, error.param) == (504, "tool_timeout", "tools[3]")
+    assert "'file_search'" in error.message and "0.01 seconds" in error.message
+    (line,) = lines
+    assert (line["event"], line["tool"], line["setting"]) == ("tool_timed_out", "file_search", "tools.seconds")
+    assert line.get("server") == server and line["response_id"] == "r"
+    told = metrics.render().decode()
+    assert value_of(told, "tool_executions_total", tool="file_search", result="timed_out") == 1
 
 
 async def test_a_call_that_is_cancelled_is_no_result() -> None:

@@ -77,7 +77,11 @@ class Answering:
         """A failure before the head: the status that tells the client whose fault it was."""
         error = ending.error
         if error is None:
-            return UpstreamFailed(ending.message, code=ending.code)
+            failed = UpstreamFailed(ending.message, code=ending.code)
+            if ending.code.startswith("upstream_"):
+                # What is wrong with the answer, in our words, which quote nothing of it.
+                failed.cause = ending.message
+            return failed
         headers = error.headers or passed_headers(self.upstream)
         return ApiError(
             error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers

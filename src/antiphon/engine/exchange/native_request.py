@@ -76,7 +76,9 @@ class NativeRequest(ServedRequest):
         if outcome == "error":
             status = self.upstream_status
             self.core.note_failure(
-                self.failure_of(ApiError("The upstream refused.", status=status) if status else unreached())
+                self.failure_of(
+                    ApiError("The upstream refused.", status=status) if status else unreached(self.local_reply)
+                )
             )
         self.finish(outcome)
 

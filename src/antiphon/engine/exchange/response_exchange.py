@@ -353,8 +353,8 @@ class ResponseExchange:
         """The upstream's status and headers."""
         self._machine.receive(Input.HEAD)
         self._served.upstream_status = status
-        if header_value(headers, LOCAL_REPLY) is not None:
-            self._served.upstream_status = 0
+        if (local := header_value(headers, LOCAL_REPLY)) is not None:
+            self._served.upstream_status, self._served.local_reply = 0, local
             headers = tuple(pair for pair in headers if pair[0] != LOCAL_REPLY)
         if self._served.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
             tried = header_value(headers, TRIED_HEADER) or ""

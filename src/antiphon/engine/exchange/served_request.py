@@ -91,6 +91,7 @@ class ServedRequest:
     needs_drive = False
     """Whether Envoy cannot make the model call: there is more to it than one call and its answer."""
     quoted = True
+    local_reply = ""
     """Whether the log may have an upstream's words."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
@@ -253,7 +254,7 @@ class ServedRequest:
     def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
         """What is told of an upstream that refused the call with these words; `sent` as for `map_upstream_answer`."""
         if not self.upstream_status:
-            return unreached()
+            return unreached(self.local_reply)
         if not self.route.passthrough and is_about_the_key(self.upstream_status, said):
             return own_credentials_refused()
         return map_upstream_answer(self.upstream_status, self.core.answer.upstream, said, self.secrets, sent)
@@ -291,9 +292,11 @@ def refused_for(error: ApiError | RecursionError) -> ApiError:
     )
 
 
-def unreached() -> ApiError:
-    """What is told of a call that Envoy answered itself."""
-    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, "Envoy could not reach it"))
+def unreached(told: str) -> ApiError:
+    """What is told of a call that Envoy answered itself; `told` is the value of its `LOCAL_REPLY` header."""
+    why = told.partition(":")[2]
+    detail = f"Envoy could not reach it: {why}" if why else "Envoy could not reach it"
+    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, detail))
 
 
 def whose(failure: Failure, error: UpstreamError) -> Failure:

@@ -37,7 +37,8 @@ class CountedUpstream:
             async with self._beneath.call(request) as answer:
                 upstream = header_value(answer.headers, UPSTREAM_HEADER) or upstream
                 # A proxy in between answers as well, when nobody else does.
-                status = header_value(answer.headers, LOCAL_REPLY) or str(answer.status)
+                local = header_value(answer.headers, LOCAL_REPLY)
+                status = str(answer.status) if local is None else local.partition(":")[0]
                 if status.isdigit():
                     head = time.perf_counter() - started
                 yield answer
