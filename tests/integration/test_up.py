@@ -292,6 +292,29 @@ async def test_draining_waits_for_what_only_envoy_knows(server: ChatServer, fold
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("door", ["envoy", "http"])
+async def test_while_it_gives_notice_everything_is_served(door: str, server: ChatServer, folder: Path) -> None:
+    """`/ready` says no, and connections move: whoever balances has the time to see it."""
+    environ = {"ANTIPHON_TIMEOUTS__NOTICE": "600", "ANTIPHON_TIMEOUTS__DRAIN": "900"}
+    gateway = await start_gateway(server.base_url, folder, "--door", door, environ=environ)
+    try:
+        assert (await _get(gateway.origin + "/ready"))[0] == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(SECONDS):
+            while (answered := await _get(gateway.origin + "/ready"))[0] == 200:
+                pass
+        assert (answered[0], json.loads(answered[1])) == (503, {"status": "unavailable", "reason": "shutting_down"})
+        server.script(answer(parts=text_stream("a")))
+        served = await post(gateway.base_url + "/responses", STREAM)
+        assert b"response.completed" in served.body and served.headers["connection"] == "close"
+        listed = await _get(gateway.base_url + "/files")
+        assert listed[0] == 200, listed
+    finally:
+        # There is nothing to cut, but it had not come to its end.
+        assert await gateway.stop(signal.SIGINT) == 1
+
+
+@pytest.mark.e2e
 async def test_a_signal_during_the_start(server: ChatServer, processes: list[_Process], folder: Path) -> None:
     up = await _start(processes, "up", "--upstream", server.base_url, "--listen", "127.0.0.1:0", "--data", str(folder))
     await until(lambda: list(folder.glob("run/*/envoy.yaml")), SECONDS)

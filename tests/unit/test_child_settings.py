@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.child_settings import file_values, secret_environment
-from antiphon.config.settings import load_settings
+from antiphon.commands.child_settings import file_values, placed_in, secret_environment
+from antiphon.config.settings import Settings, load_settings
 
 S = "s3cret-s3cret-s3cret"
 CASES: dict[str, dict[str, Any]] = {
@@ -42,3 +42,22 @@ def test_a_child_has_the_same_settings(name: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(values))
     assert load_settings(environ=environ, file=file) == settings
+
+
+@pytest.mark.parametrize(
+    ("door", "given", "theirs"),
+    [
+        ("envoy", {"notice": 5, "drain": 30}, (0.0, 25.0)),
+        ("envoy", {"notice": 40, "drain": 30}, (0.0, 0.0)),
+        ("envoy", {"drain": 30}, (0.0, 30.0)),
+        ("http", {"notice": 5, "drain": 30}, (5.0, 30.0)),
+        ("http", {"drain": 30}, (None, 30.0)),
+    ],
+)
+def test_who_gives_notice(
+    tmp_path: Path, door: str, given: dict[str, float], theirs: tuple[float | None, float]
+) -> None:
+    """Where our Envoy does, its sidecars have the rest of the time: all of it is one drain."""
+    settings = Settings.model_validate({"upstream": {"url": "http://a.example/v1"}, "door": door, "timeouts": given})
+    times = placed_in(settings, tmp_path).timeouts
+    assert (times.notice, times.drain) == theirs

@@ -57,12 +57,14 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
 
     sidecar = settings.sidecar
     names = ("grpc", "http", "model_door")
-    # With Envoy it is our listener that closes; sidecars that went on serving would only delay the end.
-    notice = 0.0 if settings.door == "envoy" else settings.timeouts.notice
+    times = settings.timeouts
+    if settings.door == "envoy":
+        # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
+        times = times.model_copy(update={"drain": max(0.0, times.drain - (times.notice or 0.0)), "notice": 0.0})
     return settings.model_copy(
         update={
             "data": settings.data.absolute(),
-            "timeouts": settings.timeouts.model_copy(update={"notice": notice}),
+            "timeouts": times,
             # Ours, which shows theirs.
             "metrics": MetricsSettings(),
             "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),

@@ -1,6 +1,6 @@
 """Envoy's admin port, as far as `antiphon up` asks it.
 
-Lives here: one class with the five questions. Not here: when they are asked (`up.py`), the configuration (`envoy/`).
+Lives here: one class with the six questions. Not here: when they are asked (`up.py`), the configuration (`envoy/`).
 
 Invariant: an admin port that does not answer is no error here; it is "not ready", "unknown", or nothing at all.
 """
@@ -42,6 +42,11 @@ class EnvoyAdmin:
                 port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
                 return int(port) if port else None
         return None
+
+    async def say_leaving(self, seconds: float) -> None:
+        """`/ready` says no from now on, answers say `connection: close` and HTTP/2 connections get a GOAWAY, while
+        everything is served."""
+        await self._ask("POST", "/healthcheck/fail", seconds)
 
     async def refuse_connections(self, seconds: float) -> None:
         """Close the public listener. What is in flight goes on, and so do the private listeners it may need."""

@@ -23,7 +23,7 @@ from antiphon.observability.logs import configure
 _log = structlog.get_logger(__name__)
 
 _NOTICE_SECONDS = 2.0
-"""Two of Envoy's health checks."""
+"""Twice the interval of Envoy's health checks; the first one that is told no is enough."""
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -115,6 +115,9 @@ class _Up:
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
         self._signalled = 0.0
+        self._drain_seconds = settings.timeouts.drain
+        # Workers of the HTTP door give notice themselves.
+        self._notice = min(settings.timeouts.notice or 0.0, self._drain_seconds)
         self._merged = MergedMetrics()
 
     async def run(self) -> int:
@@ -125,7 +128,7 @@ class _Up:
                 self._end_at(self._clock() + _CLOSING_SECONDS)
             else:
                 self._signalled = self._clock()
-            drain = 0.0 if stop.is_set() else self._settings.timeouts.drain
+            drain = 0.0 if stop.is_set() else self._drain_seconds
             end_at_the_latest(asyncio.get_running_loop(), drain + _END_SECONDS)
             (cut if stop.is_set() else stop).set()
 
@@ -151,7 +154,7 @@ class _Up:
         async with asking_upstreams(self._settings):
             await self._until(stop, asyncio.Event().wait())
         # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
-        seconds = self._settings.timeouts.drain
+        seconds = self._drain_seconds
         _log.info("draining", seconds=seconds, processes=len(self._processes()), **await self._in_flight("in_flight"))
         await self._keep_no_more()
         drained = await self._until(cut, self._drain())
@@ -357,11 +360,14 @@ class _Up:
             await asyncio.wait(self._keeping)
 
     async def _drain(self) -> bool:
-        """Refuse what is new, let what is in flight finish; False when the time for it was not enough."""
-        seconds = self._settings.timeouts.drain
+        """After the notice refuse what is new, let what is in flight finish; False when the time was not enough."""
+        seconds = self._drain_seconds
         last = self._signalled + seconds
         self._end_at(last + _CLOSING_SECONDS)
         if self._admin is not None:
+            if self._notice:
+                await self._admin.say_leaving(_HURRY_SECONDS)
+                await asyncio.sleep(self._signalled + self._notice - self._clock())
             await self._admin.refuse_connections(_HURRY_SECONDS)
         children = [
             process.child for process in self._workers if process.child is not None and process.child.status is None

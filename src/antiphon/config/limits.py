@@ -129,8 +129,8 @@ class TimeoutSettings(Section):
     given back a second before the end (see `background.on_restart`), which is no cut."""
     notice: float | None = Field(None, ge=0)
     """Seconds after SIGTERM in which new requests are still served while `/ready` and gRPC health say no, so that
-    whoever sends them notices first. Unset: 2 for `antiphon extproc`, which is Envoy's default of two health checks, 0
-    for `serve`. Not for `up` with Envoy, which closes its own listener."""
+    whoever sends them notices first: at least the interval of their health checks, and a second. Unset: 2 for
+    `antiphon extproc`, whom Envoy asks every second, 0 for `serve` and `up`."""
 
 
 class FetchSettings(Section):

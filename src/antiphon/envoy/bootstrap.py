@@ -102,7 +102,7 @@ def connection_manager(settings: Settings) -> Config:
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
         local_reply_config=local_replies(),
-        http_filters=[*cors_filters(settings), extproc_filter(settings), _router()],
+        http_filters=[*cors_filters(settings), _readiness(), extproc_filter(settings), _router()],
         route_config={
             "name": "public",
             "virtual_hosts": [
@@ -247,6 +247,15 @@ def extproc_filter(settings: Settings) -> Config:
             },
         ),
         disabled=True,
+    )
+
+
+def _readiness() -> Config:
+    """`/ready` is the sidecars' answer, until Envoy itself is told to leave (`/healthcheck/fail`): then it says no."""
+    asked = [{"name": ":path", "string_match": {"exact": "/ready"}}]
+    return http_filter(
+        "envoy.filters.http.health_check",
+        typed("filters.http.health_check.v3.HealthCheck", pass_through_mode=True, headers=asked),
     )
 
 

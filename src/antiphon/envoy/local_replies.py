@@ -61,6 +61,11 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[told],
             ),
             *([] if to_sidecar else [_mapper(no_answer, *unreachable, status_code=502)]),
+            # As the sidecars say it (`api/health.py`).
+            {
+                **_mapper("response.code_details == 'health_check_failed'", "", None),
+                "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},
+            },
             _mapper(
                 "response.code_details == 'overload'",
                 "The server is out of memory. Try again shortly.",

@@ -1,0 +1,257 @@
+"""Clients of a rollout: what they ask for, what each must be given, and the ledger of what went wrong.
+
+Lives here: the kinds of clients. Not here: replicas (`replicas.py`), when anything is restarted (`run.py`).
+
+No client tries anything again: a refusal is a failure. What they do is what a process that leaves asks of them: a
+follower whose stream ends without `[DONE]` reads on by `starting_after`, and who is told 1001 on a WebSocket between
+two responses opens another.
+
+Invariant: every request has an end of its own (`_HUNG_AFTER`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+_HUNG_AFTER = 120.0
+_DONE = b"data: [DONE]"
+_UPLOAD_PARTS, _UPLOAD_PART, _UPLOAD_PAUSE = 10, 16 * 1024, 0.2
+_BOUNDARY = "rollout-boundary"
+
+
+class Failed(Exception):
+    """A request was not answered as it must be."""
+
+
+class Cut(Exception):
+    """An answer broke off."""
+
+
+@dataclass
+class Seen:
+    """What the clients of one kind saw. `gaps`: seconds from the end of one process's answer to the first word of
+    another's."""
+
+    asked: int = 0
+    failed: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Clients:
+    """All clients of the service at `url`. `words`: how many an answer has, which is how long it takes.
+    `long_words`: of one that takes longer than a drain."""
+
+    url: str
+    words: int
+    long_words: int
+    session: aiohttp.ClientSession
+    stopping: bool = False
+    seen: dict[str, Seen] = field(default_factory=dict)
+    stored: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=200))
+    """Ids and texts of responses that were acknowledged."""
+
+    async def run(self, kind: str, client: Callable[[Seen], Awaitable[None]]) -> None:
+        """One client, again and again until the run is over."""
+        seen = self.seen.setdefault(kind, Seen())
+        while not self.stopping:
+            seen.asked += 1
+            try:
+                async with asyncio.timeout(_HUNG_AFTER):
+                    await client(seen)
+            except Cut as cut:
+                seen.cut.append(str(cut))
+            except TimeoutError:
+                seen.failed.append("hung")
+            except (Failed, KeyError, ValueError, aiohttp.ClientError, OSError) as failed:
+                seen.failed.append(f"{type(failed).__name__}: {failed}"[:300])
+
+    # Kinds of clients
+
+    async def stream(self, seen: Seen) -> None:
+        """A streamed response, and another one that continues it (anywhere)."""
+        first = await self._streamed(self.words)
+        await self._streamed(self.words, previous_response_id=first)
+        # Of the client's two requests one was counted.
+        seen.asked += 1
+
+    async def crud(self, seen: Seen) -> None:
+        """A conversation and its items from the beginning to the end, and a response that another process stored."""
+        made = await self._json("POST", "/v1/conversations", {"metadata": {"a": "b"}})
+        where = f"/v1/conversations/{made['id']}"
+        item = {"type": "message", "role": "user", "content": "kept"}
+        await self._json("POST", f"{where}/items", {"items": [item]})
+        items = await self._json("GET", f"{where}/items")
+        if [one["content"][0]["text"] for one in items["data"]] != ["kept"]:
+            raise Failed(f"a conversation holds {items}")
+        await self._json("POST", where, {"metadata": {"a": "c"}})
+        await self._json("DELETE", where)
+        seen.asked += 4
+        if self.stored:
+            response_id, text = self.stored[0]
+            self.stored.rotate(1)
+            read = await self._json("GET", f"/v1/responses/{response_id}")
+            seen.asked += 1
+            if _text(read) != text:
+                raise Failed(f"{response_id} was {text!r} and is {_text(read)!r}")
+        await asyncio.sleep(0.05)
+
+    async def upload(self, seen: Seen) -> None:
+        """A file that takes its time, read again and deleted."""
+        content = bytes(_UPLOAD_PART) * _UPLOAD_PARTS
+        headers = {"content-type": f"multipart/form-data; boundary={_BOUNDARY}"}
+        async with self.session.post(f"{self.url}/v1/files", data=_multipart(content), headers=headers) as got:
+            made = await _ok(got)
+        where = f"/v1/files/{made['id']}"
+        async with self.session.get(f"{self.url}{where}/content") as got:
+            if got.status != 200 or await got.read() != content:
+                raise Failed(f"a file's content: {got.status}")
+        await self._json("DELETE", where)
+        seen.asked += 2
+
+    async def follow(self, seen: Seen) -> None:
+        """A background response, followed to its end over as many processes as it takes."""
+        await self._follow(seen, self.words)
+
+    async def follow_long(self, seen: Seen) -> None:
+        """One that takes longer than any drain: it is given back, and begun again elsewhere."""
+        await self._follow(seen, self.long_words)
+
+    async def websocket(self, seen: Seen) -> None:
+        """Responses on one connection, with pauses, for as long as it lasts."""
+        ended = 0.0
+        async with self.session.ws_connect(f"{self.url}/v1/responses", max_msg_size=0) as socket:
+            while not self.stopping:
+                asking = {"type": "response.create", "model": "demo", "input": f"count to {self.words // 2}"}
+                seen.asked += 1
+                await socket.send_json(asking)
+                if not await self._turn(socket):
+                    ended = time.monotonic()
+                    break
+                await asyncio.sleep(0.1)
+        if ended and not self.stopping:
+            async with self.session.ws_connect(f"{self.url}/v1/responses"):
+                seen.gaps.append(time.monotonic() - ended)
+
+    # Parts
+
+    async def _streamed(self, words: int, **fields: Any) -> str:
+        asking = {"model": "demo", "input": f"count to {words}", "stream": True, **fields}
+        async with self.session.post(f"{self.url}/v1/responses", json=asking) as got:
+            if got.status != 200:
+                raise Failed(f"{got.status} {await got.text()}")
+            events, done = [], False
+            async for event in _events(got):
+                done = event is None
+                if event is not None:
+                    events.append(event)
+        last = events[-1] if events else {}
+        if not done:
+            raise Cut(f"a stream ended after {last.get('type')}")
+        response = _completed(last, words)
+        self.stored.append((response["id"], _text(response)))
+        return str(response["id"])
+
+    async def _follow(self, seen: Seen, words: int) -> None:
+        asking = {"model": "demo", "input": f"count to {words}", "stream": True, "background": True}
+        last, response_id, done, ended = {}, "", False, 0.0
+        after = -1
+        while not done:
+            if response_id:
+                where = f"{self.url}/v1/responses/{response_id}?stream=true&starting_after={after}"
+                request = self.session.get(where)
+                seen.asked += 1
+            else:
+                request = self.session.post(f"{self.url}/v1/responses", json=asking)
+            async with request as got:
+                if got.status != 200:
+                    raise Failed(f"{got.status} {await got.text()}")
+                async for event in _events(got):
+                    if event is None:
+                        done = True
+                        break
+                    if ended:
+                        seen.gaps.append(time.monotonic() - ended)
+                        ended = 0.0
+                    if event["sequence_number"] <= after:
+                        raise Failed(f"event {event['sequence_number']} came after {after}")
+                    after, last = event["sequence_number"], event
+                    response_id = response_id or event["response"]["id"]
+            ended = ended or time.monotonic()
+            if not response_id:
+                raise Cut("a followed stream ended before its first event")
+        _completed(last, words)
+
+    async def _turn(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
+        """One response to its end; False when the connection was ended before it began."""
+        begun = False
+        while True:
+            message = await socket.receive()
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                if begun or socket.close_code != aiohttp.WSCloseCode.GOING_AWAY:
+                    raise Cut(f"a WebSocket ended with {socket.close_code}, in a response: {begun}")
+                return False
+            begun, event = True, json.loads(message.data)
+            if event["type"] == "error":
+                raise Failed(str(event["error"]))
+            if event["type"] in ("response.completed", "response.failed", "response.incomplete"):
+                _completed(event, self.words // 2)
+                return True
+
+    async def _json(self, method: str, path: str, body: Any = None) -> Any:
+        async with self.session.request(method, f"{self.url}{path}", json=body) as got:
+            return await _ok(got)
+
+
+async def _ok(got: aiohttp.ClientResponse) -> Any:
+    if got.status != 200:
+        raise Failed(f"{got.method} {got.url.path}: {got.status} {await got.text()}")
+    return await got.json()
+
+
+async def _events(got: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
+    """The events, and None for `[DONE]`. Raises `Cut` for a stream that breaks off."""
+    try:
+        while line := await got.content.readline():
+            if line.startswith(_DONE):
+                yield None
+            elif line.startswith(b"data: "):
+                yield json.loads(line[6:])
+    except (aiohttp.ClientError, OSError) as broken:
+        raise Cut(f"a stream broke off: {broken}") from None
+
+
+def _completed(event: dict[str, Any], words: int) -> dict[str, Any]:
+    """The response of the last event, which must be whole."""
+    expected = " ".join(str(number) for number in range(1, words + 1))
+    if event.get("type") != "response.completed" or _text(event["response"]) != expected:
+        raise Failed(f"the last event is {json.dumps(event)[:300]}")
+    response: dict[str, Any] = event["response"]
+    return response
+
+
+def _text(response: dict[str, Any]) -> str:
+    return "".join(
+        part.get("text", "") for item in response["output"] if item["type"] == "message" for part in item["content"]
+    )
+
+
+async def _multipart(content: bytes) -> AsyncIterator[bytes]:
+    yield (
+        f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
+        f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="file"; filename="f.bin"\r\n'
+        "content-type: application/octet-stream\r\n\r\n"
+    ).encode()
+    for number in range(_UPLOAD_PARTS):
+        yield content[number * _UPLOAD_PART : (number + 1) * _UPLOAD_PART]
+        await asyncio.sleep(_UPLOAD_PAUSE)
+    yield f"\r\n--{_BOUNDARY}--\r\n".encode()

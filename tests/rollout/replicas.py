@@ -1,0 +1,281 @@
+"""The service of a rollout: replicas that share a state, and a real Envoy in front that checks their health.
+
+Lives here: processes, their settings, Envoy's configuration in both modes, and how Envoy sees each replica. Not here:
+clients (`clients.py`), the order of things (`run.py`).
+
+In mode `http` a replica is `antiphon serve`, and Envoy a plain proxy that retries nothing, so that it hides no failure.
+In mode `envoy` it is `antiphon extproc`, and Envoy has the configuration that Antiphon prints.
+
+Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from antiphon.commands.asking import ask
+from antiphon.commands.envoy_config import endpoints
+from antiphon.config.settings import Settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.messages import Config, address, http_filter, listener, typed
+
+Mode = Literal["http", "envoy"]
+MODES: tuple[Mode, ...] = ("http", "envoy")
+
+# How long a start or an end may take at all; how long it took is in the table.
+_LONGEST = 180.0
+_LOOK = 0.02
+_CLUSTERS: dict[Mode, tuple[str, ...]] = {"http": ("replicas",), "envoy": ("sidecar_grpc", "sidecar_http")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a service consists of. `state`: a URL for `state.url`, empty for the data folder that all share."""
+
+    mode: Mode
+    replicas: int
+    notice: float
+    drain: float
+    state: str = ""
+
+
+@dataclass
+class Restart:
+    """What one replica's turn took, in seconds since SIGTERM."""
+
+    number: int
+    unseen: float = 0.0
+    """Until Envoy sent it nothing more."""
+    ended: float = 0.0
+    back: float = 0.0
+    """Until the new process took requests."""
+    status: int | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    """What it said of its drain."""
+
+
+class Service:
+    """Replicas and Envoy. `url` is where clients ask."""
+
+    def __init__(self, plan: Plan, upstream: str, folder: Path) -> None:
+        self._plan = plan
+        self._folder = folder
+        ports = _free_ports(plan.replicas + 2)
+        self._places, (public, admin) = [f"127.0.0.1:{port}" for port in ports[:-2]], ports[-2:]
+        self._admin = f"127.0.0.1:{admin}"
+        self.url = f"http://127.0.0.1:{public}"
+        values: dict[str, Any] = {
+            "data": str(folder / "data"),
+            "listen": f"127.0.0.1:{public}",
+            "workers": plan.replicas,
+            "upstream": {"url": upstream, "auth": "none", "profile": "generic"},
+            "timeouts": {"notice": plan.notice, "drain": plan.drain, "check": 0},
+            "log": {"format": "json"},
+            "envoy": {"admin": self._admin},
+        }
+        if plan.state:
+            values["state"] = {"url": plan.state}
+        self._settings = Settings.model_validate(values)
+        self._file = folder / "settings.json"
+        self._file.write_text(json.dumps(values))
+        self._replicas: list[asyncio.subprocess.Process | None] = [None] * plan.replicas
+        self._envoy: asyncio.subprocess.Process | None = None
+
+    def log(self, number: int) -> Path:
+        """What a replica has written, in all its lives."""
+        return self._folder / f"replica-{number}.log"
+
+    async def start(self) -> None:
+        """Start everything; returns once Envoy takes every replica for healthy."""
+        for number in range(self._plan.replicas):
+            await self._start_replica(number)
+        config = self._folder / "envoy.yaml"
+        if self._plan.mode == "http":
+            config.write_text(to_yaml(_proxy(self._settings, self._places)))
+        else:
+            config.write_text(to_yaml(bootstrap(self._settings, sidecars=endpoints(self._settings))))
+        self._envoy = await self._spawn(
+            self._folder / "envoy.log",
+            *(str(find_envoy(None)), "-c", str(config), "--concurrency", "1", "--disable-hot-restart"),
+            *("--log-level", "warning"),
+        )
+        await self._until(self._all_healthy, "Envoy takes every replica for healthy")
+
+    async def restart(self, number: int) -> Restart:
+        """SIGTERM, the end, a new process, until it takes requests."""
+        process, took = self._replicas[number], Restart(number)
+        assert process is not None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        ending = asyncio.create_task(process.wait())
+        while not ending.done():
+            if not took.unseen and not await self._healthy(number):
+                took.unseen = time.monotonic() - began
+            await asyncio.wait({ending}, timeout=_LOOK)
+        took.status, took.ended = ending.result(), time.monotonic() - began
+        took.told = _last_drain(self.log(number))
+        await self._start_replica(number)
+        await self._until(self._all_healthy, f"replica {number} is back")
+        took.back = time.monotonic() - began
+        return took
+
+    async def stop(self) -> None:
+        """End everything at once."""
+        for process in (self._envoy, *self._replicas):
+            if process is not None and process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+    async def _start_replica(self, number: int) -> None:
+        command = ("serve", "--listen", self._places[number])
+        if self._plan.mode == "envoy":
+            command = ("extproc", "--worker", str(number))
+        process = await self._spawn(
+            self.log(number), sys.executable, "-m", "antiphon", *command, "--config", str(self._file)
+        )
+        self._replicas[number] = process
+        place = self._places[number]
+        if self._plan.mode == "envoy":
+            place = self._settings.place(endpoints(self._settings)[number].http)
+
+        async def ready() -> bool:
+            if process.returncode is not None:
+                raise RuntimeError(f"replica {number} ended:\n{self.log(number).read_text()[-3000:]}")
+            return await ask(place, "/ready", 5.0) is not None
+
+        await self._until(ready, f"replica {number} is ready")
+
+    async def _spawn(self, log: Path, *command: str) -> asyncio.subprocess.Process:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+        with log.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=plain
+            )
+
+    async def _until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
+        last = time.monotonic() + _LONGEST
+        while not await holds():
+            if time.monotonic() > last:
+                raise RuntimeError(f"not within {_LONGEST:g} s: {what}")
+            await asyncio.sleep(_LOOK)
+
+    # What Envoy sees
+
+    async def _all_healthy(self) -> bool:
+        seen = await self._hosts()
+        wanted = self._plan.replicas * len(_CLUSTERS[self._plan.mode])
+        return len(seen) == wanted and all(healthy for _, healthy in seen)
+
+    async def _healthy(self, number: int) -> bool:
+        """Whether Envoy sends it anything, as far as Envoy says."""
+        places = {self._places[number]}
+        if self._plan.mode == "envoy":
+            one = endpoints(self._settings)[number]
+            places = {self._settings.place(place).removeprefix("unix:") for place in (one.grpc, one.http)}
+        hosts = await self._hosts()
+        return not hosts or any(healthy for place, healthy in hosts if place in places)
+
+    async def _hosts(self) -> list[tuple[str, bool]]:
+        found = []
+        status = json.loads(await ask(self._admin, "/clusters?format=json", 5.0) or b"{}")
+        for cluster in status.get("cluster_statuses", ()):
+            if cluster["name"] in _CLUSTERS[self._plan.mode]:
+                for host in cluster.get("host_statuses", ()):
+                    health, where = host.get("health_status", {}), host["address"]
+                    sick = health.get("failed_active_health_check") or health.get("pending_active_hc")
+                    socket_at = where.get("socket_address", {})
+                    place = where.get("pipe", {}).get("path") or f"{socket_at['address']}:{socket_at['port_value']}"
+                    found.append((place, not sick))
+        return found
+
+
+def _proxy(settings: Settings, replicas: list[str]) -> Config:
+    """Envoy as a plain load balancer: health checks, no retries."""
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="proxy",
+        stream_idle_timeout="3600s",
+        request_timeout="0s",
+        upgrade_configs=[{"upgrade_type": "websocket"}],
+        http_filters=[http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))],
+        route_config={
+            "name": "all",
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "replicas", "timeout": "0s"}}],
+                }
+            ],
+        },
+    )
+    hosts = [{"endpoint": {"address": address(place)}} for place in replicas]
+    return {
+        "admin": {"address": address(settings.envoy.admin)},
+        "static_resources": {
+            "listeners": [listener("public", settings.listen, manager)],
+            "clusters": [
+                {
+                    "name": "replicas",
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "lb_policy": "LEAST_REQUEST",
+                    "circuit_breakers": {
+                        "thresholds": [
+                            {
+                                "max_connections": 4096,
+                                "max_pending_requests": 4096,
+                                "max_requests": 4096,
+                                "max_retries": 0,
+                            }
+                        ]
+                    },
+                    "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+                    "health_checks": [
+                        {
+                            "timeout": "5s",
+                            "interval": "1s",
+                            "no_traffic_interval": "1s",
+                            "unhealthy_threshold": 2,
+                            "healthy_threshold": 1,
+                            "http_health_check": {"path": "/ready"},
+                        }
+                    ],
+                    "load_assignment": {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": hosts}]},
+                }
+            ],
+        },
+    }
+
+
+def _last_drain(log: Path) -> dict[str, Any]:
+    """The last line about the end of a drain: what finished, was given back or cut."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        if '"drained"' in line or '"stopped_with_requests_in_flight"' in line:
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return {}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
