@@ -26,7 +26,7 @@ import aiohttp
 
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY
 from antiphon.local_keys import local_key
-from antiphon.stores import SESSIONS_FILE, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import start_gateway
 
@@ -39,7 +39,7 @@ async def fill(data: Path, responses: int) -> None:
     """Put so many responses into the database, in chains of ten, two items each, of a thousand owners."""
     for name in (OWNER_KEY, SEALING_KEY):
         local_key(data, name)  # as a server would have made them before its first row
-    stores = await open_stores(data, chain_items=50_000)
+    stores = await open_sqlite(data, chain_items=50_000)
     await stores.aclose()
     database = sqlite3.connect(data / SESSIONS_FILE)
     database.execute("PRAGMA synchronous=OFF")

@@ -29,7 +29,7 @@ from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, open_vector_store_setup
 
@@ -77,7 +77,7 @@ def _vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
     return lambda count: " ".join(words[place] for place in np.searchsorted(ends, chooser.random(count)))
 
 
-async def _fill(database: VectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
+async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
     """Write so many chunks; seconds, without the time to make them up."""
     text = _vocabulary(1)
     files = chunks // _CHUNKS_PER_FILE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.store_process import StoreProcess
 
@@ -21,20 +21,20 @@ def process() -> Iterator[StoreProcess]:
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    async with aclosing(await open_stores(tmp_path, chain_items=CHAIN_ITEMS)) as opened:
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)) as opened:
         yield opened
 
 
 @pytest.fixture
-async def other_stores(stores: Stores, tmp_path: Path) -> AsyncIterator[Stores]:
+async def other_stores(stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqliteStores]:
     """A second set on the same files as `stores`, opened after it."""
-    async with aclosing(await open_stores(tmp_path, chain_items=CHAIN_ITEMS)) as opened:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)) as opened:
         yield opened
 
 
 @pytest.fixture
-async def open_process(stores: Stores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[StoreProcess]:
+async def open_process(stores: SqliteStores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[StoreProcess]:
     """The other process, with a set of stores on the same files as `stores`."""
     await process.call("open", str(tmp_path), CHAIN_ITEMS)
     yield process

@@ -10,14 +10,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.store_contract import item, record
 
 OWNER = "o"
 CONVERSATIONS = 8
 
 
-async def take_turns(stores: Stores, prefix: str, number: int) -> None:
+async def take_turns(stores: SqliteStores, prefix: str, number: int) -> None:
     conversation = f"conv_{number}"
     turn = 0
     while True:
@@ -38,7 +38,7 @@ async def take_turns(stores: Stores, prefix: str, number: int) -> None:
 
 
 async def main(data: str, prefix: str) -> None:
-    stores = await open_stores(Path(data), chain_items=1_000_000)
+    stores = await open_sqlite(Path(data), chain_items=1_000_000)
     await asyncio.gather(*[take_turns(stores, prefix, number) for number in range(CONVERSATIONS)])
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 from tests.contracts.job_contract import EVENTS, finished, piece, queued
 
 _WRITERS = 6
@@ -20,7 +20,7 @@ _PIECES = 4
 
 
 async def _work(data: Path, prefix: str) -> None:
-    stores = await open_stores(data, chain_items=1000)
+    stores = await open_sqlite(data, chain_items=1000)
     jobs = stores.background
 
     async def queue(writer: int) -> None:

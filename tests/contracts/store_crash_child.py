@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 
 _WRITERS = 12
 _TEXT = b"x" * 1500
@@ -35,7 +35,7 @@ def record(name: str, prev_id: str | None, turn: int) -> ResponseRecord:
 
 
 async def _write(data: Path, prefix: str) -> None:
-    store = (await open_stores(data, chain_items=1_000_000)).responses
+    store = (await open_sqlite(data, chain_items=1_000_000)).responses
 
     async def chain(writer: int) -> None:
         prev_id = None

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
-from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -126,7 +126,7 @@ def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...
 
 
 async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
-    stores: Stores | None = None
+    stores: SqliteStores | None = None
     while True:
         try:
             batch: list[Call] = await asyncio.to_thread(pickle.load, calls)
@@ -134,7 +134,7 @@ async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
             break
         if batch[0][0] == "open":
             data, chain_items = batch[0][1]
-            stores = await open_stores(Path(data), chain_items=chain_items)
+            stores = await open_sqlite(Path(data), chain_items=chain_items)
             results: list[Any] = [None]
         else:
             # `save` is the responses', `conversations.get` another store's, `aclose` that of all.

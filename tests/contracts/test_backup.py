@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.sqlite.backup import KeyName, make_archive, open_archive
+from antiphon.stores.archives import KeyName
+from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE, item, record
@@ -26,11 +27,11 @@ from tests.contracts.store_contract import ALICE, item, record
 KEYS: dict[KeyName, tuple[bytes, ...]] = {"owner.key": (b"o" * 64,), "sealing.key": (b"s" * 64,)}
 
 
-async def _opened(data: Path) -> Stores:
-    return await open_stores(data, chain_items=100)
+async def _opened(data: Path) -> SqliteStores:
+    return await open_sqlite(data, chain_items=100)
 
 
-async def _filled(data: Path) -> Stores:
+async def _filled(data: Path) -> SqliteStores:
     """A folder with its keys, two responses and a file, and open."""
     stores = await _opened(data)
     for name, (key,) in KEYS.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores import SESSIONS_FILE, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from tests.contracts import conversation_crash_child
 from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
 from tests.contracts.killed import killed_at_work
@@ -41,7 +41,7 @@ async def test_kill_9_leaves_whole_turns_and_no_lock(tmp_path: Path) -> None:
         new = killed_at_work(conversation_crash_child, tmp_path, f"r{number}", chance.randrange(1, 400))
         assert new
         acknowledged.update(new)
-        async with aclosing(await open_stores(tmp_path, chain_items=1_000_000)) as stores:
+        async with aclosing(await open_sqlite(tmp_path, chain_items=1_000_000)) as stores:
             for one in range(CONVERSATIONS):
                 # Whoever held it is dead, and its lease is over: it can be taken, and its history read.
                 holder = f"resp_after{number}_{one}"

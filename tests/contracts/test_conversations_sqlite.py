@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores
+from antiphon.stores.sqlite.opening import SqliteStores
 from tests.contracts.conversation_contract import LONG, NO_METADATA, ConversationStoreContract, in_conversation
 from tests.contracts.store_contract import ALICE
 from tests.contracts.store_process import ProcessPart, StoreProcess
@@ -16,11 +16,11 @@ from tests.contracts.store_process import ProcessPart, StoreProcess
 
 class _OnSqlite(ConversationStoreContract):
     @pytest.fixture
-    def store(self, stores: Stores) -> ConversationStore:
+    def store(self, stores: SqliteStores) -> ConversationStore:
         return stores.conversations
 
     @pytest.fixture
-    def responses(self, stores: Stores) -> ResponseStore:
+    def responses(self, stores: SqliteStores) -> ResponseStore:
         return stores.responses
 
 
@@ -32,7 +32,7 @@ class TestSqliteConversations(_OnSqlite):
 
 class TestTwoSqliteStoresOfConversations(_OnSqlite):
     @pytest.fixture
-    def peer(self, other_stores: Stores) -> ConversationStore:
+    def peer(self, other_stores: SqliteStores) -> ConversationStore:
         return other_stores.conversations
 
 

@@ -16,9 +16,9 @@ import pytest
 from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
 from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
-from antiphon.stores import Stores, open_stores
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
 from antiphon.stores.sqlite.writer import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -28,14 +28,14 @@ from tests.support.waiting import until
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
     yield opened
     await opened.aclose()
 
 
 @pytest.fixture
-def store(stores: Stores) -> SqliteFileStore:
+def store(stores: SqliteStores) -> SqliteFileStore:
     return stores.files
 
 
@@ -44,19 +44,19 @@ def contents(data: Path) -> list[Path]:
     return [path for path in (data / "files").rglob("*") if path.is_file()]
 
 
-async def pending(stores: Stores) -> list[str]:
+async def pending(stores: SqliteStores) -> list[str]:
     """Contents that are no file's, by the rows."""
     return [row[0] for row in await stores.readers.fetch("SELECT key FROM pending_blobs WHERE key <> '*'", {})]
 
 
-async def run_out(stores: Stores) -> None:
+async def run_out(stores: SqliteStores) -> None:
     """Let every lease of an upload be over."""
     await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
 class TestDiskFiles(FileStoreContract):
     @pytest.fixture
-    def store(self, stores: Stores) -> SqliteFileStore:
+    def store(self, stores: SqliteStores) -> SqliteFileStore:
         return stores.files
 
     @pytest.fixture
@@ -66,12 +66,12 @@ class TestDiskFiles(FileStoreContract):
 
 class TestTwoStoresOfDiskFiles(FileStoreContract):
     @pytest.fixture
-    def store(self, stores: Stores) -> SqliteFileStore:
+    def store(self, stores: SqliteStores) -> SqliteFileStore:
         return stores.files
 
     @pytest.fixture
-    async def peer(self, stores: Stores, tmp_path: Path) -> AsyncIterator[SqliteFileStore]:
-        opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
+    async def peer(self, stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqliteFileStore]:
+        opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
         yield opened.files
         await opened.aclose()
 
@@ -165,7 +165,7 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
     store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
-    other = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     run = store._writer.run
     swept = []
 
@@ -184,7 +184,7 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
     await other.aclose()
 
 
-async def test_an_upload_that_a_sweep_took_is_no_file(stores: Stores, tmp_path: Path) -> None:
+async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_path: Path) -> None:
     """A process that stood still for longer than its lease finds that it holds nothing, and leaves nothing."""
     store = stores.files
     with pytest.raises(StoreError, match="stood still"):
@@ -205,7 +205,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: Stores, tmp_path: 
     assert await store.get(ALICE, "file-a") is None
 
 
-async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: Stores) -> None:
+async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores) -> None:
     """However slow it is, and though no byte comes."""
     slept, go_on = asyncio.Event(), asyncio.Event()
 
@@ -231,7 +231,7 @@ async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: Stores) -> N
 
 @pytest.mark.parametrize("at", ["content", "row"])
 async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
-    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """The file is gone at once; its content, then its pending row, whenever they can be."""
     store = stores.files
@@ -262,7 +262,7 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
 
 
 async def test_one_content_that_cannot_be_deleted_keeps_no_other(
-    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But when several in a row cannot be, the storage fails, and the sweep is over."""
     store = stores.files
@@ -291,7 +291,7 @@ async def test_one_content_that_cannot_be_deleted_keeps_no_other(
     assert len(contents(tmp_path)) == 1
 
 
-async def test_contents_of_before_are_looked_for_once(stores: Stores, tmp_path: Path) -> None:
+async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_path: Path) -> None:
     """What an older version left without a row; it has a lease's time to become a file, as a process of that version
     may be at it."""
     store = stores.files
@@ -364,7 +364,7 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqliteF
 
 
 async def test_an_upload_that_is_cancelled_while_it_begins(
-    store: SqliteFileStore, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that a thread makes when its upload is gone goes as well."""
     with _held(monkeypatch, "open") as (stands, goes_on):
@@ -397,7 +397,7 @@ def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threadin
 
 
 async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
-    store: SqliteFileStore, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _held(monkeypatch, "fsync") as (stands, goes_on):
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
@@ -438,10 +438,10 @@ CHILD = """
 import asyncio, sys, time
 from pathlib import Path
 from antiphon.engine.ports.files import FileFields
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 
 async def main():
-    stores = await open_stores(Path(sys.argv[1]), chain_items=10)
+    stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)
     run = stores.files._writer.run
 
     async def never(statements, **more):
@@ -459,7 +459,7 @@ asyncio.run(main())
 
 
 async def test_a_killed_process_leaves_nothing_after_a_sweep(
-    store: SqliteFileStore, stores: Stores, tmp_path: Path
+    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path
 ) -> None:
     await keep(store, fields("mine"), b"x")
     child = await asyncio.create_subprocess_exec(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores import Stores, open_stores
 from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.support.memory_blobs import MemoryBlobs
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     yield opened
     await opened.aclose()
 
@@ -27,14 +27,14 @@ def blobs() -> MemoryBlobs:
 
 
 @pytest.fixture
-def store(stores: Stores, blobs: MemoryBlobs) -> SqliteFileStore:
+def store(stores: SqliteStores, blobs: MemoryBlobs) -> SqliteFileStore:
     files = stores.files
     return SqliteFileStore(files._writer, files._readers, blobs, owner_bytes=OWNER_BYTES)
 
 
 class TestFilesWithOtherBlobs(FileStoreContract):
     @pytest.fixture
-    def store(self, stores: Stores, blobs: MemoryBlobs) -> SqliteFileStore:
+    def store(self, stores: SqliteStores, blobs: MemoryBlobs) -> SqliteFileStore:
         files = stores.files
         return SqliteFileStore(files._writer, files._readers, blobs, owner_bytes=OWNER_BYTES)
 

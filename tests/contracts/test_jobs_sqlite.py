@@ -10,7 +10,7 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import JobEnd, JobStore
 from antiphon.engine.ports.state import ResponseStore
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores
+from antiphon.stores.sqlite.opening import SqliteStores
 from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
 from tests.contracts.store_contract import ALICE, ids
 from tests.contracts.store_process import ProcessPart, ProcessStore, StoreProcess
@@ -18,11 +18,11 @@ from tests.contracts.store_process import ProcessPart, ProcessStore, StoreProces
 
 class _OnSqlite(JobStoreContract):
     @pytest.fixture
-    def jobs(self, stores: Stores) -> JobStore:
+    def jobs(self, stores: SqliteStores) -> JobStore:
         return stores.background
 
     @pytest.fixture
-    def responses(self, stores: Stores) -> ResponseStore:
+    def responses(self, stores: SqliteStores) -> ResponseStore:
         return stores.responses
 
 
@@ -35,7 +35,7 @@ class TestSqliteJobs(_OnSqlite):
     def others(self, responses: ResponseStore) -> ResponseStore:
         return responses
 
-    async def test_a_conversation_gets_the_turn_when_it_is_over(self, stores: Stores, jobs: JobStore) -> None:
+    async def test_a_conversation_gets_the_turn_when_it_is_over(self, stores: SqliteStores, jobs: JobStore) -> None:
         conversations = stores.conversations
         await conversations.create(ALICE, "conv_1", b"{}", [StoredItem("msg_0", "message", b"{}")])
         for name, ends in (("a", True), ("b", False)):
@@ -52,7 +52,9 @@ class TestSqliteJobs(_OnSqlite):
             assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
             await conversations.release("resp_next")
 
-    async def test_a_job_keeps_its_conversation_though_the_lock_ran_out(self, stores: Stores, jobs: JobStore) -> None:
+    async def test_a_job_keeps_its_conversation_though_the_lock_ran_out(
+        self, stores: SqliteStores, jobs: JobStore
+    ) -> None:
         conversations = stores.conversations
         await conversations.create(ALICE, "conv_1", b"{}")
         assert await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=0.0) == ()
@@ -64,7 +66,7 @@ class TestSqliteJobs(_OnSqlite):
         assert await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
         assert await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60) == ()
 
-    async def test_a_lock_that_was_taken_too_late_is_given_back(self, stores: Stores, jobs: JobStore) -> None:
+    async def test_a_lock_that_was_taken_too_late_is_given_back(self, stores: SqliteStores, jobs: JobStore) -> None:
         conversations = stores.conversations
         await conversations.create(ALICE, "conv_1", b"{}")
         await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, limit=MOST)
@@ -84,11 +86,11 @@ class TestSqliteJobs(_OnSqlite):
 
 class TestTwoSqliteStoresOfJobs(_OnSqlite):
     @pytest.fixture
-    def peer(self, other_stores: Stores) -> JobStore:
+    def peer(self, other_stores: SqliteStores) -> JobStore:
         return other_stores.background
 
     @pytest.fixture
-    def others(self, other_stores: Stores) -> ResponseStore:
+    def others(self, other_stores: SqliteStores) -> ResponseStore:
         return other_stores.responses
 
 

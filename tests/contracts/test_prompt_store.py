@@ -11,7 +11,7 @@ import pytest
 from antiphon.engine.ports.actions import StoredPrompt
 from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS
 from tests.contracts.store_process import ProcessPart, StoreProcess
 from tests.support.memory_prompts import MemoryPromptStore
@@ -181,7 +181,7 @@ class TestMemoryPrompts(PromptStoreContract):
 
 class _OnSqlite(PromptStoreContract):
     @pytest.fixture
-    def store(self, stores: Stores) -> PromptStore:
+    def store(self, stores: SqliteStores) -> PromptStore:
         return stores.prompts
 
 
@@ -193,7 +193,7 @@ class TestSqlitePrompts(_OnSqlite):
 
 class TestTwoSqliteStoresOfPrompts(_OnSqlite):
     @pytest.fixture
-    def peer(self, other_stores: Stores) -> PromptStore:
+    def peer(self, other_stores: SqliteStores) -> PromptStore:
         return other_stores.prompts
 
 
@@ -204,7 +204,7 @@ class TestSqlitePromptsInTwoProcesses(_OnSqlite):
 
 
 async def test_a_page_of_versions_ends_with_its_bytes(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=CHAIN_ITEMS, page_bytes=1_000)
+    stores = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, page_bytes=1_000)
     try:
         await stores.prompts.create(ALICE, "pmpt_a", None, NO_METADATA, body("x" * 400))
         for _ in range(4):

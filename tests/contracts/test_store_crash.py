@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores import SESSIONS_FILE, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from tests.contracts import store_crash_child
 from tests.contracts.killed import killed_at_work
 
@@ -31,7 +31,7 @@ async def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_written
         assert new
         acknowledged.update(new)
 
-        async with aclosing(await open_stores(tmp_path, chain_items=1_000_000)) as stores:
+        async with aclosing(await open_sqlite(tmp_path, chain_items=1_000_000)) as stores:
             for response_id in (new[0], new[-1]):
                 assert await stores.responses.get("o", response_id) is not None
                 assert await stores.responses.load_chain("o", response_id) is not None

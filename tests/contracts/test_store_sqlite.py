@@ -10,18 +10,18 @@ import pytest
 
 from antiphon.engine.ports.state import PageQuery, ResponseStore
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ResponseStoreContract, record
 from tests.contracts.store_process import ProcessStore, StoreProcess
 
 
 @pytest.fixture
-def store(stores: Stores) -> ResponseStore:
+def store(stores: SqliteStores) -> ResponseStore:
     return stores.responses
 
 
 async def test_closed_stores_refuse_and_may_be_closed_again(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=CHAIN_ITEMS)
+    stores = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     store = stores.responses
     await store.save(record("a"))
     await stores.aclose()
@@ -47,7 +47,7 @@ class TestSqliteStore(ResponseStoreContract):
 
 class TestTwoSqliteStores(ResponseStoreContract):
     @pytest.fixture
-    def peer(self, other_stores: Stores) -> ResponseStore:
+    def peer(self, other_stores: SqliteStores) -> ResponseStore:
         return other_stores.responses
 
 

@@ -13,7 +13,7 @@ from antiphon.engine.ports.state import PageQuery
 from antiphon.engine.ports.vector_stores import Chunking, Counts, FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.stores.sqlite import ingestion, lease_clock
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.vector_stores import index_table
 from antiphon.types.search import Filter
 
@@ -37,7 +37,7 @@ def clock() -> Time:
 
 
 @pytest.fixture
-async def here(tmp_path: Path, clock: Time) -> AsyncIterator[VectorDatabase]:
+async def here(tmp_path: Path, clock: Time) -> AsyncIterator[SqliteVectorDatabase]:
     opened = await open_vector_database(tmp_path, clock=clock)
     yield opened
     await opened.aclose()
@@ -45,8 +45,8 @@ async def here(tmp_path: Path, clock: Time) -> AsyncIterator[VectorDatabase]:
 
 @pytest.fixture(params=["the same", "another"])
 async def there(
-    request: pytest.FixtureRequest, here: VectorDatabase, tmp_path: Path, clock: Time
-) -> AsyncIterator[VectorDatabase]:
+    request: pytest.FixtureRequest, here: SqliteVectorDatabase, tmp_path: Path, clock: Time
+) -> AsyncIterator[SqliteVectorDatabase]:
     """What the tests read through."""
     if request.param == "the same":
         yield here
@@ -56,7 +56,7 @@ async def there(
     await opened.aclose()
 
 
-async def make(database: VectorDatabase, name: str = "one", *files: NewFile, days: int | None = None) -> str:
+async def make(database: SqliteVectorDatabase, name: str = "one", *files: NewFile, days: int | None = None) -> str:
     store_id = f"vs_{name}"
     await database.stores.create(
         ALICE, store_id, name=name, description=None, metadata=b'{"a":"b"}', expires_days=days, files=files
@@ -74,33 +74,35 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> Time:
     return time
 
 
-async def claim(database: VectorDatabase, *names: str) -> list[IngestJob]:
+async def claim(database: SqliteVectorDatabase, *names: str) -> list[IngestJob]:
     return await database.ingestion.claim(names or ("c1",), 60)
 
 
-async def ingest(database: VectorDatabase, job: IngestJob, *texts: str) -> None:
+async def ingest(database: SqliteVectorDatabase, job: IngestJob, *texts: str) -> None:
     chunks = [Chunk(text, len(text.split())) for text in texts]
     assert await database.ingestion.append(job, 0, Path(job.filename).stem, chunks)
     assert await database.ingestion.complete(job, chunks=len(texts), usage_bytes=sum(map(len, texts)), model=None)
 
 
-async def found(database: VectorDatabase, store_id: str, query: str, filters: Filter | None = None) -> list[str]:
+async def found(database: SqliteVectorDatabase, store_id: str, query: str, filters: Filter | None = None) -> list[str]:
     (store,) = await database.index.known(ALICE, [store_id])
     hits = await database.index.match(store, query, filters, 100)
     texts = await database.index.hits([store], [hit.chunk for hit in hits])
     return [texts[hit.chunk].file_id for hit in hits]
 
 
-async def sweep(database: VectorDatabase) -> None:
+async def sweep(database: SqliteVectorDatabase) -> None:
     while await database.ingestion.sweep():
         pass
 
 
-async def chunk_count(database: VectorDatabase) -> int:
+async def chunk_count(database: SqliteVectorDatabase) -> int:
     return int((await database.readers.fetch("SELECT count(*) FROM chunks", {}))[0][0])
 
 
-async def test_a_store_is_kept_with_its_fields(here: VectorDatabase, there: VectorDatabase, clock: Time) -> None:
+async def test_a_store_is_kept_with_its_fields(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase, clock: Time
+) -> None:
     store_id = await make(here, "one", days=2)
     store = await there.stores.get(ALICE, store_id)
     assert store is not None
@@ -109,7 +111,7 @@ async def test_a_store_is_kept_with_its_fields(here: VectorDatabase, there: Vect
     assert store.counts == Counts() and store.usage_bytes == 0 and not store.expired
 
 
-async def test_a_stranger_sees_and_changes_nothing(here: VectorDatabase) -> None:
+async def test_a_stranger_sees_and_changes_nothing(here: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"))
     await here.stores.add_files(ALICE, store_id, [NewFile("file-2", "b.txt")], batch_id="vsfb_1")
     stores = here.stores
@@ -133,7 +135,7 @@ async def test_a_stranger_sees_and_changes_nothing(here: VectorDatabase) -> None
     assert all(file.attributes == {} and file.state == "in_progress" for file in page.files)
 
 
-async def test_pages_of_stores(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_pages_of_stores(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     for number in range(5):
         await make(here, str(number))
 
@@ -151,7 +153,7 @@ async def test_pages_of_stores(here: VectorDatabase, there: VectorDatabase) -> N
     assert raised.value.param == "after"
 
 
-async def test_changes_of_a_store(here: VectorDatabase, there: VectorDatabase, clock: Time) -> None:
+async def test_changes_of_a_store(here: SqliteVectorDatabase, there: SqliteVectorDatabase, clock: Time) -> None:
     store_id = await make(here, "one", days=1)
     clock.at += 100
     changed = await here.stores.update(ALICE, store_id, StoreChanges(name="two"))
@@ -161,7 +163,9 @@ async def test_changes_of_a_store(here: VectorDatabase, there: VectorDatabase, c
     assert changed is not None and (changed.name, changed.metadata, changed.expires_at) == ("two", b"{}", None)
 
 
-async def test_a_file_goes_from_in_progress_to_completed(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_a_file_goes_from_in_progress_to_completed(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase
+) -> None:
     store_id = await make(here, "one", NewFile("file-1", "wings.txt", {"n": 1}, Chunking("static", 200, 50)))
     file = await there.stores.get_file(ALICE, store_id, "file-1")
     assert file is not None and (file.state, file.chunking) == ("in_progress", Chunking("static", 200, 50))
@@ -179,7 +183,9 @@ async def test_a_file_goes_from_in_progress_to_completed(here: VectorDatabase, t
     assert await claim(here, "c2") == []
 
 
-async def test_of_many_that_claim_each_file_goes_to_one(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_of_many_that_claim_each_file_goes_to_one(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase
+) -> None:
     await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(10)))
     names = [[f"c{worker}{number}" for number in range(10)] for worker in range(4)]
     every = await asyncio.gather(*(claim(where, *each) for where, each in zip([here, there] * 2, names, strict=True)))
@@ -188,7 +194,9 @@ async def test_of_many_that_claim_each_file_goes_to_one(here: VectorDatabase, th
     assert len({job.number for job in jobs}) == 10
 
 
-async def test_an_attempt_that_died_leaves_nothing(here: VectorDatabase, there: VectorDatabase, leases: Time) -> None:
+async def test_an_attempt_that_died_leaves_nothing(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase, leases: Time
+) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"))
     (dead,) = await claim(here, "dead")
     await here.ingestion.append(dead, 0, "a", [Chunk("old birds", 2)])
@@ -209,7 +217,7 @@ async def test_an_attempt_that_died_leaves_nothing(here: VectorDatabase, there: 
     assert await chunk_count(here) == 1
 
 
-async def test_a_file_that_is_given_back_waits(here: VectorDatabase, leases: Time) -> None:
+async def test_a_file_that_is_given_back_waits(here: SqliteVectorDatabase, leases: Time) -> None:
     await make(here, "one", NewFile("file-1", "a.txt"))
     (job,) = await claim(here)
     await here.ingestion.release(job, pause=10)
@@ -223,7 +231,9 @@ async def test_a_file_that_is_given_back_waits(here: VectorDatabase, leases: Tim
     assert job.attempts == 2
 
 
-async def test_a_claim_takes_all_it_says_or_nothing(here: VectorDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_takes_all_it_says_or_nothing(
+    here: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A store that fails in the middle leaves no file behind that waits for a lease to run out."""
     await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
     monkeypatch.setattr(ingestion, "CLAIMED", "SELECT no_such_column FROM vector_files WHERE :claims <> ''")
@@ -233,7 +243,7 @@ async def test_a_claim_takes_all_it_says_or_nothing(here: VectorDatabase, monkey
     assert [job.attempts for job in await claim(here, "c4", "c5", "c6")] == [1, 1, 1]
 
 
-async def test_a_failed_file_says_why(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_a_failed_file_says_why(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"))
     (job,) = await claim(here)
     await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)])
@@ -244,7 +254,9 @@ async def test_a_failed_file_says_why(here: VectorDatabase, there: VectorDatabas
     assert await chunk_count(here) == 0 and await found(there, store_id, "birds") == []
 
 
-async def test_a_file_that_is_added_again_is_ingested_anew(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_a_file_that_is_added_again_is_ingested_anew(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase
+) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt", {"n": 1}))
     await here.stores.add_files(ALICE, store_id, [NewFile("file-2", "b.txt")], batch_id="vsfb_1")
     for job in await claim(here, "c1", "c2"):
@@ -263,7 +275,7 @@ async def test_a_file_that_is_added_again_is_ingested_anew(here: VectorDatabase,
     assert await chunk_count(here) == 2
 
 
-async def test_batches_count_and_cancel(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_batches_count_and_cancel(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     store_id = await make(here)
     files = [NewFile(f"file-{number}", "a.txt") for number in range(4)]
     assert await here.stores.add_files(ALICE, store_id, files, batch_id="vsfb_1")
@@ -281,7 +293,7 @@ async def test_batches_count_and_cancel(here: VectorDatabase, there: VectorDatab
     assert await there.stores.list_files(ALICE, store_id, PageQuery(), batch_id="vsfb_none") is None
 
 
-async def test_pages_of_files(here: VectorDatabase, there: VectorDatabase, clock: Time) -> None:
+async def test_pages_of_files(here: SqliteVectorDatabase, there: SqliteVectorDatabase, clock: Time) -> None:
     store_id = await make(here)
     for number in range(5):
         clock.at += 1
@@ -300,7 +312,7 @@ async def test_pages_of_files(here: VectorDatabase, there: VectorDatabase, clock
         await names(before="file-none")
 
 
-async def test_a_removed_file_is_not_found(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_a_removed_file_is_not_found(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     one, two = await make(here, "one", NewFile("file-1", "a.txt")), await make(here, "two", NewFile("file-1", "a.txt"))
     for job in await claim(here, "c1", "c2"):
         await ingest(here, job, "birds")
@@ -316,7 +328,7 @@ async def test_a_removed_file_is_not_found(here: VectorDatabase, there: VectorDa
     assert rows[0][0] == 0
 
 
-async def test_deleting_a_store_deletes_everything(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_deleting_a_store_deletes_everything(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt", {"n": 1}), NewFile("file-2", "b.txt"))
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, *(f"birds {number}" for number in range(1_200)))
@@ -331,7 +343,7 @@ async def test_deleting_a_store_deletes_everything(here: VectorDatabase, there: 
     assert await there.readers.fetch("SELECT name FROM sqlite_schema WHERE name LIKE 'fts_vs%'", {}) == []
 
 
-async def test_two_that_sweep_take_no_word_out_twice(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_two_that_sweep_take_no_word_out_twice(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, *(f"birds {number}" for number in range(1_200)))
@@ -344,7 +356,9 @@ async def test_two_that_sweep_take_no_word_out_twice(here: VectorDatabase, there
     assert rows[0][0] == 1
 
 
-async def test_an_expired_store_loses_its_files(here: VectorDatabase, there: VectorDatabase, clock: Time) -> None:
+async def test_an_expired_store_loses_its_files(
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase, clock: Time
+) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"), days=1)
     (job,) = await claim(here)
     await ingest(here, job, "birds")
@@ -409,14 +423,14 @@ FILES: dict[str, dict[str, str | float | bool]] = {
         ),
     ],
 )
-async def test_filters(here: VectorDatabase, filters: Filter, expected: str) -> None:
+async def test_filters(here: SqliteVectorDatabase, filters: Filter, expected: str) -> None:
     store_id = await make(here, "one", *(NewFile(name, "a.txt", attributes) for name, attributes in FILES.items()))
     for job in await claim(here, "c1", "c2", "c3", "c4"):
         await ingest(here, job, "birds")
     assert "".join(sorted(name[5:] for name in await found(here, store_id, "birds", filters))) == expected
 
 
-async def test_a_filter_is_no_matter_of_rank(here: VectorDatabase) -> None:
+async def test_a_filter_is_no_matter_of_rank(here: SqliteVectorDatabase) -> None:
     """The one file that fits is found although a hundred others fit the words better."""
     files = [NewFile(f"file-{number}", "a.txt", {"last": number == 119}) for number in range(120)]
     store_id = await make(here, "one", *files)
@@ -428,7 +442,7 @@ async def test_a_filter_is_no_matter_of_rank(here: VectorDatabase) -> None:
     assert [texts[hit.chunk].file_id for hit in hits] == ["file-119"]
 
 
-async def test_numbers_of_deleted_stores_and_files_are_never_given_out_again(here: VectorDatabase) -> None:
+async def test_numbers_of_deleted_stores_and_files_are_never_given_out_again(here: SqliteVectorDatabase) -> None:
     """Whatever knows a store by its number, a cache or another process, can never mean another one."""
     seen: set[int] = set()
     for name in ("one", "two", "three"):
@@ -440,7 +454,7 @@ async def test_numbers_of_deleted_stores_and_files_are_never_given_out_again(her
         assert await here.stores.delete(ALICE, store_id)
 
 
-async def test_a_hit_belongs_to_a_store_that_was_searched(here: VectorDatabase) -> None:
+async def test_a_hit_belongs_to_a_store_that_was_searched(here: SqliteVectorDatabase) -> None:
     one, two = await make(here, "one", NewFile("file-1", "a.txt")), await make(here, "two")
     (job,) = await claim(here)
     await ingest(here, job, "birds")
@@ -450,7 +464,7 @@ async def test_a_hit_belongs_to_a_store_that_was_searched(here: VectorDatabase) 
     assert await here.index.hits([known[two]], chunks) == {}
 
 
-async def test_new_attributes_are_what_filters_see(here: VectorDatabase, there: VectorDatabase) -> None:
+async def test_new_attributes_are_what_filters_see(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt", {"n": 1, "m": 1}))
     (job,) = await claim(here)
     await ingest(here, job, "birds")
@@ -466,7 +480,7 @@ async def test_new_attributes_are_what_filters_see(here: VectorDatabase, there: 
     "query",
     ['birds" OR "x', "birds*", "NEAR(birds, 2)", "title:birds", "birds -fly", "(birds", "birds' --", "the birds"],
 )
-async def test_a_query_has_no_syntax(here: VectorDatabase, query: str) -> None:
+async def test_a_query_has_no_syntax(here: SqliteVectorDatabase, query: str) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"))
     (job,) = await claim(here)
     await ingest(here, job, "birds fly", "nothing else")
@@ -474,7 +488,7 @@ async def test_a_query_has_no_syntax(here: VectorDatabase, query: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["検索", "全文検索機能", "搜", "ドキュメント", "naïve", "NAIVE", "Straße"])
-async def test_other_scripts_are_found(here: VectorDatabase, query: str) -> None:
+async def test_other_scripts_are_found(here: SqliteVectorDatabase, query: str) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, "この検索ドキュメントは速い。搜. A naïve Straße.")
@@ -482,7 +496,7 @@ async def test_other_scripts_are_found(here: VectorDatabase, query: str) -> None
     assert await found(here, store_id, query) == ["file-1"]
 
 
-async def test_the_title_counts_twice(here: VectorDatabase) -> None:
+async def test_the_title_counts_twice(here: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "birds.txt"), NewFile("file-2", "x.txt"))
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, "some words here", "and others")
@@ -490,7 +504,7 @@ async def test_the_title_counts_twice(here: VectorDatabase) -> None:
     assert (await found(here, store_id, "birds"))[-1] == "file-2"
 
 
-async def test_in_a_small_store_words_count_too(here: VectorDatabase) -> None:
+async def test_in_a_small_store_words_count_too(here: SqliteVectorDatabase) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
     first, second = await claim(here, "c1", "c2")
     await ingest(here, first, "birds have wings")
@@ -502,7 +516,7 @@ async def test_in_a_small_store_words_count_too(here: VectorDatabase) -> None:
 
 
 async def test_the_version_changes_with_the_completed_files(
-    here: VectorDatabase, there: VectorDatabase, clock: Time
+    here: SqliteVectorDatabase, there: SqliteVectorDatabase, clock: Time
 ) -> None:
     store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"), days=1)
     other = await make(here, "two", NewFile("file-1", "a.txt"))

@@ -19,8 +19,8 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.local_keys import local_key
-from antiphon.stores import SESSIONS_FILE, open_stores
 from antiphon.stores.sqlite.admin import OWNED
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
@@ -33,7 +33,7 @@ BOB, CAROL = "b:bob", "b:carol"
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     async def fill() -> None:
-        stores = await open_stores(tmp_path, chain_items=1000)
+        stores = await open_sqlite(tmp_path, chain_items=1000)
         for owner, name in ((ALICE, "a"), (BOB, "b")):
             await stores.responses.save(record(name, owner=owner))
             await stores.responses.save(record(f"{name}2", prev=name, owner=owner))
@@ -128,7 +128,7 @@ def test_an_export_holds_everything_of_one_owner_and_nothing_of_another(
 
 def test_an_owner_is_nothing_that_a_terminal_obeys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def fill() -> None:
-        stores = await open_stores(tmp_path, chain_items=10)
+        stores = await open_sqlite(tmp_path, chain_items=10)
         await stores.responses.save(record("a", owner="h:\x1b[2J\nforged  1"))
         await stores.aclose()
 

@@ -16,7 +16,7 @@ from antiphon.api.router import Router
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.observability.metrics import Metrics
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.contracts.store_contract import record
 from tests.support.asked_router import AskedRouter
@@ -60,7 +60,7 @@ async def setup(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         setup = Setup(MemoryResponseStore(conversations=conversations), conversations)
         yield setup
     else:
-        stores = await open_stores(tmp_path, chain_items=1000)
+        stores = await open_sqlite(tmp_path, chain_items=1000)
         setup = Setup(stores.responses, stores.conversations)
         yield setup
         await stores.aclose()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.stores import SESSIONS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.writer import Statement, WriterLimits
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Answer, Reset, answer, event, json_answer
@@ -103,11 +103,11 @@ async def test_a_clients_own_mistake_is_no_warning() -> None:
 
 async def fill(app: BackgroundApp) -> None:
     """From now on there is no room for another page: what SQLite says of a full disk."""
-    await app.app.stores.responses._writer.run([Statement("PRAGMA max_page_count = 1")])
+    await app.sqlite.writer.run([Statement("PRAGMA max_page_count = 1")])
 
 
 async def make_room(app: BackgroundApp) -> None:
-    await app.app.stores.responses._writer.run([Statement("PRAGMA max_page_count = 1000000")])
+    await app.sqlite.writer.run([Statement("PRAGMA max_page_count = 1000000")])
 
 
 BIG = "x" * 200_000
@@ -159,7 +159,7 @@ async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowl
 async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
         app = await made.start()
-        app.app.stores.responses._writer._limits = WriterLimits(lock_seconds=0.05)
+        app.sqlite.writer._limits = WriterLimits(lock_seconds=0.05)
         lock = sqlite3.connect(tmp_path / "data" / SESSIONS_FILE, isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         with capture_logs() as lines:

@@ -14,7 +14,7 @@ from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import ConfigError
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 from tests.contracts.store_contract import record
 
 
@@ -26,7 +26,7 @@ async def _use(data: Path, owner: str = "b:alice") -> None:
     """A gateway has been here: its keys are made, and it keeps a response."""
     app = await build(Settings(data=data, upstream=UpstreamSettings(auth=AuthMode.NONE)), door="http")
     await app.aclose()
-    stores = await open_stores(data, chain_items=10)
+    stores = await open_sqlite(data, chain_items=10)
     await stores.responses.save(record("kept", owner=owner))
     await stores.aclose()
 

@@ -15,8 +15,8 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ConversationLocked, StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
+from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE
@@ -24,8 +24,8 @@ from tests.contracts.store_contract import record as make_record
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=1000)
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=1000)
     yield opened
     await opened.aclose()
 
@@ -34,9 +34,11 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
     return replace(make_record(name, prev=prev), created_at=at, completed_at=at)
 
 
-def _retention(stores: Stores, now: float, **kept: float) -> Retention:
+def _retention(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
     used = stores.retention
-    return Retention(used._writer, used._readers, RetentionSettings(**{"events": None, **kept}), clock=lambda: now)
+    return SqliteRetention(
+        used._writer, used._readers, RetentionSettings(**{"events": None, **kept}), clock=lambda: now
+    )
 
 
 def _count(folder: Path, table: str) -> int:
@@ -46,7 +48,7 @@ def _count(folder: Path, table: str) -> int:
     return int(count)
 
 
-async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(stores: Stores, tmp_path: Path) -> None:
+async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(stores: SqliteStores, tmp_path: Path) -> None:
     await stores.responses.save(record("old", 100))
     await stores.responses.save(record("a", 100))
     await stores.responses.save(record("b", 500, "a"))
@@ -58,14 +60,16 @@ async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(stores: S
     assert _count(tmp_path, "responses") == _count(tmp_path, "response_items") == 0
 
 
-async def test_more_than_one_piece_goes(stores: Stores, tmp_path: Path) -> None:
+async def test_more_than_one_piece_goes(stores: SqliteStores, tmp_path: Path) -> None:
     for number in range(120):
         await stores.responses.save(record(f"r{number}", 100))
     assert await _retention(stores, 1000, responses=600).sweep() == (120, 0, 0)
     assert _count(tmp_path, "chains") == 0
 
 
-async def test_a_conversation_goes_with_its_items_unless_a_response_runs_on_it(stores: Stores, tmp_path: Path) -> None:
+async def test_a_conversation_goes_with_its_items_unless_a_response_runs_on_it(
+    stores: SqliteStores, tmp_path: Path
+) -> None:
     kept = stores.conversations
     for name in ("conv_idle", "conv_busy"):
         await kept.create(ALICE, name, b"{}", ())
@@ -78,7 +82,7 @@ async def test_a_conversation_goes_with_its_items_unless_a_response_runs_on_it(s
     assert await kept.get(ALICE, "conv_idle") is None and await kept.get(ALICE, "conv_busy") is not None
 
 
-async def test_a_conversation_stays_while_a_job_is_there_for_it(stores: Stores, tmp_path: Path) -> None:
+async def test_a_conversation_stays_while_a_job_is_there_for_it(stores: SqliteStores, tmp_path: Path) -> None:
     """Whoever ran it is gone and its lease is over; the next process goes on with it."""
     await stores.conversations.create(ALICE, "conv_a", b"{}", ())
     assert await stores.conversations.load(ALICE, "conv_a", holder="resp_a", seconds=0.0) == ()
@@ -105,11 +109,11 @@ class _Watched(SqliteWriter):
 
 
 @pytest.fixture
-async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
+async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStores]:
     """Stores whose writer counts, and pieces of ten rows."""
     monkeypatch.setattr("antiphon.stores.sqlite.retention._ROWS", 10)
     monkeypatch.setattr("antiphon.stores.sqlite.opening.SqliteWriter", _Watched)
-    opened = await open_stores(tmp_path, chain_items=1000)
+    opened = await open_sqlite(tmp_path, chain_items=1000)
     with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as connection, connection:
         connection.execute("CREATE TABLE deleted (x)")
         for table in ("responses", "response_items", "response_events", "conversations", "conversation_items"):
@@ -120,7 +124,7 @@ async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await opened.aclose()
 
 
-async def test_no_piece_is_larger_than_so_many_rows(watched: Stores, tmp_path: Path) -> None:
+async def test_no_piece_is_larger_than_so_many_rows(watched: SqliteStores, tmp_path: Path) -> None:
     """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
     prev = None
     for number in range(40):
@@ -150,7 +154,7 @@ async def test_no_piece_is_larger_than_so_many_rows(watched: Stores, tmp_path: P
     assert 5 <= writer.limit <= 10
 
 
-async def test_what_is_going_is_not_used_any_more(watched: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a chain or a conversation is never taken for the whole of it."""
     prev = None
     for number in range(10):
@@ -182,7 +186,7 @@ async def test_what_is_going_is_not_used_any_more(watched: Stores, monkeypatch: 
     assert await _retention(watched, time.time(), responses=600, conversations=600).sweep() == (1, 1, 0)
 
 
-async def test_a_stream_that_is_gone_is_looked_at_no_more(stores: Stores) -> None:
+async def test_a_stream_that_is_gone_is_looked_at_no_more(stores: SqliteStores) -> None:
     await stores.background.enqueue(replace(queued("a"), created_at=100), b"{}", EVENTS, limit=99)
     await stores.background.claim(ONE, 100, 99)
     await stores.background.finish(ONE, finished("a"), piece(2, 3))
@@ -192,8 +196,8 @@ async def test_a_stream_that_is_gone_is_looked_at_no_more(stores: Stores) -> Non
     assert page is not None and page.pieces == () and page.status == "completed"
 
 
-async def test_one_process_clears_up_for_all(stores: Stores, tmp_path: Path) -> None:
-    others = await open_stores(tmp_path, chain_items=1000)
+async def test_one_process_clears_up_for_all(stores: SqliteStores, tmp_path: Path) -> None:
+    others = await open_sqlite(tmp_path, chain_items=1000)
     turns = [await each.retention.take_turn("state", 60) for each in (stores, others, stores)]
     assert turns == [True, False, False]
     assert await others.retention.take_turn("files", 0)
@@ -201,6 +205,6 @@ async def test_one_process_clears_up_for_all(stores: Stores, tmp_path: Path) -> 
     await others.aclose()
 
 
-async def test_nothing_goes_where_nothing_is_said(stores: Stores) -> None:
+async def test_nothing_goes_where_nothing_is_said(stores: SqliteStores) -> None:
     await stores.responses.save(record("old", 100))
     assert await _retention(stores, 1e9).sweep() == (0, 0, 0)

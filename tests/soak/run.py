@@ -29,7 +29,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from antiphon.commands.children import ParentPipe
-from antiphon.stores import FILES_FOLDER, SESSIONS_FILE
+from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.bench import cpu
 from tests.bench.variants import Process
 

@@ -27,7 +27,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.stores import SESSIONS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from tests.support.chat_server import ChatServer
 
 
@@ -40,6 +40,12 @@ class BackgroundApp:
     url: str
     session: aiohttp.ClientSession
     killed: bool = False
+
+    @property
+    def sqlite(self) -> SqliteStores:
+        """Its stores, where a test looks behind the ports."""
+        assert isinstance(self.app.stores, SqliteStores)
+        return self.app.stores
 
     async def create(self, *, token: str = "", **request: Any) -> dict[str, Any]:
         """`POST /v1/responses` in the background; the JSON answer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class MemoryFileStore:
     def __init__(self, *, owner_bytes: int | None = None, clock: Callable[[], float]) -> None:
         self.all: dict[tuple[str, str], tuple[StoredFile, bytes]] = {}
         self.limit = owner_bytes
+        self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
         self._clock = clock
 
     @asynccontextmanager
@@ -57,9 +58,17 @@ class MemoryFileStore:
     async def used(self, owner: str) -> int:
         return self.total(owner)
 
+    async def kept_bytes(self) -> int:
+        return sum(file.size for file, _ in self.all.values())
+
+    async def aclose(self) -> None:
+        pass
+
     async def sweep(self) -> tuple[int, int]:
         expired = [name for name in self.all if self._found(*name) is None]
         for name in expired:
+            if self.on_expired is not None:
+                await self.on_expired(*name)
             del self.all[name]
         return len(expired), 0
 

@@ -32,7 +32,7 @@ from antiphon.search.ingest import Ingester, IngestPace
 from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.search.tokens import EstimatedTokens
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.asked_router import AskedRouter
 from tests.support.memory_files import MemoryFileStore
@@ -101,7 +101,7 @@ class VectorStoreSetup(AskedRouter):
 
     def __init__(
         self,
-        database: VectorDatabase,
+        database: SqliteVectorDatabase,
         files: MemoryFileStore,
         ingester: Ingester,
         searcher: VectorStoreSearcher,

@@ -41,6 +41,8 @@ _SAMPLES = {
     "keys": "0123456789abcdef",
     "api_keys": "0123456789abcdef",
     "url": "http://x/v1",
+    "state.url": "sqlite:/somewhere",
+    "state.direct_url": "postgresql://x/antiphon",
     "endpoint": "http://x",
     "listen": ":0",
     "origins": "https://app.example",
@@ -59,12 +61,14 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         value = "[{model: a, input: 1, output: 2}]"
     elif value is None or value == []:
         # Settings without a default: any value of the right kind.
-        value = _SAMPLES.get(path[-1], "1")
+        value = _SAMPLES.get(".".join(path), _SAMPLES.get(path[-1], "1"))
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     environ = {"ANTIPHON_" + "__".join(path).upper(): text}
     if path[:2] == ("sidecar", "tls"):
         # Files come in pairs, and none without the certificate.
         environ |= {f"ANTIPHON_SIDECAR__TLS__{name}": "1" for name in ("CERT", "KEY", "ENVOY_CERT", "ENVOY_KEY")}
+    if path == ("state", "direct_url"):
+        environ |= {"ANTIPHON_STATE__URL": text, "ANTIPHON_OWNER__KEY": "k" * 16, "ANTIPHON_SEALING__KEYS": "k" * 16}
     if path == ("owner", "api_keys"):
         environ["ANTIPHON_UPSTREAM__AUTH"] = "none"
     if path == ("upstream", "auth"):

@@ -15,7 +15,7 @@ from antiphon.config.prices import PriceSettings, price_of
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage import UsageSum
 from antiphon.errors import ConfigError
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 
 _PRICE = PriceSettings(model="m*", input=3.0, output=15.0, cached_input=0.3)
 
@@ -44,7 +44,7 @@ def test_no_cost_is_below_nothing_or_beyond_all_numbers() -> None:
 
 
 async def test_a_count_beyond_all_measure_keeps_no_other_from_being_written(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     try:
         for _ in range(2):
             await stores.usage.add(
@@ -63,7 +63,7 @@ async def test_a_count_beyond_all_measure_keeps_no_other_from_being_written(tmp_
 
 
 async def test_a_name_is_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     try:
         await stores.usage.add([UsageSum("2026-01-01", "h:\u202eé", "\x1b[2Jm\nforged 1 2", "u", 1)])
     finally:
@@ -74,7 +74,7 @@ async def test_a_name_is_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
 
 
 async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int, str]:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     try:
         if not await stores.usage.sums(()):
             await stores.usage.add(

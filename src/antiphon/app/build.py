@@ -64,7 +64,7 @@ from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.observability.tracing import Tracer
 from antiphon.sealing import Sealer
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
+from antiphon.stores import Stores, open_stores
 from antiphon.tools.box import Toolbox
 from antiphon.tools.code_interpreter import open_rooms
 from antiphon.types.transport import SECRET_HEADER, Headers
@@ -155,6 +155,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     # First: without a key that rows depend on nothing is opened.
     key, sealer = owner_key(settings), make_sealer(settings)
     stores = await open_stores(
+        settings.state,
         settings.data,
         chain_items=limits.chain_items,
         history_bytes=limits.history_bytes,
@@ -205,7 +206,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     background = Background(jobs, stores.responses, followers, working)
     vector_search = None
     if settings.files.enabled and settings.vector_stores.enabled:
-        vector_search = await open_search(settings, stores.files, metrics)
+        vector_search = await open_search(settings, stores, metrics)
         opened.push_async_callback(vector_search.aclose)
         stores.files.on_expired = vector_search.forget_file
     kept_files = stores.files if settings.files.enabled else None
@@ -314,10 +315,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         settings,
         stores,
         door=door,
-        databases={
-            SESSIONS_FILE: (stores.writer, stores.readers),
-            **(vector_search.databases() if vector_search is not None else {}),
-        },
+        databases=(*stores.figures, *(vector_search.stores.figures if vector_search is not None else ())),
         sandbox=settings.code_interpreter.sandbox if rooms is not None else "",
     )
     metrics.read(RUNNING, lambda: len(workers.running))

@@ -17,7 +17,7 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
-from antiphon.stores.sqlite.admin import has_rows
+from antiphon.stores.operating import has_rows
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 
@@ -84,7 +84,7 @@ def new_keys(settings: Settings) -> list[Path]:
 
 
 def _needs_owner_key(settings: Settings) -> str:
-    if not has_rows(settings.data, hashed=True):
+    if not has_rows(settings.state, settings.data, hashed=True):
         return ""
     return (
         "the database holds rows of owners who are known by it: with another key all of them would find nothing. "
@@ -93,7 +93,7 @@ def _needs_owner_key(settings: Settings) -> str:
 
 
 def _needs_sealing_key(settings: Settings) -> str:
-    if not has_rows(settings.data, hashed=False):
+    if not has_rows(settings.state, settings.data, hashed=False):
         return ""
     return (
         "the database is in use: with another key the reasoning and compactions that clients carry, and those that are "

@@ -16,12 +16,13 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from antiphon import __version__
 from antiphon.config.settings import Settings
+from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.jobs import Queue
 from antiphon.engine.running.thread_pools import SIZES, all_pools
 from antiphon.ids import now
@@ -31,16 +32,13 @@ from antiphon.observability.loop_lag import LoopLag
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
-from antiphon.stores.sqlite.database_files import size_of_files
-from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.writer import SqliteWriter
 
 _QUEUE_SECONDS = 1.0
 _SIZE_SECONDS = 10.0
 
 
 class Measuring:
-    """Feeds the metrics of one process. `databases`: who writes and who reads each file of the data folder."""
+    """Feeds the metrics of one process. `databases`: what each of them says of itself."""
 
     def __init__(
         self,
@@ -49,14 +47,14 @@ class Measuring:
         stores: Stores,
         *,
         door: Literal["envoy", "http"],
-        databases: Mapping[str, tuple[SqliteWriter, SqliteReaders]],
+        databases: Sequence[StoreFigures],
         sandbox: str,
     ) -> None:
         self._metrics = metrics
         self._data = settings.data
         self._stores = stores
-        self._databases = {Path(file).stem: (file, *pair) for file, pair in databases.items()}
-        self._groups: dict[str, Counter[int]] = {name: Counter() for name in self._databases}
+        self._databases = databases
+        self._groups: dict[str, Counter[int]] = {one.name: Counter() for one in databases}
         self._queue = Queue(0)
         self._sizes: dict[Labels, float] = {}
         self._blobs = self._free = 0
@@ -69,8 +67,8 @@ class Measuring:
         read(names.LOG_DROPPED, dropped_lines)
         read(names.QUEUED, lambda: self._queue.length)
         read(names.OLDEST, self._waited)
-        read(names.WRITER_QUEUE, lambda: {(name,): one[1].waiting for name, one in self._databases.items()})
-        read(names.READERS, lambda: {(name,): one[2].busy for name, one in self._databases.items()})
+        read(names.WRITER_QUEUE, lambda: {(one.name,): one.waiting for one in databases})
+        read(names.READERS, lambda: {(one.name,): one.busy for one in databases})
         read(names.THREADS, lambda: {name: busy for name, (busy, _) in _threads().items()})
         read(names.THREAD_QUEUE, lambda: {name: waiting for name, (_, waiting) in _threads().items()})
         read(names.DATABASE, lambda: self._sizes)
@@ -89,29 +87,19 @@ class Measuring:
         return 0.0 if oldest is None else max(0.0, now() - oldest)
 
     async def _count_groups(self) -> None:
-        for name, (_, writer, _) in self._databases.items():
-            # A copy: the writer's thread goes on counting.
-            groups = Counter(dict(writer.groups))
-            for size, times in (groups - self._groups[name]).items():
-                self._metrics.writer_group.add(size, name, times=times)
-            self._groups[name] = groups
+        for one in self._databases:
+            groups = Counter(one.groups)
+            for size, times in (groups - self._groups[one.name]).items():
+                self._metrics.writer_group.add(size, one.name, times=times)
+            self._groups[one.name] = groups
 
     async def _look_at_queue(self) -> None:
         self._queue = await self._stores.background.queue()
 
     async def _look_at_sizes(self) -> None:
-        self._sizes, self._free = await SIZES.run(self._measured)
+        self._free = await SIZES.run(_free_bytes, self._data)
+        self._sizes = {(one.name,): await one.size() for one in self._databases}
         self._blobs = await self._stores.files.kept_bytes()
-
-    def _measured(self) -> tuple[dict[Labels, float], int]:
-        sizes: dict[Labels, float] = {
-            (name,): size_of_files(self._data / file) for name, (file, *_) in self._databases.items()
-        }
-        try:
-            return sizes, shutil.disk_usage(self._data).free
-        except OSError:
-            # Where there is no folder there is no room.
-            return sizes, 0
 
 
 class _Sometimes:
@@ -140,6 +128,14 @@ class _Sometimes:
         # Whoever asked may have left.
         if not looking.cancelled():
             looking.exception()
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        # Where there is no folder there is no room.
+        return 0
 
 
 def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:

@@ -24,9 +24,7 @@ from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
-from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
-from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores import Stores, VectorDatabase
 from antiphon.tools.box import Tool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers
@@ -63,10 +61,6 @@ class VectorSearch:
         """A file is deleted: no vector store has it any more."""
         await self.stores.stores.forget_file(owner, file_id)
 
-    def databases(self) -> dict[str, tuple[SqliteWriter, SqliteReaders]]:
-        """The database's file name, and who writes and reads it."""
-        return {VECTORS_FILE: (self.stores.writer, self.stores.readers)}
-
     def start(self) -> None:
         """Begin to ingest."""
         self.stores.stores.on_work = self.ingester.wake
@@ -80,20 +74,15 @@ class VectorSearch:
         await self.stores.aclose()
 
 
-async def open_search(settings: Settings, files: FileStore, metrics: Metrics | None = None) -> VectorSearch:
+async def open_search(settings: Settings, opened: Stores, metrics: Metrics | None = None) -> VectorSearch:
     """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
     embedder, embeddings = make_embedder(settings, metrics) or (None, None)
-    stores = await open_vector_database(
-        settings.data,
-        timeouts=settings.timeouts,
-        keep_keys=settings.idempotency.keep,
-        matrix_bytes=given.matrix_bytes,
-    )
+    stores = await opened.open_vectors(matrix_bytes=given.matrix_bytes)
     readers = DocumentReaders(given)
     ingester = Ingester(
         stores.ingestion,
-        files,
+        opened.files,
         readers,
         given,
         embedder=embedder,
@@ -104,7 +93,7 @@ async def open_search(settings: Settings, files: FileStore, metrics: Metrics | N
         VectorStoreSearcher(stores.index, embedder=embedder, metrics=metrics),
         ingester,
         embedder,
-        files,
+        opened.files,
         given.rewrite_model,
         given.rewrite_seconds,
         embeddings,

@@ -1,6 +1,6 @@
 """`antiphon admin`: what an operator does with what is kept.
 
-Lives here: the actions and what they print. Not here: the SQL (`stores/sqlite/admin.py`, `stores/sqlite/retention.py`).
+Lives here: the actions and what they print. Not here: the SQL (`stores/`).
 
 `export` writes one JSON object a line, `{"kind": …, "id": …, "of": …, "data": …}`, all of one moment but the files.
 Everything works while servers use the folder; `vacuum` lets their writes wait.
@@ -29,17 +29,10 @@ from antiphon.commands.usage import show
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
+from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
-from antiphon.stores.sqlite.admin import delete_owner, export_owner, list_owners, vacuum
-from antiphon.stores.sqlite.vector_admin import (
-    count_stores,
-    delete_stores,
-    export_stores,
-    opened_vector_database,
-    sweep_stores,
-)
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.operating import check_there, open_owner_data
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
@@ -52,17 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "restore":
         print(restore(settings, _given(arguments.source, "--from")))
         return 0
-    path = settings.data / SESSIONS_FILE
-    if not path.exists():
-        raise ConfigError(f"data: there is no database in {settings.data}; name the folder with --data or --config")
+    check_there(settings.state, settings.data)
     action = arguments.action
     if action == "owners":
-        _print_owners(settings, sys.stdout)
+        _print_owners(asyncio.run(_owners(settings)), sys.stdout)
     elif action == "vacuum":
-        for each in (path, settings.data / VECTORS_FILE):
-            if each.exists():
-                before, after = vacuum(each)
-                print(f"{each}: {before} bytes before, {after} after")
+        asyncio.run(_vacuum(settings))
     elif action == "new-keys":
         return _new_keys(settings, sure=arguments.yes)
     elif action == "backup":
@@ -73,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(asyncio.run(_purge(settings)))
     elif action == "export":
         owner = _owner(arguments, settings)
-        if owner not in _owners(settings):
+        if owner not in asyncio.run(_owners(settings)):
             # Standard output is for what there is.
             print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
             return 1
@@ -81,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.files.mkdir(mode=0o700, parents=True, exist_ok=True)
         asyncio.run(_export(settings, owner, arguments.files, sys.stdout))
     else:
-        return _delete(settings, _owner(arguments, settings), sure=arguments.yes)
+        return asyncio.run(_delete(settings, _owner(arguments, settings), sure=arguments.yes))
     return 0
 
 
@@ -117,29 +105,43 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
     return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),))
 
 
-def _owners(settings: Settings) -> dict[str, list[int]]:
+@asynccontextmanager
+async def _owner_data(settings: Settings) -> AsyncIterator[OwnerData]:
+    opened = await open_owner_data(settings.state, settings.data)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+async def _owners(settings: Settings) -> dict[str, list[int]]:
     """How many of each kind every owner has."""
-    stores = asyncio.run(count_stores(settings.data))
     containers = OwnersContainers(settings.data).count()
-    found = {
-        one.owner: [one.responses, one.conversations, one.prompts, one.files]
-        for one in list_owners(settings.data / SESSIONS_FILE)
-    }
-    return {
-        owner: [*found.get(owner, [0, 0, 0, 0]), stores.get(owner, 0), containers.get(owner, 0)]
-        for owner in {*found, *stores, *containers}
-    }
+    async with _owner_data(settings) as data:
+        found = {
+            one.owner: [one.responses, one.conversations, one.prompts, one.files, one.vector_stores]
+            for one in await data.owners()
+        }
+    return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
 
-def _print_owners(settings: Settings, out: TextIO) -> None:
+def _print_owners(owners: dict[str, list[int]], out: TextIO) -> None:
     rows = [["owner", *_KINDS]]
-    rows += [[printable(owner), *map(str, counts)] for owner, counts in sorted(_owners(settings).items())]
+    rows += [[printable(owner), *map(str, counts)] for owner, counts in sorted(owners.items())]
     write_table(rows, out)
+
+
+async def _vacuum(settings: Settings) -> None:
+    async with _owner_data(settings) as data:
+        for one in await data.vacuum():
+            print(f"{one.name}: {one.before} bytes before, {one.after} after")
 
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
-    stores = await open_stores(settings.data, chain_items=settings.limits.chain_items, kept=settings.retention)
+    stores = await open_stores(
+        settings.state, settings.data, chain_items=settings.limits.chain_items, kept=settings.retention
+    )
     try:
         yield stores
     finally:
@@ -154,21 +156,25 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 async def _purge(settings: Settings) -> str:
-    async with _opened(settings) as stores, opened_vector_database(settings.data) as database:
+    async with _opened(settings) as stores:
         chains, conversations, events = await stores.retention.sweep()
-        if database is not None:
-            stores.files.on_expired = database.stores.forget_file
-        expired = sum(await stores.files.sweep())
-        if database is not None:
-            await sweep_stores(database)
+        vectors = await stores.open_vectors() if stores.has_vectors() else None
+        try:
+            if vectors is not None:
+                stores.files.on_expired = vectors.stores.forget_file
+            expired = sum(await stores.files.sweep())
+            while vectors is not None and await vectors.ingestion.sweep():
+                pass
+        finally:
+            if vectors is not None:
+                await vectors.aclose()
     return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
 
 
 async def _export(settings: Settings, owner: str, folder: Path | None, out: TextIO) -> None:
-    for kind, (row_id, of, body) in export_owner(settings.data / SESSIONS_FILE, owner):
-        _write(out, kind, row_id, of, json.loads(body))
-    for kind, row_id, of, data in await export_stores(settings.data, owner):
-        _write(out, kind, row_id, of, data)
+    async with _owner_data(settings) as rows:
+        async for row in rows.export(owner):
+            _write(out, row.kind, row.id, row.of, row.data)
     containers = OwnersContainers(settings.data)
     for kind, row_id, of, data in await containers.export(owner):
         _write(out, kind, row_id, of, data)
@@ -215,9 +221,8 @@ async def _copy(stores: Stores, owner: str, file: StoredFile, folder: Path) -> N
                 at += len(part)
 
 
-def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
-    path = settings.data / SESSIONS_FILE
-    found = _owners(settings).get(owner)
+async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
+    found = (await _owners(settings)).get(owner)
     if found is None:
         print(f"There is nothing of the owner {owner}.")
         return 1
@@ -226,15 +231,11 @@ def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     if not sure:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
-    asyncio.run(_delete_files(settings, owner))
-    delete_owner(path, owner)
-    print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
-    return 0
-
-
-async def _delete_files(settings: Settings, owner: str) -> None:
     await OwnersContainers(settings.data).delete(owner)
-    await delete_stores(settings.data, owner)
     async with _opened(settings) as stores:
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
+    async with _owner_data(settings) as data:
+        await data.delete(owner)
+    print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
+    return 0

@@ -1,6 +1,6 @@
 """`antiphon admin backup` and `restore`.
 
-Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/sqlite/backup.py`).
+Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/archives.py`).
 
 Invariant: neither makes a key: a backup of a server that has none says nothing of any, and a restored one is whole or
 not there.
@@ -13,7 +13,7 @@ from pathlib import Path
 from antiphon.app.keys import key_problems
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
-from antiphon.stores.sqlite.backup import Archived, KeyName, make_archive, open_archive
+from antiphon.stores.archives import Archived, KeyName, make_archive, open_archive
 
 
 def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
@@ -22,7 +22,7 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
-    done = make_archive(settings.data, target, in_force, with_keys=with_keys)
+    done = make_archive(settings.state, settings.data, target, in_force, with_keys=with_keys)
     told = [f"{target}: {_counted(done)}"]
     if done.vanished:
         told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
@@ -36,7 +36,7 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
 
 def restore(settings: Settings, source: Path) -> str:
     """Make the data folder from the archive; what to tell the operator. Raises `StoreError`."""
-    done = open_archive(source, settings.data, _configured(settings))
+    done = open_archive(settings.state, source, settings.data, _configured(settings))
     return f"{settings.data}: {_counted(done)}"
 
 

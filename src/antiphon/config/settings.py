@@ -30,8 +30,10 @@ from antiphon.config.state import (
     FileSettings,
     IdempotencySettings,
     RetentionSettings,
+    StateSettings,
     VectorStoreSettings,
 )
+from antiphon.config.state_url import read_state_url
 from antiphon.config.tools import (
     CodeInterpreterSettings,
     McpSettings,
@@ -52,7 +54,7 @@ class Settings(Section):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Sidecar (or HTTP door) processes."""
     data: Path = Path(".antiphon")
-    """Data folder: databases, keys, sockets."""
+    """Data folder: databases (unless `state.url` says otherwise), contents of files, keys, sockets."""
     mode: Literal["auto", "relay", "drive"] = "auto"
     """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`),
     or as fits (`auto`)."""
@@ -73,6 +75,7 @@ class Settings(Section):
     prices: tuple[PriceSettings, ...] = ()
     """What models cost, first match first. Each entry has `model` (a name or a pattern), `input`, `output` and perhaps
     `cached_input`: a million tokens, in any one currency. `antiphon admin usage` has the sums."""
+    state: StateSettings = StateSettings()
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
@@ -105,7 +108,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Settings:
-        wrong = [*self._wrong_rules(), *self._wrong_keys(), *self._wrong_upstreams(), *self._wrong_models()]
+        wrong = [
+            *self._wrong_rules(),
+            *self._wrong_state(),
+            *self._wrong_keys(),
+            *self._wrong_upstreams(),
+            *self._wrong_models(),
+        ]
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -122,6 +131,20 @@ class Settings(Section):
                 continue
             if host != "unix" and self.sidecar.secret is None:
                 yield f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH"
+
+    def _wrong_state(self) -> Iterator[str]:
+        kind = self.state.place.kind
+        direct = self.state.direct_url
+        if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
+            yield "state.direct_url is of PostgreSQL: it and state.url must be postgresql:// URLs"
+        if kind == "memory" and self.workers > 1:
+            yield "workers: with state.url memory: every process would have a state of its own; set workers to 1"
+        if kind == "postgresql":
+            # Made in a data folder, they would be others on each machine.
+            if self.owner.source == "bearer" and self.owner.key is None:
+                yield "owner.key is not set: machines that share a database need the same one"
+            if not self.sealing.keys:
+                yield "sealing.keys are not set: machines that share a database need the same ones"
 
     def _wrong_keys(self) -> Iterator[str]:
         for name, upstream in self.every_upstream.items() if self.owner.api_keys else ():
@@ -228,6 +251,9 @@ def _in_any_order(value: object) -> object:
 def _secrets(value: object) -> Iterator[str]:
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
+    elif isinstance(value, StateSettings):
+        # Of a URL only the password: its other words stand in many a text.
+        yield from value.passwords()
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from _secrets(getattr(value, name))

@@ -1,15 +1,53 @@
-"""What is kept, for how long, and what works on it.
+"""What is kept, where, for how long, and what works on it.
 
 Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 
 from antiphon.config.section import MIB, Section, base_url
+from antiphon.config.state_url import StateUrl, read_state_url
+
+
+class StateSettings(Section):
+    """Where state lies: responses, conversations, jobs, prompts, vector stores, and what is known of files."""
+
+    url: SecretStr | None = None
+    """`sqlite:` (unset: the same), databases in the data folder; `sqlite:/FOLDER`, in another one;
+    `postgresql://USER:PASSWORD@HOST/DATABASE`, for any number of machines (needs the extra `postgres`); `memory:`,
+    nothing outlives the process, for tries and tests."""
+    direct_url: SecretStr | None = None
+    """Of PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
+    pool: int = Field(4, ge=1, le=64)
+    """Most connections to PostgreSQL of one process."""
+    deadline: float = Field(4.5, gt=0)
+    """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
+
+    @field_validator("url", "direct_url")
+    @classmethod
+    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            read_state_url(value.get_secret_value())
+        return value
+
+    @property
+    def place(self) -> StateUrl:
+        """What `url` says."""
+        return read_state_url("sqlite:" if self.url is None else self.url.get_secret_value())
+
+    def databases(self, data: Path) -> Path:
+        """The folder of SQLite's databases, with this data folder."""
+        return self.place.folder or data
+
+    def passwords(self) -> tuple[str, ...]:
+        """What is secret in the URLs, in clear."""
+        given = (one.get_secret_value() for one in (self.url, self.direct_url) if one is not None)
+        return tuple(password for one in given for password in read_state_url(one).passwords)
 
 
 class FileSettings(Section):

@@ -1,11 +1,39 @@
 """Durable state: the stores behind the engine's ports.
 
-Lives here: the one way to open them, and what a row becomes in every backend (`pages.py`). Not here: the backends, each
-a package with all its SQL (`sqlite/`), and the contents of files (`blobs/`).
+Lives here: the choice of a backend by `state.url`. Not here: what a backend is (`backend.py`), the backends, each a
+package with all its SQL (`sqlite/`, `postgres/`), the contents of files (`blobs/`), what a row becomes in every backend
+(`pages.py`), an operator's work (`operating.py`, `archives.py`).
+
+Invariant: nothing of a backend is imported before it is chosen.
 """
 
 from __future__ import annotations
 
-from antiphon.stores.sqlite.opening import FILES_FOLDER, SESSIONS_FILE, Stores, open_stores
+from pathlib import Path
+from typing import Unpack
 
-__all__ = ["FILES_FOLDER", "SESSIONS_FILE", "Stores", "open_stores"]
+from antiphon.config.state import StateSettings
+from antiphon.engine.ports.files import BlobStore
+from antiphon.errors import ConfigError
+from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
+from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
+
+__all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
+
+
+async def open_stores(state: StateSettings, data: Path, **options: Unpack[StoreOptions]) -> Stores:
+    """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. Raises `ConfigError`
+    and `StoreError`."""
+    if state.place.kind == "memory":
+        raise ConfigError("state.url: memory: is not there yet")
+    blobs: BlobStore = DiskBlobs(data / FILES_FOLDER)
+    if state.place.kind == "postgresql":
+        try:
+            from antiphon.stores.postgres import open_postgres  # type: ignore[attr-defined]
+        except ImportError:
+            raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+        opened: Stores = await open_postgres(state, blobs=blobs, **options)
+        return opened
+    from antiphon.stores.sqlite.opening import open_sqlite
+
+    return await open_sqlite(state.databases(data), blobs=blobs, **options)

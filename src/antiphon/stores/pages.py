@@ -1,11 +1,10 @@
 """A page of a list ends with its rows or with its bytes, whichever comes first.
 
-Lives here: the parameters and cursors of a page, the part of a query that says which of its rows still fit, and reading
-the result; and what items that a request names come to, which may be named more than once. Not here: the lists
-(`responses.py`, `conversations.py`, `jobs.py`).
+Lives here: the cursors of a page, and reading the rows of a query, which are alike in every backend; and what items
+that a request names come to, which may be named more than once. Not here: SQL.
 
-A row's size is known without reading it (SQLite keeps the length of a body in the row's head), so what does not fit is
-never read. The first row always fits: one that is larger than a page comes alone.
+A row that did not fit comes without its body, which then was not read. The first row always fits: one that is larger
+than a page comes alone.
 
 Invariant: a page is a beginning of what a page without the limit of bytes would be.
 """

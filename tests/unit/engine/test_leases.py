@@ -185,6 +185,9 @@ class Keys(Store):
     async def made(self, once: OnceOnly) -> str | None:
         return None
 
+    async def sweep(self) -> tuple[int]:
+        return (0,)
+
     async def release(self, once: OnceOnly, object_id: str) -> None:
         self.given_back.append((once.key, object_id))
         if self.fails:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores import Stores, open_stores
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.support.left_open import left_open
 
 
@@ -23,6 +23,6 @@ def nothing_open() -> Iterator[None]:
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    async with aclosing(await open_stores(tmp_path, chain_items=100)) as opened:
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=100)) as opened:
         yield opened

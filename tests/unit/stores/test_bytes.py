@@ -18,11 +18,11 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.retention import SqliteRetention
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
 from tests.support.effort import examples
@@ -37,8 +37,8 @@ def sized(item_id: str, size: int) -> StoredItem:
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=1000, history_bytes=HISTORY, page_bytes=PAGE)
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=1000, history_bytes=HISTORY, page_bytes=PAGE)
     yield opened
     await opened.aclose()
 
@@ -65,7 +65,7 @@ def _bytes(rows: Sequence[Row]) -> int:
 # Histories
 
 
-async def test_a_history_over_the_limit_is_refused_before_it_is_read(stores: Stores, read: list[Row]) -> None:
+async def test_a_history_over_the_limit_is_refused_before_it_is_read(stores: SqliteStores, read: list[Row]) -> None:
     await stores.responses.save(record("a", inputs=(sized("i1", 4_000),), outputs=(sized("o1", 1_000),)))
     await stores.responses.save(record("b", prev="a", inputs=(sized("i2", 4_000),), outputs=(sized("o2", 1_000),)))
     chain = await stores.responses.load_chain(ALICE, "resp_b")
@@ -84,7 +84,9 @@ async def test_a_history_over_the_limit_is_refused_before_it_is_read(stores: Sto
     assert await stores.responses.load_chain(ALICE, "resp_b") is not None
 
 
-async def test_a_conversation_over_the_limit_is_refused_before_it_is_read(stores: Stores, read: list[Row]) -> None:
+async def test_a_conversation_over_the_limit_is_refused_before_it_is_read(
+    stores: SqliteStores, read: list[Row]
+) -> None:
     await stores.conversations.create(ALICE, "conv_a", b"{}", (sized("i1", 6_000),))
     await stores.conversations.add_items(ALICE, "conv_a", (sized("i2", 4_000),))
     assert await stores.conversations.load(ALICE, "conv_a") is not None
@@ -98,7 +100,7 @@ async def test_a_conversation_over_the_limit_is_refused_before_it_is_read(stores
     assert await stores.conversations.load(ALICE, "conv_a") is not None
 
 
-async def test_what_a_chain_found_in_its_conversation_counts(stores: Stores, read: list[Row]) -> None:
+async def test_what_a_chain_found_in_its_conversation_counts(stores: SqliteStores, read: list[Row]) -> None:
     await stores.conversations.create(ALICE, "conv_a", b"{}", (sized("i1", 9_000),))
     await stores.conversations.load(ALICE, "conv_a", holder="resp_a", seconds=60)
     made = in_conversation("a", "conv_a", inputs=(sized("i2", 500),), outputs=(sized("o2", 500),))
@@ -112,7 +114,7 @@ async def test_what_a_chain_found_in_its_conversation_counts(stores: Stores, rea
     assert _bytes(read) <= 1_001
 
 
-async def test_items_named_by_their_ids_count_together(stores: Stores, read: list[Row]) -> None:
+async def test_items_named_by_their_ids_count_together(stores: SqliteStores, read: list[Row]) -> None:
     await stores.responses.save(record("a", inputs=(sized("i1", 6_000), sized("i2", 6_000)), outputs=()))
     await stores.conversations.create(ALICE, "conv_a", b"{}", (sized("c1", 6_000), sized("c2", 6_000)))
     assert set(await stores.responses.load_items(ALICE, ("i1",))) == {"i1"}
@@ -133,7 +135,7 @@ async def test_items_named_by_their_ids_count_together(stores: Stores, read: lis
         assert twice.value.param == "input" and str(HISTORY) in twice.value.message
 
 
-async def test_items_that_take_exactly_what_they_may_are_brought_whole(stores: Stores) -> None:
+async def test_items_that_take_exactly_what_they_may_are_brought_whole(stores: SqliteStores) -> None:
     given = (sized("i1", 4_000), sized("i2", HISTORY - 4_000), sized("i3", 1))
     await stores.responses.save(record("a", inputs=given, outputs=()))
     await stores.conversations.create(ALICE, "conv_a", b"{}", given)
@@ -143,7 +145,7 @@ async def test_items_that_take_exactly_what_they_may_are_brought_whole(stores: S
             await load(ALICE, ("i1", "i2", "i3"))
 
 
-async def test_a_background_response_counts_once_it_is_over(stores: Stores) -> None:
+async def test_a_background_response_counts_once_it_is_over(stores: SqliteStores) -> None:
     queued = dataclasses.replace(record("a", status="queued", inputs=(sized("i1", 6_000),), outputs=()), body=b"{}")
     await stores.background.enqueue(queued, b"{}", None, limit=10)
     (job,) = await stores.background.claim("w", 100.0, 1)
@@ -186,7 +188,7 @@ def test_pages_cut_by_bytes_are_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int, descending: bool, turned: bool
 ) -> None:
     async def check(folder: Path) -> None:
-        stores = await open_stores(folder, chain_items=1000, history_bytes=1 << 30, page_bytes=PAGE)
+        stores = await open_sqlite(folder, chain_items=1000, history_bytes=1 << 30, page_bytes=PAGE)
         try:
             items = tuple(sized(f"i{n}", size) for n, size in enumerate(sizes))
             await stores.responses.save(record("a", inputs=items, outputs=()))
@@ -229,7 +231,7 @@ def test_pages_cut_by_bytes_are_the_whole_list(
 @given(sizes=st.lists(st.sampled_from([1, 1_000, 400_000, 1 << 20, (1 << 20) + 1]), min_size=1, max_size=8))
 def test_pages_of_events_are_cut_by_bytes(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     async def check(folder: Path) -> None:
-        stores = await open_stores(folder, chain_items=1000)
+        stores = await open_sqlite(folder, chain_items=1000)
         try:
             await stores.background.enqueue(record("a", status="queued"), b"{}", None, limit=10)
             await stores.background.claim("w", 100.0, 1)
@@ -282,7 +284,7 @@ def _counted(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
         connection.close()
 
 
-async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: Stores, tmp_path: Path) -> None:
+async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: SqliteStores, tmp_path: Path) -> None:
     def check(*owners: str) -> None:
         counted, real = _counted(tmp_path)
         assert counted == real and set(real) == set(owners)
@@ -307,7 +309,7 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
     assert await stores.responses.delete(ALICE, "resp_a")
     assert await stores.conversations.delete(ALICE, "conv_a")
     check(ALICE)
-    await Retention(
+    await SqliteRetention(
         stores.responses._writer, stores.responses._readers, RetentionSettings(responses=1.0, events=None)
     ).sweep()
     check()

@@ -19,16 +19,17 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.ports.files import new_blob_key
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, Stores, open_stores
+from antiphon.stores.archives import KeyName
 from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import backup, writer
-from antiphon.stores.sqlite.backup import KeyName, make_archive, open_archive
+from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import create_file
 from antiphon.stores.sqlite.database_files import free_bytes
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, Statement, WriterLimits
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE
@@ -45,9 +46,9 @@ KEYS: dict[KeyName, tuple[bytes, ...]] = {}
 @pytest.mark.parametrize("opening", ["sessions", "vectors"])
 async def test_stores_that_are_closed_leave_nothing(tmp_path: Path, opening: str) -> None:
     before = left_open()
-    opened: Stores | VectorDatabase
+    opened: SqliteStores | SqliteVectorDatabase
     if opening == "sessions":
-        opened = await open_stores(tmp_path, chain_items=100)
+        opened = await open_sqlite(tmp_path, chain_items=100)
         await keep(opened.files, fields("a"), b"x")
         assert await content(opened.files, "file-a") == b"x"
     else:
@@ -60,7 +61,7 @@ async def test_stores_that_are_closed_leave_nothing(tmp_path: Path, opening: str
 
 
 @pytest.mark.usefixtures("nothing_open")
-@pytest.mark.parametrize("opening", [lambda data: open_stores(data, chain_items=1), open_vector_database])
+@pytest.mark.parametrize("opening", [lambda data: open_sqlite(data, chain_items=1), open_vector_database])
 @pytest.mark.parametrize("failing", [SqliteWriter, SqliteReaders])
 async def test_a_start_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: Callable[[Path], Any], failing: type[Any]
@@ -260,7 +261,9 @@ async def test_so_many_units_may_wait(tmp_path: Path, queued: int, refused: int)
 # Probes that are shared
 
 
-async def test_who_leaves_stops_no_probe_that_others_wait_for(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_leaves_stops_no_probe_that_others_wait_for(
+    stores: SqliteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go_on, begun = asyncio.Event(), asyncio.Event()
     run = SqliteWriter.run
 
@@ -388,7 +391,7 @@ async def test_contents_are_found_some_at_a_time(
 
 
 async def _filled(data: Path) -> None:
-    stores = await open_stores(data, chain_items=9)
+    stores = await open_sqlite(data, chain_items=9)
     for name in ("a", "b"):
         await keep(stores.files, fields(name), name.encode())
     await stores.aclose()
@@ -411,7 +414,7 @@ async def test_a_content_that_came_while_databases_were_copied_is_in_it(
     made = make_archive(data, tmp_path / "gone.tar", KEYS, with_keys=True)
     assert (made.contents, made.vanished) == (1, 1)
     open_archive(tmp_path / "gone.tar", tmp_path / "again", KEYS)
-    again = await open_stores(tmp_path / "again", chain_items=9)
+    again = await open_sqlite(tmp_path / "again", chain_items=9)
     assert await again.files.get(ALICE, "file-a") is None and await content(again.files, "file-b") == b"b"
     await again.aclose()
     # What is linked and belongs to no row is left out too.

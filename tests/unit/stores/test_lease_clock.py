@@ -13,10 +13,10 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
-from antiphon.stores import Stores, open_stores
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.retention import Retention
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
 
@@ -24,13 +24,13 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    opened = await open_stores(tmp_path, chain_items=100)
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=100)
     yield opened
     await opened.aclose()
 
 
-async def _hold_things(stores: Stores, database: VectorDatabase) -> None:
+async def _hold_things(stores: SqliteStores, database: SqliteVectorDatabase) -> None:
     await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
     assert len(await claim(stores.background, ONE, seconds=30)) == 1
     await stores.conversations.create(ALICE, "conv_1", b"{}")
@@ -41,7 +41,7 @@ async def _hold_things(stores: Stores, database: VectorDatabase) -> None:
     assert len(await database.ingestion.claim(["c1"], 30)) == 1
 
 
-async def _is_held(stores: Stores, database: VectorDatabase) -> list[bool]:
+async def _is_held(stores: SqliteStores, database: SqliteVectorDatabase) -> list[bool]:
     """Whether the job, the conversation and the file are somebody's."""
     try:
         await stores.conversations.load(ALICE, "conv_1", holder="resp_y", seconds=30)
@@ -59,7 +59,7 @@ async def test_a_wall_clock_that_jumps_changes_no_lease(
     off = 0.0
     wall = time.time
     monkeypatch.setattr(time, "time", lambda: wall() + off)
-    stores = await open_stores(tmp_path, chain_items=100)
+    stores = await open_sqlite(tmp_path, chain_items=100)
     stores.conversations._clock = lambda: wall() + off
     database = await open_vector_database(tmp_path, clock=lambda: wall() + off)
     await _hold_things(stores, database)
@@ -83,7 +83,7 @@ async def test_a_wall_clock_that_jumps_changes_no_lease(
 async def test_a_new_start_of_the_machine_ends_all_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for boot, held in (("one", None), ("one", True), ("two", False)):
         monkeypatch.setattr(lease_clock, "_boot", boot)
-        stores, database = await open_stores(tmp_path, chain_items=100), await open_vector_database(tmp_path)
+        stores, database = await open_sqlite(tmp_path, chain_items=100), await open_vector_database(tmp_path)
         if held is None:
             await _hold_things(stores, database)
         else:
@@ -92,10 +92,10 @@ async def test_a_new_start_of_the_machine_ends_all_leases(tmp_path: Path, monkey
         await database.aclose()
 
 
-async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, stores: Stores) -> None:
+async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, stores: SqliteStores) -> None:
     here = await open_vector_database(tmp_path)
     await _hold_things(stores, here)
-    others, there = await open_stores(tmp_path, chain_items=100), await open_vector_database(tmp_path)
+    others, there = await open_sqlite(tmp_path, chain_items=100), await open_vector_database(tmp_path)
     assert await _is_held(others, there) == [True, True, True]
     for opened in (here, others, there):
         await opened.aclose()
@@ -106,7 +106,7 @@ async def test_where_the_system_names_no_start_the_wall_clock_is_used(monkeypatc
     assert abs(lease_clock.lease_now() / 1000 - time.time()) < 60
 
 
-async def test_who_looks_after_leases_waits_for_no_client(stores: Stores) -> None:
+async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:
     """All connections that clients read by are taken."""
     await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
     readers = stores.background._readers
@@ -121,11 +121,11 @@ async def test_who_looks_after_leases_waits_for_no_client(stores: Stores) -> Non
         readers._free.put_nowait(connection)
 
 
-async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: Stores) -> None:
+async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: SqliteStores) -> None:
     await stores.conversations.create(ALICE, "conv_1", b"{}")
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
     used = stores.retention
-    old = Retention(
+    old = SqliteRetention(
         used._writer, used._readers, RetentionSettings(conversations=1, events=None), clock=lambda: time.time() + HOUR
     )
     assert (await old.sweep())[1] == 0
@@ -133,7 +133,7 @@ async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(st
     assert (await old.sweep())[1] == 1
 
 
-async def test_a_claim_takes_all_it_says_or_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_takes_all_it_says_or_nothing(stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails in the middle leaves no job behind that waits for a lease to run out."""
     for name in ("a", "b", "c"):
         await stores.background.enqueue(replace(queued(name)), b"{}", None, limit=9)

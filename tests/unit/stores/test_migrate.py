@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import Migration, migrate, packaged_migrations
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.contracts.store_process import StoreProcess
 
 ONE = Migration(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")

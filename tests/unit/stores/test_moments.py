@@ -18,15 +18,15 @@ from antiphon.engine.ports.files import FileFields, FileQuery
 from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
-from antiphon.stores import Stores, open_stores
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite.retention import Retention
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
@@ -57,13 +57,13 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 
 @pytest.fixture
-async def stores(tmp_path: Path, clocks: Clocks) -> AsyncIterator[Stores]:
-    async with aclosing(await open_stores(tmp_path, chain_items=100)) as opened:
+async def stores(tmp_path: Path, clocks: Clocks) -> AsyncIterator[SqliteStores]:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=100)) as opened:
         yield opened
 
 
 @pytest.fixture
-async def vectors(tmp_path: Path, clocks: Clocks) -> AsyncIterator[VectorDatabase]:
+async def vectors(tmp_path: Path, clocks: Clocks) -> AsyncIterator[SqliteVectorDatabase]:
     async with aclosing(await open_vector_database(tmp_path, clock=clocks.date)) as opened:
         yield opened
 
@@ -71,12 +71,12 @@ async def vectors(tmp_path: Path, clocks: Clocks) -> AsyncIterator[VectorDatabas
 # Jobs
 
 
-async def _claimed(stores: Stores, worker: str, seconds: float = 10.0, limit: int = 9) -> list[str]:
+async def _claimed(stores: SqliteStores, worker: str, seconds: float = 10.0, limit: int = 9) -> list[str]:
     return [job.response_id for job in await stores.background.claim(worker, seconds, limit)]
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_a_job_is_free_when_its_lease_is_over(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_a_job_is_free_when_its_lease_is_over(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     jobs = stores.background
     await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
     assert await _claimed(stores, ONE) == ["resp_a"]
@@ -85,7 +85,7 @@ async def test_a_job_is_free_when_its_lease_is_over(stores: Stores, clocks: Cloc
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_a_renewed_job_is_held_from_then_on(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_a_renewed_job_is_held_from_then_on(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     await stores.background.enqueue(queued("a"), b"{}", None, limit=MOST)
     await _claimed(stores, ONE)
     clocks.lease += 4 * SECOND
@@ -97,7 +97,7 @@ async def test_a_renewed_job_is_held_from_then_on(stores: Stores, clocks: Clocks
 @pytest.mark.parametrize("attempted", [True, False])
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_job_that_was_given_back_waits(
-    stores: Stores, clocks: Clocks, off: int, come: bool, attempted: bool
+    stores: SqliteStores, clocks: Clocks, off: int, come: bool, attempted: bool
 ) -> None:
     await stores.background.enqueue(queued("a"), b"{}", None, limit=MOST)
     await _claimed(stores, ONE)
@@ -107,7 +107,7 @@ async def test_a_job_that_was_given_back_waits(
     assert [job.attempts for job in found] == ([1 + attempted] if come else [])
 
 
-async def test_what_is_claimed_and_what_is_not(stores: Stores, clocks: Clocks) -> None:
+async def test_what_is_claimed_and_what_is_not(stores: SqliteStores, clocks: Clocks) -> None:
     """At most so many, those first whose holders are gone, then by turns; what is not claimed stays queued."""
     jobs = stores.background
     for number, name in enumerate("abcdef"):
@@ -127,7 +127,7 @@ async def test_what_is_claimed_and_what_is_not(stores: Stores, clocks: Clocks) -
 
 
 async def test_nothing_is_written_where_nothing_can_be_claimed(
-    stores: Stores, vectors: VectorDatabase, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, vectors: SqliteVectorDatabase, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await stores.background.enqueue(queued("a"), b"{}", None, limit=MOST)
     await _claimed(stores, ONE)
@@ -139,7 +139,7 @@ async def test_nothing_is_written_where_nothing_can_be_claimed(
     assert await _claimed(stores, TWO) == [] == await vectors.ingestion.claim(["c1"], 10.0)
 
 
-async def test_a_jobs_events_are_those_of_its_attempt(stores: Stores, clocks: Clocks) -> None:
+async def test_a_jobs_events_are_those_of_its_attempt(stores: SqliteStores, clocks: Clocks) -> None:
     """What was written when it was queued stays; a new attempt that begins anew drops what the last one wrote."""
     jobs = stores.background
     for name in ("a", "b"):
@@ -165,7 +165,7 @@ async def test_a_jobs_events_are_those_of_its_attempt(stores: Stores, clocks: Cl
     ("worker", "last", "ends"), [(None, 2, True), (ONE, 2, True), (TWO, 2, False), (None, 1, False), (None, 3, False)]
 )
 async def test_who_may_end_a_response(
-    stores: Stores, clocks: Clocks, worker: str | None, last: int, ends: bool
+    stores: SqliteStores, clocks: Clocks, worker: str | None, last: int, ends: bool
 ) -> None:
     jobs = stores.background
     await jobs.enqueue(queued("a"), b"{}", piece(0, 2), limit=MOST)
@@ -188,7 +188,7 @@ async def test_who_may_end_a_response(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_conversation_is_free_when_its_lock_is_over(
-    stores: Stores, clocks: Clocks, off: int, come: bool
+    stores: SqliteStores, clocks: Clocks, off: int, come: bool
 ) -> None:
     kept = stores.conversations
     for name in ("conv_a", "conv_b", "conv_c", "conv_d"):
@@ -223,7 +223,7 @@ def _once(key: str = "k", fingerprint: str = "f", owner: str = ALICE) -> OnceOnl
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_claimed_key_is_free_when_its_lease_is_over(
-    stores: Stores, clocks: Clocks, off: int, come: bool
+    stores: SqliteStores, clocks: Clocks, off: int, come: bool
 ) -> None:
     keys = SqliteIdempotency(stores.writer, stores.readers, clock=clocks.date)
     for key in ("k", "other"):
@@ -243,7 +243,7 @@ async def test_a_claimed_key_is_free_when_its_lease_is_over(
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_a_key_is_remembered_for_so_long(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     keys = SqliteIdempotency(stores.writer, stores.readers, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     assert await keys.made(_once()) == "conv_a" and await keys.made(_once(fingerprint="else")) is None
@@ -260,7 +260,7 @@ async def test_a_key_is_remembered_for_so_long(stores: Stores, clocks: Clocks, o
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_keys_are_swept_when_they_are_over(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     keys = SqliteIdempotency(stores.writer, stores.readers, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     clocks.wall += 1
@@ -272,7 +272,7 @@ async def test_keys_are_swept_when_they_are_over(stores: Stores, clocks: Clocks,
     assert await keys.renew(["resp_a"], 10.0) == {"resp_a"}
 
 
-async def test_only_who_holds_a_key_gives_it_back(stores: Stores, clocks: Clocks) -> None:
+async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: Clocks) -> None:
     keys = SqliteIdempotency(stores.writer, stores.readers, clock=clocks.date)
     assert await keys.claim(_once(), "resp_a", 10.0) is None
     for once, holder in ((_once(), "resp_b"), (_once("other"), "resp_a"), (_once(owner=BOB), "resp_a")):
@@ -287,7 +287,7 @@ async def test_only_who_holds_a_key_gives_it_back(stores: Stores, clocks: Clocks
 
 @pytest.mark.parametrize("there", [0, 1, 2, 3, 4])
 async def test_keys_are_swept_piece_by_piece(
-    stores: Stores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
+    stores: SqliteStores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
     monkeypatch.setattr("antiphon.stores.sqlite.idempotency._PIECE", 2)
     keys = SqliteIdempotency(stores.writer, stores.readers, keep=1.0, clock=clocks.date)
@@ -300,13 +300,13 @@ async def test_keys_are_swept_piece_by_piece(
 # Files
 
 
-def _files(stores: Stores, folder: Path, clocks: Clocks) -> SqliteFileStore:
+def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> SqliteFileStore:
     return SqliteFileStore(stores.writer, stores.readers, DiskBlobs(folder / "files"), clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_file_is_gone_when_it_expires(
-    stores: Stores, tmp_path: Path, clocks: Clocks, off: int, come: bool
+    stores: SqliteStores, tmp_path: Path, clocks: Clocks, off: int, come: bool
 ) -> None:
     async with aclosing(_files(stores, tmp_path, clocks)) as files:
         for name, expires in (("a", clocks.date() + 60), ("b", None)):
@@ -333,7 +333,7 @@ async def test_a_file_is_gone_when_it_expires(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_file_to_ingest_is_free_when_its_lease_is_over(
-    vectors: VectorDatabase, clocks: Clocks, off: int, come: bool
+    vectors: SqliteVectorDatabase, clocks: Clocks, off: int, come: bool
 ) -> None:
     await vectors.stores.create(
         ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a.txt")]
@@ -353,7 +353,7 @@ async def test_a_file_to_ingest_is_free_when_its_lease_is_over(
         assert third.attempts == 2 and third.number != job.number
 
 
-async def test_a_first_attempt_counts_even_when_it_was_none(vectors: VectorDatabase, clocks: Clocks) -> None:
+async def test_a_first_attempt_counts_even_when_it_was_none(vectors: SqliteVectorDatabase, clocks: Clocks) -> None:
     """Else the next claim would keep its number, and with it what this one wrote."""
     await vectors.stores.create(
         ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a.txt")]
@@ -369,7 +369,7 @@ async def test_a_first_attempt_counts_even_when_it_was_none(vectors: VectorDatab
 
 @pytest.mark.parametrize(("off", "written"), [(-1, False), (0, True), (1, True)])
 async def test_a_use_is_noted_once_in_a_minute(
-    vectors: VectorDatabase, clocks: Clocks, off: int, written: bool
+    vectors: SqliteVectorDatabase, clocks: Clocks, off: int, written: bool
 ) -> None:
     for name in ("vs_1", "vs_2"):
         await vectors.stores.create(ALICE, name, name=None, description=None, metadata=b"{}", expires_days=1)
@@ -386,7 +386,7 @@ async def test_a_use_is_noted_once_in_a_minute(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_an_expired_store_is_not_used_any_more(
-    vectors: VectorDatabase, clocks: Clocks, off: int, come: bool
+    vectors: SqliteVectorDatabase, clocks: Clocks, off: int, come: bool
 ) -> None:
     await vectors.stores.create(ALICE, "vs_1", name=None, description=None, metadata=b"{}", expires_days=1)
     clocks.wall += 86_400 * SECOND + off
@@ -402,13 +402,13 @@ async def test_an_expired_store_is_not_used_any_more(
 # Ages
 
 
-def _retention(stores: Stores, clocks: Clocks, **kept: float) -> Retention:
+def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRetention:
     given = RetentionSettings(**{"events": None, **kept})
-    return Retention(stores.writer, stores.readers, given, clock=clocks.date)
+    return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "gone"), [(-1, 0), (0, 0), (1, 1)])
-async def test_what_is_older_goes(stores: Stores, clocks: Clocks, off: int, gone: int) -> None:
+async def test_what_is_older_goes(stores: SqliteStores, clocks: Clocks, off: int, gone: int) -> None:
     """Not what is exactly as old as it may be."""
     at = clocks.date()
     await stores.responses.save(replace(make_record("a"), created_at=at, completed_at=at))
@@ -431,7 +431,7 @@ async def test_what_is_older_goes(stores: Stores, clocks: Clocks, off: int, gone
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_a_locked_conversation_is_not_old(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_a_locked_conversation_is_not_old(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     kept = SqliteConversationStore(
         stores.writer, stores.readers, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date
     )
@@ -443,7 +443,7 @@ async def test_a_locked_conversation_is_not_old(stores: Stores, clocks: Clocks, 
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
-async def test_a_turn_of_sweeping_lasts_for_so_long(stores: Stores, clocks: Clocks, off: int, come: bool) -> None:
+async def test_a_turn_of_sweeping_lasts_for_so_long(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
     assert await stores.retention.take_turn("files", 10.0)
     clocks.lease += 10 * SECOND + off
     assert await stores.retention.take_turn("files", 10.0) is come

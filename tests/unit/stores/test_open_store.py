@@ -19,9 +19,9 @@ import pytest
 
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
-from antiphon.stores import SESSIONS_FILE, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_admin import opened_vector_database
+from antiphon.stores.sqlite.vector_admin import count_stores
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
@@ -34,7 +34,7 @@ def mode(path: Path) -> int:
 async def test_folder_and_files_are_created_for_the_user_alone(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        stores = await open_stores(tmp_path / "deep" / "data", chain_items=10)
+        stores = await open_sqlite(tmp_path / "deep" / "data", chain_items=10)
         store = stores.responses
         await store.save(record("a"))
     finally:
@@ -52,26 +52,26 @@ async def test_what_exists_keeps_its_rights(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(0o750)
-    await (await open_stores(data, chain_items=10)).aclose()
+    await (await open_sqlite(data, chain_items=10)).aclose()
     (data / SESSIONS_FILE).chmod(0o640)
-    await (await open_stores(data, chain_items=10)).aclose()
+    await (await open_sqlite(data, chain_items=10)).aclose()
     assert (mode(data), mode(data / SESSIONS_FILE)) == (0o750, 0o640)
 
 
 @pytest.mark.parametrize("name", [SESSIONS_FILE, VECTORS_FILE])
 async def test_a_trigger_that_is_not_ours_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    await (await open_stores(tmp_path, chain_items=10)).aclose()
+    await (await open_sqlite(tmp_path, chain_items=10)).aclose()
     await (await open_vector_database(tmp_path)).aclose()
     table = "responses" if name == SESSIONS_FILE else "vector_stores"
     with closing(sqlite3.connect(tmp_path / name)) as connection:
         connection.execute(f"CREATE TRIGGER spy AFTER INSERT ON {table} BEGIN SELECT 1; END")
     with pytest.raises(StoreError, match="the trigger 'spy', which Antiphon did not make"):
-        await (open_stores(tmp_path, chain_items=10) if name == SESSIONS_FILE else open_vector_database(tmp_path))
+        await (open_sqlite(tmp_path, chain_items=10) if name == SESSIONS_FILE else open_vector_database(tmp_path))
 
 
 async def test_a_relative_folder_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    stores = await open_stores(Path("a b?c#d%20ü"), chain_items=10)
+    stores = await open_sqlite(Path("a b?c#d%20ü"), chain_items=10)
     store = stores.responses
     await store.save(record("a"))
     assert await store.get(ALICE, "resp_a") is not None
@@ -80,11 +80,11 @@ async def test_a_relative_folder_with_odd_characters(tmp_path: Path, monkeypatch
 
 
 async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=100)
+    stores = await open_sqlite(tmp_path, chain_items=100)
     store = stores.responses
     expected = await save_chain(store, "t", 5)
     await stores.aclose()
-    stores = await open_stores(tmp_path, chain_items=100)
+    stores = await open_sqlite(tmp_path, chain_items=100)
     store = stores.responses
     chain = await store.load_chain(ALICE, "resp_t4")
     assert chain is not None and [item.id for item in chain.items] == expected
@@ -95,23 +95,23 @@ async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
 async def test_a_folder_that_cannot_be(tmp_path: Path, data: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"folder|cannot be created"):
-        await open_stores(tmp_path / data, chain_items=10)
+        await open_sqlite(tmp_path / data, chain_items=10)
 
 
 async def test_a_database_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / SESSIONS_FILE).mkdir()
     with pytest.raises(StoreError):
-        await open_stores(tmp_path, chain_items=10)
+        await open_sqlite(tmp_path, chain_items=10)
 
 
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / SESSIONS_FILE).write_bytes(b"this is not a database, it only lies in its place\n" * 100)
     with pytest.raises(StoreError, match="not a database"):
-        await open_stores(tmp_path, chain_items=10)
+        await open_sqlite(tmp_path, chain_items=10)
 
 
 async def test_a_damaged_database(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=1000)
+    stores = await open_sqlite(tmp_path, chain_items=1000)
     store = stores.responses
     await save_chain(store, "t", 100)
     await stores.aclose()
@@ -120,7 +120,7 @@ async def test_a_damaged_database(tmp_path: Path) -> None:
     # Everything after the schema's page is overwritten.
     path.write_bytes(healthy[:4096] + b"\xff" * (len(healthy) - 4096))
     try:
-        stores = await open_stores(tmp_path, chain_items=1000)
+        stores = await open_sqlite(tmp_path, chain_items=1000)
         store = stores.responses
     except StoreError as error:
         assert "damaged" in str(error)
@@ -140,20 +140,20 @@ async def test_a_damaged_database(tmp_path: Path) -> None:
 
 
 async def test_a_database_of_a_newer_antiphon(tmp_path: Path) -> None:
-    await (await open_stores(tmp_path, chain_items=10)).aclose()
+    await (await open_sqlite(tmp_path, chain_items=10)).aclose()
     database = sqlite3.connect(tmp_path / SESSIONS_FILE)
     database.execute("INSERT INTO schema_migrations VALUES (9999, 'x')")
     database.commit()
     database.close()
     with pytest.raises(StoreError, match="newer"):
-        await open_stores(tmp_path, chain_items=10)
+        await open_sqlite(tmp_path, chain_items=10)
 
 
 _UNPRIVILEGED = """
 import asyncio, ctypes, os, struct, sys
 from pathlib import Path
 from antiphon.errors import StoreError
-from antiphon.stores import open_stores
+from antiphon.stores.sqlite.opening import open_sqlite
 
 if os.geteuid() == 0:
     # Root, but for writing where modes do not let it (CAP_DAC_OVERRIDE): so it reads the installation wherever that is.
@@ -165,7 +165,7 @@ if os.geteuid() == 0:
     assert libc.capset(header, struct.pack("=6I", *words)) == 0
 
 async def main():
-    stores = await open_stores(Path(sys.argv[1]), chain_items=10)
+    stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)
     store = stores.responses
     try:
         await store.ping()
@@ -192,7 +192,7 @@ def open_folder() -> Iterator[Path]:
 
 async def test_a_read_only_data_folder(open_folder: Path) -> None:
     data = open_folder / "data"
-    await (await open_stores(data, chain_items=10)).aclose()
+    await (await open_sqlite(data, chain_items=10)).aclose()
     (data / SESSIONS_FILE).chmod(0o444)
     data.chmod(0o555)
     for folder in (data, open_folder / "data" / "new"):
@@ -209,7 +209,7 @@ async def test_a_read_only_data_folder(open_folder: Path) -> None:
 
 
 async def test_readers_cannot_write(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     readers = SqliteReaders(tmp_path / SESSIONS_FILE)
     await readers.start()
     with pytest.raises(StoreError):
@@ -225,7 +225,7 @@ async def test_readers_of_nothing(tmp_path: Path) -> None:
 
 
 async def test_closing_waits_for_reads_that_were_accepted(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     store = stores.responses
     await store.save(record("a"))
     reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(50)]
@@ -235,20 +235,20 @@ async def test_closing_waits_for_reads_that_were_accepted(tmp_path: Path) -> Non
 
 
 async def test_closing_while_saves_are_queued_loses_none(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     store = stores.responses
     saves = [asyncio.create_task(store.save(record(f"q{n}"))) for n in range(300)]
     await asyncio.sleep(0)
     await stores.aclose()
     assert await asyncio.gather(*saves) == [None] * 300
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     store = stores.responses
     assert None not in await asyncio.gather(*[store.get(ALICE, f"resp_q{n}") for n in range(300)])
     await stores.aclose()
 
 
 async def test_a_read_whose_caller_left_frees_its_connection(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     store = stores.responses
     await store.save(record("a"))
     reads = [asyncio.create_task(store.get(ALICE, "resp_a")) for _ in range(20)]
@@ -261,7 +261,7 @@ async def test_a_read_whose_caller_left_frees_its_connection(tmp_path: Path) -> 
 
 
 async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=10)
+    stores = await open_sqlite(tmp_path, chain_items=10)
     store = stores.responses
     frames = tmp_path / f"{SESSIONS_FILE}-wal"
     await store.ping()
@@ -273,8 +273,8 @@ async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
 
 async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores import open_stores\n"
-        "async def main():\n    global stores\n    stores = await open_stores(Path(sys.argv[1]), chain_items=10)\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores.sqlite.opening import open_sqlite\n"
+        "async def main():\n    global stores\n    stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)\n"
         "    raise SystemExit(3)\nasyncio.run(main())\n"
     )
     done = await asyncio.to_thread(
@@ -284,11 +284,9 @@ async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> Non
 
 
 async def test_who_looks_into_vector_stores_leaves_no_thread_behind(tmp_path: Path) -> None:
-    async with opened_vector_database(tmp_path) as none:
-        assert none is None and not list(tmp_path.iterdir())
+    assert await count_stores(tmp_path) == {} and not list(tmp_path.iterdir())
     made = await open_vector_database(tmp_path)
     await made.aclose()
     before = threading.active_count()
-    async with opened_vector_database(tmp_path) as database:
-        assert database is not None and threading.active_count() > before
+    assert await count_stores(tmp_path) == {}
     assert threading.active_count() == before

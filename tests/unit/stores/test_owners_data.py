@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores import SESSIONS_FILE, Stores
 from antiphon.stores.sqlite import admin
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from tests.contracts.store_contract import ALICE, record
 
@@ -16,7 +16,7 @@ from tests.contracts.store_contract import ALICE, record
 
 
 @pytest.mark.parametrize(("more", "full"), [(-1, True), (0, True), (1, False)])
-async def test_an_owner_is_full_at_the_limit(stores: Stores, more: int, full: bool) -> None:
+async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, full: bool) -> None:
     await stores.responses.save(record("a"))
     rows = await stores.readers.fetch("SELECT bytes FROM owner_bytes WHERE owner = :owner", {"owner": ALICE})
     room = SqliteOwnerRoom(stores.readers, rows[0][0] + more)
@@ -33,7 +33,7 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, more: int, full: bo
 
 @pytest.mark.parametrize("there", [0, 1, 2, 3, 4])
 async def test_an_owners_data_go_piece_by_piece(
-    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
+    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
     monkeypatch.setattr(admin, "_AT_ONCE", 2)
     path = tmp_path / SESSIONS_FILE
@@ -51,7 +51,7 @@ async def test_an_owners_data_go_piece_by_piece(
 
 
 @pytest.mark.parametrize(("owner", "hashed"), [("a", False), ("b:", True), ("b:x", True), ("b;", False), ("c", False)])
-async def test_whose_rows_are_known_by_a_hash(stores: Stores, tmp_path: Path, owner: str, hashed: bool) -> None:
+async def test_whose_rows_are_known_by_a_hash(stores: SqliteStores, tmp_path: Path, owner: str, hashed: bool) -> None:
     await stores.prompts.create(owner, "pmpt_a", None, b"{}", b"{}")
     assert admin.has_rows(tmp_path, hashed=True) is hashed and admin.has_rows(tmp_path, hashed=False)
     assert not admin.has_rows(tmp_path / "none", hashed=False)

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ChainTooLong
-from antiphon.stores import open_stores
 from antiphon.stores.sqlite import jobs, responses, retention
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.opening import _prepare
+from antiphon.stores.sqlite.opening import _prepare, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from tests.contracts.store_contract import ALICE, record, save_chain
@@ -155,7 +154,7 @@ def counted(store: SqliteResponseStore, path: Path) -> CountingReaders:
 
 
 async def test_two_hundred_turns_are_one_query(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=1000)
+    stores = await open_sqlite(tmp_path, chain_items=1000)
     store = stores.responses
     await save_chain(store, "t", 200)
     readers = counted(store, tmp_path)
@@ -166,7 +165,7 @@ async def test_two_hundred_turns_are_one_query(tmp_path: Path) -> None:
 
 
 async def test_a_chain_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=100)
+    stores = await open_sqlite(tmp_path, chain_items=100)
     store = stores.responses
     await save_chain(store, "t", 34)
     readers = counted(store, tmp_path)
@@ -177,7 +176,7 @@ async def test_a_chain_over_the_limit_is_refused_before_it_is_read(tmp_path: Pat
 
 
 async def test_turns_without_items_count_towards_the_limit(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=3)
+    stores = await open_sqlite(tmp_path, chain_items=3)
     store = stores.responses
     for n in range(4):
         await store.save(record(f"e{n}", prev=f"e{n - 1}" if n else None, inputs=0, outputs=0))
@@ -188,7 +187,7 @@ async def test_turns_without_items_count_towards_the_limit(tmp_path: Path) -> No
 
 
 async def test_a_damaged_chain_that_runs_in_a_circle_ends(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=50)
+    stores = await open_sqlite(tmp_path, chain_items=50)
     store = stores.responses
     await save_chain(store, "t", 3)
     database = sqlite3.connect(tmp_path / "sessions.db")
@@ -208,7 +207,7 @@ def test_a_chain_cannot_cross_owners_even_by_hand(database: sqlite3.Connection) 
 
 
 async def test_deleting_leaves_no_row_of_any_kind(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path, chain_items=1000)
+    stores = await open_sqlite(tmp_path, chain_items=1000)
     store = stores.responses
     await save_chain(store, "t", 3)
     await store.save(record("branch", prev="t1"))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores import open_stores
 from antiphon.stores.sqlite import conversations, lease_clock, prompts, responses
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.opening import open_sqlite
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE
 
@@ -100,7 +100,7 @@ async def test_a_conversation_of_any_length_is_one_query_and_one_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn locks, reads once, and is written once with its items."""
-    stores = await open_stores(tmp_path, chain_items=10_000)
+    stores = await open_sqlite(tmp_path, chain_items=10_000)
     await stores.conversations.create(ALICE, "conv_a", b"{}")
     for turn in range(30):
         await stores.conversations.load(ALICE, "conv_a", holder=f"resp_t{turn}", seconds=100.0)

@@ -16,8 +16,8 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
-from antiphon.stores import SESSIONS_FILE, Stores
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.job_contract import MOST, piece, queued
@@ -62,7 +62,7 @@ def take_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return took
 
 
-async def _before(stores: Stores) -> None:
+async def _before(stores: SqliteStores) -> None:
     """Things that have nothing to do with what is taken back, and what it joins."""
     await stores.responses.save(record("there"))
     await stores.responses.save(record("b", owner=BOB))
@@ -75,13 +75,13 @@ async def _before(stores: Stores) -> None:
     await stores.files.sweep()
 
 
-async def _upload(stores: Stores) -> None:
+async def _upload(stores: SqliteStores) -> None:
     async with stores.files.uploading() as upload:
         await upload.write(b"x")
         await upload.keep(ALICE, FileFields("file-a", "a", "p", "t", 1.0, None), ONCE)
 
 
-_Make = Callable[[Stores], Awaitable[Any]]
+_Make = Callable[[SqliteStores], Awaitable[Any]]
 MAKE: dict[str, _Make] = {
     "response": lambda stores: stores.responses.save(record("a")),
     "continued": lambda stores: stores.responses.save(record("a", prev="there")),
@@ -98,7 +98,7 @@ MAKE: dict[str, _Make] = {
 
 @pytest.mark.parametrize("name", MAKE)
 async def test_what_is_taken_back_leaves_nothing(
-    stores: Stores, tmp_path: Path, request: pytest.FixtureRequest, name: str
+    stores: SqliteStores, tmp_path: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
     await _before(stores)
     before = _rows(tmp_path / SESSIONS_FILE)
@@ -117,7 +117,7 @@ async def test_what_is_taken_back_leaves_nothing(
     assert after == before
 
 
-async def test_a_response_with_a_key_gives_the_key_back(stores: Stores, tmp_path: Path) -> None:
+async def test_a_response_with_a_key_gives_the_key_back(stores: SqliteStores, tmp_path: Path) -> None:
     await _before(stores)
     before = _rows(tmp_path / SESSIONS_FILE)
     saves: tuple[_Make, ...] = (
@@ -133,7 +133,7 @@ async def test_a_response_with_a_key_gives_the_key_back(stores: Stores, tmp_path
 
 
 async def test_a_vector_store_is_taken_back(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    database: VectorDatabase = await open_vector_database(tmp_path)
+    database: SqliteVectorDatabase = await open_vector_database(tmp_path)
     try:
         await database.stores.create(
             ALICE, "vs_there", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a")]

@@ -15,17 +15,17 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores import Stores
 from antiphon.stores.sqlite import ingestion, retention, vector_stores
-from antiphon.stores.sqlite.retention import Retention
-from antiphon.stores.sqlite.vector_database import VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.opening import SqliteStores
+from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record
 
 
 class Told:
-    def __init__(self, database: VectorDatabase) -> None:
+    def __init__(self, database: SqliteVectorDatabase) -> None:
         self.work = 0
         self.deleted: list[str] = []
         database.stores.on_work = self._more
@@ -40,17 +40,19 @@ class Told:
 
 
 @pytest.fixture
-async def vectors(tmp_path: Path) -> AsyncIterator[VectorDatabase]:
+async def vectors(tmp_path: Path) -> AsyncIterator[SqliteVectorDatabase]:
     async with aclosing(await open_vector_database(tmp_path, clock=lambda: 1_000.0)) as opened:
         yield opened
 
 
 @pytest.fixture
-def told(vectors: VectorDatabase) -> Told:
+def told(vectors: SqliteVectorDatabase) -> Told:
     return Told(vectors)
 
 
-async def _make(database: VectorDatabase, name: str, *files: str, owner: str = ALICE, days: int | None = None) -> str:
+async def _make(
+    database: SqliteVectorDatabase, name: str, *files: str, owner: str = ALICE, days: int | None = None
+) -> str:
     added = [NewFile(file, f"{file}.txt") for file in files]
     made = await database.stores.create(
         owner, f"vs_{name}", name=name, description="d", metadata=b"{}", expires_days=days, files=added
@@ -58,7 +60,9 @@ async def _make(database: VectorDatabase, name: str, *files: str, owner: str = A
     return made.id
 
 
-async def test_who_ingests_is_told_of_work_and_nobody_of_what_did_nothing(vectors: VectorDatabase, told: Told) -> None:
+async def test_who_ingests_is_told_of_work_and_nobody_of_what_did_nothing(
+    vectors: SqliteVectorDatabase, told: Told
+) -> None:
     stores = vectors.stores
     await _make(vectors, "a")
     assert told.since() == 0
@@ -80,7 +84,7 @@ async def test_who_ingests_is_told_of_work_and_nobody_of_what_did_nothing(vector
     assert await stores.get(ALICE, "vs_b") is not None
 
 
-async def test_only_so_many_uses_are_remembered(vectors: VectorDatabase) -> None:
+async def test_only_so_many_uses_are_remembered(vectors: SqliteVectorDatabase) -> None:
     await _make(vectors, "a")
     await vectors.stores.touch(ALICE, ["vs_a"])
     assert vectors.stores._touched == {"vs_a": 1_000_000}
@@ -95,7 +99,7 @@ async def test_only_so_many_uses_are_remembered(vectors: VectorDatabase) -> None
 
 
 async def test_a_store_that_is_deleted_while_it_is_made_is_said(
-    vectors: VectorDatabase, monkeypatch: pytest.MonkeyPatch
+    vectors: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def none(owner: str, store_id: str) -> None:
         return None
@@ -107,7 +111,7 @@ async def test_a_store_that_is_deleted_while_it_is_made_is_said(
         vector_stores.index_table("vs_a'; --")
 
 
-async def test_changes_of_a_store_are_those_that_were_said(vectors: VectorDatabase) -> None:
+async def test_changes_of_a_store_are_those_that_were_said(vectors: SqliteVectorDatabase) -> None:
     await _make(vectors, "a", days=2)
     changed = await vectors.stores.update(ALICE, "vs_a", StoreChanges(metadata=b'{"a":"b"}'))
     assert changed is not None and (changed.name, changed.metadata, changed.expires_days) == ("a", b'{"a":"b"}', 2)
@@ -123,23 +127,23 @@ async def test_changes_of_a_store_are_those_that_were_said(vectors: VectorDataba
 # Ingestion
 
 
-async def _claimed(database: VectorDatabase, *claims: str) -> list[IngestJob]:
+async def _claimed(database: SqliteVectorDatabase, *claims: str) -> list[IngestJob]:
     return await database.ingestion.claim(claims, 60)
 
 
-async def _ingest(database: VectorDatabase, job: IngestJob, count: int) -> None:
+async def _ingest(database: SqliteVectorDatabase, job: IngestJob, count: int) -> None:
     chunks = [Chunk(f"word{number} birds", 2) for number in range(count)]
     assert await database.ingestion.append(job, 0, "title", chunks)
     assert await database.ingestion.complete(job, chunks=count, usage_bytes=count, model="m")
 
 
-async def _count(database: VectorDatabase, table: str) -> int:
+async def _count(database: SqliteVectorDatabase, table: str) -> int:
     return int((await database.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
 
 
 @pytest.mark.parametrize(("chunks", "pieces"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
 async def test_what_was_removed_is_cleared_piece_by_piece(
-    vectors: VectorDatabase, monkeypatch: pytest.MonkeyPatch, chunks: int, pieces: int
+    vectors: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch, chunks: int, pieces: int
 ) -> None:
     monkeypatch.setattr(ingestion, "SWEPT_CHUNKS", 2)
     await _make(vectors, "a", "file-1", "file-2")
@@ -182,7 +186,7 @@ async def test_an_expired_store_is_emptied_words_and_all(tmp_path: Path) -> None
         assert await _count(vectors, "vector_trash") == 0 and not await vectors.ingestion.sweep()
 
 
-async def test_a_failed_file_leaves_nothing_and_counts(vectors: VectorDatabase) -> None:
+async def test_a_failed_file_leaves_nothing_and_counts(vectors: SqliteVectorDatabase) -> None:
     await _make(vectors, "a", "file-1", "file-2")
     assert await vectors.ingestion.waiting() == 2
     one, two = await _claimed(vectors, "c1", "c2")
@@ -203,7 +207,7 @@ async def test_a_failed_file_leaves_nothing_and_counts(vectors: VectorDatabase) 
 # Prompts
 
 
-async def test_what_a_change_of_a_prompt_answers(stores: Stores) -> None:
+async def test_what_a_change_of_a_prompt_answers(stores: SqliteStores) -> None:
     prompts = stores.prompts
     await prompts.create(ALICE, "pmpt_a", "n", b"{}", b"one")
     for number, (change, version) in enumerate(
@@ -228,7 +232,7 @@ async def test_what_a_change_of_a_prompt_answers(stores: Stores) -> None:
 @pytest.mark.parametrize(
     ("cursor", "fine"), [("1", True), ("9" * 9, True), ("9" * 10, False), ("0", False), ("-1", False)]
 )
-async def test_which_versions_can_be_named(stores: Stores, cursor: str, fine: bool) -> None:
+async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fine: bool) -> None:
     await stores.prompts.create(ALICE, "pmpt_a", None, b"{}", b"one")
     if fine:
         assert await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(after=cursor)) is not None
@@ -237,17 +241,17 @@ async def test_which_versions_can_be_named(stores: Stores, cursor: str, fine: bo
         await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(after=cursor))
 
 
-# Retention, piece by piece
+# SqliteRetention, piece by piece
 
 
-def _aged(stores: Stores, now: float, **kept: float) -> Retention:
+def _aged(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
     given: dict[str, Any] = {"events": None, **kept}
-    return Retention(stores.writer, stores.readers, RetentionSettings(**given), clock=lambda: now)
+    return SqliteRetention(stores.writer, stores.readers, RetentionSettings(**given), clock=lambda: now)
 
 
 @pytest.mark.parametrize("items", [7, 8, 9, 10, 11, 25])
 async def test_a_conversation_goes_at_once_or_item_by_item(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch, items: int
+    stores: SqliteStores, monkeypatch: pytest.MonkeyPatch, items: int
 ) -> None:
     """With its own row it has one more than items; a piece may have ten."""
     monkeypatch.setattr(retention, "_ROWS", 10)
@@ -272,7 +276,7 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
     assert rows[0][0] == 0
 
 
-async def test_pieces_of_chains_and_streams(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_ROWS", 8)
     for number in range(5):
         old = replace(make_record(f"a{number}"), created_at=100.0 + number, completed_at=100.0 + number)

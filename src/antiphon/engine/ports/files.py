@@ -19,6 +19,7 @@ lies in a `BlobStore` that neither a file's row nor a pending row names. An expi
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,9 @@ class FileStore(Protocol):
     A file that is missing, expired or another owner's is the same answer: None or False.
     """
 
+    on_expired: Callable[[str, str], Awaitable[None]] | None
+    """Called with owner and id before an expired file goes."""
+
     def uploading(self) -> AbstractAsyncContextManager[FileUpload]:
         """Begin a new file."""
 
@@ -210,6 +214,12 @@ class FileStore(Protocol):
     async def used(self, owner: str) -> int:
         """Bytes of all the owner's files together."""
 
+    async def kept_bytes(self) -> int:
+        """Bytes of all files of all owners."""
+
     async def sweep(self) -> tuple[int, int]:
         """Delete expired files, and the contents of pending blobs whose lease is over; how many of each. Any process
         may do it at any time."""
+
+    async def aclose(self) -> None:
+        """Let reads and writes of contents end."""

@@ -1,8 +1,8 @@
 """`Idempotency-Key`: a request that is sent again makes nothing a second time.
 
 Lives here: what a key is, the port that keeps keys, and what a request is told whose key is known. Not here: the keys
-that responses of this process hold (`engine/running/held_keys.py`), where keys are kept (in the unit
-that stores what was made), what is given again (`api/`, the exchange).
+that responses of this process hold (`engine/running/held_keys.py`), where keys are kept (`stores/`: in the unit that
+stores what was made), what is given again (`api/`, the exchange).
 
 A key belongs to its owner and stands for one request: its method, path and body, byte for byte (of an upload: its
 fields and its content). The same key with another request is a 422, as in the IETF's draft of the header; while the
@@ -59,6 +59,9 @@ class IdempotencyStore(Leased, Protocol):
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
         """Give the key back if it is held for this object and nothing was stored."""
+
+    async def sweep(self) -> tuple[int]:
+        """Forget the keys that are too old; how many went."""
 
 
 def read_key(value: str | None) -> str | None:

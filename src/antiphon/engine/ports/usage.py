@@ -1,7 +1,7 @@
 """What model calls took, and who keeps the sums.
 
 Lives here: the values and the ports. Not here: prices (`config/prices.py`), when sums are written
-(`engine/running/usage_book.py`), the SQL (`stores/sqlite/usage.py`).
+(`engine/running/usage_book.py`), the SQL (`stores/`).
 """
 
 from __future__ import annotations

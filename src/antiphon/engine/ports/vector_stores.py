@@ -8,7 +8,7 @@ Invariant: every operation names the owner, and "missing" and "belongs to somebo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -172,6 +172,9 @@ class VectorStores(Protocol):
 
     Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
     """
+
+    on_work: Callable[[], None]
+    """Called when there are files to ingest."""
 
     async def create(
         self,

@@ -1,7 +1,7 @@
 """Contents of files on disk: the `BlobStore` over a folder.
 
 Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (the
-backends' `files.py`, `pending_blobs.py`).
+backends: `stores/sqlite/files.py`, `stores/sqlite/pending_blobs.py`).
 
 A content is written into `new/<key>`, flushed to disk, and renamed to `ab/cd/<key>`.
 
@@ -36,6 +36,9 @@ C = TypeVar("C", bound="_Closing")
 class _Closing(Protocol):
     def close(self) -> None: ...
 
+
+FILES_FOLDER = "files"
+"""Where contents lie in a data folder."""
 
 _KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"

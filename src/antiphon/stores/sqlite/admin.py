@@ -1,7 +1,7 @@
-"""What an operator does with the data of one owner, or with the whole database, while it is in use or not.
+"""What an operator does with `sessions.db`, while it is in use or not.
 
-Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the
-command line (`commands/admin.py`), files' contents and vector stores (their own stores).
+Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the port
+(`owner_data.py`), files' contents and vector stores (their own stores).
 
 Invariant: everything that has an owner is in `OWNED`; a test compares it with the schema.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_error, wait_for_lock
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE
@@ -81,23 +81,12 @@ _HASHED = "SELECT EXISTS (SELECT 1 FROM {table} WHERE owner >= 'b:' AND owner < 
 _TABLES = {SESSIONS_FILE: ("responses", "conversations", "prompts", "files"), VECTORS_FILE: ("vector_stores",)}
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerData:
-    """How much there is of one owner."""
-
-    owner: str
-    responses: int
-    conversations: int
-    prompts: int
-    files: int
-
-
-def has_rows(data: Path, *, hashed: bool) -> bool:
+def has_rows(folder: Path, *, hashed: bool) -> bool:
     """Whether the databases in this folder hold anything; with `hashed`, anything of an owner who is known by the hash
     of a token. Raises `StoreError`."""
     question = _HASHED if hashed else _ANY
     for name, tables in _TABLES.items():
-        path = data / name
+        path = folder / name
         if not path.exists():
             continue
         with closing(_reader(path)) as connection:
@@ -108,10 +97,10 @@ def has_rows(data: Path, *, hashed: bool) -> bool:
     return False
 
 
-def list_owners(path: Path) -> list[OwnerData]:
+def list_owners(path: Path) -> list[OwnerCounts]:
     """Every owner of anything. Raises `StoreError`."""
     with closing(_reader(path)) as connection:
-        return [OwnerData(*row) for row in _read(connection, path, _OWNERS, {})]
+        return [OwnerCounts(*row) for row in _read(connection, path, _OWNERS, {})]
 
 
 def export_owner(path: Path, owner: str) -> Iterator[tuple[str, tuple[Any, ...]]]:

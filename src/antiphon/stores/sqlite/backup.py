@@ -26,7 +26,6 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
 
@@ -34,9 +33,11 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
+from antiphon.stores.archives import Archived, KeyName
+from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.sqlite.database import reader_uri, store_error
 from antiphon.stores.sqlite.migrate import packaged_migrations
-from antiphon.stores.sqlite.opening import FILES_FOLDER, SESSIONS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.schema_check import check_schema
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.vector_store_sql import INDEX_TABLE
@@ -54,9 +55,6 @@ _ELSEWHERE = (
 _WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
 
 
-KeyName = Literal["owner.key", "sealing.key"]
-
-
 class _Member(Struct):
     size: int
     sha256: str
@@ -69,24 +67,21 @@ class _Manifest(Struct):
     members: dict[str, _Member]
 
 
-@dataclass(frozen=True, slots=True)
-class Archived:
-    """What an archive holds: how many contents of files, how many bytes in all, which keys. `vanished`: files that
-    were deleted while it was made, and are not in it."""
-
-    contents: int
-    size: int
-    keys: tuple[str, ...]
-    vanished: int = 0
-
-
 def fingerprint(key: bytes) -> str:
     """Tells one key from another and nothing about it."""
     return hashlib.blake2b(key, digest_size=12, person=b"antiphon backup").hexdigest()
 
 
-def make_archive(data: Path, target: Path, keys: Mapping[KeyName, tuple[bytes, ...]], *, with_keys: bool) -> Archived:
-    """Write the archive. `keys`: all that are in force, by the file's name in the data folder.
+def make_archive(
+    data: Path,
+    target: Path,
+    keys: Mapping[KeyName, tuple[bytes, ...]],
+    *,
+    with_keys: bool,
+    databases: Path | None = None,
+) -> Archived:
+    """Write the archive. `keys`: all that are in force, by the file's name in the data folder. `databases`: their
+    folder, when it is another one.
 
     Those that lie in such a file are put in, unless `with_keys` is False; of all, the fingerprints. Raises
     `StoreError`, also when there is something at `target` already, or another backup is under way.
@@ -98,7 +93,7 @@ def make_archive(data: Path, target: Path, keys: Mapping[KeyName, tuple[bytes, .
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
             packed = _Packed(archive)
             _link_contents(data, work)
-            vanished = _copy_databases(data, work)
+            vanished = _copy_databases(data, databases or data, work)
             packed.add(SESSIONS_FILE, work / SESSIONS_FILE)
             if (work / VECTORS_FILE).exists():
                 packed.add(VECTORS_FILE, work / VECTORS_FILE)
@@ -252,12 +247,12 @@ def _link(path: Path, to: Path) -> bool:
     return True
 
 
-def _copy_databases(data: Path, work: Path) -> int:
+def _copy_databases(data: Path, databases: Path, work: Path) -> int:
     """Copy both, and see to it that exactly the contents of their rows are linked; returns how many rows had none."""
     # What refers first: a vector store of the copy may name a file that is gone, never one that is not there yet.
-    if (data / VECTORS_FILE).exists():
-        _copy_database(data / VECTORS_FILE, work / VECTORS_FILE)
-    _copy_database(data / SESSIONS_FILE, work / SESSIONS_FILE)
+    if (databases / VECTORS_FILE).exists():
+        _copy_database(databases / VECTORS_FILE, work / VECTORS_FILE)
+    _copy_database(databases / SESSIONS_FILE, work / SESSIONS_FILE)
     path = work / SESSIONS_FILE
     vanished = 0
     with closing(sqlite3.connect(path, isolation_level=None)) as copy:

@@ -15,11 +15,11 @@ from typing import Any
 
 from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
 from antiphon.ids import Clock, now
+from antiphon.stores.backend import KEEP_SECONDS
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
 
-KEEP_SECONDS = 86_400.0
 _PIECE = 500
 _TRIES = 3
 

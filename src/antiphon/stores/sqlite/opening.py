@@ -18,33 +18,31 @@ from pathlib import Path
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.stored_bodies import with_status
-from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
+from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
+from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import UPLOAD_LEASE_SECONDS, SqliteFileStore
-from antiphon.stores.sqlite.idempotency import KEEP_SECONDS, SqliteIdempotency
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from antiphon.stores.sqlite.prompts import SqlitePromptStore
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
-from antiphon.stores.sqlite.retention import Retention
+from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.usage import SqliteUsageStore
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 
-HISTORY_BYTES = 64 << 20
-PAGE_BYTES = 16 << 20
 _TIMEOUTS = TimeoutSettings()
-_FOR_EVER = RetentionSettings(events=None)
-
-__all__ = ["FILES_FOLDER", "SESSIONS_FILE", "Stores", "open_stores"]
 
 SESSIONS_FILE = "sessions.db"
-FILES_FOLDER = "files"
 
 _END_LEASES = (
     "UPDATE jobs SET lease_until = 1 WHERE lease_until > 0",
@@ -55,21 +53,38 @@ _END_LEASES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stores:
+@dataclass(frozen=True)
+class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
-    writer: SqliteWriter
-    readers: SqliteReaders
     responses: SqliteResponseStore
     conversations: SqliteConversationStore
     background: SqliteJobStore
     prompts: SqlitePromptStore
     files: SqliteFileStore
-    retention: Retention
+    retention: SqliteRetention
     keys: SqliteIdempotency
     usage: SqliteUsageStore
-    owner_room: SqliteOwnerRoom | None = None
+    owner_room: SqliteOwnerRoom | None
+    path: Path
+    writer: SqliteWriter
+    readers: SqliteReaders
+    timeouts: TimeoutSettings
+
+    @property
+    def figures(self) -> tuple[SqliteFigures, ...]:
+        """Of the one database."""
+        return (SqliteFigures(self.path, self.writer, self.readers),)
+
+    def has_vectors(self) -> bool:
+        """Whether there is a database of vector stores."""
+        return (self.path.parent / VECTORS_FILE).exists()
+
+    async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
+        """Open it. Raises `StoreError`."""
+        return await open_vector_database(
+            self.path.parent, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
+        )
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database. The writer goes last: it folds the log into the file."""
@@ -78,63 +93,63 @@ class Stores:
         await self.writer.aclose()
 
 
-async def open_stores(
-    data: Path,
+async def open_sqlite(
+    folder: Path,
     *,
     chain_items: int,
+    blobs: BlobStore | None = None,
     history_bytes: int = HISTORY_BYTES,
     page_bytes: int = PAGE_BYTES,
     owner_file_bytes: int | None = None,
     upload_lease: float = UPLOAD_LEASE_SECONDS,
     owner_bytes: int | None = None,
-    kept: RetentionSettings = _FOR_EVER,
+    kept: RetentionSettings = FOR_EVER,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
-) -> Stores:
-    """Open the stores in the folder `data`, creating folder (0700), file (0600) and schema where needed.
+) -> SqliteStores:
+    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed.
 
-    `chain_items`, `history_bytes`: the most items and bytes of history one request may bring. `page_bytes`: where a
-    page of a list ends, whatever its rows. `owner_file_bytes`, `owner_bytes`: the most that one owner's files, and all
-    else of his, may take. `upload_lease`: seconds after which an upload that was not heard of counts as broken off.
-    `timeouts`: how long the disk is waited for. `keep_keys`: seconds for which an idempotency key is remembered. Raises
-    `StoreError`.
+    `blobs`: the contents of files, the stores' own from now on; in the same folder, unless given. The others are
+    `StoreOptions`. Raises `StoreError`.
     """
-    path = data / SESSIONS_FILE
+    path = folder / SESSIONS_FILE
     writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
     await writer.start()
     readers = SqliteReaders(path, seconds=timeouts.read)
-    keys = SqliteIdempotency(writer, readers, keep=keep_keys)
-    disk = DiskBlobs(data / FILES_FOLDER)
-    files = SqliteFileStore(
-        writer,
-        readers,
-        disk,
-        owner_bytes=owner_file_bytes,
-        keys=keys,
-        upload_lease=upload_lease,
-        list_before=disk.keys,
-    )
     try:
         await readers.start()
     except BaseException:
         await writer.aclose()
         raise
-    return Stores(
-        writer,
-        readers,
-        SqliteResponseStore(
+    keys = SqliteIdempotency(writer, readers, keep=keep_keys)
+    contents = DiskBlobs(folder / FILES_FOLDER) if blobs is None else blobs
+    return SqliteStores(
+        responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
-        SqliteConversationStore(
+        conversations=SqliteConversationStore(
             writer, readers, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
-        SqliteJobStore(writer, readers, keys),
-        SqlitePromptStore(writer, readers, keys=keys, page_bytes=page_bytes),
-        files,
-        Retention(writer, readers, kept),
-        keys,
-        SqliteUsageStore(writer, readers),
-        SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
+        background=SqliteJobStore(writer, readers, keys),
+        prompts=SqlitePromptStore(writer, readers, keys=keys, page_bytes=page_bytes),
+        files=SqliteFileStore(
+            writer,
+            readers,
+            contents,
+            owner_bytes=owner_file_bytes,
+            keys=keys,
+            upload_lease=upload_lease,
+            # Only a folder may hold contents from before they had rows.
+            list_before=contents.keys if isinstance(contents, DiskBlobs) else None,
+        ),
+        retention=SqliteRetention(writer, readers, kept),
+        keys=keys,
+        usage=SqliteUsageStore(writer, readers),
+        owner_room=SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
+        path=path,
+        writer=writer,
+        readers=readers,
+        timeouts=timeouts,
     )
 
 

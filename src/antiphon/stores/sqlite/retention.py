@@ -103,8 +103,8 @@ ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <=
 """
 
 
-class Retention:
-    """Deletes what is older than it is to be kept."""
+class SqliteRetention:
+    """`Retention` on a writer and readers that somebody else owns and closes."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What an operator does with one owner's vector stores.
 
-Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
-(`commands/admin.py`), everything that is not in `vectors.db`.
+Lives here: counting them, reading what an export holds of them, deleting them. Not here: the port (`owner_data.py`),
+everything that is not in `vectors.db`.
 
 An export has the stores and which files are in them, with their attributes; the chunks are the files' own text once
 more, and files are exported as such.
@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, VectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import Statement
 
 COUNT = "SELECT owner, count(*) FROM vector_stores GROUP BY owner"
@@ -36,13 +36,13 @@ Row = tuple[str, Any, Any, dict[str, Any]]
 
 async def count_stores(data: Path) -> dict[str, int]:
     """How many stores each owner has. Raises `StoreError`."""
-    async with opened_vector_database(data) as database:
+    async with _opened(data) as database:
         return {} if database is None else dict(map(tuple, await database.readers.fetch(COUNT, {})))
 
 
 async def export_stores(data: Path, owner: str) -> list[Row]:
     """Kind, id, what it belongs to, and the fields of everything. Raises `StoreError`."""
-    async with opened_vector_database(data) as database:
+    async with _opened(data) as database:
         if database is None:
             return []
         named = {"owner": owner}
@@ -69,24 +69,23 @@ async def export_stores(data: Path, owner: str) -> list[Row]:
     return rows
 
 
-async def delete_stores(data: Path, owner: str) -> None:
-    """Delete the owner's stores with all that was made of their files. Raises `StoreError`."""
-    async with opened_vector_database(data) as database:
-        if database is not None:
-            for (store_id,) in await database.readers.fetch(STORE_IDS, {"owner": owner}):
-                await database.stores.delete(owner, store_id)
-            await database.writer.run([Statement(FORGET_KEYS, {"owner": owner})])
-            await sweep_stores(database)
-
-
-async def sweep_stores(database: VectorDatabase) -> None:
-    """Clear away what expired or was removed. Raises `StoreError`."""
-    while await database.ingestion.sweep():
-        pass
+async def delete_stores(data: Path, owner: str) -> int:
+    """Delete the owner's stores with all that was made of their files; how many stores and keys went. Raises
+    `StoreError`."""
+    async with _opened(data) as database:
+        if database is None:
+            return 0
+        gone = 0
+        for (store_id,) in await database.readers.fetch(STORE_IDS, {"owner": owner}):
+            gone += await database.stores.delete(owner, store_id)
+        gone += sum(await database.writer.run([Statement(FORGET_KEYS, {"owner": owner})]))
+        while await database.ingestion.sweep():
+            pass
+        return gone
 
 
 @asynccontextmanager
-async def opened_vector_database(data: Path) -> AsyncIterator[VectorDatabase | None]:
+async def _opened(data: Path) -> AsyncIterator[SqliteVectorDatabase | None]:
     """The folder's vector stores, or None when it has none."""
     if not (data / VECTORS_FILE).exists():
         yield None

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.ids import Clock, now
+from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, VectorDatabase
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
-from antiphon.stores.sqlite.idempotency import KEEP_SECONDS, SqliteIdempotency
+from antiphon.stores.sqlite.figures import SqliteFigures
+from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 from antiphon.stores.sqlite.readers import SqliteReaders
@@ -31,15 +33,21 @@ _END_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progr
 
 
 @dataclass(frozen=True)
-class VectorDatabase:
-    """What clients see, the work, and what a search reads; one writer and its readers."""
+class SqliteVectorDatabase(VectorDatabase):
+    """`VectorDatabase` in a file: one writer and its readers."""
 
     stores: SqliteVectorStores
     ingestion: SqliteIngestion
     index: SqliteChunkIndex
     keys: SqliteIdempotency
+    path: Path
     writer: SqliteWriter
     readers: SqliteReaders
+
+    @property
+    def figures(self) -> tuple[SqliteFigures, ...]:
+        """Of the one database."""
+        return (SqliteFigures(self.path, self.writer, self.readers),)
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
@@ -54,8 +62,8 @@ async def open_vector_database(
     readers: int = 2,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
-    matrix_bytes: int = 1 << 30,
-) -> VectorDatabase:
+    matrix_bytes: int = MATRIX_BYTES,
+) -> SqliteVectorDatabase:
     """Open `vectors.db` in the folder `data`, creating it where needed. Raises `StoreError`.
 
     `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
@@ -73,7 +81,7 @@ async def open_vector_database(
     stores = SqliteVectorStores(writer, pool, clock, keys=keys)
     index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
-    return VectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, writer, pool)
+    return SqliteVectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, path, writer, pool)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -1,0 +1,100 @@
+"""`state.url`: what it may be, what of it is shown, and what must be set beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.config.settings import load_settings
+from antiphon.config.state_url import StateUrl, read_state_url
+from antiphon.errors import ConfigError
+
+SECRET = "hunter2-hunter2"
+KEYS: dict[str, Any] = {"owner": {"key": "o" * 16}, "sealing": {"keys": ["s" * 16]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite:", StateUrl("sqlite", "sqlite:")),
+        ("sqlite:/var/lib/a", StateUrl("sqlite", "sqlite:/var/lib/a", Path("/var/lib/a"))),
+        ("sqlite:///var/lib/a", StateUrl("sqlite", "sqlite:///var/lib/a", Path("/var/lib/a"))),
+        ("memory:", StateUrl("memory", "memory:")),
+        ("postgresql://db/antiphon", StateUrl("postgresql", "postgresql://db/antiphon")),
+        ("postgres://me@db:5433/a", StateUrl("postgresql", "postgresql://me@db:5433/a")),
+        (
+            "postgresql://me:s%20cret%2F@db/a?sslmode=require",
+            StateUrl("postgresql", "postgresql://me@db/a", passwords=("s cret/",)),
+        ),
+        (
+            "postgresql:///a?host=/run/postgresql&password=first&sslpassword=second",
+            StateUrl("postgresql", "postgresql:///a", passwords=("first", "second")),
+        ),
+        (
+            "postgresql://me:p@one:1,[::1]:2/a",
+            StateUrl("postgresql", "postgresql://me@one:1,[::1]:2/a", passwords=("p",)),
+        ),
+    ],
+)
+def test_what_a_url_says(text: str, expected: StateUrl) -> None:
+    assert read_state_url(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must be sqlite:"),
+        ("sqlite", "must be sqlite:"),
+        ("/var/lib/a", "must be sqlite:"),
+        (f"mysql://me:{SECRET}@db/a", "must be sqlite:"),
+        (f"postgresql+asyncpg://me:{SECRET}@db/a", "must be sqlite:"),
+        ("sqlite:a", "an absolute path"),
+        ("sqlite://host/a", "names no host"),
+        ("memory:a", "has nothing behind it"),
+        (f"postgresql:me:{SECRET}@db/a", "names no server"),
+        ("postgresql:///a", "names no server"),
+        (f"postgresql://me:{SECRET}@db:port/a", "is no URL"),
+        (f"postgresql://me:{SECRET}@db:65536/a", "is no URL"),
+        (f"postgresql://me:{SECRET}@[db/a", "is no URL"),
+    ],
+)
+def test_a_wrong_url_is_refused_and_not_repeated(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"state\.url: .*{words}") as caught:
+        load_settings({"state": {"url": text}})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_password_is_shown_nowhere() -> None:
+    url = f"postgresql://me:{SECRET}@db/a"
+    settings = load_settings({"state": {"url": url, "direct_url": url.replace("@db", "2@direct")}, **KEYS})
+    assert settings.state.place.shown == "postgresql://me@db/a"
+    for text in (json.dumps(settings.redacted()), repr(settings), str(settings.state), repr(settings.state.place)):
+        assert "hunter2" not in text
+    # What answers are searched for is the password alone: the other words stand in many a text.
+    secrets = settings.secrets()
+    assert {SECRET, f"{SECRET}2"} <= set(secrets) and not any("postgresql" in one for one in secrets)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"state": {"url": "memory:"}, "workers": 2}, "workers: with state.url memory:"),
+        ({"state": {"url": "sqlite:", "direct_url": "postgresql://db/a"}, **KEYS}, "state.direct_url is of PostgreSQL"),
+        ({"state": {"url": "postgresql://db/a", "direct_url": "memory:"}, **KEYS}, "state.direct_url is of PostgreSQL"),
+        ({"state": {"url": "postgresql://db/a"}, "owner": KEYS["owner"]}, "sealing.keys are not set"),
+        ({"state": {"url": "postgresql://db/a"}, "sealing": KEYS["sealing"]}, "owner.key is not set"),
+        ({"state": {"pool": 0}}, "state.pool: must be at least 1"),
+        ({"state": {"deadline": 0}}, "state.deadline: must be more than 0"),
+    ],
+)
+def test_what_does_not_go_together_is_said(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_settings(given)
+
+
+def test_owners_that_no_key_tells_apart_need_none() -> None:
+    state = {"url": "postgresql://db/a"}
+    load_settings({"state": state, "owner": {"source": "single"}, "sealing": KEYS["sealing"]})
