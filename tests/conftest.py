@@ -8,7 +8,7 @@ import logging
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from tests.support import extproc_door
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import Pooler, PostgresServer, pooler_program
 
 # A busy machine is no fault of the code's. `scripts/test` asks for the quick profile unless it runs everything.
 _patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -116,3 +116,21 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: PostgresServer) -> Iterator[Pooler]:
+    """A pooler in transaction mode before that server, with four connections to each database."""
+    if pooler_program() is None:
+        pytest.skip("pgbouncer is not installed")
+    pooler = Pooler(postgres.port)
+    yield pooler
+    pooler.close()
+
+
+@pytest.fixture(params=["direct", pytest.param("pgbouncer", marks=pytest.mark.full)])
+async def postgres_url(request: pytest.FixtureRequest, postgres: PostgresServer) -> AsyncIterator[str]:
+    """A database of the test's own, with the schema, directly and through a pooler."""
+    url = await postgres.new_database()
+    yield url if request.param == "direct" else request.getfixturevalue("pgbouncer").url(url)
+    await postgres.drop_database(url)

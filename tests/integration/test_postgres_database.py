@@ -175,3 +175,16 @@ async def test_eight_that_start_at_once_make_one_schema(postgres: PostgresServer
     for one in several:
         await one.aclose()
     await postgres.drop_database(url)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", "ü 漢 🙂", "\0", "a\0b", "\x1a", "\x1a0000", "\ud83d", "\udfff\ud800", "'\\x"]
+)
+async def test_every_text_comes_back_as_it_was_given(database: Database, text: str) -> None:
+    rows = await database.fetch("SELECT $1::text, x FROM unnest($2::text[]) AS x", text, [text, None, "x"])
+    assert [tuple(row) for row in rows] == [(text, text), (text, None), (text, "x")]
+
+
+async def test_different_texts_are_different_to_the_server(database: Database) -> None:
+    texts = ["\0", "\x1a0000", "\x1a", "\x1a001a", "\ud800", "\x1ad800", "0000"]
+    assert (await database.fetch("SELECT count(DISTINCT x) FROM unnest($1::text[]) AS x", texts))[0][0] == len(texts)

@@ -29,6 +29,7 @@ import asyncpg
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.failures import TRY_AGAIN, code_of, refused, store_error, unknown
+from antiphon.stores.postgres.values import plain, storable
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -93,9 +94,12 @@ class Database:
         `StoreError`."""
         return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
 
-    async def write(self, sql: str, *args: Any) -> list[Record]:
-        """One statement that writes, and its rows. Raises `StoreError`; `unknown` where it may have taken effect."""
-        return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=False)
+    async def write(self, sql: str, *args: Any, again: bool = False) -> list[Record]:
+        """One statement that writes, and its rows. Raises `StoreError`; `unknown` where it may have taken effect.
+
+        `again`: twice it does what it does once, so it is made again when the connection was lost.
+        """
+        return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=again)
 
     async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
         """Several statements, all or none; `snapshot`: all of them read of one moment, and write nothing.
@@ -222,14 +226,37 @@ class Database:
         return connection
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """One whose parameters may be any texts."""
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        return await super().fetch(query, *map(storable, args), **options)
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+        return await super().execute(query, *map(storable, args), **options)
+
+
 async def connect(url: str, seconds: float) -> Connection:
-    """One connection, on which nothing is prepared under a name. Raises what the driver raises."""
-    return await asyncpg.connect(
-        url,
-        timeout=seconds,
-        statement_cache_size=0,
-        server_settings={"application_name": "antiphon"},
-    )
+    """One connection, on which nothing is prepared under a name and texts may be any (`values.py`).
+
+    Raises what the driver raises.
+    """
+    async with asyncio.timeout(seconds):
+        connection: Connection = await asyncpg.connect(
+            url,
+            timeout=seconds,
+            statement_cache_size=0,
+            server_settings={"application_name": "antiphon"},
+            connection_class=_Connection,
+        )
+        try:
+            await connection.set_type_codec(
+                "text", schema="pg_catalog", encoder=str.encode, decoder=plain, format="binary"
+            )
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
 
 def connecting_failed(error: BaseException) -> StoreError:

@@ -1,0 +1,127 @@
+"""Where the keys of requests are kept: the `IdempotencyStore` over PostgreSQL.
+
+Lives here: the SQL by name, and binding a key in the transaction that makes something. Not here: what a key is, and
+what clients are told (`engine/ports/idempotency.py`).
+
+Of two that want one key the second waits for the first one's commit, and then sees the row as it is by then.
+
+Invariant: a key is bound to an object in the unit that stores the object, so there is neither without the other; one
+that is held for an object that is not stored is a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
+from antiphon.stores.postgres.database import Connection, Database, Record
+
+KEEP_SECONDS = 86_400.0
+_PIECE = 500
+_TRIES = 3
+
+# A key that is over is as if it had never been: expired, or held by a process that is gone. The moment is that at which
+# the row is looked at, which may be long after the statement began.
+_TAKE = """
+INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
+VALUES ($1, $2, $3, $4, {lease}, {expires})
+ON CONFLICT (owner, key) DO UPDATE
+  SET fingerprint = excluded.fingerprint, object_id = excluded.object_id, lease_until = excluded.lease_until,
+      expires_at = excluded.expires_at
+  WHERE known.expires_at <= clock_timestamp() OR known.lease_until <= clock_timestamp() {or_own}
+RETURNING 1
+"""
+# As long as it is held nothing but the lease ends it. Its holder may ask again, having heard nothing.
+CLAIM = _TAKE.format(
+    lease="clock_timestamp() + $5",
+    expires="'infinity'",
+    or_own="OR (known.object_id = $4 AND known.fingerprint = $3 AND known.lease_until IS NOT NULL)",
+)
+BIND_NEW = _TAKE.format(lease="NULL", expires="now() + $5", or_own="")
+LOOK = "SELECT fingerprint, object_id, lease_until FROM idempotency WHERE owner = $1 AND key = $2"
+MADE = """
+SELECT object_id FROM idempotency
+WHERE owner = $1 AND key = $2 AND fingerprint = $3 AND lease_until IS NULL AND expires_at > now()
+"""
+RELEASE = """
+DELETE FROM idempotency WHERE owner = $1 AND key = $2 AND object_id = $3 AND lease_until IS NOT NULL
+"""
+RENEW = """
+WITH held AS MATERIALIZED (
+  SELECT owner, key FROM idempotency WHERE object_id = ANY($1::text[]) AND lease_until IS NOT NULL
+  ORDER BY owner, key FOR NO KEY UPDATE
+)
+UPDATE idempotency i SET lease_until = clock_timestamp() + $2 FROM held
+WHERE i.owner = held.owner AND i.key = held.key RETURNING i.object_id
+"""
+SWEEP = """
+DELETE FROM idempotency WHERE (owner, key) IN (
+  SELECT owner, key FROM idempotency WHERE expires_at <= now() LIMIT $1 FOR UPDATE SKIP LOCKED
+) RETURNING 1
+"""
+
+
+class PostgresIdempotency:
+    """`IdempotencyStore` on a database that is somebody else's to close."""
+
+    def __init__(self, database: Database, *, keep: float = KEEP_SECONDS) -> None:
+        """`keep`: seconds for which a key is remembered after something was made with it."""
+        self.database = database
+        self.keep = timedelta(seconds=keep)
+
+    async def bind(self, connection: Connection, once: OnceOnly, object_id: str) -> None:
+        """Bind a free key in this transaction, before anything else is done in it. Raises `AlreadyMade`, `ApiError`."""
+        for _ in range(_TRIES):
+            given = (once.owner, once.key, once.fingerprint, object_id, self.keep)
+            if await connection.fetch(BIND_NEW, *given):
+                return
+            _explain(once, await connection.fetch(LOOK, once.owner, once.key))
+        raise in_progress()
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
+        """Hold the key; see `IdempotencyStore.claim`."""
+        given = (once.owner, once.key, once.fingerprint, object_id, timedelta(seconds=seconds))
+        for _ in range(_TRIES):
+            if await self.database.write(CLAIM, *given, again=True):
+                return None
+            try:
+                _explain(once, await self.database.fetch(LOOK, once.owner, once.key))
+            except AlreadyMade as made:
+                return made.object_id
+        raise in_progress()
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What was made with the key; see `IdempotencyStore.made`."""
+        rows = await self.database.fetch(MADE, once.owner, once.key, once.fingerprint)
+        return str(rows[0][0]) if rows else None
+
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        """Give the key back; see `IdempotencyStore.release`."""
+        await self.database.write(RELEASE, once.owner, once.key, object_id, again=True)
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold the keys of these objects for so long; which still were held."""
+        rows = await self.database.write(RENEW, list(holders), timedelta(seconds=seconds), again=True)
+        return frozenset(row[0] for row in rows)
+
+    async def sweep(self) -> tuple[int]:
+        """Forget what has expired; how many keys went."""
+        gone = 0
+        while True:
+            count = len(await self.database.write(SWEEP, _PIECE, again=True))
+            gone += count
+            if count < _PIECE:
+                return (gone,)
+
+
+def _explain(once: OnceOnly, rows: Sequence[Record]) -> None:
+    """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
+    if not rows:
+        return
+    known, object_id, lease = rows[0]
+    if known != once.fingerprint:
+        raise reused()
+    if lease is not None:
+        raise in_progress()
+    raise AlreadyMade(object_id)

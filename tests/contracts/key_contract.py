@@ -1,0 +1,85 @@
+"""What every `IdempotencyStore` must do; each implementation runs this suite in a `test_keys_*.py` of its own.
+
+Lives here: the tests. Not here: which requests have a key (`api/`), what binds one to an object in each backend.
+
+Invariant: a test writes through `keys` and reads through `peer`, which is the same store or a second one on the same
+data. No test waits for a lease: one of no seconds is over at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+
+import pytest
+
+from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, OnceOnly
+from antiphon.errors import ApiError
+from tests.contracts.store_contract import ALICE, BOB
+
+ONCE = OnceOnly(ALICE, "key", "this request")
+OTHER_REQUEST = OnceOnly(ALICE, "key", "another request")
+
+
+class IdempotencyContract:
+    """The suite. Subclasses provide the fixtures `keys` and `peer`, and `bind`."""
+
+    @abstractmethod
+    async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
+        """Make this object with a free key. Raises `AlreadyMade` and `ApiError`."""
+
+    async def test_a_key_is_held_by_one(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        assert await keys.claim(ONCE, "resp_1", 1000) is None
+        for once, status in ((ONCE, 409), (OTHER_REQUEST, 422)):
+            with pytest.raises(ApiError) as refused:
+                await peer.claim(once, "resp_2", 1000)
+            assert refused.value.status == status
+            with pytest.raises(ApiError) as refused:
+                await self.bind(peer, once, "conv_2")
+            assert refused.value.status == status
+        assert await peer.made(ONCE) is None
+        assert await peer.claim(OnceOnly(BOB, "key", "this request"), "resp_3", 1000) is None
+        assert await keys.renew(["resp_1", "resp_2"], 1000) == {"resp_1"}
+
+    async def test_one_of_many_gets_it(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        claims = [(keys, peer)[n % 2].claim(ONCE, f"resp_{n}", 1000) for n in range(20)]
+        results = await asyncio.gather(*claims, return_exceptions=True)
+        assert results.count(None) == 1
+        assert {each.status for each in results if isinstance(each, ApiError)} == {409}
+
+    async def test_a_key_that_is_given_back_is_free(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        await keys.claim(ONCE, "resp_1", 1000)
+        await peer.release(ONCE, "resp_2")
+        with pytest.raises(ApiError):
+            await peer.claim(ONCE, "resp_2", 1000)
+        await peer.release(ONCE, "resp_1")
+        assert await keys.renew(["resp_1"], 1000) == frozenset()
+        assert await peer.claim(OTHER_REQUEST, "resp_2", 1000) is None
+
+    async def test_so_is_one_whose_holder_is_gone(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        await keys.claim(ONCE, "resp_1", 0)
+        assert await peer.claim(OTHER_REQUEST, "resp_2", 0) is None
+        await self.bind(keys, ONCE, "conv_1")
+        assert await peer.made(ONCE) == "conv_1"
+
+    async def test_what_was_made_is_known(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        await self.bind(keys, ONCE, "conv_1")
+        assert await peer.made(ONCE) == "conv_1"
+        assert await peer.made(OTHER_REQUEST) is None
+        assert await peer.made(OnceOnly(BOB, "key", "this request")) is None
+        assert await peer.claim(ONCE, "resp_2", 1000) == "conv_1"
+        with pytest.raises(AlreadyMade) as made:
+            await self.bind(peer, ONCE, "conv_2")
+        assert made.value.object_id == "conv_1"
+        for refused in (peer.claim(OTHER_REQUEST, "resp_2", 1000), self.bind(peer, OTHER_REQUEST, "conv_2")):
+            with pytest.raises(ApiError):
+                await refused
+        # It is bound, so it is nobody's to give back.
+        await keys.release(ONCE, "conv_1")
+        assert await peer.made(ONCE) == "conv_1"
+
+    async def test_of_many_that_make_one_makes(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        makes = [self.bind((keys, peer)[n % 2], ONCE, f"conv_{n}") for n in range(20)]
+        results = await asyncio.gather(*makes, return_exceptions=True)
+        assert results.count(None) == 1
+        assert {each.object_id for each in results if isinstance(each, AlreadyMade)} == {f"conv_{results.index(None)}"}
