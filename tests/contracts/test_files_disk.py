@@ -205,6 +205,28 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
     assert await store.get(ALICE, "file-a") is None
 
 
+async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
+    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content is sealed, and then taken before the row is written."""
+    store = stores.files
+    other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
+    run = store._writer.run
+
+    async def taken_first(statements: list[Statement], **more: Any) -> Counts:
+        if statements[-1].sql == KEEP:
+            await run_out(other)
+            assert await other.files.sweep() == (0, 1)
+        return await run(statements, **more)
+
+    monkeypatch.setattr(store._writer, "run", taken_first)
+    with pytest.raises(StoreError, match="stood still"):
+        await keep(store, fields("a"), b"x")
+    assert contents(tmp_path) == [] and await pending(stores) == []
+    assert await other.files.get(ALICE, "file-a") is None
+    await other.aclose()
+
+
 async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores) -> None:
     """However slow it is, and though no byte comes."""
     slept, go_on = asyncio.Event(), asyncio.Event()

@@ -6,6 +6,7 @@ Invariant: what was written stays until it is deleted, and can be read once it w
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,17 +24,19 @@ class MemoryBlobs:
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[_Writer]:
-        writer = _Writer(self, key)
-        yield writer
-        writer.closed = True
+        writer = _Writer(self, _checked(key))
+        try:
+            yield writer
+        finally:
+            writer.closed = True
 
     async def open(self, key: str) -> _Reader:
-        if key not in self.kept:
+        if _checked(key) not in self.kept:
             raise StoreError("There is no such content.")
         return _Reader(self.kept[key])
 
     async def delete(self, key: str) -> None:
-        self.kept.pop(key, None)
+        self.kept.pop(_checked(key), None)
         self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
@@ -64,6 +67,7 @@ class _Writer:
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._closed = False
 
     @property
     def size(self) -> int:
@@ -74,7 +78,15 @@ class _Reader:
         return None
 
     async def read(self, start: int, limit: int) -> bytes:
+        if self._closed:
+            raise StoreError("This content is closed.")
         return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:
-        pass
+        self._closed = True
+
+
+def _checked(key: str) -> str:
+    if not re.fullmatch("[0-9a-f]{48}", key):
+        raise StoreError("This content has a key that is none of ours.")
+    return key

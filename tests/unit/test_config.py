@@ -69,6 +69,10 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         environ |= {f"ANTIPHON_SIDECAR__TLS__{name}": "1" for name in ("CERT", "KEY", "ENVOY_CERT", "ENVOY_KEY")}
     if path == ("state", "direct_url"):
         environ |= {"ANTIPHON_STATE__URL": text, "ANTIPHON_OWNER__KEY": "k" * 16, "ANTIPHON_SEALING__KEYS": "k" * 16}
+    if path[0] == "blobs":
+        # They say something together alone.
+        bucket = {"URL": "s3://bucket/x", "ENDPOINT": "http://x", "KEY_ID": "1", "SECRET": "1"}
+        environ |= {f"ANTIPHON_BLOBS__{name}": one for name, one in bucket.items()}
     if path == ("owner", "api_keys"):
         environ["ANTIPHON_UPSTREAM__AUTH"] = "none"
     if path == ("upstream", "auth"):
@@ -168,6 +172,11 @@ def test_what_only_looks_like_it_is_still_wrong(environ: dict[str, str]) -> None
         ("upstream: {url: 'http://user:pw@x/v1'}", "upstream.url: must not hold credentials"),
         ("upstream: {url: 'http://x/v1?a=b'}", "upstream.url: must not have a query"),
         ("upstream: {auth: inject}", "upstream.api_key is not set"),
+        ("blobs: {url: 'https://bucket/x'}", "blobs.url: must be s3://bucket or s3://bucket/prefix"),
+        ("blobs: {url: 's3://bucket/../x'}", "blobs.url: must be s3://bucket or s3://bucket/prefix"),
+        ("blobs: {url: 's3://bucket', endpoint: 'minio:9000'}", "blobs.endpoint: must be an http:// or https:// URL"),
+        ("blobs: {url: 's3://bucket', key_id: a}", "key_id and secret belong together"),
+        ("blobs: {endpoint: 'http://x'}", "url is not set"),
         ("sidecar: {grpc: '0.0.0.0:9000'}", "sidecar.grpc listens on TCP"),
         ("listen: nowhere", "is not HOST:PORT"),
         ("cors: {origins: [app.example]}", "'app.example' is no origin"),

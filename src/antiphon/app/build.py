@@ -162,6 +162,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         page_bytes=limits.page_bytes,
         owner_file_bytes=settings.files.owner_bytes,
         upload_lease=settings.files.lease,
+        blobs=settings.blobs,
         owner_bytes=limits.owner_bytes,
         kept=settings.retention,
         timeouts=times,

@@ -140,7 +140,12 @@ async def _vacuum(settings: Settings) -> None:
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
     stores = await open_stores(
-        settings.state, settings.data, chain_items=settings.limits.chain_items, kept=settings.retention
+        settings.state,
+        settings.data,
+        blobs=settings.blobs,
+        chain_items=settings.limits.chain_items,
+        upload_lease=settings.files.lease,
+        kept=settings.retention,
     )
     try:
         yield stores

@@ -22,10 +22,13 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
-    done = make_archive(settings.state, settings.data, target, in_force, with_keys=with_keys)
+    here = settings.blobs.url is None
+    done = make_archive(settings.state, settings.data, target, in_force, with_keys=with_keys, with_contents=here)
     told = [f"{target}: {_counted(done)}"]
     if done.vanished:
         told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
+    if not here:
+        told.append(f"the contents of files are not in it: they lie in {settings.blobs.url}")
     if done.keys:
         told.append(f"it holds {' and '.join(done.keys)}: whoever reads it can read what is stored and sealed")
     if missing := [name for name, keys in in_force.items() if keys and name not in done.keys]:

@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,11 +33,12 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.errors import AntiphonError
+from antiphon.stores.blobs.opening import open_blobs
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
 _NEWEST_TESTED = "1.40"
-_HERE, _ENVOY = "this machine", "Envoy"
+_HERE, _ENVOY, _FILES = "this machine", "Envoy", "contents of files"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,6 +57,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
     for one in (_data_folder(settings), *_keys(settings), *_extensions(), *_sandbox(settings), *_envoy(settings)):
         take(one)
+    async for finding in _blobs(settings):
+        take(finding)
     async for finding in examine_collector(settings.tracing):
         take(finding)
     async for finding in examine(settings, arguments.model, key, images=arguments.images):
@@ -127,6 +130,19 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:
         yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
+
+
+async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
+    """Where contents of files lie, when that is not the data folder."""
+    if settings.blobs.url is None:
+        return
+    try:
+        blobs = await open_blobs(settings.blobs, settings.data)
+        await blobs.aclose()
+    except AntiphonError as error:
+        yield Finding(_FILES, "problem", str(error))
+    else:
+        yield Finding(_FILES, "ok", f"{settings.blobs.url} can be written, listed and deleted from")
 
 
 def _envoy(settings: Settings) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from antiphon.config.section import Section, parse_address
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
 from antiphon.config.state import (
     BackgroundSettings,
+    BlobSettings,
     ConversationSettings,
     EmbeddingSettings,
     FileSettings,
@@ -88,6 +89,7 @@ class Settings(Section):
     idempotency: IdempotencySettings = IdempotencySettings()
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
+    blobs: BlobSettings = BlobSettings()
     vector_stores: VectorStoreSettings = VectorStoreSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     websocket: WebSocketSettings = WebSocketSettings()

@@ -5,10 +5,11 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from antiphon.config.section import MIB, Section, base_url
 from antiphon.config.state_url import StateUrl, read_state_url
@@ -51,7 +52,7 @@ class StateSettings(Section):
 
 
 class FileSettings(Section):
-    """Files that clients upload (`/v1/files`). Their contents lie in the data folder, under `files/`."""
+    """Files that clients upload (`/v1/files`). Where their contents lie: `blobs`."""
 
     enabled: bool = True
     """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
@@ -67,6 +68,54 @@ class FileSettings(Section):
     lease: float = Field(900.0, ge=10)
     """Seconds after which an upload whose process was not heard of counts as broken off. An upload may take longer: its
     process says three times in that time that it lives."""
+
+
+class BlobSettings(Section):
+    """Where the contents of files lie. Unset: in the data folder, under `files/`. In an S3 bucket they need the extra
+    `s3`, and any number of machines that share a database share them ([scaling.md](scaling.md))."""
+
+    url: str | None = None
+    """`s3://bucket/prefix`. Nothing else may lie under the prefix, and no other installation's contents."""
+    endpoint: str | None = None
+    """Base URL of a server that speaks S3 (`https://minio.example:9000`); unset: AWS."""
+    region: str = "us-east-1"
+    """The bucket's region."""
+    key_id: SecretStr | None = None
+    """Access key id. Unset, with `secret`: what the process finds as AWS's own tools do (`AWS_*` variables, a role)."""
+    secret: SecretStr | None = None
+    """Secret access key."""
+    path_style: bool | None = None
+    """Whether the bucket's name stands in the path, and not in the host's name. Unset: with an `endpoint`."""
+    seconds: float = Field(30.0, ge=1)
+    """How long one request may take; one carries 8 MiB at most."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[A-Za-z0-9!_.*'()-]+)*/?", value):
+            raise ValueError("must be s3://bucket or s3://bucket/prefix")
+        return value.rstrip("/")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else base_url(value)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> BlobSettings:
+        if (self.key_id is None) != (self.secret is None):
+            raise ValueError("key_id and secret belong together; set both, or none")
+        if self.url is None and (self.endpoint is not None or self.key_id is not None):
+            raise ValueError("url is not set, and without it the others say nothing; set it to s3://bucket/prefix")
+        return self
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Bucket and prefix."""
+        bucket, _, prefix = (self.url or "").removeprefix("s3://").partition("/")
+        return bucket, prefix
 
 
 class VectorStoreSettings(Section):

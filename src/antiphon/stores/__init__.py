@@ -12,28 +12,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from antiphon.config.state import StateSettings
-from antiphon.engine.ports.files import BlobStore
+from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
-from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
+from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.blobs.opening import open_blobs
 
 __all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
 
+_ON_DISK = BlobSettings()
 
-async def open_stores(state: StateSettings, data: Path, **options: Unpack[StoreOptions]) -> Stores:
-    """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. Raises `ConfigError`
-    and `StoreError`."""
+
+async def open_stores(
+    state: StateSettings, data: Path, *, blobs: BlobSettings = _ON_DISK, **options: Unpack[StoreOptions]
+) -> Stores:
+    """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. `blobs`: where the
+    contents of files lie. Raises `ConfigError` and `StoreError`."""
     if state.place.kind == "memory":
         raise ConfigError("state.url: memory: is not there yet")
-    blobs: BlobStore = DiskBlobs(data / FILES_FOLDER)
+    contents = await open_blobs(blobs, data / FILES_FOLDER)
     if state.place.kind == "postgresql":
         try:
             from antiphon.stores.postgres import open_postgres  # type: ignore[attr-defined]
         except ImportError:
             raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-        opened: Stores = await open_postgres(state, blobs=blobs, **options)
+        opened: Stores = await open_postgres(state, blobs=contents, **options)
         return opened
     from antiphon.stores.sqlite.opening import open_sqlite
 
-    return await open_sqlite(state.databases(data), blobs=blobs, **options)
+    return await open_sqlite(state.databases(data), blobs=contents, **options)

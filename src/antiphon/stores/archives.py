@@ -28,13 +28,17 @@ class Archived:
     vanished: int = 0
 
 
-def make_archive(state: StateSettings, data: Path, target: Path, keys: Keys, *, with_keys: bool) -> Archived:
-    """Write an archive of the data folder. `keys`: all that are in force. Raises `ConfigError` and `StoreError`."""
+def make_archive(
+    state: StateSettings, data: Path, target: Path, keys: Keys, *, with_keys: bool, with_contents: bool = True
+) -> Archived:
+    """Write an archive of the data folder. `keys`: all that are in force. `with_contents`: whether the contents of
+    files lie there. Raises `ConfigError` and `StoreError`."""
     if state.place.kind != "sqlite":
         _refuse(state)
     from antiphon.stores.sqlite.backup import make_archive as archive
 
-    return archive(data, target, keys, with_keys=with_keys, databases=state.databases(data))
+    databases = state.databases(data)
+    return archive(data, target, keys, with_keys=with_keys, with_contents=with_contents, databases=databases)
 
 
 def open_archive(state: StateSettings, source: Path, data: Path, keys: Keys) -> Archived:

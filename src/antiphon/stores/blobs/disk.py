@@ -74,7 +74,7 @@ class DiskBlobs:
 
     async def delete(self, key: str) -> None:
         """Delete what there is of a content."""
-        places = (self._folder / _NEW / key, self.place(key))
+        places = (self.place(key), self._folder / _NEW / key)
 
         def delete() -> None:
             for place in places:

@@ -65,6 +65,7 @@ class _Manifest(Struct):
     created_at: int
     keys: dict[KeyName, list[str]]
     members: dict[str, _Member]
+    with_contents: bool = True
 
 
 def fingerprint(key: bytes) -> str:
@@ -78,13 +79,15 @@ def make_archive(
     keys: Mapping[KeyName, tuple[bytes, ...]],
     *,
     with_keys: bool,
+    with_contents: bool = True,
     databases: Path | None = None,
 ) -> Archived:
     """Write the archive. `keys`: all that are in force, by the file's name in the data folder. `databases`: their
     folder, when it is another one.
 
-    Those that lie in such a file are put in, unless `with_keys` is False; of all, the fingerprints. Raises
-    `StoreError`, also when there is something at `target` already, or another backup is under way.
+    Those that lie in such a file are put in, unless `with_keys` is False; of all, the fingerprints. `with_contents`:
+    whether the contents of files lie in the data folder; else their rows alone are in it. Raises `StoreError`, also
+    when there is something at `target` already, or another backup is under way.
     """
     if target.exists():
         raise StoreError(f"There is a file {target} already; name another one.")
@@ -92,8 +95,9 @@ def make_archive(
     try:
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
             packed = _Packed(archive)
-            _link_contents(data, work)
-            vanished = _copy_databases(data, databases or data, work)
+            if with_contents:
+                _link_contents(data, work)
+            vanished = _copy_databases(data, databases or data, work, with_contents)
             packed.add(SESSIONS_FILE, work / SESSIONS_FILE)
             if (work / VECTORS_FILE).exists():
                 packed.add(VECTORS_FILE, work / VECTORS_FILE)
@@ -103,7 +107,8 @@ def make_archive(
             contents = sorted((work / FILES_FOLDER).iterdir())
             for path in contents:
                 packed.add(f"{FILES_FOLDER}/{path.name}", path)
-            packed.finish({name: [fingerprint(key) for key in values] for name, values in keys.items()})
+            prints = {name: [fingerprint(key) for key in values] for name, values in keys.items()}
+            packed.finish(prints, with_contents)
         os.replace(draft, target)
         _flush_folder(target.parent)
     except OSError as error:
@@ -128,7 +133,8 @@ def open_archive(source: Path, data: Path, keys: Mapping[KeyName, tuple[bytes, .
         for name in (SESSIONS_FILE, VECTORS_FILE):
             if (draft / name).exists():
                 _check_database(draft / name, vectors=name == VECTORS_FILE)
-        _check_contents(draft)
+        if manifest.with_contents:
+            _check_contents(draft)
         if data.exists():
             data.rmdir()
         os.rename(draft, data)
@@ -163,8 +169,8 @@ class _Packed:
             self._archive.addfile(_member(name, size), hashed)
         self._members[name] = _Member(size, hashed.sha256.hexdigest())
 
-    def finish(self, keys: Mapping[KeyName, list[str]]) -> None:
-        body = msgspec.json.encode(_Manifest(1, int(time.time()), dict(keys), self._members))
+    def finish(self, keys: Mapping[KeyName, list[str]], with_contents: bool) -> None:
+        body = msgspec.json.encode(_Manifest(1, int(time.time()), dict(keys), self._members, with_contents))
         self._archive.addfile(_member(_MANIFEST, len(body)), io.BytesIO(body))
 
 
@@ -247,8 +253,9 @@ def _link(path: Path, to: Path) -> bool:
     return True
 
 
-def _copy_databases(data: Path, databases: Path, work: Path) -> int:
-    """Copy both, and see to it that exactly the contents of their rows are linked; returns how many rows had none."""
+def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool) -> int:
+    """Copy both, and see to it that exactly the contents of their rows are linked, if they lie here; returns how many
+    rows had none."""
     # What refers first: a vector store of the copy may name a file that is gone, never one that is not there yet.
     if (databases / VECTORS_FILE).exists():
         _copy_database(databases / VECTORS_FILE, work / VECTORS_FILE)
@@ -260,7 +267,9 @@ def _copy_databases(data: Path, databases: Path, work: Path) -> int:
             wanted = set()
             for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
                 wanted.add(blob)
-                if not _link(data / FILES_FOLDER / blob[:2] / blob[2:4] / blob, work / FILES_FOLDER / blob):
+                if with_contents and not _link(
+                    data / FILES_FOLDER / blob[:2] / blob[2:4] / blob, work / FILES_FOLDER / blob
+                ):
                     copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
                     vanished += 1
             # A copy has no log beside it.

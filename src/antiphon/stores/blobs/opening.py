@@ -1,0 +1,32 @@
+"""Where contents of files lie, by the settings.
+
+Lives here: the choice, and whether what was chosen can be used. Not here: the storages.
+
+Invariant: a storage's library is imported only where it is chosen.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from antiphon.config.state import BlobSettings
+from antiphon.engine.ports.files import BlobStore
+from antiphon.errors import ConfigError
+from antiphon.stores.blobs.disk import DiskBlobs
+
+
+async def open_blobs(settings: BlobSettings, folder: Path) -> BlobStore:
+    """The storage that the settings name, else one in `folder`.
+
+    Raises `ConfigError`, and `StoreError` that says what to do when the storage cannot be used.
+    """
+    if settings.url is None:
+        return DiskBlobs(folder)
+    if find_spec("obstore") is None:
+        raise ConfigError("blobs.url needs a package that is not installed: pip install 'antiphon[s3]'")
+    from antiphon.stores.blobs.s3 import S3Blobs
+
+    blobs = S3Blobs(settings)
+    await blobs.check()
+    return blobs

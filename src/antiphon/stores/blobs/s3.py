@@ -1,0 +1,351 @@
+"""Contents of files in an S3 bucket: the `BlobStore` over object storage.
+
+Lives here: writing, opening and deleting. Not here: which contents are wanted (the backends' `pending_blobs.py`), what
+a failure means (`s3_failures.py`).
+
+A content is several objects, `<prefix>/<key>/00000`, `00001`, …, of 8 MiB each; the last one may be shorter, is called
+`00007-last`, and is written when all others are there. S3's own multipart uploads would be one object, but what is
+unfinished of them is in no list of objects: only who knows an upload's number can end it, and the client library tells
+none. An unfinished content of pieces is found under its key like a finished one, so one request that deletes what
+stands under a key leaves nothing, whoever died in the middle.
+
+Invariants: nothing is read of a content without a last piece; an upload holds one piece and has `_SENDING` under way,
+all uploads together `_SENDING_ALL`; a download holds one stretch of `_AHEAD` bytes and has one under way; every request
+ends by its deadline; no piece is sent when its writer is closed, and a content of which one may come late is not
+believed to be deleted at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from antiphon.config.state import BlobSettings
+from antiphon.engine.ports.files import Blob
+from antiphon.engine.running.waiting import look_at, to_the_end
+from antiphon.errors import StoreError
+from antiphon.stores.blobs.s3_failures import store_error, too_slow
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"[0-9a-f]{48}")
+_PIECE = 8 << 20
+_LAST = "-last"
+_SENDING = 2
+_SENDING_ALL = 16
+_AHEAD = 2 << 20
+_FETCHING = 4
+_TRIES = 3
+_CHECK = "check"
+
+
+class S3Blobs:
+    """`BlobStore` in one bucket, which any number of machines may share."""
+
+    def __init__(self, settings: BlobSettings) -> None:
+        """Settings with a `url`. Connects to nothing yet."""
+        self._bucket, prefix = settings.place
+        self._where = f"{settings.url} ({settings.endpoint or settings.region})"
+        self._seconds = settings.seconds
+        self._store = _connected(settings, self._bucket, prefix)
+        self._sending = asyncio.Semaphore(_SENDING_ALL)
+        self._late: set[str] = set()
+
+    async def check(self) -> None:
+        """Whether everything a content needs is allowed. Raises `StoreError` that says what to do."""
+        path = f"{_CHECK}/0"
+        # First: there are servers that make a missing bucket when something is written.
+        await self.pieces(_CHECK)
+        await self.put(path, b"antiphon")
+        await self._delete([path])
+
+    @asynccontextmanager
+    async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
+        """Begin a content under a key that was never used."""
+        writer = S3BlobWriter(self, _checked(key), self._sending)
+        try:
+            yield writer
+        finally:
+            if await to_the_end(writer.close()):
+                self._late.add(key)
+
+    async def open(self, key: str) -> S3BlobReader:
+        """Open a content; one that is not there is a `StoreError`."""
+        pieces = await self.pieces(_checked(key))
+        numbers = [f"{number:05d}" for number in range(len(pieces))]
+        if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
+            raise StoreError(f"Opening a file failed in {self._where}: its content is not there.")
+        return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
+
+    async def delete(self, key: str) -> None:
+        """Delete what there is of a content."""
+        # Whatever becomes of this: it is deleted again later, when nothing can come any more.
+        late = key in self._late
+        self._late.discard(key)
+        pieces = await self.pieces(_checked(key))
+        if pieces:
+            await self._delete([f"{key}/{name}" for name in pieces])
+        if late:
+            raise StoreError(f"Deleting a file is not sure in {self._where}: a piece that was sent may still come.")
+
+    async def aclose(self) -> None:
+        """Nothing is held: connections belong to the client library, which closes idle ones itself."""
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Write one object."""
+        await self._ask("Storing a file", lambda: self._store.put_async(path, data, use_multipart=False))
+
+    async def fetch(self, path: str, start: int, end: int) -> bytes:
+        """Bytes of one object."""
+        got = await self._ask("Reading a file", lambda: self._store.get_range_async(path, start=start, end=end))
+        return got.to_bytes()
+
+    async def pieces(self, key: str) -> dict[str, int]:
+        """The pieces of a content that are there and their bytes, in order."""
+
+        async def found() -> dict[str, int]:
+            return {
+                one["path"].rpartition("/")[2]: one["size"]
+                async for some in self._store.list(prefix=key)
+                for one in some
+            }
+
+        return dict(sorted((await self._ask("Looking for a file", found)).items()))
+
+    async def _delete(self, paths: list[str]) -> None:
+        await self._ask("Deleting a file", lambda: self._store.delete_async(paths))
+
+    async def _ask(self, doing: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request; its failures are a `StoreError`, without the library's own words."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await request()
+        except TimeoutError:
+            raise too_slow(doing, self._where, self._seconds) from None
+        except (BaseError, OSError, ValueError) as error:
+            raise store_error(doing, self._where, self._bucket, error) from None
+
+
+class S3BlobWriter:
+    """A content on its way in."""
+
+    def __init__(self, blobs: S3Blobs, key: str, places: asyncio.Semaphore) -> None:
+        self._blobs = blobs
+        self._key = key
+        self._places = places
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._sent = 0
+        self._sending: set[asyncio.Task[None]] = set()
+        self._failure: StoreError | None = None
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    async def write(self, data: bytes) -> None:
+        """Append; waits while enough pieces are under way."""
+        self._check()
+        self._size += len(data)
+        view = memoryview(data)
+        while view:
+            # A full piece waits for what comes after it: the last one has a name of its own.
+            if self._held_size == _PIECE:
+                await self._send("")
+            some = bytes(view[: _PIECE - self._held_size])
+            view = view[len(some) :]
+            self._hash.update(some)
+            self._held.append(some)
+            self._held_size += len(some)
+
+    async def seal(self) -> Blob:
+        """Write the last piece when all others are there."""
+        self._check()
+        await self._until_sent(0)
+        await self._send(_LAST)
+        await self._until_sent(0)
+        self._closed = True
+        return Blob(self._key, self._size, self._hash.hexdigest())
+
+    async def close(self) -> bool:
+        """Send nothing any more, and wait for what is under way; whether a piece that failed may still come."""
+        self._closed = True
+        self._held.clear()
+        if self._sending:
+            await asyncio.wait(self._sending)
+        return self._failure is not None
+
+    async def _send(self, suffix: str) -> None:
+        await self._until_sent(_SENDING - 1)
+        await self._places.acquire()
+        data = b"".join(self._held)
+        self._held.clear()
+        self._held_size = 0
+        task = asyncio.create_task(self._blobs.put(f"{self._key}/{self._sent:05d}{suffix}", data))
+        self._sent += 1
+        self._sending.add(task)
+        task.add_done_callback(self._was_sent)
+
+    def _was_sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._places.release()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and self._failure is None:
+            self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
+
+    async def _until_sent(self, most: int) -> None:
+        """Until no more than so many pieces are under way."""
+        while len(self._sending) > most:
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StoreError("This file is closed.")
+
+
+class S3BlobReader:
+    """An open content. Who reads on where the last read ended is read ahead for."""
+
+    def __init__(self, blobs: S3Blobs, pieces: list[tuple[str, int]]) -> None:
+        self._blobs = blobs
+        self._pieces = pieces
+        self._starts = [0]
+        for _, size in pieces:
+            self._starts.append(self._starts[-1] + size)
+        self._window: tuple[int, bytes] = (0, b"")
+        self._ahead: tuple[int, asyncio.Task[bytes]] | None = None
+        self._read_to = 0
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self._starts[-1]
+
+    @property
+    def path(self) -> Path | None:
+        """None: it lies on no disk of this machine."""
+        return None
+
+    async def read(self, start: int, limit: int) -> bytes:
+        """Bytes from `start`, `limit` of them unless the content ends before."""
+        if self._closed:
+            raise StoreError("This file is closed.")
+        end = min(start + limit, self.size)
+        parts = []
+        at = start
+        while at < end:
+            part = await (self._long(at, end) if end - at > _AHEAD else self._short(at, end))
+            parts.append(part)
+            at += len(part)
+        self._read_to = at
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def aclose(self) -> None:
+        """Let it go."""
+        self._closed = True
+        self._window = (0, b"")
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead[1].cancel()
+            await to_the_end(asyncio.wait({ahead[1]}))
+
+    async def _long(self, start: int, end: int) -> bytes:
+        """Much at once, some stretches of it at a time."""
+        spans = [(at, min(at + _AHEAD, end)) for at in range(start, min(end, start + _FETCHING * _AHEAD), _AHEAD)]
+        return b"".join(await asyncio.gather(*(self._fetch(*span) for span in spans)))
+
+    async def _short(self, start: int, end: int) -> bytes:
+        """What there is at `start`, at most up to `end`."""
+        first, window = self._window
+        if not first <= start < first + len(window):
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] != start:
+                ahead[1].cancel()
+                ahead = None
+            if ahead is not None:
+                window = await ahead[1]
+            elif start and start == self._read_to:
+                window = await self._fetch(start, min(start + _AHEAD, self.size))
+            else:
+                # The first of its kind: perhaps nobody wants what is behind it.
+                return await self._fetch(start, end)
+            first = start
+            self._window = (first, window)
+            self._look_ahead(first + len(window))
+        return window[start - first : end - first]
+
+    def _look_ahead(self, start: int) -> None:
+        if start < self.size:
+            task = asyncio.create_task(self._fetch(start, min(start + _AHEAD, self.size)))
+            task.add_done_callback(look_at)
+            self._ahead = (start, task)
+
+    async def _fetch(self, start: int, end: int) -> bytes:
+        """Exactly these bytes."""
+        parts = []
+        while start < end:
+            number = bisect_right(self._starts, start) - 1
+            path, size = self._pieces[number]
+            first = self._starts[number]
+            part = await self._blobs.fetch(path, start - first, min(end - first, size))
+            if not part:
+                raise StoreError("A stored file is shorter than it was.")
+            parts.append(part)
+            start += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise StoreError("A stored file has a key that is none of ours.")
+    return key
+
+
+def _connected(settings: BlobSettings, bucket: str, prefix: str) -> S3Store:
+    seconds = timedelta(seconds=settings.seconds)
+    given: dict[str, Any] = {}
+    if settings.key_id is not None and settings.secret is not None:
+        given["access_key_id"] = settings.key_id.get_secret_value()
+        given["secret_access_key"] = settings.secret.get_secret_value()
+    if settings.endpoint is not None:
+        given["endpoint"] = settings.endpoint
+    path_style = settings.endpoint is not None if settings.path_style is None else settings.path_style
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        region=settings.region,
+        virtual_hosted_style_request=not path_style,
+        client_options={
+            "allow_http": settings.endpoint is not None and settings.endpoint.startswith("http:"),
+            "timeout": seconds,
+            "connect_timeout": min(seconds, timedelta(seconds=5)),
+        },
+        retry_config={
+            "max_retries": _TRIES - 1,
+            "retry_timeout": seconds,
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=2),
+                "base": 2,
+            },
+        },
+        **given,
+    )
