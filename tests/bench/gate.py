@@ -152,6 +152,7 @@ class Paths:
                     started = time.process_time()
                     for _ in range(times):
                         await path(messages, per)
+                    self._context.telemetry.endings.tell()
                     spent = (time.process_time() - started) / (times * per) * 1e6
                     if number:
                         samples.setdefault(f"{kind} {name}", []).append(spent)
@@ -163,6 +164,7 @@ async def _measure() -> dict[str, float]:
         app = await build(Settings.model_validate({"data": str(Path(folder) / "data")}), door="envoy")
         try:
             keep_what_there_is()
+            app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             return await Paths(app.context).measure()
         finally:
             await app.aclose()

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import gc
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -33,14 +34,13 @@ from antiphon.commands.collecting import keep_what_there_is
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import Settings
 from antiphon.doors.context import DoorContext
-from antiphon.engine.exchange.failure import Failure
-from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.observer import Unobserved
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import OtelTracer
 from antiphon.types.transport import Headers
+from tests.bench import telemetry_processes as processes
 from tests.bench.gate import CHUNKS, Paths
+from tests.bench.unwatched import Nobody
 
 _ROUNDS = 150
 _STREAMS, _REQUESTS = 1, 25
@@ -64,29 +64,17 @@ asyncio.run(main())
 """
 
 
-class _Nobody(Unobserved, Observation):
-    """Nobody watches, and nothing is told at the end."""
-
-    def __init__(self) -> None:
-        self.door = ""
-
-    def drop(self) -> None:
-        pass
-
-    def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
-        pass
-
-
 class _Off(Telemetry):
     """None of it."""
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
-        return _Nobody()
+        return Nobody(request_id)
 
 
 class _Variant:
     def __init__(self, context: DoorContext, spans: BatchSpanProcessor | None = None) -> None:
         self.paths = Paths(context)
+        self._endings = context.telemetry.endings
         self._spans = spans
 
     async def cpu(self, kind: str) -> float:
@@ -98,6 +86,7 @@ class _Variant:
         started = time.process_time()
         for _ in range(times):
             await self.paths.relay(messages, per)
+        self._endings.tell()
         if self._spans is not None:
             self._spans.force_flush()
         return (time.process_time() - started) / (times * per) * 1e6
@@ -125,6 +114,7 @@ async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
         try:
             variants = _variants(app, collector)
             keep_what_there_is()
+            app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             samples: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in variants} for kind in _AIMS}
             for number in range(rounds + 1):
                 for kind, by_name in samples.items():
@@ -168,25 +158,55 @@ def _log_reader() -> Iterator[None]:
             reader.stdin.close()
 
 
+def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
+    """Print the ratios; whether every aim is met."""
+    met = True
+    for kind, by_name in found.items():
+        nothing = by_name["nothing"]
+        print(f"CPU per {kind}, in process: {nothing:.2f} µs with nothing of it")
+        for name, spent in by_name.items():
+            if name != "nothing":
+                met &= _tell(name, spent, spent / nothing, _AIMS[kind] if name != _ALL else None)
+    return met
+
+
+def _tell_processes(found: dict[str, dict[str, list[float]]]) -> bool:
+    """Print the ratios; whether the aim is met."""
+    met = True
+    for door, by_name in found.items():
+        nothing = statistics.median(by_name[processes.NOTHING])
+        print(f"CPU per request, {processes.DOORS[door]}: {nothing:.1f} µs with nothing of it")
+        for name, spent in by_name.items():
+            if name != processes.NOTHING:
+                met &= _tell(name, statistics.median(spent), processes.ratio(by_name, name), _AIMS["request"])
+    return met
+
+
+def _tell(name: str, spent: float, ratio: float, aim: float | None) -> bool:
+    met = aim is None or ratio <= aim
+    verdict = "" if aim is None else f" (at most {aim:g}) {'good' if met else 'TOO MUCH'}"
+    print(f"  {name:19} {spent:8.2f} µs  {ratio:.3f}x{verdict}", flush=True)
+    return met
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the ratios; the exit status is 1 when an aim is missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench telemetry", description="What metrics, logs and traces cost.")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    rounds = parser.parse_args(arguments).rounds
-    with _collector() as collector, _log_reader(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(_measure(collector, rounds))
-    status = 0
-    for kind, by_name in found.items():
-        nothing = by_name["nothing"]
-        print(f"CPU per {kind}: {nothing:.2f} µs with nothing of it")
-        for name, spent in by_name.items():
-            if name == "nothing":
-                continue
-            aim, ratio = _AIMS[kind] if name != _ALL else None, spent / nothing
-            verdict = "" if aim is None else f" (at most {aim:g}) {'good' if ratio <= aim else 'TOO MUCH'}"
-            status |= verdict.endswith("TOO MUCH")
-            print(f"  {name:18} {spent:8.2f} µs  {ratio:.3f}x{verdict}")
-    return status
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="in process (0: none)")
+    parser.add_argument("--process-rounds", type=int, default=20, help="of real processes (0: none)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="how long a real process is asked in a round")
+    parser.add_argument("--connections", type=int, default=16, help="that ask a real process at once")
+    parser.add_argument("--doors", default=",".join(processes.DOORS), help="which real processes")
+    given = parser.parse_args(arguments)
+    met = True
+    if given.process_rounds:
+        doors = given.doors.split(",")
+        measured = processes.measure(doors, given.process_rounds, given.seconds, given.connections)
+        met &= _tell_processes(asyncio.run(measured))
+    if given.rounds:
+        with _collector() as collector, _log_reader(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            met &= _tell_in_process(runner.run(_measure(collector, given.rounds)))
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

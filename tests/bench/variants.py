@@ -254,7 +254,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
         )
         variant.processes.append(envoy)
         admin = EnvoyAdmin(f"unix:{folder / 'envoy-admin.sock'}")
-        await _poll(envoy, admin.is_live)
+        await poll(envoy, admin.is_live)
         variant.port = await admin.bound_port("public") or 0
         variant.envoy = [pid for pid in (envoy.pid, *cpu.children(envoy.pid)) if cpu.program(pid).startswith("envoy")]
         if not variant.port or not variant.envoy:
@@ -286,9 +286,12 @@ def _plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[
     return config
 
 
-async def _poll(process: Process, ready: Callable[[], Awaitable[bool]]) -> None:
+async def poll(process: Process, ready: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it is ready; raises when it ends instead."""
     async with asyncio.timeout(_START_SECONDS):
         while not await ready():
             if process.handle.returncode is not None:
-                raise RuntimeError(f"Envoy did not start:\n{process.log.read_text()[-4000:] if process.log else ''}")
+                raise RuntimeError(
+                    f"a process did not start:\n{process.log.read_text()[-4000:] if process.log else ''}"
+                )
             await asyncio.sleep(0.05)

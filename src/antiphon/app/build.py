@@ -111,6 +111,8 @@ class App:
             return await door
         finally:
             giving.cancel()
+            # What ended comes before the line that says so.
+            self.context.telemetry.endings.tell()
 
     async def give_back(self) -> None:
         """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what
@@ -130,6 +132,7 @@ class App:
         if self.vector_search is not None:
             await self.vector_search.aclose()
         await self.upstream.aclose()
+        self.context.telemetry.endings.tell()
         await self.book.aclose()
         await self.stores.aclose()
         self.refusals.close()
@@ -177,6 +180,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     book.start()
     opened.push_async_callback(book.aclose)
     telemetry = Telemetry(metrics, tracer, book, price_of(settings.prices))
+    metrics.before_scrape(telemetry.endings.told)
 
     def connect(target: UpstreamTarget) -> HttpUpstream:
         return HttpUpstream(

@@ -57,6 +57,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
         async with metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
+            app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             _log.info("serving", grpc=grpc_at, http=http_at)
             print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
             # Envoy learns by its health checks that this process takes no more; until then it goes on serving.

@@ -40,6 +40,7 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
         async with metrics_listener(settings.metrics.listen, app.context.telemetry.metrics), asking:
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
+            app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             print(f"ready: http://{bound}/v1", flush=True)
             notice = settings.timeouts.notice or 0.0
             seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)

@@ -45,8 +45,8 @@ class LogOutput:
         self._thread: threading.Thread | None = None
         atexit.register(self.flush, _EXIT_SECONDS)
 
-    def write(self, line: bytes) -> None:
-        """One line, without its end."""
+    def write(self, line: bytes, lines: int = 1) -> None:
+        """One line, or so many in one piece, without the last end."""
         data = line + b"\n"
         with self._changed:
             if self._direct is not None and not self._lines and not self._writing and not self._dropped:
@@ -60,8 +60,8 @@ class LogOutput:
                 if not data:
                     return
             elif self._size + len(data) > self._max_bytes:
-                self._dropped += 1
-                self.lost += 1
+                self._dropped += lines
+                self.lost += lines
                 return
             self._lines.append(data)
             self._size += len(data)

@@ -10,9 +10,10 @@ Invariant: `end` tells once, whatever happened; nothing here changes a response,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -21,6 +22,7 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.usage import Spent, UsageLedger
+from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
@@ -40,6 +42,7 @@ class Telemetry:
     tracer: Tracer | None = None
     ledger: UsageLedger | None = None
     price_of: Callable[[str], PriceSettings | None] = lambda _: None
+    endings: Endings = field(default_factory=Endings)
 
     def cost(self, model: str, usage: Usage) -> int:
         """What a call costs, in millionths of the prices' currency; 0 without a price."""
@@ -50,6 +53,20 @@ class Telemetry:
         """Begin to observe a response; `door` may still be changed until its end. `headers`: None while they are not
         known (`begin_job`)."""
         return Observation(self, door, request_id, owner, headers)
+
+
+class _Ended(NamedTuple):
+    """What is known of a response when it is over."""
+
+    seconds: float
+    outcome: str
+    failure: Failure | None
+    model: str
+    response_id: str
+    fell_back: bool
+    left_out: Sequence[str]
+    streamed: tuple[float, float | None] | None
+    known: Mapping[str, Any]
 
 
 class Observation:
@@ -157,45 +174,66 @@ class Observation:
             return
         self._ended = True
         self.call_ended("cancelled")
-        metrics, model = self._metrics, exchange.model[:NAME_LENGTH]
-        metrics.in_flight.dec()
-        now = time.perf_counter()
-        seconds = now - self.started
+        self._metrics.in_flight.dec()
         failure = with_cause(failure or exchange.failure, outcome)
+        now = time.perf_counter()
+        if self._spans is not None:
+            self._spans.end(exchange, self.door, self.request_id, outcome, failure)
+        ended = _Ended(
+            now - self.started,
+            outcome,
+            failure,
+            exchange.model[:NAME_LENGTH],
+            exchange.response_id,
+            exchange.fell_back,
+            exchange.unknown,
+            self._streamed(now, exchange.events - 1) if exchange.streaming else None,
+            known,
+        )
+        # What an operator should see is told while its cause is at hand.
+        loud = failure is not None or bool(ended.left_out)
+        self._telemetry.endings.add(partial(self._tell, ended, time.time()), now=loud)
+
+    def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
+        """Seconds to the first part, and between two events."""
+        if self._first is None:
+            return None
+        return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None
+
+    def _tell(self, ended: _Ended, at: float) -> None:
+        metrics, failure, model = self._metrics, ended.failure, ended.model
         fault = failure.fault if failure is not None else "none"
         code = failure.code if failure is not None else ""
         if failure is not None and not failure.upstream_status:
             metrics.refused_for(code)
-        metrics.response_finished(outcome, self.door, seconds, fault=fault, code=code, upstream=self._upstream)
-        if self._first is not None and exchange.streaming:
-            events = exchange.events - 1
-            metrics.streamed(
-                self.door, self._first - self.started, (now - self._first) / events if events > 0 else None
-            )
+        metrics.response_finished(
+            ended.outcome, self.door, ended.seconds, fault=fault, code=code, upstream=self._upstream
+        )
+        if ended.streamed is not None:
+            metrics.streamed(self.door, *ended.streamed)
         cost = self._spend(model)
-        if self._spans is not None:
-            self._spans.end(exchange, self.door, self.request_id, outcome, failure)
         write_outcome(
             _log,
             "response",
             failure,
-            seconds,
+            ended.seconds,
             **{
+                "timestamp": at,
                 "request_id": self.request_id,
                 "trace_id": self._trace_id,
-                "response_id": exchange.response_id,
+                "response_id": ended.response_id,
                 "door": self.door,
                 "model": model,
-                "outcome": outcome,
+                "outcome": ended.outcome,
                 "owner": self._owner[:_OWNER_LENGTH],
                 "upstream": self._upstream,
-                "fallback": exchange.fell_back,
+                "fallback": ended.fell_back,
                 "calls": self._calls if self._calls > 1 else 0,
                 **self._tokens(),
                 "cost": cost / 1e6,
                 "head_seconds": round(self._head, 6) if self._head is not None else None,
-                "left_out": exchange.unknown,
-                **known,
+                "left_out": ended.left_out,
+                **ended.known,
             },
         )
 

@@ -38,4 +38,5 @@ def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float,
     if failure is not None and (advice := advice_for(failure)):
         told["advice"] = advice
     told |= {name: value for name, value in known.items() if value}
-    log.log(level, event, **told, seconds=round(seconds, 6))
+    told["seconds"] = round(seconds, 6)
+    log.log(level, event, **told)
