@@ -21,6 +21,7 @@ import time
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -209,6 +210,19 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stderr}")
+
+
+async def blocked(connection: asyncpg.Connection[Any]) -> int:
+    """Wait until another connection waits for a lock of this one; its process id."""
+    async with asyncio.timeout(_START_SECONDS):
+        while True:
+            pid = await connection.fetchval(
+                "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)) LIMIT 1"
+            )
+            if pid is not None:
+                return int(pid)
+            # Its view of the others stands still within a transaction.
+            await connection.execute("SELECT pg_stat_clear_snapshot()")
 
 
 class Pooler:

@@ -1,0 +1,45 @@
+"""Making something, once where its request came with a key.
+
+Lives here: the transaction around it. Not here: keys (`idempotency.py`), what is made.
+
+Invariant: there is neither the thing without its key, nor the key without the thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.stores.postgres.certain import certainly
+from antiphon.stores.postgres.database import Connection, Database
+
+T = TypeVar("T")
+
+
+class KeysInTransactions(Protocol):
+    """What the other stores need of the keys of requests."""
+
+    async def bind(self, connection: Connection, once: OnceOnly, object_id: str) -> None:
+        """Bind a key that is free in this transaction. Raises `AlreadyMade` and `ApiError`."""
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What was made with the key; see `IdempotencyStore.made`."""
+
+
+async def make(
+    database: Database,
+    keys: KeysInTransactions,
+    once: OnceOnly | None,
+    object_id: str,
+    work: Callable[[Connection], Awaitable[T]],
+) -> T:
+    """Do the work, which makes something, and bind its key with it, if it has one. Raises `AlreadyMade`, `ApiError` and
+    `StoreError`, and what `work` raises."""
+
+    async def unit(connection: Connection) -> T:
+        if once is not None:
+            await keys.bind(connection, once, object_id)
+        return await work(connection)
+
+    return await certainly(database, unit)
