@@ -1,0 +1,38 @@
+"""The contract of prompts on PostgreSQL: one store, and two on one database, directly and behind pgbouncer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from antiphon.engine.ports.state import PromptStore
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.prompts import PostgresPromptStore
+from tests.contracts.test_prompt_store import PromptStoreContract
+
+
+def _store(database: Database) -> PostgresPromptStore:
+    return PostgresPromptStore(database, keys=PostgresIdempotency(database), page_bytes=1 << 24)
+
+
+class _OnPostgres(PromptStoreContract):
+    @pytest.fixture
+    async def store(self, postgres_url: str) -> AsyncIterator[PromptStore]:
+        async with aclosing(Database(postgres_url)) as database:
+            yield _store(database)
+
+
+class TestPostgresPrompts(_OnPostgres):
+    @pytest.fixture
+    def peer(self, store: PromptStore) -> PromptStore:
+        return store
+
+
+class TestTwoPostgresStoresOfPrompts(_OnPostgres):
+    @pytest.fixture
+    async def peer(self, store: PromptStore, postgres_url: str) -> AsyncIterator[PromptStore]:
+        async with aclosing(Database(postgres_url)) as database:
+            yield _store(database)
