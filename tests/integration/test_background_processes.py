@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
@@ -15,6 +16,7 @@ from antiphon.stores.sqlite.jobs import SqliteJobStore
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_response, fold, parse_sse
+from tests.support.metrics import value_of
 from tests.support.waiting import until
 
 DONE = b"data: [DONE]\n\n"
@@ -165,6 +167,23 @@ async def test_a_follower_is_let_go_and_reads_on_elsewhere(many: Processes, one:
     assert later.data.endswith(b"data: [DONE]\n\n") and await draining
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert fold(events) == (await other.ended(response_id))["output"]
+
+
+async def test_what_a_drain_has_no_time_for_is_counted_and_fails(many: Processes, one: BackgroundApp) -> None:
+    many.chat.script(held(asyncio.Event()))
+    body = {"model": "m", "input": "hi", "stream": True}
+    async with one.session.post(f"{one.url}/responses", json=body) as cut:
+        await cut.content.readuntil(b'"delta":"Hel"')
+        assert await one.app.drain(one.door.drain(0.05), 0.05) is False
+        metrics = one.app.context.telemetry.metrics
+        assert value_of(metrics.render().decode(), "requests_cut_total", kind="response") == 1
+        await one.door.aclose()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await cut.content.read()
+    failed = value_of(
+        metrics.render().decode(), "response_failures_total", fault="ours", code="shutting_down", upstream="default"
+    )
+    assert failed == 1 and many.sql("SELECT status FROM responses") == [("failed",)]
 
 
 async def test_two_processes_share_the_work(many: Processes, one: BackgroundApp) -> None:

@@ -99,7 +99,7 @@ class App:
         """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
 
         What runs in the background counts as in flight: a moment before the time is over it is given back, so that all
-        of it is over when the time is.
+        of it is over when the time is. What is in flight still is counted: it is cut next.
         """
 
         async def give_back_in_time() -> None:
@@ -113,6 +113,8 @@ class App:
             giving.cancel()
             # What ended comes before the line that says so.
             self.context.telemetry.endings.tell()
+            for kind, count in self.context.admission.in_flight.items():
+                self.context.telemetry.metrics.cut.add(kind, by=count)
 
     async def give_back(self) -> None:
         """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what

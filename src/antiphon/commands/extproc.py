@@ -50,6 +50,12 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
         tls=tls,
     )
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
+
+    async def stop_serving() -> None:
+        signals.closing()
+        await app.give_back()
+        await asyncio.gather(processor.aclose(), http.aclose())
+
     try:
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
@@ -67,9 +73,9 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
                 lambda: app.drain(processor.drain(seconds, notice=notice), seconds),
                 app.context.admission,
             )
+            # What is cut is in the numbers, and these can still be asked for.
+            await stop_serving()
     finally:
-        signals.closing()
-        await app.give_back()
-        await asyncio.gather(processor.aclose(), http.aclose())
+        await stop_serving()
         await app.aclose()
     return 0 if drained else 1

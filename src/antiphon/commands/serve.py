@@ -32,6 +32,12 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
     door = HttpDoor(app.context, private=False)
     # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
     private = HttpDoor(app.context, private=True, drive_exchanges=False)
+
+    async def stop_serving() -> None:
+        signals.closing()
+        await app.give_back()
+        await asyncio.gather(door.aclose(), private.aclose())
+
     try:
         if private_port is not None:
             await private.start(private_port)
@@ -47,9 +53,9 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
             drained = await signals.wait_and_drain(
                 lambda: app.drain(door.drain(seconds, notice=notice), seconds), app.context.admission
             )
+            # What is cut is in the numbers, and these can still be asked for.
+            await stop_serving()
     finally:
-        signals.closing()
-        await app.give_back()
-        await asyncio.gather(door.aclose(), private.aclose())
+        await stop_serving()
         await app.aclose()
     return 0 if drained else 1

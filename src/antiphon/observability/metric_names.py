@@ -143,6 +143,12 @@ REFUSED = _counter(
     "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
     setting=_BOUNDS,
 )
+CUT = _counter(
+    "requests_cut_total",
+    "Requests that were in flight when the time for a drain was over. (Of those, responses are failures with the code "
+    "`shutting_down`.)",
+    kind="`response`, `websocket`, `background`, `request`: any other",
+)
 COMPACTIONS = _counter("compactions_total", "Conversations that were summed up.")
 CONFLICTS = _counter("conversation_conflicts_total", "Requests for a conversation that another response was using.")
 SEALS_REFUSED = _counter("sealed_content_refused_total", "Encrypted content of ours that did not open.")
@@ -188,9 +194,9 @@ BUILD = _shared(
 
 METRICS = (
     RESPONSES, FAILURES, DURATION, FIRST_EVENT, EVENT_GAP, TOKENS, COST, REQUESTS, UPSTREAM_CALLS, UPSTREAM_HEAD, TOOLS,
-    TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, COMPACTIONS, CONFLICTS, SEALS_REFUSED, ATTEMPTS,
-    GIVEN_BACK, LOST, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE, WRITER_GROUP, READERS,
-    THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
+    TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, CUT, COMPACTIONS, CONFLICTS, SEALS_REFUSED,
+    ATTEMPTS, GIVEN_BACK, LOST, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE, WRITER_GROUP,
+    READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
 )  # fmt: skip
 """All there are, in the order of the docs."""
 

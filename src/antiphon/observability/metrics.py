@@ -60,6 +60,8 @@ class Metrics(Collector):
         self._files = self._keep(Counts(names.FILES))
         self._searches = self._keep(Spread(names.SEARCHES))
         self._refused = self._keep(Counts(names.REFUSED))
+        self.cut = self._keep(Counts(names.CUT))
+        """Requests that a drain had no time for, by kind."""
         self.compactions = self._keep(Counts(names.COMPACTIONS))
         """Conversations that were summed up."""
         self._refused_for = {

@@ -1,0 +1,69 @@
+"""`envoy/drain.sh`: what a pod does before its Envoy is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
+from tests.support.gateway import post, start_gateway
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SECONDS = 90.0
+SCRIPT = Path(__file__).parents[2] / "envoy" / "drain.sh"
+STREAM = {"model": "m", "input": "hi", "stream": True}
+
+
+@asynccontextmanager
+async def _draining(notice: int, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = ("bash", str(SCRIPT), str(notice), str(port))
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            # What it waits with, too.
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def test_an_envoy_leaves_when_its_last_answer_is_whole(
+    server: ChatServer, folder: Path, unused_tcp_port: int
+) -> None:
+    environ = {"ANTIPHON_ENVOY__ADMIN": f"127.0.0.1:{unused_tcp_port}"}
+    gateway = await start_gateway(server.base_url, folder, environ=environ)
+    gate = asyncio.Event()
+    server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]), answer(parts=text_stream("c")))
+    async with (
+        asyncio.timeout(SECONDS),
+        aiohttp.ClientSession() as session,
+        session.post(gateway.base_url + "/responses", json=STREAM) as stream,
+    ):
+        body = await stream.content.readuntil(b"output_text.delta")
+        async with _draining(600, unused_tcp_port):
+            status = 200
+            while status == 200:
+                async with session.get(gateway.origin + "/ready") as ready:
+                    status, said = ready.status, await ready.json()
+            assert (status, said["reason"], ready.headers["connection"]) == (503, "shutting_down", "close")
+            served = await post(gateway.base_url + "/responses", STREAM)
+            assert b"response.completed" in served.body and served.headers["connection"] == "close"
+        # The same again, with the notice over.
+        async with _draining(0, unused_tcp_port) as process:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                while True:
+                    await post(gateway.base_url + "/conversations", {})
+            assert process.returncode is None
+            gate.set()
+            body += await stream.content.read()
+            assert await process.wait() == 0
+    assert b"response.completed" in body
+    assert await gateway.stop() == 0
