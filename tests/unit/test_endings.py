@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from antiphon.engine.exchange.failure import Failure
-from antiphon.observability import endings
+from antiphon.observability import endings, observation
 from antiphon.observability.endings import Endings
 from antiphon.observability.logs import configure, lines_together
 from antiphon.observability.metrics import Metrics
@@ -29,6 +29,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch, logging_as_before: None) -> Iterator[i
     with open(writing, "w") as file, monkeypatch.context() as patch:
         patch.setattr("sys.stderr", file)
         configure("info", "json")
+        # A logger keeps the set-up that it was used with first: the module's own must not keep this one.
+        patch.setattr(observation, "_log", structlog.get_logger())
         yield reading
         patch.undo()
         configure("error", "json")
