@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import NoRoom, new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
+from antiphon.stores.blobs import s3
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.blobs.s3_failures import store_error
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
-from tests.contracts.blob_contract import BlobStoreContract, Left, put
+from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment
@@ -85,7 +87,7 @@ class TestS3Files(FileStoreContract):
 
 async def test_nothing_is_left_of_what_is_gone(stores: SqliteStores, left: Left) -> None:
     await keep(stores.files, fields("a"), b"x" * (9 << 20))
-    assert [len(path.rpartition("/")[2]) for path in sorted(await left())] == [5, 10]
+    assert [len(path.rpartition("/")[2]) for path in sorted(await left())] == [6, 11]
     async with stores.files.uploading() as upload:
         await upload.write(b"y" * (17 << 20))
     with pytest.raises(NoRoom):
@@ -178,6 +180,45 @@ async def test_a_content_that_lacks_a_piece_is_none(settings: BlobSettings, left
             await blobs.open(made.key)
         await blobs.delete(made.key)
         assert await left() == []
+
+
+async def test_contents_of_more_pieces_than_a_list_holds(
+    settings: BlobSettings, left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_LEAST", 512)
+    monkeypatch.setattr(s3, "_PIECE", 512)
+    blobs = S3Blobs(settings)
+    whole = random.Random(1).randbytes(600_000)
+    made = await put(blobs, whole)
+    assert len(await left()) == 1172
+    assert await got(blobs, made.key) == whole
+    await blobs.delete(made.key)
+    assert await left() == []
+
+
+async def test_many_open_at_once_hold_little_each(settings: BlobSettings) -> None:
+    blobs = S3Blobs(settings)
+    assert (blobs.piece, blobs.stretch) == (8 << 20, 2 << 20)
+    whole = random.Random(2).randbytes(3 << 20)
+    async with AsyncExitStack() as opened:
+        writers = [await opened.enter_async_context(blobs.writing(new_blob_key())) for _ in range(64)]
+        assert blobs.piece == 1 << 20
+        for writer in writers:
+            await writer.write(whole[: 2 << 20])
+        assert max(writer._held_size for writer in writers) == 1 << 20
+        for writer in writers[1:]:
+            await writer.seal()
+        await opened.enter_async_context(blobs.writing(new_blob_key()))
+        await writers[0].write(whole[2 << 20 :])
+        made = await writers[0].seal()
+    assert blobs.piece == 8 << 20
+    readers = [await blobs.open(made.key) for _ in range(1000)]
+    assert blobs.stretch == 128 << 10
+    assert await readers[0].read(0, 1 << 20) + await readers[0].read(1 << 20, 2 << 20) == whole
+    for reader in readers:
+        await reader.aclose()
+        await reader.aclose()
+    assert blobs.stretch == 2 << 20
 
 
 async def test_one_that_goes_while_it_is_read_is_an_error(settings: BlobSettings) -> None:

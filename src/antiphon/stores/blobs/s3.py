@@ -3,16 +3,16 @@
 Lives here: writing, opening and deleting. Not here: which contents are wanted (the backends' `pending_blobs.py`), what
 a failure means (`s3_failures.py`).
 
-A content is several objects, `<prefix>/<key>/00000`, `00001`, …, of 8 MiB each; the last one may be shorter, is called
-`00007-last`, and is written when all others are there. S3's own multipart uploads would be one object, but what is
-unfinished of them is in no list of objects: only who knows an upload's number can end it, and the client library tells
-none. An unfinished content of pieces is found under its key like a finished one, so one request that deletes what
-stands under a key leaves nothing, whoever died in the middle.
+A content is several objects, `<prefix>/<key>/000000`, `000001`, …, of 8 MiB each, or less while many uploads are open;
+the last one is called `000007-last`, and is written when all others are there. S3's own multipart uploads would be one
+object, but what is unfinished of them is in no list of objects: only who knows an upload's number can end it, and the
+client library tells none. An unfinished content of pieces is found under its key like a finished one, so one request
+that deletes what stands under a key leaves nothing, whoever died in the middle.
 
 Invariants: nothing is read of a content without a last piece; an upload holds one piece and has `_SENDING` under way,
-all uploads together `_SENDING_ALL`; a download holds one stretch of `_AHEAD` bytes and has one under way; every request
-ends by its deadline; no piece is sent when its writer is closed, and a content of which one may come late is not
-believed to be deleted at once.
+all uploads together `_SENDING_ALL`; a download holds one stretch and has one under way; pieces and stretches become
+smaller when many are open, so that all together hold little (`_share`); every request ends by its deadline; no piece is
+sent when its writer is closed, and a content of which one may come late is not believed to be deleted at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _PIECE = 8 << 20
 _LAST = "-last"
 _SENDING = 2
 _SENDING_ALL = 16
-_AHEAD = 2 << 20
+_STRETCH = 2 << 20
+# What all uploads, and all downloads, of a process hold, until so many are open that each has the least there is.
+_HELD_ALL = 64 << 20
+_LEAST = 128 << 10
 _FETCHING = 4
 _TRIES = 3
 _CHECK = "check"
@@ -60,6 +63,18 @@ class S3Blobs:
         self._store = _connected(settings, self._bucket, prefix)
         self._sending = asyncio.Semaphore(_SENDING_ALL)
         self._late: set[str] = set()
+        self._uploads = 0
+        self._downloads = 0
+
+    @property
+    def piece(self) -> int:
+        """Bytes of which an upload makes a piece, at the moment."""
+        return _share(_PIECE, self._uploads)
+
+    @property
+    def stretch(self) -> int:
+        """Bytes that a download reads at once, at the moment."""
+        return _share(_STRETCH, self._downloads)
 
     async def check(self) -> None:
         """Whether everything a content needs is allowed. Raises `StoreError` that says what to do."""
@@ -73,19 +88,26 @@ class S3Blobs:
     async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
         """Begin a content under a key that was never used."""
         writer = S3BlobWriter(self, _checked(key), self._sending)
+        self._uploads += 1
         try:
             yield writer
         finally:
+            self._uploads -= 1
             if await to_the_end(writer.close()):
                 self._late.add(key)
 
     async def open(self, key: str) -> S3BlobReader:
         """Open a content; one that is not there is a `StoreError`."""
         pieces = await self.pieces(_checked(key))
-        numbers = [f"{number:05d}" for number in range(len(pieces))]
+        numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
             raise StoreError(f"Opening a file failed in {self._where}: its content is not there.")
+        self._downloads += 1
         return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
+
+    def closed(self) -> None:
+        """A reader was let go."""
+        self._downloads -= 1
 
     async def delete(self, key: str) -> None:
         """Delete what there is of a content."""
@@ -164,9 +186,9 @@ class S3BlobWriter:
         view = memoryview(data)
         while view:
             # A full piece waits for what comes after it: the last one has a name of its own.
-            if self._held_size == _PIECE:
+            if self._held_size >= self._blobs.piece:
                 await self._send("")
-            some = bytes(view[: _PIECE - self._held_size])
+            some = bytes(view[: self._blobs.piece - self._held_size])
             view = view[len(some) :]
             self._hash.update(some)
             self._held.append(some)
@@ -195,7 +217,7 @@ class S3BlobWriter:
         data = b"".join(self._held)
         self._held.clear()
         self._held_size = 0
-        task = asyncio.create_task(self._blobs.put(f"{self._key}/{self._sent:05d}{suffix}", data))
+        task = asyncio.create_task(self._blobs.put(f"{self._key}/{self._sent:06d}{suffix}", data))
         self._sent += 1
         self._sending.add(task)
         task.add_done_callback(self._was_sent)
@@ -252,7 +274,7 @@ class S3BlobReader:
         parts = []
         at = start
         while at < end:
-            part = await (self._long(at, end) if end - at > _AHEAD else self._short(at, end))
+            part = await (self._long(at, end) if end - at > _STRETCH else self._short(at, end))
             parts.append(part)
             at += len(part)
         self._read_to = at
@@ -260,7 +282,10 @@ class S3BlobReader:
 
     async def aclose(self) -> None:
         """Let it go."""
+        if self._closed:
+            return
         self._closed = True
+        self._blobs.closed()
         self._window = (0, b"")
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
@@ -269,7 +294,8 @@ class S3BlobReader:
 
     async def _long(self, start: int, end: int) -> bytes:
         """Much at once, some stretches of it at a time."""
-        spans = [(at, min(at + _AHEAD, end)) for at in range(start, min(end, start + _FETCHING * _AHEAD), _AHEAD)]
+        most = min(end, start + _FETCHING * _STRETCH)
+        spans = [(at, min(at + _STRETCH, most)) for at in range(start, most, _STRETCH)]
         return b"".join(await asyncio.gather(*(self._fetch(*span) for span in spans)))
 
     async def _short(self, start: int, end: int) -> bytes:
@@ -283,7 +309,7 @@ class S3BlobReader:
             if ahead is not None:
                 window = await ahead[1]
             elif start and start == self._read_to:
-                window = await self._fetch(start, min(start + _AHEAD, self.size))
+                window = await self._fetch(start, min(start + self._blobs.stretch, self.size))
             else:
                 # The first of its kind: perhaps nobody wants what is behind it.
                 return await self._fetch(start, end)
@@ -294,7 +320,7 @@ class S3BlobReader:
 
     def _look_ahead(self, start: int) -> None:
         if start < self.size:
-            task = asyncio.create_task(self._fetch(start, min(start + _AHEAD, self.size)))
+            task = asyncio.create_task(self._fetch(start, min(start + self._blobs.stretch, self.size)))
             task.add_done_callback(look_at)
             self._ahead = (start, task)
 
@@ -311,6 +337,10 @@ class S3BlobReader:
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _share(most: int, among: int) -> int:
+    return max(_LEAST, min(most, _HELD_ALL // max(among, 1)))
 
 
 def _checked(key: str) -> str:
