@@ -199,7 +199,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             # It says so at the next write already when a renewal found it out.
-            store._pending.end(upload._key)
+            store._pending._leases.drop(store._rows, upload._blob.key)
             await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await store.get(ALICE, "file-a") is None

@@ -117,7 +117,7 @@ async def main():
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
         # Three pieces: one is there, the others on their way or held.
         await half.write(b"h" * (20 << 20))
-        await half.content._until_sent(1)
+        await half._blob.content._until_sent(1)
         await whole.write(b"w" * (9 << 20))
         stores.files._writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))

@@ -1,7 +1,7 @@
 """Contents of files on disk: the `BlobStore` over a folder.
 
-Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (the
-backends: `stores/sqlite/files.py`, `stores/sqlite/pending_blobs.py`).
+Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (`pending.py`, the backends'
+file stores).
 
 A content is written into `new/<key>`, flushed to disk, and renamed to `ab/cd/<key>`.
 

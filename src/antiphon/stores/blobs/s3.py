@@ -1,6 +1,6 @@
 """Contents of files in an S3 bucket: the `BlobStore` over object storage.
 
-Lives here: writing, opening and deleting. Not here: which contents are wanted (the backends' `pending_blobs.py`), what
+Lives here: writing, opening and deleting. Not here: which contents are wanted (`pending.py`), what
 a failure means (`s3_failures.py`).
 
 A content is several objects, `<prefix>/<key>/000000`, `000001`, …, of 8 MiB each, or less while many uploads are open;

@@ -1,7 +1,7 @@
 """What it means to keep an uploaded file: the `FileStore` over SQLite and any `BlobStore`.
 
 Lives here: the SQL by name, the order of row and content, and the sweep of what expired. Not here: contents that are no
-file's (`pending_blobs.py`), where contents lie (`stores/blobs/`), threads, connections and transactions.
+file's (`stores/blobs/pending.py`), where contents lie (`stores/blobs/`), threads, connections and transactions.
 
 Invariant: a row is written after its content is durable and deleted before it; in the unit in which it comes its
 pending row goes, and the other way round. So whatever moment a process dies at, no row is without its content, and no
@@ -20,25 +20,22 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import (
     BlobReader,
     BlobStore,
-    BlobWriter,
     FileFields,
     FilePage,
     FileQuery,
     NoRoom,
     StoredFile,
-    new_blob_key,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlob, PendingBlobs
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, ListBlobs, SqlitePendingBlobs
+from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, ListBlobs, SqlitePendingRows
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
-
-UPLOAD_LEASE_SECONDS = 900.0
 
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""
@@ -76,7 +73,6 @@ INSERT INTO pending_blobs (key, lease_until) SELECT blob, 0 {_GOING} ON CONFLICT
 """
 DELETE_EXPIRED = f"DELETE {_GOING} RETURNING blob"
 
-_LOST = "The upload stood still for so long that it counted as broken off, and was deleted; send the file again."
 _BATCH = 200
 _EVER = (1 << 63) - 1
 
@@ -97,12 +93,16 @@ class SqliteFileStore:
         list_before: ListBlobs | None = None,
     ) -> None:
         """`owner_bytes`: the most that all files of one owner may take. `upload_lease`: seconds after which an upload
-        that was not heard of counts as broken off. `list_before`: as in `SqlitePendingBlobs`."""
+        that was not heard of counts as broken off. `list_before`: lists where
+        contents from before pending blobs may lie."""
         self._keys = keys or SqliteIdempotency(writer, readers)
         self._writer = writer
         self._readers = readers
         self._blobs = blobs
-        self._pending = SqlitePendingBlobs(writer, readers, blobs, lease=upload_lease, list_before=list_before)
+        self._rows = SqlitePendingRows(writer, readers)
+        self._pending = PendingBlobs(self._rows, blobs, upload_lease)
+        self._lease = upload_lease
+        self._list_before = list_before
         self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
@@ -111,24 +111,12 @@ class SqliteFileStore:
     async def aclose(self) -> None:
         """Let reads and writes of contents end."""
         await self._pending.aclose()
-        await self._blobs.aclose()
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[SqliteFileUpload]:
         """Begin a new file."""
-        key = new_blob_key()
-        # Whoever leaves while the row is written leaves a row without a content, which a sweep takes.
-        await self._pending.begin(key)
-        upload = SqliteFileUpload(self._keys, self._pending, key, self._limit)
-        try:
-            async with self._blobs.writing(key) as content:
-                upload.content = content
-                yield upload
-        finally:
-            if upload.settled:
-                self._pending.end(key)
-            else:
-                await to_the_end(self._pending.forget(key))
+        async with self._pending.uploading() as blob:
+            yield SqliteFileUpload(self._keys, blob, self._limit)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
         """The file, or None."""
@@ -192,6 +180,8 @@ class SqliteFileStore:
 
     async def sweep(self) -> tuple[int, int]:
         """Delete expired files, and contents that are no file's any more; how many of each."""
+        if self._list_before is not None:
+            await self._rows.note_those_of_before(self._list_before, self._lease)
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 
@@ -220,32 +210,23 @@ class SqliteFileStore:
 class SqliteFileUpload:
     """A file on its way in."""
 
-    content: BlobWriter
-
-    def __init__(self, keys: SqliteIdempotency, pending: SqlitePendingBlobs, key: str, limit: int | None) -> None:
+    def __init__(self, keys: SqliteIdempotency, blob: PendingBlob, limit: int | None) -> None:
         self._keys = keys
-        self._pending = pending
-        self._key = key
+        self._blob = blob
         self._limit = limit
-        self.settled = False
-        """Whether the content is a file's, or may be: then what becomes of it is written in the rows."""
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self.content.size
+        return self._blob.size
 
     async def write(self, data: bytes) -> None:
         """Append to the content. Raises `StoreError`, also for an upload that a sweep took."""
-        if not self._pending.is_renewed(self._key):
-            raise StoreError(_LOST)
-        await self.content.write(data)
+        await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         """Make it the owner's file. Raises `NoRoom`, `AlreadyMade`."""
-        if not await self._pending.is_held(self._key):
-            raise StoreError(_LOST)
-        blob = await self.content.seal()
+        blob = await self._blob.seal()
         created = milliseconds(fields.created_at)
         expires = milliseconds(fields.expires_at) if fields.expires_at is not None else None
         named = {
@@ -267,16 +248,16 @@ class SqliteFileUpload:
             if once is not None:
                 # The content belongs to the request; only now it is known.
                 once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
-            self.settled = True
+            self._blob.settled = True
             # Until it has ended the content is neither a file's nor nobody's.
             await to_the_end(self._keys.make(once, fields.id, unit, undo))
         except RowsMissing:
-            self.settled = False
-            if await self._pending.is_held(self._key):
+            self._blob.settled = False
+            if await self._blob.is_held():
                 raise NoRoom from None
-            raise StoreError(_LOST) from None
+            raise self._blob.lost() from None
         except (AlreadyMade, ApiError):
-            self.settled = False
+            self._blob.settled = False
             raise
         return StoredFile(
             fields.id,

@@ -23,10 +23,11 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
 from antiphon.stores.sqlite.figures import SqliteFigures
-from antiphon.stores.sqlite.files import UPLOAD_LEASE_SECONDS, SqliteFileStore
+from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
