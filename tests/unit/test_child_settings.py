@@ -48,7 +48,6 @@ def test_a_child_has_the_same_settings(name: str, tmp_path: Path) -> None:
     ("door", "given", "theirs"),
     [
         ("envoy", {"notice": 5, "drain": 30}, (0.0, 25.0)),
-        ("envoy", {"notice": 40, "drain": 30}, (0.0, 0.0)),
         ("envoy", {"drain": 30}, (0.0, 30.0)),
         ("http", {"notice": 5, "drain": 30}, (5.0, 30.0)),
         ("http", {"drain": 30}, (None, 30.0)),

@@ -108,3 +108,10 @@ def test_no_words_of_the_library_and_no_value_are_shown() -> None:
 )  # fmt: skip
 def test_the_words(values: dict[str, Any], said: str) -> None:
     assert wrong(values) == said
+
+
+@pytest.mark.parametrize(("notice", "drain"), [(30, 30), (5, 1), (1, 0)])
+def test_a_notice_that_leaves_no_time_is_told(notice: float, drain: float) -> None:
+    said = wrong({"timeouts": {"notice": notice, "drain": drain}})
+    assert f"notice ({notice} s) must be less than drain ({drain} s)" in said
+    assert load_settings({"timeouts": {"notice": 0, "drain": drain}}).timeouts.drain == drain

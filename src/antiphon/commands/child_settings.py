@@ -60,7 +60,7 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
     times = settings.timeouts
     if settings.door == "envoy":
         # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
-        times = times.model_copy(update={"drain": max(0.0, times.drain - (times.notice or 0.0)), "notice": 0.0})
+        times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
     return settings.model_copy(
         update={
             "data": settings.data.absolute(),

@@ -67,8 +67,9 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
             _log.info("serving", grpc=grpc_at, http=http_at)
             print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
             # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
-            notice = _NOTICE_SECONDS if settings.timeouts.notice is None else settings.timeouts.notice
             seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
+            given = settings.timeouts.notice
+            notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
             drained = await signals.wait_and_drain(
                 lambda: app.drain(processor.drain(seconds, notice=notice), seconds),
                 app.context.admission,

@@ -130,7 +130,16 @@ class TimeoutSettings(Section):
     notice: float | None = Field(None, ge=0)
     """Seconds after SIGTERM in which new requests are still served while `/ready` and gRPC health say no, so that
     whoever sends them notices first: at least the interval of their health checks, and a second. Unset: 2 for
-    `antiphon extproc`, whom Envoy asks every second, 0 for `serve` and `up`."""
+    `antiphon extproc`, whom Envoy asks every second (half of a shorter `drain`), 0 for `serve` and `up`."""
+
+    @model_validator(mode="after")
+    def _check_notice(self) -> TimeoutSettings:
+        if self.notice and self.notice >= self.drain:
+            raise ValueError(
+                f"notice ({self.notice:g} s) must be less than drain ({self.drain:g} s), which it is a part of: "
+                "what is in flight would be cut when the notice is over"
+            )
+        return self
 
 
 class FetchSettings(Section):
