@@ -7,7 +7,7 @@ import asyncio
 import base64
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import openai
 import pytest
 import pytest_asyncio
 
+from antiphon.stores.blobs.s3 import S3Blobs
 from tests.e2e.conftest import Setup, _Setups
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory import forget_peak, peak
+from tests.support.seaweed import KEY_ID, SECRET
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
@@ -221,27 +223,43 @@ async def test_a_strangers_file_and_none_are_a_400_that_names_the_part(
 # Processes
 
 
-async def test_what_a_killed_process_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
+@pytest.fixture(params=["disk", "bucket"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], Callable[[], list[str]]]:
+    """Where contents lie: the settings that say so, and what lies there."""
+    if request.param == "disk":
+        return {}, lambda: [str(path) for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    blobs = request.getfixturevalue("seaweed").settings()
+    store = S3Blobs(blobs)._store
+    given = {**blobs.model_dump(include={"url", "endpoint"}), "key_id": KEY_ID, "secret": SECRET}
+    environ = {f"ANTIPHON_BLOBS__{name.upper()}": str(value) for name, value in given.items()}
+    return environ, lambda: [one["path"] for some in store.list() for one in some]
+
+
+async def test_what_a_killed_process_left_is_gone_after_the_next_start(
+    tmp_path: Path, storage: tuple[dict[str, str], Callable[[], list[str]]]
+) -> None:
+    """Once its lease is over, not before: till then it may live."""
+    environ, left = storage
     # One process clears up for all in each of these seconds, also after a restart.
-    often = {"ANTIPHON_FILES__SWEEP": "1"}
-    new = tmp_path / "files" / "new"
+    often = {"ANTIPHON_FILES__SWEEP": "1", "ANTIPHON_FILES__LEASE": "5", **environ}
     gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, command="serve", environ=often)
     async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
         kept = await client.files.create(file=("a.txt", b"kept"), purpose="user_data")
+        assert len(left()) == 1
         host, _, port = gateway.origin.removeprefix("http://").rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(
             b"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\n"
-            b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
-            b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 1_000_000
+            b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 90000000\r\n\r\n"
+            b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 20_000_000
         )
-        await until(lambda: [path for path in new.glob("*") if path.stat().st_size])
+        await until(lambda: len(left()) > 1)
         assert await gateway.stop(signal.SIGKILL) == -9
         writer.close()
-    assert len(list(new.glob("*"))) == 1
+    assert len(left()) > 1
     gateway = await start_gateway("http://127.0.0.1:9/v1", tmp_path, command="serve", environ=often)
     async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
-        await until(lambda: not list(new.glob("*")))
+        await until(lambda: len(left()) == 1)
         assert (await client.files.content(kept.id)).content == b"kept"
     assert await gateway.stop() == 0
 

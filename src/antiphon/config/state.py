@@ -65,7 +65,7 @@ class FileSettings(Section):
     sweep: float = Field(3_600.0, gt=0)
     """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
     first is made at the start. Of several processes one makes them."""
-    lease: float = Field(900.0, ge=10)
+    lease: float = Field(900.0, ge=1)
     """Seconds after which an upload whose process was not heard of counts as broken off. An upload may take longer: its
     process says three times in that time that it lives."""
 
