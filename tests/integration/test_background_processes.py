@@ -169,6 +169,21 @@ async def test_a_follower_is_let_go_and_reads_on_elsewhere(many: Processes, one:
     assert fold(events) == (await other.ended(response_id))["output"]
 
 
+async def test_during_the_notice_nothing_is_begun_that_others_can_run(many: Processes, one: BackgroundApp) -> None:
+    many.chat.script(answer(parts=text_stream("a")))
+    draining = asyncio.create_task(one.app.drain(one.door.drain(60, notice=60), 60))
+    await until(lambda: one.app.context.admission.leaving)
+    made = await one.create()
+    other = await many.start()
+    assert (await other.ended(made["id"]))["status"] == "completed"
+    begun = [
+        value_of(each.app.context.telemetry.metrics.render().decode(), "background_attempts_total", kind="first")
+        for each in (one, other)
+    ]
+    assert begun == [0, 1]
+    draining.cancel()
+
+
 async def test_what_a_drain_has_no_time_for_is_counted_and_fails(many: Processes, one: BackgroundApp) -> None:
     many.chat.script(held(asyncio.Event()))
     body = {"model": "m", "input": "hi", "stream": True}

@@ -300,7 +300,8 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         telemetry=telemetry,
         watch_door=watch,
     )
-    admission.on_close |= {workers.retire, followers.let_go}
+    admission.on_leave.add(workers.retire)
+    admission.on_close.add(followers.let_go)
     workers.start()
     sweepers = (
         Sweeper("files", stores.files.sweep, settings.files.sweep, stores.retention.take_turn),

@@ -44,6 +44,8 @@ class Admission:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.on_leave: set[Callable[[], None]] = set()
+        """Called once, when requests should go elsewhere: what others can begin as well is not begun here any more."""
         self.on_close: set[Callable[[], None]] = set()
         """Called once, when no more requests are admitted: what is open without a request in it can go."""
 
@@ -97,11 +99,15 @@ class Admission:
 
     def leave(self) -> None:
         """Say that requests should go elsewhere; those that come are admitted."""
-        self._leaving = True
+        if not self._leaving:
+            self._leaving = True
+            for told in tuple(self.on_leave):
+                told()
 
     def close(self) -> None:
         """Admit no more requests."""
-        self._leaving = self._closed = True
+        self.leave()
+        self._closed = True
         for told in tuple(self.on_close):
             told()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -60,6 +61,17 @@ async def test_who_leaves_admits_nobody_and_tells_those_who_wait_for_it_once() -
         pass
     assert refused.value.code == "shutting_down" and ("retry-after", "1") in refused.value.headers
     assert ("connection", "close") in refused.value.headers and admission.active == 0
+
+
+async def test_who_leaves_says_so_once_whether_there_is_a_notice_or_not() -> None:
+    for leave in (Admission.leave, Admission.close):
+        admission = _admission()
+        told: list[str] = []
+        admission.on_leave.add(partial(told.append, "leaves"))
+        admission.on_close.add(partial(told.append, "closes"))
+        leave(admission)
+        admission.close()
+        assert told[:2] == ["leaves", "closes"] and told.count("leaves") == 1
 
 
 async def test_during_the_notice_requests_are_admitted_and_the_time_is_one() -> None:
