@@ -1,16 +1,69 @@
-"""What the contracts on SQLite share: stores in a folder of the test's own, and a process with a second store."""
+"""What the contracts share: the state that a test runs on, those who look at it from elsewhere, and, for what only
+SQLite can get wrong, its stores by their own type."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from antiphon.stores import Stores
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from tests.contracts.states import KINDS, PEERS, open_state
 from tests.contracts.store_contract import CHAIN_ITEMS
-from tests.contracts.store_process import StoreProcess
+from tests.contracts.store_process import ProcessStores, StoreProcess
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a state runs on every kind, and one that asks for its peers with each of them."""
+    if "peers" in metafunc.fixturenames:
+        alone = "stays_here" in metafunc.fixturenames
+        pairs = [pair for pair in PEERS if not alone or pair[1] != "process"]
+        metafunc.parametrize(("kind", "peers"), pairs, indirect=True, ids=["-".join(pair) for pair in pairs])
+    elif "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", KINDS, indirect=True)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """The backend's name."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def state_url(kind: str, tmp_path: Path) -> str:
+    """A state of the test's own."""
+    return {"sqlite": f"sqlite:{tmp_path}"}[kind]
+
+
+@pytest.fixture
+async def state(state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
+    """Its stores."""
+    async with aclosing(await open_state(state_url, tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def peers(request: pytest.FixtureRequest, state: Stores, state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
+    """Stores on the same state: the same ones, others in this process, or those of another process."""
+    if request.param == "itself":
+        yield state
+    elif request.param == "another":
+        async with aclosing(await open_state(state_url, tmp_path)) as opened:
+            yield opened
+    else:
+        process: StoreProcess = request.getfixturevalue("process")
+        await process.open(state_url, tmp_path)
+        yield cast(Stores, ProcessStores(process))
+        await process.call("aclose")
+
+
+@pytest.fixture
+def stays_here() -> None:
+    """For contracts of what cannot be sent to another process."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +89,6 @@ async def other_stores(stores: SqliteStores, tmp_path: Path) -> AsyncIterator[Sq
 @pytest.fixture
 async def open_process(stores: SqliteStores, process: StoreProcess, tmp_path: Path) -> AsyncIterator[StoreProcess]:
     """The other process, with a set of stores on the same files as `stores`."""
-    await process.call("open", str(tmp_path), CHAIN_ITEMS)
+    await process.open(f"sqlite:{tmp_path}", tmp_path)
     yield process
     await process.call("aclose")

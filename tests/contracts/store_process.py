@@ -1,4 +1,4 @@
-"""A `ResponseStore` that lives in another process, so that the contract runs across processes.
+"""Stores that live in another process, so that contracts run across processes.
 
 Lives here: the child's loop (`python store_process.py`, calls on standard input, answers on standard output) and
 the parent's proxy. Not here: what a store must do.
@@ -19,9 +19,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores import Stores
+from tests.contracts.states import open_state
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -52,6 +51,10 @@ class StoreProcess:
             raise result
         return result
 
+    async def open(self, url: str, data: Path) -> None:
+        """Open the stores of this state; `call("aclose")` closes them."""
+        await self.call("open", url, str(data))
+
     def close(self) -> None:
         """End the child."""
         assert self._child.stdin is not None and self._child.stdout is not None
@@ -67,45 +70,18 @@ class StoreProcess:
             return pickle.load(self._child.stdout)
 
 
-class ProcessStore:
-    """The store that a `StoreProcess` has open."""
+class ProcessStores:
+    """The stores that a `StoreProcess` has open, each by its name in `Stores`: `ProcessStores(process).responses`."""
 
     def __init__(self, process: StoreProcess) -> None:
-        self.process = process
+        self._process = process
 
-    async def save(self, record: ResponseRecord) -> None:
-        await self.process.call("save", record)
-
-    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        chain: Chain | None = await self.process.call("load_chain", owner, response_id)
-        return chain
-
-    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        items: dict[str, StoredItem] = await self.process.call("load_items", owner, item_ids)
-        return items
-
-    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
-        response: StoredResponse | None = await self.process.call("get", owner, response_id)
-        return response
-
-    async def delete(self, owner: str, response_id: str) -> bool:
-        deleted: bool = await self.process.call("delete", owner, response_id)
-        return deleted
-
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
-        found: ResponsePage = await self.process.call("list", owner, page)
-        return found
-
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
-        items: ItemPage | None = await self.process.call("input_items", owner, response_id, page)
-        return items
-
-    async def ping(self) -> None:
-        await self.process.call("ping")
+    def __getattr__(self, name: str) -> ProcessPart:
+        return ProcessPart(self._process, name)
 
 
 class ProcessPart:
-    """Another store of the same process, by its name in `Stores`: `ProcessPart(process, "conversations").get(…)`."""
+    """One store of another process."""
 
     def __init__(self, process: StoreProcess, name: str) -> None:
         self._process = process
@@ -126,20 +102,19 @@ def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...
 
 
 async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
-    stores: SqliteStores | None = None
+    stores: Stores | None = None
     while True:
         try:
             batch: list[Call] = await asyncio.to_thread(pickle.load, calls)
         except EOFError:
             break
         if batch[0][0] == "open":
-            data, chain_items = batch[0][1]
-            stores = await open_sqlite(Path(data), chain_items=chain_items)
+            url, data = batch[0][1]
+            stores = await open_state(url, Path(data))
             results: list[Any] = [None]
         else:
-            # `save` is the responses', `conversations.get` another store's, `aclose` that of all.
-            names = [name if "." in name or name == "aclose" else f"responses.{name}" for name, _ in batch]
-            running = [_call(attrgetter(name)(stores), given) for name, (_, given) in zip(names, batch, strict=True)]
+            # `responses.save` is a store's, `aclose` that of all.
+            running = [_call(attrgetter(name)(stores), given) for name, given in batch]
             results = await asyncio.gather(*running, return_exceptions=True)
         pickle.dump(results, answers)
         answers.flush()

@@ -21,7 +21,7 @@ from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
 from antiphon.stores.sqlite.writer import Counts, Statement
-from tests.contracts.file_contract import NOW, OWNER_BYTES, FileStoreContract, content, fields, keep
+from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment
 from tests.support.waiting import until
@@ -52,28 +52,6 @@ async def pending(stores: SqliteStores) -> list[str]:
 async def run_out(stores: SqliteStores) -> None:
     """Let every lease of an upload be over."""
     await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
-
-
-class TestDiskFiles(FileStoreContract):
-    @pytest.fixture
-    def store(self, stores: SqliteStores) -> SqliteFileStore:
-        return stores.files
-
-    @pytest.fixture
-    def peer(self, store: SqliteFileStore) -> SqliteFileStore:
-        return store
-
-
-class TestTwoStoresOfDiskFiles(FileStoreContract):
-    @pytest.fixture
-    def store(self, stores: SqliteStores) -> SqliteFileStore:
-        return stores.files
-
-    @pytest.fixture
-    async def peer(self, stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqliteFileStore]:
-        opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
-        yield opened.files
-        await opened.aclose()
 
 
 async def test_only_this_user_can_read_what_is_on_disk(store: SqliteFileStore, tmp_path: Path) -> None:

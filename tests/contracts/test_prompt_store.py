@@ -1,4 +1,4 @@
-"""What every `PromptStore` must do: on the memory fake, on SQLite, on two stores of one file, in another process."""
+"""What every `PromptStore` must do: on the memory fake, and on every state."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from antiphon.engine.ports.actions import StoredPrompt
 from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
-from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS
-from tests.contracts.store_process import ProcessPart, StoreProcess
+from antiphon.stores import Stores
+from tests.contracts.states import open_state
+from tests.contracts.store_contract import ALICE, BOB
 from tests.support.memory_prompts import MemoryPromptStore
 
 NO_METADATA = b"{}"
@@ -179,32 +179,18 @@ class TestMemoryPrompts(PromptStoreContract):
         return store
 
 
-class _OnSqlite(PromptStoreContract):
+class TestPrompts(PromptStoreContract):
     @pytest.fixture
-    def store(self, stores: SqliteStores) -> PromptStore:
-        return stores.prompts
+    def store(self, state: Stores) -> PromptStore:
+        return state.prompts
 
-
-class TestSqlitePrompts(_OnSqlite):
     @pytest.fixture
-    def peer(self, store: PromptStore) -> PromptStore:
-        return store
+    def peer(self, peers: Stores) -> PromptStore:
+        return peers.prompts
 
 
-class TestTwoSqliteStoresOfPrompts(_OnSqlite):
-    @pytest.fixture
-    def peer(self, other_stores: SqliteStores) -> PromptStore:
-        return other_stores.prompts
-
-
-class TestSqlitePromptsInTwoProcesses(_OnSqlite):
-    @pytest.fixture
-    def peer(self, open_process: StoreProcess) -> ProcessPart:
-        return ProcessPart(open_process, "prompts")
-
-
-async def test_a_page_of_versions_ends_with_its_bytes(tmp_path: Path) -> None:
-    stores = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, page_bytes=1_000)
+async def test_a_page_of_versions_ends_with_its_bytes(state_url: str, tmp_path: Path) -> None:
+    stores = await open_state(state_url, tmp_path, page_bytes=1_000)
     try:
         await stores.prompts.create(ALICE, "pmpt_a", None, NO_METADATA, body("x" * 400))
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""The store contract on SQLite: one store, two stores on one file, and a second store in another process."""
+"""Stores on SQLite: closed ones, and two processes that write at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports.state import PageQuery, ResponseStore
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
-from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, ResponseStoreContract, record
-from tests.contracts.store_process import ProcessStore, StoreProcess
-
-
-@pytest.fixture
-def store(stores: SqliteStores) -> ResponseStore:
-    return stores.responses
+from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, record
+from tests.contracts.store_process import ProcessStores, StoreProcess
 
 
 async def test_closed_stores_refuse_and_may_be_closed_again(tmp_path: Path) -> None:
@@ -39,43 +34,27 @@ async def test_closed_stores_refuse_and_may_be_closed_again(tmp_path: Path) -> N
             await call
 
 
-class TestSqliteStore(ResponseStoreContract):
-    @pytest.fixture
-    def peer(self, store: ResponseStore) -> ResponseStore:
-        return store
+async def test_both_processes_write_at_the_same_time(
+    stores: SqliteStores, open_process: StoreProcess, tmp_path: Path
+) -> None:
+    store, peer = stores.responses, ProcessStores(open_process).responses
+    await store.save(record("root"))
 
+    async def here() -> None:
+        for n in range(0, 300, 30):
+            await asyncio.gather(*[store.save(record(f"here{m}", prev="root")) for m in range(n, n + 30)])
 
-class TestTwoSqliteStores(ResponseStoreContract):
-    @pytest.fixture
-    def peer(self, other_stores: SqliteStores) -> ResponseStore:
-        return other_stores.responses
+    async def there() -> None:
+        for n in range(0, 300, 30):
+            calls = [("responses.save", (record(f"there{m}", prev="root"),)) for m in range(n, n + 30)]
+            assert await open_process.batch(calls) == [None] * 30
 
-
-class TestSqliteStoreInTwoProcesses(ResponseStoreContract):
-    @pytest.fixture
-    def peer(self, open_process: StoreProcess) -> ProcessStore:
-        return ProcessStore(open_process)
-
-    async def test_both_processes_write_at_the_same_time(
-        self, store: ResponseStore, peer: ProcessStore, tmp_path: Path
-    ) -> None:
-        await store.save(record("root"))
-
-        async def here() -> None:
-            for n in range(0, 300, 30):
-                await asyncio.gather(*[store.save(record(f"here{m}", prev="root")) for m in range(n, n + 30)])
-
-        async def there() -> None:
-            for n in range(0, 300, 30):
-                calls = [("save", (record(f"there{m}", prev="root"),)) for m in range(n, n + 30)]
-                assert await peer.process.batch(calls) == [None] * 30
-
-        await asyncio.gather(here(), there())
-        database = sqlite3.connect(tmp_path / SESSIONS_FILE)
-        assert database.execute("SELECT count(*), count(DISTINCT chain_id) FROM responses").fetchone() == (601, 1)
-        assert database.execute("SELECT count(*) FROM response_items").fetchone() == (601 * 3,)
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        database.close()
-        for where in ("here", "there"):
-            for reader in (store, peer):
-                assert await reader.load_chain(ALICE, f"resp_{where}299") is not None
+    await asyncio.gather(here(), there())
+    database = sqlite3.connect(tmp_path / SESSIONS_FILE)
+    assert database.execute("SELECT count(*), count(DISTINCT chain_id) FROM responses").fetchone() == (601, 1)
+    assert database.execute("SELECT count(*) FROM response_items").fetchone() == (601 * 3,)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    for where in ("here", "there"):
+        for reader in (store, peer):
+            assert await reader.load_chain(ALICE, f"resp_{where}299") is not None

@@ -1,4 +1,4 @@
-"""What every `UsageStore` must do: on SQLite, and on PostgreSQL directly and behind pgbouncer."""
+"""What every `UsageStore` must do: on every state, and on PostgreSQL directly and behind pgbouncer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.usage import UsageStore, UsageSum
+from antiphon.stores import Stores
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.usage import PostgresUsageStore
-from antiphon.stores.sqlite.opening import SqliteStores
 
 
 def _sum(day: str, owner: str, model: str, upstream: str, number: int) -> UsageSum:
@@ -68,10 +68,10 @@ class UsageStoreContract:
         assert [one.calls for one in await store.sums(("model",))] == [10**15, 2]
 
 
-class TestSqliteUsage(UsageStoreContract):
+class TestUsage(UsageStoreContract):
     @pytest.fixture
-    def store(self, stores: SqliteStores) -> UsageStore:
-        return stores.usage
+    def store(self, state: Stores) -> UsageStore:
+        return state.usage
 
 
 class TestPostgresUsage(UsageStoreContract):

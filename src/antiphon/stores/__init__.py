@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
+from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER
@@ -31,13 +32,21 @@ async def open_stores(
     if state.place.kind == "memory":
         raise ConfigError("state.url: memory: is not there yet")
     contents = await open_blobs(blobs, data / FILES_FOLDER)
-    if state.place.kind == "postgresql":
-        try:
-            from antiphon.stores.postgres import open_postgres  # type: ignore[attr-defined]
-        except ImportError:
-            raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-        opened: Stores = await open_postgres(state, blobs=contents, **options)
-        return opened
-    from antiphon.stores.sqlite.opening import open_sqlite
+    try:
+        if state.place.kind == "postgresql":
+            return await _open_postgres(state, contents, options)
+        from antiphon.stores.sqlite.opening import open_sqlite
 
-    return await open_sqlite(state.databases(data), blobs=contents, **options)
+        return await open_sqlite(state.databases(data), blobs=contents, **options)
+    except BaseException:
+        await contents.aclose()
+        raise
+
+
+async def _open_postgres(state: StateSettings, contents: BlobStore, options: StoreOptions) -> Stores:
+    try:
+        from antiphon.stores.postgres import open_postgres  # type: ignore[attr-defined]
+    except ImportError:
+        raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+    opened: Stores = await open_postgres(state, blobs=contents, **options)
+    return opened

@@ -1,0 +1,23 @@
+"""The contract of conversations on every state."""
+
+from __future__ import annotations
+
+import pytest
+
+from antiphon.engine.ports.state import ConversationStore, ResponseStore
+from antiphon.stores import Stores
+from tests.contracts.conversation_contract import ConversationStoreContract
+
+
+class TestConversations(ConversationStoreContract):
+    @pytest.fixture
+    def store(self, state: Stores) -> ConversationStore:
+        return state.conversations
+
+    @pytest.fixture
+    def responses(self, state: Stores) -> ResponseStore:
+        return state.responses
+
+    @pytest.fixture
+    def peer(self, peers: Stores) -> ConversationStore:
+        return peers.conversations

@@ -1,0 +1,82 @@
+"""The contract of jobs on every state, and what jobs and conversations do to each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.jobs import JobEnd, JobStore
+from antiphon.engine.ports.state import ResponseStore
+from antiphon.errors import ConversationLocked
+from antiphon.stores import Stores
+from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
+from tests.contracts.store_contract import ALICE, ids
+
+
+class TestJobs(JobStoreContract):
+    @pytest.fixture
+    def jobs(self, state: Stores) -> JobStore:
+        return state.background
+
+    @pytest.fixture
+    def peer(self, peers: Stores) -> JobStore:
+        return peers.background
+
+    @pytest.fixture
+    def responses(self, state: Stores) -> ResponseStore:
+        return state.responses
+
+    @pytest.fixture
+    def others(self, peers: Stores) -> ResponseStore:
+        return peers.responses
+
+
+async def test_a_conversation_gets_the_turn_when_it_is_over(state: Stores) -> None:
+    conversations, jobs = state.conversations, state.background
+    await conversations.create(ALICE, "conv_1", b"{}", [StoredItem("msg_0", "message", b"{}")])
+    for name, ends in (("a", True), ("b", False)):
+        holder = f"resp_{name}"
+        assert await conversations.load(ALICE, "conv_1", holder=holder, seconds=60) is not None
+        waiting = queued(name)
+        await jobs.enqueue(replace(waiting, conversation_id="conv_1"), b"{}", None, limit=MOST)
+        await claim(jobs)
+        done = replace(finished(name), conversation_id="conv_1")
+        assert await jobs.finish(ONE, done if ends else replace(done, status="failed"), None) is True
+        # Whoever comes next finds the conversation free.
+        loaded = await conversations.load(ALICE, "conv_1", holder="resp_next", seconds=60)
+        assert loaded is not None
+        assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
+        await conversations.release("resp_next")
+
+
+async def test_a_job_keeps_its_conversation_though_the_lock_ran_out(state: Stores) -> None:
+    conversations, jobs = state.conversations, state.background
+    await conversations.create(ALICE, "conv_1", b"{}")
+    assert await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=0.0) == ()
+    await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, limit=MOST)
+    with pytest.raises(ConversationLocked):
+        await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
+    with pytest.raises(ConversationLocked):
+        await conversations.delete(ALICE, "conv_1")
+    assert await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
+    assert await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60) == ()
+
+
+async def test_a_lock_that_was_taken_too_late_is_given_back(state: Stores) -> None:
+    conversations, jobs = state.conversations, state.background
+    await conversations.create(ALICE, "conv_1", b"{}")
+    await jobs.enqueue(replace(queued("a"), conversation_id="conv_1"), b"{}", None, limit=MOST)
+    await claim(jobs)
+    await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+    await jobs.unlock("resp_a")
+    with pytest.raises(ConversationLocked):  # its job is there, so it keeps it
+        await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
+    await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
+    with pytest.raises(ConversationLocked):  # it is over, so it gets nothing any more
+        await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+    assert await state.responses.delete(ALICE, "resp_a")
+    await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
+    await jobs.unlock("resp_a")
+    assert await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60) == ()

@@ -1,0 +1,110 @@
+"""What every `OwnerData` must do, on every state that an operator can reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.owner_data import OwnerCounts, OwnerData
+from antiphon.engine.ports.usage import UsageSum
+from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.stores import Stores
+from antiphon.stores.operating import open_owner_data
+from tests.contracts.file_contract import fields, keep
+from tests.contracts.states import settings_of
+from tests.contracts.store_contract import ALICE, BOB, item, record
+
+CAROL = "b:carol"
+COUNTS = {"responses": 2, "conversations": 1, "prompts": 1, "files": 1, "vector_stores": 1}
+KINDS = {
+    "responses": 2,
+    "response_items": 6,
+    "conversations": 1,
+    "conversation_items": 1,
+    "prompts": 1,
+    "prompt_versions": 1,
+    "usage_days": 1,
+    "vector_stores": 1,
+    "vector_store_files": 1,
+}
+
+
+@pytest.fixture
+async def data(state: Stores, state_url: str, tmp_path: Path) -> OwnerData:
+    """The data of two who have some of everything, and of one who has a vector store."""
+    vectors = await state.open_vectors()
+    for owner, name in ((ALICE, "a"), (BOB, "b"), (CAROL, "c")):
+        await vectors.stores.create(
+            owner,
+            f"vs_{name}",
+            name=name,
+            description=None,
+            metadata=b'{"k":"v"}',
+            expires_days=None,
+            files=[NewFile(f"file-{name}", f"{name}.txt", {"n": 1})],
+        )
+        if owner == CAROL:
+            continue
+        await state.responses.save(record(name, owner=owner))
+        await state.responses.save(record(f"{name}2", prev=name, owner=owner))
+        once = OnceOnly(owner, "key", "print")
+        await state.conversations.create(owner, f"conv_{name}", b'{"k":"v"}', (item(f"msg_{name}_conv"),), once)
+        await state.prompts.create(owner, f"pmpt_{name}", name, b"{}", b'{"instructions":"x"}')
+        await state.usage.add([UsageSum("2026-01-01", owner, "m", "u", 1)])
+        await keep(state.files, fields(name), b"hello", owner=owner)
+    await vectors.aclose()
+    return await open_owner_data(settings_of(state_url), tmp_path)
+
+
+async def _export(data: OwnerData, owner: str) -> list[tuple[str, Any, Any, Any]]:
+    return [(row.kind, row.id, row.of, row.data) async for row in data.export(owner)]
+
+
+async def test_owners_are_counted(data: OwnerData) -> None:
+    assert await data.owners() == [
+        OwnerCounts(ALICE, **COUNTS),
+        OwnerCounts(BOB, **COUNTS),
+        OwnerCounts(CAROL, vector_stores=1),
+    ]
+    await data.aclose()
+
+
+async def test_an_export_has_everything_of_one_owner(data: OwnerData) -> None:
+    rows = await _export(data, ALICE)
+    kinds = [kind for kind, *_ in rows]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == KINDS
+    found = {kind: value for kind, _, _, value in rows}
+    assert found["conversations"] == {"k": "v"} and found["prompt_versions"] == {"instructions": "x"}
+    assert found["vector_stores"]["metadata"] == {"k": "v"}
+    assert (found["vector_store_files"]["filename"], found["vector_store_files"]["attributes"]) == ("a.txt", {"n": 1})
+    assert (found["usage_days"]["upstream"], found["usage_days"]["calls"]) == ("u", 1)
+    assert [row[1] for row in rows if row[0] == "responses"] == ["resp_a", "resp_a2"]
+    assert "_b" not in str(rows) and await _export(data, "b:nobody") == []
+    await data.aclose()
+
+
+async def test_what_is_deleted_is_all_of_one_owner_but_files(data: OwnerData, state: Stores) -> None:
+    others = await _export(data, BOB)
+    # A chain, a conversation, its key, a prompt, a day of usage, a vector store.
+    assert await data.delete(ALICE) == 6 and await data.delete(ALICE) == 0
+    assert await data.owners() == [
+        OwnerCounts(ALICE, files=1),
+        OwnerCounts(BOB, **COUNTS),
+        OwnerCounts(CAROL, vector_stores=1),
+    ]
+    assert await _export(data, ALICE) == [] and await _export(data, BOB) == others
+    assert await state.responses.get(ALICE, "resp_a") is None
+    assert await state.keys.made(OnceOnly(ALICE, "key", "print")) is None
+    assert await state.files.get(ALICE, "file-a") is not None
+    await data.aclose()
+
+
+async def test_space_is_given_back_while_it_is_in_use(data: OwnerData, state: Stores) -> None:
+    await data.delete(BOB)
+    for one in await data.vacuum():
+        assert one.name and one.after > 0
+    assert await state.responses.get(ALICE, "resp_a") is not None
+    await data.aclose()
