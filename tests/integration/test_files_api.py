@@ -576,7 +576,7 @@ async def test_the_official_client(door: OpenHttpDoor, tmp_path: Path) -> None:
 async def test_memory_stays_flat(stores: SqliteStores) -> None:
     """Many times the size of any buffer goes through, one upload after another and several at once."""
     async with open_http_door(files=stores.files, file_bytes=64 << 20) as door:
-        stores.files._limit = None
+        stores.files.rows.limit = None
         piece = b"x" * (1 << 20)
 
         async def large(megabytes: int) -> int:

@@ -59,7 +59,7 @@ CREATE TABLE response_items (
 CREATE INDEX response_items_by_id ON response_items (item_id, dir);
 
 -- locked_by is the response that runs on the conversation, locked_until when that is over unless renewed.
--- Places of items begin at first_pos, which no earlier conversation of the same id has reached.
+-- Places of items begin at first_pos, which no earlier conversation of the same id has reached: each has 2^24 places.
 CREATE SEQUENCE conversation_places;
 CREATE TABLE conversations (
   owner text NOT NULL,
@@ -72,7 +72,8 @@ CREATE TABLE conversations (
   metadata bytea NOT NULL,
   locked_by text,
   locked_until timestamptz,
-  PRIMARY KEY (owner, id)
+  PRIMARY KEY (owner, id),
+  CHECK (next_pos - first_pos <= 16777216)
 ) WITH (fillfactor = 80);
 CREATE INDEX conversations_list ON conversations (owner, created_at, id);
 CREATE INDEX conversations_locks ON conversations (locked_by) WHERE locked_by IS NOT NULL;
@@ -172,12 +173,13 @@ CREATE TABLE files (
 CREATE INDEX files_list ON files (owner, created_at, id) INCLUDE (size);
 CREATE INDEX files_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
 
--- Contents that no file has: being written, or to be deleted. Written before the content's first byte.
+-- Contents that are no file's: on their way in, or on their way out (engine/ports/files.py). lease_until: until when an
+-- upload is believed to live; -infinity: taken, the content goes.
 CREATE TABLE pending_blobs (
   key text NOT NULL PRIMARY KEY,
-  seen_at timestamptz NOT NULL DEFAULT now()
+  lease_until timestamptz NOT NULL
 );
-CREATE INDEX pending_blobs_age ON pending_blobs (seen_at);
+CREATE INDEX pending_blobs_taken ON pending_blobs (key) WHERE lease_until = '-infinity';
 
 -- What an owner's files take; the row is locked before a file is added.
 CREATE TABLE owner_files (
@@ -305,3 +307,14 @@ BEGIN
 END $$;
 CREATE TRIGGER jobs_uncounted AFTER DELETE ON jobs REFERENCING OLD TABLE AS removed
   FOR EACH STATEMENT EXECUTE FUNCTION jobs_uncounted();
+
+-- Files go in many ways. 4096: what one takes at least (stores/kept_files.py).
+CREATE FUNCTION files_uncounted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE owner_files o SET bytes = o.bytes - n.bytes FROM (
+    SELECT owner, sum(greatest(size, 4096)) AS bytes FROM removed GROUP BY owner ORDER BY owner
+  ) AS n WHERE o.owner = n.owner;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER files_uncounted AFTER DELETE ON files REFERENCING OLD TABLE AS removed
+  FOR EACH STATEMENT EXECUTE FUNCTION files_uncounted();
