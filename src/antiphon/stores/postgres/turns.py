@@ -1,0 +1,232 @@
+"""Storing finished responses: the one statement that stores a group of them.
+
+Lives here: its SQL, how records become its parameters, and why one of a group was left out. Not here: which turns are
+stored together, and what happens when nobody knows whether they are (`turn_groups.py`), taking one back
+(`withdrawals.py`).
+
+The statement is tolerant: what it cannot store it leaves out, and it returns the ids that it stored. It locks what it
+depends on before it looks at it, in one order for everybody: keys, conversations, chains with the predecessors. So
+groups over shared chains do not stand in each other's way, and a predecessor that is being deleted is waited for.
+
+Invariant: a turn is stored with all that belongs to it (items, its conversation's items and lock, its key), or not at
+all; a chain never crosses owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.values import milliseconds
+from antiphon.stores.postgres.withdrawals import Withdrawals
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """A response to be stored; `size`: the bytes of its bodies."""
+
+    record: ResponseRecord
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", len(self.record.body) + items_size(self.record))
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return self.record.id
+
+
+def items_size(record: ResponseRecord) -> int:
+    """The bytes of its items."""
+    return sum(item.size for item in (*record.input_items, *record.output_items))
+
+
+COLUMNS = """
+  responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
+             completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background)"""
+
+# What a turn is stored from: $1 to $18 have one element for each turn, $19 to $26 one for each item.
+GIVEN = """
+  t AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[],
+                         $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bytea[],
+                         $14::text[], $15::boolean[], $16::bigint[], $17::text[], $18::bigint[])
+      AS t (id, owner, prev, weight, bytes, own_bytes, status, model, created_at, completed_at, input_tokens,
+            output_tokens, body, conversation, joins, at, key, place)
+  ),
+  i AS MATERIALIZED (
+    SELECT * FROM unnest($19::text[], $20::smallint[], $21::integer[], $22::bigint[], $23::text[], $24::text[],
+                         $25::bytea[], $26::bytea[])
+      AS i (response_id, dir, seq, place, item_id, type, body, shown)
+  ),
+  held AS MATERIALIZED (
+    SELECT t.id FROM t JOIN idempotency k ON k.owner = t.owner AND k.key = t.key AND k.object_id = t.id
+    ORDER BY k.owner, k.key FOR NO KEY UPDATE OF k
+  ),
+  before AS MATERIALIZED (
+    SELECT t.id, p.chain_id, p.history_items, p.history_bytes
+    FROM t JOIN responses p ON p.id = t.prev AND p.owner = t.owner JOIN chains c ON c.id = p.chain_id
+    WHERE c.expires_at IS NULL ORDER BY c.id FOR NO KEY UPDATE OF c FOR KEY SHARE OF p
+  )"""
+
+# Of what was stored (`r`), for every kind of storing.
+WITH_IT = """
+  made AS (
+    INSERT INTO chains (id, owner, updated_at) SELECT t.id, t.owner, t.at FROM r JOIN t USING (id) WHERE t.prev IS NULL
+  ),
+  touched AS (
+    UPDATE chains c SET updated_at = greatest(c.updated_at, latest.at)
+    FROM (
+      SELECT before.chain_id, max(t.at) AS at FROM r JOIN t USING (id) JOIN before USING (id) GROUP BY before.chain_id
+    ) AS latest WHERE c.id = latest.chain_id
+  ),
+  items AS (
+    INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown)
+    SELECT i.response_id, i.dir, i.seq, i.item_id, i.type, i.body, i.shown FROM r JOIN i ON i.response_id = r.id
+  ),
+  bound AS (
+    UPDATE idempotency k SET lease_until = NULL, expires_at = now() + $27::interval
+    FROM r JOIN t USING (id) WHERE k.owner = t.owner AND k.key = t.key
+  )"""
+
+_SAVE = f"""
+WITH {GIVEN},
+  locked AS MATERIALIZED (
+    SELECT t.id, c.next_pos FROM t JOIN conversations c ON c.owner = t.owner AND c.id = t.conversation
+    WHERE c.locked_by = t.id ORDER BY c.owner, c.id FOR UPDATE OF c
+  ),
+  r AS (
+    INSERT INTO {COLUMNS}
+    SELECT t.id, t.owner, coalesce(before.chain_id, t.id), t.prev, t.weight + coalesce(before.history_items, 0),
+           t.bytes + coalesce(before.history_bytes, 0), t.own_bytes, t.status, t.model, t.created_at, t.completed_at,
+           t.input_tokens, t.output_tokens, t.body, CASE WHEN t.prev IS NULL THEN t.conversation END,
+           CASE WHEN t.prev IS NULL THEN coalesce(locked.next_pos, (
+             SELECT next_pos FROM conversations c WHERE c.owner = t.owner AND c.id = t.conversation
+           )) END, 0
+    FROM t LEFT JOIN held USING (id) LEFT JOIN locked USING (id) LEFT JOIN before USING (id)
+    WHERE (t.key IS NULL OR held.id IS NOT NULL) AND (NOT t.joins OR locked.id IS NOT NULL)
+      AND (t.prev IS NULL OR before.id IS NOT NULL)
+    ORDER BY t.place
+    ON CONFLICT (id) DO NOTHING RETURNING id
+  ),
+  {WITH_IT},
+  given_back AS (
+    UPDATE conversations c
+    SET next_pos = c.next_pos + n.items, updated_at = greatest(c.updated_at, n.at),
+        locked_by = NULL, locked_until = NULL
+    FROM (
+      SELECT t.owner, t.conversation, CASE WHEN t.joins THEN t.at ELSE 0 END AS at,
+             CASE WHEN t.joins THEN (SELECT count(*) FROM i WHERE i.response_id = t.id) ELSE 0 END AS items
+      FROM r JOIN t USING (id) JOIN locked USING (id)
+    ) AS n WHERE c.owner = n.owner AND c.id = n.conversation
+  ),
+  joined AS (
+    INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
+    SELECT t.owner, t.conversation, locked.next_pos + i.place, i.item_id, i.type, t.id, i.body, i.shown
+    FROM r JOIN t USING (id) JOIN locked USING (id) JOIN i ON i.response_id = t.id WHERE t.joins
+    ORDER BY t.place, i.place
+  )
+SELECT id FROM r
+"""
+
+# Whether these very turns are stored. $1: ids, $2: owners, $3: bodies.
+_STORED = """
+SELECT r.id FROM unnest($1::text[], $2::text[], $3::bytea[]) AS t (id, owner, body)
+JOIN responses r ON r.id = t.id AND r.owner = t.owner AND r.body = t.body
+"""
+
+# $1: id, $2: owner, $3: predecessor, $4: conversation, $5: key.
+_WHY_NOT = """
+SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
+       EXISTS (SELECT 1 FROM idempotency WHERE owner = $2::text AND key = $5::text AND object_id = $1::text) AS held,
+       EXISTS (SELECT 1 FROM conversations WHERE owner = $2::text AND id = $4::text AND locked_by = $1::text) AS locked,
+       EXISTS (SELECT 1 FROM responses p JOIN chains c ON c.id = p.chain_id AND c.expires_at IS NULL
+               WHERE p.id = $3::text AND p.owner = $2::text) AS continued
+"""
+
+
+def turn_columns(turns: Sequence[Turn], keep: timedelta) -> list[Any]:
+    """The parameters $1 to $27; `keep`: how long a key is remembered."""
+    rows: list[tuple[Any, ...]] = []
+    items: list[tuple[Any, ...]] = []
+    for place, turn in enumerate(turns):
+        record, usage = turn.record, turn.record.usage
+        size = turn.size - len(record.body)
+        own = [
+            (record.id, direction, seq, item.id, item.type, item.body, item.shown)
+            for direction, given in enumerate((record.input_items, record.output_items))
+            for seq, item in enumerate(given)
+        ]
+        items += [(*row[:3], number, *row[3:]) for number, row in enumerate(own)]
+        rows.append(
+            (
+                record.id,
+                record.owner,
+                record.previous_response_id,
+                max(1, len(own)),
+                size,
+                turn.size,
+                record.status,
+                record.model,
+                milliseconds(record.created_at),
+                None if record.completed_at is None else milliseconds(record.completed_at),
+                usage.input_tokens if usage else None,
+                usage.output_tokens if usage else None,
+                record.body,
+                record.conversation_id,
+                record.joins_conversation,
+                milliseconds(record.completed_at or record.created_at),
+                record.once.key if record.once else None,
+                place,
+            )
+        )
+    return [*_columns(rows, 18), *_columns(items, 8), keep]
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [[row[column] for row in rows] for column in range(width)]
+
+
+class SavedTurns:
+    """`Units` of finished responses."""
+
+    def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta) -> None:
+        self._database = database
+        self._withdrawals = withdrawals
+        self._keep = keep
+
+    async def write(self, group: Sequence[Turn]) -> Collection[str]:
+        """Store what can be stored of the group; the ids of that. Raises `StoreError`: nothing, or nobody knows."""
+        return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self._keep))]
+
+    async def stored(self, group: Sequence[Turn]) -> Collection[str]:
+        """Which of these very turns are stored. Raises `StoreError`."""
+        records = [turn.record for turn in group]
+        columns = [[each.id for each in records], [each.owner for each in records], [each.body for each in records]]
+        return [row[0] for row in await self._database.fetch(_STORED, *columns)]
+
+    async def explain(self, turn: Turn) -> Exception:
+        """Why it could not be stored."""
+        record = turn.record
+        key = record.once.key if record.once else None
+        given = record.id, record.owner, record.previous_response_id, record.conversation_id, key
+        (row,) = await self._database.fetch(_WHY_NOT, *given)
+        if row["taken"]:
+            return StoreError("A response with this id is stored already.")
+        if record.previous_response_id is not None and not row["continued"]:
+            return StoreError("The previous response does not exist any more; its chain cannot be continued.")
+        if record.joins_conversation and not row["locked"]:
+            return StoreError("The conversation is gone, or another response has taken it over.")
+        if key is not None and not row["held"]:
+            return StoreError("The request's idempotency key was given to another one meanwhile.")
+        return StoreError("What the response depends on changed while it was stored.")
+
+    def withdraw(self, turn: Turn) -> None:
+        """Its client is told that it failed: should it take effect all the same, it is undone."""
+        self._withdrawals.add(turn.record)

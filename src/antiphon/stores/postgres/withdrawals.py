@@ -1,0 +1,117 @@
+"""Responses whose clients were told that they could not be stored, though nobody knows whether they were.
+
+Lives here: taking them back, for as long as the database cannot be reached, and keeping them from being stored late.
+Not here: trying to find out what became of a write (`turn_groups.py`).
+
+A server that stood still may carry out what it was sent long ago. So a response is not only deleted: a row of nobody's
+takes its id. Storing waits for whoever else stores the same id, and leaves alone what is there; so behind a withdrawal
+nothing with this id is stored, whenever a lost statement is carried out. The row goes with the rest when it is old.
+
+Invariant: there are never more than `most` withdrawals at once; each ends in one line of the log when it could not be
+done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.deleting import delete_response
+
+_log = structlog.get_logger(__name__)
+
+_MOST = 4096
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_CLOSE_SECONDS = 5.0
+_TRIES = 5
+
+# No owner is called so: they have prefixes.
+_NOBODY = "withdrawn"
+_UNJOIN = """
+DELETE FROM conversation_items WHERE owner = $1 AND conversation_id = $2 AND response_id = $3
+"""
+_UNBIND = "DELETE FROM idempotency WHERE owner = $1 AND key = $2 AND object_id = $3"
+# $1: the id, $2: nobody, $3: the chain's id.
+_TAKE_ID = """
+WITH made AS (
+  INSERT INTO chains (id, owner, updated_at) VALUES ($3::text, $2::text, (extract(epoch FROM now()) * 1000)::bigint)
+  ON CONFLICT (id) DO NOTHING
+)
+INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, own_bytes, status, model, created_at, body)
+VALUES ($1::text, $2::text, $3::text, 1, 0, 0, 'withdrawn', '', (extract(epoch FROM now()) * 1000)::bigint, '')
+ON CONFLICT (id) DO NOTHING
+"""
+_IS_OURS = "SELECT 1 FROM responses WHERE id = $1 AND owner = $2"
+
+
+class Withdrawals:
+    """What is to be taken back in this process."""
+
+    def __init__(self, database: Database, *, most: int = _MOST) -> None:
+        self._database = database
+        self._most = most
+        self._waiting: dict[str, ResponseRecord] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many are not done yet."""
+        return len(self._waiting)
+
+    def add(self, record: ResponseRecord) -> None:
+        """Take this one back, as soon as the database can."""
+        if len(self._waiting) >= self._most:
+            _log.error("late_save_not_undone", response_id=record.id, error="Too many of them wait for the database.")
+            return
+        self._waiting[record.id] = record
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def aclose(self) -> None:
+        """Try for a moment more, then say what is left."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
+            self._task.cancel()
+        for record in self._waiting.values():
+            _log.error("late_save_not_undone", response_id=record.id, error="The process ended.")
+        self._waiting.clear()
+
+    async def _work(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._waiting:
+            record = next(iter(self._waiting.values()))
+            try:
+                was_stored = await self._withdraw(record)
+            except StoreError as error:
+                if pause == _FIRST_PAUSE:
+                    _log.warning("late_save_not_undone_yet", response_id=record.id, error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            pause = _FIRST_PAUSE
+            del self._waiting[record.id]
+            if was_stored:
+                _log.warning("late_save_undone", response_id=record.id)
+
+    async def _withdraw(self, record: ResponseRecord) -> bool:
+        """Whether it had been stored. Raises `StoreError`."""
+
+        async def work(connection: Connection) -> bool:
+            was_stored = False
+            for _ in range(_TRIES):
+                if await delete_response(connection, record.owner, record.id):
+                    was_stored = True
+                    await connection.fetch(_UNJOIN, record.owner, record.conversation_id, record.id)
+                    if record.once is not None:
+                        await connection.fetch(_UNBIND, record.owner, record.once.key, record.id)
+                # Whoever stores it at this moment is waited for, and found in the next round.
+                await connection.fetch(_TAKE_ID, record.id, _NOBODY, f"withdrawn {record.id}")
+                if await connection.fetch(_IS_OURS, record.id, _NOBODY):
+                    return was_stored
+            raise StoreError("The response's id is another one's.", reason="failed")
+
+        return await self._database.transaction(work)

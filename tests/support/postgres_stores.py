@@ -1,0 +1,49 @@
+"""Responses, jobs and keys on a PostgreSQL database, for tests that want these alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.responses import PostgresResponseStore
+from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
+from antiphon.stores.postgres.turns import SavedTurns, Turn
+from antiphon.stores.postgres.withdrawals import Withdrawals
+
+CHAIN_ITEMS = 1000
+
+
+@dataclass(frozen=True)
+class TurnStores:
+    """What stores turns, over connections of its own."""
+
+    database: Database
+    keys: PostgresIdempotency
+    withdrawals: Withdrawals
+    turns: Groups[Turn]
+    responses: PostgresResponseStore
+
+    async def aclose(self) -> None:
+        await self.turns.aclose()
+        await self.withdrawals.aclose()
+        await self.database.aclose()
+
+
+def turn_stores(
+    url: str,
+    *,
+    chain_items: int = CHAIN_ITEMS,
+    history_bytes: int = 64 << 20,
+    page_bytes: int = 16 << 20,
+    limits: GroupLimits | None = None,
+    connections: DatabaseLimits | None = None,
+) -> TurnStores:
+    database = Database(url, connections)
+    keys = PostgresIdempotency(database)
+    withdrawals = Withdrawals(database)
+    turns = Groups(SavedTurns(database, withdrawals, keep=keys.keep), limits)
+    responses = PostgresResponseStore(
+        database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+    )
+    return TurnStores(database, keys, withdrawals, turns, responses)
