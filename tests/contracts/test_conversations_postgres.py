@@ -9,27 +9,30 @@ import pytest
 
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.stores.postgres.conversations import PostgresConversationStore
-from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from tests.contracts.conversation_contract import ConversationStoreContract
 from tests.contracts.store_contract import CHAIN_ITEMS
+from tests.support.postgres_stores import TurnStores, turn_stores
 
 
-def _store(database: Database) -> PostgresConversationStore:
+def _store(stores: TurnStores) -> PostgresConversationStore:
     return PostgresConversationStore(
-        database, keys=PostgresIdempotency(database), max_items=CHAIN_ITEMS, history_bytes=1 << 26, page_bytes=1 << 24
+        stores.database, keys=stores.keys, max_items=CHAIN_ITEMS, history_bytes=1 << 26, page_bytes=1 << 24
     )
 
 
 class _OnPostgres(ConversationStoreContract):
     @pytest.fixture
-    async def store(self, postgres_url: str) -> AsyncIterator[ConversationStore]:
-        async with aclosing(Database(postgres_url)) as database:
-            yield _store(database)
+    async def stores(self, postgres_url: str) -> AsyncIterator[TurnStores]:
+        async with aclosing(turn_stores(postgres_url, chain_items=CHAIN_ITEMS)) as opened:
+            yield opened
 
     @pytest.fixture
-    def responses(self) -> ResponseStore:
-        pytest.skip("responses on PostgreSQL come with a later change")
+    def store(self, stores: TurnStores) -> ConversationStore:
+        return _store(stores)
+
+    @pytest.fixture
+    def responses(self, stores: TurnStores) -> ResponseStore:
+        return stores.responses
 
 
 class TestPostgresConversations(_OnPostgres):
@@ -41,5 +44,5 @@ class TestPostgresConversations(_OnPostgres):
 class TestTwoPostgresStoresOfConversations(_OnPostgres):
     @pytest.fixture
     async def peer(self, store: ConversationStore, postgres_url: str) -> AsyncIterator[ConversationStore]:
-        async with aclosing(Database(postgres_url)) as database:
-            yield _store(database)
+        async with aclosing(turn_stores(postgres_url, chain_items=CHAIN_ITEMS)) as opened:
+            yield _store(opened)

@@ -1,0 +1,225 @@
+"""What is too old goes from PostgreSQL, in small pieces that wait for nobody, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import asyncpg
+import pytest
+
+from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.actions import StoredItem
+from antiphon.errors import ConversationLocked, StoreError
+from antiphon.stores.postgres.conversations import PostgresConversationStore
+from antiphon.stores.postgres.retention import PostgresRetention
+from tests.contracts.store_contract import ALICE, record
+from tests.integration.test_postgres_conversations import ADD_JOB
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_stores import TurnStores, turn_stores
+
+_TABLES = ("responses", "response_items", "response_events", "conversations", "conversation_items")
+# Everything that was there is an hour old.
+AGE = """
+UPDATE chains SET updated_at = extract(epoch FROM now()) * 1000 - 3600000;
+UPDATE conversations SET updated_at = extract(epoch FROM now()) * 1000 - 3600000;
+UPDATE responses SET created_at = extract(epoch FROM now()) * 1000 - 3600000;
+"""
+# How many rows each transaction deletes, in whatever way.
+WATCH = """
+CREATE TABLE deleted (transaction xid8, rows bigint);
+CREATE FUNCTION note_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO deleted SELECT pg_current_xact_id(), count(*) FROM removed; RETURN NULL; END $$;
+""" + "".join(
+    f"CREATE TRIGGER note_{table} AFTER DELETE ON {table} REFERENCING OLD TABLE AS removed "
+    "FOR EACH STATEMENT EXECUTE FUNCTION note_deleted();"
+    for table in _TABLES
+)
+# A background response that is over, with its stream.
+ADD_STREAM = """
+WITH chain AS (INSERT INTO chains (id, owner, updated_at) VALUES ($1, $2, 0)),
+made AS (
+  INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, own_bytes, status, model, created_at, body,
+                         background)
+  VALUES ($1, $2, $1, 1, 0, 2, 'completed', 'm', 0, '{}', 1)
+)
+INSERT INTO response_events (response_id, last_seq, data) SELECT $1, n, 'x' FROM generate_series(1, 3) AS n
+"""
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database()
+    yield url
+    await postgres.drop_database(url)
+
+
+@pytest.fixture
+async def stores(url: str) -> AsyncIterator[TurnStores]:
+    async with aclosing(turn_stores(url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def conversations(stores: TurnStores) -> PostgresConversationStore:
+    return PostgresConversationStore(
+        stores.database, keys=stores.keys, max_items=1000, history_bytes=1 << 26, page_bytes=1 << 24
+    )
+
+
+@pytest.fixture
+async def other(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection of another process."""
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
+
+
+def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> PostgresRetention:
+    return PostgresRetention(stores.database, RetentionSettings(**{"events": None, **kept}), rows=rows)
+
+
+async def _count(connection: asyncpg.Connection[Any], *tables: str) -> Mapping[str, int]:
+    return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables}
+
+
+async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(
+    stores: TurnStores, other: asyncpg.Connection[Any]
+) -> None:
+    for name, prev in (("old", None), ("a", None)):
+        await stores.responses.save(record(name, prev=prev))
+    await other.execute(AGE)
+    await stores.responses.save(record("b", prev="a"))
+    # The responses of tests are of a moment long ago; what counts is when the chain was last added to.
+    await other.execute("UPDATE chains SET updated_at = extract(epoch FROM now()) * 1000 WHERE id = 'resp_a'")
+    assert await _retention(stores, responses=600).sweep() == (1, 0, 0)
+    assert await stores.responses.get(ALICE, "resp_old") is None
+    assert await stores.responses.load_chain(ALICE, "resp_b") is not None
+    await other.execute(AGE)
+    assert await _retention(stores, responses=7200).sweep() == (0, 0, 0)
+    assert await _retention(stores, responses=600).sweep() == (1, 0, 0)
+    assert set((await _count(other, "chains", "responses", "response_items")).values()) == {0}
+    assert await other.fetchval("SELECT coalesce(sum(bytes), 0) FROM owner_bytes") == 0
+
+
+async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
+    stores: TurnStores, conversations: PostgresConversationStore, other: asyncpg.Connection[Any]
+) -> None:
+    for name in ("idle", "busy", "job", "over"):
+        await conversations.create(ALICE, f"conv_{name}", b"{}", (StoredItem("msg_1", "message", b"{}"),))
+    await conversations.load(ALICE, "conv_busy", holder="resp_busy", seconds=3600)
+    await conversations.load(ALICE, "conv_job", holder="resp_job", seconds=0)
+    await conversations.load(ALICE, "conv_over", holder="resp_over", seconds=0)
+    await other.execute(ADD_JOB, "resp_job", ALICE)
+    await other.execute(AGE)
+    assert await _retention(stores, conversations=600).sweep() == (0, 2, 0)
+    left = {row[0] for row in await other.fetch("SELECT id FROM conversations")}
+    assert left == {"conv_busy", "conv_job"}
+    assert await _retention(stores, responses=600).sweep() == (0, 0, 0), "a chain with a job stays"
+
+
+async def test_no_piece_is_larger_than_so_many_rows(
+    stores: TurnStores, conversations: PostgresConversationStore, other: asyncpg.Connection[Any]
+) -> None:
+    """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
+    prev = None
+    for number in range(40):
+        await stores.responses.save(record(f"long{number}", prev=prev))
+        prev = f"long{number}"
+    for number in range(20):
+        await stores.responses.save(record(f"short{number}"))
+    items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(95)]
+    await conversations.create(ALICE, "conv_large", b"{}", items)
+    for number in range(15):
+        await conversations.create(ALICE, f"conv_{number}", b"{}", items[:3])
+    for number in range(12):
+        await other.execute(ADD_STREAM, f"resp_stream{number}", ALICE)
+    await other.execute(AGE)
+    await other.execute(WATCH)
+    assert await _retention(stores, rows=10, events=600).sweep() == (0, 0, 12)
+    assert await _retention(stores, rows=10, events=600).sweep() == (0, 0, 0), "they are looked at no more"
+    assert await _retention(stores, rows=10, conversations=600).sweep() == (0, 16, 0)
+    assert await _retention(stores, rows=10, responses=600).sweep() == (33, 0, 0)
+    assert set((await _count(other, *_TABLES, "chains")).values()) == {0}
+    pieces = await other.fetch("SELECT sum(rows) FROM deleted GROUP BY transaction")
+    assert 5 <= max(row[0] for row in pieces) <= 10
+
+
+async def test_what_is_going_is_not_used_any_more(
+    stores: TurnStores,
+    conversations: PostgresConversationStore,
+    other: asyncpg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of a chain or a conversation is never taken for the whole of it."""
+    prev = None
+    for number in range(10):
+        await stores.responses.save(record(f"long{number}", prev=prev))
+        prev = f"long{number}"
+    items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(30)]
+    await conversations.create(ALICE, "conv_1", b"{}", items)
+    await other.execute(AGE)
+    transaction = stores.database.transaction
+    for kept in ({"responses": 600.0}, {"conversations": 600.0}):
+        pieces = 0
+
+        async def one_piece(work: Any) -> Any:
+            nonlocal pieces
+            pieces += 1
+            if pieces > 1:
+                raise StoreError("The process ends here.")
+            return await transaction(work)
+
+        with monkeypatch.context() as patched, pytest.raises(StoreError):
+            patched.setattr(stores.database, "transaction", one_piece)
+            await _retention(stores, rows=10, **kept).sweep()
+    assert await stores.responses.load_chain(ALICE, "resp_long9") is None
+    with pytest.raises(StoreError):
+        await stores.responses.save(record("next", prev="long9"))
+    assert await conversations.load(ALICE, "conv_1") is None
+    with pytest.raises(ConversationLocked):
+        await conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
+    # Another process, or the next one, goes on with it.
+    assert await _retention(stores, rows=10, responses=600, conversations=600).sweep() == (1, 1, 0)
+
+
+async def test_what_is_in_use_at_the_moment_is_passed_over(
+    stores: TurnStores, conversations: PostgresConversationStore, other: asyncpg.Connection[Any]
+) -> None:
+    """A chain on which something is being saved, a conversation that is being locked: nobody waits, nothing is lost."""
+    for name in ("a", "b"):
+        await stores.responses.save(record(name))
+        await conversations.create(ALICE, f"conv_{name}", b"{}")
+    await other.execute(AGE)
+    saving = other.transaction()
+    await saving.start()
+    await other.execute("SELECT 1 FROM chains WHERE id = 'resp_a' FOR NO KEY UPDATE")
+    await other.execute("UPDATE conversations SET locked_by = 'resp_x' WHERE id = 'conv_a'")
+    retention = _retention(stores, responses=600, conversations=600)
+    assert await asyncio.wait_for(retention.sweep(), 60) == (1, 1, 0)
+    assert await stores.responses.get(ALICE, "resp_a") is not None
+    await saving.rollback()
+    assert await retention.sweep() == (1, 1, 0)
+
+
+async def test_one_process_clears_up_for_all(stores: TurnStores, url: str, other: asyncpg.Connection[Any]) -> None:
+    await stores.responses.save(record("a"))
+    await other.execute(AGE)
+    async with aclosing(turn_stores(url)) as others:
+        mine, theirs = _retention(stores, responses=600), _retention(others, responses=600)
+        assert [await each.take_turn("state", 60) for each in (mine, theirs, mine)] == [True, False, False]
+        assert await theirs.take_turn("files", 0)
+        assert await mine.take_turn("files", 60)
+        # Whoever comes although it is not its turn finds somebody at it.
+        async with other.transaction():
+            await other.execute("SELECT pg_advisory_xact_lock(7310579610909569902)")
+            assert await theirs.sweep() == (0, 0, 0)
+        assert await theirs.sweep() == (1, 0, 0)
+
+
+async def test_nothing_goes_where_nothing_is_said(stores: TurnStores, other: asyncpg.Connection[Any]) -> None:
+    await stores.responses.save(record("old"))
+    await other.execute(AGE)
+    assert await _retention(stores).sweep() == (0, 0, 0)
