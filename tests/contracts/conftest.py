@@ -24,7 +24,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = [pair for pair in PEERS if not alone or pair[1] != "process"]
         metafunc.parametrize(("kind", "peers"), pairs, indirect=True, ids=["-".join(pair) for pair in pairs])
     elif "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", KINDS, indirect=True)
+        others = "seen_by_others" in metafunc.fixturenames
+        kinds = [kind for kind in KINDS if not others or kind != "memory"]
+        metafunc.parametrize("kind", kinds, indirect=True)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def state_url(kind: str, tmp_path: Path) -> str:
     """A state of the test's own."""
-    return {"sqlite": f"sqlite:{tmp_path}"}[kind]
+    return {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[kind]
 
 
 @pytest.fixture
@@ -64,6 +66,11 @@ async def peers(request: pytest.FixtureRequest, state: Stores, state_url: str, t
 @pytest.fixture
 def stays_here() -> None:
     """For contracts of what cannot be sent to another process."""
+
+
+@pytest.fixture
+def seen_by_others() -> None:
+    """For contracts of what other programs do with a state."""
 
 
 @pytest.fixture(scope="module")

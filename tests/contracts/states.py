@@ -18,9 +18,10 @@ from antiphon.stores import Stores, open_stores
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
 
-KINDS = ("sqlite",)
-PEERS = (("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process"))
-"""Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process."""
+KINDS = ("sqlite", "memory")
+PEERS = (("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process"), ("memory", "itself"))
+"""Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
+What is in memory can be reached by nobody else."""
 
 
 def settings_of(url: str) -> StateSettings:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.blobs.memory import MemoryBlobs
 from tests.contracts.blob_contract import BlobStoreContract, Left
-from tests.support.memory_blobs import MemoryBlobs
 
 
 class TestMemoryBlobs(BlobStoreContract):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
-from tests.support.memory_blobs import MemoryBlobs
 
 
 @pytest.fixture

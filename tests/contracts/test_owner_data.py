@@ -17,6 +17,8 @@ from tests.contracts.file_contract import fields, keep
 from tests.contracts.states import settings_of
 from tests.contracts.store_contract import ALICE, BOB, item, record
 
+pytestmark = pytest.mark.usefixtures("seen_by_others")
+
 CAROL = "b:carol"
 COUNTS = {"responses": 2, "conversations": 1, "prompts": 1, "files": 1, "vector_stores": 1}
 KINDS = {

@@ -19,12 +19,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
+from pydantic import SecretStr
 
 from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import OwnerSettings
 from antiphon.config.settings import Settings
-from antiphon.config.state import BackgroundSettings
+from antiphon.config.state import BackgroundSettings, StateSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
@@ -164,10 +165,11 @@ class Follower:
 
 @dataclass
 class Processes:
-    """Opens processes on `data`, in front of `chat`."""
+    """Opens processes on `data`, in front of `chat`. `state`: where their state lies (`state.url`)."""
 
     data: Path
     chat: ChatServer
+    state: str = "sqlite:"
     opened: list[BackgroundApp] = field(default_factory=list)
 
     async def start(
@@ -184,6 +186,7 @@ class Processes:
         """One more process, with these settings of `limits` and `background`."""
         settings = Settings(
             data=self.data,
+            state=StateSettings(url=SecretStr(self.state)),
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
@@ -210,10 +213,10 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(data: Path) -> AsyncIterator[Processes]:
+async def processes(data: Path, state: str = "sqlite:") -> AsyncIterator[Processes]:
     """Everything that is opened is closed at the end."""
     async with ChatServer() as chat:
-        made = Processes(data, chat)
+        made = Processes(data, chat, state)
         try:
             yield made
         finally:

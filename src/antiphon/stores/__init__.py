@@ -17,6 +17,7 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.opening import open_blobs
 
 __all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
@@ -29,15 +30,19 @@ async def open_stores(
 ) -> Stores:
     """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. `blobs`: where the
     contents of files lie. Raises `ConfigError` and `StoreError`."""
-    if state.place.kind == "memory":
-        raise ConfigError("state.url: memory: is not there yet")
-    contents = await open_blobs(blobs, data / FILES_FOLDER)
+    kind = state.place.kind
+    if kind == "memory" and blobs.url is None:
+        contents: BlobStore = MemoryBlobs()
+    else:
+        contents = await open_blobs(blobs, data / FILES_FOLDER)
     try:
-        if state.place.kind == "postgresql":
+        if kind == "postgresql":
             return await _open_postgres(state, contents, options)
         from antiphon.stores.sqlite.opening import open_sqlite
+        from antiphon.stores.sqlite.place import Folder, Memory
 
-        return await open_sqlite(state.databases(data), blobs=contents, **options)
+        where = Memory() if kind == "memory" else Folder(state.databases(data))
+        return await open_sqlite(where, blobs=contents, **options)
     except BaseException:
         await contents.aclose()
         raise

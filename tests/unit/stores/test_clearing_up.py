@@ -22,7 +22,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.archives import KeyName
 from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.sqlite import backup, writer
+from antiphon.stores.sqlite import backup, place
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import create_file
@@ -137,7 +137,7 @@ class _Written:
         self.room = 1_000_000
         self.path = path
         self.writer = SqliteWriter(path, self._prepare)
-        monkeypatch.setattr(writer, "free_bytes", lambda path: self.room)
+        monkeypatch.setattr(place, "free_bytes", lambda path: self.room)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")

@@ -101,8 +101,8 @@ def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
             time.sleep(0.001)  # where SQLite returned at once, so that the loop never spins
 
 
-def store_error(doing: str, path: Path, error: BaseException) -> StoreError:
-    """The `StoreError` for an error met while `doing`; `raise … from error` keeps the cause."""
+def store_error(doing: str, where: object, error: BaseException) -> StoreError:
+    """The `StoreError` for an error met while `doing` something there; `raise … from error` keeps the cause."""
     if isinstance(error, StoreError):
         return error
     cause = type(error).__name__
@@ -112,7 +112,7 @@ def store_error(doing: str, path: Path, error: BaseException) -> StoreError:
         cause += f" ({getattr(error, 'sqlite_errorname', None) or type(error).__name__})"
     elif isinstance(error, OSError) and error.errno:
         cause = f"{os.strerror(error.errno)} ({cause})"
-    return StoreError(f"{doing} failed in database {path}: {cause}.", reason=reason)
+    return StoreError(f"{doing} failed in database {where}: {cause}.", reason=reason)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

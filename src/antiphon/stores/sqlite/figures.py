@@ -1,29 +1,28 @@
-"""What a SQLite database says of itself: the `StoreFigures` of its writer, its readers and its files."""
+"""What a SQLite database says of itself: the `StoreFigures` of its writer, its readers and its place."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 from antiphon.engine.running.thread_pools import SIZES
-from antiphon.stores.sqlite.database_files import size_of_files
+from antiphon.stores.sqlite.place import Place
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter
 
 
 class SqliteFigures:
-    """`StoreFigures` of the database at `path`."""
+    """`StoreFigures` of one database."""
 
-    def __init__(self, path: Path, writer: SqliteWriter, readers: SqliteReaders) -> None:
-        self._path = path
+    def __init__(self, place: Place, writer: SqliteWriter, readers: SqliteReaders) -> None:
+        self._place = place
         self._writer = writer
         self._readers = readers
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self._path.stem
+        """As its place has it."""
+        return self._place.name
 
     @property
     def waiting(self) -> int:
@@ -41,5 +40,5 @@ class SqliteFigures:
         return Counter(dict(self._writer.groups))
 
     async def size(self) -> int:
-        """All files of the database; those that are not there count nothing."""
-        return await SIZES.run(size_of_files, self._path)
+        """What its place says."""
+        return await SIZES.run(self._place.size)

@@ -23,6 +23,7 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
+from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
@@ -32,6 +33,7 @@ from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
+from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.prompts import SqlitePromptStore
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
@@ -67,7 +69,8 @@ class SqliteStores(Stores):
     keys: SqliteIdempotency
     usage: SqliteUsageStore
     owner_room: SqliteOwnerRoom | None
-    path: Path
+    databases: Databases
+    place: Place
     writer: SqliteWriter
     readers: SqliteReaders
     timeouts: TimeoutSettings
@@ -75,16 +78,16 @@ class SqliteStores(Stores):
     @property
     def figures(self) -> tuple[SqliteFigures, ...]:
         """Of the one database."""
-        return (SqliteFigures(self.path, self.writer, self.readers),)
+        return (SqliteFigures(self.place, self.writer, self.readers),)
 
     def has_vectors(self) -> bool:
         """Whether there is a database of vector stores."""
-        return (self.path.parent / VECTORS_FILE).exists()
+        return self.databases.has(VECTORS_FILE)
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
         """Open it. Raises `StoreError`."""
         return await open_vector_database(
-            self.path.parent, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
+            self.databases, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
@@ -95,7 +98,7 @@ class SqliteStores(Stores):
 
 
 async def open_sqlite(
-    folder: Path,
+    where: Path | Databases,
     *,
     chain_items: int,
     blobs: BlobStore | None = None,
@@ -108,22 +111,25 @@ async def open_sqlite(
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
 ) -> SqliteStores:
-    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed.
+    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or elsewhere.
 
-    `blobs`: the contents of files, the stores' own from now on; in the same folder, unless given. The others are
-    `StoreOptions`. Raises `StoreError`.
+    `blobs`: the contents of files, the stores' own from now on; unless given, in the same folder, or in memory. The
+    others are `StoreOptions`. Raises `StoreError`.
     """
-    path = folder / SESSIONS_FILE
-    writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
+    databases = Folder(where) if isinstance(where, Path) else where
+    place = databases.place(SESSIONS_FILE)
+    writer = SqliteWriter(place, _prepare, writer_limits(timeouts))
     await writer.start()
-    readers = SqliteReaders(path, seconds=timeouts.read)
+    readers = SqliteReaders(place, seconds=timeouts.read)
     try:
         await readers.start()
     except BaseException:
         await writer.aclose()
         raise
     keys = SqliteIdempotency(writer, readers, keep=keep_keys)
-    contents = DiskBlobs(folder / FILES_FOLDER) if blobs is None else blobs
+    contents = blobs
+    if contents is None:
+        contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
     return SqliteStores(
         responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
@@ -147,7 +153,8 @@ async def open_sqlite(
         keys=keys,
         usage=SqliteUsageStore(writer, readers),
         owner_room=SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
-        path=path,
+        databases=databases,
+        place=place,
         writer=writer,
         readers=readers,
         timeouts=timeouts,

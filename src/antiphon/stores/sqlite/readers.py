@@ -29,7 +29,8 @@ import structlog
 
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import reader_uri, store_error
+from antiphon.stores.sqlite.database import store_error
+from antiphon.stores.sqlite.place import Place, place_of
 
 Row = sqlite3.Row
 """Its columns by name, or unpacked; the names are those of the query."""
@@ -46,9 +47,9 @@ _TOUCH = "SELECT count(*) FROM sqlite_schema"
 class SqliteReaders:
     """Runs queries; callers beyond the number of connections wait their turn."""
 
-    def __init__(self, path: Path, connections: int = 2, *, seconds: float = 10.0) -> None:
+    def __init__(self, where: Path | Place, connections: int = 2, *, seconds: float = 10.0) -> None:
         """`seconds`: how long one query may take, waiting for a connection included."""
-        self._path = path
+        self._place = place_of(where)
         self._seconds = seconds
         self._size = connections
         self._all: list[aiosqlite.Connection] = []
@@ -69,13 +70,13 @@ class SqliteReaders:
         """Open the connections; the database exists already. Raises `StoreError`."""
         try:
             # A thread of aiosqlite's that cannot open wakes the loop once more as it ends: by then there may be none.
-            sqlite3.connect(reader_uri(self._path), uri=True).close()
+            sqlite3.connect(self._place.reader_uri, uri=True).close()
             for _ in range(self._size):
                 self._free.put_nowait(await self._open_one())
             self._own.put_nowait(await self._open_one())
         except Exception as error:
             await self._close_all()
-            raise store_error("Opening", self._path, error) from error
+            raise store_error("Opening", self._place, error) from error
 
     async def fetch(self, sql: str, parameters: Mapping[str, Any], *, own: bool = False) -> list[Row]:
         """All rows of one query; raises `StoreError`. `own`: it is the process's own, and short."""
@@ -111,10 +112,10 @@ class SqliteReaders:
                 rows: list[Row] = await asyncio.shield(query)
                 return rows
         except TimeoutError:
-            message = f"Reading {self._path} took longer than {self._seconds:g} seconds ('timeouts.read')."
+            message = f"Reading {self._place} took longer than {self._seconds:g} seconds ('timeouts.read')."
             raise StoreError(message, reason="slow", setting="timeouts.read") from None
         except Exception as error:
-            raise store_error("Reading", self._path, error) from error
+            raise store_error("Reading", self._place, error) from error
         finally:
             if connection is not None and query is not None and not query.done():
                 await connection.interrupt()
@@ -129,7 +130,7 @@ class SqliteReaders:
         free.put_nowait(connection)
 
     async def _open_one(self) -> aiosqlite.Connection:
-        connection = await _daemonic(self._path)
+        connection = await _daemonic(self._place.reader_uri)
         self._all.append(connection)
         connection.row_factory = sqlite3.Row
         await connection.execute_fetchall("PRAGMA query_only=ON")
@@ -143,10 +144,10 @@ class SqliteReaders:
                     await self._all.pop().close()
             except TimeoutError:
                 # Its query stands still in the disk. The thread does not keep the process.
-                _log.error("reader_not_closed", database=str(self._path), seconds=self._seconds)
+                _log.error("reader_not_closed", database=str(self._place), seconds=self._seconds)
 
 
-def _daemonic(path: Path) -> aiosqlite.Connection:
+def _daemonic(uri: str) -> aiosqlite.Connection:
     """A connection, still to be opened by awaiting it, whose thread does not keep the process from ending.
 
     A program that ends without closing the store (a start that failed half-way), or while a query stands still in the
@@ -154,7 +155,7 @@ def _daemonic(path: Path) -> aiosqlite.Connection:
     """
     made: list[aiosqlite.Connection] = []
     options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
-    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(reader_uri(path), **options)), daemon=True)
+    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(uri, **options)), daemon=True)
     maker.start()
     maker.join()
     return made[0]

@@ -20,6 +20,7 @@ from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.vector_stores import SqliteVectorStores
@@ -40,14 +41,14 @@ class SqliteVectorDatabase(VectorDatabase):
     ingestion: SqliteIngestion
     index: SqliteChunkIndex
     keys: SqliteIdempotency
-    path: Path
+    place: Place
     writer: SqliteWriter
     readers: SqliteReaders
 
     @property
     def figures(self) -> tuple[SqliteFigures, ...]:
         """Of the one database."""
-        return (SqliteFigures(self.path, self.writer, self.readers),)
+        return (SqliteFigures(self.place, self.writer, self.readers),)
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
@@ -56,7 +57,7 @@ class SqliteVectorDatabase(VectorDatabase):
 
 
 async def open_vector_database(
-    data: Path,
+    where: Path | Databases,
     *,
     clock: Clock = now,
     readers: int = 2,
@@ -64,14 +65,14 @@ async def open_vector_database(
     keep_keys: float = KEEP_SECONDS,
     matrix_bytes: int = MATRIX_BYTES,
 ) -> SqliteVectorDatabase:
-    """Open `vectors.db` in the folder `data`, creating it where needed. Raises `StoreError`.
+    """Open `vectors.db` in this folder, or elsewhere, creating it where needed. Raises `StoreError`.
 
     `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
     """
-    path = data / VECTORS_FILE
-    writer = SqliteWriter(path, _prepare, writer_limits(timeouts))
+    place = (Folder(where) if isinstance(where, Path) else where).place(VECTORS_FILE)
+    writer = SqliteWriter(place, _prepare, writer_limits(timeouts))
     await writer.start()
-    pool = SqliteReaders(path, readers, seconds=timeouts.read)
+    pool = SqliteReaders(place, readers, seconds=timeouts.read)
     try:
         await pool.start()
     except BaseException:
@@ -81,7 +82,7 @@ async def open_vector_database(
     stores = SqliteVectorStores(writer, pool, clock, keys=keys)
     index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
-    return SqliteVectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, path, writer, pool)
+    return SqliteVectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, place, writer, pool)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

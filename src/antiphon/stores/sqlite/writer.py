@@ -35,12 +35,10 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import (
     LOCK_SECONDS,
-    connect_writer,
-    create_file,
     store_error,
     wait_for_lock,
 )
-from antiphon.stores.sqlite.database_files import DatabaseFiles, free_bytes
+from antiphon.stores.sqlite.place import Place, place_of
 
 _log = structlog.get_logger(__name__)
 
@@ -115,18 +113,17 @@ class SqliteWriter:
 
     def __init__(
         self,
-        path: Path,
+        where: Path | Place,
         prepare: Callable[[sqlite3.Connection], None],
         limits: WriterLimits = WriterLimits(),
     ) -> None:
         """`prepare` gets the new connection before the first unit, for example to migrate the schema."""
-        self._path = path
+        self._place = place_of(where)
         self._prepare = prepare
         self._limits = limits
         self._changed = threading.Condition()
         self._waiting: deque[_Unit] = deque()
         self._closing = False
-        self._files = DatabaseFiles(path)
         self._lost = False
         self._room_when_full = 0
         self.full: StoreError | None = None
@@ -184,7 +181,7 @@ class SqliteWriter:
         if unit.future.done():
             return
         if self._withdraw(unit):
-            message = f"Writing to {self._path} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
+            message = f"Writing to {self._place} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
             unit.future.set_exception(StoreError(message, reason="slow", setting="timeouts.save"))
         else:
             left = max(0.0, limits.settle_seconds - limits.seconds)
@@ -205,7 +202,7 @@ class SqliteWriter:
         limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
         if not unit.future.done():
             then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
-            message = f"A commit in {self._path} did not end within {limit}{then}."
+            message = f"A commit in {self._place} did not end within {limit}{then}."
             unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
@@ -223,7 +220,7 @@ class SqliteWriter:
         await asyncio.wait({stopped}, timeout=self._limits.settle_seconds)
         if not stopped.done():
             stopped.cancel()
-            _log.error("database_not_closed", database=str(self._path), seconds=self._limits.settle_seconds)
+            _log.error("database_not_closed", database=str(self._place), seconds=self._limits.settle_seconds)
         elif self._thread.ident:
             self._thread.join()  # its last act was to wake us
 
@@ -255,13 +252,13 @@ class SqliteWriter:
         connection: sqlite3.Connection | None = None
         error: StoreError | None = None
         try:
-            create_file(self._path)
-            connection = connect_writer(self._path)
+            self._place.create()
+            connection = self._place.connect()
             self._prepare(connection)
             connection.execute("SELECT count(*) FROM sqlite_schema")  # by now the log is open too
-            self._files.remember()
+            self._place.remember()
         except Exception as cause:
-            error = store_error("Opening", self._path, cause)
+            error = store_error("Opening", self._place, cause)
             error.__cause__ = cause if cause is not error else cause.__cause__
             if connection is not None:
                 connection.close()
@@ -299,7 +296,7 @@ class SqliteWriter:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
-            error = store_error("Writing", self._path, cause)
+            error = store_error("Writing", self._place, cause)
             error.__cause__ = cause if cause is not error else None
             return error
         return None
@@ -309,10 +306,10 @@ class SqliteWriter:
         failures = [unit.error for unit in group if unit.error is not None]
         full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
         if full is not None:
-            self.full, self._room_when_full = full, free_bytes(self._path.parent)
+            self.full, self._room_when_full = full, self._place.room()
         elif self.full is not None and error is None:
             added = any(_adds(statement) for unit in group if unit.committed for statement in unit.statements)
-            if added or free_bytes(self._path.parent) > self._room_when_full + _CLEARLY_MORE:
+            if added or self._place.room() > self._room_when_full + _CLEARLY_MORE:
                 self.full = None
 
     def _may_commit(self, ran: Sequence[_Unit]) -> bool:
@@ -344,22 +341,22 @@ class SqliteWriter:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
             _log.error(
-                "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self._path, cause))
+                "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self._place, cause))
             )
             return
-        _log.warning("late_commit_undone", database=str(self._path), writes=len(undone), kept=len(wrong) - len(undone))
+        _log.warning("late_commit_undone", database=str(self._place), writes=len(undone), kept=len(wrong) - len(undone))
 
     def _look(self) -> None:
         """Raises `StoreError` unless what is written will be found again; that this changed is said once."""
         try:
-            self._files.check()
+            self._place.check()
         except StoreError as error:
             if not self._lost:
                 _log.error("database_lost", error=str(error))
             self._lost = True
             raise
         if self._lost:
-            _log.warning("database_found_again", database=str(self._path))
+            _log.warning("database_found_again", database=str(self._place))
         self._lost = False
 
     def _run_unit(self, connection: sqlite3.Connection, unit: _Unit) -> None:
@@ -372,7 +369,7 @@ class SqliteWriter:
                 # A full disk or an I/O error ends the whole transaction, and the neighbours' work with it.
                 raise
             connection.execute("ROLLBACK TO unit")
-            unit.error = store_error("Writing", self._path, cause)
+            unit.error = store_error("Writing", self._place, cause)
             if unit.error is not cause:
                 unit.error.__cause__ = cause
         connection.execute("RELEASE unit")

@@ -1,6 +1,10 @@
-"""A `BlobStore` in memory: shows that a `FileStore` needs no disk under it.
+"""Contents of files in this process's memory: the `BlobStore` of a state that is gone with the process.
 
-Invariant: what was written stays until it is deleted, and can be read once it was sealed.
+Lives here: keeping them. Not here: which contents are wanted (the backends: `stores/sqlite/files.py`), how much there
+may be of them (`files.owner_bytes`).
+
+Invariant: what was written stays until it is deleted, and can be read once it was sealed; whoever reads a content that
+is deleted meanwhile can finish.
 """
 
 from __future__ import annotations
@@ -16,73 +20,88 @@ from antiphon.errors import StoreError
 
 
 class MemoryBlobs:
-    """Keeps contents in dicts: `kept` the whole ones, `drafts` those on their way."""
+    """`BlobStore`; `kept` are the whole contents, `drafts` those on their way."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
-        self.drafts: dict[str, bytes] = {}
+        self.drafts: dict[str, bytearray] = {}
 
     @asynccontextmanager
-    async def writing(self, key: str) -> AsyncIterator[_Writer]:
-        writer = _Writer(self, _checked(key))
+    async def writing(self, key: str) -> AsyncIterator[MemoryBlobWriter]:
+        """Begin a content under this key."""
+        writer = MemoryBlobWriter(self, _checked(key))
         try:
             yield writer
         finally:
             writer.closed = True
 
-    async def open(self, key: str) -> _Reader:
+    async def open(self, key: str) -> MemoryBlobReader:
+        """Open a content. Raises `StoreError` when it is not there."""
         if _checked(key) not in self.kept:
             raise StoreError("There is no such content.")
-        return _Reader(self.kept[key])
+        return MemoryBlobReader(self.kept[key])
 
     async def delete(self, key: str) -> None:
+        """Delete all of a content, if it is there."""
         self.kept.pop(_checked(key), None)
         self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
-        pass
+        """Nothing is under way."""
 
 
-class _Writer:
+class MemoryBlobWriter:
+    """A content on its way in."""
+
     def __init__(self, blobs: MemoryBlobs, key: str) -> None:
         self._blobs = blobs
         self._key = key
+        self._hash = hashlib.sha256()
         self.closed = False
         self.size = 0
-        blobs.drafts[key] = b""
+        blobs.drafts[key] = bytearray()
 
     async def write(self, data: bytes) -> None:
+        """Append."""
         if self.closed:
             raise StoreError("This content is closed.")
         self._blobs.drafts[self._key] += data
+        self._hash.update(data)
         self.size += len(data)
 
     async def seal(self) -> Blob:
+        """It is whole."""
         if self.closed:
             raise StoreError("This content is closed.")
-        data = self._blobs.kept[self._key] = self._blobs.drafts.pop(self._key)
-        return Blob(self._key, len(data), hashlib.sha256(data).hexdigest())
+        self._blobs.kept[self._key] = bytes(self._blobs.drafts.pop(self._key))
+        return Blob(self._key, self.size, self._hash.hexdigest())
 
 
-class _Reader:
+class MemoryBlobReader:
+    """An open content."""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._closed = False
 
     @property
     def size(self) -> int:
+        """Its bytes."""
         return len(self._data)
 
     @property
     def path(self) -> Path | None:
+        """It lies on no disk."""
         return None
 
     async def read(self, start: int, limit: int) -> bytes:
+        """Bytes from `start`."""
         if self._closed:
             raise StoreError("This content is closed.")
         return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:
+        """Let it go."""
         self._closed = True
 
 
