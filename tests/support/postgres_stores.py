@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn
@@ -23,9 +24,13 @@ class TurnStores:
     withdrawals: Withdrawals
     turns: Groups[Turn]
     responses: PostgresResponseStore
+    queued: Groups[NewJob]
+    added: Groups[Addition]
+    background: PostgresJobStore
 
     async def aclose(self) -> None:
-        await self.turns.aclose()
+        for groups in (self.turns, self.queued, self.added):
+            await groups.aclose()
         await self.withdrawals.aclose()
         await self.database.aclose()
 
@@ -42,8 +47,13 @@ def turn_stores(
     database = Database(url, connections)
     keys = PostgresIdempotency(database)
     withdrawals = Withdrawals(database)
-    turns = Groups(SavedTurns(database, withdrawals, keep=keys.keep), limits)
+    limits = limits or GroupLimits()
+    saved = SavedTurns(database, withdrawals, keep=keys.keep)
+    turns = Groups(saved, limits)
+    queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
+    added = Groups(AddedEvents(database), limits)
     responses = PostgresResponseStore(
         database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    return TurnStores(database, keys, withdrawals, turns, responses)
+    jobs = PostgresJobStore(database, queued, added)
+    return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs)

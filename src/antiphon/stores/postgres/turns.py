@@ -135,10 +135,9 @@ WITH {GIVEN},
 SELECT id FROM r
 """
 
-# Whether these very turns are stored. $1: ids, $2: owners, $3: bodies.
+# Ids are made here, so one that is stored is ours. $1: ids, $2: owners.
 _STORED = """
-SELECT r.id FROM unnest($1::text[], $2::text[], $3::bytea[]) AS t (id, owner, body)
-JOIN responses r ON r.id = t.id AND r.owner = t.owner AND r.body = t.body
+SELECT r.id FROM unnest($1::text[], $2::text[]) AS t (id, owner) JOIN responses r ON r.id = t.id AND r.owner = t.owner
 """
 
 # $1: id, $2: owner, $3: predecessor, $4: conversation, $5: key.
@@ -197,18 +196,19 @@ class SavedTurns:
     """`Units` of finished responses."""
 
     def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta) -> None:
+        """`keep`: how long a key is remembered."""
         self._database = database
         self._withdrawals = withdrawals
-        self._keep = keep
+        self.keep = keep
 
     async def write(self, group: Sequence[Turn]) -> Collection[str]:
         """Store what can be stored of the group; the ids of that. Raises `StoreError`: nothing, or nobody knows."""
-        return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self._keep))]
+        return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep))]
 
     async def stored(self, group: Sequence[Turn]) -> Collection[str]:
         """Which of these very turns are stored. Raises `StoreError`."""
         records = [turn.record for turn in group]
-        columns = [[each.id for each in records], [each.owner for each in records], [each.body for each in records]]
+        columns = [each.id for each in records], [each.owner for each in records]
         return [row[0] for row in await self._database.fetch(_STORED, *columns)]
 
     async def explain(self, turn: Turn) -> Exception:

@@ -1,0 +1,270 @@
+"""The SQL of background work, by name.
+
+Lives here: text. Not here: what the rows mean (`jobs.py`).
+
+A job's row is the lock of all that happens to its response: whoever adds to the stream, ends the response or deletes it
+locks that row first, then the conversation, the chain and the response. `last_seq` on it is the last event's number, so
+an end that has seen less of the stream finds no row. A statement sees the tables as they were when it began, which may
+be before a lock that it waited for; where that matters it compares the locked row with the one it sees (`fresh`), and
+its caller does it again.
+
+Invariant: every statement of a worker demands that the worker holds the job.
+"""
+
+from __future__ import annotations
+
+from antiphon.stores.postgres.page_sql import within
+from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
+
+# $1 to $27 as in `turns.py`, for one response; $28: request, $29: most jobs of an owner, $30: needs, $31 and $32: the
+# last event's number and the events, $33: the conversation. Fails (22012) unless all of it was stored, so that nothing
+# is counted that is not there.
+#
+# An owner with nothing in the queue begins where the others stand (with the first that waits, else with the last that
+# was taken); one with more goes behind his own last one.
+ENQUEUE = f"""
+WITH {GIVEN},
+  counted AS (
+    INSERT INTO owner_queue AS q (owner, jobs, turn)
+    SELECT t.owner, 1, coalesce(
+      (SELECT turn FROM jobs WHERE worker IS NULL ORDER BY turn, number LIMIT 1),
+      (SELECT max(turn) FROM jobs WHERE worker IS NOT NULL), 1
+    )
+    FROM t LEFT JOIN held USING (id) LEFT JOIN before USING (id)
+    WHERE (t.key IS NULL OR held.id IS NOT NULL) AND (t.prev IS NULL OR before.id IS NOT NULL) AND $29::integer > 0
+    ON CONFLICT (owner) DO UPDATE
+      SET jobs = q.jobs + 1, turn = greatest(CASE WHEN q.jobs > 0 THEN q.turn + 1 END, excluded.turn)
+      WHERE q.jobs < $29::integer
+    RETURNING turn
+  ),
+  r AS (
+    INSERT INTO {COLUMNS}
+    SELECT t.id, t.owner, coalesce(before.chain_id, t.id), t.prev, t.weight + coalesce(before.history_items, 0),
+           t.bytes + coalesce(before.history_bytes, 0), t.own_bytes, t.status, t.model, t.created_at, t.completed_at,
+           t.input_tokens, t.output_tokens, t.body, $33::text, NULL, 1
+    FROM t CROSS JOIN counted LEFT JOIN before USING (id)
+    ON CONFLICT (id) DO NOTHING RETURNING id
+  ),
+  {WITH_IT},
+  job AS (
+    INSERT INTO jobs (response_id, owner, request, needs, created_at, turn, last_seq)
+    SELECT t.id, t.owner, $28::bytea, $30::text[], t.created_at, counted.turn, coalesce($31::bigint, -1)
+    FROM r JOIN t USING (id) CROSS JOIN counted
+  ),
+  events AS (
+    INSERT INTO response_events (response_id, last_seq, data)
+    SELECT id, $31::bigint, $32::bytea FROM r WHERE $32::bytea IS NOT NULL
+  )
+SELECT 1 / count(*)::integer FROM r
+"""
+COUNT_JOBS = "SELECT jobs FROM owner_queue WHERE owner = $1"
+
+# What was held by somebody who is gone comes first; the others by turns. A row that somebody is writing to just now is
+# passed over. What the worker holds and does not run comes along: it did not hear of an earlier claim.
+# $1: worker, $2: lease, $3: limit, $4: besides, $5: what the worker is able to (null: everything).
+_ABLE = "response_id <> ALL($4::text[]) AND ($5::text[] IS NULL OR needs <@ $5::text[])"
+CLAIM = f"""
+WITH gone AS MATERIALIZED (
+    SELECT response_id FROM jobs WHERE worker IS NOT NULL AND lease_until <= now() AND {_ABLE}
+    ORDER BY lease_until, number LIMIT $3::bigint FOR NO KEY UPDATE SKIP LOCKED
+  ),
+  waiting AS MATERIALIZED (
+    SELECT response_id FROM jobs
+    WHERE worker IS NULL AND (not_before IS NULL OR not_before <= now()) AND {_ABLE}
+    ORDER BY turn, number LIMIT $3::bigint - (SELECT count(*) FROM gone) FOR NO KEY UPDATE SKIP LOCKED
+  ),
+  taken AS (
+    UPDATE jobs j SET worker = $1::text, lease_until = clock_timestamp() + $2::interval, not_before = NULL,
+                      attempts = j.attempts + 1, claim = j.claim + 1
+    FROM (SELECT response_id FROM gone UNION ALL SELECT response_id FROM waiting) AS w
+    WHERE j.response_id = w.response_id
+    RETURNING j.response_id, j.owner, j.request, j.attempts, j.last_seq, j.number
+  ),
+  started AS (
+    UPDATE responses r SET status = 'in_progress' FROM taken WHERE r.id = taken.response_id AND r.status = 'queued'
+  ),
+  mine AS (
+    SELECT * FROM taken
+    UNION ALL
+    SELECT j.response_id, j.owner, j.request, j.attempts, j.last_seq, j.number FROM jobs j
+    WHERE j.worker = $1::text AND j.response_id <> ALL($4::text[])
+      AND j.response_id NOT IN (SELECT response_id FROM taken)
+  )
+SELECT mine.response_id, mine.owner, mine.request, r.body, mine.attempts, mine.last_seq
+FROM mine JOIN responses r ON r.id = mine.response_id ORDER BY mine.number
+"""
+
+HELD_JOBS = "SELECT response_id FROM jobs WHERE worker = $1"
+QUEUE = """
+SELECT count(*), min(created_at) FROM jobs
+WHERE (worker IS NULL AND (not_before IS NULL OR not_before <= now())) OR (worker IS NOT NULL AND lease_until <= now())
+"""
+# Rows in one order, and waited for: one that is being written to is not lost. $1: worker, $2: ids, $3: lease.
+RENEW = """
+WITH held AS MATERIALIZED (
+  SELECT response_id FROM jobs WHERE response_id = ANY($2::text[]) AND worker = $1::text
+  ORDER BY response_id FOR NO KEY UPDATE
+)
+UPDATE jobs j SET lease_until = clock_timestamp() + $3::interval FROM held WHERE j.response_id = held.response_id
+RETURNING j.response_id
+"""
+# $1: worker, $2: id, $3: pause (null: none), $4: attempts that do not count.
+RELEASE = """
+UPDATE jobs SET worker = NULL, lease_until = NULL, not_before = clock_timestamp() + $3::interval,
+                attempts = attempts - $4::integer
+WHERE response_id = $2 AND worker = $1
+"""
+
+# Of many streams at once; each element is one piece of one of them. Pieces that the same attempt wrote from its first
+# number on are written anew; with `restart` those of earlier attempts go (claim 0 is true of every attempt).
+# $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6: restarts.
+APPEND = """
+WITH t AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[], $6::boolean[])
+      AS t (id, worker, first, last, data, restart)
+  ),
+  locked AS MATERIALIZED (
+    SELECT j.response_id AS id, j.claim, j.last_seq
+    FROM t JOIN jobs j ON j.response_id = t.id AND j.worker = t.worker
+    ORDER BY j.response_id FOR NO KEY UPDATE OF j
+  ),
+  fresh AS MATERIALIZED (
+    SELECT l.id, l.claim FROM locked l
+    JOIN jobs seen ON seen.response_id = l.id AND seen.claim = l.claim AND seen.last_seq = l.last_seq
+  ),
+  dropped AS (
+    DELETE FROM response_events e USING fresh JOIN t USING (id)
+    WHERE e.response_id = t.id AND e.last_seq <> t.last AND (
+      (e.claim = fresh.claim AND e.last_seq >= t.first) OR (t.restart AND e.claim > 0 AND e.claim < fresh.claim)
+    )
+  ),
+  added AS (
+    INSERT INTO response_events (response_id, last_seq, claim, data)
+    SELECT t.id, t.last, fresh.claim, t.data FROM fresh JOIN t USING (id)
+    ON CONFLICT (response_id, last_seq) DO UPDATE SET claim = excluded.claim, data = excluded.data
+  ),
+  counted AS (
+    UPDATE jobs j SET last_seq = t.last FROM fresh JOIN t USING (id) WHERE j.response_id = t.id
+  )
+SELECT locked.id, fresh.id IS NOT NULL AS written FROM locked LEFT JOIN fresh USING (id)
+"""
+
+# $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: tokens, $8: bytes of the output items, $9 to
+# $12: their ids, types, bodies and what was shown, $13 and $14: the numbers of the first and last of $15, the events,
+# $16: restart, $17: owner, $18: the conversation it joins, $19: how many items join it, $20: when.
+_ITEMS = """
+  i AS MATERIALIZED (
+    SELECT (n - 1)::integer AS seq, item_id, type, body, shown
+    FROM unnest($9::text[], $10::text[], $11::bytea[], $12::bytea[]) WITH ORDINALITY
+      AS i (item_id, type, body, shown, n)
+  )"""
+_ENDED = """
+  ended AS (
+    UPDATE responses r
+    SET status = $3::text, body = $4::bytea, completed_at = $5::bigint, input_tokens = $6::bigint,
+        output_tokens = $7::bigint, history_items = r.history_items + (SELECT count(*) FROM i),
+        history_bytes = r.history_bytes + $8::bigint,
+        own_bytes = r.own_bytes + $8::bigint + length($4::bytea) - length(r.body),
+        conversation_pos = coalesce(may.next_pos, r.conversation_pos)
+    FROM may WHERE r.id = $1::text
+  ),
+  items AS (
+    INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown)
+    SELECT $1::text, 1, i.seq, i.item_id, i.type, i.body, i.shown FROM may CROSS JOIN i
+  ),
+  over AS (
+    DELETE FROM jobs j USING may WHERE j.response_id = $1::text
+  )"""
+FINISH = f"""
+WITH {_ITEMS},
+  locked AS MATERIALIZED (
+    SELECT claim, last_seq FROM jobs WHERE response_id = $1::text AND worker = $2::text FOR UPDATE
+  ),
+  fresh AS MATERIALIZED (
+    SELECT l.claim FROM locked l
+    JOIN jobs seen ON seen.response_id = $1::text AND seen.claim = l.claim AND seen.last_seq = l.last_seq
+  ),
+  place AS MATERIALIZED (
+    SELECT c.next_pos FROM fresh CROSS JOIN conversations c
+    WHERE c.owner = $17::text AND c.id = $18::text AND c.locked_by = $1::text FOR UPDATE OF c
+  ),
+  may AS MATERIALIZED (
+    SELECT fresh.claim, (SELECT next_pos FROM place) AS next_pos, c.id AS chain_id
+    FROM fresh CROSS JOIN responses r JOIN chains c ON c.id = r.chain_id
+    WHERE r.id = $1::text AND ($18::text IS NULL OR (SELECT next_pos FROM place) IS NOT NULL)
+    FOR NO KEY UPDATE OF c
+  ),
+  touched AS (
+    UPDATE chains c SET updated_at = greatest(c.updated_at, $20::bigint) FROM may WHERE c.id = may.chain_id
+  ),
+  {_ENDED},
+  dropped AS (
+    DELETE FROM response_events e USING may
+    WHERE e.response_id = $1::text AND e.last_seq IS DISTINCT FROM $14::bigint AND (
+      (e.claim = may.claim AND e.last_seq >= $13::bigint) OR ($16::boolean AND e.claim > 0 AND e.claim < may.claim)
+    )
+  ),
+  added AS (
+    INSERT INTO response_events (response_id, last_seq, claim, data)
+    SELECT $1::text, $14::bigint, may.claim, $15::bytea FROM may WHERE $15::bytea IS NOT NULL
+    ON CONFLICT (response_id, last_seq) DO UPDATE SET claim = excluded.claim, data = excluded.data
+  ),
+  given_back AS (
+    UPDATE conversations c
+    SET next_pos = c.next_pos + $19::bigint, updated_at = greatest(c.updated_at, $20::bigint),
+        locked_by = NULL, locked_until = NULL
+    FROM may WHERE c.locked_by = $1::text
+  ),
+  joined AS (
+    INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
+    SELECT $17::text, $18::text, may.next_pos + row_number() OVER (ORDER BY own.dir, own.seq) - 1, own.item_id,
+           own.type, $1::text, own.body, own.shown
+    FROM may CROSS JOIN (
+      SELECT dir, seq, item_id, type, body, shown FROM response_items WHERE response_id = $1::text
+      UNION ALL SELECT 1, seq, item_id, type, body, shown FROM i
+    ) AS own WHERE may.next_pos IS NOT NULL
+  )
+SELECT (SELECT count(*) FROM locked) AS held, (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM may) AS done
+"""
+
+# As above, but $13: the last event that was seen, and $2 may be null: whoever holds it.
+END = f"""
+WITH {_ITEMS},
+  locked AS MATERIALIZED (
+    SELECT 1 FROM jobs
+    WHERE response_id = $1::text AND ($2::text IS NULL OR worker = $2::text) AND last_seq = $13::bigint FOR UPDATE
+  ),
+  may AS MATERIALIZED (SELECT NULL::bigint AS next_pos FROM locked),
+  {_ENDED},
+  added AS (
+    INSERT INTO response_events (response_id, last_seq, data)
+    SELECT $1::text, $14::bigint, $15::bytea FROM may WHERE $15::bytea IS NOT NULL
+  ),
+  given_back AS (
+    UPDATE conversations c SET locked_by = NULL, locked_until = NULL FROM may WHERE c.locked_by = $1::text
+  )
+SELECT 1 FROM may
+"""
+UNLOCK = """
+UPDATE conversations SET locked_by = NULL, locked_until = NULL
+WHERE locked_by = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = $1)
+"""
+
+PROGRESS = """
+SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
+FROM responses r WHERE r.id = ANY($1::text[])
+"""
+# No row: no such response. One row without a piece: nothing after that number.
+# $1: id, $2: owner, $3: after, $4: limit, $5: most bytes.
+EVENTS = f"""
+WITH page (place, size) AS (
+    SELECT e.last_seq, length(e.data) FROM response_events e
+    WHERE e.response_id = $1::text AND e.last_seq > $3::bigint ORDER BY e.last_seq LIMIT $4::bigint
+  ),
+  {within("place", "$5::bigint")}
+SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
+FROM responses r LEFT JOIN cut ON true
+LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
+WHERE r.id = $1::text AND r.owner = $2::text
+ORDER BY cut.place
+"""

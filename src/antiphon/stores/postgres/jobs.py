@@ -1,0 +1,288 @@
+"""What it means to keep background work: the `JobStore` over PostgreSQL.
+
+Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), responses as such
+(`responses.py`), who runs a job (`engine/running/`).
+
+What is queued, and pieces of streams, go through groups like turns (`turn_groups.py`): a queued response alone, since
+its owner's quota is exact; pieces of a process's streams together. All else is one statement.
+
+Invariant: a job's row is deleted by exactly one statement, which also writes the response's last state and its last
+event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.errors import StoreError
+from antiphon.stores.pages import cut_off
+from antiphon.stores.postgres import job_sql as sql
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.failures import code_of
+from antiphon.stores.postgres.turn_groups import Groups
+from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
+from antiphon.stores.postgres.values import body_now, milliseconds
+
+# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
+_PAGE_BYTES = 1 << 20
+_TRIES = 5
+_DIVISION_BY_ZERO = "22012"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewJob:
+    """A response to be queued: `turn` is its row, which gets to its conversation when it is over."""
+
+    turn: Turn
+    conversation_id: str | None
+    request: bytes
+    events: EventPiece | None
+    needs: tuple[str, ...]
+    limit: int
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return self.turn.id
+
+    @property
+    def size(self) -> int:
+        """The bytes of it."""
+        return self.turn.size + len(self.request)
+
+
+class QueuedTurns:
+    """`Units` of responses to be queued; a group is one of them."""
+
+    def __init__(self, database: Database, turns: SavedTurns) -> None:
+        self._database = database
+        self._turns = turns
+
+    async def write(self, group: Sequence[NewJob]) -> Collection[str]:
+        """Store them; the ids of those that were."""
+        done = []
+        for job in group:
+            events = (job.events.last, job.events.data) if job.events is not None else (None, None)
+            given = [*turn_columns([job.turn], self._turns.keep), job.request, job.limit, list(job.needs), *events]
+            try:
+                await self._database.write(sql.ENQUEUE, *given, job.conversation_id)
+            except StoreError as error:
+                if code_of(error.__cause__) != _DIVISION_BY_ZERO:
+                    raise
+            else:
+                done.append(job.id)
+        return done
+
+    async def stored(self, group: Sequence[NewJob]) -> Collection[str]:
+        """Which of them are stored."""
+        return await self._turns.stored([job.turn for job in group])
+
+    async def explain(self, unit: NewJob) -> Exception:
+        """Why it could not be stored."""
+        rows = await self._database.fetch(sql.COUNT_JOBS, unit.turn.record.owner)
+        if unit.limit <= 0 or (rows and rows[0][0] >= unit.limit):
+            return TooManyJobs(unit.limit)
+        return await self._turns.explain(unit.turn)
+
+    def withdraw(self, unit: NewJob) -> None:
+        """See to it that it is not stored."""
+        self._turns.withdraw(unit.turn)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Addition:
+    """A piece that a worker adds to a stream."""
+
+    id: str
+    worker: str
+    events: EventPiece
+    restart: bool
+
+    @property
+    def size(self) -> int:
+        """The bytes of it."""
+        return len(self.events.data)
+
+
+class _NotHeld(Exception):
+    """The worker does not hold the job."""
+
+
+class AddedEvents:
+    """`Units` of pieces of streams. To add one twice is to add it once, so nothing has to be asked or undone."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def write(self, group: Sequence[Addition]) -> Collection[str]:
+        """Add what may be added; the ids of those responses."""
+        written: list[str] = []
+        left = group
+        for _ in range(_TRIES):
+            columns = zip(
+                *[(each.id, each.worker, each.events.first, each.events.last, each.events.data, each.restart)
+                  for each in left],
+                strict=True,
+            )  # fmt: skip
+            rows = await self._database.write(sql.APPEND, *map(list, columns))
+            written += [row["id"] for row in rows if row["written"]]
+            # It waited for a write of before, whose outcome nobody heard, and sees it now.
+            again = {row["id"] for row in rows if not row["written"]}
+            left = [each for each in left if each.id in again]
+            if not left:
+                return written
+        raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
+
+    async def stored(self, group: Sequence[Addition]) -> Collection[str]:
+        """None of them is known to be."""
+        return ()
+
+    async def explain(self, unit: Addition) -> Exception:
+        """Only one thing keeps a piece from being added."""
+        return _NotHeld()
+
+    def withdraw(self, unit: Addition) -> None:
+        """Its worker adds it once more, or another attempt drops it."""
+
+
+class PostgresJobStore:
+    """`JobStore` on a database and groups that are somebody else's to close."""
+
+    def __init__(self, database: Database, queued: Groups[NewJob], added: Groups[Addition]) -> None:
+        self._database = database
+        self._queued = queued
+        self._added = added
+
+    async def enqueue(
+        self,
+        record: ResponseRecord,
+        request: bytes,
+        events: EventPiece | None,
+        *,
+        limit: int,
+        needs: Collection[str] = (),
+    ) -> None:
+        """Store the queued response and its job; see `JobStore.enqueue`."""
+        turn = Turn(replace(record, conversation_id=None))
+        await self._queued.run(NewJob(turn, record.conversation_id, request, events, tuple(sorted(needs)), limit))
+
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
+        """Take up to `limit` jobs; see `JobStore.claim`."""
+        given = (worker, timedelta(seconds=seconds), limit, sorted(besides), None if able is None else sorted(able))
+        return [
+            Job(response_id, owner, request, body_now("in_progress", body), attempts, last)
+            for response_id, owner, request, body, attempts, last in await self._database.write(sql.CLAIM, *given)
+        ]
+
+    async def held(self, worker: str) -> frozenset[str]:
+        """The responses whose jobs this worker holds."""
+        return frozenset(row[0] for row in await self._database.fetch(sql.HELD_JOBS, worker))
+
+    async def queue(self) -> Queue:
+        """What waits for a worker."""
+        length, oldest = (await self._database.fetch(sql.QUEUE))[0]
+        return Queue(length, None if oldest is None else oldest / 1000)
+
+    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
+        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
+        given = (worker, sorted(response_ids), timedelta(seconds=seconds))
+        return frozenset(row[0] for row in await self._database.write(sql.RENEW, *given, again=True))
+
+    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
+        """Give a job back; see `JobStore.release`."""
+        wait = timedelta(seconds=pause) if pause > 0 else None
+        # Once it is given back the worker does not hold it, so a second time does nothing.
+        await self._database.write(sql.RELEASE, worker, response_id, wait, 0 if attempted else 1, again=True)
+
+    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+        """Add to the stream; see `JobStore.append`."""
+        try:
+            await self._added.run(Addition(response_id, worker, events, restart))
+        except _NotHeld:
+            return False
+        return True
+
+    async def finish(
+        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
+    ) -> bool:
+        """End the response with this record; see `JobStore.finish`."""
+        joins = record.joins_conversation
+        pieces = (events.first, events.last, events.data) if events is not None else (None, None, None)
+        given = [
+            *_ending(record.id, worker, record.status, record.body, record.output_items, record),
+            *pieces,
+            restart,
+            record.owner,
+            record.conversation_id if joins else None,
+            len(record.input_items) + len(record.output_items) if joins else 0,
+            milliseconds(record.completed_at or record.created_at),
+        ]
+        for _ in range(_TRIES):
+            (row,) = await self._database.write(sql.FINISH, *given)
+            if row["fresh"] or not row["held"]:
+                return bool(row["done"])
+        raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
+
+    async def end(self, ending: JobEnd) -> bool:
+        """End a response early; see `JobStore.end`."""
+        events = (ending.events.last, ending.events.data) if ending.events is not None else (None, None)
+        given = _ending(ending.response_id, ending.worker, ending.status, ending.body, ending.output_items, None)
+        return bool(await self._database.write(sql.END, *given, ending.last_event, *events))
+
+    async def unlock(self, response_id: str) -> None:
+        """Give back the conversation that this response has locked, if its job is gone."""
+        await self._database.write(sql.UNLOCK, response_id, again=True)
+
+    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
+        """How far these responses are; those that do not exist are left out."""
+        rows = await self._database.fetch(sql.PROGRESS, sorted(response_ids))
+        return {found: Progress(status, -1 if last is None else last) for found, status, last in rows}
+
+    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
+        """Up to `limit` pieces with events after this number, or None when there is no such response."""
+        found = await self._database.fetch(sql.EVENTS, response_id, owner, after, limit + 1, _PAGE_BYTES)
+        if not found:
+            return None
+        rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
+        pieces = tuple([EventPiece(row["last_seq"], row["data"]) for row in rows[:limit]])
+        return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
+
+
+def _ending(
+    response_id: str,
+    worker: str | None,
+    status: str,
+    body: bytes,
+    items: Sequence[StoredItem],
+    record: ResponseRecord | None,
+) -> list[Any]:
+    """The parameters $1 to $12 of an end; without a record the response has no time of completion and no usage."""
+    completed_at = record.completed_at if record is not None else None
+    usage = record.usage if record is not None else None
+    return [
+        response_id,
+        worker,
+        status,
+        body,
+        None if completed_at is None else milliseconds(completed_at),
+        usage.input_tokens if usage else None,
+        usage.output_tokens if usage else None,
+        sum(item.size for item in items),
+        [item.id for item in items],
+        [item.type for item in items],
+        [item.body for item in items],
+        [item.shown for item in items],
+    ]
