@@ -8,8 +8,9 @@ says in its first line which schema a build must know at least to go on with it:
 that know the steps up to 3 or 4 serve still (the step only adds). A step that takes something away serves only builds
 that do not use it any more, and comes a release later.
 
-Invariants: the steps in `schema_migrations` are numbered without a gap, with the checksums of the packaged ones as far
-as these go; each step is applied in one transaction with its record; one process at a time applies steps.
+Invariants: the steps in the table (`schema_migrations`; vectors have one of their own) are numbered without a gap, with
+the checksums of the packaged ones as far as these go; each step is applied in one transaction with its record; one
+process at a time applies steps.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _SERVES = re.compile(r"-- serves: (\d+)\n")
 _LOCK = 0x616E7469_70686F6E  # "antiphon"
 
+SCHEMA = "schema_migrations"
+"""The table that says which steps of the schema were applied."""
+
 _CREATE = """
-CREATE TABLE IF NOT EXISTS schema_migrations (
+CREATE TABLE IF NOT EXISTS {table} (
   version integer PRIMARY KEY,
   name text NOT NULL,
   sha256 text NOT NULL,
@@ -37,9 +41,9 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
   applied_at timestamptz NOT NULL DEFAULT now()
 )
 """
-_THERE = "SELECT to_regclass('schema_migrations') IS NOT NULL"
-_READ = "SELECT version, name, sha256, serves, applied_at FROM schema_migrations ORDER BY version"
-_RECORD = "INSERT INTO schema_migrations (version, name, sha256, serves) VALUES ($1, $2, $3, $4)"
+_THERE = "SELECT to_regclass('{table}') IS NOT NULL"
+_READ = "SELECT version, name, sha256, serves, applied_at FROM {table} ORDER BY version"
+_RECORD = "INSERT INTO {table} (version, name, sha256, serves) VALUES ($1, $2, $3, $4)"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
 
 
@@ -84,25 +88,26 @@ def packaged_steps(folder: Traversable | None = None) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-async def migrate(database: Database, steps: Sequence[Step]) -> list[Step]:
-    """Apply the steps that are missing, one transaction each; returns those that this call applied.
+async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> list[Step]:
+    """Apply the steps that are missing, one transaction each; returns those that this call applied. `table`: where
+    they are noted.
 
     Raises `StoreError` for a database that this build cannot serve from.
     """
     done: list[Step] = []
-    while missing_steps(await applied_steps(database), steps):
+    while missing_steps(await applied_steps(database, table), steps):
 
         async def one(connection: Connection) -> Step | None:
             # As a statement of its own: what follows must see what was done while this waited.
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             await connection.execute(_LIMITS)
-            await connection.execute(_CREATE)
-            missing = missing_steps(await _read(connection), steps)
+            await connection.execute(_CREATE.format(table=table))
+            missing = missing_steps(await _read(connection, table), steps)
             if not missing:
                 return None
             step = missing[0]
             await connection.execute(step.sql)
-            await connection.execute(_RECORD, step.version, step.name, step.sha256, step.serves)
+            await connection.execute(_RECORD.format(table=table), step.version, step.name, step.sha256, step.serves)
             return step
 
         step = await database.transaction(one)
@@ -111,11 +116,11 @@ async def migrate(database: Database, steps: Sequence[Step]) -> list[Step]:
     return done
 
 
-async def applied_steps(database: Database) -> list[Applied]:
+async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
     """What the database has; nothing when it is new."""
-    if not (await database.fetch(_THERE))[0][0]:
+    if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
-    return [Applied(*row[:4]) for row in await database.fetch(_READ)]
+    return [Applied(*row[:4]) for row in await database.fetch(_READ.format(table=table))]
 
 
 def missing_steps(applied: Sequence[Applied], steps: Sequence[Step]) -> Sequence[Step]:
@@ -135,5 +140,5 @@ def missing_steps(applied: Sequence[Applied], steps: Sequence[Step]) -> Sequence
     return steps[len(applied) :]
 
 
-async def _read(connection: Connection) -> list[Applied]:
-    return [Applied(*row[:4]) for row in await connection.fetch(_READ)]
+async def _read(connection: Connection, table: str) -> list[Applied]:
+    return [Applied(*row[:4]) for row in await connection.fetch(_READ.format(table=table))]

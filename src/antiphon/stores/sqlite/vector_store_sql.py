@@ -128,9 +128,11 @@ ORDER BY f.created_at {{0}}, f.file_id {{0}} LIMIT :limit
 FILES_FORWARD, FILES_BACKWARD = _FILE + _FILE_PAGE.format("ASC"), _FILE + _FILE_PAGE.format("DESC")
 
 GET_BATCH = """
-SELECT b.id, s.id, b.created_at, b.cancelled,
-       count(f.no) FILTER (WHERE f.status = 'in_progress'), count(f.no) FILTER (WHERE f.status = 'completed'),
-       count(f.no) FILTER (WHERE f.status = 'failed'), count(f.no) FILTER (WHERE f.status = 'cancelled')
+SELECT b.id, s.id AS store_id, b.created_at, b.cancelled AS stopped,
+       count(f.no) FILTER (WHERE f.status = 'in_progress') AS in_progress,
+       count(f.no) FILTER (WHERE f.status = 'completed') AS completed,
+       count(f.no) FILTER (WHERE f.status = 'failed') AS failed,
+       count(f.no) FILTER (WHERE f.status = 'cancelled') AS cancelled
 FROM vector_batches b JOIN vector_stores s ON s.no = b.store_no
 LEFT JOIN vector_batch_files m ON m.batch_id = b.id LEFT JOIN vector_files f ON f.no = m.file_no
 WHERE b.id = :batch_id AND s.id = :id AND s.owner = :owner

@@ -18,9 +18,6 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
-    Chunking,
-    Counts,
-    FileError,
     FilePage,
     NewFile,
     StoreChanges,
@@ -69,6 +66,7 @@ from antiphon.stores.sqlite.vector_store_sql import (
     UPDATE_STORE,
 )
 from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
 from antiphon.types.search import Attributes
 
 INDEX_PREFIX = "fts_"
@@ -232,7 +230,7 @@ class SqliteVectorStores:
     async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
         """The file in the store, or None."""
         rows = await self._readers.fetch(GET_FILE, {"owner": owner, "id": store_id, "file_id": file_id})
-        return _file(rows[0]) if rows else None
+        return vector_file(rows[0]) if rows else None
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
@@ -247,11 +245,11 @@ class SqliteVectorStores:
         await check_cursors(page, find, "There is no file with this id in the vector store")
         named = {"owner": owner, "id": store_id, "state": state, "batch_id": batch_id, **asked(page)}
         rows = await self._readers.fetch(FILES_BACKWARD if page.backward else FILES_FORWARD, named)
-        return FilePage(page.shown([_file(row) for row in rows]), has_more=len(rows) > page.limit)
+        return FilePage(page.shown([vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
         """Replace a file's attributes; False when there is none."""
-        named = {"owner": owner, "id": store_id, "file_id": file_id, "attributes": _json(attributes)}
+        named = {"owner": owner, "id": store_id, "file_id": file_id, "attributes": attributes_json(attributes)}
         unit = [Statement(SET_ATTRIBUTES, named, rows=1), Statement(DROP_ATTRIBUTES, named)]
         unit += _attributes(owner, store_id, file_id, attributes)
         return await self._run(unit)
@@ -277,10 +275,7 @@ class SqliteVectorStores:
     async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:
         """The batch, or None."""
         rows = await self._readers.fetch(GET_BATCH, {"owner": owner, "id": store_id, "batch_id": batch_id})
-        if not rows:
-            return None
-        found, store, created, cancelled, running, completed, failed, stopped = rows[0]
-        return Batch(found, store, created / 1000, bool(cancelled), Counts(running, completed, failed, stopped))
+        return batch(rows[0]) if rows else None
 
     async def cancel_batch(self, owner: str, store_id: str, batch_id: str) -> bool:
         """Cancel what of the batch is still in progress; False when there is none."""
@@ -319,7 +314,7 @@ class SqliteVectorStores:
                 "id": store_id,
                 "file_id": file.file_id,
                 "filename": file.filename,
-                "attributes": _json(file.attributes),
+                "attributes": attributes_json(file.attributes),
                 "chunking": file.chunking.kind,
                 "size": file.chunking.size,
                 "overlap": file.chunking.overlap,
@@ -339,19 +334,7 @@ class SqliteVectorStores:
 
     def _store(self, row: Row) -> VectorStore:
         expires_at = row["expires_at"]
-        return VectorStore(
-            id=row["id"],
-            created_at=row["created_at"] / 1000,
-            last_active_at=row["last_active_at"] / 1000,
-            name=row["name"],
-            description=row["description"],
-            metadata=row["metadata"],
-            expires_days=row["expires_days"],
-            expires_at=None if expires_at is None else expires_at / 1000,
-            expired=expires_at is not None and expires_at <= self._now(),
-            usage_bytes=row["usage_bytes"],
-            counts=Counts(row["in_progress"], row["completed"], row["failed"], row["cancelled"]),
-        )
+        return vector_store(row, expired=expires_at is not None and expires_at <= self._now())
 
     async def _run(self, unit: _Unit, *, work: bool = False) -> bool:
         try:
@@ -377,21 +360,3 @@ def _attributes(owner: str, store_id: str, file_id: str, attributes: Attributes)
         for key, kind, value in attribute_rows(attributes)
     ]
     return [Statement(INSERT_ATTRIBUTE, rows, many=True)] if rows else []
-
-
-def _file(row: Row) -> VectorFile:
-    return VectorFile(
-        file_id=row["file_id"],
-        store_id=row["store_id"],
-        filename=row["filename"],
-        state=row["status"],
-        created_at=row["created_at"] / 1000,
-        usage_bytes=row["usage_bytes"],
-        chunking=Chunking(row["chunking"], row["chunk_size"], row["chunk_overlap"]),
-        attributes=json.loads(row["attributes"]),
-        error=None if row["error_code"] is None else FileError(row["error_code"], row["error_message"]),
-    )
-
-
-def _json(attributes: Attributes) -> bytes:
-    return json.dumps(dict(attributes), ensure_ascii=False).encode()

@@ -1,0 +1,255 @@
+"""The durable side of ingestion: the `Ingestion` port over PostgreSQL.
+
+Lives here: the SQL of claiming files, of writing chunks with their words and vectors, and of clearing up. Not here: who
+runs the work (`search/ingest.py`), what clients see (`vector_stores.py`), searching (`chunk_index.py`), the table of
+vectors (`vector_table.py`) and their indexes (`vector_indexes.py`).
+
+Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever
+takes a number from a file notes it in `vector_trash` (a trigger does), so no chunk comes after its number is there.
+
+Every method but `sweep` is one statement, which does once what it does twice: it is made again when the connection was
+lost.
+
+Invariant: leases are judged by the database's clock alone. A file is found only when it is completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from antiphon.engine.ports.indexing import Chunk, IngestJob
+from antiphon.engine.ports.vector_stores import FileError
+from antiphon.engine.running.thread_pools import DOCUMENTS
+from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.vector_indexes import VectorIndexes
+from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vector_words import chunk_words
+from antiphon.stores.vector_rows import ingest_job
+
+SWEPT_CHUNKS = 500
+SWEPT_FILES = 200
+"""How much one piece of clearing up deletes: some tens of milliseconds."""
+
+# Of the files that nobody holds those that wait longest. A file that was tried before gets another number, so that
+# nothing of the earlier attempt is in the way.
+CLAIM = """
+WITH names AS MATERIALIZED (
+  SELECT name, row_number() OVER () AS place FROM unnest($1::text[]) AS name
+  WHERE NOT EXISTS (
+    SELECT 1 FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
+    WHERE f.claim = name AND s.owner IS NOT NULL
+  )
+), free AS MATERIALIZED (
+  SELECT f.id FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
+  WHERE f.status = 'in_progress' AND (f.lease_until IS NULL OR f.lease_until <= now()) AND s.owner IS NOT NULL
+  ORDER BY f.number LIMIT (SELECT count(*) FROM names) FOR UPDATE OF f SKIP LOCKED
+), numbered AS (
+  SELECT id, row_number() OVER () AS place FROM free
+), taken AS (
+  UPDATE vector_files f SET claim = n.name, lease_until = now() + $2, attempts = f.attempts + 1,
+    number = CASE WHEN f.attempts > 0 THEN nextval('vector_numbers') ELSE f.number END
+  FROM numbered JOIN names n USING (place) WHERE f.id = numbered.id
+  RETURNING f.number, f.claim, f.store_number, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap,
+    f.attempts
+), held AS (
+  SELECT * FROM taken UNION ALL
+  SELECT number, claim, store_number, file_id, filename, chunking, chunk_size, chunk_overlap, attempts
+  FROM vector_files WHERE claim = ANY($1::text[])
+)
+SELECT h.*, s.owner, s.id AS store_id FROM held h JOIN vector_stores s ON s.number = h.store_number
+WHERE s.owner IS NOT NULL ORDER BY h.number
+"""
+RENEW = """
+WITH held AS MATERIALIZED (
+  SELECT id FROM vector_files WHERE claim = ANY($1::text[]) AND status = 'in_progress' ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE vector_files f SET lease_until = now() + $2 FROM held WHERE f.id = held.id RETURNING f.claim
+"""
+# With `attempts` at 0 the next claim would keep the number, and with it what this attempt wrote.
+RELEASE = """
+UPDATE vector_files SET claim = NULL, lease_until = now() + $2, attempts = attempts - $3::integer
+WHERE claim = $1 AND status = 'in_progress'
+"""
+# $1 the claim, $2 the number.
+_HELD = "claim = $1 AND number = $2 AND status = 'in_progress'"
+_STORE_THERE = "EXISTS (SELECT 1 FROM vector_stores s WHERE s.number = f.store_number AND s.owner IS NOT NULL)"
+_APPEND = f"""
+WITH held AS (
+  UPDATE vector_files f SET vector_width = coalesce($7::integer, vector_width) WHERE {_HELD} AND {_STORE_THERE}
+  RETURNING number, store_number
+), new AS MATERIALIZED (
+  SELECT held.number, held.store_number, c.*
+  FROM held, unnest($3::integer[], $4::integer[], $5::integer[], $6::text[], {{vectors}})
+    AS c (place, tokens, length, text, {{columns}})
+), written AS (
+  INSERT INTO chunks (file_number, place, tokens, length, words, text)
+  SELECT number, place, tokens, length,
+    string_to_array(substr(replace(words, E'\\n', E'\\n' || store_number || ' '), 2), E'\\n'), text
+  FROM new
+  ON CONFLICT DO NOTHING
+){{also}}
+SELECT 1 FROM held
+"""
+# Each word begins with a line's end, behind which the store's number is put.
+APPEND = _APPEND.format(vectors="$8::text[]", columns="words", also="")
+APPEND_VECTORS = _APPEND.format(
+    vectors="$8::text[], $9::text[]",
+    columns="words, vector",
+    also=""", vectors AS (
+  INSERT INTO chunk_vectors (file_number, place, store_number, width, vector)
+  SELECT number, place, store_number, $7, vector::halfvec FROM new WHERE vector IS NOT NULL
+  ON CONFLICT DO NOTHING
+)""",
+)
+# The store's row first, as everybody does.
+COMPLETE = f"""
+WITH store AS (
+  UPDATE vector_stores SET version = version + 1
+  WHERE number = (SELECT store_number FROM vector_files WHERE {_HELD}) RETURNING number
+), completed AS (
+  UPDATE vector_files SET status = 'completed', chunks = $3, usage_bytes = $4, embedding_model = $5, claim = NULL,
+    lease_until = NULL, error_code = NULL, error_message = NULL,
+    words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = $2)
+  FROM store WHERE store_number = store.number AND {_HELD.replace("number =", "vector_files.number =")}
+  RETURNING 1
+)
+SELECT 1 FROM completed UNION ALL SELECT 1 FROM vector_files WHERE number = $2 AND status = 'completed'
+"""
+FAIL = f"""
+WITH failed AS (
+  UPDATE vector_files SET status = 'failed', error_code = $3, error_message = $4, claim = NULL, lease_until = NULL,
+    usage_bytes = 0
+  WHERE {_HELD} RETURNING number
+), trashed AS (
+  INSERT INTO vector_trash SELECT number FROM failed ON CONFLICT DO NOTHING
+)
+SELECT 1 FROM failed UNION ALL SELECT 1 FROM vector_files WHERE number = $2 AND status = 'failed'
+"""
+WAITING = """
+SELECT count(*) FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
+WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
+"""
+
+# Whether there may be something to clear up, at the cost of a look.
+_EXPIRED = "(s.expires_at <= unix_ms() AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_number = s.number))"
+LITTER = f"""
+SELECT EXISTS (SELECT 1 FROM vector_trash) OR EXISTS (SELECT 1 FROM vector_stores WHERE owner IS NULL)
+  OR EXISTS (SELECT 1 FROM vector_stores s WHERE {_EXPIRED})
+"""
+# Each takes what nobody else clears up at the moment.
+OVER = f"""
+SELECT s.number, s.owner IS NULL AS deleted FROM vector_stores s
+WHERE s.owner IS NULL OR {_EXPIRED} LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+"""
+DELETE_FILES = """
+DELETE FROM vector_files WHERE id IN (SELECT id FROM vector_files WHERE store_number = $1 LIMIT $2) RETURNING 1
+"""
+BUMP = "UPDATE vector_stores SET version = version + 1 WHERE number = $1"
+DELETE_STORE = """
+DELETE FROM vector_stores WHERE number = $1 AND owner IS NULL
+  AND NOT EXISTS (SELECT 1 FROM vector_files WHERE store_number = $1)
+"""
+TRASH = "SELECT file_number FROM vector_trash ORDER BY file_number LIMIT $1 FOR UPDATE SKIP LOCKED"
+DELETE_CHUNKS = """
+DELETE FROM chunks WHERE (file_number, place) IN (
+  SELECT file_number, place FROM chunks WHERE file_number = ANY($1::bigint[]) LIMIT $2
+)
+"""
+EMPTIED = """
+DELETE FROM vector_trash t
+WHERE file_number = ANY($1::bigint[]) AND NOT EXISTS (SELECT 1 FROM chunks c WHERE c.file_number = t.file_number)
+"""
+
+
+class PostgresIngestion:
+    """`Ingestion` on a database that is somebody else's to close."""
+
+    def __init__(self, database: Database, table: VectorTable, indexes: VectorIndexes) -> None:
+        self._database = database
+        self._table = table
+        self._indexes = indexes
+
+    async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
+        """Take files that nobody holds; see `Ingestion.claim`."""
+        rows = await self._database.write(CLAIM, list(claims), timedelta(seconds=seconds), again=True)
+        return [ingest_job(row) for row in rows]
+
+    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold these for so many seconds from now; those that are held still."""
+        rows = await self._database.write(RENEW, list(claims), timedelta(seconds=seconds), again=True)
+        return frozenset(row[0] for row in rows)
+
+    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
+        """Give a file back; nobody takes it up for `pause` seconds."""
+        uncounted = 0 if attempted or job.attempts <= 1 else 1
+        await self._database.write(RELEASE, job.claim, timedelta(seconds=pause), uncounted, again=True)
+
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
+        """Write chunks from place `first` on."""
+        words, lengths, vectors = await DOCUMENTS.run(_prepared, title, chunks)
+        width = next((width_of(chunk.vector) for chunk in chunks if chunk.vector is not None), None)
+        given = [
+            job.claim,
+            job.number,
+            list(range(first, first + len(chunks))),
+            [chunk.tokens for chunk in chunks],
+            lengths,
+            [chunk.text for chunk in chunks],
+            width,
+            words,
+        ]
+        if width is None:
+            return bool(await self._database.write(APPEND, *given, again=True))
+        await self._table.there()
+        return bool(await self._database.write(APPEND_VECTORS, *given, vectors, again=True))
+
+    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
+        """The file is ingested and can be found."""
+        given = (job.claim, job.number, chunks, usage_bytes, model)
+        return bool(await self._database.write(COMPLETE, *given, again=True))
+
+    async def fail(self, job: IngestJob, error: FileError) -> bool:
+        """The file cannot be ingested; what was written of it is cleared away."""
+        given = (job.claim, job.number, error.code, error.message)
+        return bool(await self._database.write(FAIL, *given, again=True))
+
+    async def waiting(self) -> int:
+        """How many files are in progress."""
+        return int((await self._database.fetch(WAITING))[0][0])
+
+    async def sweep(self) -> bool:
+        """Clear up a piece; see `Ingestion.sweep`."""
+        self._indexes.look()
+        if not (await self._database.fetch(LITTER))[0][0]:
+            return False
+        return await self._database.transaction(_clear_up)
+
+
+async def _clear_up(connection: Connection) -> bool:
+    """A piece; False where others are at all there is."""
+    over = await connection.fetch(OVER)
+    if over:
+        number = over[0]["number"]
+        gone = await connection.fetch(DELETE_FILES, number, SWEPT_FILES)
+        if gone and not over[0]["deleted"]:
+            await connection.execute(BUMP, number)
+        if len(gone) < SWEPT_FILES and over[0]["deleted"]:
+            await connection.execute(DELETE_STORE, number)
+    trash = [row[0] for row in await connection.fetch(TRASH, SWEPT_FILES)]
+    if trash:
+        await connection.execute(DELETE_CHUNKS, trash, SWEPT_CHUNKS)
+        # A statement of its own: it sees what is left.
+        await connection.execute(EMPTIED, trash)
+    return bool(over or trash)
+
+
+def _prepared(title: str, chunks: Sequence[Chunk]) -> tuple[list[str], list[int], list[str | None]]:
+    """Of each chunk its words, how many there are, and its vector."""
+    words, lengths, vectors = [], [], []
+    for chunk in chunks:
+        found, length = chunk_words(title, chunk.text)
+        words.append("".join(f"\n{entry}" for entry in found))
+        lengths.append(length)
+        vectors.append(None if chunk.vector is None else vector_text(chunk.vector))
+    return words, lengths, vectors

@@ -1,0 +1,60 @@
+"""Vector stores in the database that the other stores are in too.
+
+Lives here: opening them, and the views on them. Not here: what each of them does.
+
+Invariant: they need no connections of their own; closing them leaves those of the others open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from antiphon.engine.ports.figures import StoreFigures
+from antiphon.stores.backend import VectorDatabase
+from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.ingestion import PostgresIngestion
+from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes, own_connection
+from antiphon.stores.postgres.vector_stores import PostgresVectorStores
+from antiphon.stores.postgres.vector_table import VectorTable
+
+
+@dataclass(frozen=True)
+class PostgresVectorDatabase(VectorDatabase):
+    """`VectorDatabase` in PostgreSQL."""
+
+    stores: PostgresVectorStores
+    ingestion: PostgresIngestion
+    index: PostgresChunkIndex
+    keys: PostgresIdempotency
+    table: VectorTable
+    indexes: VectorIndexes
+
+    @property
+    def figures(self) -> tuple[StoreFigures, ...]:
+        """None of its own."""
+        return ()
+
+    async def aclose(self) -> None:
+        """Stop looking after indexes."""
+        await self.indexes.aclose()
+
+
+def open_vectors(
+    database: Database, keys: PostgresIdempotency, *, direct_url: str, exact: int = EXACT_VECTORS
+) -> PostgresVectorDatabase:
+    """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
+    most vectors that a search compares one by one."""
+    table = VectorTable(database)
+    indexes = VectorIndexes(database, partial(own_connection, direct_url), exact=exact)
+    stores = PostgresVectorStores(database, keys=keys)
+    return PostgresVectorDatabase(
+        stores,
+        PostgresIngestion(database, table, indexes),
+        PostgresChunkIndex(database, stores, table, indexes),
+        keys,
+        table,
+        indexes,
+    )

@@ -1,0 +1,96 @@
+"""The table of vectors, and the extension of PostgreSQL that it needs.
+
+Lives here: making both when they are first needed, what to do where that cannot be, and how a vector is written to a
+statement. Not here: what is read of it (`chunk_index.py`), its indexes (`vector_indexes.py`).
+
+Words do without the extension: a database that has none keeps vector stores all the same, as long as no embeddings
+server is configured.
+
+Invariant: the table is there, as this build needs it, once `there` has returned.
+"""
+
+from __future__ import annotations
+
+import struct
+from importlib.resources import files
+
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.failures import code_of
+from antiphon.stores.postgres.migrate import migrate, packaged_steps
+
+SCHEMA = "vector_schema_migrations"
+OLDEST = (0, 8)
+_VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+_INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
+_LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
+# Another process may be making it at the same moment.
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))"
+
+_NOT_INSTALLED = frozenset({"0A000", "58P01"})
+_NO_RIGHT = "42501"
+
+
+class VectorTable:
+    """The table in this database; `there` makes it, at most once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._there = False
+
+    async def there(self) -> None:
+        """Make sure that it is there. Raises `StoreError` with a sentence that says what to do."""
+        if self._there:
+            return
+        version = await self._version()
+        if version is None:
+            await self._install()
+            version = await self._version() or ""
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+            raise StoreError(
+                f"PostgreSQL: the extension 'vector' is {version} in this database, and embeddings need "
+                f"{'.'.join(map(str, OLDEST))} or newer. Install that, then have its owner run "
+                "`ALTER EXTENSION vector UPDATE`."
+            )
+        steps = packaged_steps(files("antiphon.stores.postgres") / "vector_migrations")
+        await migrate(self._database, steps, SCHEMA)
+        self._there = True
+
+    async def _version(self) -> str | None:
+        rows = await self._database.fetch(_VERSION)
+        return str(rows[0][0]) if rows else None
+
+    async def _install(self) -> None:
+        async def work(connection: Connection) -> None:
+            await connection.execute(_LOCK)
+            await connection.execute(_LIMITS)
+            await connection.execute(_INSTALL)
+
+        try:
+            await self._database.transaction(work)
+        except StoreError as error:
+            code = code_of(error.__cause__)
+            if code in _NOT_INSTALLED:
+                raise StoreError(
+                    "PostgreSQL: embeddings need the extension 'vector', which this server does not have. Install "
+                    "pgvector on it (the package postgresql-NN-pgvector), or unset embeddings.url: vector stores then "
+                    "search by words."
+                ) from error
+            if code == _NO_RIGHT:
+                raise StoreError(
+                    "PostgreSQL: embeddings need the extension 'vector', and the role may not create it. Have an "
+                    "administrator run `CREATE EXTENSION vector` in this database, or unset embeddings.url: vector "
+                    "stores then search by words."
+                ) from error
+            raise
+
+
+def vector_text(vector: bytes) -> str:
+    """A vector (float16) as the server reads it; five digits are all that it has."""
+    width = width_of(vector)
+    return "[" + ("%.5g," * width)[:-1] % struct.unpack(f"<{width}e", vector) + "]"
+
+
+def width_of(vector: bytes) -> int:
+    """How many numbers it has."""
+    return len(vector) // 2

@@ -1,0 +1,74 @@
+"""The contract of vector stores on PostgreSQL: one process and two, directly and behind pgbouncer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from tests.contracts.vector_store_contract import VectorStoreContract
+
+# What is true of an hour ago is true when an hour has passed.
+PASSES = (
+    "UPDATE vector_stores SET created_at = created_at - $1, last_active_at = last_active_at - $1, "
+    "expires_at = expires_at - $1",
+    "UPDATE vector_files SET created_at = created_at - $1, lease_until = lease_until - $1 * interval '1 ms'",
+)
+
+
+class PostgresWorld:
+    """Dates that are moved, and a look at the tables."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def now(self) -> float:
+        return float((await self._database.fetch("SELECT unix_ms() / 1000.0"))[0][0])
+
+    async def passes(self, seconds: float) -> None:
+        for sql in PASSES:
+            await self._database.write(sql, round(seconds * 1000))
+
+    async def count(self, table: str) -> int:
+        return int((await self._database.fetch(f"SELECT count(*) FROM {table}"))[0][0])
+
+
+def opened(database: Database, url: str) -> PostgresVectorDatabase:
+    return open_vectors(database, PostgresIdempotency(database), direct_url=url)
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Database]:
+    async with aclosing(Database(postgres_url)) as database:
+        yield database
+
+
+@pytest.fixture
+def world(database: Database) -> PostgresWorld:
+    return PostgresWorld(database)
+
+
+@pytest.fixture
+async def here(database: Database, postgres_url: str) -> AsyncIterator[PostgresVectorDatabase]:
+    async with aclosing(opened(database, postgres_url)) as stores:
+        yield stores
+
+
+@pytest.fixture(params=["the same", pytest.param("another", marks=pytest.mark.full)])
+async def there(
+    request: pytest.FixtureRequest, here: PostgresVectorDatabase, postgres_url: str
+) -> AsyncIterator[PostgresVectorDatabase]:
+    """What the tests read through."""
+    if request.param == "the same":
+        yield here
+        return
+    async with aclosing(Database(postgres_url)) as database, aclosing(opened(database, postgres_url)) as stores:
+        yield stores
+
+
+class TestPostgresVectorStores(VectorStoreContract):
+    pass

@@ -1,0 +1,121 @@
+"""The contract of vector stores on SQLite: through one opening of the database, and through two on one file; and what
+is SQLite's alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.errors import StoreError
+from antiphon.stores.sqlite import ingestion, lease_clock
+from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_stores import index_table
+from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, claim, found, ingest, make, sweep
+
+
+class SqliteWorld:
+    """Clocks that are set, and a look at the tables."""
+
+    def __init__(self) -> None:
+        self.at = 1_700_000_000.0
+        self.leases = 5_000_000
+        self.database: SqliteVectorDatabase | None = None
+
+    def clock(self) -> float:
+        return self.at
+
+    def lease_now(self) -> int:
+        return self.leases
+
+    async def now(self) -> float:
+        return self.at
+
+    async def passes(self, seconds: float) -> None:
+        self.at += seconds
+        self.leases += round(seconds * 1000)
+
+    async def count(self, table: str) -> int:
+        assert self.database is not None
+        return int((await self.database.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> SqliteWorld:
+    world = SqliteWorld()
+    monkeypatch.setattr(lease_clock, "lease_now", world.lease_now)
+    monkeypatch.setattr(ingestion, "lease_now", world.lease_now)
+    return world
+
+
+@pytest.fixture
+async def here(tmp_path: Path, world: SqliteWorld) -> AsyncIterator[SqliteVectorDatabase]:
+    opened = world.database = await open_vector_database(tmp_path, clock=world.clock)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture(params=["the same", "another"])
+async def there(
+    request: pytest.FixtureRequest, here: SqliteVectorDatabase, tmp_path: Path, world: SqliteWorld
+) -> AsyncIterator[SqliteVectorDatabase]:
+    """What the tests read through."""
+    if request.param == "the same":
+        yield here
+        return
+    opened = await open_vector_database(tmp_path, clock=world.clock)
+    yield opened
+    await opened.aclose()
+
+
+class TestSqliteVectorStores(VectorStoreContract):
+    pass
+
+
+async def test_words_that_are_gone_are_out_of_the_index(here: SqliteVectorDatabase) -> None:
+    one, two = await make(here, "one", NewFile("file-1", "a.txt")), await make(here, "two", NewFile("file-1", "a.txt"))
+    for job in await claim(here, "c1", "c2"):
+        await ingest(here, job, "birds")
+    await here.stores.forget_file(ALICE, "file-1")
+    await sweep(here)
+    rows = await here.readers.fetch("SELECT count(*) FROM fts_vs_two WHERE fts_vs_two MATCH 'birds'", {})
+    assert rows[0][0] == 0
+    for store_id in (one, two):
+        await here.stores.delete(ALICE, store_id)
+    await sweep(here)
+    assert await here.readers.fetch("SELECT name FROM sqlite_schema WHERE name LIKE 'fts_vs%'", {}) == []
+
+
+async def test_a_claim_takes_all_it_says_or_nothing(
+    here: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails in the middle leaves no file behind that waits for a lease to run out."""
+    await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
+    monkeypatch.setattr(ingestion, "CLAIMED", "SELECT no_such_column FROM vector_files WHERE :claims <> ''")
+    with pytest.raises(StoreError):
+        await claim(here, "c1", "c2", "c3")
+    monkeypatch.undo()
+    assert [job.attempts for job in await claim(here, "c4", "c5", "c6")] == [1, 1, 1]
+
+
+async def test_two_that_sweep_take_no_word_out_twice(here: SqliteVectorDatabase, there: SqliteVectorDatabase) -> None:
+    store_id = await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
+    first, second = await claim(here, "c1", "c2")
+    await ingest(here, first, *(f"birds {number}" for number in range(1_200)))
+    await ingest(here, second, "birds stay")
+    await here.stores.remove_file(ALICE, store_id, first.file_id)
+    await asyncio.gather(*(sweep(each) for each in (here, there, here, there)))
+    assert await found(there, store_id, "birds") == [second.file_id]
+    # Words that were taken out twice would spoil the counts and lists of those that stay.
+    rows = await here.readers.fetch("SELECT count(*) FROM fts_vs_one WHERE fts_vs_one MATCH 'birds'", {})
+    assert rows[0][0] == 1
+
+
+@pytest.mark.parametrize("store_id", ["", "x", "vs_1; DROP TABLE files", "vs_" + "a" * 500, "file_1"])
+def test_what_is_no_id_of_ours_is_no_name_of_a_table(store_id: str) -> None:
+    assert index_table("vs_1") == "fts_vs_1"
+    with pytest.raises(StoreError, match="no id"):
+        index_table(store_id)
