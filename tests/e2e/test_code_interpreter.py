@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -227,6 +228,10 @@ def _state(pid: int) -> str:
     return "gone"
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @pytest.mark.slow
 async def test_a_client_that_leaves_ends_the_code(way: Way) -> None:
     async with way.client() as client:
@@ -295,6 +300,43 @@ async def test_containers_and_files_outlive_a_restart(tmp_path: Path) -> None:
                 assert later.output[0].outputs[0].logs == "False kept\n"
         finally:
             await gateway.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", tuple(_ARGUMENTS))
+async def test_with_several_workers_a_variable_is_there_on_every_turn(door: str, tmp_path: Path) -> None:
+    """Whichever process a turn comes to, its code runs where the interpreter is; where that is gone, the model is
+    told."""
+    async with ChatServer() as server:
+        arguments = (*_ARGUMENTS[door], "--workers", "3")
+        gateway = await start_gateway(server.base_url, tmp_path, *arguments, environ=_ENVIRON)
+        way = Way(gateway, server)
+
+        async def turn(code: str, response: Any = None) -> Any:
+            way.script(code)
+            # Over a connection of its own: one connection of the HTTP door is one worker's.
+            async with way.client() as client:
+                return await _ask(client, **({"previous_response_id": response.id} if response else {}))
+
+        try:
+            response = await turn("turns = 0; open('kept', 'w').write('kept')")
+            for number in range(1, 11):
+                response = await turn("turns += 1; print(turns)", response)
+                assert response.output[0].outputs[0].logs == f"{number}\n" and way.read[-1] == str(number)
+            (sandbox,) = _sandboxes(tmp_path)
+            os.kill(_parent(sandbox), signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while _sandboxes(tmp_path):
+                    await asyncio.sleep(0.01)
+            response = await turn("turns = 0; print(open('kept').read())", response)
+            assert response.output[0].outputs[0].logs == "kept\n"
+            assert way.read[-1].startswith("[This is a new interpreter")
+            for number in range(1, 4):
+                response = await turn("turns += 1; print(turns)", response)
+                assert response.output[0].outputs[0].logs == f"{number}\n"
+        finally:
+            status = await gateway.stop()
+        assert status == 0, "\n".join(gateway.log[-30:])
 
 
 async def test_switched_off_it_is_a_400(tmp_path: Path) -> None:

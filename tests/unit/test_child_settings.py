@@ -60,3 +60,12 @@ def test_who_gives_notice(
     settings = Settings.model_validate({"upstream": {"url": "http://a.example/v1"}, "door": door, "timeouts": given})
     times = placed_in(settings, tmp_path).timeouts
     assert (times.notice, times.drain) == theirs
+
+
+@pytest.mark.parametrize(
+    ("workers", "given", "theirs"), [(1, None, None), (2, None, "run"), (2, "/own", "/own"), (1, "/own", "/own")]
+)
+def test_where_workers_meet(tmp_path: Path, workers: int, given: str | None, theirs: str | None) -> None:
+    values = {"upstream": {"url": "http://a.example/v1"}, "workers": workers, "code_interpreter": {"sockets": given}}
+    placed = placed_in(Settings.model_validate(values), tmp_path / "run")
+    assert placed.code_interpreter.sockets == (tmp_path / theirs if theirs else None)

@@ -66,7 +66,7 @@ from antiphon.observability.tracing import Tracer
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
 from antiphon.tools.box import Toolbox
-from antiphon.tools.code_interpreter import open_rooms
+from antiphon.tools.code_interpreter import ContainerRooms, open_rooms
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.door_watch import watch_door
@@ -94,6 +94,7 @@ class App:
     book: UsageBook
     tracer: Tracer | None = None
     vector_search: VectorSearch | None = None
+    rooms: ContainerRooms | None = None
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
         """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
@@ -107,8 +108,12 @@ class App:
             await self.give_back()
 
         giving = asyncio.get_running_loop().create_task(give_back_in_time())
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
         try:
-            return await door
+            drained = await door
+            # Code that runs here for responses of other workers.
+            return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
         finally:
             giving.cancel()
             # What ended comes before the line that says so.
@@ -398,6 +403,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         book,
         tracer,
         vector_search,
+        rooms,
     )
 
 

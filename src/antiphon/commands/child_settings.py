@@ -61,8 +61,12 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
     if settings.door == "envoy":
         # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
         times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
+    code = settings.code_interpreter
+    if code.sockets is None and settings.workers > 1:
+        code = code.model_copy(update={"sockets": folder})
     return settings.model_copy(
         update={
+            "code_interpreter": code,
             "data": settings.data.absolute(),
             "timeouts": times,
             # Ours, which shows theirs.

@@ -5,6 +5,7 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
@@ -115,6 +116,9 @@ class CodeInterpreterSettings(Section):
     """Most threads of a container; code that has more is ended."""
     show_pictures: bool = False
     """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
+    sockets: Path | None = None
+    """A folder of this user alone in which worker processes of this machine meet, to hand code to the one that has the
+    container's interpreter; unset: the run folder of `antiphon up`, where it has several workers, otherwise none."""
     machines: int = Field(8, ge=1)
     """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
     variables, never their files."""

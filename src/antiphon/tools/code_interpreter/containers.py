@@ -3,9 +3,10 @@
 Lives here: whose they are, one thing at a time in each, files in from `/v1/files`, the ids of files, expiry. Not here:
 the sandbox (`port.py`), the records' form (`records.py`), what the model sees (`tool.py`).
 
-A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or this
-process ends. Its files live as long as the container. The same container is never used twice at once, not even by two
-processes that share the folder of the records.
+A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or its
+process ends; whichever process is asked, the code runs there (`neighbours.py`). Its files live as long as the
+container. The same container is never used twice at once, not even by two processes that share the folder of the
+records.
 
 Invariant: no method touches a container before it is known to be the owner's and not expired.
 """
@@ -14,17 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import Container, ContainerFailed, ContainerFile, ContainerRequest
 from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.running.thread_pools import RECORDS
 from antiphon.errors import NotFound
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile, shown_path
 from antiphon.tools.code_interpreter.records import PREFIX, Head, Record, RecordedFile, Records
 
@@ -70,14 +72,16 @@ class ContainerRooms:
         per_owner: int = 50,
         make_id: IdFactory = new_id,
         clock: Clock = now,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        """Without `files` there are no uploaded files to copy."""
+        """Without `files` there are no uploaded files to copy; without `neighbours`, which close with this, code runs
+        in this process alone."""
         self._sandbox = sandbox
         self._records = records
         self._uploaded = files
         self._limit = limit
         self._per_owner = per_owner
-        self._process = secrets.token_hex(8)
+        self._neighbours = neighbours or Neighbours(sandbox, CodeInterpreterSettings())
         self._new_id = make_id
         self._clock = clock
         self._locks: dict[str, _Lock] = {}
@@ -140,14 +144,11 @@ class ContainerRooms:
                     await self._copy(record, file_id)
             await self._look(record)
             try:
-                if record.process != self._process:
-                    # What our interpreter knows is from before another process ran something.
-                    await self._sandbox.stop(container_id)
-                run = await self._sandbox.run(container_id, code, record.memory)
+                run, process = await self._neighbours.run(record.process, container_id, code, record.memory)
             except SandboxFailed as failure:
                 raise ContainerFailed(str(failure)) from None
             forgot = run.fresh and record.runs > 0
-            record.runs, record.process = record.runs + 1, self._process
+            record.runs, record.process = record.runs + 1, process
             changed = await self._look(record)
         return Ran(run, tuple(_shown_file(record, file) for file in changed), forgot)
 
@@ -241,8 +242,13 @@ class ContainerRooms:
         async with self._alone(container_id):
             await self._drop(container_id)
 
+    async def finished(self, seconds: float) -> bool:
+        """Wait for code that other processes have running here; False when so many seconds were not enough."""
+        return await self._neighbours.finished(seconds)
+
     async def aclose(self) -> None:
         """End all interpreters."""
+        await self._neighbours.aclose()
         await self._sandbox.aclose()
 
     async def _record(self, owner: str, container_id: str) -> Record | None:
@@ -253,8 +259,9 @@ class ContainerRooms:
         await RECORDS.run(self._records.put, record)
 
     async def _drop(self, container_id: str) -> None:
+        head = await RECORDS.run(self._records.head, container_id)
         await RECORDS.run(self._records.delete, container_id)
-        await self._sandbox.delete(container_id)
+        await self._neighbours.delete(head.process if head is not None else "", container_id)
 
     @asynccontextmanager
     async def _alone(self, container_id: str, *, patience: float = _PATIENCE) -> AsyncIterator[None]:

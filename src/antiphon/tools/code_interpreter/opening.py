@@ -14,6 +14,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.files import FileStore
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.trial import HOLDS, try_out
 
@@ -21,7 +22,10 @@ _log = structlog.get_logger(__name__)
 
 
 async def open_rooms(chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None) -> ContainerRooms | None:
-    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged."""
+    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
+
+    Raises `ConfigError`.
+    """
     if chosen.sandbox == "none":
         return None
     # Tried out, not believed: kernels and container runtimes differ.
@@ -30,10 +34,14 @@ async def open_rooms(chosen: CodeInterpreterSettings, folder: Path, files: FileS
         _log.error("code_interpreter_unavailable", reason=trial.reason)
         return None
     _log.info("code_interpreter_ready", room=trial.room, holds=HOLDS[trial.room])
+    sandbox = LocalSandbox(folder / "machines", chosen, trial.room)
+    neighbours = Neighbours(sandbox, chosen, chosen.sockets)
+    await neighbours.start()
     return ContainerRooms(
-        LocalSandbox(folder / "machines", chosen, trial.room),
+        sandbox,
         Records(folder / "records"),
         files,
         limit=chosen.containers,
         per_owner=chosen.per_owner,
+        neighbours=neighbours,
     )

@@ -1,0 +1,273 @@
+"""The interpreters of all worker processes of one machine, each where it was started.
+
+Lives here: handing code to the process that has a container's interpreter, and running what others hand over. Not here:
+the messages (`handing.py`), whose a container is and that nobody else uses it meanwhile (`containers.py`), files: all
+these processes see the same ones.
+
+Each process listens on a socket in a folder that they share; a container's record names the process. One that is gone,
+or does not even say hello, has lost its variables: the code runs in a new interpreter here. Once it has been told to
+run code, the code is not run a second time, whatever becomes of it: files it wrote are there.
+
+Invariants: a call passes from one process to one other, never on; each wait has an end; who gives a call up has ended
+its code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.running.waiting import to_the_end
+from antiphon.errors import ConfigError
+from antiphon.tools.code_interpreter.handing import (
+    HELLO,
+    Answer,
+    Ask,
+    NoMessage,
+    TooLarge,
+    framed,
+    is_ours,
+    read_message,
+)
+from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed
+
+_log = structlog.get_logger(__name__)
+
+ASK_BYTES = 16 << 20
+"""The most that a call may be: its code, above all."""
+_MOST_GUESTS = 1_024
+_HELLO_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 5.0, 10.0, 5.0
+_PLACE_SECONDS = 120.0
+"""How long code may wait for a place, and its interpreter for its start, beside the time that code itself has."""
+_RETRY_SECONDS = 0.1
+_PROCESS = re.compile(r"[0-9a-f]{16}")
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Neighbours:
+    """See the module. Without `folder` there are no others. `start` before it is used, `aclose` in the end."""
+
+    def __init__(self, sandbox: Sandbox, limits: CodeInterpreterSettings, folder: Path | None = None) -> None:
+        """`sandbox`: of this process, and somebody else's to close."""
+        self.process = secrets.token_hex(8)
+        """How records name this process."""
+        self._sandbox = sandbox
+        self._folder = folder
+        self._run_seconds = limits.seconds + _PLACE_SECONDS
+        # A byte that is no UTF-8 is shown by three.
+        self._answer_bytes = 4 * limits.output_bytes + limits.picture_bytes + (64 << 10)
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._guests: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Take calls of others. Raises `ConfigError` where there can be no socket."""
+        if self._folder is None:
+            return
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        path = self._path(self.process)
+        try:
+            listening.bind(str(path))
+            # Nobody can connect before it listens.
+            path.chmod(0o600)
+            listening.listen(socket.SOMAXCONN)
+        except OSError as error:
+            listening.close()
+            why = error.strerror or str(error)
+            raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
+        self._listening = listening
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(listening))
+
+    async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[Run, str]:
+        """Run code where the interpreter is (`holder`, the process that ran code there last; empty: none), else here;
+        and which process ran it. Raises `SandboxFailed`."""
+        if holder == self.process:
+            return await self._sandbox.run(key, code, memory), self.process
+        handed = await self._hand(holder, Ask("run", key, code, memory))
+        if handed is not None:
+            return handed, holder
+        # What an interpreter of ours knows is from before another process ran something.
+        await self._sandbox.stop(key)
+        return await self._sandbox.run(key, code, memory), self.process
+
+    async def delete(self, holder: str, key: str) -> None:
+        """End the interpreter, wherever it is, and delete the machine's files. Raises `SandboxFailed`."""
+        if holder != self.process:
+            try:
+                await self._hand(holder, Ask("drop", key))
+            except SandboxFailed as failure:
+                # It ends when others need its place.
+                _log.warning("interpreter_not_ended", container=key, error=str(failure))
+        await self._sandbox.delete(key)
+
+    async def finished(self, seconds: float) -> bool:
+        """Wait until nothing that others handed over runs here; False when so many seconds passed first."""
+        ends = asyncio.get_running_loop().time() + seconds
+        while self._guests and (left := ends - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(self._guests, timeout=left)
+        return not self._guests
+
+    async def aclose(self) -> None:
+        """Take no more calls, and end those that run: whoever handed them over is told."""
+        accepting, self._accepting = self._accepting, None
+        listening, self._listening = self._listening, None
+        if accepting is None or listening is None:
+            return
+        accepting.cancel()
+        await asyncio.wait({accepting})
+        listening.close()
+        self._path(self.process).unlink(missing_ok=True)
+        for guest in self._guests:
+            guest.cancel()
+        if self._guests:
+            await asyncio.wait(self._guests)
+
+    def _path(self, process: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"code-{process}"
+
+    # To others
+
+    async def _hand(self, holder: str, ask: Ask) -> Run | None:
+        """What another process made of it; None when that is gone, and nothing was done."""
+        if self._folder is None or not _PROCESS.fullmatch(holder):
+            return None
+        try:
+            message = framed(ask, ASK_BYTES)
+        except TooLarge:
+            raise SandboxFailed(f"The code is too long: {ASK_BYTES} bytes are the limit.") from None
+        streams = await self._connect(holder)
+        if streams is None:
+            return None
+        reader, writer = streams
+        try:
+            async with asyncio.timeout(self._run_seconds):
+                writer.write(message)
+                await writer.drain()
+                answer = await read_message(reader, Answer, self._answer_bytes)
+        except TimeoutError:
+            raise SandboxFailed("The process that has the interpreter did not answer in time.") from None
+        except NoMessage as error:
+            _log.error("interpreter_answer_unreadable", container=ask.key, error=str(error))
+            raise SandboxFailed("The process that has the interpreter gave no answer that can be read.") from None
+        except (asyncio.IncompleteReadError, OSError):
+            _log.warning("interpreter_process_ended", container=ask.key, process=holder)
+            return Run("", failed=True, lost="the process that it was in ended")
+        finally:
+            await to_the_end(_leave(reader, writer))
+        if answer.refused:
+            raise SandboxFailed(answer.refused)
+        return Run(answer.output, answer.pictures, answer.failed, answer.lost, answer.fresh)
+
+    async def _connect(self, holder: str) -> _Streams | None:
+        """A connection to a process that has said hello."""
+        path = self._path(holder)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        writer = None
+        try:
+            async with asyncio.timeout(_HELLO_SECONDS):
+                await asyncio.get_running_loop().sock_connect(connection, str(path))
+                if not is_ours(connection):
+                    _log.error("interpreter_process_is_not_ours", socket=str(path))
+                    connection.close()
+                    return None
+                reader, writer = await asyncio.open_unix_connection(sock=connection)
+                if await reader.readexactly(len(HELLO)) == HELLO:
+                    return reader, writer
+        except ConnectionRefusedError:
+            # Killed: it would have taken its socket away.
+            with suppress(OSError):
+                path.unlink()
+        except FileNotFoundError:
+            pass
+        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
+            _log.warning("interpreter_process_not_reached", process=holder, error=type(error).__name__)
+        except BaseException:
+            _close(connection, writer)
+            raise
+        _close(connection, writer)
+        return None
+
+    # For others
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                # No descriptors are left, for example: others get some back.
+                _log.warning("interpreter_call_not_taken", error=error.strerror)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if not is_ours(connection) or len(self._guests) >= _MOST_GUESTS:
+                _log.warning("interpreter_call_refused", ours=is_ours(connection), calls=len(self._guests))
+                connection.close()
+                continue
+            guest = loop.create_task(self._serve(connection))
+            self._guests.add(guest)
+            guest.add_done_callback(self._guests.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """One call of another process; when that hangs up, its code is ended."""
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        try:
+            writer.write(HELLO)
+            async with asyncio.timeout(_ASK_SECONDS):
+                ask = await read_message(reader, Ask, ASK_BYTES)
+            answer = await self._while_connected(reader, ask)
+            if answer is not None:
+                async with asyncio.timeout(_ASK_SECONDS):
+                    writer.write(answer)
+                    await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, OSError, NoMessage) as error:
+            _log.warning("interpreter_call_broken_off", error=type(error).__name__)
+        finally:
+            writer.close()
+
+    async def _while_connected(self, reader: asyncio.StreamReader, ask: Ask) -> bytes | None:
+        loop = asyncio.get_running_loop()
+        working, hanging_up = loop.create_task(self._done(ask)), loop.create_task(reader.read(1))
+        try:
+            await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            hanging_up.cancel()
+            await to_the_end(asyncio.wait({working, hanging_up}))
+
+    async def _done(self, ask: Ask) -> bytes:
+        try:
+            if ask.do == "drop":
+                await self._sandbox.delete(ask.key)
+                return framed(Answer(), self._answer_bytes)
+            run = await self._sandbox.run(ask.key, ask.code, ask.memory)
+            answer = Answer(run.output, run.pictures, run.failed, run.lost, run.fresh)
+            return framed(answer, self._answer_bytes)
+        except SandboxFailed as failure:
+            return framed(Answer(refused=str(failure)), self._answer_bytes)
+
+
+async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hang up, and wait until the other side has: then code that was given up has ended."""
+    with suppress(OSError, TimeoutError, RuntimeError):
+        writer.write_eof()
+        async with asyncio.timeout(_LEAVE_SECONDS):
+            while await reader.read(1 << 16):
+                continue
+    writer.close()
+
+
+def _close(connection: socket.socket, writer: asyncio.StreamWriter | None) -> None:
+    if writer is not None:
+        writer.close()
+    else:
+        connection.close()
