@@ -56,6 +56,12 @@ _ADMIN = {
     "new-keys": "make new keys for those of the data folder that are lost; without --yes only say what goes with them",
     "usage": "what model calls took and cost: sums by owner, model, upstream and day",
 }
+_MIGRATE = {
+    "up": "apply the steps of the schema that are missing",
+    "status": "list the steps, applied and missing, and which builds can serve; exit 1 when any is missing",
+    "create": "make a new empty step in the source tree (for developers)",
+    "down": "undo the last step, where it can be undone; without --yes only say which",
+}
 _OF_AN_OWNER = ("export", "delete-owner", "usage")
 
 
@@ -94,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="where it listens (port 0: any free port); default: %(default)s",
     )
     _add_admin(commands)
+    _add_migrate(commands)
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
     check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
@@ -124,6 +131,23 @@ def _add_admin(commands: Any) -> None:
             action.add_argument("--json", action="store_true", help="one JSON object a line")
             action.add_argument("--forget-before", metavar="YYYY-MM-DD", help="delete the sums of the days before")
         if name in ("delete-owner", "new-keys", "usage"):
+            action.add_argument("--yes", action="store_true", help="do it")
+
+
+def _add_migrate(commands: Any) -> None:
+    text = "the schema of the databases: apply what is missing, look, undo"
+    migrate = commands.add_parser("migrate", help=text, description=f"{text}. Works while servers run.")
+    actions = migrate.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, said in _MIGRATE.items():
+        action = actions.add_parser(name, help=said, description=said)
+        add_flags(action, {"--data": DATA})
+        if name == "up":
+            action.add_argument("--seconds", type=float, default=600.0, help="how long a step may take; %(default)g")
+        if name == "create":
+            action.add_argument("name", metavar="NAME", help="small letters, digits and _")
+        if name in ("create", "down"):
+            action.add_argument("--database", metavar="NAME", help="which, as 'status' lists them; default: the first")
+        if name == "down":
             action.add_argument("--yes", action="store_true", help="do it")
 
 

@@ -18,7 +18,7 @@ import pytest
 from antiphon.errors import StoreError
 from antiphon.stores.archives import KeyName
 from antiphon.stores.sqlite.backup import make_archive, open_archive
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.file_contract import content, fields, keep
@@ -244,7 +244,7 @@ async def test_an_older_version_is_compared_with_what_it_was(tmp_path: Path) -> 
     await _with_vectors(data)
     (data / SESSIONS_FILE).unlink()
     with closing(sqlite3.connect(data / SESSIONS_FILE, isolation_level=None)) as connection:
-        migrate(connection, packaged_migrations()[:-1])
+        migrate(connection, packaged_steps()[:-1])
     make_archive(data, archive, KEYS, with_keys=True)
     open_archive(archive, again, {})
     await (await _opened(again)).aclose()

@@ -29,6 +29,10 @@ class StateSettings(Section):
     deadline: float = Field(4.5, gt=0)
     """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
 
+    migrate: Literal["auto", "check"] = "auto"
+    """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until
+    `antiphon migrate up` has."""
+
     @field_validator("url", "direct_url")
     @classmethod
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:

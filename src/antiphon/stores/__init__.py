@@ -2,7 +2,8 @@
 
 Lives here: the choice of a backend by `state.url`. Not here: what a backend is (`backend.py`), the backends, each a
 package with all its SQL (`sqlite/`, `postgres/`), the contents of files (`blobs/`), what a row becomes in every backend
-(`pages.py`), an operator's work (`operating.py`, `archives.py`).
+(`pages.py`), what steps of a schema are (`schema_steps.py`), an operator's work (`operating.py`, `archives.py`,
+`schemas.py`).
 
 Invariant: nothing of a backend is imported before it is chosen.
 """
@@ -19,6 +20,7 @@ from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.schemas import check_migrated
 
 __all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
 
@@ -31,6 +33,7 @@ async def open_stores(
     """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. `blobs`: where the
     contents of files lie. Raises `ConfigError` and `StoreError`."""
     kind = state.place.kind
+    await check_migrated(state, data)
     if kind == "memory" and blobs.url is None:
         contents: BlobStore = MemoryBlobs()
     else:

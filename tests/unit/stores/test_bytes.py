@@ -19,7 +19,7 @@ from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.retention import SqliteRetention
@@ -317,7 +317,7 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
 
 def test_a_database_that_did_not_count_is_counted_when_it_is_migrated(tmp_path: Path) -> None:
     connection = connect_writer(tmp_path / SESSIONS_FILE)
-    steps = packaged_migrations()
+    steps = packaged_steps()
     migrate(connection, [step for step in steps if step.name < "0004_bytes"])
     connection.execute("INSERT INTO chains (id, owner, updated_at) VALUES ('r1', 'o', 0)")
     for name, before in (("r1", None), ("r2", "r1"), ("r3", "r2")):

@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.stores.sqlite import files, lease_clock, pending_blobs
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 
 _NAMED = {
     "owner": "o1",
@@ -54,7 +54,7 @@ _QUERIES = {
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """Five thousand files of seven owners, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
-    migrate(connection, packaged_migrations())
+    migrate(connection, packaged_steps())
     lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
     connection.executemany(

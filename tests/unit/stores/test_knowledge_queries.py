@@ -10,7 +10,7 @@ import pytest
 
 from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_store_sql
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.types.search import Filter
 
@@ -71,7 +71,7 @@ _NAMED: dict[str, Any] = {
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """Two stores with a thousand files, analysed."""
     connection = connect_writer(tmp_path_factory.mktemp("plans") / "vectors.db")
-    migrate(connection, packaged_migrations("vector_migrations"))
+    migrate(connection, packaged_steps("vector_migrations"))
     lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
     for no in (1, 2):

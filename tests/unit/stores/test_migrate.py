@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
+from antiphon.stores.schema_steps import Step
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.migrate import Migration, migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.contracts.store_process import StoreProcess
 
-ONE = Migration(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")
-TWO = Migration(
+ONE = Step(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")
+TWO = Step(
     2,
     "0002_two.sql",
     "CREATE TABLE two (n INTEGER);\n"
     "CREATE TRIGGER copy AFTER INSERT ON one BEGIN\n  INSERT INTO two VALUES (new.n);\n  SELECT ';';\nEND;\n"
     "-- the end\n",
 )
-BROKEN = Migration(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
+BROKEN = Step(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def versions(connection: sqlite3.Connection) -> list[tuple[int, str]]:
 
 
 def test_the_package_holds_its_steps() -> None:
-    steps = packaged_migrations()
+    steps = packaged_steps()
     assert [step.version for step in steps] == list(range(1, len(steps) + 1))
     assert steps[0].name == "0001_responses.sql"
 
@@ -67,13 +68,13 @@ def test_a_step_that_fails_leaves_nothing(database: sqlite3.Connection) -> None:
 
 def test_half_a_statement_is_refused(database: sqlite3.Connection) -> None:
     with pytest.raises(StoreError, match="0001_half"):
-        migrate(database, [Migration(1, "0001_half.sql", "CREATE TABLE one (n INTEGER);\nCREATE TABLE two (\n")])
+        migrate(database, [Step(1, "0001_half.sql", "CREATE TABLE one (n INTEGER);\nCREATE TABLE two (\n")])
     assert tables(database) == set()
 
 
 def test_an_edited_step_is_refused(database: sqlite3.Connection) -> None:
     migrate(database, [ONE])
-    edited = Migration(1, "0001_one.sql", ONE.sql.replace("one", "uno"))
+    edited = Step(1, "0001_one.sql", ONE.sql.replace("one", "uno"))
     with pytest.raises(StoreError, match=r"0001_one\.sql"):
         migrate(database, [edited, TWO])
     assert tables(database) == {"schema_migrations", "one"}
@@ -83,6 +84,51 @@ def test_a_newer_database_is_refused(database: sqlite3.Connection) -> None:
     migrate(database, [ONE, TWO])
     with pytest.raises(StoreError, match="newer"):
         migrate(database, [ONE])
+
+
+SERVES = next(step for step in packaged_steps() if step.name.endswith("_serves.sql"))
+KNOWN = [ONE, TWO, Step(3, "0003_serves.sql", SERVES.sql)]
+ADDS = Step(4, "0004_adds.sql", "-- serves: 2\nCREATE TABLE four (n INTEGER);\n", down="DROP TABLE four;\n")
+TAKES = Step(5, "0005_takes.sql", "-- serves: 4\nDROP TRIGGER copy;\n")
+
+
+def test_a_newer_database_whose_steps_only_add_is_served(database: sqlite3.Connection) -> None:
+    migrate(database, [*KNOWN, ADDS])
+    assert [(one.name, one.serves) for one in applied_steps(database)][2:] == [("0003_serves.sql", 3), (ADDS.name, 2)]
+    assert migrate(database, KNOWN) == []
+    migrate(database, [*KNOWN, ADDS, TAKES])
+    with pytest.raises(StoreError, match=r"0005_takes.*schema 4.*knows schema 3"):
+        migrate(database, KNOWN)
+    assert migrate(database, [*KNOWN, ADDS]) == []
+
+
+def test_the_last_step_is_undone_where_that_is_possible(database: sqlite3.Connection) -> None:
+    steps = [*KNOWN, ADDS]
+    with pytest.raises(StoreError, match="nothing to undo"):
+        undo(database, steps)
+    migrate(database, steps)
+    with pytest.raises(StoreError, match="newer build"):
+        undo(database, KNOWN)
+    assert undo(database, steps) == ADDS
+    assert "four" not in tables(database)
+    with pytest.raises(StoreError, match=r"0003_serves\.down\.sql.*backup"):
+        undo(database, steps)
+    assert migrate(database, steps) == [ADDS]
+
+
+def test_a_step_undone_by_half_a_statement_stands(database: sqlite3.Connection) -> None:
+    steps = [*KNOWN, Step(4, ADDS.name, ADDS.sql, down="DROP TABLE four;\nDROP TABLE (\n")]
+    migrate(database, steps)
+    with pytest.raises(StoreError, match="0004_adds"):
+        undo(database, steps)
+    assert "four" in tables(database)
+
+
+@pytest.mark.parametrize("folder", ["migrations", "vector_migrations"])
+def test_a_step_that_makes_a_trigger_serves_no_older_build(folder: str) -> None:
+    """Which would refuse a trigger that it does not know (`schema_check.py`)."""
+    for step in packaged_steps(folder):
+        assert "CREATE TRIGGER" not in step.sql or step.serves == step.version, step.name
 
 
 def test_a_history_with_a_gap_is_refused(database: sqlite3.Connection) -> None:
@@ -127,11 +173,11 @@ async def test_several_processes_start_at_once(tmp_path: Path) -> None:
     try:
         for number in range(3):
             data = tmp_path / str(number)
-            await asyncio.gather(*[process.call("open", str(data), 10) for process in processes])
-            await asyncio.gather(*[process.call("ping") for process in processes])
+            await asyncio.gather(*[process.open("sqlite:", data) for process in processes])
+            await asyncio.gather(*[process.call("responses.ping") for process in processes])
             await asyncio.gather(*[process.call("aclose") for process in processes])
             connection = sqlite3.connect(data / SESSIONS_FILE)
-            assert len(versions(connection)) == len(packaged_migrations())
+            assert len(versions(connection)) == len(packaged_steps())
             connection.close()
     finally:
         for process in processes:

@@ -142,7 +142,7 @@ async def test_a_damaged_database(tmp_path: Path) -> None:
 async def test_a_database_of_a_newer_antiphon(tmp_path: Path) -> None:
     await (await open_sqlite(tmp_path, chain_items=10)).aclose()
     database = sqlite3.connect(tmp_path / SESSIONS_FILE)
-    database.execute("INSERT INTO schema_migrations VALUES (9999, 'x')")
+    database.execute("INSERT INTO schema_migrations (version, sha256) VALUES (9999, 'x')")
     database.commit()
     database.close()
     with pytest.raises(StoreError, match="newer"):

@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.stores.sqlite import conversations, lease_clock, prompts, responses
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE
@@ -62,7 +62,7 @@ _SMALL = (
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A thousand conversations of four items and as many prompts, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
-    migrate(connection, packaged_migrations())
+    migrate(connection, packaged_steps())
     lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
     for n in range(1000):

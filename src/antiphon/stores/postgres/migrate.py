@@ -1,12 +1,11 @@
 """Brings a PostgreSQL database to the schema of this build, while older builds serve from it.
 
-Lives here: reading the numbered `.sql` files, applying those a database has not seen, and whether this build can serve
-from a database. Not here: what the tables mean.
+Lives here: applying the numbered steps that a database has not seen, undoing the last one. Not here: what a step is and
+who can serve with it (`schema_steps.py`), what the tables mean.
 
-A rollout has two builds at work at once, and a process of the older one may start again in its middle. So every step
-says in its first line which schema a build must know at least to go on with it: `-- serves: 3` in step 5 lets builds
-that know the steps up to 3 or 4 serve still (the step only adds). A step that takes something away serves only builds
-that do not use it any more, and comes a release later.
+A step waits for the locks it needs for two seconds, since all who come after it wait behind it; then it lets them
+through and tries again. How long its statements may take is what the `Database` allows: seconds at a start, minutes for
+`antiphon migrate up`.
 
 Invariants: the steps in the table (`schema_migrations`; vectors have one of their own) are numbered without a gap, with
 the checksums of the packaged ones as far as these go; each step is applied in one transaction with its record; one
@@ -15,18 +14,19 @@ process at a time applies steps.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import TypeVar
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.failures import code_of
+from antiphon.stores.schema_steps import Applied, Step, missing_steps, read_steps, step_to_undo
 
-_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
-_SERVES = re.compile(r"-- serves: (\d+)\n")
+T = TypeVar("T")
+
 _LOCK = 0x616E7469_70686F6E  # "antiphon"
 
 SCHEMA = "schema_migrations"
@@ -42,50 +42,23 @@ CREATE TABLE IF NOT EXISTS {table} (
 )
 """
 _THERE = "SELECT to_regclass('{table}') IS NOT NULL"
-_READ = "SELECT version, name, sha256, serves, applied_at FROM {table} ORDER BY version"
+_READ = "SELECT version, name, sha256, serves FROM {table} ORDER BY version"
 _RECORD = "INSERT INTO {table} (version, name, sha256, serves) VALUES ($1, $2, $3, $4)"
-_LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
+_FORGET = "DELETE FROM {table} WHERE version = $1"
+_LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = {milliseconds}"
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One numbered step of the schema; `serves` is the oldest schema whose builds can serve with it."""
-
-    version: int
-    name: str
-    sql: str
-    serves: int
-
-    @property
-    def sha256(self) -> str:
-        """The checksum recorded when the step is applied."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """A step that a database has."""
-
-    version: int
-    name: str
-    sha256: str
-    serves: int
+_TRIES = 5
+_PAUSES = (0.2, 0.5, 1.0, 2.0)
+_MARGIN = 0.5
+"""Seconds between the server's limit and ours: its answer says more."""
+_TURN_SECONDS = 0.05
+_OTHERS_SECONDS = 30.0
+"""How long a start waits for another process that applies steps; at least as long as a step may take."""
 
 
 def packaged_steps(folder: Traversable | None = None) -> tuple[Step, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
-    folder = folder or files("antiphon.stores.postgres") / "migrations"
-    steps = []
-    for entry in folder.iterdir():
-        if match := _NAME.fullmatch(entry.name):
-            sql = entry.read_text(encoding="utf-8")
-            serves = _SERVES.match(sql)
-            version = int(match[1])
-            steps.append(Step(version, entry.name, sql, int(serves[1]) if serves else version))
-    steps.sort(key=lambda step: step.version)
-    if [step.version for step in steps] != list(range(1, len(steps) + 1)) or not steps:
-        raise StoreError("This installation is incomplete: its schema files are missing or misnumbered.")
-    return tuple(steps)
+    return read_steps(folder or files("antiphon.stores.postgres") / "migrations")
 
 
 async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> list[Step]:
@@ -95,12 +68,9 @@ async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA
     Raises `StoreError` for a database that this build cannot serve from.
     """
     done: list[Step] = []
-    while missing_steps(await applied_steps(database, table), steps):
+    while missing := missing_steps(await applied_steps(database, table), steps):
 
         async def one(connection: Connection) -> Step | None:
-            # As a statement of its own: what follows must see what was done while this waited.
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            await connection.execute(_LIMITS)
             await connection.execute(_CREATE.format(table=table))
             missing = missing_steps(await _read(connection, table), steps)
             if not missing:
@@ -110,10 +80,23 @@ async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA
             await connection.execute(_RECORD.format(table=table), step.version, step.name, step.sha256, step.serves)
             return step
 
-        step = await database.transaction(one)
+        step = await _alone(database, missing[0].name, one)
         if step is not None:
             done.append(step)
     return done
+
+
+async def undo(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> Step:
+    """Undo the last step; raises `StoreError` where it cannot be undone."""
+    step_to_undo(await applied_steps(database, table), steps)
+
+    async def one(connection: Connection) -> Step:
+        step = step_to_undo(await _read(connection, table), steps)
+        await connection.execute(step.down)
+        await connection.execute(_FORGET.format(table=table), step.version)
+        return step
+
+    return await _alone(database, "the last one", one)
 
 
 async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
@@ -123,22 +106,55 @@ async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied
     return [Applied(*row[:4]) for row in await database.fetch(_READ.format(table=table))]
 
 
-def missing_steps(applied: Sequence[Applied], steps: Sequence[Step]) -> Sequence[Step]:
-    """The steps that this database has not seen; raises `StoreError` for one this build cannot serve from."""
-    for known, step in zip(applied, steps, strict=False):
-        if known.sha256 != step.sha256:
-            raise StoreError(
-                f"The database was made with another text of schema step {step.name} than this build has. "
-                "Use the build that wrote it, or another database."
-            )
-    for newer in applied[len(steps) :]:
-        if newer.serves > len(steps):
-            raise StoreError(
-                f"The database has schema {applied[-1].version}, whose step {newer.name} takes a build that knows "
-                f"schema {newer.serves}; this one knows {len(steps)}. Install the newer version."
-            )
-    return steps[len(applied) :]
-
-
 async def _read(connection: Connection, table: str) -> list[Applied]:
     return [Applied(*row[:4]) for row in await connection.fetch(_READ.format(table=table))]
+
+
+async def _alone(database: Database, name: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do the work in a transaction while no other process changes the schema."""
+    limits = _LIMITS.format(milliseconds=round(max(database.limits.deadline - _MARGIN, 0.1) * 1000))
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + max(_OTHERS_SECONDS, database.limits.deadline)
+
+    async def unit(connection: Connection) -> T:
+        # As a statement of its own: what follows must see what was done while this waited. It does not wait at the
+        # server: whoever does that holds a connection, and a snapshot.
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+            raise _Busy
+        await connection.execute(limits)
+        return await work(connection)
+
+    tries = 0
+    while True:
+        try:
+            return await database.transaction(unit)
+        except _Busy:
+            if loop.time() > ends:
+                raise StoreError(
+                    f"Schema step {name}: another process changes the schema and does not end. Look for it in "
+                    "pg_stat_activity (application_name antiphon), and start again when it is gone.",
+                    reason="locked",
+                ) from None
+            await asyncio.sleep(_TURN_SECONDS)
+        except StoreError as error:
+            code = code_of(error.__cause__)
+            if code == "57014" or error.reason == "slow":
+                raise StoreError(
+                    f"Schema step {name} takes longer than {database.limits.deadline:g} s. Run `antiphon migrate up`, "
+                    "which gives it more time (--seconds).",
+                    reason="slow",
+                ) from error
+            if code != "55P03":
+                raise
+            if tries == len(_PAUSES):
+                raise StoreError(
+                    f"Schema step {name} did not get the lock of a table in {tries + 1} tries: other transactions hold "
+                    "it. Look for long ones in pg_stat_activity (a backup, an idle transaction), and try again.",
+                    reason="locked",
+                ) from error
+            await asyncio.sleep(_PAUSES[tries])
+            tries += 1
+
+
+class _Busy(Exception):
+    """Another process changes the schema."""

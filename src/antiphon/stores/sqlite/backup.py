@@ -36,7 +36,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.archives import Archived, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.sqlite.database import reader_uri, store_error
-from antiphon.stores.sqlite.migrate import packaged_migrations
+from antiphon.stores.sqlite.migrate import packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.schema_check import check_schema
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
@@ -362,9 +362,9 @@ def _check_database(path: Path, *, vectors: bool) -> None:
         with closing(sqlite3.connect(path)) as connection:
             try:
                 if vectors:
-                    check_schema(connection, packaged_migrations(VECTOR_STEPS), _made_of_stores, INDEX_PREFIX)
+                    check_schema(connection, packaged_steps(VECTOR_STEPS), _made_of_stores, INDEX_PREFIX)
                 else:
-                    check_schema(connection, packaged_migrations())
+                    check_schema(connection, packaged_steps())
             except StoreError as error:
                 raise StoreError(f"The database {path.name} of the backup cannot be used: {error}") from None
             (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -31,7 +31,7 @@ from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.prompts import SqlitePromptStore
@@ -162,7 +162,7 @@ async def open_sqlite(
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    steps = packaged_migrations()
+    steps = packaged_steps()
     migrate(connection, steps)
     check_triggers(connection, steps)
     lease_clock.prepare(connection, _END_LEASES)

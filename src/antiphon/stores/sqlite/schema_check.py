@@ -17,7 +17,8 @@ from contextlib import closing
 from functools import cache
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.migrate import Migration, migrate, missing_steps
+from antiphon.stores.schema_steps import Step, missing_steps
+from antiphon.stores.sqlite.migrate import applied_steps, migrate
 
 _LIST = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _TRIGGERS = "SELECT name FROM sqlite_schema WHERE type = 'trigger'"
@@ -30,7 +31,7 @@ _Entry = tuple[str, str, str, str | None]
 
 def check_schema(
     connection: sqlite3.Connection,
-    steps: Sequence[Migration],
+    steps: Sequence[Step],
     later: Callable[[sqlite3.Connection], Iterable[str]] | None = None,
     prefix: str = "\0",
 ) -> None:
@@ -40,7 +41,14 @@ def check_schema(
     it since: what they make are tables whose names begin with `prefix`.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
-    applied = steps[: len(steps) - len(missing_steps(connection, steps))]
+    there = applied_steps(connection)
+    missing = missing_steps(there, steps)
+    if len(there) > len(steps):
+        raise StoreError(
+            f"it has schema {there[-1].version} and was written by a newer Antiphon; this one knows schema "
+            f"{len(steps)} and cannot compare what is in it. Use the newer version"
+        )
+    applied = steps[: len(steps) - len(missing)]
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
         migrate(ours, applied)
         found, made = _entries(connection), _entries(ours)
@@ -51,8 +59,8 @@ def check_schema(
             _compare(found, _entries(ours))
 
 
-def check_triggers(connection: sqlite3.Connection, steps: tuple[Migration, ...]) -> None:
-    """Raises `StoreError` for a trigger that none of the steps makes."""
+def check_triggers(connection: sqlite3.Connection, steps: tuple[Step, ...]) -> None:
+    """Raises `StoreError` for a trigger that none of the steps makes (a newer one that does serves no older build)."""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(
@@ -62,7 +70,7 @@ def check_triggers(connection: sqlite3.Connection, steps: tuple[Migration, ...])
 
 
 @cache
-def _triggers_of(steps: tuple[Migration, ...]) -> frozenset[str]:
+def _triggers_of(steps: tuple[Step, ...]) -> frozenset[str]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
         migrate(ours, steps)
         return frozenset(name for (name,) in ours.execute(_TRIGGERS))

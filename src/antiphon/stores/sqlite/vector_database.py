@@ -19,7 +19,7 @@ from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
-from antiphon.stores.sqlite.migrate import migrate, packaged_migrations
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.schema_check import check_triggers
@@ -86,7 +86,7 @@ async def open_vector_database(
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    steps = packaged_migrations(VECTOR_STEPS)
+    steps = packaged_steps(VECTOR_STEPS)
     migrate(connection, steps)
     check_triggers(connection, steps)
     lease_clock.prepare(connection, _END_LEASES)

@@ -1,0 +1,102 @@
+"""`antiphon migrate`: the schema of the databases, for whoever rolls out or develops.
+
+Lives here: the actions and what they print. Not here: steps (`stores/schema_steps.py`), the SQL.
+
+Invariant: nothing is undone without `--yes`; exit status 0 of `status` means that this build can start and nothing is
+missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from antiphon.commands.flags import settings_of
+from antiphon.commands.tables import write_table
+from antiphon.config.settings import Settings
+from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.schema_steps import Applied, missing_steps, oldest_schema, step_to_undo
+from antiphon.stores.schemas import Schema, create_step, open_schemas
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return asyncio.run(_run(settings_of(arguments), arguments))
+
+
+async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    seconds = getattr(arguments, "seconds", None) or 10.0
+    async with open_schemas(settings.state, settings.data, seconds=seconds) as schemas:
+        if arguments.action == "up":
+            return await _up(schemas)
+        if arguments.action == "status":
+            return await _status(schemas)
+        schema = _chosen(schemas, arguments.database)
+        if arguments.action == "create":
+            print(create_step(schema, arguments.name))
+            return 0
+        return await _down(schema, sure=arguments.yes)
+
+
+async def _up(schemas: Sequence[Schema]) -> int:
+    for schema in schemas:
+        done = await schema.up()
+        for step in done:
+            print(f"{schema.name}: applied {step.name}")
+        if not done:
+            print(f"{schema.name}: nothing was missing")
+    return 0
+
+
+async def _status(schemas: Sequence[Schema]) -> int:
+    rows, said, status = [["database", "step", "state", "serves builds from schema"]], [], 0
+    for schema in schemas:
+        applied = await schema.applied()
+        rows += [[schema.name, *row] for row in _rows(schema, applied)]
+        oldest = f"builds from schema {oldest_schema(applied)} on can serve" if applied else "there is nothing yet"
+        try:
+            missing = missing_steps(applied, schema.steps)
+        except StoreError as error:
+            said.append(f"{schema.name}: {error}")
+            status = 1
+            continue
+        status = 1 if missing else status
+        todo = f"; {len(missing)} steps are missing: run 'antiphon migrate up'" if missing else ""
+        said.append(f"{schema.name}: {oldest}; this one knows schema {len(schema.steps)}{todo}")
+    write_table(rows, sys.stdout)
+    print(*said, sep="\n")
+    return status
+
+
+def _rows(schema: Schema, applied: Sequence[Applied]) -> list[list[str]]:
+    rows = []
+    for one in applied:
+        known = schema.steps[one.version - 1] if 0 < one.version <= len(schema.steps) else None
+        if known is None:
+            state = "applied by a newer build"
+        else:
+            state = "applied" if known.sha256 == one.sha256 else "applied with another text"
+        rows.append([known.name if known else one.name, state, str(one.serves)])
+    return rows + [[step.name, "missing", str(step.serves)] for step in schema.steps[len(applied) :]]
+
+
+async def _down(schema: Schema, *, sure: bool) -> int:
+    if not sure:
+        step = step_to_undo(await schema.applied(), schema.steps)
+        print(
+            f"Would undo {step.name} of {schema.name}, with what is stored by it. Stop every process that knows it "
+            "first: one that starts applies it again. Say --yes to do it."
+        )
+        return 1
+    print(f"{schema.name}: undid {(await schema.undo()).name}")
+    return 0
+
+
+def _chosen(schemas: Sequence[Schema], name: str | None) -> Schema:
+    if name is None:
+        return schemas[0]
+    for schema in schemas:
+        if schema.name == name:
+            return schema
+    raise ConfigError(f"--database: there is no {name!r}; choose of {', '.join(one.name for one in schemas)}")

@@ -1,0 +1,72 @@
+"""The schemas of a data folder, for an operator.
+
+Lives here: looking at and changing the schema of each database file. Not here: what is asked of them (`schemas.py`),
+applying steps (`migrate.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from antiphon.stores.schema_steps import Applied, Step
+from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
+from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteSchema:
+    """`Schema` of one file."""
+
+    path: Path
+    steps: tuple[Step, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    async def applied(self) -> Sequence[Applied]:
+        """See `Schema`."""
+        if not self.path.exists():
+            return []
+        return await asyncio.to_thread(self._on, applied_steps, writes=False)
+
+    async def up(self) -> Sequence[Step]:
+        """See `Schema`."""
+        create_file(self.path)
+        return await asyncio.to_thread(self._on, lambda connection: migrate(connection, self.steps))
+
+    async def undo(self) -> Step:
+        """See `Schema`."""
+        create_file(self.path)
+        return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
+
+    def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        try:
+            opened = connect_writer(self.path) if writes else sqlite3.connect(reader_uri(self.path), uri=True)
+            with closing(opened) as connection:
+                return work(connection)
+        except sqlite3.Error as error:
+            doing = "Changing the schema" if writes else "Reading the schema"
+            raise store_error(doing, self.path, error) from error
+
+
+def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
+    """Those of the databases in this folder, whether they are there or not."""
+    package = Path(str(files("antiphon.stores.sqlite")))
+    return (
+        SqliteSchema(folder / SESSIONS_FILE, packaged_steps(), package / "migrations"),
+        SqliteSchema(folder / VECTORS_FILE, packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS),
+    )
