@@ -84,7 +84,9 @@ def noticed() -> dict[str, Reached]:
         if not line.startswith("#"):
             key, test = line.rsplit(" | ", 1)
             file, _, name = test.partition("::")
-            if f"def {name.rpartition('::')[2]}(" not in (ROOT / file).read_text():
+            # A contract's tests stand beside those who run it.
+            places = (ROOT / file, *(ROOT / file).parent.glob("*_contract.py"))
+            if not any(f"def {name.rpartition('::')[2]}(" in place.read_text() for place in places):
                 raise SystemExit(f"noticed.txt names a test that is not there: {test}")
             found[key] = Reached([test], None, 30.0, 9.0)
     return found
