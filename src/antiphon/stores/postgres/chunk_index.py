@@ -91,7 +91,7 @@ ORDER BY c.vector::halfvec({{width}}) <#> $4::text::halfvec({{width}}) LIMIT $5
 INDEXED = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 _LEAST_LOOKED_AT = 100
 _MOST_LOOKED_AT = 1_000
-_SEARCH_SETTINGS = """
+SEARCH_SETTINGS = """
 SET LOCAL hnsw.ef_search = {looked_at};
 SET LOCAL hnsw.iterative_scan = strict_order;
 SET LOCAL hnsw.max_scan_tuples = 60000;
@@ -162,7 +162,7 @@ class PostgresChunkIndex:
             return []
         condition, parameters = filter_condition(filters, store.number, 6)
         sql = APPROXIMATE.format(condition=condition, store=store.number, width=width)
-        settings = _SEARCH_SETTINGS.format(looked_at=min(max(given[-1], _LEAST_LOOKED_AT), _MOST_LOOKED_AT))
+        settings = SEARCH_SETTINGS.format(looked_at=min(max(given[-1], _LEAST_LOOKED_AT), _MOST_LOOKED_AT))
 
         async def work(connection: Connection) -> list[Record]:
             await connection.execute(settings)

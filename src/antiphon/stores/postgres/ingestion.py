@@ -35,10 +35,10 @@ SWEPT_FILES = 200
 # nothing of the earlier attempt is in the way.
 CLAIM = """
 WITH names AS MATERIALIZED (
-  SELECT name, row_number() OVER () AS place FROM unnest($1::text[]) AS name
+  SELECT c.name, row_number() OVER () AS place FROM unnest($1::text[]) AS c (name)
   WHERE NOT EXISTS (
     SELECT 1 FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
-    WHERE f.claim = name AND s.owner IS NOT NULL
+    WHERE f.claim = c.name AND s.owner IS NOT NULL
   )
 ), free AS MATERIALIZED (
   SELECT f.id FROM vector_files f JOIN vector_stores s ON s.number = f.store_number

@@ -35,7 +35,7 @@ class VectorTable:
     """The table in this database; `there` makes it, at most once."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
         self._there = False
 
     async def there(self) -> None:
@@ -53,11 +53,11 @@ class VectorTable:
                 "`ALTER EXTENSION vector UPDATE`."
             )
         steps = packaged_steps(files("antiphon.stores.postgres") / "vector_migrations")
-        await migrate(self._database, steps, SCHEMA)
+        await migrate(self.database, steps, SCHEMA)
         self._there = True
 
     async def _version(self) -> str | None:
-        rows = await self._database.fetch(_VERSION)
+        rows = await self.database.fetch(_VERSION)
         return str(rows[0][0]) if rows else None
 
     async def _install(self) -> None:
@@ -67,7 +67,7 @@ class VectorTable:
             await connection.execute(_INSTALL)
 
         try:
-            await self._database.transaction(work)
+            await self.database.transaction(work)
         except StoreError as error:
             code = code_of(error.__cause__)
             if code in _NOT_INSTALLED:

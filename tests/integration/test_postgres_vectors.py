@@ -1,0 +1,236 @@
+"""Vector stores on PostgreSQL while transactions overlap: one is held open by hand, the other meets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from antiphon.engine.ports.indexing import Chunk, IngestJob
+from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
+from antiphon.stores.postgres import ingestion as work
+from antiphon.stores.postgres import vector_store_sql as sql
+from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
+from tests.support.postgres import PostgresServer, blocked
+
+STORE, FILE, BATCH = "vs_one", "file-1", "vsfb_1"
+EXPIRE = "UPDATE vector_stores SET expires_at = unix_ms() - 60000"
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database()
+    yield url
+    await postgres.drop_database(url)
+
+
+@pytest.fixture
+async def here(url: str) -> AsyncIterator[PostgresVectorDatabase]:
+    async with (
+        aclosing(Database(url)) as database,
+        aclosing(open_vectors(database, PostgresIdempotency(database), direct_url=url)) as stores,
+    ):
+        yield stores
+
+
+@pytest.fixture
+async def other(url: str) -> AsyncIterator[Connection]:
+    """Somebody else, in the middle of a transaction."""
+    connection = await asyncpg.connect(url, statement_cache_size=0)
+    await connection.execute("BEGIN")
+    yield connection
+    await connection.close()
+
+
+async def rows(here: PostgresVectorDatabase, table: str) -> int:
+    return int((await here.table.database.fetch(f"SELECT count(*) FROM {table}"))[0][0])
+
+
+async def claimed(here: PostgresVectorDatabase, *, days: int | None = None) -> IngestJob:
+    """A file of a batch in a store, claimed."""
+    await make(here, "one", days=days)
+    await here.stores.add_files(ALICE, STORE, [NewFile(FILE, "a.txt")], batch_id=BATCH)
+    (job,) = await claim(here)
+    return job
+
+
+async def remove(connection: Connection) -> None:
+    ((number,),) = await connection.fetch(sql.BUMP, ALICE, STORE)
+    await connection.fetch(sql.DELETE_FILE, number, FILE)
+
+
+async def cancel(connection: Connection) -> None:
+    ((number,),) = await connection.fetch(sql.LOCK_STORE, ALICE, STORE)
+    await connection.fetch(sql.CANCEL_BATCH, number, BATCH)
+    await connection.execute(sql.CANCEL_FILES, number, BATCH)
+
+
+async def add_again(connection: Connection) -> None:
+    ((number,),) = await connection.fetch(sql.HOLD_STORE, ALICE, STORE)
+    await connection.execute(sql.INSERT_FILES, number, [FILE], ["a.txt"], [b"{}"], ["auto"], [800], [400])
+
+
+async def take_over(connection: Connection) -> None:
+    await connection.execute("UPDATE vector_files SET lease_until = now() - interval '1 s'")
+    assert len(await connection.fetch(work.CLAIM, ["another"], timedelta(seconds=60))) == 1
+
+
+TAKEN_AWAY = [remove, cancel, add_again, take_over]
+
+
+@pytest.mark.parametrize("take", TAKEN_AWAY)
+@pytest.mark.parametrize("write", ["append", "complete", "fail"])
+async def test_what_a_lost_claim_writes_changes_nothing(
+    here: PostgresVectorDatabase, other: Connection, take: Any, write: str
+) -> None:
+    """The file is taken away in a transaction that is not over yet: whoever writes waits for it, and finds out."""
+    job = await claimed(here)
+    await take(other)
+    writing = asyncio.create_task(
+        {
+            "append": lambda: here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]),
+            "complete": lambda: here.ingestion.complete(job, chunks=0, usage_bytes=0, model=None),
+            "fail": lambda: here.ingestion.fail(job, FileError("server_error", "no")),
+        }[write]()
+    )
+    await blocked(other)
+    await other.execute("COMMIT")
+    assert not await writing
+    store = await here.stores.get(ALICE, STORE)
+    assert store is not None and store.counts.completed == store.counts.failed == 0
+    await sweep(here)
+    assert await rows(here, "chunks") == 0
+
+
+@pytest.mark.parametrize("take", [remove, cancel, add_again])
+async def test_what_was_written_before_goes_with_its_file(
+    here: PostgresVectorDatabase, other: Connection, take: Any
+) -> None:
+    """The chunks are written in a transaction that is not over yet: whoever takes the file away waits for it."""
+    job = await claimed(here)
+    given = [[0], [1], [1], ["birds"], None, ["\nbird 1"]]
+    assert await other.fetch(work.APPEND, job.claim, job.number, *given)
+    taking = asyncio.create_task(here.table.database.transaction(take))
+    await blocked(other)
+    await other.execute("COMMIT")
+    await taking
+    assert await rows(here, "chunks") == 1
+    await sweep(here)
+    assert await rows(here, "chunks") == 0 and await rows(here, "vector_trash") == 0
+
+
+async def test_a_store_that_is_being_deleted_gets_no_files(here: PostgresVectorDatabase, other: Connection) -> None:
+    await make(here, "one")
+    await other.fetch(sql.DELETE_STORE, ALICE, STORE)
+    adding = asyncio.create_task(here.stores.add_files(ALICE, STORE, [NewFile(FILE, "a.txt")], batch_id=BATCH))
+    await blocked(other)
+    await other.execute("COMMIT")
+    assert not await adding
+    await sweep(here)
+    assert [await rows(here, table) for table in ("vector_stores", "vector_files", "vector_batches")] == [0, 0, 0]
+
+
+async def test_a_store_that_gets_files_meanwhile_is_deleted_with_them(
+    here: PostgresVectorDatabase, other: Connection
+) -> None:
+    job = await claimed(here)
+    await add_again(other)
+    deleting = asyncio.create_task(here.stores.delete(ALICE, STORE))
+    await blocked(other)
+    await other.execute("COMMIT")
+    assert await deleting
+    assert await claim(here, "c2") == [], "nobody makes chunks for nobody"
+    assert not await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)])
+    await sweep(here)
+    assert await rows(here, "vector_files") == 0
+
+
+async def test_a_claim_leaves_alone_what_another_is_taking(here: PostgresVectorDatabase, other: Connection) -> None:
+    await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
+    taken = await other.fetch(work.CLAIM, ["a", "b"], timedelta(seconds=60))
+    (job,) = await claim(here, "c1", "c2", "c3")
+    await other.execute("COMMIT")
+    assert len({job.file_id, *(row["file_id"] for row in taken)}) == 3
+
+
+async def test_a_claim_that_is_made_again_takes_no_more(here: PostgresVectorDatabase) -> None:
+    """As after a connection that was lost before it said what was claimed."""
+    await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(4)))
+    assert await claim(here, "c1", "c2") == await claim(here, "c1", "c2")
+
+
+async def test_expiry_and_a_claim_at_once(here: PostgresVectorDatabase, other: Connection) -> None:
+    """The sweep deletes a file of an expired store: nobody claims it meanwhile, or finds it under an older claim."""
+    job = await claimed(here, days=1)
+    await here.table.database.write(EXPIRE)
+    await here.table.database.write("UPDATE vector_files SET lease_until = now() - interval '1 s'")
+    ((number, deleted),) = await other.fetch(work.OVER)
+    assert not deleted
+    assert len(await other.fetch(work.DELETE_FILES, number, 10)) == 1
+    assert await claim(here, "c2") == []
+    appending = asyncio.create_task(here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]))
+    await blocked(other)
+    await other.execute("COMMIT")
+    assert not await appending
+    await sweep(here)
+    assert await rows(here, "chunks") == 0
+
+
+async def test_a_store_that_is_being_used_does_not_expire(
+    here: PostgresVectorDatabase, other: Connection, url: str
+) -> None:
+    """A sweep to which its time is over leaves it alone: it is being used at that moment."""
+    await claimed(here, days=1)
+    await other.fetch(sql.HOLD_STORE, ALICE, STORE)
+    later = work.OVER.replace("unix_ms()", f"unix_ms() + {86_400_000}")
+    assert await here.table.database.write(later) == []
+    await other.execute("COMMIT")
+    assert len(await here.table.database.write(later)) == 1
+
+
+async def test_many_change_one_store_at_once(here: PostgresVectorDatabase) -> None:
+    """None waits for another that waits for it."""
+    await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(20)))
+    await make(here, "two", *(NewFile(f"file-{number}", "a.txt") for number in range(20)))
+
+    async def ingester(name: str) -> None:
+        for turn in range(20):
+            for job in await claim(here, f"{name}-{turn}-1", f"{name}-{turn}-2"):
+                if await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]):
+                    await here.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
+
+    async def owner(number: int) -> None:
+        files = [NewFile(f"file-{place}", "a.txt", {"n": place}) for place in range(number % 5, 20, 3)]
+        await here.stores.add_files(ALICE, ("vs_one", "vs_two")[number % 2], files, batch_id=f"vsfb_{number}")
+        await here.stores.forget_file(ALICE, f"file-{number}")
+        await here.stores.cancel_batch(ALICE, ("vs_one", "vs_two")[number % 2], f"vsfb_{number}")
+        await here.ingestion.sweep()
+
+    await asyncio.gather(*(ingester(f"i{n}") for n in range(3)), *(owner(n) for n in range(8)))
+    await ingester("last")
+    await sweep(here)
+    both = [await here.stores.get(ALICE, store_id) for store_id in ("vs_one", "vs_two")]
+    done = sum((store.counts.completed for store in both if store is not None), 0)
+    assert await rows(here, "chunks") == done and all(store and not store.counts.in_progress for store in both)
+    assert await rows(here, "vector_trash") == 0
+
+
+async def test_two_that_sweep_take_nothing_that_stays(here: PostgresVectorDatabase) -> None:
+    await make(here, "one", NewFile("file-1", "a.txt"), NewFile("file-2", "b.txt"))
+    first, second = await claim(here, "c1", "c2")
+    await ingest(here, first, *(f"birds {number}" for number in range(1_200)))
+    await ingest(here, second, "birds stay")
+    await here.stores.remove_file(ALICE, STORE, first.file_id)
+    await asyncio.gather(*(sweep(here) for _ in range(4)))
+    await sweep(here)
+    assert await rows(here, "chunks") == 1
+    store = await here.stores.get(ALICE, STORE)
+    assert store is not None and store.counts == Counts(completed=1)
