@@ -53,8 +53,7 @@ async def open_stores(
 
 async def _open_postgres(state: StateSettings, contents: BlobStore, options: StoreOptions) -> Stores:
     try:
-        from antiphon.stores.postgres import open_postgres  # type: ignore[attr-defined]
+        from antiphon.stores.postgres.opening import open_postgres
     except ImportError:
         raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-    opened: Stores = await open_postgres(state, blobs=contents, **options)
-    return opened
+    return await open_postgres(state, blobs=contents, **options)

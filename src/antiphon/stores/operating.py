@@ -31,11 +31,10 @@ async def open_owner_data(state: StateSettings, data: Path) -> OwnerData:
     check_there(state, data)
     if state.place.kind == "postgresql":
         try:
-            from antiphon.stores.postgres import open_postgres_owners  # type: ignore[attr-defined]
+            from antiphon.stores.postgres.opening import open_postgres_owners
         except ImportError:
             raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-        opened: OwnerData = await open_postgres_owners(state)
-        return opened
+        return await open_postgres_owners(state)
     from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 
     return SqliteOwnerData(state.databases(data))

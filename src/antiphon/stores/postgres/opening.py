@@ -1,13 +1,47 @@
-"""Whether a server is one that Antiphon can keep its state on.
+"""Opening the stores of a database, and whether a server is one that Antiphon can keep its state on.
 
-Lives here: the questions at a start, and what to do about each answer. Not here: connections (`database.py`), the
-schema (`migrate.py`).
+Lives here: the questions at a start, and who shares which connections. Not here: what a store means (`responses.py`),
+connections (`database.py`), the schema (`migrate.py`).
+
+Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.config.state import RetentionSettings, StateSettings
+from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Database
+from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.postgres.conversations import PostgresConversationStore
+from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.figures import PostgresFigures
+from antiphon.stores.postgres.files import PostgresFileRows
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobStore, QueuedTurns
+from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
+from antiphon.stores.postgres.owner_data import PostgresOwnerData
+from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
+from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
+from antiphon.stores.postgres.prompts import PostgresPromptStore
+from antiphon.stores.postgres.responses import PostgresResponseStore
+from antiphon.stores.postgres.retention import PostgresRetention
+from antiphon.stores.postgres.turn_groups import Groups, group_limits
+from antiphon.stores.postgres.turns import SavedTurns
+from antiphon.stores.postgres.usage import PostgresUsageStore
+from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.schema_steps import missing_steps
+
+_TIMEOUTS = TimeoutSettings()
+_CONNECT_SECONDS = 3.0
+# An operator's pieces wait for a busy server.
+_OPERATOR = DatabaseLimits(size=1, deadline=600.0)
 
 OLDEST = 150_000
 _ASK = """
@@ -16,6 +50,107 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
        has_schema_privilege(current_schema(), 'CREATE') AS creates,
        current_setting('server_encoding') AS encoding
 """
+
+
+@dataclass(frozen=True)
+class PostgresStores(Stores):
+    """Everything that is kept, over the connections of one process."""
+
+    keys: PostgresIdempotency
+    database: Database
+    direct_url: str
+    groups: tuple[Groups[Any], ...]
+    withdrawals: Withdrawals
+
+    @property
+    def figures(self) -> tuple[PostgresFigures, ...]:
+        """Of the one database."""
+        return (PostgresFigures(self.database, self.groups),)
+
+    def has_vectors(self) -> bool:
+        """Their tables are there anyway."""
+        return True
+
+    async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
+        """Open them. The server compares vectors: nothing of them is kept here."""
+        return open_vectors(self.database, self.keys, direct_url=self.direct_url)
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, then close the connections."""
+        await self.files.aclose()
+        for groups in self.groups:
+            await groups.aclose()
+        await self.withdrawals.aclose()
+        await self.database.aclose()
+
+
+async def open_postgres(
+    state: StateSettings,
+    *,
+    chain_items: int,
+    blobs: BlobStore,
+    history_bytes: int = HISTORY_BYTES,
+    page_bytes: int = PAGE_BYTES,
+    owner_file_bytes: int | None = None,
+    upload_lease: float = UPLOAD_LEASE_SECONDS,
+    owner_bytes: int | None = None,
+    kept: RetentionSettings = FOR_EVER,
+    timeouts: TimeoutSettings = _TIMEOUTS,
+    keep_keys: float = KEEP_SECONDS,
+) -> PostgresStores:
+    """Open the stores of the database at `state.url`, creating the schema where needed.
+
+    `blobs`: the contents of files, the stores' own from now on. The others are `StoreOptions`. Raises `StoreError`.
+    """
+    url, direct_url = _urls(state)
+    connect = min(_CONNECT_SECONDS, state.deadline)
+    database = Database(url, DatabaseLimits(size=state.pool, deadline=state.deadline, connect=connect))
+    try:
+        await check_server(database)
+        await migrate(database, packaged_steps())
+    except BaseException:
+        await database.aclose()
+        raise
+    keys = PostgresIdempotency(database, keep=keep_keys)
+    withdrawals = Withdrawals(database)
+    saved = SavedTurns(database, withdrawals, keep=keys.keep)
+    limits = group_limits(timeouts, connections=state.pool)
+    turns, added = Groups(saved, limits), Groups(AddedEvents(database), limits)
+    queued = Groups(QueuedTurns(database, saved), group_limits(timeouts, connections=state.pool, group=1))
+    files = PostgresFileRows(database, keys=keys, owner_bytes=owner_file_bytes)
+    pending = PendingBlobs(PostgresPendingRows(database), blobs, upload_lease)
+    return PostgresStores(
+        responses=PostgresResponseStore(
+            database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+        ),
+        conversations=PostgresConversationStore(
+            database, keys=keys, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+        ),
+        background=PostgresJobStore(database, queued, added),
+        prompts=PostgresPromptStore(database, keys=keys, page_bytes=page_bytes),
+        files=KeptFiles(files, pending, blobs),
+        retention=PostgresRetention(database, kept),
+        keys=keys,
+        usage=PostgresUsageStore(database),
+        owner_room=PostgresOwnerRoom(database, owner_bytes) if owner_bytes is not None else None,
+        database=database,
+        direct_url=direct_url,
+        groups=(turns, queued, added),
+        withdrawals=withdrawals,
+    )
+
+
+async def open_postgres_owners(state: StateSettings) -> PostgresOwnerData:
+    """The data of all owners of that database, to be closed. Raises `StoreError`."""
+    url, direct_url = _urls(state)
+    database = Database(url, _OPERATOR)
+    try:
+        if missing_steps(await applied_steps(database), packaged_steps()):
+            raise StoreError("The database lacks steps of this build's schema. Run `antiphon migrate up`.")
+    except BaseException:
+        await database.aclose()
+        raise
+    return PostgresOwnerData(direct_url, state.place.shown, database)
 
 
 async def check_server(database: Database) -> None:
@@ -36,3 +171,10 @@ async def check_server(database: Database) -> None:
         )
     if answer["encoding"] != "UTF8":
         raise StoreError(f"PostgreSQL: the database's encoding is {answer['encoding']}. Create one with UTF8.")
+
+
+def _urls(state: StateSettings) -> tuple[str, str]:
+    """The URL of the database, and of the server itself."""
+    assert state.url is not None
+    url = state.url.get_secret_value()
+    return url, url if state.direct_url is None else state.direct_url.get_secret_value()

@@ -24,8 +24,8 @@ from antiphon.stores.postgres import retention_sql as sql
 from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.values import milliseconds
 
-_ROWS = 1000
-_LOOKED_AT = 200
+_ROWS = 500
+_LOOKED_AT = 100
 
 _Piece = tuple[int, int]
 """How many rows were changed, and how many things went whole."""

@@ -1,0 +1,139 @@
+"""Opening the stores of a PostgreSQL database by its URL, and what an operator does with an owner's data in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from antiphon.config.state import StateSettings
+from antiphon.engine.ports.actions import Usage
+from antiphon.engine.ports.owner_data import OwnerCounts
+from antiphon.engine.ports.usage import Spent, UsageSum
+from antiphon.errors import OwnerFull, StoreError
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.operating import open_owner_data
+from antiphon.stores.postgres import owner_data
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
+from tests.contracts.file_contract import fields, keep
+from tests.contracts.store_contract import ALICE, BOB, item, record
+from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database(empty=True)
+    yield url
+    await postgres.drop_database(url)
+
+
+@pytest.fixture
+def state(url: str) -> StateSettings:
+    return StateSettings(url=SecretStr(url))
+
+
+@pytest.fixture
+async def stores(state: StateSettings, tmp_path: Path) -> AsyncIterator[Stores]:
+    async with aclosing(await open_stores(state, tmp_path, chain_items=100)) as opened:
+        yield opened
+
+
+async def _fill(stores: Stores, owner: str) -> None:
+    """One of everything that has an owner."""
+    name = owner.removeprefix("b:")
+    await stores.responses.save(record(name, owner=owner))
+    await stores.conversations.create(owner, f"conv_{name}", b'{"a":"b"}', (item(f"msg_{name}"),))
+    await stores.prompts.create(owner, f"pmpt_{name}", "n\0", b"{}", b'{"instructions":"x"}')
+    await keep(stores.files, fields(name), b"x", owner=owner)
+    spent = UsageSum("2026-01-01", owner, "m\0", "u")
+    spent.add(Spent(owner, "m\0", "u", Usage(1, 2, 3)))
+    await stores.usage.add([spent])
+    vectors = await stores.open_vectors()
+    await vectors.stores.create(owner, f"vs_{name}", name="v", description=None, metadata=b"{}", expires_days=None)
+    await vectors.aclose()
+
+
+async def test_eight_that_open_an_empty_database_at_once_serve_from_it(state: StateSettings, tmp_path: Path) -> None:
+    opened = await asyncio.gather(*[open_stores(state, tmp_path, chain_items=100) for _ in range(8)])
+    await asyncio.gather(*[one.responses.save(record(f"r{n}")) for n, one in enumerate(opened)])
+    for n in range(8):
+        assert await opened[n - 1].responses.get(ALICE, f"resp_r{n}") is not None
+    for one in opened:
+        await one.aclose()
+
+
+async def test_closed_stores_refuse(state: StateSettings, tmp_path: Path) -> None:
+    stores = await open_stores(state, tmp_path, chain_items=100)
+    await stores.aclose()
+    for call in (stores.responses.save(record("a")), stores.conversations.get(ALICE, "c"), stores.files.used(ALICE)):
+        with pytest.raises(StoreError):
+            await call
+
+
+async def test_figures(stores: Stores) -> None:
+    await stores.responses.save(record("a"))
+    (figures,) = stores.figures
+    assert (figures.name, figures.waiting, figures.busy) == ("postgresql", 0, 0)
+    assert dict(figures.groups) == {1: 1} and await figures.size() > 1_000_000
+
+
+async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
+    """Whatever connections have counted it."""
+    for n in range(8):
+        await stores.responses.save(record(f"r{n}"))
+    async with aclosing(Database(url)) as database:
+        ((total,),) = await database.fetch("SELECT sum(own_bytes)::bigint FROM responses")
+        await PostgresOwnerRoom(database, total + 1).check(ALICE)
+        with pytest.raises(OwnerFull):
+            await PostgresOwnerRoom(database, total).check(ALICE)
+        await PostgresOwnerRoom(database, 1).check("b:nobody")
+
+
+async def test_an_owners_data_are_counted_exported_and_deleted(
+    stores: Stores, state: StateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_data, "_AT_ONCE", 2)
+    for owner in (ALICE, BOB):
+        await _fill(stores, owner)
+    for n in range(5):
+        await stores.responses.save(record(f"more{n}"))
+    async with aclosing(await open_owner_data(state, tmp_path)) as owners:
+        assert await owners.owners() == sorted(
+            [OwnerCounts(ALICE, 6, 1, 1, 1, 1), OwnerCounts(BOB, 1, 1, 1, 1, 1)], key=lambda one: one.owner
+        )
+        rows = [row async for row in owners.export(ALICE)]
+        kinds = [row.kind for row in rows]
+        counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+        assert counts == {
+            "responses": 6,
+            "response_items": 18,
+            "conversations": 1,
+            "conversation_items": 1,
+            "prompts": 1,
+            "prompt_versions": 1,
+            "usage_days": 1,
+            "vector_stores": 1,
+        }
+        found = {row.kind: row for row in rows}
+        assert found["prompts"].of == "n\0" and found["conversations"].data == {"a": "b"}
+        assert found["usage_days"].of == "m\0" and found["usage_days"].data["calls"] == 1
+        # Chain by chain, and a conversation, a prompt, a vector store and a day.
+        assert await owners.delete(ALICE) == 10 and await owners.delete(ALICE) == 0
+        assert [row async for row in owners.export(ALICE)] == []
+        assert [(one.owner, one.files, one.responses) for one in await owners.owners()] == [(ALICE, 1, 0), (BOB, 1, 1)]
+        (shrunk,) = await owners.vacuum()
+        assert "postgres" in shrunk.name and shrunk.after > 0
+
+
+async def test_every_table_with_an_owner_is_known_to_operators(stores: Stores, url: str) -> None:
+    async with aclosing(Database(url)) as database:
+        rows = await database.fetch(
+            "SELECT table_name::text FROM information_schema.columns WHERE column_name = 'owner' "
+            "AND table_schema = current_schema()"
+        )
+    assert {row[0] for row in rows} <= {*owner_data.OWNED, *owner_data.ELSEWHERE}
