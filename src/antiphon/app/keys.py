@@ -17,6 +17,7 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
+from antiphon.stores.deployment import Keys, fingerprint
 from antiphon.stores.operating import has_rows
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
@@ -39,6 +40,15 @@ def make_sealer(settings: Settings) -> Sealer:
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     made = keys or [local_key(settings.data, SEALING_KEY, lambda: _needs_sealing_key(settings))]
     return Sealer(made, max_bytes=limit)
+
+
+def deployment_keys(settings: Settings) -> Keys:
+    """Fingerprints of the configured keys, for machines that share a database."""
+    owner = settings.owner.key if settings.owner.source == "bearer" else None
+    return Keys(
+        None if owner is None else fingerprint(owner.get_secret_value().encode(), "owner.key"),
+        tuple(fingerprint(key.get_secret_value().encode(), "sealing.keys") for key in settings.sealing.keys),
+    )
 
 
 def api_keys(settings: Settings) -> tuple[bytes, ...]:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from antiphon.app.keys import lost_keys, new_keys, owner_key
 from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
+from antiphon.commands.shared_keys import show_keys
 from antiphon.commands.tables import printable, write_table
 from antiphon.commands.usage import show
 from antiphon.config.settings import Settings
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         asyncio.run(_vacuum(settings))
     elif action == "new-keys":
         return _new_keys(settings, sure=arguments.yes)
+    elif action == "keys":
+        return asyncio.run(show_keys(settings, accept=arguments.accept))
     elif action == "backup":
         print(backup(settings, _given(arguments.target, "--to"), with_keys=not arguments.without_keys))
     elif action == "usage":

@@ -1,0 +1,95 @@
+"""Machines that share a database have the same keys, or do not start; an operator may change them on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from antiphon.app.build import build
+from antiphon.cli import main
+from antiphon.config.settings import Settings, load_settings
+from antiphon.config.state import StateSettings
+from antiphon.errors import ConfigError
+from antiphon.stores.deployment import Keys, check_deployment
+from tests.support.postgres import PostgresServer
+
+OWNER, SEAL, OTHER = "owner-key-canary-" + "o" * 20, "seal-key-canary-" + "s" * 20, "other-key-canary-" + "t" * 20
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database()
+    yield url
+    await postgres.drop_database(url)
+
+
+async def admin_keys(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    owner: str,
+    seals: str,
+    more: tuple[str, ...],
+) -> tuple[int, str]:
+    monkeypatch.setenv("ANTIPHON_OWNER__KEY", owner)
+    monkeypatch.setenv("ANTIPHON_SEALING__KEYS", seals)
+    status = await asyncio.to_thread(main, ["admin", "keys", *more])
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+async def test_of_many_that_start_at_once_with_different_keys_one_kind_starts(url: str) -> None:
+    state = StateSettings.model_validate({"url": url})
+    starts = [check_deployment(state, Keys("o", (seal,))) for seal in "ababab"]
+    ends = await asyncio.gather(*starts, return_exceptions=True)
+    assert sum(one is None for one in ends) == 3
+    assert sum(isinstance(one, ConfigError) for one in ends) == 3
+
+
+async def test_no_key_is_in_the_database_nor_on_the_screen(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTIPHON_STATE__URL", url)
+    monkeypatch.setenv("ANTIPHON_DATA", str(tmp_path))
+    status, said = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=())
+    assert status == 0 and "No process has started" in said
+    status, shown = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=("--accept",))
+    assert status == 0 and "goes with these keys" in shown
+    status, refused = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=())
+    assert status == 1 and "owner.key is another one" in refused
+    connection = await asyncpg.connect(url)
+    kept = str(await connection.fetch("SELECT * FROM deployment"))
+    await connection.close()
+    for text in (said, shown, refused, kept):
+        assert "canary" not in text
+    status, said = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=("--accept",))
+    assert status == 0
+    status, said = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=())
+    assert status == 1
+
+
+async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path) -> None:
+    def settings(owner: str, *seals: str) -> Settings:
+        given = {"data": str(tmp_path), "state": {"url": url}, "upstream": {"auth": "none"}}
+        return load_settings({**given, "owner": {"key": owner}, "sealing": {"keys": list(seals)}})
+
+    for right in (settings(OWNER, SEAL), settings(OWNER, SEAL, OTHER), settings(OWNER, OTHER, SEAL)):
+        await (await build(right, door="http")).aclose()
+    for wrong, words in ((settings(OTHER, OTHER, SEAL), "owner.key"), (settings(OWNER, OTHER), "sealing.keys lack")):
+        with pytest.raises(ConfigError, match=words) as told:
+            await build(wrong, door="http")
+        assert "canary" not in str(told.value)
+    with pytest.raises(ConfigError, match=r"owner\.key is not set(.|\n)*sealing\.keys are not set"):
+        load_settings({"data": str(tmp_path), "state": {"url": url}, "upstream": {"auth": "none"}})
+
+
+def test_where_machines_share_nothing_there_is_nothing_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sessions.db").touch()
+    assert main(["admin", "keys", "--data", str(tmp_path)]) == 2
+    assert "share no database" in capsys.readouterr().err
