@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -329,6 +331,28 @@ class JobStoreContract:
         # Two of the one's run, and one of the other's.
         (second,) = await claim(jobs, "worker_three", limit=1)
         assert second.response_id == "resp_b1"
+
+    async def test_a_job_is_left_for_who_can_run_it(self, jobs: JobStore, peer: JobStore) -> None:
+        new = replace(queued("new"), created_at=time.time())
+        await jobs.enqueue(new, b"{}", None, limit=MOST, needs=("a", "b"))
+        await jobs.enqueue(replace(queued("plain"), created_at=time.time()), b"{}", None, limit=MOST)
+        for able in ((), ("a",), ("b", "c")):
+            taken = await peer.claim(TWO, 1000, 9, ["resp_plain"], able=able)
+            assert taken == []
+        (plain,) = await peer.claim(TWO, 0, 9, able=())
+        assert plain.response_id == "resp_plain"
+        # What was held by somebody who is gone is no other matter.
+        assert {job.response_id for job in await jobs.claim(ONE, 0, 9, able=("a", "b", "c"))} == {
+            *("resp_plain", "resp_new")
+        }
+        assert await peer.claim(TWO, 1000, 9, ["resp_plain"], able=("b",)) == []
+        assert {job.response_id for job in await peer.claim(TWO, 1000, 9)} == {"resp_plain", "resp_new"}
+
+    async def test_one_that_nobody_can_run_is_taken_by_anybody_in_the_end(self, jobs: JobStore, peer: JobStore) -> None:
+        """It is told what is missing, instead of waiting for ever."""
+        await jobs.enqueue(queued("old"), b"{}", None, limit=MOST, needs=("a",))
+        (taken,) = await peer.claim(TWO, 1000, 9, able=())
+        assert taken.response_id == "resp_old"
 
     async def test_the_oldest_goes_first(self, jobs: JobStore, peer: JobStore) -> None:
         for name in ("a", "b", "c"):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.engine.ports.stored_bodies import with_status
 from tests.support.memory_store import MemoryResponseStore
 
@@ -22,6 +22,7 @@ from tests.support.memory_store import MemoryResponseStore
 class _Held:
     owner: str
     request: bytes
+    needs: frozenset[str] = frozenset()
     attempts: int = 0
     worker: str | None = None
     until: float = 0.0
@@ -36,18 +37,38 @@ class MemoryJobStore:
         self.jobs: dict[str, _Held] = {}
         self.pieces: dict[str, list[EventPiece]] = {}
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, limit: int) -> None:
+    async def enqueue(
+        self,
+        record: ResponseRecord,
+        request: bytes,
+        events: EventPiece | None,
+        *,
+        limit: int,
+        needs: Collection[str] = (),
+    ) -> None:
         self._sweep()
         if sum(job.owner == record.owner for job in self.jobs.values()) >= limit:
             raise TooManyJobs(limit)
         await self.responses.save(record)
-        self.jobs[record.id] = _Held(record.owner, request)
+        self.jobs[record.id] = _Held(record.owner, request, frozenset(needs))
         if events is not None:
             self.pieces[record.id] = [events]
 
-    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
         self._sweep()
-        free = [(one, job) for one, job in self.jobs.items() if job.until <= self.clock() and one not in besides]
+        free = [
+            (one, job)
+            for one, job in self.jobs.items()
+            if job.until <= self.clock() and one not in besides and self._may_run(one, able)
+        ]
         turns: dict[str, int] = {}
         for response_id, job in free:
             turns[response_id] = 0
@@ -139,6 +160,10 @@ class MemoryJobStore:
             return None
         pieces = [piece for piece in self.pieces.get(response_id, []) if piece.last > after]
         return EventPage(record.status, tuple(pieces[:limit]), more=len(pieces) > limit)
+
+    def _may_run(self, response_id: str, able: Collection[str] | None) -> bool:
+        old = self.responses.records[response_id].created_at < time.time() - PATIENCE
+        return able is None or old or self.jobs[response_id].needs <= frozenset(able)
 
     def _last(self, response_id: str) -> int:
         pieces = self.pieces.get(response_id)

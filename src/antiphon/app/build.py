@@ -42,6 +42,7 @@ from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.descriptors import max_requests
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.job_needs import able_to
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
@@ -307,6 +308,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         bodies=bodies,
         telemetry=telemetry,
         watch_door=watch,
+        able=able_to(routes, toolbox.types),
     )
     admission.on_leave.add(workers.retire)
     admission.on_close.add(followers.let_go)

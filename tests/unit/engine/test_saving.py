@@ -71,7 +71,9 @@ class _Background:
         self.failure: Exception | None = None
         self.queued: list[tuple[ResponseRecord, bytes, EventPiece | None]] = []
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None) -> None:
+    async def enqueue(
+        self, record: ResponseRecord, request: bytes, events: EventPiece | None, needs: tuple[str, ...]
+    ) -> None:
         if self.failure is not None:
             raise self.failure
         self.queued.append((record, request, events))

@@ -58,10 +58,10 @@ class Jobs(MemoryJobStore):
             self.failures[name] -= 1
             raise StoreError("locked")
 
-    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> Any:
+    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = (), **able: Any) -> Any:
         self.claims += 1
         self._fail("claim")
-        return await super().claim(worker, seconds, limit, besides)
+        return await super().claim(worker, seconds, limit, besides, **able)
 
     async def held(self, worker: str) -> frozenset[str]:
         self.looks += 1
@@ -636,9 +636,9 @@ async def test_with_its_hands_full_a_worker_claims_nothing() -> None:
     limits: list[int] = []
     claim = process.jobs.claim
 
-    async def noted(worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> Any:
+    async def noted(worker: str, seconds: float, limit: int, besides: Collection[str] = (), **able: Any) -> Any:
         limits.append(limit)
-        return await claim(worker, seconds, limit, besides)
+        return await claim(worker, seconds, limit, besides, **able)
 
     process.jobs.claim = noted  # type: ignore[method-assign]
     process.workers.start()

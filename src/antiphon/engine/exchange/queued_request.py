@@ -9,6 +9,7 @@ Invariant: what is wrong with a request is told now, not by a response that fail
 from __future__ import annotations
 
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
+from antiphon.engine.exchange.job_needs import job_needs
 from antiphon.engine.exchange.queueing import (
     bare,
     check_background,
@@ -101,6 +102,7 @@ class QueuedRequest(TranslatedRequest):
                 self.builder.take(),
                 self.request.conversation,
                 sealed,
+                job_needs(self.request, self.route, self.core.options.tool_types),
             )
         )
 

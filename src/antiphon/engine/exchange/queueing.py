@@ -171,6 +171,7 @@ def make_enqueue(
     events: bytes,
     conversation_id: str | None,
     sealed: str,
+    needs: tuple[str, ...] = (),
 ) -> Enqueue:
     """The queued response and its job. `headers` are what the model call takes along of the client's, `sealed` those of
     them that are secret."""
@@ -194,4 +195,4 @@ def make_enqueue(
         head.request_id,
         sealed,
     )
-    return Enqueue(record, encode(request), events)
+    return Enqueue(record, encode(request), events, needs)

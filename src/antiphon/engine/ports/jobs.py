@@ -23,6 +23,9 @@ from msgspec import Raw
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ApiError
 
+PATIENCE = 3600.0
+"""Seconds for which a job waits for somebody who is able to run it."""
+
 _END_OF_EVENT = b"\n\n"
 
 
@@ -146,16 +149,37 @@ class JobStore(Protocol):
     """Jobs and the streams of background responses. Leases last so many seconds by the store's own clock; raises
     `StoreError`."""
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, limit: int) -> None:
-        """Store the queued response with its input and its job, all or nothing.
+    async def enqueue(
+        self,
+        record: ResponseRecord,
+        request: bytes,
+        events: EventPiece | None,
+        *,
+        limit: int,
+        needs: Collection[str] = (),
+    ) -> None:
+        """Store the queued response with its input and its job, all or nothing. `needs`: what a worker must be able to,
+        to run it.
 
         Raises `TooManyJobs` when the owner has `limit` jobs. Of a `previous_response_id` holds what holds for
         `ResponseStore.save`.
         """
 
-    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
         """Take up to `limit` jobs that nobody holds, and hold them for so long: first those whose holder is gone, then
-        by turns of their owners, an owner's oldest first. All of them or, with an error, none.
+        by turns of their owners, an owner's oldest first. All of them or, with an error, none. One that somebody writes
+        to at this moment may be left for the next time.
+
+        Only what needs nothing but what the worker is `able` to (None: everything), and what was made more than
+        `PATIENCE` seconds ago: where nobody is able to run it, whoever takes it says so.
 
         None of those `besides`, which the worker still runs: nobody takes over from itself. What the worker holds
         already and is not among them comes along: an earlier claim of which it heard nothing. Their responses are

@@ -12,7 +12,7 @@ callers see which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from antiphon.config.state import BackgroundSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
@@ -42,9 +42,11 @@ class Background:
         self.followers = followers
         self.wake_workers: Callable[[], None] = lambda: None
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None) -> None:
+    async def enqueue(
+        self, record: ResponseRecord, request: bytes, events: EventPiece | None, needs: Collection[str] = ()
+    ) -> None:
         """Queue a response. Raises `StoreError` and `TooManyJobs`."""
-        await self._jobs.enqueue(record, request, events, limit=self._settings.per_owner)
+        await self._jobs.enqueue(record, request, events, limit=self._settings.per_owner, needs=needs)
         self.wake_workers()
 
     async def has_stream(self, owner: str, response_id: str) -> bool:

@@ -28,9 +28,17 @@ class CountedJobs:
         self.progress = beneath.progress
         self.events = beneath.events
 
-    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
         with self._measured("claim"):
-            return await self._beneath.claim(worker, seconds, limit, besides)
+            return await self._beneath.claim(worker, seconds, limit, besides, able=able)
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
         with self._measured("renew"):

@@ -125,7 +125,7 @@ class Saver:
         kept = False
         try:
             with self._metrics.storage("enqueue"):
-                await self._background.enqueue(record, action.request, events)
+                await self._background.enqueue(record, action.request, events, action.needs)
             kept = True
         except (StoreError, ApiError) as error:
             failure = error

@@ -15,7 +15,7 @@ nothing half-done is ever seen; when the process is stopped, its jobs are given 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -148,8 +148,10 @@ class Workers:
         telemetry: Telemetry,
         watch_door: Callable[[], AbstractAsyncContextManager[DoorWatch]] | None = None,
         pace: WorkerPace = WorkerPace(),
+        able: Collection[str] | None = None,
     ) -> None:
-        """`watch_door`: for model calls that go through a gateway of our own."""
+        """`watch_door`: for model calls that go through a gateway of our own. `able`: what of other processes' jobs
+        this one can run (`engine/exchange/job_needs.py`); None: all."""
         self.name = name
         self._jobs = jobs
         self._background = background
@@ -161,6 +163,7 @@ class Workers:
         self._bodies = bodies
         self._telemetry = telemetry
         self._watch_door = watch_door or _no_door
+        self._able = able
         self._running: dict[str, _Run] = {}
         self._woken = asyncio.Event()
         self._claiming = True
@@ -249,7 +252,7 @@ class Workers:
         free = self._settings.workers - len(self._running)
         if self._claiming and free > 0 and loop.time() >= self._claim_at:
             # What runs here still, even if it was lost, is not taken: one run of a response ends before another begins.
-            for job in await self._jobs.claim(self.name, lease, free, self.running):
+            for job in await self._jobs.claim(self.name, lease, free, self.running, able=self._able):
                 run = self._running[job.response_id] = _Run(job)
                 run.task = loop.create_task(self._run(run))
 

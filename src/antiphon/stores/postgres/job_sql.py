@@ -61,8 +61,10 @@ COUNT_JOBS = "SELECT jobs FROM owner_queue WHERE owner = $1"
 
 # What was held by somebody who is gone comes first; the others by turns. A row that somebody is writing to just now is
 # passed over. What the worker holds and does not run comes along: it did not hear of an earlier claim.
-# $1: worker, $2: lease, $3: limit, $4: besides, $5: what the worker is able to (null: everything).
-_ABLE = "response_id <> ALL($4::text[]) AND ($5::text[] IS NULL OR needs <@ $5::text[])"
+# $1: worker, $2: lease, $3: limit, $4: besides, $5: what the worker is able to (null: everything), $6: patience.
+_ABLE = """response_id <> ALL($4::text[]) AND (
+      $5::text[] IS NULL OR needs <@ $5::text[] OR to_timestamp(created_at / 1000) < now() - $6::interval
+    )"""
 CLAIM = f"""
 WITH gone AS MATERIALIZED (
     SELECT response_id FROM jobs WHERE worker IS NOT NULL AND lease_until <= now() AND {_ABLE}

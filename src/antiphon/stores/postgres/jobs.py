@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.errors import StoreError
 from antiphon.stores.pages import cut_off
 from antiphon.stores.postgres import job_sql as sql
@@ -181,7 +181,8 @@ class PostgresJobStore:
         able: Collection[str] | None = None,
     ) -> list[Job]:
         """Take up to `limit` jobs; see `JobStore.claim`."""
-        given = (worker, timedelta(seconds=seconds), limit, sorted(besides), None if able is None else sorted(able))
+        fitting = None if able is None else sorted(able), timedelta(seconds=PATIENCE)
+        given = (worker, timedelta(seconds=seconds), limit, sorted(besides), *fitting)
         return [
             Job(response_id, owner, request, body_now("in_progress", body), attempts, last)
             for response_id, owner, request, body, attempts, last in await self._database.write(sql.CLAIM, *given)

@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.errors import StoreError
+from antiphon.ids import now
 from antiphon.stores.pages import cut_off
 from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
 from antiphon.stores.sqlite.database import milliseconds
@@ -41,27 +42,30 @@ MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conve
 
 # Inserts nothing when the owner has too many; the statement demands one row.
 INSERT_JOB = """
-INSERT INTO jobs (response_id, owner, request, created_at)
-SELECT :id, :owner, :request, :created_at WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
+INSERT INTO jobs (response_id, owner, request, created_at, needs)
+SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUES (:id, :last, :data)"
 
 # What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
 # running lets the others go before. Of very many only the oldest are looked at.
-CLAIMABLE = "SELECT 1 FROM jobs WHERE lease_until <= :at LIMIT 1"
+_ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
+    SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
+  ))"""
+CLAIMABLE = f"SELECT 1 FROM jobs WHERE lease_until <= :at AND {_ABLE} LIMIT 1"
 QUEUE = "SELECT count(*), min(created_at) FROM jobs WHERE lease_until <= :at"
-CLAIM_JOBS = """
+CLAIM_JOBS = f"""
 WITH waiting (id, owner, at) AS (
-  SELECT response_id, owner, created_at FROM jobs 
-  WHERE lease_until = 0 AND response_id NOT IN (SELECT value FROM json_each(:besides))
+  SELECT response_id, owner, created_at FROM jobs
+  WHERE lease_until = 0 AND response_id NOT IN (SELECT value FROM json_each(:besides)) AND {_ABLE}
   ORDER BY created_at LIMIT 1000
 ),
 wanted (id, turn, at) AS (
   SELECT * FROM (
     SELECT response_id, 0, created_at FROM jobs
     WHERE lease_until > 0 AND lease_until <= lease_now()
-      AND response_id NOT IN (SELECT value FROM json_each(:besides))
+      AND response_id NOT IN (SELECT value FROM json_each(:besides)) AND {_ABLE}
     ORDER BY lease_until LIMIT :limit
   )
   UNION ALL
@@ -161,7 +165,15 @@ class SqliteJobStore:
         self._writer = writer
         self._readers = readers
 
-    async def enqueue(self, record: ResponseRecord, request: bytes, events: EventPiece | None, *, limit: int) -> None:
+    async def enqueue(
+        self,
+        record: ResponseRecord,
+        request: bytes,
+        events: EventPiece | None,
+        *,
+        limit: int,
+        needs: Collection[str] = (),
+    ) -> None:
         """Store the queued response and its job; see `JobStore.enqueue`."""
         named: dict[str, Any] = {
             "id": record.id,
@@ -170,6 +182,7 @@ class SqliteJobStore:
             "request": request,
             "created_at": milliseconds(record.created_at),
             "limit": limit,
+            "needs": json.dumps(sorted(needs)),
         }
         unit = [
             # What the conversation gets it gets when the response is over.
@@ -189,12 +202,25 @@ class SqliteJobStore:
                 raise TooManyJobs(limit) from None
             raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
 
-    async def claim(self, worker: str, seconds: float, limit: int, besides: Collection[str] = ()) -> list[Job]:
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
         """Take up to `limit` jobs; see `JobStore.claim`."""
+        fitting = {
+            "able": None if able is None else json.dumps(sorted(able)),
+            "patient": milliseconds(now() - PATIENCE),
+        }
         # Mostly there is nothing to do, which costs no write.
-        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
+        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now(), **fitting}, own=True):
             return []
         named = {
+            **fitting,
             "worker": worker,
             "lease": milliseconds(seconds),
             "limit": limit,

@@ -1,0 +1,30 @@
+"""What a process must be able to, to run a background response that another one has queued.
+
+Lives here: the words for it, of a request and of a process. Not here: who compares them (the job store), running it.
+
+Processes of one state may differ: in the middle of a rollout, or where only some machines have a sandbox. A job that
+needs what a process lacks is left for another one, instead of failing there.
+
+Invariant: a process is able to run whatever it would queue itself.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.declared_tools import hosted_tools
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.types.request import CreateResponse
+
+_PAYLOAD = "version:1"
+"""How a job's payload is to be read (`engine/ports/jobs.py`); a higher number where an older build could not."""
+
+
+def job_needs(request: CreateResponse, route: ModelRoute, tool_types: frozenset[str]) -> tuple[str, ...]:
+    """What this request needs."""
+    tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
+    return (_PAYLOAD, f"upstream:{route.upstream}", *sorted(tools))
+
+
+def able_to(routes: ModelRoutes, tool_types: frozenset[str]) -> frozenset[str]:
+    """What a process with these routes and tools is able to."""
+    upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
+    return frozenset((_PAYLOAD, *(f"upstream:{name}" for name in upstreams), *(f"tool:{kind}" for kind in tool_types)))

@@ -1,0 +1,42 @@
+"""What a queued request needs of the process that runs it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from antiphon.engine.exchange.job_needs import able_to, job_needs
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.read_request import read_request
+
+PROFILE = UpstreamProfile("test")
+TYPES = frozenset(("code_interpreter", "web_search"))
+ROUTES = ModelRoutes(ModelRoute(PROFILE), (ModelRule("big-*", ModelRoute(PROFILE, upstream="far")),))
+
+
+@pytest.mark.parametrize(
+    ("tools", "route", "needs"),
+    [
+        ([], ROUTES.default, ("version:1", "upstream:default")),
+        ([{"type": "web_search"}], ROUTES.rules[0].route, ("version:1", "upstream:far", "tool:web_search")),
+        (
+            [{"type": "web_search"}, {"type": "code_interpreter", "container": {"type": "auto"}}],
+            ROUTES.default,
+            ("version:1", "upstream:default", "tool:code_interpreter", "tool:web_search"),
+        ),
+        ([{"type": "function", "name": "f", "parameters": {}}], ROUTES.default, ("version:1", "upstream:default")),
+    ],
+)
+def test_a_process_can_run_whatever_it_queues(
+    tools: list[dict[str, object]], route: ModelRoute, needs: tuple[str, ...]
+) -> None:
+    body = msgspec.json.encode({"model": "m", "input": "x", "tools": tools})
+    request = read_request(body, max_items=10, max_tools=10, hosted=TYPES)
+    assert job_needs(request, route, TYPES) == needs
+    assert able_to(ROUTES, TYPES) >= set(needs)
+
+
+def test_one_without_a_sandbox_or_an_upstream_cannot() -> None:
+    able = able_to(ModelRoutes(ModelRoute(PROFILE)), frozenset())
+    assert able == {"version:1", "upstream:default"}
