@@ -37,7 +37,7 @@ _WORDS = 60_000
 _CHUNK_WORDS = 220
 _CHUNKS_PER_FILE = 10
 _QUERIES = 200
-_STOP_WORDS = 30  # the most frequent words of a language are in no query
+STOP_WORDS = 30  # the most frequent words of a language are in no query
 _KEYWORD = Ranking(0.0, 0.0, 1.0)
 _TENTH, _THOUSANDTH = Filter("eq", "tenth", 3), Filter("eq", "one", True)
 
@@ -63,7 +63,7 @@ class _Random:
         pass
 
 
-def _vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
+def vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
     """Makes text of so many words: the word of rank r comes with a frequency of about 1/r. `first`: the most frequent.
 
     The words are the same for every seed.
@@ -79,7 +79,7 @@ def _vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
 
 async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
     """Write so many chunks; seconds, without the time to make them up."""
-    text = _vocabulary(1)
+    text = vocabulary(1)
     files = chunks // _CHUNKS_PER_FILE
     spent = 0.0
     for start in range(0, files, 500):
@@ -104,7 +104,7 @@ async def _times(
     searcher: VectorStoreSearcher, store_id: str, ranking: Ranking, filters: Filter | None
 ) -> tuple[list[float], float]:
     """Milliseconds of each search, sorted; and processor time per search."""
-    text = _vocabulary(2, first=_STOP_WORDS)
+    text = vocabulary(2, first=STOP_WORDS)
     spent = []
     used = time.process_time()
     for _ in range(_QUERIES):
@@ -163,7 +163,7 @@ async def _measure(chunks: int, width: int) -> None:
 
 async def _ingest(megabytes: int) -> None:
     """Text files of 1 MB the whole way."""
-    text = _vocabulary(4)
+    text = vocabulary(4)
     with tempfile.TemporaryDirectory() as folder:
         async with open_vector_store_setup(Path(folder), limits=VectorStoreSettings(), start=False) as setup:
             store_id = (await setup.ask("POST", "", {}))["id"]
