@@ -179,6 +179,16 @@ async def test_words_do_without_the_extension(open_here: Opener, monkeypatch: py
     assert "unset embeddings.url" in str(raised.value)
 
 
+async def test_an_extension_that_is_too_old_is_named(open_here: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = await open_here()
+    await database.table.check()
+    await database.check_vectors()
+    monkeypatch.setattr(vector_table, "OLDEST", (99, 0))
+    for ask in (database.table.check, (await open_here()).check_vectors):
+        with pytest.raises(StoreError, match=r"embeddings need 99.0 or newer.*ALTER EXTENSION vector UPDATE"):
+            await ask()
+
+
 async def test_a_role_that_may_not_make_the_extension_is_told_what_to_do(postgres: PostgresServer) -> None:
     url = await postgres.new_database()
     name = url.rsplit("/", 1)[1]
@@ -186,8 +196,9 @@ async def test_a_role_that_may_not_make_the_extension_is_told_what_to_do(postgre
     await admin.execute(f"CREATE ROLE {name} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
     try:
         async with aclosing(Database(url.replace("postgres@", f"{name}@"))) as database:
-            with pytest.raises(StoreError, match="Have an administrator run `CREATE EXTENSION vector`"):
-                await VectorTable(database).there()
+            for ask in (VectorTable(database).there, VectorTable(database).check):
+                with pytest.raises(StoreError, match="Have an administrator run `CREATE EXTENSION vector`"):
+                    await ask()
     finally:
         await admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
         await admin.close()

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from antiphon.app.build import build
+from antiphon.config.settings import load_settings
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.operating import open_owner_data
-from antiphon.stores.postgres import owner_data
+from antiphon.stores.operating import check_shared, open_owner_data
+from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
 from tests.contracts.file_contract import fields, keep
@@ -137,3 +139,20 @@ async def test_every_table_with_an_owner_is_known_to_operators(stores: Stores, u
             "AND table_schema = current_schema()"
         )
     assert {row[0] for row in rows} <= {*owner_data.OWNED, *owner_data.ELSEWHERE}
+
+
+async def test_with_embeddings_a_server_without_the_extension_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By words alone it is served; doctor says the same, without making anything."""
+    monkeypatch.setattr(vector_table, "_INSTALL", "CREATE EXTENSION not_on_this_server")
+    given = {"data": tmp_path, "state": {"url": url}, "owner": {"key": "k" * 40}, "sealing": {"keys": ["s" * 40]}}
+    app = await build(load_settings(given), door="http")
+    await app.aclose()
+    with pytest.raises(StoreError, match="Install pgvector on it"):
+        await build(load_settings({**given, "embeddings": {"url": "http://127.0.0.1:9", "model": "m"}}), door="http")
+    state = StateSettings(url=SecretStr(url))
+    assert await check_shared(state, vectors=False) == await check_shared(state, vectors=True) == state.place.shown
+    monkeypatch.setattr(vector_table, "_LOOK", "SELECT NULL AS installed, NULL AS available, true AS may_create")
+    with pytest.raises(StoreError, match="Install pgvector on it"):
+        await check_shared(state, vectors=True)

@@ -79,6 +79,12 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
     given = settings.vector_stores
     embedder, embeddings = make_embedder(settings, metrics) or (None, None)
     stores = await opened.open_vectors(matrix_bytes=given.matrix_bytes)
+    if embedder is not None:
+        try:
+            await stores.check_vectors()
+        except BaseException:
+            await stores.aclose()
+            raise
     readers = DocumentReaders(given)
     ingester = Ingester(
         stores.ingestion,

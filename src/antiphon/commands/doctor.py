@@ -34,11 +34,12 @@ from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.errors import AntiphonError
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.operating import check_shared
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
 _NEWEST_TESTED = "1.40"
-_HERE, _ENVOY, _FILES = "this machine", "Envoy", "contents of files"
+_HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "the database", "contents of files"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,6 +58,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
     for one in (_data_folder(settings), *_keys(settings), *_extensions(), *_sandbox(settings), *_envoy(settings)):
         take(one)
+    async for finding in _state(settings):
+        take(finding)
     async for finding in _blobs(settings):
         take(finding)
     async for finding in examine_collector(settings.tracing):
@@ -130,6 +133,18 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:
         yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
+
+
+async def _state(settings: Settings) -> AsyncIterator[Finding]:
+    """The database, when it is shared with other machines."""
+    try:
+        shown = await check_shared(settings.state, vectors=settings.embeddings.url is not None)
+    except AntiphonError as error:
+        yield Finding(_STATE, "problem", str(error))
+    else:
+        if shown is not None:
+            what = "all that is kept, vectors too" if settings.embeddings.url is not None else "all that is kept"
+            yield Finding(_STATE, "ok", f"{shown} takes {what}")
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:

@@ -68,6 +68,10 @@ class VectorDatabase(ABC):
         """Of its own database; none where it shares one with the other stores."""
 
     @abstractmethod
+    async def check_vectors(self) -> None:
+        """Make sure that vectors can be kept; words always can. Raises `StoreError` with what to do about it."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Finish what was accepted, then close what is its own."""
 

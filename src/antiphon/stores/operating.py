@@ -1,4 +1,4 @@
-"""An operator's way to the state: whether there is any, and whose.
+"""An operator's way to the state: whether there is any, whose, and whether it can be worked with.
 
 Lives here: the choice of a backend by `state.url`. Not here: the port (`engine/ports/owner_data.py`), the command line.
 
@@ -38,6 +38,21 @@ async def open_owner_data(state: StateSettings, data: Path) -> OwnerData:
     from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 
     return SqliteOwnerData(state.databases(data))
+
+
+async def check_shared(state: StateSettings, *, vectors: bool) -> str | None:
+    """What can be shown of a database that is shared with other machines, or None when the state is on this one.
+
+    `vectors`: whether it must take these too. Nothing is made. Raises `ConfigError` and `StoreError` with what to do.
+    """
+    if state.place.kind != "postgresql":
+        return None
+    try:
+        from antiphon.stores.postgres.opening import check_postgres
+    except ImportError:
+        raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+    await check_postgres(state, vectors=vectors)
+    return state.place.shown
 
 
 def has_rows(state: StateSettings, data: Path, *, hashed: bool) -> bool:

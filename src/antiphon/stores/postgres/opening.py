@@ -8,6 +8,7 @@ Invariant: opened stores have the schema of this build, and any number of proces
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.usage import PostgresUsageStore
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.schema_steps import missing_steps
 
@@ -151,6 +153,16 @@ async def open_postgres_owners(state: StateSettings) -> PostgresOwnerData:
         await database.aclose()
         raise
     return PostgresOwnerData(direct_url, state.place.shown, database)
+
+
+async def check_postgres(state: StateSettings, *, vectors: bool) -> None:
+    """Whether that database can be worked with. Nothing is made. Raises `StoreError` with a sentence that says what to
+    do."""
+    async with aclosing(Database(_urls(state)[0], DatabaseLimits(size=1))) as database:
+        await check_server(database)
+        missing_steps(await applied_steps(database), packaged_steps())
+        if vectors:
+            await VectorTable(database).check()
 
 
 async def check_server(database: Database) -> None:

@@ -37,6 +37,10 @@ class PostgresVectorDatabase(VectorDatabase):
         """None of its own."""
         return ()
 
+    async def check_vectors(self) -> None:
+        """Make the table of vectors, with the extension that it needs, where it is not there yet."""
+        await self.table.there()
+
     async def aclose(self) -> None:
         """Stop looking after indexes."""
         await self.indexes.aclose()

@@ -21,14 +21,20 @@ from antiphon.stores.postgres.migrate import migrate, packaged_steps
 
 SCHEMA = "vector_schema_migrations"
 OLDEST = (0, 8)
-_VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
 _INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
 # Another process may be making it at the same moment.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))"
+_LOOK = """
+SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
+       (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS available,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+         OR has_database_privilege(current_database(), 'CREATE') AS may_create
+"""
 
 _NOT_INSTALLED = frozenset({"0A000", "58P01"})
 _NO_RIGHT = "42501"
+_OR_WORDS = "or unset embeddings.url: vector stores then search by words."
 
 
 class VectorTable:
@@ -42,23 +48,25 @@ class VectorTable:
         """Make sure that it is there. Raises `StoreError` with a sentence that says what to do."""
         if self._there:
             return
-        version = await self._version()
-        if version is None:
+        if await self._installed() is None:
             await self._install()
-            version = await self._version() or ""
-        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
-            raise StoreError(
-                f"PostgreSQL: the extension 'vector' is {version} in this database, and embeddings need "
-                f"{'.'.join(map(str, OLDEST))} or newer. Install that, then have its owner run "
-                "`ALTER EXTENSION vector UPDATE`."
-            )
+        _check_version(await self._installed() or "")
         steps = packaged_steps(files("antiphon.stores.postgres") / "vector_migrations")
         await migrate(self.database, steps, SCHEMA)
         self._there = True
 
-    async def _version(self) -> str | None:
-        rows = await self.database.fetch(_VERSION)
-        return str(rows[0][0]) if rows else None
+    async def check(self) -> None:
+        """Whether `there` can do it, as far as is known without making anything. Raises `StoreError` as it does."""
+        (found,) = await self.database.fetch(_LOOK)
+        if found["installed"] is None and found["available"] is None:
+            raise _not_installed()
+        if found["installed"] is None and not found["may_create"]:
+            raise _no_right()
+        _check_version(found["installed"] or found["available"])
+
+    async def _installed(self) -> str | None:
+        (found,) = await self.database.fetch(_LOOK)
+        return None if found["installed"] is None else str(found["installed"])
 
     async def _install(self) -> None:
         async def work(connection: Connection) -> None:
@@ -71,18 +79,33 @@ class VectorTable:
         except StoreError as error:
             code = code_of(error.__cause__)
             if code in _NOT_INSTALLED:
-                raise StoreError(
-                    "PostgreSQL: embeddings need the extension 'vector', which this server does not have. Install "
-                    "pgvector on it (the package postgresql-NN-pgvector), or unset embeddings.url: vector stores then "
-                    "search by words."
-                ) from error
+                raise _not_installed() from error
             if code == _NO_RIGHT:
-                raise StoreError(
-                    "PostgreSQL: embeddings need the extension 'vector', and the role may not create it. Have an "
-                    "administrator run `CREATE EXTENSION vector` in this database, or unset embeddings.url: vector "
-                    "stores then search by words."
-                ) from error
+                raise _no_right() from error
             raise
+
+
+def _check_version(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+        raise StoreError(
+            f"PostgreSQL: the extension 'vector' is {version} here, and embeddings need "
+            f"{'.'.join(map(str, OLDEST))} or newer. Install that, and have an administrator run "
+            f"`ALTER EXTENSION vector UPDATE` in this database, {_OR_WORDS}"
+        )
+
+
+def _not_installed() -> StoreError:
+    return StoreError(
+        "PostgreSQL: embeddings need the extension 'vector', which this server does not have. Install pgvector on it "
+        f"(the package postgresql-NN-pgvector), {_OR_WORDS}"
+    )
+
+
+def _no_right() -> StoreError:
+    return StoreError(
+        "PostgreSQL: embeddings need the extension 'vector', and the role may not create it. Have an administrator run "
+        f"`CREATE EXTENSION vector` in this database, {_OR_WORDS}"
+    )
 
 
 def vector_text(vector: bytes) -> str:

@@ -50,6 +50,9 @@ class SqliteVectorDatabase(VectorDatabase):
         """Of the one database."""
         return (SqliteFigures(self.place, self.writer, self.readers),)
 
+    async def check_vectors(self) -> None:
+        """They are columns like any other."""
+
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
         await self.readers.aclose()
