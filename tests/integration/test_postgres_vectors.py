@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -19,9 +20,12 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
+from tests.integration.test_vector_stores_app import ask, ingested, opened, upload
+from tests.support.embeddings_server import open_embeddings_server
 from tests.support.postgres import PostgresServer, blocked
 
 STORE, FILE, BATCH = "vs_one", "file-1", "vsfb_1"
+DOCUMENTS = {"birds": b"Swifts fly for months.", "planes": b"The plane."}
 EXPIRE = "UPDATE vector_stores SET expires_at = unix_ms() - 60000"
 
 
@@ -234,3 +238,25 @@ async def test_two_that_sweep_take_nothing_that_stays(here: PostgresVectorDataba
     assert await rows(here, "chunks") == 1
     store = await here.stores.get(ALICE, STORE)
     assert store is not None and store.counts == Counts(completed=1)
+
+
+async def test_what_one_machine_ingests_another_finds(postgres: PostgresServer, tmp_path: Path) -> None:
+    """The whole way, by words and by meaning, from an empty database."""
+    url = await postgres.new_database(empty=True)
+    async with open_embeddings_server() as server:
+        given = {
+            "state": {"url": url},
+            "owner": {"key": "k" * 40},
+            "sealing": {"keys": ["s" * 40]},
+            "embeddings": {"url": server.url, "model": "words"},
+        }
+        # The contents of the files lie on the one's disk.
+        other = {**given, "vector_stores": {"ingest": 0}}
+        async with opened(tmp_path / "one", **given) as one, opened(tmp_path / "two", **other) as two:
+            ids = [await upload(one, f"{name}.txt", text) for name, text in DOCUMENTS.items()]
+            _, store = await ask(one, "POST", "/v1/vector_stores", {"file_ids": ids})
+            assert (await ingested(two, store["id"]))["completed"] == len(DOCUMENTS)
+            for query, expected in (("aeroplane", "planes.txt"), ("swifts", "birds.txt")):
+                status, hits = await ask(two, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": query})
+                assert status == 200 and hits["data"][0]["filename"] == expected
+    await postgres.drop_database(url)
