@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import structlog
 
-from tests.support import extproc_door
+from tests.support import extproc_door, state
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 from tests.support.seaweed import SeaweedServer, weed
 
@@ -39,7 +39,14 @@ _DOORS = frozenset({"", "relay", "drive", "http", "envoy", "grpcio", "http2", "a
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--state", choices=["sqlite", "postgresql", "pgbouncer"], default="sqlite", help="where tests keep their state"
+    )
     parser.addoption("--every-door", action="store_true", help="slow tests through every door, not through one each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    state.chosen.kind = config.getoption("--state")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,12 +19,12 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.errors import StoreError, Unavailable, UpstreamFailed
 from antiphon.observability.metrics import Metrics
-from antiphon.stores.sqlite.opening import open_sqlite
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.pool import UpstreamPool
 from tests.support.chat_server import CHAT_MODELS, ChatServer, Close, WaitGone, answer, json_answer
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.state import open_state
 
 OWNER = "b:me"
 
@@ -86,7 +86,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "memory":
         yield MemoryResponseStore()
         return
-    stores = await open_sqlite(tmp_path, chain_items=1000)
+    stores = await open_state(tmp_path, chain_items=1000)
     yield stores.responses
     await stores.aclose()
 

@@ -17,6 +17,7 @@ from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_response, fold, parse_sse
 from tests.support.metrics import value_of
+from tests.support.state import needs_sqlite
 from tests.support.waiting import until
 
 DONE = b"data: [DONE]\n\n"
@@ -310,6 +311,7 @@ async def test_a_client_that_leaves_while_its_response_is_queued(
     many: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is queued all the same, and its conversation is its job's: nobody holds it for nothing."""
+    needs_sqlite()
     enqueue, begun, gate = SqliteJobStore.enqueue, asyncio.Event(), asyncio.Event()
 
     async def slow(store: SqliteJobStore, *given: Any, **named: Any) -> None:

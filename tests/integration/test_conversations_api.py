@@ -16,13 +16,13 @@ from antiphon.api.router import Router
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.observability.metrics import Metrics
-from antiphon.stores.sqlite.opening import open_sqlite
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.contracts.store_contract import record
 from tests.support.asked_router import AskedRouter
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.schemas import OPENAI, valid
+from tests.support.state import open_state
 
 OWNER, STRANGER = "b:alice", "b:bob"
 NOWHERE = "conv_" + "0" * 48
@@ -60,7 +60,7 @@ async def setup(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         setup = Setup(MemoryResponseStore(conversations=conversations), conversations)
         yield setup
     else:
-        stores = await open_sqlite(tmp_path, chain_items=1000)
+        stores = await open_state(tmp_path, chain_items=1000)
         setup = Setup(stores.responses, stores.conversations)
         yield setup
         await stores.aclose()

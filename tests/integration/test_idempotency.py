@@ -17,6 +17,7 @@ from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Reset, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_stream, parse_sse
+from tests.support.state import needs_sqlite
 from tests.support.waiting import until
 
 BODY: dict[str, Any] = {"model": "m", "input": "hi"}
@@ -287,6 +288,7 @@ async def test_a_key_is_forgotten_after_its_time_and_when_its_process_died(made:
 @pytest.fixture
 def stored(made: Processes) -> Callable[[str], list[Any]]:
     """Looks at the database of vector stores."""
+    needs_sqlite()
 
     def sql(statement: str) -> list[Any]:
         with closing(sqlite3.connect(made.data / VECTORS_FILE, timeout=10)) as database, database:

@@ -19,17 +19,17 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
-from pydantic import SecretStr
 
 from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
-from antiphon.config.owners import OwnerSettings
+from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings
-from antiphon.config.state import BackgroundSettings, StateSettings
+from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from tests.support.chat_server import ChatServer
+from tests.support.state import change, needs_sqlite, on_postgres, state_settings
 
 
 @dataclass
@@ -45,6 +45,7 @@ class BackgroundApp:
     @property
     def sqlite(self) -> SqliteStores:
         """Its stores, where a test looks behind the ports."""
+        needs_sqlite()
         assert isinstance(self.app.stores, SqliteStores)
         return self.app.stores
 
@@ -184,13 +185,15 @@ class Processes:
         **background: Any,
     ) -> BackgroundApp:
         """One more process, with these settings of `limits` and `background`."""
+        where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,
-            state=StateSettings(url=SecretStr(self.state)),
+            state=where["state"],
+            sealing=where.get("sealing", SealingSettings()),
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
-            owner=OwnerSettings(source=owner),
+            owner=where.get("owner", OwnerSettings()).model_copy(update={"source": owner}),
         )
         settings = settings.model_copy(
             update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}
@@ -204,12 +207,16 @@ class Processes:
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
         """Look at the database, or change it behind everybody's back."""
+        needs_sqlite()
         with closing(sqlite3.connect(self.data / SESSIONS_FILE, timeout=10)) as database, database:
             return database.execute(statement, parameters).fetchall()
 
     def expire_leases(self) -> None:
         """As if much time had passed since any worker was heard of."""
-        self.sql("UPDATE jobs SET lease_until = 1 WHERE worker IS NOT NULL")
+        if on_postgres():
+            change(self.data, "UPDATE jobs SET lease_until = now() - interval '1 second' WHERE worker IS NOT NULL")
+        else:
+            self.sql("UPDATE jobs SET lease_until = 1 WHERE worker IS NOT NULL")
 
 
 @asynccontextmanager

@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.state import state_environ
+
 DEADLINE = 60.0
 START_SECONDS = 120.0
 """Less than any test may take: what did not start in time must not live on beside the tests after it."""
@@ -83,7 +85,7 @@ async def start_gateway(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # What a test scripts is for its own requests.
-        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **(environ or {})},
+        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **(await state_environ(data)), **(environ or {})},
         limit=1 << 22,
     )
     gateway = Gateway("", data, process)

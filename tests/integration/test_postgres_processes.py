@@ -1,0 +1,48 @@
+"""Two machines that share nothing but a PostgreSQL database serve one another's clients."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.background_app import BackgroundApp, processes
+
+
+@pytest.fixture
+async def machines(postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[BackgroundApp, BackgroundApp]]:
+    async with processes(tmp_path / "one", postgres_url) as one, processes(tmp_path / "other", postgres_url) as other:
+        yield await one.start(), await other.start()
+
+
+async def _asked(app: BackgroundApp, path: str, **body: Any) -> dict[str, Any]:
+    async with app.session.post(f"{app.url}/{path}", json=body) as got:
+        value: dict[str, Any] = await got.json()
+        assert got.status == 200, value
+    return value
+
+
+async def test_what_one_stored_the_other_continues(machines: tuple[BackgroundApp, BackgroundApp]) -> None:
+    one, other = machines
+    first = await _asked(one, "responses", model="m", input="hi")
+    second = await _asked(other, "responses", model="m", input="on", previous_response_id=first["id"])
+    assert (await one.get(second["id"]))["previous_response_id"] == first["id"]
+    assert (await other.ask(f"/{first['id']}", "DELETE"))[0] == 200
+    assert (await one.ask(f"/{first['id']}"))[0] == 404
+    conversation = await _asked(one, "conversations")
+    for app in (other, one):
+        await _asked(app, "responses", model="m", input="hi", conversation=conversation["id"])
+    async with other.session.get(f"{other.url}/conversations/{conversation['id']}/items") as got:
+        assert len((await got.json())["data"]) == 4
+
+
+async def test_what_one_queued_is_read_from_the_other(machines: tuple[BackgroundApp, BackgroundApp]) -> None:
+    one, other = machines
+    made = await one.create()
+    assert (await other.ended(made["id"]))["status"] == "completed"
+    async with one.stream() as stream:
+        response_id = await stream.response_id()
+        async with other.stream(response_id) as followed:
+            assert b"response.completed" in await followed.whole()
