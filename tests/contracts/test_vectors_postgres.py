@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -163,6 +164,41 @@ async def test_an_index_half_made_is_made_again_and_one_of_no_store_goes(open_he
     await last.indexes.made()
     assert await indexes(database) == []
     assert (await raw.fetch("SELECT count(*) FROM chunk_vectors"))[0][0] == 0
+
+
+async def test_a_process_that_ends_leaves_its_index_to_the_server(open_here: Opener, postgres_url: str) -> None:
+    """Nothing waits for it either: vectors come, and searches compare one by one."""
+    database, other = await open_here(exact=100), await open_here(exact=100)
+    vectors = clustered(200, WIDTH, seed=1)
+    await filled(database, ALICE, STORE, [({}, vectors)])
+    writer = await asyncpg.connect(postgres_url, statement_cache_size=0)
+    await writer.execute("BEGIN; UPDATE chunk_vectors SET width = width")
+    database.indexes.look()
+    # It is being made, and waits for the other transaction to end.
+    await until(lambda: being_made(other))
+    assert len(await nearest(other, vectors[0])) == 10
+    await filled(other, ALICE, "vs_other", [({}, vectors[:10])])
+    await database.indexes.aclose()
+    await writer.execute("COMMIT")
+    await writer.close()
+    await until(lambda: made(other))
+
+
+async def being_made(database: PostgresVectorDatabase) -> bool:
+    rows = await database.table.database.fetch(
+        "SELECT 1 FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'"
+    )
+    return bool(rows)
+
+
+async def made(database: PostgresVectorDatabase) -> bool:
+    return [valid for _, valid in await indexes(database)] == [True]
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(60):
+        while not await holds():
+            await asyncio.sleep(0.01)
 
 
 async def test_words_do_without_the_extension(open_here: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,17 +236,17 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
         return await super().execute(query, *map(storable, args), **options)
 
 
-async def connect(url: str, seconds: float) -> Connection:
+async def connect(url: str, seconds: float, **settings: str) -> Connection:
     """One connection, on which nothing is prepared under a name and texts may be any (`values.py`).
 
-    Raises what the driver raises.
+    `settings`: of the server, for this connection; a pooler may not take any. Raises what the driver raises.
     """
     async with asyncio.timeout(seconds):
         connection: Connection = await asyncpg.connect(
             url,
             timeout=seconds,
             statement_cache_size=0,
-            server_settings={"application_name": "antiphon"},
+            server_settings={"application_name": "antiphon", **settings},
             connection_class=_Connection,
         )
         try:

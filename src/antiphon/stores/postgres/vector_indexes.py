@@ -17,7 +17,6 @@ Invariant: nothing waits for an index, and without one every search is right.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -25,9 +24,10 @@ import asyncpg
 import structlog
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database, connect
+from antiphon.stores.postgres.database import Connection, Database, connect, connecting_failed
 from antiphon.stores.postgres.failures import store_error
 
+_FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _log = structlog.get_logger(__name__)
 
 EXACT_VECTORS = 20_000
@@ -38,7 +38,6 @@ WIDEST = 4_000
 _WHAT = "vector indexes"
 _EVERY = 60
 _CONNECT_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
 
 # Of all processes one looks.
 DUE = f"""
@@ -68,7 +67,7 @@ DROP = "DROP INDEX CONCURRENTLY IF EXISTS {name}"
 @dataclass(frozen=True, slots=True)
 class _Work:
     drop: list[str]
-    make: list[str]
+    make: dict[str, str]
 
 
 def index_name(store: int, width: int) -> str:
@@ -95,6 +94,8 @@ class VectorIndexes:
         self._every = every
         self._next = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._making: Connection | None = None
+        self._closed = False
 
     def look(self) -> None:
         """See after a while whether there is an index to make; returns at once."""
@@ -110,58 +111,67 @@ class VectorIndexes:
 
     async def aclose(self) -> None:
         """Stop looking. An index that is being made is made all the same: the server does not ask for its client."""
-        if self._task is not None:
+        if self._task is None:
+            return
+        self._closed = True
+        if self._making is not None:
+            # No cancellation: the driver would have the server stop.
+            self._making.terminate()
+        else:
             self._task.cancel()
-            await asyncio.wait([self._task])
+        await asyncio.wait([self._task])
 
     async def _look(self) -> None:
         try:
             if await self._database.write(DUE, float(self._every), again=True):
                 await self._work(await self._wanted())
         except StoreError as error:
-            _log.warning("vector_indexes_not_made", error=str(error))
+            if not self._closed:
+                _log.warning("vector_indexes_not_made", error=str(error))
         except Exception:
             _log.error("vector_indexes_failed", exc_info=True)
 
     async def _wanted(self) -> _Work:
         if not (await self._database.fetch(THERE))[0][0]:
-            return _Work([], [])
+            return _Work([], {})
         wanted = {
             index_name(store, width): MAKE.format(name=index_name(store, width), store=store, width=width)
             for store, width in await self._database.fetch(WANTED, self.exact, WIDEST)
         }
         known = await self._database.fetch(KNOWN)
         if any(row["being_made"] for row in known):
-            return _Work([], [])
+            return _Work([], {})
         good = {row["name"] for row in known if row["valid"]}
         return _Work(
             [row["name"] for row in known if row["name"] not in wanted or not row["valid"]],
-            [statement for name, statement in wanted.items() if name not in good],
+            {name: statement for name, statement in wanted.items() if name not in good},
         )
 
     async def _work(self, work: _Work) -> None:
         if not (work.drop or work.make):
             return
         try:
-            connection = await self._connecting()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise store_error("Connecting", error) from error
-        loop = asyncio.get_running_loop()
+            connection = self._making = await self._connecting()
+        except _FAILURES as error:
+            raise connecting_failed(error) from error
         try:
             for name in work.drop:
                 await connection.execute(DROP.format(name=name))
-            for statement in work.make:
-                begun = loop.time()
+            for name, statement in work.make.items():
+                begun = asyncio.get_running_loop().time()
                 await connection.execute(statement)
-                _log.info("vector_index_made", index=statement.split()[7 - 1], seconds=round(loop.time() - begun, 3))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                seconds = round(asyncio.get_running_loop().time() - begun, 3)
+                _log.info("vector_index_made", index=name, seconds=seconds)
+        except _FAILURES as error:
             raise store_error("Making an index of vectors", error) from error
         finally:
-            with contextlib.suppress(Exception):
-                await connection.close(timeout=_CLOSE_SECONDS)
+            self._making = None
+            connection.terminate()
 
 
 async def own_connection(url: str) -> Connection:
-    """A connection for work that takes minutes."""
-    connection = await connect(url, _CONNECT_SECONDS)
-    return connection
+    """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay."""
+    try:
+        return await connect(url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")
+    except asyncpg.ProtocolViolationError:
+        return await connect(url, _CONNECT_SECONDS)
