@@ -18,10 +18,13 @@ from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.operating import check_shared, open_owner_data
+from antiphon.stores.deployment import Keys
+from antiphon.stores.operating import open_owner_data
 from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
+from antiphon.stores.said import Wanted
+from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PostgresServer
@@ -152,7 +155,12 @@ async def test_with_embeddings_a_server_without_the_extension_is_refused(
     with pytest.raises(StoreError, match="Install pgvector on it"):
         await build(load_settings({**given, "embeddings": {"url": "http://127.0.0.1:9", "model": "m"}}), door="http")
     state = StateSettings(url=SecretStr(url))
-    assert await check_shared(state, vectors=False) == await check_shared(state, vectors=True) == state.place.shown
+
+    async def problems(*, vectors: bool) -> list[str]:
+        wanted = Wanted(Keys(None, ()), 4, vectors=vectors)
+        return [one.what async for one in examine_state(state, tmp_path, wanted) if "vector'" in one.what]
+
+    assert await problems(vectors=True) == ["the extension 'vector' can be used"]
     monkeypatch.setattr(vector_table, "_LOOK", "SELECT NULL AS installed, NULL AS available, true AS may_create")
-    with pytest.raises(StoreError, match="Install pgvector on it"):
-        await check_shared(state, vectors=True)
+    assert "Install pgvector on it" in (await problems(vectors=True))[0]
+    assert await problems(vectors=False) == []

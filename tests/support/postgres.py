@@ -44,6 +44,14 @@ synchronous_commit = off
 full_page_writes = off
 """
 
+# For tests of what is refused: roles by these names, when a test makes them.
+_ROLES = """
+host all with_password 127.0.0.1/32 scram-sha-256
+host all rejected 127.0.0.1/32 reject
+hostssl all with_tls 127.0.0.1/32 trust
+host all with_tls 127.0.0.1/32 reject
+"""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -92,6 +100,8 @@ class PostgresServer:
         settings = _SETTINGS.format(folder=self._folder) + ("" if durable else _NOT_DURABLE)
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(settings)
+        hba = self._data / "pg_hba.conf"
+        hba.write_text(_ROLES + hba.read_text())
         self.start()
 
     @property
@@ -147,6 +157,21 @@ class PostgresServer:
         for pid in (self.pid, *self._children()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    def become_replica(self) -> None:
+        """Stop it and start it again as one that only follows another; there is no way back."""
+        self.stop()
+        (self._data / "standby.signal").touch()
+        self.start()
+
+    @property
+    def user(self) -> int:
+        """Whom its files belong to."""
+        return self._data.stat().st_uid
+
+    async def statement(self, sql: str) -> None:
+        """One statement of the administrator's."""
+        await self._statement(sql)
 
     async def new_database(self, *, empty: bool = False) -> str:
         """The URL of a database of the test's own, with the schema unless `empty`."""
@@ -226,9 +251,9 @@ async def blocked(connection: asyncpg.Connection[Any]) -> int:
 
 
 class Pooler:
-    """A pgbouncer in transaction mode before a server."""
+    """A pgbouncer before a server, in transaction mode unless told."""
 
-    def __init__(self, server_port: int, *, pool: int = 4) -> None:
+    def __init__(self, server_port: int, *, pool: int = 4, mode: str = "transaction") -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pgbouncer-"))
         self.port = free_port()
         settings = self._folder / "pgbouncer.ini"
@@ -239,7 +264,7 @@ listen_addr = 127.0.0.1
 listen_port = {self.port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {pool}
 max_client_conn = 500
 server_login_retry = 1

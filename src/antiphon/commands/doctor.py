@@ -2,7 +2,7 @@
 
 Lives here: the checks of this machine and these settings, and the report. Not here: asking a chat server
 (`upstream_probes.py`, `upstream_identity.py`), judging what it can do (`upstream_report.py`), asking a collector of
-traces (`collector_probe.py`).
+traces (`collector_probe.py`), asking a database (`stores/state_report.py`).
 
 Invariant: exit status 0 means that nothing was found that would keep requests from being served; no secret is printed.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
-from antiphon.app.keys import key_problems
+from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.commands.collector_probe import examine_collector
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
@@ -34,12 +34,13 @@ from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.errors import AntiphonError
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.operating import check_shared
+from antiphon.stores.said import Wanted
+from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
 _NEWEST_TESTED = "1.40"
-_HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "the database", "contents of files"
+_HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -136,15 +137,18 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
 
 
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
-    """The database, when it is shared with other machines."""
-    try:
-        shown = await check_shared(settings.state, vectors=settings.embeddings.url is not None)
-    except AntiphonError as error:
-        yield Finding(_STATE, "problem", str(error))
-    else:
-        if shown is not None:
-            what = "all that is kept, vectors too" if settings.embeddings.url is not None else "all that is kept"
-            yield Finding(_STATE, "ok", f"{shown} takes {what}")
+    """Where everything else is kept: the server, its schema, the keys that machines share."""
+    keys = deployment_keys(settings)
+    wanted = Wanted(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
+    async for said in examine_state(settings.state, settings.data, wanted):
+        yield Finding(_STATE, said.verdict, said.what, said.advice)
+    if settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled:
+        yield Finding(
+            _FILES,
+            "note",
+            "contents of files lie in this machine's data folder, and the other machines have only their rows",
+            "set blobs.url",
+        )
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:

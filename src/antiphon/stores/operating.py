@@ -40,21 +40,6 @@ async def open_owner_data(state: StateSettings, data: Path) -> OwnerData:
     return SqliteOwnerData(state.databases(data))
 
 
-async def check_shared(state: StateSettings, *, vectors: bool) -> str | None:
-    """What can be shown of a database that is shared with other machines, or None when the state is on this one.
-
-    `vectors`: whether it must take these too. Nothing is made. Raises `ConfigError` and `StoreError` with what to do.
-    """
-    if state.place.kind != "postgresql":
-        return None
-    try:
-        from antiphon.stores.postgres.opening import check_postgres
-    except ImportError:
-        raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-    await check_postgres(state, vectors=vectors)
-    return state.place.shown
-
-
 def has_rows(state: StateSettings, data: Path, *, hashed: bool) -> bool:
     """Whether anything is kept on this machine that depends on the keys of the data folder; with `hashed`, anything of
     an owner who is known by the hash of a token. Raises `StoreError`."""

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -28,7 +26,15 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import asyncpg
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.failures import TRY_AGAIN, code_of, refused, store_error, unknown
+from antiphon.stores.postgres.failures import (
+    TRY_AGAIN,
+    code_of,
+    connecting_failed,
+    hopeless,
+    refused,
+    store_error,
+    unknown,
+)
 from antiphon.stores.postgres.values import plain, storable
 
 T = TypeVar("T")
@@ -110,8 +116,8 @@ class Database:
         begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else "BEGIN"
 
         async def unit(connection: Connection) -> T:
-            await connection.execute(begin)
             try:
+                await connection.execute(begin)
                 result = await work(connection)
             except Exception as error:
                 if connection.is_closed() or (_from_driver(error) and not refused(error)):
@@ -145,6 +151,8 @@ class Database:
                 return await self._on(connection, deadline, work)
             except _Lost as lost:
                 cause = lost.cause
+                if hopeless(cause):
+                    raise store_error(doing, cause) from cause
                 if asyncio.get_running_loop().time() >= deadline:
                     raise (_too_slow(doing) if again or lost.nothing_done else unknown(cause)) from cause
                 if not again and not lost.nothing_done:
@@ -257,26 +265,6 @@ async def connect(url: str, seconds: float, **settings: str) -> Connection:
             connection.terminate()
             raise
         return connection
-
-
-def connecting_failed(error: BaseException) -> StoreError:
-    """Why there is no connection, and what to do."""
-    if isinstance(error, asyncpg.PostgresError):
-        return store_error("Connecting", error)
-    if isinstance(error, TimeoutError):
-        why = "it does not answer; check host and port in state.url, and firewalls between"
-    elif isinstance(error, ssl.SSLError):
-        why = f"TLS failed: {error.reason or 'unknown'}; check sslmode in state.url"
-    elif isinstance(error, OSError):
-        known = error.errno is not None and error.errno > 0
-        why = f"{os.strerror(error.errno or 0) if known else 'the host is not known'}; check host and port in state.url"
-    elif isinstance(error, ValueError | asyncpg.InterfaceError):
-        why = "state.url is not one that the driver understands"
-    else:
-        why = "it does not speak the protocol; check host and port in state.url"
-    failure = StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable")
-    failure.__cause__ = error
-    return failure
 
 
 class _NothingDone(Exception):

@@ -1,17 +1,20 @@
 """What the errors of PostgreSQL and of the way to it mean.
 
-Lives here: the one translation into `StoreError`, and which failures are worth another try. Not here: trying again
-(`database.py`), what is asked.
+Lives here: the one translation into `StoreError` with what to do, and which failures are worth another try. Not here:
+trying again (`database.py`), what is asked.
 
 A failure is one of three kinds. The server refused a statement: nothing happened, the connection is good. The
 connection was lost before a commit was asked for: nothing happened. It was lost afterwards: nobody knows (`unknown`),
 and whoever can asks by id.
 
-Invariant: no message holds stored content, a parameter or the password: of an answer of the server only the message of
-its class is used, never its detail.
+Invariant: no message holds stored content, a parameter or the password: of an answer of the server only its code is
+shown, and of a pooler's, which has one code for everything, what some words in it mean.
 """
 
 from __future__ import annotations
+
+import os
+import ssl
 
 import asyncpg
 
@@ -23,11 +26,17 @@ TRY_AGAIN = frozenset({"40001", "40P01"})
 # By the whole code first, then by its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "25006": ("read_only", "it takes no writes: it is a read-only replica, or its default is read-only"),
-    "28000": ("failed", "it refused the user; check the name in state.url and pg_hba.conf"),
+    "28000": (
+        "failed",
+        "it refused the user, or a connection without TLS; check the name and sslmode in state.url, and pg_hba.conf",
+    ),
     "28P01": ("failed", "it refused the password; check state.url"),
     "3D000": ("failed", "there is no such database; create it, or check the name in state.url"),
     "3F000": ("failed", "there is no schema to create tables in; check the role's search_path"),
-    "42501": ("failed", "the role may not do that; it must own the tables"),
+    "42501": (
+        "failed",
+        "the role may not do that; it must own the tables, or have SELECT, INSERT, UPDATE and DELETE on all of them",
+    ),
     "42P01": ("failed", "a table is missing; run `antiphon migrate up`"),
     "42703": ("failed", "a column is missing; run `antiphon migrate up`"),
     "53100": ("full", "its disk is full"),
@@ -48,6 +57,41 @@ _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "XX": ("damaged", "it reported an internal error; look at its log"),
 }
 
+# Where they came as the answer to a connection.
+_CONNECTING: dict[str, tuple[StoreReason, str]] = {
+    "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
+    "42704": ("failed", "it does not know a parameter that stands in state.url behind the '?'"),
+}
+
+# Poolers say everything with one code (08P01); these are pgbouncer's words.
+_POOLER: tuple[tuple[str, StoreReason, str], ...] = (
+    (
+        "statement pooling",
+        "failed",
+        "the pooler takes no transactions; set pool_mode = transaction (it is statement), or name the server itself",
+    ),
+    (
+        "query_wait_timeout",
+        "slow",
+        "the pooler had no connection free; raise its default_pool_size, or lower state.pool",
+    ),
+    ("no more connections", "slow", "the pooler takes no more clients; raise its max_client_conn, or lower state.pool"),
+    (
+        "no such database",
+        "failed",
+        "the pooler knows no such database; check the name in state.url and its [databases]",
+    ),
+    (
+        "does not exist",
+        "failed",
+        "there is no such database behind the pooler; create it, or check the name in state.url",
+    ),
+    ("no such user", "failed", "the pooler does not know the user; check the name in state.url and its auth_file"),
+    ("password", "failed", "the pooler refused the password; check state.url and its auth_file"),
+    ("login", "unavailable", "the pooler cannot log in to its server; look at its log"),
+    ("server conn", "unavailable", "the pooler lost its server; look whether that runs"),
+)
+
 
 def refused(error: BaseException) -> bool:
     """Whether the server answered, so that the connection is still good and the statement certainly had no effect."""
@@ -64,15 +108,64 @@ def code_of(error: BaseException | None) -> str:
     return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
-def store_error(doing: str, error: BaseException) -> StoreError:
+def store_error(doing: str, error: BaseException, *, connecting: bool = False) -> StoreError:
     """What is said of a failure, with its cause; `doing` is what failed (`Reading`, `Writing`, `Connecting`)."""
     code = code_of(error)
     reason, why = _ADVICE.get(code) or _ADVICE.get(code[:2]) or ("unavailable", "the connection was lost")
+    if connecting and code in _CONNECTING:
+        reason, why = _CONNECTING[code]
+    for words, meaning, advice in _POOLER if code[:2] == "08" else ():
+        if words in str(error):
+            reason, why = meaning, advice
+            break
     if isinstance(error, asyncpg.DataError | ValueError):
         reason, why = "failed", "a value cannot be stored"
     failure = StoreError(f"{doing} failed: PostgreSQL: {why}{f' ({code})' if code else ''}.", reason=reason)
     failure.__cause__ = error
     return failure
+
+
+def hopeless(error: BaseException) -> bool:
+    """Whether a connection was ended because of how a pooler is set up: the next one will be too."""
+    return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)
+
+
+def connecting_failed(error: BaseException) -> StoreError:
+    """Why there is no connection, and what to do."""
+    if isinstance(error, asyncpg.PostgresError):
+        return store_error("Connecting", error, connecting=True)
+    failure = StoreError(f"Connecting failed: PostgreSQL: {_why_not_reached(error)}.", reason="unavailable")
+    failure.__cause__ = error
+    return failure
+
+
+def _why_not_reached(error: BaseException) -> str:
+    said = str(error)
+    if isinstance(error, TimeoutError):
+        return (
+            "it does not answer; check host and port in state.url, and firewalls between (a pooler whose server is "
+            "gone does not answer either)"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or 'unknown'}; check sslmode and sslrootcert in state.url"
+    if isinstance(error, ConnectionError) and "SSL" in said:
+        return (
+            "it takes no TLS; enable it there, or set sslmode=disable in state.url (or no PostgreSQL is at that port)"
+        )
+    if isinstance(error, FileNotFoundError | PermissionError) or "root certificate" in said:
+        return (
+            "a file that state.url names cannot be read: a certificate (sslrootcert, sslcert, sslkey) or a Unix socket"
+        )
+    if isinstance(error, OSError):
+        known = error.errno is not None and error.errno > 0
+        return (
+            f"{os.strerror(error.errno or 0) if known else 'the host is not known'}; check host and port in state.url"
+        )
+    if isinstance(error, ValueError | asyncpg.InterfaceError):
+        if "sslmode" in said:
+            return "sslmode in state.url is none of disable, allow, prefer, require, verify-ca and verify-full"
+        return "state.url is not one that the driver understands"
+    return "it does not speak the protocol; check host and port in state.url"
 
 
 def unknown(error: BaseException) -> StoreError:

@@ -138,6 +138,11 @@ async def _alone(database: Database, name: str, work: Callable[[Connection], Awa
             await asyncio.sleep(_TURN_SECONDS)
         except StoreError as error:
             code = code_of(error.__cause__)
+            if code == "42501":
+                raise StoreError(
+                    f"Schema step {name}: the role may not change the schema. Run `antiphon migrate up` as the owner "
+                    "of the tables, or GRANT CREATE ON SCHEMA to the role (public has lost it in PostgreSQL 15)."
+                ) from error
             if code == "57014" or error.reason == "slow":
                 raise StoreError(
                     f"Schema step {name} takes longer than {database.limits.deadline:g} s. Run `antiphon migrate up`, "

@@ -1,14 +1,13 @@
-"""Opening the stores of a database, and whether a server is one that Antiphon can keep its state on.
+"""Opening the stores of a database.
 
-Lives here: the questions at a start, and who shares which connections. Not here: what a store means (`responses.py`),
-connections (`database.py`), the schema (`migrate.py`).
+Lives here: who shares which connections. Not here: what a store means (`responses.py`), connections (`database.py`),
+whether the server will do (`server_check.py`), the schema (`migrate.py`).
 
 Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
 """
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +31,11 @@ from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from antiphon.stores.postgres.prompts import PostgresPromptStore
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
+from antiphon.stores.postgres.server_check import check_server
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.usage import PostgresUsageStore
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
-from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.schema_steps import missing_steps
 
@@ -44,14 +43,6 @@ _TIMEOUTS = TimeoutSettings()
 _CONNECT_SECONDS = 3.0
 # An operator's pieces wait for a busy server.
 _OPERATOR = DatabaseLimits(size=1, deadline=600.0)
-
-OLDEST = 150_000
-_ASK = """
-SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS shown,
-       pg_is_in_recovery() AS replica, current_setting('transaction_read_only') = 'on' AS read_only,
-       has_schema_privilege(current_schema(), 'CREATE') AS creates,
-       current_setting('server_encoding') AS encoding
-"""
 
 
 @dataclass(frozen=True)
@@ -153,36 +144,6 @@ async def open_postgres_owners(state: StateSettings) -> PostgresOwnerData:
         await database.aclose()
         raise
     return PostgresOwnerData(direct_url, state.place.shown, database)
-
-
-async def check_postgres(state: StateSettings, *, vectors: bool) -> None:
-    """Whether that database can be worked with. Nothing is made. Raises `StoreError` with a sentence that says what to
-    do."""
-    async with aclosing(Database(_urls(state)[0], DatabaseLimits(size=1))) as database:
-        await check_server(database)
-        missing_steps(await applied_steps(database), packaged_steps())
-        if vectors:
-            await VectorTable(database).check()
-
-
-async def check_server(database: Database) -> None:
-    """Raises `StoreError` with a sentence that says what to do."""
-    answer = (await database.fetch(_ASK))[0]
-    if answer["version"] < OLDEST:
-        raise StoreError(
-            f"PostgreSQL {answer['shown']} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
-        )
-    if answer["replica"]:
-        raise StoreError(
-            "PostgreSQL: this server is a read-only replica. Point state.url at the primary.", reason="read_only"
-        )
-    if answer["read_only"]:
-        raise StoreError(
-            "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only.",
-            reason="read_only",
-        )
-    if answer["encoding"] != "UTF8":
-        raise StoreError(f"PostgreSQL: the database's encoding is {answer['encoding']}. Create one with UTF8.")
 
 
 def _urls(state: StateSettings) -> tuple[str, str]:

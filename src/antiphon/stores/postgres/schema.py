@@ -13,7 +13,7 @@ from pathlib import Path
 
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.postgres.opening import check_server
+from antiphon.stores.postgres.server_check import check_server
 from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
 from antiphon.stores.schema_steps import Applied, Step
 

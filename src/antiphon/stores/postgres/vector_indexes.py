@@ -24,8 +24,8 @@ import asyncpg
 import structlog
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database, connect, connecting_failed
-from antiphon.stores.postgres.failures import store_error
+from antiphon.stores.postgres.database import Connection, Database, connect
+from antiphon.stores.postgres.failures import connecting_failed, store_error
 
 _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _log = structlog.get_logger(__name__)

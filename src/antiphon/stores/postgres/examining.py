@@ -1,0 +1,176 @@
+"""What an operator wants to know of a PostgreSQL server, beyond that it will do.
+
+Lives here: the questions, and what is worth a note. Not here: whether a start is possible at all (`server_check.py`),
+the schema's steps (`schema_steps.py`).
+
+A pooler is known by the process ids: a server tells a client the number of the process that serves it, a pooler makes
+one up. In transaction mode two clients that ask in turn get the same process. Which limits a pooler has it tells only
+its administrators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator
+
+from antiphon.config.state import StateSettings
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits, connect
+from antiphon.stores.postgres.server_check import ask_server, wrong
+from antiphon.stores.postgres.vector_table import VectorTable
+from antiphon.stores.said import Said, Wanted
+
+_TRIPS = 9
+_SLOW_TRIP = 0.005
+_CLOCK_SECONDS = 2.0
+_OLD_TRANSACTION = 600
+_TURNS = 4
+
+_CONNECTIONS = """
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
+"""
+_FOREIGN = """
+SELECT DISTINCT tableowner FROM pg_tables
+WHERE schemaname = current_schema() AND tableowner <> current_user
+  AND tablename IN ('schema_migrations', 'responses', 'jobs', 'vector_stores') ORDER BY 1
+"""
+_OLDEST = """
+SELECT coalesce(extract(epoch FROM max(now() - xact_start)), 0)::int FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND datname = current_database()
+"""
+
+
+async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
+    """Everything of the server at `state.url`; what is a problem is the last. Raises `StoreError`."""
+    assert state.url is not None
+    database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
+    try:
+        server = await ask_server(database)
+        if (problem := wrong(server)) is not None:
+            raise problem
+        yield Said("ok", f"{state.place.shown}: PostgreSQL {server.shown}")
+        yield await _round_trip(database)
+        yield await _clock(database)
+        yield await _connections(database, wanted.connections)
+        async for said in _pooler(database, state):
+            yield said
+        yield await _vector(database, needed=wanted.vectors)
+        async for said in _tables(database):
+            yield said
+    finally:
+        await database.aclose()
+
+
+async def _round_trip(database: Database) -> Said:
+    took = []
+    for _ in range(_TRIPS):
+        begun = time.perf_counter()
+        await database.fetch("SELECT 1")
+        took.append(time.perf_counter() - begun)
+    median = statistics.median(took)
+    what = f"a question takes {median * 1000:.1f} ms there and back"
+    if median > _SLOW_TRIP:
+        return Said("note", what, "every turn waits for some of these: put the database nearer")
+    return Said("ok", what)
+
+
+async def _clock(database: Database) -> Said:
+    before = time.time()
+    (row,) = await database.fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
+    ahead = row[0] - (before + time.time()) / 2
+    if abs(ahead) > _CLOCK_SECONDS:
+        direction = "ahead of" if ahead > 0 else "behind"
+        return Said(
+            "note",
+            f"the database's clock is {abs(ahead):.1f} s {direction} this machine's",
+            "leases go by the database's alone, but times that clients see are this machine's: run NTP",
+        )
+    return Said("ok", f"clocks differ by {abs(ahead) * 1000:.0f} ms")
+
+
+async def _connections(database: Database, wanted: int) -> Said:
+    (row,) = await database.fetch(_CONNECTIONS)
+    what = f"{row['used']} of {row['most']} connections of the server are in use; this machine takes {wanted} at most"
+    if row["used"] + wanted > row["most"]:
+        return Said("note", what, "raise max_connections, lower state.pool or workers, or put a pooler before it")
+    return Said("ok", what)
+
+
+async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+    if not await database.transaction(_is_pooled):
+        yield Said("ok", "no pooler is before the server")
+        return
+    assert state.url is not None
+    if not await _shares(state.url.get_secret_value(), state.deadline):
+        yield Said(
+            "note",
+            "the pooler keeps a connection for each client (pool_mode = session)",
+            "set pool_mode = transaction: as it is, it holds as many connections as it has clients",
+        )
+    yield Said(
+        "ok",
+        "a pooler is before the server",
+        "pgbouncer's server_login_retry = 1, server_connect_timeout = 3 and query_wait_timeout = 4 make a restart of "
+        "the server short (with its defaults the first answer comes 13 s later)",
+    )
+    if state.direct_url is None:
+        yield Said(
+            "note", "state.direct_url is not set", "set it to the server itself: long work and LISTEN pass no pooler"
+        )
+
+
+async def _is_pooled(connection: Connection) -> bool:
+    return bool(connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()"))
+
+
+async def _shares(url: str, seconds: float) -> bool:
+    """Whether two clients that ask in turn are ever served by one process."""
+    clients: list[Connection] = []
+    try:
+        async with asyncio.timeout(seconds):
+            clients.append(await connect(url, seconds))
+            clients.append(await connect(url, seconds))
+            for _ in range(_TURNS):
+                one, other = [await client.fetchval("SELECT pg_backend_pid()") for client in clients]
+                if one == other:
+                    return True
+    except Exception:
+        # Where each client takes one for itself, there may be none left for the second.
+        return False
+    finally:
+        for client in clients:
+            client.terminate()
+    return False
+
+
+async def _vector(database: Database, *, needed: bool) -> Said:
+    try:
+        await VectorTable(database).check()
+    except StoreError as error:
+        return (
+            Said("problem", str(error)) if needed else Said("ok", "without embeddings: vector stores search by words")
+        )
+    return Said("ok", "the extension 'vector' can be used")
+
+
+async def _tables(database: Database) -> AsyncIterator[Said]:
+    owners = [str(row[0]) for row in await database.fetch(_FOREIGN)]
+    if owners:
+        yield Said(
+            "note",
+            f"tables belong to {', '.join(owners)}, and not to the role of state.url",
+            "run 'antiphon migrate up' as that one, and set state.migrate: check here",
+        )
+    try:
+        (row,) = await database.fetch(_OLDEST)
+    except StoreError:
+        return
+    if row[0] > _OLD_TRANSACTION:
+        yield Said(
+            "note",
+            f"a transaction is open for {row[0] // 60} minutes",
+            "nothing that was deleted since can be cleared away; set idle_in_transaction_session_timeout",
+        )

@@ -1,0 +1,280 @@
+"""A PostgreSQL that state cannot be kept on: a sentence that says what to do, at a start and in `antiphon doctor`, and
+no password in either."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from antiphon.app.build import build
+from antiphon.cli import main
+from antiphon.config.settings import Settings, load_settings
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.failures import connecting_failed
+from antiphon.stores.postgres.migrate import migrate, packaged_steps
+from antiphon.stores.postgres.server_check import Server, wrong
+from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
+
+CANARY = "canary-" + "p" * 20
+SECRETS = {"owner": {"key": "owner-" + CANARY}, "sealing": {"keys": ["seal-" + CANARY]}}
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres.new_database()
+    yield url
+    await postgres.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def roles(postgres: PostgresServer) -> str:
+    """Makes roles that are let in nowhere, or may do nothing; host and port of the server."""
+
+    async def make() -> None:
+        for sql in (
+            f"CREATE ROLE with_password LOGIN PASSWORD 'not-{CANARY}'",
+            *(f"CREATE ROLE {name} LOGIN" for name in ("rejected", "with_tls", "poor")),
+        ):
+            await postgres.statement(sql)
+
+    asyncio.run(make())
+    return f"127.0.0.1:{postgres.port}"
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    server.become_replica()
+    yield server
+    server.close()
+
+
+def settings(data: Path, url: str, **more: Any) -> Settings:
+    given = {"data": str(data), "state": {"url": url}, "upstream": {"auth": "none"}, "door": "http"}
+    return load_settings({**given, **SECRETS, **more})
+
+
+async def refusal(data: Path, url: str) -> str:
+    """What a start says."""
+    with pytest.raises(StoreError) as told:
+        await build(settings(data, url), door="http")
+    error: BaseException | None = told.value
+    assert CANARY not in str(told.value)
+    # Tracebacks and logs show the causes, too.
+    while error is not None:
+        assert CANARY not in str(error)
+        error = error.__cause__
+    return str(told.value)
+
+
+async def doctor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, **more: Any
+) -> tuple[list[str], list[dict[str, str]]]:
+    """What it says of the state: each verdict with its words, and all of it."""
+    config = tmp_path / "settings.json"
+    given = {"door": "http", "state": {"url": url}, **SECRETS, **more}
+    config.write_text(json.dumps(given))
+    arguments = ["doctor", "--json", "--config", str(config), "--data", str(tmp_path / "data")]
+    await asyncio.to_thread(main, [*arguments, "--upstream", f"http://127.0.0.1:{free_port()}/v1"])
+    captured = capsys.readouterr()
+    assert CANARY not in captured.out + captured.err
+    findings = [one for one in json.loads(captured.out) if one["where"] == "state"]
+    return [f"{one['verdict']}: {one['what']}" for one in findings], findings
+
+
+@pytest.mark.parametrize(
+    ("user", "place", "words"),
+    [
+        ("with_password", "", r"refused the password; check state\.url"),
+        ("rejected", "", r"refused the user, or a connection without TLS.*pg_hba\.conf"),
+        ("with_tls", "?sslmode=disable", r"without TLS.*sslmode"),
+        ("postgres", "?sslmode=require", r"takes no TLS.*sslmode=disable"),
+        ("postgres", "?sslmode=verify-full&sslrootcert=/nope", r"cannot be read: a certificate"),
+        ("postgres", "?sslmode=sometimes", r"sslmode in state\.url is none of"),
+        ("postgres", "?nonsense=1", r"does not know a parameter"),
+    ],
+)
+async def test_who_is_not_let_in_is_told_why(
+    roles: str, url: str, tmp_path: Path, user: str, place: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = f"postgresql://{user}:{CANARY}@{roles}/{url.rsplit('/', 1)[1]}{place}"
+    assert re.search(words, await refusal(tmp_path, given))
+    said, _ = await doctor(tmp_path, capsys, given)
+    assert len(said) == 1 and said[0].startswith("problem: Connecting failed")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("ALTER DATABASE {name} SET default_transaction_read_only = on", "Unset default_transaction_read_only"),
+        ("ALTER DATABASE {name} SET search_path = nowhere", "set search_path to one"),
+        ("ALTER DATABASE {name} CONNECTION LIMIT 0", "raise max_connections, or lower state.pool"),
+        ("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC", "GRANT CONNECT"),
+        ("", "must own the tables, or have SELECT"),
+    ],
+)
+async def test_a_database_that_will_not_do(
+    postgres: PostgresServer, roles: str, url: str, tmp_path: Path, change: str, words: str
+) -> None:
+    name = url.rsplit("/", 1)[1]
+    if change:
+        await postgres.statement(change.format(name=name))
+    assert words in await refusal(tmp_path, f"postgresql://poor:{CANARY}@{roles}/{name}")
+
+
+async def test_a_role_that_may_make_no_tables(
+    postgres: PostgresServer, roles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = await postgres.new_database(empty=True)
+    given = f"postgresql://poor:{CANARY}@{roles}/{empty.rsplit('/', 1)[1]}"
+    assert "GRANT CREATE ON SCHEMA" in await refusal(tmp_path, given)
+    # Somebody else makes them.
+    checking = settings(tmp_path, given, state={"url": given, "migrate": "check"})
+    with pytest.raises(StoreError, match="antiphon migrate up"):
+        await build(checking, door="http")
+    await postgres.drop_database(empty)
+
+
+async def test_a_replica_is_no_place_to_write(
+    replica: PostgresServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Point state.url at the primary" in await refusal(tmp_path, replica.url())
+    said, _ = await doctor(tmp_path, capsys, replica.url())
+    assert said == ["problem: PostgreSQL: this server is a read-only replica. Point state.url at the primary."]
+
+
+def _run(*command: str) -> int:
+    return subprocess.run(command, check=False).returncode
+
+
+@pytest.fixture
+async def small_disk(postgres: PostgresServer) -> AsyncIterator[str]:
+    """A database on a disk of its own, which is soon full."""
+    folder = Path(tempfile.mkdtemp(prefix="antiphon-small-", dir="/tmp"))
+    if await asyncio.to_thread(_run, "mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)):
+        folder.rmdir()
+        pytest.skip("only root may mount a small disk")
+    owner = postgres.user
+    os.chown(folder, owner, owner)
+    name = folder.name.replace("-", "_")
+    await postgres.statement(f"CREATE TABLESPACE {name} LOCATION '{folder}'")
+    await postgres.statement(f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}")
+    yield postgres.url(name)
+    await postgres.drop_database(postgres.url(name))
+    await postgres.statement(f"DROP TABLESPACE {name}")
+    assert await asyncio.to_thread(_run, "umount", str(folder)) == 0
+    folder.rmdir()
+
+
+async def test_a_full_disk_is_named(small_disk: str) -> None:
+    database = Database(small_disk)
+    await migrate(database, packaged_steps())
+    with pytest.raises(StoreError, match="its disk is full") as told:
+        for _ in range(100):
+            await database.write(
+                "INSERT INTO prompts SELECT gen_random_uuid(), 'o', NULL, 1, 1, 0, 0, "
+                "convert_to(repeat(md5(n::text), 60), 'UTF8') FROM generate_series(1, 500) AS n"
+            )
+    assert told.value.reason == "full"
+    assert (await database.fetch("SELECT 1"))[0][0] == 1, "what is there can be read"
+    await database.aclose()
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        (Server(140_011, "14.11", False, False, "public", "UTF8"), "14.11 is too old: 15 or newer"),
+        (Server(150_000, "15.0", False, False, "public", "LATIN1"), "LATIN1"),
+        (Server(150_000, "15.0", False, False, "public", "UTF8"), ""),
+    ],
+)
+def test_what_a_server_says_of_itself(server: Server, words: str) -> None:
+    problem = wrong(server)
+    assert words in str(problem) if words else problem is None
+
+
+async def test_where_nobody_answers_the_wait_ends(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        given = f"postgresql://x:{CANARY}@127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(StoreError, match="did not answer in time"):
+            await build(settings(tmp_path, given, state={"url": given, "deadline": 0.3}), door="http")
+
+
+@pytest.mark.skipif(pooler_program() is None, reason="pgbouncer is not installed")
+async def test_poolers_in_the_wrong_mode(
+    postgres: PostgresServer, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooler = Pooler(postgres.port, mode="statement")
+    assert "set pool_mode = transaction" in await refusal(tmp_path, pooler.url(url))
+    assert "no such database behind the pooler" in await refusal(tmp_path, pooler.url("x/not-there"))
+    pooler.close()
+    pooler = Pooler(postgres.port, mode="session")
+    said, _ = await doctor(tmp_path, capsys, pooler.url(url))
+    pooler.close()
+    assert any("pool_mode = session" in one for one in said)
+
+
+async def test_the_doctor_says_what_there_is(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    said, _ = await doctor(tmp_path, capsys, url)
+    for words in (
+        *("PostgreSQL 1", "there and back", "clocks differ", "connections of the server", "no pooler"),
+        *("extension 'vector'", "postgresql: schema", "no process has started"),
+    ):
+        assert any(one.startswith("ok: ") and words in one for one in said), (words, said)
+    await (await build(settings(tmp_path / "data", url), door="http")).aclose()
+    said, _ = await doctor(tmp_path, capsys, url)
+    assert "ok: owner.key and sealing.keys are those of the other machines" in said
+    said, _ = await doctor(tmp_path, capsys, url, owner={"key": "another"})
+    assert any(one.startswith("problem: owner.key is another one") for one in said)
+    if pooler_program() is not None:
+        through = request.getfixturevalue("pgbouncer").url(url)
+        said, findings = await doctor(tmp_path, capsys, through)
+        assert "ok: a pooler is before the server" in said and not any("session" in one for one in said)
+        assert any("server_login_retry = 1" in one["advice"] for one in findings)
+        assert any("direct_url" in one for one in said)
+
+
+async def test_the_doctor_looks_at_a_data_folder_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said, _ = await doctor(tmp_path, capsys, "sqlite:")
+    assert said == [f"ok: {name} is new: the first start makes its schema" for name in ("sessions.db", "vectors.db")]
+    await (await build(settings(tmp_path / "data", "sqlite:"), door="http")).aclose()
+    said, _ = await doctor(tmp_path, capsys, "sqlite:")
+    assert all(one.startswith("ok: ") and "can serve" in one for one in said)
+
+
+async def test_no_password_is_logged_or_shown(
+    roles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = f"postgresql://with_password:{CANARY}@{roles}/postgres?sslpassword={CANARY}"
+    caplog.set_level(logging.DEBUG)
+    with structlog.testing.capture_logs() as lines:
+        await refusal(tmp_path, given)
+    assert CANARY not in str(lines) + caplog.text
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({"state": {"url": given, "direct_url": given}, **SECRETS}))
+    assert await asyncio.to_thread(main, ["config", "--config", str(config)]) == 0
+    for command in (["migrate", "status"], ["migrate", "up"], ["admin", "owners"], ["admin", "keys"]):
+        arguments = [*command, "--config", str(config), "--data", str(tmp_path / "data")]
+        assert await asyncio.to_thread(main, arguments) == 1, command
+    captured = capsys.readouterr()
+    assert CANARY not in captured.out + captured.err
+
+
+def test_what_no_server_said_is_told_in_words() -> None:
+    assert "host is not known" in str(connecting_failed(socket.gaierror(-2, "Name or service not known")))
+    assert "speak the protocol" in str(connecting_failed(RuntimeError("unexpected message type")))
