@@ -15,6 +15,7 @@ from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.states import KINDS, PEERS, open_state
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.store_process import ProcessStores, StoreProcess
+from tests.support.postgres import PostgresServer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -36,9 +37,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def state_url(kind: str, tmp_path: Path) -> str:
+async def state_url(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> AsyncIterator[str]:
     """A state of the test's own."""
-    return {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[kind]
+    if kind == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = await server.new_database()
+        yield url
+        await server.drop_database(url)
+    else:
+        yield {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[kind]
 
 
 @pytest.fixture

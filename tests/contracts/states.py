@@ -18,8 +18,12 @@ from antiphon.stores import Stores, open_stores
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
 
-KINDS = ("sqlite", "memory")
-PEERS = (("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process"), ("memory", "itself"))
+KINDS = ("sqlite", "memory", "postgresql")
+PEERS = (
+    *(("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process")),
+    ("memory", "itself"),
+    *(("postgresql", "itself"), ("postgresql", "another"), ("postgresql", "process")),
+)
 """Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
 What is in memory can be reached by nobody else."""
 
