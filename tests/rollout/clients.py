@@ -1,6 +1,7 @@
 """Clients of a rollout: what they ask for, what each must be given, and the ledger of what went wrong.
 
-Lives here: the kinds of clients. Not here: replicas (`replicas.py`), when anything is restarted (`run.py`).
+Lives here: the kinds of clients. Not here: streams (`tests/support/streams.py`), replicas (`replicas.py`), when
+anything is restarted (`run.py`).
 
 No client tries anything again: a refusal is a failure. What they do is what a process that leaves asks of them: a
 follower whose stream ends without `[DONE]` reads on by `starting_after`, and who is told 1001 on a WebSocket between
@@ -21,18 +22,11 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.streams import Cut, Failed, events, output_text
+
 _HUNG_AFTER = 120.0
-_DONE = b"data: [DONE]"
 _UPLOAD_PARTS, _UPLOAD_PART, _UPLOAD_PAUSE = 10, 16 * 1024, 0.2
 _BOUNDARY = "rollout-boundary"
-
-
-class Failed(Exception):
-    """A request was not answered as it must be."""
-
-
-class Cut(Exception):
-    """An answer broke off."""
 
 
 @dataclass
@@ -101,8 +95,8 @@ class Clients:
             self.stored.rotate(1)
             read = await self._json("GET", f"/v1/responses/{response_id}")
             seen.asked += 1
-            if _text(read) != text:
-                raise Failed(f"{response_id} was {text!r} and is {_text(read)!r}")
+            if output_text(read) != text:
+                raise Failed(f"{response_id} was {text!r} and is {output_text(read)!r}")
         await asyncio.sleep(0.05)
 
     async def upload(self, seen: Seen) -> None:
@@ -149,16 +143,16 @@ class Clients:
         async with self.session.post(f"{self.url}/v1/responses", json=asking) as got:
             if got.status != 200:
                 raise Failed(f"{got.status} {await got.text()}")
-            events, done = [], False
-            async for event in _events(got):
+            told, done = [], False
+            async for event in events(got):
                 done = event is None
                 if event is not None:
-                    events.append(event)
-        last = events[-1] if events else {}
+                    told.append(event)
+        last = told[-1] if told else {}
         if not done:
             raise Cut(f"a stream ended after {last.get('type')}")
         response = _completed(last, words)
-        self.stored.append((response["id"], _text(response)))
+        self.stored.append((response["id"], output_text(response)))
         return str(response["id"])
 
     async def _follow(self, seen: Seen, words: int) -> None:
@@ -175,7 +169,7 @@ class Clients:
             async with request as got:
                 if got.status != 200:
                     raise Failed(f"{got.status} {await got.text()}")
-                async for event in _events(got):
+                async for event in events(got):
                     if event is None:
                         done = True
                         break
@@ -218,31 +212,13 @@ async def _ok(got: aiohttp.ClientResponse) -> Any:
     return await got.json()
 
 
-async def _events(got: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
-    """The events, and None for `[DONE]`. Raises `Cut` for a stream that breaks off."""
-    try:
-        while line := await got.content.readline():
-            if line.startswith(_DONE):
-                yield None
-            elif line.startswith(b"data: "):
-                yield json.loads(line[6:])
-    except (aiohttp.ClientError, OSError) as broken:
-        raise Cut(f"a stream broke off: {broken}") from None
-
-
 def _completed(event: dict[str, Any], words: int) -> dict[str, Any]:
     """The response of the last event, which must be whole."""
     expected = " ".join(str(number) for number in range(1, words + 1))
-    if event.get("type") != "response.completed" or _text(event["response"]) != expected:
+    if event.get("type") != "response.completed" or output_text(event["response"]) != expected:
         raise Failed(f"the last event is {json.dumps(event)[:300]}")
     response: dict[str, Any] = event["response"]
     return response
-
-
-def _text(response: dict[str, Any]) -> str:
-    return "".join(
-        part.get("text", "") for item in response["output"] if item["type"] == "message" for part in item["content"]
-    )
 
 
 async def _multipart(content: bytes) -> AsyncIterator[bytes]:

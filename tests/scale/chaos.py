@@ -1,0 +1,68 @@
+"""What is done to replicas and their state while clients use them.
+
+Lives here: the killing, at random and for as long as a run wants it. Not here: what is killed (`replicas.py`,
+`states.py`), what must hold (the runs).
+
+Invariant: when it is over, everything serves that served before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tests.scale.replicas import Replicas
+from tests.scale.states import State
+
+_DOWN_SECONDS = 1.0
+
+
+@dataclass
+class Killed:
+    """How often what was killed."""
+
+    replicas: int = 0
+    states: int = 0
+
+
+@asynccontextmanager
+async def chaos(
+    replicas: Replicas, state: State, chance: random.Random, *, replica_every: float, state_every: float = 0.0
+) -> AsyncIterator[Killed]:
+    """Kill meanwhile: a replica every so many seconds, and the state's server, which is back after one. 0: never."""
+    killed = Killed()
+    tasks = [asyncio.create_task(_replicas(replicas, chance, replica_every, killed))] if replica_every else []
+    stop = asyncio.Event()
+    if state_every and state.server is not None:
+        tasks.append(asyncio.create_task(_server(state, chance, state_every, killed, stop)))
+    try:
+        yield killed
+    finally:
+        stop.set()
+        if replica_every:
+            tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await replicas.all_up()
+
+
+async def _replicas(replicas: Replicas, chance: random.Random, every: float, killed: Killed) -> None:
+    while True:
+        await asyncio.sleep(every * (0.5 + chance.random()))
+        killed.replicas += await replicas.kill_one(chance)
+
+
+async def _server(state: State, chance: random.Random, every: float, killed: Killed, stop: asyncio.Event) -> None:
+    assert state.server is not None
+    while True:
+        try:
+            await asyncio.wait_for(stop.wait(), every * (0.5 + chance.random()))
+            return
+        except TimeoutError:
+            # To its end: a server that is down when the run is over would be nobody's.
+            await asyncio.to_thread(state.server.kill)
+            killed.states += 1
+            await asyncio.sleep(_DOWN_SECONDS)
+            await asyncio.to_thread(state.server.start)

@@ -1,0 +1,137 @@
+"""Replicas: HTTP doors that share a state and their keys, and nothing else.
+
+Lives here: their settings, where they are, their ends and new beginnings. Not here: the state (`states.py`), clients.
+
+Each has a data folder of its own, as on a machine of its own. Contents of files lie in one folder, as they would in a
+bucket.
+
+Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.gateway import Gateway, running, start_gateway
+from tests.support.postgres import free_port
+
+OWNER_KEY, SEALING_KEY = "scale-owner-key-0123456789", "scale-sealing-key-0123456789"
+
+
+class Replicas:
+    """`environ`: what each process finds in its environment beside the common one, by its number."""
+
+    def __init__(
+        self,
+        state: str,
+        upstream: str,
+        folder: Path,
+        *,
+        count: int = 3,
+        settings: Mapping[str, Any] | None = None,
+        environ: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._environ = environ or {}
+        self._ports = [free_port() for _ in range(count)]
+        self._processes: list[Gateway | None] = [None] * count
+        self._starting: set[asyncio.Task[None]] = set()
+        self.failed: list[str] = []
+        """What went wrong with starts."""
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "state": {"url": state},
+            "owner": {"key": OWNER_KEY},
+            "sealing": {"keys": [SEALING_KEY]},
+            "upstream": {"url": upstream, "auth": "none", "profile": "generic"},
+            "log": {"level": "warning"},
+            **(settings or {}),
+        }
+        self._file = folder / "settings.json"
+        self._file.write_text(json.dumps(values))
+
+    def __len__(self) -> int:
+        return len(self._ports)
+
+    def url(self, number: int) -> str:
+        """Where replica `number` (counted round) is."""
+        return f"http://127.0.0.1:{self._ports[number % len(self)]}"
+
+    @property
+    def up(self) -> list[int]:
+        """Those that serve."""
+        return [number for number, one in enumerate(self._processes) if one is not None]
+
+    def log(self, number: int) -> list[str]:
+        """The lines of a replica's present life."""
+        one = self._processes[number]
+        return one.log if one is not None else []
+
+    async def start(self) -> None:
+        """Start all of them, one after the other: the first makes what is not there yet."""
+        for number in range(len(self)):
+            await self._start(number)
+
+    async def kill(self, number: int) -> None:
+        """SIGKILL, and a new process in its place, which is not waited for."""
+        one, self._processes[number] = self._processes[number], None
+        assert one is not None
+        await one.stop(signal.SIGKILL)
+        task = asyncio.create_task(self._again(number))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def kill_one(self, chance: random.Random) -> bool:
+        """Kill any of them, unless it is the last that serves; whether one was."""
+        if len(self.up) < 2:
+            return False
+        await self.kill(chance.choice(self.up))
+        return True
+
+    async def all_up(self) -> None:
+        """Wait until all serve that were killed."""
+        while self._starting:
+            await asyncio.wait(self._starting)
+
+    async def stop(self) -> None:
+        """End everything at once."""
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        for number, one in enumerate(self._processes):
+            if one is not None:
+                self._processes[number] = None
+                await one.stop(signal.SIGKILL)
+
+    async def _again(self, number: int) -> None:
+        # Its state may be down too: then the start fails, as it must, and a supervisor tries again.
+        last = "never tried"
+        for _ in range(30):
+            try:
+                await self._start(number)
+                return
+            except AssertionError as failed:
+                last = str(failed)
+                await asyncio.sleep(0.5)
+        self.failed.append(last)
+
+    async def _start(self, number: int) -> None:
+        data = self._folder / f"data-{number}"
+        data.mkdir(exist_ok=True)
+        contents = self._folder / "files"
+        contents.mkdir(exist_ok=True)
+        if not (data / "files").exists():
+            (data / "files").symlink_to(contents)
+        listen = self.url(number).removeprefix("http://")
+        environ = dict(self._environ.get(number, {}))
+        one = await start_gateway(
+            None, data, "--config", str(self._file), "--listen", listen, environ=environ, command="serve"
+        )
+        running.remove(one)
+        self._processes[number] = one

@@ -1,0 +1,103 @@
+"""`scripts/scale`: which run, on which state, of which size; the tables, and the judgement.
+
+Lives here: the command line and what every run needs. Not here: the runs.
+
+Invariant: a run ends by itself and takes everything along that it started; the exit status is 0 when nothing was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.variants import Process
+from tests.scale.chains import chains
+from tests.scale.kills import Run as Kills
+from tests.scale.kills import kills
+from tests.scale.replicas import Replicas
+from tests.scale.report import Report
+from tests.scale.states import KINDS, State, opened
+
+# Of processes that were killed: what they held can be used again after this many seconds.
+_LEASES: dict[str, Any] = {"conversations": {"lease": 5}, "idempotency": {"lease": 5}}
+
+
+@asynccontextmanager
+async def _service(
+    given: argparse.Namespace, folder: Path, settings: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Replicas, State]]:
+    """Replicas before the demo's chat server."""
+    async with opened(given.state, folder) as state:
+        command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", "0")
+        upstream = await Process.start(folder / "upstream.log", *command)
+        replicas = Replicas(state.url, upstream.ready, folder, count=given.replicas, settings=settings)
+        try:
+            await replicas.start()
+            yield replicas, state
+        finally:
+            await replicas.stop()
+            await upstream.stop()
+
+
+async def _chains(given: argparse.Namespace, folder: Path) -> Report:
+    async with _service(given, folder) as (replicas, _):
+        return await chains(replicas, chains=given.chains, turns=given.turns, clients=given.clients)
+
+
+async def _kills(given: argparse.Namespace, folder: Path) -> Report:
+    async with _service(given, folder, _LEASES) as (replicas, state):
+        run = Kills(replicas, state, given.turns, given.length, given.clients, random.Random(given.seed))
+        run.replica_every, run.state_every = given.replica_every, given.state_every
+        return await kills(run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
+    runs = parser.add_subparsers(dest="run", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--state", default="postgres", help=f"a URL, or one of {', '.join(KINDS)} (default postgres)")
+    common.add_argument("--replicas", type=int, default=3, help="default 3")
+    common.add_argument("--clients", type=int, default=32, help="clients at once (default 32)")
+    common.add_argument("--seed", type=int, default=1, help="of all that is random (default 1)")
+
+    one = runs.add_parser("chains", parents=[common], help="turns alternate between replicas at once")
+    one.add_argument("--chains", type=int, default=10_000, help="default 10000")
+    one.add_argument("--turns", type=int, default=3, help="of each chain (default 3)")
+    one.set_defaults(do=_chains)
+
+    one = runs.add_parser("kills", parents=[common], help="replicas and PostgreSQL are killed")
+    one.add_argument("--turns", type=int, default=20_000, help="default 20000")
+    one.add_argument("--length", type=int, default=10, help="turns of one talk (default 10)")
+    one.add_argument("--replica-every", type=float, default=4.0, help="seconds between two kills (default 4)")
+    one.add_argument("--state-every", type=float, default=15.0, help="and of PostgreSQL (default 15)")
+    one.set_defaults(do=_kills)
+    return parser
+
+
+async def _main(given: argparse.Namespace, folder: Path) -> int:
+    # Whoever ends the run ends what it started.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    report: Report = await given.do(given, folder)
+    print(f"{report.table()}\n\nscale {given.run} on {given.state}: {'WRONG' if report.wrong else 'good'}", flush=True)
+    return 1 if report.wrong else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit status is 0 when nothing was wrong."""
+    given = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="antiphon-scale-") as folder:
+        return asyncio.run(_main(given, Path(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
