@@ -20,8 +20,11 @@ from typing import Any
 
 from tests.bench.variants import Process
 from tests.scale.chains import chains
+from tests.scale.jobs import Run as Jobs
+from tests.scale.jobs import jobs
 from tests.scale.kills import Run as Kills
 from tests.scale.kills import kills
+from tests.scale.model import model
 from tests.scale.replicas import Replicas
 from tests.scale.report import Report
 from tests.scale.states import KINDS, State, opened
@@ -59,6 +62,20 @@ async def _kills(given: argparse.Namespace, folder: Path) -> Report:
         return await kills(run)
 
 
+async def _jobs(given: argparse.Namespace, folder: Path) -> Report:
+    settings = {"background": {"lease": given.lease, "attempts": 1000, "per_owner": 10_000}, **_LEASES}
+    async with model(given.pause) as made, opened(given.state, folder) as state:
+        replicas = Replicas(state.url, made.url, folder, count=given.replicas, settings=settings)
+        try:
+            await replicas.start()
+            chance = random.Random(given.seed)
+            run = Jobs(replicas, state, made, given.jobs, given.words, given.cancels, given.lease, chance)
+            run.replica_every = given.replica_every
+            return await jobs(run)
+        finally:
+            await replicas.stop()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
     runs = parser.add_subparsers(dest="run", required=True)
@@ -79,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--replica-every", type=float, default=4.0, help="seconds between two kills (default 4)")
     one.add_argument("--state-every", type=float, default=15.0, help="and of PostgreSQL (default 15)")
     one.set_defaults(do=_kills)
+
+    one = runs.add_parser("jobs", parents=[common], help="background responses, while replicas are killed")
+    one.add_argument("--jobs", type=int, default=500, help="default 500")
+    one.add_argument("--words", type=int, default=40, help="of an answer (default 40)")
+    one.add_argument("--pause", type=float, default=0.05, help="between two of them (default 0.05)")
+    one.add_argument("--cancels", type=int, default=20, help="responses that are cancelled elsewhere (default 20)")
+    one.add_argument("--lease", type=float, default=3.0, help="background.lease (default 3)")
+    one.add_argument("--replica-every", type=float, default=2.0, help="seconds between two kills (default 2)")
+    one.set_defaults(do=_jobs)
     return parser
 
 
