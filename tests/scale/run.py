@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tests.scale.jobs import jobs
 from tests.scale.kills import Run as Kills
 from tests.scale.kills import kills
 from tests.scale.model import model
+from tests.scale.owners import owners
 from tests.scale.replicas import Replicas
 from tests.scale.report import Report
 from tests.scale.states import KINDS, State, opened
@@ -76,35 +77,51 @@ async def _jobs(given: argparse.Namespace, folder: Path) -> Report:
             await replicas.stop()
 
 
+async def _owners(given: argparse.Namespace, folder: Path) -> Report:
+    # Nobody works: what is queued stays so.
+    settings = {
+        "background": {"workers": 0},
+        "vector_stores": {"ingest": 0},
+        "models": [{"match": "m", "model": "demo"}],
+    }
+    async with _service(given, folder, settings) as (replicas, _):
+        return await owners(replicas)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
     runs = parser.add_subparsers(dest="run", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--state", default="postgres", help=f"a URL, or one of {', '.join(KINDS)} (default postgres)")
-    common.add_argument("--replicas", type=int, default=3, help="default 3")
-    common.add_argument("--clients", type=int, default=32, help="clients at once (default 32)")
-    common.add_argument("--seed", type=int, default=1, help="of all that is random (default 1)")
 
-    one = runs.add_parser("chains", parents=[common], help="turns alternate between replicas at once")
+    def add(
+        name: str, do: Callable[..., Awaitable[Report]], about: str, state: str = "postgres", replicas: int = 3
+    ) -> argparse.ArgumentParser:
+        one = runs.add_parser(name, help=about)
+        one.add_argument("--state", default=state, help=f"a URL, or one of {', '.join(KINDS)} (default {state})")
+        one.add_argument("--replicas", type=int, default=replicas, help=f"default {replicas}")
+        one.add_argument("--clients", type=int, default=32, help="clients at once (default 32)")
+        one.add_argument("--seed", type=int, default=1, help="of all that is random (default 1)")
+        one.set_defaults(do=do)
+        return one
+
+    one = add("chains", _chains, "turns alternate between replicas at once")
     one.add_argument("--chains", type=int, default=10_000, help="default 10000")
     one.add_argument("--turns", type=int, default=3, help="of each chain (default 3)")
-    one.set_defaults(do=_chains)
 
-    one = runs.add_parser("kills", parents=[common], help="replicas and PostgreSQL are killed")
+    one = add("kills", _kills, "replicas and PostgreSQL are killed")
     one.add_argument("--turns", type=int, default=20_000, help="default 20000")
     one.add_argument("--length", type=int, default=10, help="turns of one talk (default 10)")
     one.add_argument("--replica-every", type=float, default=4.0, help="seconds between two kills (default 4)")
     one.add_argument("--state-every", type=float, default=15.0, help="and of PostgreSQL (default 15)")
-    one.set_defaults(do=_kills)
 
-    one = runs.add_parser("jobs", parents=[common], help="background responses, while replicas are killed")
+    one = add("jobs", _jobs, "background responses, while replicas are killed")
     one.add_argument("--jobs", type=int, default=500, help="default 500")
     one.add_argument("--words", type=int, default=40, help="of an answer (default 40)")
     one.add_argument("--pause", type=float, default=0.05, help="between two of them (default 0.05)")
     one.add_argument("--cancels", type=int, default=20, help="responses that are cancelled elsewhere (default 20)")
     one.add_argument("--lease", type=float, default=3.0, help="background.lease (default 3)")
     one.add_argument("--replica-every", type=float, default=2.0, help="seconds between two kills (default 2)")
-    one.set_defaults(do=_jobs)
+
+    add("owners", _owners, "nothing of one owner's is told to another", "pgbouncer", 2)
     return parser
 
 

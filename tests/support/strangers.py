@@ -1,0 +1,228 @@
+"""Every route, and every id in a body, as somebody whom the thing does not belong to.
+
+Lives here: what the variables of each path name, the bodies that go with them, one of everything of an owner's, and
+when two answers are the same. Not here: the servers that are asked.
+
+What belongs to somebody else does not exist: the answer to its id equals the answer to one that does not exist, byte
+for byte apart from the id itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import aiohttp
+
+# What each variable of each path names, in their order.
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "/v1/responses/{}": ("response",),
+    "/v1/responses/{}/input_items": ("response",),
+    "/v1/responses/{}/cancel": ("response",),
+    "/v1/conversations/{}": ("conversation",),
+    "/v1/conversations/{}/items": ("conversation",),
+    "/v1/conversations/{}/items/{}": ("conversation", "item"),
+    "/v1/prompts/{}": ("prompt",),
+    "/v1/prompts/{}/versions": ("prompt",),
+    "/v1/prompts/{}/versions/{}": ("prompt", "version"),
+    "/v1/prompts/{}/default_version": ("prompt",),
+    "/v1/prompts/{}/set-default-version": ("prompt",),
+    "/v1/files/{}": ("file",),
+    "/v1/files/{}/content": ("file",),
+    "/v1/vector_stores/{}": ("store",),
+    "/v1/vector_stores/{}/search": ("store",),
+    "/v1/vector_stores/{}/files": ("store",),
+    "/v1/vector_stores/{}/files/{}": ("store", "file"),
+    "/v1/vector_stores/{}/files/{}/content": ("store", "file"),
+    "/v1/vector_stores/{}/file_batches": ("store",),
+    "/v1/vector_stores/{}/file_batches/{}": ("store", "batch"),
+    "/v1/vector_stores/{}/file_batches/{}/cancel": ("store", "batch"),
+    "/v1/vector_stores/{}/file_batches/{}/files": ("store", "batch"),
+}
+NOBODYS = {"/v1/models/{*}": "models are everybody's", "/v1/models": "", "/v1/antiphon/capabilities": ""}
+
+# Kinds that stand for others in a path: the second kind of response is one that is queued.
+KINDS = {"response": ("response", "queued")}
+MISSING = {
+    "response": "resp_" + "0" * 48,
+    "queued": "resp_" + "0" * 48,
+    "conversation": "conv_" + "0" * 48,
+    "item": "msg_" + "0" * 48,
+    "prompt": "pmpt_" + "0" * 48,
+    "version": "9",
+    "file": "file-" + "0" * 32,
+    "store": "vs_" + "0" * 48,
+    "batch": "vsfb_" + "0" * 48,
+    "approval": "mcpr_" + "0" * 48,
+}
+QUERIES = {
+    ("GET", "/v1/responses/{}"): ("", "?stream=true", "?stream=true&starting_after=0", "?include[]=x"),
+    ("GET", "/v1/prompts/{}"): ("", "?version=1"),
+}
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/conversations/{}"): {"metadata": {}},
+    ("POST", "/v1/conversations/{}/items"): {"items": [{"role": "user", "content": "x"}]},
+    ("POST", "/v1/prompts/{}"): {"instructions": "x"},
+    ("PUT", "/v1/prompts/{}"): {"instructions": "x"},
+    ("POST", "/v1/prompts/{}/default_version"): {"version": 1},
+    ("PUT", "/v1/prompts/{}/default_version"): {"version": 1},
+    ("POST", "/v1/prompts/{}/set-default-version"): {"version": 1},
+    ("PUT", "/v1/prompts/{}/set-default-version"): {"version": 1},
+    ("POST", "/v1/vector_stores/{}"): {"name": "x"},
+    ("POST", "/v1/vector_stores/{}/search"): {"query": "x"},
+    ("POST", "/v1/vector_stores/{}/files"): {"file_id": "{file}"},
+    ("POST", "/v1/vector_stores/{}/files/{}"): {"attributes": {"a": "b"}},
+    ("POST", "/v1/vector_stores/{}/file_batches"): {"file_ids": ["{file}"]},
+}
+# Ids in bodies: the path, the body with what is tried, and which kind that is.
+_ASK = {"model": "m", "input": "hi"}
+_FILE = {"role": "user", "content": [{"type": "input_file", "file_id": "{file}"}]}
+_APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "{approval}", "approve": True}
+IN_BODIES: tuple[tuple[str, Any, str], ...] = (
+    ("/v1/responses", {**_ASK, "previous_response_id": "{response}"}, "response"),
+    ("/v1/responses", {**_ASK, "previous_response_id": "{queued}"}, "queued"),
+    ("/v1/responses", {**_ASK, "conversation": "{conversation}"}, "conversation"),
+    ("/v1/responses", {**_ASK, "conversation": {"id": "{conversation}"}, "store": False}, "conversation"),
+    ("/v1/responses", {**_ASK, "conversation": "{conversation}", "stream": True}, "conversation"),
+    ("/v1/responses", {**_ASK, "prompt": {"id": "{prompt}"}}, "prompt"),
+    ("/v1/responses", {**_ASK, "prompt": {"id": "{prompt}", "version": "1"}}, "prompt"),
+    ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{item}"}]}, "item"),
+    ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{output}"}]}, "output"),
+    ("/v1/responses", {**_ASK, "input": [_FILE]}, "file"),
+    ("/v1/responses", {**_ASK, "input": [_APPROVAL]}, "approval"),
+    ("/v1/responses/input_tokens", {**_ASK, "previous_response_id": "{response}"}, "response"),
+    ("/v1/responses/input_tokens", {**_ASK, "conversation": "{conversation}"}, "conversation"),
+    ("/v1/responses/compact", {**_ASK, "previous_response_id": "{response}"}, "response"),
+    ("/v1/conversations", {"items": [{"type": "item_reference", "id": "{item}"}]}, "item"),
+    ("/v1/conversations", {"items": [{"type": "item_reference", "id": "{output}"}]}, "output"),
+    ("/v1/vector_stores", {"file_ids": ["{file}"]}, "file"),
+    ("/v1/vector_stores/{mine}/files", {"file_id": "{file}"}, "file"),
+    ("/v1/vector_stores/{mine}/file_batches", {"file_ids": ["{file}"]}, "file"),
+    # The last one: no worker ends it, and the conversation stays locked.
+    ("/v1/responses", {**_ASK, "conversation": "{conversation}", "background": True}, "conversation"),
+)
+
+
+def usual_spelling(pattern: str) -> str:
+    """Another spelling is no other endpoint."""
+    return pattern.replace("/v1/vector-stores", "/v1/vector_stores")
+
+
+@dataclass
+class Asked:
+    """What was answered, and what the database was asked for it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    questions: list[str] = field(default_factory=list)
+
+
+class Asks(Protocol):
+    """Somebody who can be asked: `patterns` are the methods of each path."""
+
+    @property
+    def patterns(self) -> Mapping[str, Sequence[str]]: ...
+
+    async def ask(self, owner: str, method: str, path: str, body: Any = None) -> Asked: ...
+
+
+async def make(server: Asks, owner: str, method: str, path: str, body: Any = None) -> Any:
+    """What was made."""
+    asked = await server.ask(owner, method, path, body)
+    assert asked.status == 200, (path, asked.body)
+    return json.loads(asked.body)
+
+
+async def belongings(server: Asks, owner: str) -> dict[str, str]:
+    """One of everything, by its kind; whatever can hold words says whose it is."""
+    asking = {**_ASK, "input": f"{owner}'s question", "instructions": f"{owner}'s instructions"}
+    response = await make(server, owner, "POST", "/v1/responses", asking)
+    queued = await make(server, owner, "POST", "/v1/responses", {**asking, "background": True})
+    request = {"type": "mcp_approval_request", "server_label": "s", "name": "f", "arguments": "{}"}
+    items = {"items": [request, {"role": "user", "content": f"{owner}'s words"}]}
+    conversation = (await make(server, owner, "POST", "/v1/conversations", items))["id"]
+    listed = await make(server, owner, "GET", f"/v1/conversations/{conversation}/items")
+    prompt = await make(server, owner, "POST", "/v1/prompts", {"instructions": f"{owner}'s prompt"})
+    owned = {
+        "response": response["id"],
+        "output": response["output"][0]["id"],
+        "queued": queued["id"],
+        "conversation": conversation,
+        "item": listed["data"][0]["id"],
+        "approval": listed["data"][1]["id"],
+        "prompt": prompt["id"],
+        "version": "1",
+    }
+    if "/v1/files" in server.patterns:
+        form = aiohttp.FormData()
+        form.add_field("purpose", "user_data")
+        form.add_field("file", f"{owner}'s file".encode(), filename="a.txt", content_type="text/plain")
+        owned["file"] = (await make(server, owner, "POST", "/v1/files", form))["id"]
+    if "/v1/vector_stores" in server.patterns:
+        store = (await make(server, owner, "POST", "/v1/vector_stores", {"name": f"{owner}'s store"}))["id"]
+        batch = {"file_ids": [owned["file"]]}
+        owned["store"] = store
+        owned["batch"] = (await make(server, owner, "POST", f"/v1/vector_stores/{store}/file_batches", batch))["id"]
+    return owned
+
+
+def filled(value: Any, ids: Mapping[str, str]) -> Any:
+    """The body, with ids in the places that name their kinds."""
+    text = json.dumps(value)
+    for kind, found in ids.items():
+        text = text.replace("{" + kind + "}", found)
+    return json.loads(text)
+
+
+def _ways(kinds: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Which ids are the stranger's own: none, or all but the last one, two, ...; the rest is somebody else's."""
+    for number in range(len(kinds)):
+        for chosen in itertools.product(*(KINDS.get(kind, (kind,)) for kind in kinds)):
+            yield tuple("own" if at < number else kind for at, kind in enumerate(chosen))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One request of a stranger's: the ids that are somebody else's, and those that do not exist."""
+
+    method: str
+    path: str
+    """With `%s` for each id."""
+    foreign: tuple[str, ...]
+    missing: tuple[str, ...]
+    body: Any
+
+
+def attempts(server: Asks, alice: Mapping[str, str], bob: Mapping[str, str]) -> Iterator[Attempt]:
+    """Every route that has ids, tried by bob with alice's."""
+    for pattern, methods in server.patterns.items():
+        kinds = VARIABLES.get(usual_spelling(pattern))
+        if kinds is None:
+            continue
+        for method in methods:
+            known = (method, usual_spelling(pattern))
+            for way, query in itertools.product(_ways(kinds), QUERIES.get(known, ("",))):
+                tried = tuple(zip(kinds, way, strict=True))
+                foreign = tuple(bob[kind] if choice == "own" else alice[choice] for kind, choice in tried)
+                missing = tuple(bob[kind] if choice == "own" else MISSING[choice] for kind, choice in tried)
+                # A version is a number: everybody's are the same.
+                if foreign != missing and way[-1] != "version":
+                    path = pattern.replace("{}", "%s") + query
+                    yield Attempt(method, path, foreign, missing, filled(BODIES.get(known), bob))
+
+
+def same_answer(foreign: Asked, missing: Asked, tried: Sequence[str], absent: Sequence[str], what: object) -> None:
+    assert foreign.status == missing.status >= 400, (what, foreign.body, missing.body)
+    assert foreign.headers == missing.headers, what
+    said = []
+    for asked, ids in ((foreign, tried), (missing, absent)):
+        # The table of a search index is named after its store.
+        text = "\n".join([asked.body.decode(), *asked.questions])
+        for one in ids:
+            text = text.replace(one, "<id>")
+        said.append(text)
+    assert said[0] == said[1], what
