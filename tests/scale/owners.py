@@ -33,6 +33,13 @@ from tests.support.strangers import (
 )
 
 ALICE, BOB = "alice", "bob"
+OWNERS_SETTINGS: dict[str, Any] = {
+    # Nobody works: what is queued stays so.
+    "background": {"workers": 0},
+    "vector_stores": {"ingest": 0},
+    "models": [{"match": "m", "model": "demo"}],
+}
+"""What replicas need for it."""
 # Of one process, or of no owner at all.
 _OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 

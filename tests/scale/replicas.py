@@ -14,14 +14,28 @@ import asyncio
 import json
 import random
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from tests.bench.variants import Process
 from tests.support.gateway import Gateway, running, start_gateway
 from tests.support.postgres import free_port
 
 OWNER_KEY, SEALING_KEY = "scale-owner-key-0123456789", "scale-sealing-key-0123456789"
+
+
+@asynccontextmanager
+async def demo(folder: Path, pause: float = 0.0) -> AsyncIterator[str]:
+    """The demo's chat server as a process of its own; its URL."""
+    command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", str(pause))
+    process = await Process.start(folder / "upstream.log", *command)
+    try:
+        yield process.ready
+    finally:
+        await process.stop()
 
 
 class Replicas:
@@ -73,10 +87,18 @@ class Replicas:
         one = self._processes[number]
         return one.log if one is not None else []
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Start all of them, one after the other: the first makes what is not there yet."""
-        for number in range(len(self)):
-            await self._start(number)
+        try:
+            for number in range(len(self)):
+                await self._start(number)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def kill(self, number: int) -> None:
         """SIGKILL, and a new process in its place, which is not waited for."""

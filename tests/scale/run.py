@@ -18,15 +18,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.variants import Process
 from tests.scale.chains import chains
 from tests.scale.jobs import Run as Jobs
-from tests.scale.jobs import jobs
+from tests.scale.jobs import jobs, jobs_settings
 from tests.scale.kills import Run as Kills
 from tests.scale.kills import kills
 from tests.scale.model import model
-from tests.scale.owners import owners
-from tests.scale.replicas import Replicas
+from tests.scale.owners import OWNERS_SETTINGS, owners
+from tests.scale.replicas import Replicas, demo
 from tests.scale.report import Report
 from tests.scale.states import KINDS, State, opened
 
@@ -38,17 +37,13 @@ _LEASES: dict[str, Any] = {"conversations": {"lease": 5}, "idempotency": {"lease
 async def _service(
     given: argparse.Namespace, folder: Path, settings: dict[str, Any] | None = None
 ) -> AsyncIterator[tuple[Replicas, State]]:
-    """Replicas before the demo's chat server."""
-    async with opened(given.state, folder) as state:
-        command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", "0")
-        upstream = await Process.start(folder / "upstream.log", *command)
-        replicas = Replicas(state.url, upstream.ready, folder, count=given.replicas, settings=settings)
-        try:
-            await replicas.start()
-            yield replicas, state
-        finally:
-            await replicas.stop()
-            await upstream.stop()
+    """Replicas on the state that was asked for, before the demo's chat server."""
+    async with (
+        opened(given.state, folder) as state,
+        demo(folder) as upstream,
+        Replicas(state.url, upstream, folder, count=given.replicas, settings=settings) as replicas,
+    ):
+        yield replicas, state
 
 
 async def _chains(given: argparse.Namespace, folder: Path) -> Report:
@@ -64,27 +59,20 @@ async def _kills(given: argparse.Namespace, folder: Path) -> Report:
 
 
 async def _jobs(given: argparse.Namespace, folder: Path) -> Report:
-    settings = {"background": {"lease": given.lease, "attempts": 1000, "per_owner": 10_000}, **_LEASES}
-    async with model(given.pause) as made, opened(given.state, folder) as state:
-        replicas = Replicas(state.url, made.url, folder, count=given.replicas, settings=settings)
-        try:
-            await replicas.start()
-            chance = random.Random(given.seed)
-            run = Jobs(replicas, state, made, given.jobs, given.words, given.cancels, given.lease, chance)
-            run.replica_every = given.replica_every
-            return await jobs(run)
-        finally:
-            await replicas.stop()
+    settings = {**_LEASES, **jobs_settings(given.lease)}
+    async with (
+        model(given.pause) as made,
+        opened(given.state, folder) as state,
+        Replicas(state.url, made.url, folder, count=given.replicas, settings=settings) as replicas,
+    ):
+        chance = random.Random(given.seed)
+        run = Jobs(replicas, state, made, given.jobs, given.words, given.cancels, given.lease, chance)
+        run.replica_every = given.replica_every
+        return await jobs(run)
 
 
 async def _owners(given: argparse.Namespace, folder: Path) -> Report:
-    # Nobody works: what is queued stays so.
-    settings = {
-        "background": {"workers": 0},
-        "vector_stores": {"ingest": 0},
-        "models": [{"match": "m", "model": "demo"}],
-    }
-    async with _service(given, folder, settings) as (replicas, _):
+    async with _service(given, folder, OWNERS_SETTINGS) as (replicas, _):
         return await owners(replicas)
 
 

@@ -1,0 +1,58 @@
+"""Two replicas on one state, as on two machines: chains, background responses while one is killed, owners.
+
+The larger runs are `scripts/scale`.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.scale.chains import chains
+from tests.scale.jobs import Run, jobs, jobs_settings
+from tests.scale.model import model
+from tests.scale.owners import OWNERS_SETTINGS, owners
+from tests.scale.replicas import Replicas, demo
+from tests.scale.states import State
+from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def state(request: pytest.FixtureRequest, folder: Path) -> State:
+    """What both replicas share."""
+    if request.param == "sqlite":
+        return State("sqlite", f"sqlite:{folder / 'state'}")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return State("postgres", await server.new_database())
+
+
+async def test_chains_alternate_between_replicas(state: State, folder: Path) -> None:
+    async with demo(folder) as upstream, Replicas(state.url, upstream, folder, count=2) as replicas:
+        report = await chains(replicas, chains=20, turns=3, clients=10)
+    assert not report.wrong, report.table()
+
+
+@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.slow)])
+async def test_background_responses_end_once_and_are_followed_anywhere(state: State, folder: Path, kills: bool) -> None:
+    async with (
+        model(pause=0.02) as made,
+        Replicas(state.url, made.url, folder, count=2, settings=jobs_settings(lease=1.0)) as replicas,
+    ):
+        run = Run(replicas, state, made, jobs=24, words=20, cancels=1, lease=1.0, chance=random.Random(1))
+        # What a busy machine makes of the time that a cancellation takes says nothing.
+        run.replica_every, run.cancelled_within = 1.0 if kills else 0.0, 30.0
+        report = await jobs(run)
+    assert not report.wrong, report.table()
+
+
+async def test_nothing_crosses_between_owners(state: State, folder: Path) -> None:
+    async with (
+        demo(folder) as upstream,
+        Replicas(state.url, upstream, folder, count=2, settings=OWNERS_SETTINGS) as replicas,
+    ):
+        report = await owners(replicas)
+    assert not report.wrong, report.table()
