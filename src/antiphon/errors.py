@@ -323,12 +323,16 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
 }
 
 
+_PASSING: frozenset[StoreReason] = frozenset({"slow", "unknown", "locked", "busy", "unavailable"})
+"""What may be over in a moment: the answer says when to come again."""
+
+
 def store_refusal(error: StoreError, what: str) -> ApiError:
     """What a client is told: `what` could not be done, and why, in words; the log has the rest."""
     status, code, words = _STORE_FAILURES[error.reason]
     limit = f" ('{error.setting}')" if error.setting else ""
     message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
-    headers = (("retry-after", "1"),) if error.reason == "unavailable" else ()
+    headers = (("retry-after", "1"),) if error.reason in _PASSING else ()
     refused = InternalError(message, status=status, code=code, headers=headers)
     refused.cause = str(error)
     return refused

@@ -33,7 +33,7 @@ async def chains(replicas: Replicas, *, chains: int, turns: int, clients: int) -
     seen = _Seen()
     began = time.monotonic()
     async with sessions() as session:
-        await at_once(range(chains), clients, lambda number: _chain(session, replicas, seen, number, turns))
+        await at_once(range(chains), clients, lambda number: _chain(session, replicas, seen, number, turns), "chains")
     took = time.monotonic() - began
     report = Report(f"{chains} chains over {len(replicas)} replicas", ("chains", str(chains)), wrong=seen.wrong)
     report.row("turns", seen.turns)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -128,13 +129,17 @@ async def read(session: aiohttp.ClientSession, url: str, path: str) -> Any:
         return await got.json()
 
 
-async def at_once(work: Iterable[T], clients: int, do: Callable[[T], Awaitable[None]]) -> None:
-    """All of the work, `clients` at once."""
-    waiting = iter(work)
+async def at_once(work: Sequence[T], clients: int, do: Callable[[T], Awaitable[None]], what: str = "") -> None:
+    """All of the work, `clients` at once; with `what`, each tenth of it is told."""
+    waiting, done = iter(work), 0
 
     async def client() -> None:
+        nonlocal done
         for one in waiting:
             await do(one)
+            done += 1
+            if what and done * 10 // len(work) > (done - 1) * 10 // len(work):
+                print(f"{time.strftime('%H:%M:%S')} {done} of {len(work)} {what}", file=sys.stderr, flush=True)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):

@@ -72,7 +72,7 @@ async def jobs(run: Run) -> Report:
     async with sessions() as session:
         began = time.monotonic()
         async with chaos(run.replicas, run.state, run.chance, replica_every=run.replica_every) as killed:
-            await at_once(enumerate(made), len(made), lambda one: _guarded(session, run, report, *one))
+            await at_once(list(enumerate(made)), len(made), lambda one: _guarded(session, run, report, *one), "jobs")
         took = time.monotonic() - began
         # Whoever would run a job that is over has begun to by then.
         await asyncio.sleep(2 * run.lease)

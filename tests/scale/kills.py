@@ -67,7 +67,7 @@ async def kills(run: Run) -> Report:
         async with chaos(
             run.replicas, run.state, run.chance, replica_every=run.replica_every, state_every=run.state_every
         ) as killed:
-            await at_once(talks, run.clients, lambda talk: _talk(session, run, seen, talk))
+            await at_once(talks, run.clients, lambda talk: _talk(session, run, seen, talk), "talks")
             took = time.monotonic() - began
         await at_once(talks, run.clients, lambda talk: _check(session, run, seen, talk))
     seen.wrong += run.replicas.failed

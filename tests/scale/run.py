@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.scale.chains import chains
+from tests.scale.faults import faults, faults_of
+from tests.scale.hole import hole
 from tests.scale.jobs import Run as Jobs
 from tests.scale.jobs import jobs, jobs_settings
 from tests.scale.kills import Run as Kills
@@ -76,6 +78,18 @@ async def _owners(given: argparse.Namespace, folder: Path) -> Report:
         return await owners(replicas)
 
 
+async def _faults(given: argparse.Namespace, folder: Path) -> Report:
+    async with opened(given.state, folder) as state, demo(folder) as upstream:
+        place = state.pooler or state.server
+        if place is None:
+            raise SystemExit("faults: --state must be postgres or pgbouncer: somebody's own server is not harmed")
+        async with hole(place.port) as way:
+            url = state.url.replace(f":{place.port}/", f":{way.port}/")
+            async with Replicas(url, upstream, folder, count=given.replicas) as replicas:
+                done = faults_of(state, way, frozen=given.frozen, down=given.down)
+                return await faults(replicas, done, clients=given.clients, margin=given.margin)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
     runs = parser.add_subparsers(dest="run", required=True)
@@ -108,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cancels", type=int, default=20, help="responses that are cancelled elsewhere (default 20)")
     one.add_argument("--lease", type=float, default=3.0, help="background.lease (default 3)")
     one.add_argument("--replica-every", type=float, default=2.0, help="seconds between two kills (default 2)")
+
+    one = add("faults", _faults, "PostgreSQL stands still, cannot be reached, is started again")
+    one.add_argument("--frozen", type=float, default=8.0, help="seconds without an answer (default 8)")
+    one.add_argument("--down", type=float, default=2.0, help="seconds between an end and the next start (default 2)")
+    one.add_argument("--margin", type=float, default=1.5, help="seconds beyond state.deadline (default 1.5)")
 
     add("owners", _owners, "nothing of one owner's is told to another", "pgbouncer", 2)
     return parser

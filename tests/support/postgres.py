@@ -273,8 +273,13 @@ query_wait_timeout = 4
 """)
         if _user() is not None:
             self._folder.chmod(0o755)
+        self._settings = settings
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
         self._process = subprocess.Popen(
-            [pooler_program() or "pgbouncer", "-q", str(settings)],
+            [pooler_program() or "pgbouncer", "-q", str(self._settings)],
             user=_user(),
             extra_groups=[] if _user() else None,
             stdin=subprocess.DEVNULL,
@@ -290,13 +295,17 @@ query_wait_timeout = 4
                 raise RuntimeError("pgbouncer did not start")
             time.sleep(0.02)
 
+    def stop(self) -> None:
+        """As an operator's restart: its clients' connections are cut."""
+        self._process.terminate()
+        self._process.wait(timeout=_START_SECONDS)
+
     def url(self, database_url: str) -> str:
         """The same database through the pooler."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database_url.rsplit('/', 1)[1]}"
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=_START_SECONDS)
+        self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

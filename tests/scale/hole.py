@@ -1,0 +1,84 @@
+"""A way to a server that can become a black hole: what is sent is taken, and nothing ever comes back.
+
+Lives here: a TCP proxy that forwards, or swallows, as a firewall that drops. Not here: whose way it is.
+
+Invariant: what was swallowed stays swallowed; a connection of before is of no use afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+_PIECE = 1 << 16
+
+
+class Hole:
+    """`port`: where the server seems to be."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._swallows = False
+        self._dead: set[asyncio.StreamWriter] = set()
+        self._open: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    def swallow(self) -> None:
+        """From now on nobody hears anything."""
+        self._swallows = True
+        self._dead |= self._open
+
+    def heal(self) -> None:
+        """New connections reach the server again."""
+        self._swallows = False
+
+    async def serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        """One connection, to its end."""
+        self._open.add(answers)
+        if self._swallows:
+            self._dead.add(answers)
+        server: asyncio.StreamWriter | None = None
+        try:
+            if answers in self._dead:
+                await self._pump(client, None, answers)
+                return
+            reader, server = await asyncio.open_connection("127.0.0.1", self._server_port)
+            both = [asyncio.ensure_future(self._pump(*way, answers)) for way in ((client, server), (reader, answers))]
+            # The client's end is the connection's; the server's, too, unless nobody can hear of it.
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if answers in self._dead:
+                await both[0]
+            for way in both:
+                way.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+        except OSError:
+            pass
+        finally:
+            self._open.discard(answers)
+            self._dead.discard(answers)
+            for writer in (answers, server):
+                if writer is not None:
+                    writer.transport.abort()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, connection: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_PIECE):
+                if writer is not None and connection not in self._dead:
+                    writer.write(data)
+                    await writer.drain()
+
+
+@asynccontextmanager
+async def hole(server_port: int) -> AsyncIterator[Hole]:
+    """A way to the server at this port of this machine."""
+    made = Hole(server_port)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
