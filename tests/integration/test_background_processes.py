@@ -52,6 +52,7 @@ async def test_a_response_whose_process_was_killed_is_run_again(many: Processes,
         response_id = await followed.response_id()
         await one.kill()
         other.app.workers._claiming = True
+        other.app.workers.wake()
         async with other.stream(response_id) as second:
             await second.until(b'"delta":"Hel"')
             many.expire_leases()

@@ -53,10 +53,11 @@ from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.usage_book import UsageBook
-from antiphon.engine.running.workers import WorkerPace, Workers
+from antiphon.engine.running.workers import Workers
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, RUNNING
@@ -216,9 +217,10 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     identities = ServerIdentities(upstream, routes.assumed, partial(learn, routes))
     identities.start()
     opened.push_async_callback(identities.aclose)
-    working, pace = settings.background, WorkerPace()
+    working = settings.background
     jobs = CountedJobs(stores.background, metrics)
-    followers = Followers(jobs, poll=pace.poll, keepalive=times.keepalive)
+    lookout = Lookout(stores.signals)
+    followers = Followers(jobs, lookout, keepalive=times.keepalive)
     background = Background(jobs, stores.responses, followers, working)
     vector_search = None
     if settings.files.enabled and settings.vector_stores.enabled:
@@ -301,6 +303,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         new_id("worker"),
         jobs,
         background,
+        lookout,
         runner,
         new_exchange,
         working,
@@ -313,6 +316,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     admission.on_leave.add(workers.retire)
     admission.on_close.add(followers.let_go)
     workers.start()
+    lookout.start()
     sweepers = (
         Sweeper("files", stores.files.sweep, settings.files.sweep, stores.retention.take_turn),
         Sweeper("state", stores.retention.sweep, settings.retention.sweep, stores.retention.take_turn),

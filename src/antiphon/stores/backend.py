@@ -19,6 +19,7 @@ from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
 from antiphon.engine.ports.jobs import JobStore
 from antiphon.engine.ports.retention import Retention
+from antiphon.engine.ports.signals import Signals
 from antiphon.engine.ports.state import ConversationStore, OwnerRoom, PromptStore, ResponseStore
 from antiphon.engine.ports.usage import UsageStore
 from antiphon.engine.ports.vector_stores import VectorStores
@@ -83,6 +84,7 @@ class Stores(ABC):
     responses: ResponseStore
     conversations: ConversationStore
     background: JobStore
+    signals: Signals
     prompts: PromptStore
     files: FileStore
     retention: Retention

@@ -11,8 +11,10 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.lookout import Lookout
 from antiphon.errors import InternalError, InvalidRequest
 from tests.support.memory_jobs import MemoryJobStore
+from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 
 
@@ -42,13 +44,15 @@ class Setup:
     def __init__(self) -> None:
         self.responses = MemoryResponseStore()
         self.jobs = _Jobs(self.responses, lambda: 1000.0)
-        followers = _Followers(self.jobs)
+        followers = _Followers(self.jobs, Lookout(MemorySignals(self.jobs)))
         self.told: list[str] = []
         followers.told = self.told
         settings: Any = type("Settings", (), {"per_owner": 2})
         self.background = Background(self.jobs, self.responses, followers, settings)
         self.woken = 0
         self.background.wake_workers = self._wake
+        self.offered: list[str] = []
+        self.background.offer_job = self.offered.append
 
     def _wake(self) -> None:
         self.woken += 1
@@ -65,10 +69,10 @@ def setup() -> Setup:
     return Setup()
 
 
-async def test_what_is_queued_wakes_the_workers_and_may_have_a_stream(setup: Setup) -> None:
+async def test_what_is_queued_is_offered_to_the_workers_and_may_have_a_stream(setup: Setup) -> None:
     assert await setup.background.has_stream("me", "resp_1") is False
     await setup.queue()
-    assert setup.woken == 1 and await setup.background.has_stream("me", "resp_1") is True
+    assert setup.offered == ["resp_1"] and await setup.background.has_stream("me", "resp_1") is True
     assert await setup.background.has_stream("other", "resp_1") is False
     other = Setup()
     await other.queue(stream=False)
@@ -80,7 +84,7 @@ async def test_a_cancelled_response_is_over_and_all_are_told_once(setup: Setup) 
     for _ in range(2):
         found = await setup.background.cancel("me", "resp_1")
         assert found is not None and found.status == "cancelled"
-        assert (setup.told, setup.woken, setup.jobs.ends) == (["resp_1"], 2, 1)
+        assert (setup.told, setup.woken, setup.jobs.ends) == (["resp_1"], 1, 1)
     assert setup.jobs.jobs == {}
 
 

@@ -8,12 +8,15 @@ from itertools import pairwise
 
 import pytest
 
+from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running import followers
 from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.lookout import Lookout
 from antiphon.translation.encode import KEEPALIVE
 from tests.contracts.job_contract import MOST, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.memory_jobs import MemoryJobStore
+from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 
 
@@ -22,7 +25,9 @@ async def test_comments_are_as_far_apart_as_is_set_however_often_it_looks(monkey
     jobs = MemoryJobStore(MemoryResponseStore())
     await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
     times: list[float] = []
-    followed = Followers(jobs, poll=0.002, keepalive=0.1).follow(ALICE, "resp_a")
+    followed = Followers(jobs, Lookout(MemorySignals(jobs, Pace(0.002, 1.0, 1.0))), keepalive=0.1).follow(
+        ALICE, "resp_a"
+    )
     async with asyncio.timeout(30), aclosing(followed) as sent:
         async for piece in sent:
             assert piece == KEEPALIVE

@@ -20,11 +20,13 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.actions import RequestHead, ResponseRecord, UpstreamRequest
 from antiphon.engine.ports.jobs import EventPiece, Job
+from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.workers import WorkerPace, Workers
+from antiphon.engine.running.workers import Workers
 from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
@@ -34,12 +36,14 @@ from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory_jobs import MemoryJobStore
+from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.metrics import value_of
 from tests.support.waiting import until
 
 _TEXT = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
 _END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+_FAST = Pace(0.005, 0.005, 0.005)
 _BODY = b'{"model":"m","input":"hi","background":true,"stream":true}'
 
 
@@ -111,16 +115,15 @@ class Model:
 class Process:
     """Workers and all they need, in memory."""
 
-    def __init__(
-        self, admit: Any = None, bodies: Budget | None = None, pace: WorkerPace | None = None, **options: Any
-    ) -> None:
+    def __init__(self, admit: Any = None, bodies: Budget | None = None, pace: Pace = _FAST, **options: Any) -> None:
         self.responses = MemoryResponseStore()
         self.jobs = Jobs(self.responses)
         self.model = Model()
-        self.pace = pace or WorkerPace(poll=0.005, idle=0.005, batch=0.001)
+        self.signals = MemorySignals(self.jobs, pace)
+        self.lookout = Lookout(self.signals)
         # Without the rules that settings have: leases here are short.
         self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
-        followers = Followers(self.jobs, poll=0.005)
+        followers = Followers(self.jobs, self.lookout)
         self.background = Background(self.jobs, self.responses, followers, self.settings)
         self.metrics = metrics = Metrics()
         self.runner = Runner(
@@ -130,13 +133,14 @@ class Process:
             "worker_1",
             self.jobs,
             self.background,
+            self.lookout,
             self.runner,
             self.exchange,
             self.settings,
             admit=admit or (lambda _: nullcontext()),
             bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
             telemetry=Telemetry(metrics),
-            pace=self.pace,
+            batch=0.001,
         )
 
     @staticmethod
@@ -181,7 +185,7 @@ async def process() -> AsyncIterator[Process]:
 
 async def test_a_store_that_fails_now_and_then(process: Process) -> None:
     """Nothing is lost, nothing comes twice."""
-    process.jobs.failures = {"claim": 2, "held": 2, "renew": 1, "append": 2, "finish": 1}
+    process.jobs.failures = {"claim": 2, "held": 2, "append": 2, "finish": 1}
     response_id = await process.queue()
     await until(lambda: not process.jobs.failures["append"])
     process.model.gate.set()
@@ -250,7 +254,7 @@ async def test_what_another_process_writes_is_noticed(process: Process) -> None:
     assert b"response.queued" in await anext(stream)
     for number in range(2, 5):
         waiting = asyncio.ensure_future(anext(stream))
-        await until(lambda: process.background.followers._looking is not None)
+        await until(lambda: process.lookout._task is not None)
         data = b"event: x\ndata: %d\n\n" % number
         await process.jobs.append("worker_2", response_id, EventPiece(number, data))
         async with asyncio.timeout(30):
@@ -263,6 +267,7 @@ async def test_a_lease_is_renewed_while_the_job_runs() -> None:
     process.workers.start()
     response_id = await process.queue()
     await until(lambda: process.model.calls)
+    process.jobs.failures = {"renew": 1}
     for _ in range(3):
         process.jobs.now += process.settings.lease * 0.9
         await until(lambda: process.jobs.jobs[response_id].until > process.jobs.now + process.settings.lease * 0.9)
@@ -350,7 +355,7 @@ async def test_a_process_that_is_full_gives_jobs_back() -> None:
         await asyncio.sleep(0)
     assert process.jobs.claims == claims
     places = 1
-    process.workers._claim_at = 0.0
+    process.workers._claims.hold_off(0.0)
     process.model.gate.set()
     assert (await process.stream(response_id))[-1]["type"] == "response.completed"
     await process.workers.aclose()
@@ -374,13 +379,14 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         "worker_2",
         process.jobs,
         process.background,
+        process.lookout,
         process.runner,
         process.exchange,
         process.settings,
         admit=lambda _: nullcontext(),
         bodies=Budget(1 << 20, "limits.bytes_in_flight"),
         telemetry=Telemetry(Metrics()),
-        pace=process.pace,
+        batch=0.001,
     )
     again.start()
     assert (await process.stream(response_id))[-1]["type"] == "response.failed"
@@ -470,7 +476,7 @@ async def test_what_ran_is_counted(process: Process) -> None:
 async def test_a_worker_that_has_nothing_to_do_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # Longer than the test may take.
     monkeypatch.setattr("antiphon.engine.running.workers._GIVE_UP_SECONDS", 3600.0)
-    process = Process(pace=WorkerPace(poll=3600.0, idle=3600.0))
+    process = Process(pace=Pace(3600.0, 3600.0, 3600.0))
     process.workers.start()
     await until(lambda: process.jobs.claims > 0)
     async with asyncio.timeout(60):
@@ -494,7 +500,8 @@ async def test_followers_leave_nothing_behind(process: Process) -> None:
     assert b"response.created" in await anext(stream)
     assert followers._followers
     await stream.aclose()
-    await until(lambda: followers._looking is None or followers._looking.done())
+    process.model.gate.set()
+    await until(lambda: process.lookout._task is None or process.lookout._task.done())
     assert not followers._followers
     with pytest.raises(StoreError):
         await anext(followers.follow("stranger", response_id))

@@ -27,7 +27,7 @@ _PIECES = 1024
 
 
 class Background:
-    """One per process. `wake_workers` is called when a response is queued or ended here."""
+    """One per process. `offer_job` is called when a response was queued here, `wake_workers` when one was ended."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class Background:
         self._settings = settings
         self.followers = followers
         self.wake_workers: Callable[[], None] = lambda: None
+        self.offer_job: Callable[[str], None] = lambda response_id: None
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, needs: Collection[str] = ()
     ) -> None:
         """Queue a response. Raises `StoreError` and `TooManyJobs`."""
         await self._jobs.enqueue(record, request, events, limit=self._settings.per_owner, needs=needs)
-        self.wake_workers()
+        self.offer_job(record.id)
 
     async def has_stream(self, owner: str, response_id: str) -> bool:
         """Whether the response has events."""

@@ -4,8 +4,8 @@ Lives here: who waits for which response, and the loop that reads on. Not here: 
 heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
 
 What is sent was read from the store, by followers in the writing process as well: so all of them see the same, and
-nothing that is not durable yet. In that process a wake-up follows every write; for what others write, one task asks the
-store every `poll` seconds how far everything is that anybody here waits for.
+nothing that is not durable yet. In that process a wake-up follows every write; of what others write the process's
+lookout tells (`lookout.py`).
 
 Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over. When
 the process leaves it ends without: any other process reads on from the last event's number.
@@ -14,22 +14,19 @@ the process leaves it ends without: any other process reads on from the last eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import structlog
-
-from antiphon.engine.ports.jobs import JobStore
+from antiphon.engine.ports.jobs import JobStore, Progress
 from antiphon.engine.ports.stored_bodies import is_over
+from antiphon.engine.running.lookout import Lookout
 from antiphon.errors import StoreError
 from antiphon.translation.encode import DONE, KEEPALIVE
 
-_log = structlog.get_logger(__name__)
-
 _PIECES = 64
 # Nobody depends on this one: it is there for what nobody thought of.
-_LONGEST_WAIT = 5.0
+_LONGEST_WAIT = 30.0
 
 
 @dataclass(eq=False)
@@ -41,16 +38,16 @@ class _Follower:
 
 
 class Followers:
-    """One per process. `poll`: seconds between two looks at what other processes write."""
+    """One per process. `keepalive`: seconds of silence after which a comment is sent."""
 
-    def __init__(self, jobs: JobStore, *, poll: float = 0.05, keepalive: float = 15.0) -> None:
+    def __init__(self, jobs: JobStore, lookout: Lookout, *, keepalive: float = 15.0) -> None:
         self._jobs = jobs
-        self._poll = poll
+        self._lookout = lookout
+        lookout.following = self
         self._keepalive = keepalive
         self._followers: dict[str, set[_Follower]] = {}
         self._here: set[str] = set()
         self._leaving = False
-        self._looking: asyncio.Task[None] | None = None
 
     @property
     def count(self) -> int:
@@ -73,7 +70,8 @@ class Followers:
         finally:
             self._here.discard(response_id)
             self.changed(response_id)
-            self._look_if_needed()
+            if response_id in self._followers:
+                self._lookout.wake_soon()
 
     def changed(self, response_id: str) -> None:
         """The response's stream went on, or is over."""
@@ -89,11 +87,13 @@ class Followers:
         loop = asyncio.get_running_loop()
         me = _Follower(after)
         self._followers.setdefault(response_id, set()).add(me)
-        self._look_if_needed()
+        if response_id not in self._here:
+            self._lookout.wake_soon()
         try:
             sent = loop.time()
             while True:
                 me.news.clear()
+                look_again = loop.time() + _LONGEST_WAIT
                 page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
                     raise StoreError("The response was deleted while its stream was read.")
@@ -109,42 +109,32 @@ class Followers:
                     return
                 if page.more:
                     continue
-                await self._wait(me)
-                if loop.time() - sent >= self._keepalive:
-                    yield KEEPALIVE
-                    sent = loop.time()
+                while not me.news.is_set() and loop.time() < look_again:
+                    await self._wait(me, min(look_again, sent + self._keepalive))
+                    if loop.time() - sent >= self._keepalive:
+                        yield KEEPALIVE
+                        sent = loop.time()
         finally:
             others = self._followers[response_id]
             others.discard(me)
             if not others:
                 del self._followers[response_id]
 
-    async def _wait(self, me: _Follower) -> None:
-        try:
-            async with asyncio.timeout(min(self._keepalive, _LONGEST_WAIT)):
+    async def _wait(self, me: _Follower, until: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
                 await me.news.wait()
-        except TimeoutError:
-            pass
 
     # What other processes write
 
-    def _elsewhere(self) -> list[str]:
+    def elsewhere(self) -> list[str]:
+        """The responses that are followed here and written by others."""
         return [response_id for response_id in self._followers if response_id not in self._here]
 
-    def _look_if_needed(self) -> None:
-        if (self._looking is None or self._looking.done()) and self._elsewhere():
-            self._looking = asyncio.get_running_loop().create_task(self._look())
-
-    async def _look(self) -> None:
-        while wanted := self._elsewhere():
-            try:
-                found = await self._jobs.progress(wanted)
-            except StoreError as error:
-                _log.warning("progress_not_read", error=str(error))
-            else:
-                for response_id in wanted:
-                    now = found.get(response_id)
-                    for follower in self._followers.get(response_id, ()):
-                        if now is None or now.last_event > follower.after or is_over(now.status):
-                            follower.news.set()
-            await asyncio.sleep(self._poll)
+    def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
+        """So far are these responses; one that is not there is gone."""
+        for response_id in asked:
+            now = progress.get(response_id)
+            for follower in self._followers.get(response_id, ()):
+                if now is None or now.last_event > follower.after or is_over(now.status):
+                    follower.news.set()

@@ -4,9 +4,9 @@ Lives here: claiming jobs, renewing leases, noticing that a job is over, and run
 how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`), cancelling
 one (`background.py`).
 
-One task looks after everything: while jobs run it asks the store every `poll` seconds which of them are still this
-worker's (one that was cancelled, deleted or taken over is not) and otherwise looks for new ones every `idle` seconds,
-or at once when a response is queued in this process.
+One task renews leases and claims jobs: at once when a response is queued in this process, else when it is time
+(`claim_pace.py`). That a job is not this worker's any more (it was cancelled, deleted or taken over) the process's
+lookout tells (`lookout.py`).
 
 Invariants: a job runs here only while this worker holds it; a response ends with one unit that also ends its job, so
 nothing half-done is ever seen; when the process is stopped, its jobs are given back or ended, as the setting says.
@@ -15,9 +15,8 @@ nothing half-done is ever seen; when the process is stopped, its jobs are given 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
 
 import msgspec
 import structlog
@@ -28,10 +27,13 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
-from antiphon.engine.ports.state import DoorWatch, History
+from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
+from antiphon.engine.running.claim_pace import ClaimPace
+from antiphon.engine.running.job_run import DoorGone, KeptRecord, Outcome, Run, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
@@ -48,85 +50,6 @@ _TAKEN_OVER = "The conversation is gone, or another response has taken it over."
 _STOPPED = "The server that was running this response stopped before it was complete."
 
 
-class _DoorGone(Exception):
-    """The gateway's own part in the model call went away."""
-
-
-class _NoDoor:
-    """Model calls go to the model server directly: what breaks off is its doing."""
-
-    async def gone(self, at: float) -> bool:
-        return False
-
-
-@asynccontextmanager
-async def _no_door() -> AsyncIterator[DoorWatch]:
-    yield _NoDoor()
-
-
-class _Error(msgspec.Struct):
-    message: str = "The response failed."
-    code: str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error
-
-
-@dataclass(eq=False)
-class _Run:
-    """A job that runs here. `lost`: it is not this worker's any more; `ending`: its last unit is being written."""
-
-    job: Job
-    task: asyncio.Task[None] | None = None
-    lost: bool = False
-    ending: bool = False
-    failure: Failure | None = None
-
-    def lose(self) -> None:
-        """Stop it, once: what it does to clean up after itself is not to be interrupted."""
-        if not self.lost:
-            self.lost = True
-            if self.task is not None:
-                self.task.cancel()
-
-
-@dataclass
-class _Outcome:
-    """What an exchange asked for that is neither an event nor stored yet."""
-
-    head: SendHead | None = None
-    body: list[bytes] = field(default_factory=list)
-    finish: Finish | None = None
-
-
-class _Kept:
-    """A `History` that keeps the finished response instead of writing it: its job's last unit does that.
-
-    `on_save`: from now on what is sent is that unit's too.
-    """
-
-    def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
-        self.load_chain = beneath.load_chain
-        self.load_items = beneath.load_items
-        self._on_save = on_save
-        self.record: ResponseRecord | None = None
-
-    async def save(self, record: ResponseRecord) -> None:
-        self.record = record
-        self._on_save()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPace:
-    """Seconds: between looks for work while there is some (`poll`) and while there is none (`idle`), and between writes
-    of a response's events (`batch`)."""
-
-    poll: float = 0.05
-    idle: float = 0.25
-    batch: float = 0.05
-
-
 class Workers:
     """The worker of one process; `name` tells it from those of all others, dead ones included.
 
@@ -139,6 +62,7 @@ class Workers:
         name: str,
         jobs: JobStore,
         background: Background,
+        lookout: Lookout,
         runner: Runner,
         new_exchange: Callable[[], ResponseExchange],
         settings: BackgroundSettings,
@@ -147,32 +71,38 @@ class Workers:
         bodies: Budget,
         telemetry: Telemetry,
         watch_door: Callable[[], AbstractAsyncContextManager[DoorWatch]] | None = None,
-        pace: WorkerPace = WorkerPace(),
+        batch: float = 0.05,
         able: Collection[str] | None = None,
     ) -> None:
-        """`watch_door`: for model calls that go through a gateway of our own. `able`: what of other processes' jobs
-        this one can run (`engine/exchange/job_needs.py`); None: all."""
+        """`watch_door`: for model calls that go through a gateway of our own. `batch`: seconds between writes of a
+        response's events. `able`: what of other processes' jobs this one can run (`engine/exchange/job_needs.py`);
+        None: all."""
         self.name = name
         self._jobs = jobs
         self._background = background
         self._runner = runner
         self._new_exchange = new_exchange
         self._settings = settings
-        self._pace = pace
+        self._batch = batch
         self._admit = admit
         self._bodies = bodies
         self._telemetry = telemetry
-        self._watch_door = watch_door or _no_door
+        self._watch_door = watch_door or no_door
         self._able = able
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, Run] = {}
         self._woken = asyncio.Event()
         self._claiming = True
         self._closing = False
         self._renew_at = 0.0
-        self._claim_at = 0.0
+        self._signals = lookout.signals
+        self._claims = ClaimPace(lambda: self._signals.pace)
+        self._offered: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._lookout = lookout
+        lookout.holding = self
         background.wake_workers = self.wake
+        background.offer_job = self.offer
 
     @property
     def running(self) -> frozenset[str]:
@@ -185,8 +115,32 @@ class Workers:
             self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """There may be something to do: places are free, or jobs are over."""
+        self._claims.soon()
         self._woken.set()
+        if self._running:
+            self._lookout.wake()
+
+    def offer(self, response_id: str) -> None:
+        """A job was queued here. If this worker does not take it, the others are told."""
+        if self._task is None or not self._claiming:
+            self._signals.tell_queued()
+            return
+        self._offered.add(response_id)
+        self._claims.soon()
+        self._woken.set()
+
+    def heard_of_jobs(self) -> None:
+        """Others have left jobs in the queue."""
+        self._claims.heard(asyncio.get_running_loop().time())
+        self._woken.set()
+
+    def keep(self, asked: Collection[str], held: Collection[str]) -> None:
+        """Of these responses only those are this worker's still; the others stop, but for ends that are being
+        written."""
+        for response_id in asked:
+            if response_id not in held and (lost := self._running.get(response_id)) is not None and not lost.ending:
+                lost.lose()
 
     def retire(self) -> None:
         """Take no more jobs; those that run go on."""
@@ -232,33 +186,53 @@ class Workers:
                 _log.warning("jobs_not_read", error=str(error))
             except Exception:
                 _log.error("worker_failed", exc_info=True)
-            seconds = self._pace.poll if self._running else self._pace.idle
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(self._seconds_left()):
                     await self._woken.wait()
+
+    def _free(self) -> int:
+        return self._settings.workers - len(self._running) if self._claiming else 0
+
+    def _seconds_left(self) -> float | None:
+        """Until there is something to do without being woken; None: never."""
+        now = asyncio.get_running_loop().time()
+        renewal = [max(0.0, self._renew_at - now)] if self._running else []
+        claim = [self._claims.left(now)] if self._free() > 0 else []
+        return min((*renewal, *claim), default=None)
 
     async def _look(self) -> None:
         loop, lease = asyncio.get_running_loop(), self._settings.lease
-        if asked := self.running:
-            # Renewed first of all, which also tells what is held still.
-            if (now := loop.time()) >= self._renew_at:
-                held = await self._jobs.renew(self.name, asked, lease)
-                self._renew_at = now + lease / 3
-            else:
-                held = await self._jobs.held(self.name)
-            for response_id in asked - held:
-                if (lost := self._running.get(response_id)) is not None and not lost.ending:
-                    lost.lose()
-        free = self._settings.workers - len(self._running)
-        if self._claiming and free > 0 and loop.time() >= self._claim_at:
-            # What runs here still, even if it was lost, is not taken: one run of a response ends before another begins.
-            for job in await self._jobs.claim(self.name, lease, free, self.running, able=self._able):
-                run = self._running[job.response_id] = _Run(job)
-                run.task = loop.create_task(self._run(run))
+        # Renewed first of all, which also tells what is held still.
+        if (asked := self.running) and (now := loop.time()) >= self._renew_at:
+            self._renew_at = now + lease / 20
+            self.keep(asked, await self._jobs.renew(self.name, asked, lease))
+            self._renew_at = now + lease / 3
+        offered, self._offered = self._offered, set()
+        try:
+            if (free := self._free()) > 0 and not self._claims.left(loop.time()):
+                await self._claim(free)
+        finally:
+            if not offered <= self._running.keys():
+                self._signals.tell_queued()
+
+    async def _claim(self, free: int) -> None:
+        loop, lease = asyncio.get_running_loop(), self._settings.lease
+        self._claims.asks(loop.time())
+        # What runs here still, even if it was lost, is not taken: one run of a response ends before another begins.
+        jobs = await self._jobs.claim(self.name, lease, free, self.running, able=self._able)
+        if not jobs:
+            return
+        if not self._running:
+            self._renew_at = loop.time() + lease / 3
+        self._claims.found()
+        for job in jobs:
+            run = self._running[job.response_id] = Run(job)
+            run.task = loop.create_task(self._run(run))
+        self._lookout.wake_soon()
 
     # Running one
 
-    async def _run(self, run: _Run) -> None:
+    async def _run(self, run: Run) -> None:
         job = run.job
         exchange = self._new_exchange()
         observed = self._telemetry.observe("background", "", job.owner, None)
@@ -281,7 +255,7 @@ class Workers:
                     await self._note_lost(job)
             else:
                 await self._give_up(job)
-        except _DoorGone:
+        except DoorGone:
             # Nothing is known against the model server; Envoy is back in a moment.
             pause = _DOOR_PAUSE * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
@@ -296,7 +270,7 @@ class Workers:
                 await self._give_back(job, pause=_FULL_PAUSE)
             else:
                 # This process has its hands full. Somebody else may take it, or this one a little later.
-                self._claim_at = asyncio.get_running_loop().time() + _FULL_PAUSE
+                self._claims.hold_off(asyncio.get_running_loop().time() + _FULL_PAUSE)
                 await self._give_back(job)
         except StoreError as error:
             # Its lease runs out, and somebody takes it up again.
@@ -311,6 +285,7 @@ class Workers:
         finally:
             del self._running[job.response_id]
             self._runner.forget(job.response_id)
+            self._claims.soon()
             self._woken.set()
             if outcome:
                 failure = run.failure if outcome == "failed" else None
@@ -318,7 +293,7 @@ class Workers:
             else:
                 observed.drop()
 
-    async def _serve(self, run: _Run, exchange: ResponseExchange, observed: Observation, hold: Hold) -> str:
+    async def _serve(self, run: Run, exchange: ResponseExchange, observed: Observation, hold: Hold) -> str:
         """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
         job = run.job
         if not self._may_begin(job.attempts):
@@ -330,11 +305,11 @@ class Workers:
             self._jobs,
             self.name,
             job,
-            batch=self._pace.batch,
+            batch=self._batch,
             written=lambda: self._background.followers.changed(job.response_id),
             on_lost=run.lose,
         )
-        kept = _Kept(self._runner.store, stream.hold_back)
+        kept = KeptRecord(self._runner.store, stream.hold_back)
         upstream = PatientUpstream(
             self._runner.upstream,
             self._settings.patience,
@@ -355,7 +330,7 @@ class Workers:
                     raise hold.refusal
                 failed_at = upstream.failed_at if kept.record is None or kept.record.status == "failed" else None
                 if failed_at is not None and self._may_begin(job.attempts + 1) and await door.gone(failed_at):
-                    raise _DoorGone
+                    raise DoorGone
             run.ending = True
             rest = await stream.close()
         except BaseException:
@@ -364,7 +339,7 @@ class Workers:
         run.failure = exchange.failure
         if kept.record is None:
             # Refused before the model was asked: what it continues is gone, or the settings have changed.
-            error = _refusal(outcome)
+            error = refusal(outcome)
             await self._end(job, error.code or "server_error", error.message)
             return "failed"
         if not await self._finish(kept.record, rest, restart=stream.restart):
@@ -381,8 +356,8 @@ class Workers:
         """Whether a response may be run as often as this."""
         return attempt <= 1 or (self._settings.on_restart == "retry" and attempt <= self._settings.attempts)
 
-    async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> _Outcome:
-        outcome = _Outcome()
+    async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> Outcome:
+        outcome = Outcome()
         async with aclosing(runner.drive(exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendHead):
@@ -439,12 +414,7 @@ class Workers:
         try:
             async with asyncio.timeout(_GIVE_UP_SECONDS):
                 await self._jobs.release(self.name, job.response_id, pause=pause, attempted=attempted)
+            if not pause:
+                self._signals.tell_queued()
         except (StoreError, TimeoutError) as error:
             _log.warning("job_not_given_back", response_id=job.response_id, error=str(error))
-
-
-def _refusal(outcome: _Outcome) -> _Error:
-    try:
-        return msgspec.json.decode(b"".join(outcome.body), type=_ErrorBody).error
-    except msgspec.DecodeError:
-        return _Error()

@@ -39,6 +39,7 @@ from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.schema_check import check_triggers
+from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.usage import SqliteUsageStore
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
@@ -63,6 +64,7 @@ class SqliteStores(Stores):
     responses: SqliteResponseStore
     conversations: SqliteConversationStore
     background: SqliteJobStore
+    signals: SqliteSignals
     prompts: SqlitePromptStore
     files: SqliteFileStore
     retention: SqliteRetention
@@ -138,6 +140,7 @@ async def open_sqlite(
             writer, readers, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
         background=SqliteJobStore(writer, readers, keys),
+        signals=SqliteSignals(readers),
         prompts=SqlitePromptStore(writer, readers, keys=keys, page_bytes=page_bytes),
         files=SqliteFileStore(
             writer,

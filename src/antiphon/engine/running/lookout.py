@@ -1,0 +1,134 @@
+"""Noticing what other processes do to what this one waits for.
+
+Lives here: the one task of a process that looks, while anything is followed or runs here, and what is done with news.
+Not here: reading streams (`followers.py`), running jobs (`workers.py`), how a store hears of others (`stores/`), when
+workers ask for jobs (`claim_pace.py`).
+
+Invariants: one look at a time, for everything that is waited for; however much is heard, it makes no two looks within
+`_APART` seconds; nothing is asked while nothing is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Protocol
+
+import structlog
+
+from antiphon.engine.ports.jobs import Progress
+from antiphon.engine.ports.signals import News, Signals
+from antiphon.errors import StoreError
+
+_log = structlog.get_logger(__name__)
+
+_APART = 0.05
+_LONGEST_AFTER_FAILURE = 1.0
+
+
+class Following(Protocol):
+    """Streams that are read here."""
+
+    def elsewhere(self) -> Collection[str]:
+        """Those that other processes write."""
+
+    def changed(self, response_id: str) -> None:
+        """It went on, or is over; nothing happens if nobody reads it."""
+
+    def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
+        """So far are these."""
+
+
+class Holding(Protocol):
+    """Jobs that run here."""
+
+    name: str
+
+    @property
+    def running(self) -> frozenset[str]:
+        """Their responses."""
+
+    def keep(self, asked: Collection[str], held: Collection[str]) -> None:
+        """Of these the worker holds only those."""
+
+    def heard_of_jobs(self) -> None:
+        """Others may have left jobs in the queue."""
+
+
+class Lookout:
+    """One per process; `following` and `holding` say so themselves."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self.following: Following | None = None
+        self.holding: Holding | None = None
+        self._woken = asyncio.Event()
+        self._looked_at = float("-inf")
+        self._soon: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Hear news from now on."""
+        self.signals.listen(self.hear)
+
+    def wake(self) -> None:
+        """What is waited for may have changed by what this process did: look at once."""
+        self._woken.set()
+        if (self._task is None or self._task.done()) and any(self._waits_for()):
+            self._task = asyncio.get_running_loop().create_task(self._look_on())
+
+    def wake_soon(self) -> None:
+        """Something more is waited for, or others did something to it: look in a moment, once for all that is said
+        meanwhile."""
+        if self._soon is None:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_at(max(loop.time(), self._looked_at + _APART), self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._soon = None
+        self.wake()
+
+    def hear(self, news: News) -> None:
+        """Another process has said this."""
+        if self.following is not None:
+            for response_id in news.responses:
+                self.following.changed(response_id)
+        if self.holding is not None and (news.queued or news.anything):
+            self.holding.heard_of_jobs()
+        if news.anything or not news.responses.isdisjoint(self._waits_for()[1]):
+            self.wake_soon()
+
+    def _waits_for(self) -> tuple[Collection[str], frozenset[str]]:
+        followed = self.following.elsewhere() if self.following is not None else ()
+        return followed, self.holding.running if self.holding is not None else frozenset()
+
+    async def _look_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while any(asked := self._waits_for()):
+            self._woken.clear()
+            self._looked_at = loop.time()
+            try:
+                await self._look(*asked)
+                failures = 0
+            except StoreError as error:
+                _log.warning("progress_not_read", error=str(error))
+                failures += 1
+            except Exception:
+                _log.error("lookout_failed", exc_info=True)
+                failures += 1
+            seconds = self.signals.pace.look
+            if failures:
+                seconds = max(seconds, min(_LONGEST_AFTER_FAILURE, seconds * 2**failures))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    async def _look(self, followed: Collection[str], running: frozenset[str]) -> None:
+        name = self.holding.name if self.holding is not None and running else None
+        seen = await self.signals.look(followed, name)
+        if self.following is not None:
+            self.following.seen(followed, seen.progress)
+        if self.holding is not None and running:
+            self.holding.keep(running, seen.held)

@@ -1,0 +1,33 @@
+"""`Signals` over a `JobStore` of the same process: it asks, and tests say what is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from antiphon.engine.ports.jobs import JobStore
+from antiphon.engine.ports.signals import News, Pace, Seen
+
+_PACE = Pace(0.05, 0.05, 0.05)
+
+
+class MemorySignals:
+    """`told`: how often it was said that there are jobs for others; `hear`: what is called with news; `looks`: what
+    was looked at."""
+
+    def __init__(self, jobs: JobStore, pace: Pace = _PACE) -> None:
+        self.pace = pace
+        self._jobs = jobs
+        self.told = 0
+        self.looks: list[tuple[list[str], str | None]] = []
+        self.hear: Callable[[News], None] = lambda news: None
+
+    async def look(self, followed: Collection[str], worker: str | None) -> Seen:
+        self.looks.append((sorted(followed), worker))
+        held = await self._jobs.held(worker) if worker is not None else frozenset[str]()
+        return Seen(await self._jobs.progress(followed) if followed else {}, held)
+
+    def tell_queued(self) -> None:
+        self.told += 1
+
+    def listen(self, hear: Callable[[News], None]) -> None:
+        self.hear = hear
