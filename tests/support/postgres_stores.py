@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
+from antiphon.stores.postgres.listening import ListenTimes
 from antiphon.stores.postgres.responses import PostgresResponseStore
+from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn
 from antiphon.stores.postgres.withdrawals import Withdrawals
@@ -27,10 +29,12 @@ class TurnStores:
     queued: Groups[NewJob]
     added: Groups[Addition]
     background: PostgresJobStore
+    signals: PostgresSignals
 
     async def aclose(self) -> None:
         for groups in (self.turns, self.queued, self.added):
             await groups.aclose()
+        await self.signals.aclose()
         await self.withdrawals.aclose()
         await self.database.aclose()
 
@@ -43,6 +47,8 @@ def turn_stores(
     page_bytes: int = 16 << 20,
     limits: GroupLimits | None = None,
     connections: DatabaseLimits | None = None,
+    direct_url: str | None = None,
+    times: ListenTimes | None = None,
 ) -> TurnStores:
     database = Database(url, connections)
     keys = PostgresIdempotency(database)
@@ -51,9 +57,10 @@ def turn_stores(
     saved = SavedTurns(database, withdrawals, keep=keys.keep)
     turns = Groups(saved, limits)
     queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
-    added = Groups(AddedEvents(database), limits)
+    signals = PostgresSignals(database, direct_url, times)
+    added = Groups(AddedEvents(database, signals.changed), limits)
     responses = PostgresResponseStore(
         database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    jobs = PostgresJobStore(database, queued, added)
-    return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs)
+    jobs = PostgresJobStore(database, queued, added, signals.changed)
+    return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)

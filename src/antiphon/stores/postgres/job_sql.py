@@ -126,7 +126,7 @@ WITH t AS MATERIALIZED (
       AS t (id, worker, first, last, data, restart)
   ),
   locked AS MATERIALIZED (
-    SELECT j.response_id AS id, j.claim, j.last_seq
+    SELECT j.response_id AS id, j.claim, j.last_seq, j.watched_until > now() AS watched
     FROM t JOIN jobs j ON j.response_id = t.id AND j.worker = t.worker
     ORDER BY j.response_id FOR NO KEY UPDATE OF j
   ),
@@ -148,7 +148,7 @@ WITH t AS MATERIALIZED (
   counted AS (
     UPDATE jobs j SET last_seq = t.last FROM fresh JOIN t USING (id) WHERE j.response_id = t.id
   )
-SELECT locked.id, fresh.id IS NOT NULL AS written FROM locked LEFT JOIN fresh USING (id)
+SELECT locked.id, fresh.id IS NOT NULL AS written, locked.watched FROM locked LEFT JOIN fresh USING (id)
 """
 
 # $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: tokens, $8: bytes of the output items, $9 to
@@ -180,7 +180,8 @@ _ENDED = """
 FINISH = f"""
 WITH {_ITEMS},
   locked AS MATERIALIZED (
-    SELECT claim, last_seq FROM jobs WHERE response_id = $1::text AND worker = $2::text FOR UPDATE
+    SELECT claim, last_seq, watched_until > now() AS watched FROM jobs
+    WHERE response_id = $1::text AND worker = $2::text FOR UPDATE
   ),
   fresh AS MATERIALIZED (
     SELECT l.claim FROM locked l
@@ -226,7 +227,8 @@ WITH {_ITEMS},
       UNION ALL SELECT 1, seq, item_id, type, body, shown FROM i
     ) AS own WHERE may.next_pos IS NOT NULL
   )
-SELECT (SELECT count(*) FROM locked) AS held, (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM may) AS done
+SELECT (SELECT count(*) FROM locked) AS held, (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM may) AS done,
+       (SELECT watched FROM locked) AS watched
 """
 
 # As above, but $13: the last event that was seen, and $2 may be null: whoever holds it.
@@ -252,10 +254,22 @@ UPDATE conversations SET locked_by = NULL, locked_until = NULL
 WHERE locked_by = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = $1)
 """
 
+# Rows in one order, as in every group; what is watched for long enough already is left alone.
+# $1: ids, $2: for how long.
+WATCH = """
+WITH w AS MATERIALIZED (
+  SELECT response_id FROM jobs
+  WHERE response_id = ANY($1::text[]) AND (watched_until IS NULL OR watched_until < now() + $2::interval * 0.6)
+  ORDER BY response_id FOR NO KEY UPDATE
+)
+UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE j.response_id = w.response_id
+"""
 PROGRESS = """
 SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
 FROM responses r WHERE r.id = ANY($1::text[])
 """
+# $1: ids, $2: worker.
+LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = $2::text"
 # No row: no such response. One row without a piece: nothing after that number.
 # $1: id, $2: owner, $3: after, $4: limit, $5: most bytes.
 EVENTS = f"""

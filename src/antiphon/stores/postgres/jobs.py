@@ -12,10 +12,10 @@ event.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
@@ -32,6 +32,12 @@ from antiphon.stores.postgres.values import body_now, milliseconds
 _PAGE_BYTES = 1 << 20
 _TRIES = 5
 _DIVISION_BY_ZERO = "22012"
+
+Changed: TypeAlias = Callable[[Collection[str]], None]
+
+
+def _nobody(response_ids: Collection[str]) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,8 +122,9 @@ class _NotHeld(Exception):
 class AddedEvents:
     """`Units` of pieces of streams. To add one twice is to add it once, so nothing has to be asked or undone."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, changed: Changed = _nobody) -> None:
         self._database = database
+        self._changed = changed
 
     async def write(self, group: Sequence[Addition]) -> Collection[str]:
         """Add what may be added; the ids of those responses."""
@@ -131,6 +138,7 @@ class AddedEvents:
             )  # fmt: skip
             rows = await self._database.write(sql.APPEND, *map(list, columns))
             written += [row["id"] for row in rows if row["written"]]
+            self._changed([row["id"] for row in rows if row["written"] and row["watched"]])
             # It waited for a write of before, whose outcome nobody heard, and sees it now.
             again = {row["id"] for row in rows if not row["written"]}
             left = [each for each in left if each.id in again]
@@ -153,8 +161,12 @@ class AddedEvents:
 class PostgresJobStore:
     """`JobStore` on a database and groups that are somebody else's to close."""
 
-    def __init__(self, database: Database, queued: Groups[NewJob], added: Groups[Addition]) -> None:
+    def __init__(
+        self, database: Database, queued: Groups[NewJob], added: Groups[Addition], changed: Changed = _nobody
+    ) -> None:
+        """`changed` is called with responses that others wait for (`signals.py`), and with all that were ended."""
         self._database = database
+        self._changed = changed
         self._queued = queued
         self._added = added
 
@@ -234,6 +246,8 @@ class PostgresJobStore:
         for _ in range(_TRIES):
             (row,) = await self._database.write(sql.FINISH, *given)
             if row["fresh"] or not row["held"]:
+                if row["done"] and row["watched"]:
+                    self._changed([record.id])
                 return bool(row["done"])
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
 
@@ -241,7 +255,11 @@ class PostgresJobStore:
         """End a response early; see `JobStore.end`."""
         events = (ending.events.last, ending.events.data) if ending.events is not None else (None, None)
         given = _ending(ending.response_id, ending.worker, ending.status, ending.body, ending.output_items, None)
-        return bool(await self._database.write(sql.END, *given, ending.last_event, *events))
+        ended = bool(await self._database.write(sql.END, *given, ending.last_event, *events))
+        if ended:
+            # Whoever runs it must stop.
+            self._changed([ending.response_id])
+        return ended
 
     async def unlock(self, response_id: str) -> None:
         """Give back the conversation that this response has locked, if its job is gone."""

@@ -32,6 +32,7 @@ from antiphon.stores.postgres.prompts import PostgresPromptStore
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import check_server
+from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.usage import PostgresUsageStore
@@ -52,6 +53,7 @@ class PostgresStores(Stores):
     keys: PostgresIdempotency
     database: Database
     direct_url: str
+    signals: PostgresSignals
     groups: tuple[Groups[Any], ...]
     withdrawals: Withdrawals
 
@@ -73,6 +75,7 @@ class PostgresStores(Stores):
         await self.files.aclose()
         for groups in self.groups:
             await groups.aclose()
+        await self.signals.aclose()
         await self.withdrawals.aclose()
         await self.database.aclose()
 
@@ -108,7 +111,8 @@ async def open_postgres(
     withdrawals = Withdrawals(database)
     saved = SavedTurns(database, withdrawals, keep=keys.keep)
     limits = group_limits(timeouts, connections=state.pool)
-    turns, added = Groups(saved, limits), Groups(AddedEvents(database), limits)
+    signals = PostgresSignals(database, None if state.direct_url is None else direct_url)
+    turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
     queued = Groups(QueuedTurns(database, saved), group_limits(timeouts, connections=state.pool, group=1))
     files = PostgresFileRows(database, keys=keys, owner_bytes=owner_file_bytes)
     pending = PendingBlobs(PostgresPendingRows(database), blobs, upload_lease)
@@ -119,7 +123,8 @@ async def open_postgres(
         conversations=PostgresConversationStore(
             database, keys=keys, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
         ),
-        background=PostgresJobStore(database, queued, added),
+        background=PostgresJobStore(database, queued, added, signals.changed),
+        signals=signals,
         prompts=PostgresPromptStore(database, keys=keys, page_bytes=page_bytes),
         files=KeptFiles(files, pending, blobs),
         retention=PostgresRetention(database, kept),

@@ -133,7 +133,9 @@ CREATE TABLE jobs (
   last_seq bigint NOT NULL DEFAULT -1,
   worker text,
   lease_until timestamptz,
-  not_before timestamptz
+  not_before timestamptz,
+  -- Another process follows the stream until then, and wants to be told that it went on.
+  watched_until timestamptz
 ) WITH (fillfactor = 70);
 CREATE INDEX jobs_waiting ON jobs (turn, number) WHERE worker IS NULL;
 CREATE INDEX jobs_held ON jobs (worker, response_id) WHERE worker IS NOT NULL;
