@@ -1,4 +1,7 @@
-"""The job contract on PostgreSQL: one store, and two on one database, directly and behind pgbouncer."""
+"""The job contract on PostgreSQL: one store, and two on one database, behind pgbouncer.
+
+Directly they run by its URL, with all other states.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tests.contracts.job_contract import JobStoreContract
 from tests.support.postgres_stores import TurnStores, turn_stores
 
 
+@pytest.mark.parametrize("postgres_url", [pytest.param("pgbouncer", marks=pytest.mark.full)], indirect=True)
 class _OnPostgres(JobStoreContract):
     @pytest.fixture
     async def opened(self, postgres_url: str) -> AsyncIterator[TurnStores]:

@@ -188,3 +188,14 @@ async def test_every_text_comes_back_as_it_was_given(database: Database, text: s
 async def test_different_texts_are_different_to_the_server(database: Database) -> None:
     texts = ["\0", "\x1a0000", "\x1a", "\x1a001a", "\ud800", "\x1ad800", "0000"]
     assert (await database.fetch("SELECT count(DISTINCT x) FROM unnest($1::text[]) AS x", texts))[0][0] == len(texts)
+
+
+async def test_a_transaction_of_a_machine_that_is_gone_ends(database: Database) -> None:
+    async def work(connection: Connection) -> str:
+        return str((await connection.fetch("SELECT current_setting('idle_in_transaction_session_timeout')"))[0][0])
+
+    before = (await database.fetch("SELECT current_setting('idle_in_transaction_session_timeout')"))[0][0]
+    assert before == "0"
+    for snapshot in (False, True):
+        assert await database.transaction(work, snapshot=snapshot) == "10s"
+    assert (await database.fetch("SELECT current_setting('idle_in_transaction_session_timeout')"))[0][0] == before

@@ -51,6 +51,11 @@ class Record(Protocol):
     def __len__(self) -> int: ...
 
 
+# A machine that is gone without a word leaves its transaction open, with all that it has locked, until this is over.
+_IDLE = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_BEGIN = f"BEGIN; {_IDLE}"
+_BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IDLE}"
+
 _REFUSE_SECONDS = 0.5
 _PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1)
 _CLOSE_SECONDS = 1.0
@@ -113,7 +118,7 @@ class Database:
         The work is done anew where transactions stood in each other's way, so it must have no effects of its own.
         Raises `StoreError` (`unknown` when the connection was lost at the commit), and what `work` raises.
         """
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else "BEGIN"
+        begin = _BEGIN_SNAPSHOT if snapshot else _BEGIN
 
         async def unit(connection: Connection) -> T:
             try:
