@@ -30,6 +30,7 @@ from tests.support.chat_server import (
     json_answer,
 )
 from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.state import state_environ
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -151,6 +152,7 @@ async def _sums(gateway: Gateway, *by: str) -> dict[str, dict[str, Any]]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "antiphon", "admin", "usage", "--json", "--data", str(gateway.data), *by),
         stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **(await state_environ(gateway.data))},
     )
     async with asyncio.timeout(SECONDS):
         out, _ = await process.communicate()

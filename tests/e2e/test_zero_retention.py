@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.chat_server import ChatServer, answer, completion, json_answer, text_stream
 from tests.support.gateway import post, start_gateway
+from tests.support.state import needs_sqlite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -20,6 +21,7 @@ _ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http"
 
 def at_rest(data: Path) -> list[str]:
     """The files that hold one of the texts."""
+    needs_sqlite()
     found = []
     for file in data.rglob("*"):
         if file.is_file() and any(text.encode() in file.read_bytes() for text in (IN, OUT)):
