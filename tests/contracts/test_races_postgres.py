@@ -120,7 +120,8 @@ async def test_two_that_continue_one_do_not_stand_in_each_others_way(two: Two) -
 async def test_a_group_that_waits_for_a_chain_holds_no_later_one(two: Two) -> None:
     """So two groups over the same chains cannot wait for each other."""
     names = "abcdefgh"
-    for name in names:
+    # The first one lies last in the table, and comes last in the group.
+    for name in reversed(names):
         await two.here.responses.save(record(name))
     async with two.held("SELECT 1 FROM chains WHERE owner = $1 AND id = 'resp_a' FOR UPDATE"):
         saves = [two.here.responses.save(record(f"{name}2", prev=name)) for name in reversed(names)]
