@@ -260,3 +260,27 @@ async def test_what_one_machine_ingests_another_finds(postgres: PostgresServer, 
                 status, hits = await ask(two, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": query})
                 assert status == 200 and hits["data"][0]["filename"] == expected
     await postgres.drop_database(url)
+
+
+async def test_many_processes_that_use_a_store_write_that_down_once_a_minute(
+    here: PostgresVectorDatabase, url: str
+) -> None:
+    await make(here, "one", days=1)
+
+    async def row() -> tuple[int, int]:
+        ((version, used),) = await here.table.database.fetch(
+            "SELECT xmin::text::bigint, last_active_at FROM vector_stores"
+        )
+        return version, used
+
+    made = await row()
+    await here.index.touch(ALICE, [STORE])
+    assert await row() == made, "it was used a moment ago"
+    await here.table.database.write("UPDATE vector_stores SET last_active_at = last_active_at - 61000")
+    versions = set()
+    for _ in range(3):
+        async with aclosing(Database(url)) as database:
+            await open_vectors(database, PostgresIdempotency(database), direct_url=url).index.touch(ALICE, [STORE])
+        versions.add(await row())
+    ((_, used),) = versions
+    assert used > made[1]
