@@ -14,6 +14,7 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.tools.code_interpreter.trial import try_out
@@ -40,7 +41,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def _tool(sandbox: MemorySandbox | LocalSandbox, folder: Path) -> CodeInterpreter:
     return CodeInterpreter(
-        ContainerRooms(sandbox, Records(folder), None), CodeInterpreterSettings(memory=1 << 30, idle=60)
+        ContainerRooms(sandbox, RecordedRows(Records(folder)), None), CodeInterpreterSettings(memory=1 << 30, idle=60)
     )
 
 
@@ -57,7 +58,7 @@ class TestCodeInterpreter(ToolContract):
             sandbox.hangs = False
 
         tool = _tool(sandbox, tmp_path)
-        return Setup(tool, GOOD, CALLS, WRONG, slow, held=lambda: len(sandbox.variables) + len(tool.rooms._locks))
+        return Setup(tool, GOOD, CALLS, WRONG, slow, held=lambda: len(sandbox.variables) + len(tool.rooms._uses.locks))
 
 
 class TestCodeInterpreterLocally(ToolContract):

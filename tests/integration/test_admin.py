@@ -24,6 +24,7 @@ from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from tests.contracts.store_contract import ALICE, item, record
 
@@ -61,7 +62,7 @@ def data(tmp_path: Path) -> Path:
         for owner, text in ((ALICE, b"of alice"), (BOB, b"of bob")):
             rooms = ContainerRooms(
                 LocalSandbox(tmp_path / "containers" / "machines", CodeInterpreterSettings()),
-                Records(tmp_path / "containers" / "records"),
+                RecordedRows(Records(tmp_path / "containers" / "records")),
                 None,
             )
             container = await rooms.create(owner, ContainerRequest("theirs", 1 << 30, 1200.0))

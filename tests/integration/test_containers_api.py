@@ -16,6 +16,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ApiError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
@@ -37,7 +38,8 @@ class Api:
         self.now = 1_000.0
         self.sandbox = MemorySandbox(CodeInterpreterSettings.model_construct(disk_bytes=1_000))
         self.uploaded = MemoryFileStore(clock=lambda: self.now)
-        self.rooms = ContainerRooms(self.sandbox, Records(folder), self.uploaded, per_owner=5, clock=lambda: self.now)
+        rows = RecordedRows(Records(folder), lambda: self.now)
+        self.rooms = ContainerRooms(self.sandbox, rows, self.uploaded, per_owner=5, clock=lambda: self.now)
         self._endpoints = ContainerApi(self.rooms, CodeInterpreterSettings(memory=2 << 30, idle=1_200)).endpoints()
 
     async def send(
@@ -265,11 +267,11 @@ async def test_one_thing_at_a_time_in_a_container(api: Api) -> None:
     first = asyncio.create_task(api.rooms.run(ALICE, container, "1"))
     await api.sandbox.begun.wait()
     second = asyncio.create_task(api.rooms.run(ALICE, container, "2"))
-    while api.rooms._locks[container].users < 2:
+    while api.rooms._uses.locks[container].users < 2:
         await asyncio.sleep(0)
     deleting = asyncio.create_task(api.send("DELETE", f"/v1/containers/{container}"))
     other = await api.made()
-    while api.rooms._locks[container].users < 3:
+    while api.rooms._uses.locks[container].users < 3:
         await asyncio.sleep(0)
     assert len(api.sandbox.ran) == 1 and not deleting.done()
     api.sandbox.hangs = False
@@ -277,7 +279,7 @@ async def test_one_thing_at_a_time_in_a_container(api: Api) -> None:
     ran = await second
     assert ran is not None and ran.run.output == "2\n"
     assert (await deleting)[0] == 200 and [one.id for one in await api.rooms.list(ALICE)] == [other]
-    assert not api.rooms._locks
+    assert not api.rooms._uses.locks
 
 
 async def test_a_record_that_cannot_be_read_harms_only_itself(api: Api, tmp_path: Path) -> None:

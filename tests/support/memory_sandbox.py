@@ -86,6 +86,10 @@ class MemorySandbox:
         self.files.setdefault(key, {})[path] = (data, next(self._versions))
         return self._file(key, path)
 
+    async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
+        """One after the other."""
+        return [await self.put(key, path, pieces) for path, pieces in files]
+
     async def list(self, key: str) -> list[SandboxFile]:
         """By path."""
         return [self._file(key, path) for path in sorted(self.files.get(key, ()))]

@@ -228,7 +228,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         opened.push_async_callback(vector_search.aclose)
         stores.files.on_expired = vector_search.forget_file
     kept_files = stores.files if settings.files.enabled else None
-    rooms = await open_rooms(settings.code_interpreter, settings.data / "containers", kept_files)
+    rooms = await open_rooms(settings.code_interpreter, settings.data / "containers", kept_files, stores.containers)
     parts = (
         *((vector_search.tool(),) if vector_search is not None else ()),
         *((code_interpreter(settings, rooms),) if rooms is not None else ()),

@@ -119,12 +119,13 @@ async def _owner_data(settings: Settings) -> AsyncIterator[OwnerData]:
 
 async def _owners(settings: Settings) -> dict[str, list[int]]:
     """How many of each kind every owner has."""
-    containers = OwnersContainers(settings.data).count()
     async with _owner_data(settings) as data:
         found = {
             one.owner: [one.responses, one.conversations, one.prompts, one.files, one.vector_stores]
             for one in await data.owners()
         }
+    async with _containers(settings) as all_containers:
+        containers = await all_containers.count()
     return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
 
@@ -138,6 +139,12 @@ async def _vacuum(settings: Settings) -> None:
     async with _owner_data(settings) as data:
         for one in await data.vacuum():
             print(f"{one.name}: {one.before} bytes before, {one.after} after")
+
+
+@asynccontextmanager
+async def _containers(settings: Settings) -> AsyncIterator[OwnersContainers]:
+    async with _opened(settings) as stores:
+        yield OwnersContainers(settings.data, stores.containers)
 
 
 @asynccontextmanager
@@ -183,22 +190,26 @@ async def _export(settings: Settings, owner: str, folder: Path | None, out: Text
     async with _owner_data(settings) as rows:
         async for row in rows.export(owner):
             _write(out, row.kind, row.id, row.of, row.data)
-    containers = OwnersContainers(settings.data)
-    for kind, row_id, of, data in await containers.export(owner):
-        _write(out, kind, row_id, of, data)
-    if folder is not None:
-        number = 0
-        async for container_id, path, parts in containers.contents(owner):
-            # Different paths may be one name here.
-            number += 1
-            with (folder / f"{container_id}-{number}-{_UNFIT.sub('_', path)[-100:]}").open("wb") as copy:
-                async for part in parts:
-                    copy.write(part)
     async with _opened(settings) as stores:
+        containers = OwnersContainers(settings.data, stores.containers)
+        for kind, row_id, of, data in await containers.export(owner):
+            _write(out, kind, row_id, of, data)
+        if folder is not None:
+            await _copy_containers(containers, owner, folder)
         async for file in _files(stores, owner):
             _write(out, "files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
             if folder is not None:
                 await _copy(stores, owner, file, folder)
+
+
+async def _copy_containers(containers: OwnersContainers, owner: str, folder: Path) -> None:
+    number = 0
+    async for container_id, path, parts in containers.contents(owner):
+        # Different paths may be one name here.
+        number += 1
+        with (folder / f"{container_id}-{number}-{_UNFIT.sub('_', path)[-100:]}").open("wb") as copy:
+            async for part in parts:
+                copy.write(part)
 
 
 def _write(out: TextIO, kind: str, row_id: Any, of: Any, data: Any) -> None:
@@ -239,8 +250,8 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     if not sure:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
-    await OwnersContainers(settings.data).delete(owner)
     async with _opened(settings) as stores:
+        await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
     async with _owner_data(settings) as data:

@@ -13,6 +13,7 @@ from typing import Required, TypedDict
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.idempotency import IdempotencyStore
@@ -96,6 +97,12 @@ class Stores(ABC):
     @abstractmethod
     def figures(self) -> tuple[StoreFigures, ...]:
         """Of every database that these stores are in."""
+
+    @property
+    def containers(self) -> SharedContainers | None:
+        """Containers in which code runs, where several machines share this state; otherwise they lie in the data
+        folder."""
+        return None
 
     @abstractmethod
     def has_vectors(self) -> bool:

@@ -19,6 +19,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.read_request import read_request
@@ -41,7 +42,8 @@ class Setup:
         self.tool = CodeInterpreter(self.rooms, CodeInterpreterSettings(memory=1 << 30, idle=100))
 
     def another(self, sandbox: MemorySandbox, **limits: Any) -> ContainerRooms:
-        return ContainerRooms(sandbox, Records(self.folder), self.files, clock=lambda: self.now, **limits)
+        rows = RecordedRows(Records(self.folder), lambda: self.now)
+        return ContainerRooms(sandbox, rows, self.files, clock=lambda: self.now, **limits)
 
     async def container(self, declared: HostedTool, response_id: str = "resp_1") -> str:
         prepared = await self.tool.prepare("owner", response_id, declared)

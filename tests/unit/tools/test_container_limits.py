@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings, ToolSettings
+from antiphon.engine.ports.container_rows import ContainerHead, ContainerRow, RowFile
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
@@ -24,7 +25,8 @@ from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.output import Output
 from antiphon.tools.code_interpreter.owner_data import OwnersContainers
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
-from antiphon.tools.code_interpreter.records import Head, Record, RecordedFile, Records
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
+from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.tools.places import Places
 from antiphon.translation.tool_map import CallKind, CallTarget
@@ -47,7 +49,13 @@ class Rooms:
         self.sandbox = MemorySandbox()
         self.files = MemoryFileStore(clock=lambda: self.now)
         self.records = Records(folder)
-        self.rooms = ContainerRooms(self.sandbox, self.records, self.files, clock=lambda: self.now, **limits)
+        self.rooms = ContainerRooms(
+            self.sandbox,
+            RecordedRows(self.records, lambda: self.now),
+            self.files,
+            clock=lambda: self.now,
+            **limits,
+        )
 
     async def upload(self, name: str, data: bytes, owner: str = OWNER) -> str:
         async with self.files.uploading() as upload:
@@ -153,7 +161,7 @@ async def test_uploads_are_copied_once_and_named(made: Rooms) -> None:
         with pytest.raises(NotFound) as missing:
             await made.rooms.put_uploaded(OWNER, one.id, wrong)
         assert missing.value.message.endswith(wrong[:128])
-    without = ContainerRooms(made.sandbox, made.records, None)
+    without = ContainerRooms(made.sandbox, RecordedRows(made.records, lambda: made.now), None)
     with pytest.raises(NotFound):
         await without.check_uploaded(OWNER, large)
 
@@ -167,7 +175,7 @@ async def test_a_container_whose_files_cannot_be_copied_is_none(made: Rooms, mon
     monkeypatch.setattr(made.sandbox, "put", refuses)
     with pytest.raises(ContainerFailed, match="is full"):
         await made.rooms.create(OWNER, ContainerRequest("n", 1 << 30, 60.0, (file_id,)))
-    assert made.records.every() == [] and not made.rooms._locks
+    assert made.records.every() == [] and not made.rooms._uses.locks
     one = await made.rooms.create(OWNER, REQUEST)
     made.now += 7
     with pytest.raises(ContainerFailed, match="is full"):
@@ -216,7 +224,7 @@ async def test_what_the_sandbox_cannot_do_is_told(made: Rooms, monkeypatch: pyte
         return
     with pytest.raises(ContainerFailed, match="broken"):
         await (made.rooms.remove(OWNER, one.id, file.id) if failing == "remove" else made.rooms.run(OWNER, one.id, "1"))
-    assert not made.rooms._locks
+    assert not made.rooms._uses.locks
 
 
 async def test_what_a_process_left_is_cleared_unless_somebody_uses_it(made: Rooms) -> None:
@@ -224,21 +232,21 @@ async def test_what_a_process_left_is_cleared_unless_somebody_uses_it(made: Room
     await made.rooms.put(OWNER, one.id, "a", _bytes(b"x"))
     for name in ("cntr_left", "cntr_used"):
         made.sandbox.files[name] = {}
-    async with made.rooms._alone("cntr_used"):
+    async with made.rooms._uses.alone("cntr_used"):
         assert await made.rooms.sweep() == (0,)
         assert set(made.sandbox.files) == {one.id, "cntr_used"}
     assert await made.rooms.sweep() == (0,) and set(made.sandbox.files) == {one.id}
     await made.rooms.drop(one.id)
-    assert made.sandbox.files == {} and made.records.every() == [] and not made.rooms._locks
+    assert made.sandbox.files == {} and made.records.every() == [] and not made.rooms._uses.locks
     assert sorted(one.name for one in made.folder.iterdir()) == []
 
 
 # Records
 
 
-def _record(name: str, at: float = 1.0) -> Record:
-    made = Record(f"cntr_{name}", OWNER, name, at, at, 60.0, 5)
-    made.contents.files = [RecordedFile("cfile_1", "a", 1, "v", 1.0, "user")]
+def _record(name: str, at: float = 1.0) -> ContainerRow:
+    made = ContainerRow(f"cntr_{name}", OWNER, name, at, at, 60.0, 5)
+    made.contents.files = [RowFile("cfile_1", "a", 1, "v", 1.0, "user")]
     return made
 
 
@@ -252,7 +260,7 @@ def test_records_come_oldest_first_and_broken_ones_are_left_out(tmp_path: Path) 
     (folder / "cntr_e.json.part").write_bytes(b"{}")
     (folder / "cntr_a.lock").touch()
     assert [head.id for head in records.every()] == ["cntr_c", "cntr_a", "cntr_b"]
-    assert all(type(head) is Head for head in records.every())
+    assert all(type(head) is ContainerHead for head in records.every())
     assert sorted(one.suffix for one in folder.iterdir()) == [".json"] * 4 + [".lock", ".part"]
     with pytest.raises(StoreError, match="cannot be read"):
         records.get("cntr_d")
@@ -334,17 +342,17 @@ def test_a_lock_on_a_file_that_somebody_deleted_is_none(tmp_path: Path, monkeypa
 
 async def test_an_owners_containers(tmp_path: Path) -> None:
     owners = OwnersContainers(tmp_path)
-    assert owners.count() == {} and await owners.export(OWNER) == [] and list(tmp_path.iterdir()) == []
+    assert await owners.count() == {} and await owners.export(OWNER) == [] and list(tmp_path.iterdir()) == []
     records = Records(tmp_path / "containers" / "records")
     for name in ("a", "b"):
         records.put(_record(name))
-    records.put(Record("cntr_c", OTHER, "c", 1.0, 2.0, 60.0, 5, runs=3))
+    records.put(ContainerRow("cntr_c", OTHER, "c", 1.0, 2.0, 60.0, 5, runs=3))
     for name, files in (("a", {"a": b"x" * (1 << 20) + b"y", "new": b"zz"}), ("c", {"c": b"c"})):
         folder = tmp_path / "containers" / "machines" / f"cntr_{name}" / "files"
         folder.mkdir(parents=True)
         for path, data in files.items():
             (folder / path).write_bytes(data)
-    assert owners.count() == {OWNER: 2, OTHER: 1}
+    assert await owners.count() == {OWNER: 2, OTHER: 1}
     assert await owners.export(OTHER) == [
         ("containers", "cntr_c", 1.0, {"name": "c", "last_active_at": 2.0, "runs": 3}),
         ("container_files", "", "cntr_c", {"path": "c", "bytes": 1, "source": ""}),
@@ -361,7 +369,7 @@ async def test_an_owners_containers(tmp_path: Path) -> None:
     async for container, path, parts in owners.contents(OWNER):
         read[container, path] = [len(part) async for part in parts]
     assert read == {("cntr_a", "a"): [1 << 20, 1], ("cntr_a", "new"): [2]}
-    assert await owners.delete(OWNER) == 2 and owners.count() == {OTHER: 1}
+    assert await owners.delete(OWNER) == 2 and await owners.count() == {OTHER: 1}
     assert not (tmp_path / "containers" / "machines" / "cntr_a").exists()
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from antiphon.engine.ports.container_rows import RowFile
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.records import RecordedFile, Records
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
+from antiphon.tools.code_interpreter.records import Records
 from tests.support.memory_sandbox import MemorySandbox
 from tests.support.waiting import until
 
@@ -44,7 +46,7 @@ async def records(tmp_path: Path) -> AsyncIterator[_SlowRecords]:
 
 async def test_a_lock_that_came_too_late_is_given_back(records: _SlowRecords) -> None:
     at = 0.0
-    rooms = ContainerRooms(MemorySandbox(), records, None, clock=lambda: at)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records, lambda: at), None)
     made = await rooms.create(OWNER, REQUEST)
     records.go.clear()
     records.asked.clear()
@@ -61,56 +63,56 @@ async def test_a_lock_that_came_too_late_is_given_back(records: _SlowRecords) ->
 
 async def test_a_sweep_leaves_what_is_in_use_and_takes_the_rest(records: _SlowRecords, tmp_path: Path) -> None:
     at = 0.0
-    rooms = ContainerRooms(MemorySandbox(), records, None, clock=lambda: at)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records, lambda: at), None)
     first, second, third = [await rooms.create(OWNER, REQUEST) for _ in range(3)]
     at = 1e6
     elsewhere = Records(tmp_path).lock(first.id)
     assert elsewhere is not None
-    async with asyncio.timeout(30), rooms._alone(second.id):
+    async with asyncio.timeout(30), rooms._uses.alone(second.id):
         assert await rooms.sweep() == (1,)
     assert {head.id for head in records.every()} == {first.id, second.id}
     os.close(elsewhere)
-    assert await rooms.sweep() == (2,) and records.every() == [] and not rooms._locks
+    assert await rooms.sweep() == (2,) and records.every() == [] and not rooms._uses.locks
     assert third.id != second.id
 
 
 async def test_of_two_that_delete_a_container_one_did(records: _SlowRecords) -> None:
     """Both saw it there before either had its lock."""
-    rooms = ContainerRooms(MemorySandbox(), records, None)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
     made = await rooms.create(OWNER, REQUEST)
     async with asyncio.timeout(30):
-        async with rooms._alone(made.id):
+        async with rooms._uses.alone(made.id):
             both = [asyncio.create_task(rooms.delete(OWNER, made.id)) for _ in range(2)]
-            await until(lambda: rooms._locks[made.id].users == 3)
+            await until(lambda: rooms._uses.locks[made.id].users == 3)
         assert sorted(await asyncio.gather(*both)) == [False, True]
 
 
 async def test_waiting_for_a_container_ends(
     records: _SlowRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = ContainerRooms(MemorySandbox(), records, None)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
     made = await rooms.create(OWNER, REQUEST)
     elsewhere = Records(tmp_path).lock(made.id)
     assert elsewhere is not None
     with pytest.raises(ContainerFailed, match="in use"):
-        async with rooms._alone(made.id, patience=0.1):
-            pass
+        async with rooms._uses.alone(made.id, patience=0.1) as use:
+            await use.take(lambda *held: rooms._rows.take(OWNER, made.id, *held))
     os.close(elsewhere)
-    async with rooms._alone(made.id):
+    async with rooms._uses.alone(made.id):
         with pytest.raises(ContainerFailed, match="in use"):
-            async with rooms._alone(made.id, patience=0.1):
+            async with rooms._uses.alone(made.id, patience=0.1):
                 pass
-    assert not rooms._locks
+    assert not rooms._uses.locks
 
 
 async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_path: Path) -> None:
     """However many files are in it, the answer takes no longer: what follows the first line is not even looked at."""
     records = Records(tmp_path)
-    rooms = ContainerRooms(MemorySandbox(), records, None)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
     made = await rooms.create(OWNER, REQUEST)
     record = records.get(made.id)
     assert record is not None
-    record.contents.files = [RecordedFile(f"cfile_{n}", f"f{n}", 1, "v", 1.0, "user") for n in range(2_000)]
+    record.contents.files = [RowFile(f"cfile_{n}", f"f{n}", 1, "v", 1.0, "user") for n in range(2_000)]
     records.put(record)
     assert records.get(made.id, OWNER) == record and records.get(made.id, "b:bob") is None
     path = tmp_path / f"{made.id}.json"
@@ -120,7 +122,7 @@ async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_
 
 
 async def test_a_file_of_the_same_name_takes_the_place_of_the_other(records: _SlowRecords) -> None:
-    rooms = ContainerRooms(MemorySandbox(), records, None)
+    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
     made = await rooms.create(OWNER, REQUEST)
 
     async def content(data: bytes) -> AsyncIterator[bytes]:

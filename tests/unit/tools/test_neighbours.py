@@ -19,6 +19,7 @@ from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.handing import HELLO, Answer, Ask, NoMessage, TooLarge, framed, read_message
 from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from tests.support.memory_sandbox import MemorySandbox
 
@@ -34,8 +35,9 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.sandbox = MemorySandbox()
+        self.records = Records(folder / "records")
         self.neighbours = Neighbours(self.sandbox, LIMITS, folder)
-        self.rooms = ContainerRooms(self.sandbox, Records(folder / "records"), None, neighbours=self.neighbours)
+        self.rooms = ContainerRooms(self.sandbox, RecordedRows(self.records), None, neighbours=self.neighbours)
 
 
 @pytest.fixture
@@ -77,10 +79,10 @@ async def test_what_was_run_elsewhere_since_is_not_believed_here(several: list[P
     first, second, _ = several
     made = await first.rooms.create(OWNER, REQUEST)
     await first.rooms.run(OWNER, made.id, "x = 'old'")
-    record = Records(Path(first.rooms._records._folder)).get(made.id)
+    record = first.records.get(made.id)
     assert record is not None
     record.process = GONE
-    first.rooms._records.put(record)
+    first.records.put(record)
     ran = await first.rooms.run(OWNER, made.id, "'x' in globals()")
     assert ran is not None and ran.forgot and ran.run.output == "False\n"
     assert second.sandbox.ran == []

@@ -125,6 +125,12 @@ def test_names_that_are_no_text_are_paths(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def _newer(folder: Path) -> Path:
+    made = folder / "newer"
+    made.write_bytes(b"newer")
+    return made
+
+
 def test_a_file_is_moved_in_in_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owned: list[tuple[Any, ...]] = []
     monkeypatch.setattr(os, "chown", lambda *given: owned.append(given))
@@ -138,13 +144,15 @@ def test_a_file_is_moved_in_in_place_of_another(tmp_path: Path, monkeypatch: pyt
         assert (made.path, made.size) == ("a/b", 5) and not incoming.exists()
         assert [made] == disk.list_files(home, 9) and (home / "a/b").stat().st_mode & 0o777 == 0o644
     assert owned == [(incoming, 7, 7)]
-    for path in ("none/b", "c"):
+    assert disk.write_file(home, "new/er/b", _newer(tmp_path), 0).path == "new/er/b"
+    for path in ("a/b/c", "c"):
         incoming.write_bytes(b"x")
         with pytest.raises(SandboxFailed, match="cannot be written"):
             disk.write_file(home, path, incoming, 0)
     disk.remove_file(home, "a/b")
     disk.remove_file(home, "a/b")
     disk.remove_file(home, "c")
+    disk.remove_file(home, "new/er/b")
     assert disk.list_files(home, 9) == [] and (home / "c").is_dir()
 
 

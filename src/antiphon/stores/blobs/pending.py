@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from antiphon.engine.ports.files import Blob, BlobStore, BlobWriter, new_blob_key
+from antiphon.engine.ports.files import Blob, BlobReader, BlobStore, BlobWriter, new_blob_key
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError
@@ -90,6 +90,10 @@ class PendingBlobs:
     async def is_held(self, key: str) -> bool:
         """Whether a file can still be made of it."""
         return await self._rows.is_held(key)
+
+    async def open(self, key: str) -> BlobReader:
+        """Open a content. Raises `StoreError`."""
+        return await self._blobs.open(key)
 
     async def forget(self, key: str) -> None:
         """Delete a content that will be no file's, then its row. Where that fails it is for the next sweep."""

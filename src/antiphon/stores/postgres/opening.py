@@ -13,11 +13,13 @@ from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import RetentionSettings, StateSettings
+from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
@@ -56,11 +58,17 @@ class PostgresStores(Stores):
     signals: PostgresSignals
     groups: tuple[Groups[Any], ...]
     withdrawals: Withdrawals
+    shared_containers: SharedContainers
 
     @property
     def figures(self) -> tuple[PostgresFigures, ...]:
         """Of the one database."""
         return (PostgresFigures(self.database, self.groups),)
+
+    @property
+    def containers(self) -> SharedContainers:
+        """Those of all machines that share this database and the storage of contents."""
+        return self.shared_containers
 
     def has_vectors(self) -> bool:
         """Their tables are there anyway."""
@@ -135,6 +143,7 @@ async def open_postgres(
         direct_url=direct_url,
         groups=(turns, queued, added),
         withdrawals=withdrawals,
+        shared_containers=SharedContainers(PostgresContainerRows(database), pending),
     )
 
 

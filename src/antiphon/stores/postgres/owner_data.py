@@ -65,8 +65,11 @@ OWNED = {
     """,
 }
 """What is exported of an owner, by kind: two columns that name a row, and its JSON, or the fields of that."""
-ELSEWHERE = frozenset({"chains", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue"})
-"""What has an owner beside that: parts of the others, counts of them, keys; and files, which are their store's."""
+ELSEWHERE = frozenset(
+    {"chains", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue"}
+)
+"""What has an owner beside that: parts of the others, counts of them, keys; files, which are their store's, and
+containers, which are the sandbox's."""
 
 # Each in pieces; the first statement of a pair locks in the order in which all others do.
 _DELETE = (

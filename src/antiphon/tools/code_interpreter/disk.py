@@ -14,6 +14,7 @@ Invariants: no path leaves the folder, whatever it holds; a file's name is no re
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -93,9 +94,10 @@ def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
 
 
 def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFile:
-    """Move a finished file in from `source`, in place of what is there."""
+    """Move a finished file in from `source`, in place of what is there; folders that lack are made."""
     *names, last = _names(path)
     try:
+        _make_folders(folder, names, owner)
         with _inside(folder, names) as parent:
             os.chmod(source, 0o644)
             if owner:
@@ -105,6 +107,23 @@ def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFi
     except OSError as error:
         raise SandboxFailed(f"The file {path!r} cannot be written: {error.strerror}.") from None
     return SandboxFile(path, state.st_size, _version(state))
+
+
+def _make_folders(folder: Folder, names: list[str], owner: int) -> None:
+    opened = open_folder(folder)
+    try:
+        for name in names:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=opened)
+                if owner:
+                    os.chown(name, owner, owner, dir_fd=opened, follow_symlinks=False)
+            inner = _open_folder(name, opened)
+            if inner is None:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            os.close(opened)
+            opened = inner
+    finally:
+        os.close(opened)
 
 
 def remove_file(folder: Folder, path: str) -> None:

@@ -71,23 +71,32 @@ class LocalSandbox:
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
         """See `Sandbox.put`."""
+        (file,) = await self.fill(key, [(path, pieces)])
+        return file
+
+    async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
+        """See `Sandbox.fill`."""
         home = await SANDBOX.run(self._home, key)
         use = await SANDBOX.run(disk.use_of, home, 2 * self._limits.files)
-        left = self._limits.disk_bytes - use.bytes
-        if use.count >= self._limits.files or left <= 0:
-            raise SandboxFailed("The container is full.")
-        incoming = home / f".incoming-{secrets.token_hex(8)}"
-        try:
-            with await SANDBOX.run(incoming.open, "xb") as file:
-                async for piece in pieces:
-                    left -= len(piece)
-                    if left < 0:
-                        raise SandboxFailed("The file is too large for the container.")
-                    await SANDBOX.run(file.write, piece)
-            return await SANDBOX.run(disk.write_file, home / "files", path, incoming, user_of(key))
-        finally:
-            with suppress(OSError):
-                incoming.unlink()
+        left, count = self._limits.disk_bytes - use.bytes, use.count
+        made = []
+        for path, pieces in files:
+            if count >= self._limits.files or left <= 0:
+                raise SandboxFailed("The container is full.")
+            incoming = home / f".incoming-{secrets.token_hex(8)}"
+            try:
+                with await SANDBOX.run(incoming.open, "xb") as file:
+                    async for piece in pieces:
+                        left -= len(piece)
+                        if left < 0:
+                            raise SandboxFailed("The file is too large for the container.")
+                        await SANDBOX.run(file.write, piece)
+                made.append(await SANDBOX.run(disk.write_file, home / "files", path, incoming, user_of(key)))
+            finally:
+                with suppress(OSError):
+                    incoming.unlink()
+            count += 1
+        return made
 
     async def list(self, key: str) -> list[SandboxFile]:
         """See `Sandbox.list`."""

@@ -11,18 +11,27 @@ from pathlib import Path
 import structlog
 
 from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.files import FileStore
+from antiphon.local_keys import local_key
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.neighbours import Neighbours
+from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from antiphon.tools.code_interpreter.trial import HOLDS, try_out
 
 _log = structlog.get_logger(__name__)
 
+_MACHINE_DIGITS = 16
 
-async def open_rooms(chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None) -> ContainerRooms | None:
+
+async def open_rooms(
+    chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: SharedContainers | None = None
+) -> ContainerRooms | None:
     """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
+    `shared`: the rows and copies that several machines share; without, all of it is in the folder.
 
     Raises `ConfigError`.
     """
@@ -39,9 +48,22 @@ async def open_rooms(chosen: CodeInterpreterSettings, folder: Path, files: FileS
     await neighbours.start()
     return ContainerRooms(
         sandbox,
-        Records(folder / "records"),
+        shared.rows if shared is not None else RecordedRows(Records(folder / "records")),
         files,
         limit=chosen.containers,
         per_owner=chosen.per_owner,
         neighbours=neighbours,
+        mirror=open_mirror(sandbox, chosen, folder, shared),
     )
+
+
+def open_mirror(
+    sandbox: LocalSandbox, chosen: CodeInterpreterSettings, folder: Path, shared: SharedContainers | None
+) -> Mirror | None:
+    """The copies of files, where several machines share containers. This machine is named by its folder: one with
+    another disk has no files. Raises `ConfigError`."""
+    if shared is None:
+        return None
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS]
+    return Mirror(sandbox, shared.contents, machine, chosen.disk_bytes)

@@ -62,6 +62,9 @@ class Sandbox(Protocol):
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
         """Write a file; what is there already is replaced. It keeps to the limits of the disk."""
 
+    async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
+        """Write several, one after the other, with the folders that they are in."""
+
     async def list(self, key: str) -> list[SandboxFile]:
         """All files of the machine, by path; a machine that does not exist has none."""
 

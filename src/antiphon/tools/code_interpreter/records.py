@@ -1,7 +1,7 @@
 """What is known of each container: one small file each, below the data folder.
 
 Lives here: reading, writing, listing, deleting them. Not here: the containers' own files (`port.Sandbox`), what the
-records mean (`containers.py`). All of it blocks: call it in a thread.
+records mean (`recorded_rows.py`). All of it blocks: call it in a thread.
 
 A file is two lines of JSON: whose it is and how long it lives, then what is in it. Whoever asks for somebody else's
 reads no more than the first line, however much is in the container.
@@ -17,63 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
+from antiphon.engine.ports.container_rows import ContainerHead, ContainerRow, RowContents
 from antiphon.errors import StoreError
 from antiphon.ids import is_id
 
 PREFIX = "cntr"
 
 
-class RecordedFile(Struct):
-    """A file that was given an id. `version` is the sandbox's."""
-
-    id: str
-    path: str
-    size: int
-    version: str
-    created_at: float
-    source: str
-
-
-class Head(Struct):
-    """A container, without what is in it."""
-
-    id: str
-    owner: str
-    name: str
-    created_at: float
-    last_active_at: float
-    idle_seconds: float
-    memory: int
-    runs: int = 0
-    process: str = ""
-    """How often code was run, and by which process last: its interpreter alone has the variables."""
-
-    def expired(self, now: float) -> bool:
-        """Whether nobody has used it for too long."""
-        return now > self.last_active_at + self.idle_seconds
-
-
-class Contents(Struct):
-    """What is in a container."""
-
-    files: list[RecordedFile] = []
-    copied: list[str] = []
-    """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
-
-
-class Record(Head):
-    """A container with what is in it."""
-
-    contents: Contents = msgspec.field(default_factory=Contents)
-
-    def file(self, file_id: str) -> RecordedFile | None:
-        """The file of this id."""
-        return next((file for file in self.contents.files if file.id == file_id), None)
-
-
-_READ_HEAD, _READ_CONTENTS = msgspec.json.Decoder(Head), msgspec.json.Decoder(Contents)
+_READ_HEAD, _READ_CONTENTS = msgspec.json.Decoder(ContainerHead), msgspec.json.Decoder(RowContents)
 
 
 class Records:
@@ -82,29 +34,29 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, container_id: str, owner: str | None = None) -> Record | None:
+    def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
         """The record, or None; with `owner` only when it is his."""
         found = self._open(container_id, owner)
         if found is None:
             return None
         head, rest = found
-        record = msgspec.convert(head, Record, from_attributes=True)
+        record = msgspec.convert(head, ContainerRow, from_attributes=True)
         try:
             record.contents = _READ_CONTENTS.decode(rest)
         except msgspec.DecodeError as error:
             raise StoreError("A container's record cannot be read.") from error
         return record
 
-    def head(self, container_id: str) -> Head | None:
+    def head(self, container_id: str) -> ContainerHead | None:
         """The record without what is in the container, or None."""
         found = self._open(container_id, None, rest=False)
         return found[0] if found is not None else None
 
-    def put(self, record: Record) -> None:
+    def put(self, record: ContainerRow) -> None:
         """Write it, in place of what is there."""
         path = self._folder / f"{record.id}.json"
         incoming = path.with_suffix(f".{os.urandom(8).hex()}")
-        head = msgspec.json.encode(msgspec.convert(record, Head, from_attributes=True))
+        head = msgspec.json.encode(msgspec.convert(record, ContainerHead, from_attributes=True))
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             incoming.write_bytes(head + b"\n" + msgspec.json.encode(record.contents))
@@ -138,7 +90,7 @@ class Records:
         os.close(opened)
         return None
 
-    def every(self) -> list[Head]:
+    def every(self) -> list[ContainerHead]:
         """All of them, oldest first; one that cannot be read is left out."""
         found = []
         with suppress(FileNotFoundError):
@@ -150,7 +102,7 @@ class Records:
                             found.append(head)
         return sorted(found, key=lambda head: (head.created_at, head.id))
 
-    def _open(self, container_id: str, owner: str | None, *, rest: bool = True) -> tuple[Head, bytes] | None:
+    def _open(self, container_id: str, owner: str | None, *, rest: bool = True) -> tuple[ContainerHead, bytes] | None:
         if not is_id(container_id, PREFIX):
             return None
         try:

@@ -168,6 +168,9 @@ def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
     outputs += [{"type": "image", "url": image} for image in images]
     told = ["[This is a new interpreter: variables of earlier calls are gone, files are still there.]"] * ran.forgot
+    if ran.left_behind:
+        names = ", ".join(unmarked(path) for path in ran.left_behind[:_MAX_FILES])
+        told.append(f"[{len(ran.left_behind)} files could not be brought from another machine and are gone: {names}.]")
     told += [unmarked(run.output).rstrip("\n")] if run.output.strip() else []
     if run.lost:
         gone = f"[The interpreter was ended: {run.lost}. All variables are gone; files are still there.]"

@@ -1,0 +1,177 @@
+"""One thing at a time in a container, whoever asks and wherever.
+
+Lives here: waiting for one's turn, within this process by a lock and beyond it by the row's lease, and holding it. Not
+here: what is done then (`containers.py`), how a lease is kept (`ContainerRows`).
+
+Invariants: whoever waits ends within a time; what was taken is given back, though its taker is gone when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+
+import structlog
+
+from antiphon.engine.ports.container_rows import ContainerInUse, ContainerLost, ContainerRow, ContainerRows
+from antiphon.engine.ports.containers import ContainerFailed
+from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.waiting import to_the_end
+from antiphon.errors import StoreError
+
+_log = structlog.get_logger(__name__)
+
+PATIENCE = 120.0
+LEASE_SECONDS = 30.0
+_FIRST_LOOK, _LAST_LOOK = 0.05, 0.5
+
+
+class InUse(ContainerFailed):
+    """Somebody else is using the container."""
+
+    def __init__(self) -> None:
+        super().__init__("The container is in use. Try again when the code that runs in it has ended.")
+
+
+class Taking(Protocol):
+    """Takes a row, for a holder and for so many seconds."""
+
+    def __call__(self, holder: str, seconds: float, /) -> Awaitable[ContainerRow | None]: ...
+
+
+@dataclass(slots=True)
+class _Lock:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class Uses:
+    """The uses of containers by this process, which records name `process`."""
+
+    def __init__(self, rows: ContainerRows, process: str) -> None:
+        self.rows = rows
+        self.leases = Leases(LEASE_SECONDS)
+        self.locks: dict[str, _Lock] = {}
+        self._process = process
+        self._numbers = count(1)
+        self._late: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[Use]:
+        """One's turn in this process; the container is to be taken in it. Raises `InUse` when it cannot be had within
+        so many seconds."""
+        held = self.locks.setdefault(container_id, _Lock())
+        held.users += 1
+        deadline = asyncio.get_running_loop().time() + patience
+        try:
+            if held.lock.locked() and not patience:
+                raise InUse
+            try:
+                async with asyncio.timeout_at(deadline if patience else None):
+                    await held.lock.acquire()
+            except TimeoutError:
+                raise InUse from None
+            use = Use(self, container_id, f"{self._process}-{next(self._numbers)}", deadline)
+            try:
+                yield use
+            finally:
+                try:
+                    await use.let_go()
+                finally:
+                    held.lock.release()
+        finally:
+            held.users -= 1
+            if not held.users:
+                self.locks.pop(container_id, None)
+
+    async def aclose(self) -> None:
+        """Hold nothing any more."""
+        if self._late:
+            await asyncio.wait(self._late)
+        await self.leases.aclose()
+
+    def give_back(self, taking: asyncio.Future[ContainerRow | None], use: Use) -> None:
+        """What is taken for one who is gone."""
+
+        async def wait_and_give_back() -> None:
+            try:
+                if await taking is not None:
+                    await self.rows.let_go(use.container_id, use.holder)
+            except (ContainerInUse, StoreError):
+                pass  # It was not taken, or its lease runs out.
+
+        late = asyncio.ensure_future(wait_and_give_back())
+        self._late.add(late)
+        late.add_done_callback(self._late.discard)
+
+
+class Use:
+    """One use of a container, held from when it is taken until it is put back or deleted."""
+
+    def __init__(self, uses: Uses, container_id: str, holder: str, deadline: float) -> None:
+        self._uses = uses
+        self._deadline = deadline
+        self._holds = False
+        self.container_id = container_id
+        self.holder = holder
+
+    async def take(self, taking: Taking) -> ContainerRow | None:
+        """Take the container as soon as nobody else has it. Raises `InUse`, `StoreError`."""
+        clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
+        while True:
+            # Whoever holds it elsewhere tells nobody when that is over.
+            asked = asyncio.ensure_future(taking(self.holder, LEASE_SECONDS))
+            try:
+                row = await asyncio.shield(asked)
+                break
+            except ContainerInUse:
+                if clock() >= self._deadline:
+                    raise InUse from None
+            except asyncio.CancelledError:
+                self._uses.give_back(asked, self)
+                raise
+            await asyncio.sleep(min(pause, max(0.0, self._deadline - clock())))
+            pause = min(2 * pause, _LAST_LOOK)
+        if row is not None:
+            self._holds = True
+            self._uses.leases.hold(self._uses.rows, self.holder)
+        return row
+
+    async def put_back(self, row: ContainerRow, came: Sequence[str] = (), went: Sequence[str] = ()) -> None:
+        """See `ContainerRows.put_back`. Raises `ContainerFailed` when the container was lost."""
+        rows = self._uses.rows
+        await self._ended(rows.put_back(row, self.holder, came=came, went=went))
+
+    async def delete(self, row: ContainerRow) -> None:
+        """See `ContainerRows.delete`. Raises `ContainerFailed` when the container was lost."""
+        await self._ended(self._uses.rows.delete(row, self.holder))
+
+    async def let_go(self) -> None:
+        """Hold it no longer, if it is held still; where that fails its lease runs out."""
+        if not self._holds:
+            return
+        self._holds = False
+        self._uses.leases.drop(self._uses.rows, self.holder)
+        try:
+            await to_the_end(self._uses.rows.let_go(self.container_id, self.holder))
+        except StoreError as error:
+            _log.warning("container_not_let_go", container=self.container_id, error=str(error))
+
+    async def _ended(self, work: Awaitable[None]) -> None:
+        try:
+            await to_the_end(work)
+        except ContainerLost:
+            _log.warning("container_lost", container=self.container_id)
+            self._over()
+            raise ContainerFailed(
+                "This process stood still for so long that others may have used the container; what was done is lost."
+            ) from None
+        self._over()
+
+    def _over(self) -> None:
+        self._holds = False
+        self._uses.leases.drop(self._uses.rows, self.holder)

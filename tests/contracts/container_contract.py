@@ -1,0 +1,174 @@
+"""What the rows of containers must be wherever they lie (`ContainerRows`).
+
+Lives here: the tests. Each kind of rows runs this suite in `test_containers_rows.py`, which also says how a container
+gets old.
+
+Invariant: a test writes through `rows` and reads through `peer`, which is a second one on the same data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from antiphon.engine.ports.container_rows import (
+    ContainerInUse,
+    ContainerLost,
+    ContainerRow,
+    ContainerRows,
+    NewContainer,
+    RowFile,
+    TooManyContainers,
+)
+from antiphon.ids import new_id
+
+ALICE, BOB = "b:alice", "b:bob"
+LEASE = 60.0
+IDLE = 600.0
+Age = Callable[[str, float], Awaitable[None]]
+"""Lets a container be unused for so many seconds more."""
+
+
+def new(owner: str = ALICE, container_id: str = "") -> NewContainer:
+    return NewContainer(container_id or new_id("cntr"), owner, "caf\xe9 \U0001f600", IDLE, 5 << 30)
+
+
+async def made(rows: ContainerRows, owner: str = ALICE) -> ContainerRow:
+    """One that nobody holds."""
+    row = await rows.make(new(owner), "maker", LEASE, limit=99, per_owner=99)
+    await rows.put_back(row, "maker")
+    return row
+
+
+class ContainerRowsContract:
+    """The suite. Subclasses provide `rows`, `peer` and `age`."""
+
+    async def test_what_is_put_back_is_read(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        asked = new()
+        row = await rows.make(asked, "one", LEASE, limit=9, per_owner=9)
+        assert (row.id, row.owner, row.name, row.idle_seconds, row.memory) == (
+            asked.id,
+            asked.owner,
+            asked.name,
+            asked.idle_seconds,
+            asked.memory,
+        )
+        assert (row.runs, row.process, row.machine, row.contents.files) == (0, "", "", [])
+        row.runs, row.process, row.machine = 3, "p", "m"
+        row.contents.files = [
+            RowFile("cfile_1", "a\0ff/\xe9", 1 << 40, "v", 1.5, "user", "blob", 7, {"n": "w"}),
+            RowFile("cfile_2", "b", 0, "", 2.0, "assistant"),
+        ]
+        row.contents.copied = ["file-1"]
+        await rows.put_back(row, "one")
+        read = await peer.get(ALICE, row.id)
+        assert read is not None and read.last_active_at >= read.created_at == row.created_at
+        read.last_active_at = row.last_active_at
+        assert read == row and read.file("cfile_2") == row.contents.files[1] and read.file("cfile_3") is None
+        assert [head.id for head in await peer.list(ALICE)] == [row.id]
+        assert [one.contents for one in await peer.all_of(ALICE)] == [row.contents]
+
+    async def test_nobody_elses_is_there(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        row = await made(rows)
+        for owner, container_id in ((BOB, row.id), (ALICE, "cntr_none"), (ALICE, "../x"), (ALICE, "")):
+            assert await peer.get(owner, container_id) is None
+            assert await peer.take(owner, container_id, "h", LEASE) is None
+        assert list(await peer.list(BOB)) == [] == list(await peer.all_of(BOB))
+        assert await peer.take(ALICE, row.id, "h", LEASE) is not None
+        await peer.let_go(row.id, "h")
+
+    async def test_one_holds_it_at_a_time(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        row = await rows.make(new(), "one", LEASE, limit=9, per_owner=9)
+        with pytest.raises(ContainerInUse):
+            await peer.take(ALICE, row.id, "two", LEASE)
+        with pytest.raises(ContainerInUse):
+            await peer.take_to_delete(row.id, "two", LEASE, expired=False)
+        with pytest.raises(ContainerInUse):
+            await peer.make(new(container_id=row.id), "two", LEASE, limit=9, per_owner=9)
+        # Being looked at is no use.
+        assert await peer.get(ALICE, row.id) is not None and await peer.take(BOB, row.id, "two", LEASE) is None
+        assert await rows.renew(["one", "two"], LEASE) == {"one"}
+        await rows.let_go(row.id, "one")
+        taken = await peer.take(ALICE, row.id, "two", LEASE)
+        assert taken is not None and await rows.renew(["one"], LEASE) == frozenset()
+        with pytest.raises(ContainerLost):
+            await rows.put_back(row, "one")
+        with pytest.raises(ContainerLost):
+            await rows.delete(row, "one")
+        await rows.let_go(row.id, "one")
+        with pytest.raises(ContainerInUse):
+            await rows.take(ALICE, row.id, "three", LEASE)
+        await peer.put_back(taken, "two")
+
+    async def test_of_many_that_take_it_at_once_one_gets_it(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        row = await made(rows)
+
+        async def take(number: int) -> bool:
+            try:
+                return await (rows, peer)[number % 2].take(ALICE, row.id, f"h{number}", LEASE) is not None
+            except ContainerInUse:
+                return False
+
+        got = await asyncio.gather(*(take(number) for number in range(8)))
+        assert sum(got) == 1
+        winner = got.index(True)
+        await (rows, peer)[winner % 2].let_go(row.id, f"h{winner}")
+
+    async def test_what_is_deleted_is_gone(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        row = await made(rows)
+        kept = await made(rows)
+        taken = await rows.take(ALICE, row.id, "h", LEASE)
+        assert taken is not None
+        await rows.delete(taken, "h")
+        assert await peer.get(ALICE, row.id) is None and await peer.take(ALICE, row.id, "i", LEASE) is None
+        assert await peer.take_to_delete(row.id, "i", LEASE, expired=False) is None
+        assert await peer.missing([row.id, kept.id, "cntr_none"]) == {row.id, "cntr_none"}
+        assert await peer.missing([]) == frozenset()
+        assert [head.id for head in await peer.every()] == [kept.id]
+
+    async def test_an_expired_one_is_there_for_who_deletes_it(
+        self, rows: ContainerRows, peer: ContainerRows, age: Age
+    ) -> None:
+        row, young = await made(rows), await made(rows, BOB)
+        await age(row.id, IDLE - 60)
+        assert await peer.get(ALICE, row.id) is not None and list(await peer.expired()) == []
+        assert await peer.take_to_delete(row.id, "h", LEASE, expired=True) is None
+        await age(row.id, 120)
+        assert await peer.get(ALICE, row.id) is None and list(await peer.list(ALICE)) == []
+        assert await peer.take(ALICE, row.id, "h", LEASE) is None
+        assert list(await peer.expired()) == [row.id] and await peer.missing([row.id]) == frozenset()
+        assert {head.id for head in await peer.every()} == {row.id, young.id}
+        assert [one.id for one in await peer.all_of(ALICE)] == [row.id]
+        assert await peer.take_to_delete(young.id, "h", LEASE, expired=True) is None
+        taken = await peer.take_to_delete(row.id, "h", LEASE, expired=True)
+        assert taken is not None
+        await peer.delete(taken, "h")
+        assert list(await rows.expired()) == []
+
+    async def test_use_keeps_it_from_expiring(self, rows: ContainerRows, peer: ContainerRows, age: Age) -> None:
+        row = await made(rows)
+        for _ in range(2):
+            await age(row.id, IDLE - 60)
+            assert await rows.take(ALICE, row.id, "h", LEASE) is not None
+            await rows.let_go(row.id, "h")
+        assert await peer.get(ALICE, row.id) is not None
+
+    async def test_so_many_there_may_be(self, rows: ContainerRows, peer: ContainerRows, age: Age) -> None:
+        first = await made(rows)
+        await made(rows, BOB)
+        with pytest.raises(TooManyContainers) as error:
+            await peer.make(new(), "h", LEASE, limit=9, per_owner=1)
+        assert error.value.of_owner
+        with pytest.raises(TooManyContainers) as error:
+            await peer.make(new(), "h", LEASE, limit=2, per_owner=2)
+        assert not error.value.of_owner
+        await age(first.id, IDLE + 60)
+        again = await peer.make(new(), "h", LEASE, limit=2, per_owner=1)
+        await peer.put_back(again, "h")
+
+    async def test_lists_are_oldest_first(self, rows: ContainerRows, peer: ContainerRows) -> None:
+        ids = [(await made(rows)).id for _ in range(3)]
+        at = {head.id: head.created_at for head in await peer.every()}
+        assert [head.id for head in await peer.list(ALICE)] == sorted(ids, key=lambda one: (at[one], one))
