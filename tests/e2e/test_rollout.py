@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.bench.variants import Process
+from tests.rollout.course import Load, roll
 from tests.rollout.replicas import MODES, Mode, Plan
-from tests.rollout.run import Load, roll, table
+from tests.rollout.report import table
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -27,4 +28,4 @@ async def test_a_rolling_restart(mode: Mode, folder: Path) -> None:
         result = await roll(plan, load, upstream.ready, folder / "run", warm=2.0, rest=0.5)
     finally:
         await upstream.stop()
-    assert result.good, table(result)
+    assert result.good, table(mode, result)

@@ -1,13 +1,13 @@
 """Clients of a rollout: what they ask for, what each must be given, and the ledger of what went wrong.
 
 Lives here: the kinds of clients. Not here: streams (`tests/support/streams.py`), replicas (`replicas.py`), when
-anything is restarted (`run.py`).
+anything is restarted (`course.py`).
 
 No client tries anything again: a refusal is a failure. What they do is what a process that leaves asks of them: a
 follower whose stream ends without `[DONE]` reads on by `starting_after`, and who is told 1001 on a WebSocket between
 two responses opens another.
 
-Invariant: every request has an end of its own (`_HUNG_AFTER`).
+Invariant: every request has an end of its own (`patience`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import aiohttp
 
 from tests.support.streams import Cut, Failed, events, output_text
 
-_HUNG_AFTER = 120.0
 _UPLOAD_PARTS, _UPLOAD_PART, _UPLOAD_PAUSE = 10, 16 * 1024, 0.2
 _BOUNDARY = "rollout-boundary"
 
@@ -43,12 +42,13 @@ class Seen:
 @dataclass
 class Clients:
     """All clients of the service at `url`. `words`: how many an answer has, which is how long it takes.
-    `long_words`: of one that takes longer than a drain."""
+    `long_words`: of one that takes longer than a drain. `patience`: seconds after which a client hangs."""
 
     url: str
     words: int
     long_words: int
     session: aiohttp.ClientSession
+    patience: float = 120.0
     stopping: bool = False
     seen: dict[str, Seen] = field(default_factory=dict)
     stored: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=200))
@@ -60,12 +60,12 @@ class Clients:
         while not self.stopping:
             seen.asked += 1
             try:
-                async with asyncio.timeout(_HUNG_AFTER):
+                async with asyncio.timeout(self.patience):
                     await client(seen)
             except Cut as cut:
                 seen.cut.append(str(cut))
             except TimeoutError:
-                seen.failed.append("hung")
+                seen.failed.append(f"hung for {self.patience:g} s")
             except (Failed, KeyError, ValueError, aiohttp.ClientError, OSError) as failed:
                 seen.failed.append(f"{type(failed).__name__}: {failed}"[:300])
 

@@ -1,10 +1,11 @@
 """The service of a rollout: replicas that share a state, and a real Envoy in front that checks their health.
 
 Lives here: processes, their settings, Envoy's configuration in both modes, and how Envoy sees each replica. Not here:
-clients (`clients.py`), the order of things (`run.py`).
+clients (`clients.py`), the state they share (`shared.py`), builds (`builds.py`), the order of things (`course.py`).
 
 In mode `http` a replica is `antiphon serve`, and Envoy a plain proxy that retries nothing, so that it hides no failure.
-In mode `envoy` it is `antiphon extproc`, and Envoy has the configuration that Antiphon prints.
+In mode `envoy` it is `antiphon extproc`, and Envoy has the configuration that Antiphon prints. One more replica may
+stand beside the balancer: it is asked for nothing and runs background responses, so that it may be killed.
 
 Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
 """
@@ -16,7 +17,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -30,6 +30,8 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
+from tests.rollout.builds import HERE, Build
+from tests.rollout.shared import ONE_FOLDER, Shared
 
 Mode = Literal["http", "envoy"]
 MODES: tuple[Mode, ...] = ("http", "envoy")
@@ -37,18 +39,19 @@ MODES: tuple[Mode, ...] = ("http", "envoy")
 # How long a start or an end may take at all; how long it took is in the table.
 _LONGEST = 180.0
 _LOOK = 0.02
+_SOCKETS = {"grpc": "sidecar-0.grpc", "http": "sidecar-0.http", "model_door": "model-door"}
 _CLUSTERS: dict[Mode, tuple[str, ...]] = {"http": ("replicas",), "envoy": ("sidecar_grpc", "sidecar_http")}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a service consists of. `state`: a URL for `state.url`, empty for the data folder that all share."""
+    """What a service consists of."""
 
     mode: Mode
     replicas: int
     notice: float
     drain: float
-    state: str = ""
+    shared: Shared = ONE_FOLDER
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Restart:
     """What one replica's turn took, in seconds since SIGTERM."""
 
     number: int
+    build: str = ""
+    """Which took its place."""
     unseen: float = 0.0
     """Until Envoy sent it nothing more."""
     ended: float = 0.0
@@ -69,13 +74,16 @@ class Restart:
 class Service:
     """Replicas and Envoy. `url` is where clients ask."""
 
-    def __init__(self, plan: Plan, upstream: str, folder: Path) -> None:
+    def __init__(self, plan: Plan, upstream: str, folder: Path, build: Build = HERE) -> None:
         self._plan = plan
         self._folder = folder
-        ports = _free_ports(plan.replicas + 2)
+        self._build = build
+        ports = _free_ports(plan.replicas + 3)
         self._places, (public, admin) = [f"127.0.0.1:{port}" for port in ports[:-2]], ports[-2:]
         self._admin = f"127.0.0.1:{admin}"
         self.url = f"http://127.0.0.1:{public}"
+        self.aside = plan.replicas
+        """The number of the replica beside the balancer."""
         values: dict[str, Any] = {
             "data": str(folder / "data"),
             "listen": f"127.0.0.1:{public}",
@@ -84,13 +92,14 @@ class Service:
             "timeouts": {"notice": plan.notice, "drain": plan.drain, "check": 0},
             "log": {"format": "json"},
             "envoy": {"admin": self._admin},
+            # Where Envoy is, whatever folders the replicas have.
+            "sidecar": {name: f"unix:{folder}/{socket}.sock" for name, socket in _SOCKETS.items()},
+            **plan.shared.settings,
         }
-        if plan.state:
-            values["state"] = {"url": plan.state}
         self._settings = Settings.model_validate(values)
         self._file = folder / "settings.json"
         self._file.write_text(json.dumps(values))
-        self._replicas: list[asyncio.subprocess.Process | None] = [None] * plan.replicas
+        self._replicas: list[asyncio.subprocess.Process | None] = [None] * (plan.replicas + 1)
         self._envoy: asyncio.subprocess.Process | None = None
 
     def log(self, number: int) -> Path:
@@ -100,10 +109,10 @@ class Service:
     async def start(self) -> None:
         """Start everything; returns once Envoy takes every replica for healthy."""
         for number in range(self._plan.replicas):
-            await self._start_replica(number)
+            await self.start_replica(number, self._build)
         config = self._folder / "envoy.yaml"
         if self._plan.mode == "http":
-            config.write_text(to_yaml(_proxy(self._settings, self._places)))
+            config.write_text(to_yaml(_proxy(self._settings, self._places[: self.aside])))
         else:
             config.write_text(to_yaml(bootstrap(self._settings, sidecars=endpoints(self._settings))))
         self._envoy = await self._spawn(
@@ -113,9 +122,10 @@ class Service:
         )
         await self._until(self._all_healthy, "Envoy takes every replica for healthy")
 
-    async def restart(self, number: int) -> Restart:
-        """SIGTERM, the end, a new process, until it takes requests."""
-        process, took = self._replicas[number], Restart(number)
+    async def restart(self, number: int, build: Build | None = None) -> Restart:
+        """SIGTERM, the end, a new process of this build, until it takes requests."""
+        build = build or self._build
+        process, took = self._replicas[number], Restart(number, build.name)
         assert process is not None
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -126,10 +136,33 @@ class Service:
             await asyncio.wait({ending}, timeout=_LOOK)
         took.status, took.ended = ending.result(), time.monotonic() - began
         took.told = _last_drain(self.log(number))
-        await self._start_replica(number)
+        await self.start_replica(number, build)
         await self._until(self._all_healthy, f"replica {number} is back")
         took.back = time.monotonic() - began
         return took
+
+    async def kill(self, number: int) -> None:
+        """SIGKILL: it leaves as it is."""
+        process = self._replicas[number]
+        assert process is not None
+        process.kill()
+        await process.wait()
+
+    async def refused(self, build: Build) -> str:
+        """What a process of this build says that must not start; empty when it starts."""
+        log = self._folder / "refused.log"
+        process = await self._spawn(log, *self._command(self.aside, build))
+        try:
+            async with asyncio.timeout(_LONGEST):
+                if await process.wait() == 0:
+                    return ""
+        except TimeoutError:
+            return ""
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return log.read_text().strip()
 
     async def stop(self) -> None:
         """End everything at once."""
@@ -139,16 +172,12 @@ class Service:
                     process.kill()
                 await process.wait()
 
-    async def _start_replica(self, number: int) -> None:
-        command = ("serve", "--listen", self._places[number])
-        if self._plan.mode == "envoy":
-            command = ("extproc", "--worker", str(number))
-        process = await self._spawn(
-            self.log(number), sys.executable, "-m", "antiphon", *command, "--config", str(self._file)
-        )
+    async def start_replica(self, number: int, build: Build) -> None:
+        """A process in this replica's place; returns once it says that it is ready."""
+        process = await self._spawn(self.log(number), *self._command(number, build))
         self._replicas[number] = process
         place = self._places[number]
-        if self._plan.mode == "envoy":
+        if self._plan.mode == "envoy" and number != self.aside:
             place = self._settings.place(endpoints(self._settings)[number].http)
 
         async def ready() -> bool:
@@ -157,6 +186,13 @@ class Service:
             return await ask(place, "/ready", 5.0) is not None
 
         await self._until(ready, f"replica {number} is ready")
+
+    def _command(self, number: int, build: Build) -> tuple[str, ...]:
+        door = ("serve", "--listen", self._places[number])
+        if self._plan.mode == "envoy" and number != self.aside:
+            door = ("extproc", "--worker", str(number))
+        data = (f"--data={self._folder}/data-{number}",) if self._plan.shared.machines else ()
+        return (*build.command, *door, "--config", str(self._file), *data)
 
     async def _spawn(self, log: Path, *command: str) -> asyncio.subprocess.Process:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}

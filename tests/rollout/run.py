@@ -1,9 +1,6 @@
-"""`scripts/rollout`: a rolling restart under load, in both modes; the table, and the judgement.
+"""`scripts/rollout`: a rolling restart or upgrade under load, in both modes; the tables, and the judgement.
 
-Lives here: the phases and what is printed. Not here: clients (`clients.py`), processes (`replicas.py`).
-
-All clients run from the first to the last moment. Each replica gets SIGTERM; when its process has ended a new one takes
-its place, and when the balancer sends that one requests, the next replica's turn comes.
+Lives here: the command line. Not here: what happens (`course.py`), what is printed (`report.py`).
 
 Invariant: a run ends by itself and takes everything along that it started; the exit status is 0 when no request failed
 and no answer was cut.
@@ -14,114 +11,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
-
 from tests.bench.variants import Process
-from tests.rollout.clients import Clients, Seen
-from tests.rollout.replicas import MODES, Mode, Plan, Restart, Service
-
-_SHOWN = 8
-_LONG = "background, longer than a drain"
-
-
-@dataclass
-class Load:
-    """How many clients of each kind; `seconds`: how long a stream takes, `pause`: between two of its words. `long`
-    clients follow responses of `long_seconds`, which no drain waits for."""
-
-    streams: int
-    others: int
-    seconds: float
-    pause: float = 0.5
-    long: int = 0
-    long_seconds: float = 0.0
-
-
-@dataclass
-class Result:
-    """One mode's run."""
-
-    mode: Mode
-    seen: dict[str, Seen] = field(default_factory=dict)
-    restarts: list[Restart] = field(default_factory=list)
-
-    @property
-    def good(self) -> bool:
-        """Whether nobody noticed, and every process ended well."""
-        clean = not any(seen.failed or seen.cut for seen in self.seen.values())
-        return clean and all(seen.asked for seen in self.seen.values()) and not any(one.status for one in self.restarts)
-
-
-async def roll(plan: Plan, load: Load, upstream: str, folder: Path, *, warm: float, rest: float) -> Result:
-    """One rolling restart under load. `warm`: seconds of load before it; `rest`: after each replica."""
-    folder.mkdir(parents=True, exist_ok=True)
-    service, result = Service(plan, upstream, folder), Result(plan.mode)
-    connector = aiohttp.TCPConnector(limit=0)
-    try:
-        await service.start()
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
-            words, long_words = (round(seconds / load.pause) for seconds in (load.seconds, load.long_seconds))
-            clients = Clients(service.url, words, long_words, session, seen=result.seen)
-            running = [
-                *(("streams", clients.stream) for _ in range(load.streams)),
-                *(("CRUD", clients.crud) for _ in range(load.others)),
-                *(("uploads", clients.upload) for _ in range(load.others)),
-                *(("background, followed", clients.follow) for _ in range(load.others)),
-                *(("WebSockets", clients.websocket) for _ in range(load.others)),
-                *((_LONG, clients.follow_long) for _ in range(load.long)),
-            ]
-            tasks = [asyncio.create_task(clients.run(kind, client)) for kind, client in running]
-            try:
-                await asyncio.sleep(warm)
-                for number in range(plan.replicas):
-                    result.restarts.append(await service.restart(number))
-                    # Not always at the same moment between two checks of health.
-                    await asyncio.sleep(rest + 0.37 * number)
-                clients.stopping = True
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-    finally:
-        await service.stop()
-    return result
-
-
-def table(result: Result) -> str:
-    """What was seen, as Markdown."""
-    lines = [
-        f"\n### {result.mode}\n",
-        "| clients | requests | failed | cut | moved or resumed | failover p50 | longest |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for kind, seen in result.seen.items():
-        middle, most = (statistics.median(seen.gaps), max(seen.gaps)) if seen.gaps else (None, None)
-        cells = (kind, seen.asked, len(seen.failed), len(seen.cut), len(seen.gaps), _shown(middle), _shown(most))
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += [
-        "\n| replica | out of the balancer | ended | exit status | finished | given back | serving again |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in result.restarts:
-        told = (one.told.get("finished", "?"), one.told.get("given_back", 0))
-        row = (one.number, _shown(one.unseen), _shown(one.ended), one.status, *told, _shown(one.back))
-        lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
-    for kind, seen in result.seen.items():
-        lines += [f"FAILED {kind}: {text}" for text in seen.failed[:_SHOWN]]
-        lines += [f"CUT {kind}: {text}" for text in seen.cut[:_SHOWN]]
-    return "\n".join(lines)
-
-
-def _shown(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.2f} s"
+from tests.rollout.builds import HERE, Build, make_builds
+from tests.rollout.course import Course, Load, restart_all, roll, upgrade
+from tests.rollout.replicas import MODES, Plan
+from tests.rollout.report import table
+from tests.rollout.shared import STATES, opened
 
 
 async def _main(given: argparse.Namespace, folder: Path) -> int:
@@ -134,15 +34,26 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
     load = Load(given.streams, given.others, given.seconds, given.pause, long, 2 * given.drain)
     command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", str(given.pause))
     folder.mkdir(parents=True, exist_ok=True)
+    build: Build = HERE
+    course: Course = restart_all
+    if given.upgrade:
+        print("builds …", file=sys.stderr, flush=True)
+        builds = await asyncio.to_thread(make_builds, folder / "builds")
+        build, course = builds[0], upgrade(*builds)
     upstream = await Process.start(folder / "upstream.log", *command)
     results = []
     try:
         for mode in given.modes:
             print(f"{mode} …", file=sys.stderr, flush=True)
-            plan = Plan(mode, given.replicas, given.notice, given.drain, given.state)
-            result = await roll(plan, load, upstream.ready, folder / mode, warm=given.warm, rest=given.rest)
+            place = folder / mode
+            place.mkdir()
+            async with opened(given.state, place) as shared:
+                plan = Plan(mode, given.replicas, given.notice, given.drain, shared)
+                result = await roll(
+                    plan, load, upstream.ready, place, warm=given.warm, rest=given.rest, course=course, build=build
+                )
             results.append(result)
-            print(table(result), flush=True)
+            print(table(f"{'upgrade, ' if given.upgrade else ''}{shared.kind}, {mode}", result), flush=True)
     finally:
         await upstream.stop()
     good = all(result.good for result in results)
@@ -152,8 +63,14 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when nothing failed and nothing was cut."""
-    parser = argparse.ArgumentParser(prog="scripts/rollout", description="A rolling restart that nobody notices.")
+    parser = argparse.ArgumentParser(prog="scripts/rollout", description="A rollout that nobody notices.")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="which doors (default: http envoy)")
+    parser.add_argument(
+        "--state", help=f"{', '.join(STATES)} or a postgresql:// URL (default sqlite, with --upgrade postgres)"
+    )
+    parser.add_argument(
+        "--upgrade", action="store_true", help="to a build whose schema adds, then to one whose schema takes away"
+    )
     parser.add_argument("--replicas", type=int, default=3, help="default 3")
     parser.add_argument("--streams", type=int, default=200, help="streams at once (default 200)")
     parser.add_argument("--others", type=int, default=4, help="clients of each other kind (default 4)")
@@ -163,14 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drain", type=float, default=25.0, help="timeouts.drain (default 25)")
     parser.add_argument("--warm", type=float, default=6.0, help="seconds of load before the first SIGTERM (default 6)")
     parser.add_argument("--rest", type=float, default=2.0, help="seconds between two replicas (default 2)")
-    parser.add_argument(
-        "--state", default="", help="state.url of all replicas (default: SQLite in a folder they share)"
-    )
     parser.add_argument("--keep", type=Path, help="a folder for logs and data, which is not deleted")
     given = parser.parse_args(arguments)
+    given.state = given.state or ("postgres" if given.upgrade else "sqlite")
+    if given.state not in STATES and not given.state.startswith("postgresql://"):
+        parser.error(f"--state: one of {', '.join(STATES)}, or a postgresql:// URL")
+    if given.upgrade and given.state == "sqlite":
+        parser.error("--upgrade: its steps are PostgreSQL's; choose another --state")
+    if given.upgrade and given.state not in STATES and len(given.modes) > 1:
+        parser.error("--upgrade: after it the old build cannot start on that database; choose one of --modes")
+    if given.upgrade and given.replicas < 2:
+        parser.error("--replicas: an upgrade that nobody notices needs 2")
     if given.keep is not None:
         return asyncio.run(_main(given, given.keep))
-    with tempfile.TemporaryDirectory(prefix="antiphon-rollout-") as folder:
+    with tempfile.TemporaryDirectory(prefix="at-", dir="/tmp") as folder:
         return asyncio.run(_main(given, Path(folder)))
 
 

@@ -1,0 +1,128 @@
+"""Builds of Antiphon, each a wheel in an environment of its own: the present one, and two that may follow it.
+
+Lives here: making them. Not here: running them (`replicas.py`), the order in which they follow (`upgrade.py`).
+
+The next build has a schema that only adds: a column and an index on a table that every turn writes, a column on the
+table of jobs. The one after that takes the first of them away again, which the build before it does without, and writes
+payloads of jobs that no older build reads. Nothing else differs but the version.
+
+An environment has its own `antiphon`; what that depends on is the running interpreter's.
+
+Invariant: the source tree is only read.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from antiphon.stores.postgres.migrate import packaged_steps
+
+_ROOT = Path(__file__).parents[2]
+_SECONDS = 300
+_MIGRATIONS = "src/antiphon/stores/postgres/migrations"
+
+_EXPAND = """-- serves: {serves}
+ALTER TABLE responses ADD COLUMN rollout_note text;
+CREATE INDEX responses_rollout_note ON responses (rollout_note) WHERE rollout_note IS NOT NULL;
+"""
+_EXPAND_JOBS = """-- serves: {serves}
+ALTER TABLE jobs ADD COLUMN rollout_note text;
+"""
+_CONTRACT = """-- serves: {serves}
+DROP INDEX responses_rollout_note;
+ALTER TABLE responses DROP COLUMN rollout_note;
+"""
+
+
+@dataclass(frozen=True)
+class Build:
+    """`python`: the interpreter of its environment. `schema`: how many steps it knows."""
+
+    name: str
+    python: Path
+    schema: int
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What its command line begins with."""
+        # -P: nothing of the folder in which the run was started comes first.
+        return (str(self.python), "-P", "-m", "antiphon")
+
+
+HERE = Build("this one", Path(sys.executable), len(packaged_steps()))
+"""The source tree, as the tests run it."""
+
+
+def make_builds(folder: Path) -> tuple[Build, Build, Build]:
+    """The present build and two that follow it; takes half a minute."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = HERE.schema
+    old = _build("old", _copy(folder / "old-source"), folder, before)
+
+    tree = _copy(folder / "new-1-source")
+    _set_version(tree, "1000.1")
+    _add_step(tree, before + 1, "rollout_note", _EXPAND.format(serves=before))
+    _add_step(tree, before + 2, "rollout_jobs", _EXPAND_JOBS.format(serves=before))
+    first = _build("new 1", tree, folder, before + 2)
+
+    tree = _copy(folder / "new-2-source", tree)
+    _set_version(tree, "1000.2")
+    _add_step(tree, before + 3, "rollout_note_gone", _CONTRACT.format(serves=first.schema))
+    _replace(tree / "src/antiphon/engine/exchange/job_needs.py", r"^_PAYLOADS = \((\d+),\)$", r"_PAYLOADS = (\1, 1000)")
+    return old, first, _build("new 2", tree, folder, before + 3)
+
+
+def _copy(folder: Path, tree: Path = _ROOT) -> Path:
+    """What a wheel is made of."""
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(tree / name, folder)
+    shutil.copytree(
+        tree / "src" / "antiphon", folder / "src" / "antiphon", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    return folder
+
+
+def _set_version(tree: Path, version: str) -> None:
+    _replace(tree / "src/antiphon/__init__.py", r'^__version__ = "[^"]+"$', f'__version__ = "{version}"')
+
+
+def _add_step(tree: Path, number: int, name: str, sql: str) -> None:
+    (tree / _MIGRATIONS / f"{number:04}_{name}.sql").write_text(sql)
+
+
+def _replace(file: Path, pattern: str, text: str) -> None:
+    changed, times = re.subn(pattern, text, file.read_text(), flags=re.MULTILINE)
+    assert times == 1, f"{file.name} has not one line like {pattern}"
+    file.write_text(changed)
+
+
+def _build(name: str, tree: Path, folder: Path, schema: int) -> Build:
+    """The wheel of a source tree, installed."""
+    place = folder / name.replace(" ", "-")
+    _run(sys.executable, "-m", "venv", "--without-pip", str(place))
+    packages = next(place.glob("lib/python*/site-packages"))
+    # As a folder on the path: what stands there to make the source tree importable is not read.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = place / "bin" / "python"
+    quiet = ("--quiet", "--disable-pip-version-check", "--no-deps")
+    wheels = folder / f"{place.name}-wheel"
+    _run(sys.executable, "-m", "pip", "wheel", *quiet, "--no-build-isolation", "--wheel-dir", str(wheels), str(tree))
+    (wheel,) = wheels.glob("antiphon-*.whl")
+    _run(sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, "--no-index", str(wheel))
+    found = _run(str(python), "-P", "-c", "import antiphon; print(antiphon.__file__)").strip()
+    assert Path(found).is_relative_to(place), f"{name} would run {found}"
+    return Build(name, python, schema)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS, cwd="/")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout

@@ -1,0 +1,151 @@
+"""The course of a rollout: clients ask from the first to the last moment, and replicas are replaced meanwhile.
+
+Lives here: who asks, which replica is replaced by which build and when, what came of it. Not here: clients
+(`clients.py`), processes (`replicas.py`), how it is shown (`report.py`).
+
+Each replica gets SIGTERM; when its process has ended a new one takes its place, and when the balancer sends that one
+requests, the next replica's turn comes.
+
+Invariant: a rollout ends by itself and takes everything along that it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from tests.rollout.builds import HERE, Build
+from tests.rollout.clients import Clients, Seen
+from tests.rollout.replicas import Mode, Plan, Restart, Service
+
+_LONG = "background, longer than a drain"
+_PATIENCE = 120.0
+# Those that take longer than a drain may be begun again more than once.
+_MOVES = 4
+
+
+@dataclass
+class Load:
+    """How many clients of each kind; `seconds`: how long a stream takes, `pause`: between two of its words. `long`
+    clients follow responses of `long_seconds`, which no drain waits for."""
+
+    streams: int
+    others: int
+    seconds: float
+    pause: float = 0.5
+    long: int = 0
+    long_seconds: float = 0.0
+
+
+@dataclass
+class Result:
+    """One rollout. `notes`: what else was seen; `wrong`: what should not have been."""
+
+    mode: Mode
+    seen: dict[str, Seen] = field(default_factory=dict)
+    restarts: list[Restart] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether nobody noticed, and every process ended well."""
+        clean = not self.wrong and not any(seen.failed or seen.cut for seen in self.seen.values())
+        return clean and all(seen.asked for seen in self.seen.values()) and not any(one.status for one in self.restarts)
+
+
+Course = Callable[[Service, Result, float], Awaitable[None]]
+"""Replaces replicas; the seconds are those to rest after each."""
+
+
+async def restart_all(service: Service, result: Result, rest: float) -> None:
+    """Each replica once, by the same build."""
+    for number in range(service.aside):
+        await _replace(service, result, number, HERE, rest)
+
+
+def upgrade(old: Build, first: Build, second: Build) -> Course:
+    """From the old build to one whose schema adds, from that to one whose schema takes away.
+
+    In the middle of each rollout the build before it starts again: in a replica's place, and beside the balancer, where
+    a process that runs background responses is killed first.
+    """
+
+    async def course(service: Service, result: Result, rest: float) -> None:
+        await service.start_replica(service.aside, old)
+        for before, after in ((old, first), (first, second)):
+            await _replace(service, result, 0, after, rest)
+            await _killed(service, result, before, f"{after.name} serves")
+            await _replace(service, result, service.aside - 1, before, rest)
+            for number in range(1, service.aside):
+                await _replace(service, result, number, after, rest)
+            await _killed(service, result, after, "all are replaced")
+        await service.kill(service.aside)
+        said = await service.refused(old)
+        if "written by a newer Antiphon" not in said:
+            result.wrong.append(f"{old.name} was not refused after the contract: {said or 'it started'}")
+        result.notes.append(f"{old.name}, started after the contract: {said}")
+
+    return course
+
+
+async def roll(
+    plan: Plan,
+    load: Load,
+    upstream: str,
+    folder: Path,
+    *,
+    warm: float,
+    rest: float,
+    course: Course = restart_all,
+    build: Build = HERE,
+) -> Result:
+    """One rollout under load, which begins with this build. `warm`: seconds of load before it; `rest`: after each
+    replica."""
+    folder.mkdir(parents=True, exist_ok=True)
+    service, result = Service(plan, upstream, folder, build), Result(plan.mode)
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        await service.start()
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
+            words, long_words = (round(seconds / load.pause) for seconds in (load.seconds, load.long_seconds))
+            patience = _PATIENCE + _MOVES * load.long_seconds
+            clients = Clients(service.url, words, long_words, session, patience, seen=result.seen)
+            running = [
+                *(("streams", clients.stream) for _ in range(load.streams)),
+                *(("CRUD", clients.crud) for _ in range(load.others)),
+                *(("uploads", clients.upload) for _ in range(load.others)),
+                *(("background, followed", clients.follow) for _ in range(load.others)),
+                *(("WebSockets", clients.websocket) for _ in range(load.others)),
+                *((_LONG, clients.follow_long) for _ in range(load.long)),
+            ]
+            tasks = [asyncio.create_task(clients.run(kind, client)) for kind, client in running]
+            try:
+                await asyncio.sleep(warm)
+                await course(service, result, rest)
+                clients.stopping = True
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await service.stop()
+    return result
+
+
+async def _replace(service: Service, result: Result, number: int, build: Build, rest: float) -> None:
+    result.restarts.append(await service.restart(number, build))
+    # Not always at the same moment between two checks of health.
+    await asyncio.sleep(rest + 0.37 * number)
+
+
+async def _killed(service: Service, result: Result, build: Build, when: str) -> None:
+    """The one beside the balancer is killed, and one of this build starts in its place; a failure raises."""
+    await service.kill(service.aside)
+    await service.start_replica(service.aside, build)
+    result.notes.append(f"killed beside the balancer, started again as {build.name} while {when}: it is ready")

@@ -1,0 +1,61 @@
+"""What the replicas of a rollout share.
+
+Lives here: the settings that name it. Not here: databases (`tests/scale/states.py`), who uses it (`replicas.py`).
+
+`sqlite` is one data folder for all of them, as on one machine. `postgres` and `pgbouncer` (four connections to the
+server) are machines: a data folder for each, keys from the settings, contents of files in a bucket.
+
+Invariant: what was started here ends with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.scale.states import KINDS
+from tests.scale.states import opened as opened_state
+from tests.support.seaweed import BUCKET, KEY_ID, SECRET, SeaweedServer
+
+STATES = KINDS
+
+_KEYS = {"owner": {"key": "rollout-owner-key-0123456789"}, "sealing": {"keys": ["rollout-sealing-key-0123456789"]}}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """`settings`: the same for all replicas. `machines`: each has a data folder of its own."""
+
+    kind: str = "sqlite"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    machines: bool = False
+
+
+ONE_FOLDER = Shared()
+
+
+@asynccontextmanager
+async def opened(kind: str, folder: Path) -> AsyncIterator[Shared]:
+    """One of `STATES`, or what lies at a URL; with a bucket of its own."""
+    if kind == "sqlite":
+        yield ONE_FOLDER
+        return
+    async with opened_state(kind, folder) as state:
+        server = SeaweedServer()
+        try:
+            yield machines(state.kind, state.url, bucket_settings(server.endpoint, "rollout"))
+        finally:
+            server.stop()
+
+
+def machines(kind: str, url: str, blobs: Mapping[str, Any]) -> Shared:
+    """Machines that share a database and a bucket."""
+    return Shared(kind, {"state": {"url": url}, "blobs": blobs, **_KEYS}, machines=True)
+
+
+def bucket_settings(endpoint: str, prefix: str) -> dict[str, Any]:
+    """`blobs` as it stands in a file of settings."""
+    return {"url": f"s3://{BUCKET}/{prefix}", "endpoint": endpoint, "key_id": KEY_ID, "secret": SECRET}
