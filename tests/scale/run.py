@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.scale.chains import chains
+from tests.scale.clock import CLOCK_SETTINGS, clock, fake_clocks
 from tests.scale.faults import faults, faults_of
 from tests.scale.hole import hole
 from tests.scale.jobs import Run as Jobs
@@ -90,6 +91,23 @@ async def _faults(given: argparse.Namespace, folder: Path) -> Report:
                 return await faults(replicas, done, clients=given.clients, margin=given.margin)
 
 
+async def _clock(given: argparse.Namespace, folder: Path) -> Report:
+    minutes = dict(zip(range(given.replicas), (-given.minutes, 0.0, given.minutes), strict=False))
+    async with (
+        model(given.pause) as made,
+        opened(given.state, folder) as state,
+        Replicas(
+            state.url,
+            made.url,
+            folder,
+            count=given.replicas,
+            settings=CLOCK_SETTINGS,
+            environ=fake_clocks(minutes),
+        ) as replicas,
+    ):
+        return await clock(replicas, made, minutes, jobs=given.jobs)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
     runs = parser.add_subparsers(dest="run", required=True)
@@ -127,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--frozen", type=float, default=8.0, help="seconds without an answer (default 8)")
     one.add_argument("--down", type=float, default=2.0, help="seconds between an end and the next start (default 2)")
     one.add_argument("--margin", type=float, default=1.5, help="seconds beyond state.deadline (default 1.5)")
+
+    one = add("clock", _clock, "clocks of replicas are minutes apart")
+    one.add_argument("--minutes", type=float, default=7.0, help="how far the first is behind, and the last ahead")
+    one.add_argument("--jobs", type=int, default=12, help="background responses (default 12)")
+    one.add_argument("--pause", type=float, default=0.08, help="between two words of the model (default 0.08)")
 
     add("owners", _owners, "nothing of one owner's is told to another", "pgbouncer", 2)
     return parser

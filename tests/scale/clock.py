@@ -1,0 +1,168 @@
+"""Replicas whose clocks are minutes apart: nobody takes over what another one holds, and nothing expires early.
+
+Lives here: the run and its judgement. Not here: replicas, single requests (`clients.py`).
+
+The clocks are moved by libfaketime; PostgreSQL has the machine's. Leases are short, so that a replica that judged them
+by its own clock would take at once what another one holds: jobs, conversations, keys. What is kept for two minutes must
+not go because a clock is seven minutes off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.scale.clients import answer_to, read, sessions, streamed
+from tests.scale.model import Model
+from tests.scale.replicas import Replicas
+from tests.scale.report import Report
+from tests.support.streams import Cut, Failed, output_text
+
+LEASE = 2.0
+KEPT = 120.0
+"""Seconds for which keys and responses are kept: less than the clocks are apart."""
+CLOCK_SETTINGS: dict[str, Any] = {
+    "background": {"lease": LEASE},
+    "conversations": {"lease": LEASE},
+    "idempotency": {"lease": LEASE, "keep": KEPT},
+    "retention": {"responses": KEPT, "conversations": KEPT, "sweep": 1.0},
+}
+"""What replicas need for it."""
+_WORDS = 100
+_LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/libfaketimeMT.so.1")
+
+
+def fake_clocks(minutes: Mapping[int, float]) -> dict[int, dict[str, str]]:
+    """What to put into each replica's environment, that its clock is so many minutes ahead. Raises `SystemExit` where
+    libfaketime is not installed."""
+    found = [path for pattern in _LIBRARIES for path in Path("/").glob(pattern.lstrip("/"))]
+    if not found:
+        raise SystemExit("clock: needs libfaketime; install Debian's package libfaketime")
+    common = {"LD_PRELOAD": str(found[0]), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"}
+    return {number: {**common, "FAKETIME": f"{60 * ahead:+.0f}s"} for number, ahead in minutes.items()}
+
+
+async def clock(replicas: Replicas, model: Model, minutes: Mapping[int, float], *, jobs: int) -> Report:
+    """The report: what was taken over, run twice or gone too early. `model`: so slow that an answer outlasts leases."""
+    shown = ", ".join(f"{minutes.get(number, 0):+g}" for number in range(len(replicas)))
+    report = Report(f"{len(replicas)} replicas with clocks {shown} minutes off", ("clocks", shown))
+    async with sessions() as session:
+        stamps = [await _short(session, replicas.url(number), f"first {number}") for number in range(len(replicas))]
+        off = [(stamp["created_at"] - time.time()) / 60 for stamp in stamps]
+        report.row("as their answers say, minutes", ", ".join(f"{one:+.1f}" for one in off))
+        if any(abs(one - minutes.get(number, 0)) > 0.5 for number, one in enumerate(off)):
+            report.wrong.append("the clocks are not where they should be")
+        await asyncio.gather(
+            _jobs(session, replicas, model, jobs, report),
+            *(_conversation(session, replicas, model, number, report) for number in range(len(replicas))),
+            *(_key(session, replicas, model, number, report) for number in range(len(replicas))),
+        )
+        gone = 0
+        for number, stamp in enumerate(stamps):
+            for url in (replicas.url(other) for other in range(len(replicas))):
+                try:
+                    await read(session, url, f"/v1/responses/{stamp['id']}")
+                except Failed as failed:
+                    gone += 1
+                    report.wrong.append(f"the response of replica {number} at {url}: {failed}")
+                again = await _short(session, url, f"first {number}")
+                if again["id"] != stamp["id"]:
+                    report.wrong.append(f"the key of replica {number} is forgotten at {url}")
+        report.row("responses gone too early", gone)
+    return report
+
+
+async def _short(session: aiohttp.ClientSession, url: str, said: str) -> dict[str, Any]:
+    body = {"model": "demo", "input": said}
+    async with session.post(f"{url}/v1/responses", json=body, headers={"idempotency-key": said}) as got:
+        response: dict[str, Any] = await got.json()
+        if got.status != 200 or output_text(response) != answer_to(said, 0):
+            raise Failed(f"{got.status} {response}")
+        return response
+
+
+async def _jobs(session: aiohttp.ClientSession, replicas: Replicas, model: Model, many: int, report: Report) -> None:
+    async def one(number: int) -> None:
+        said = f"job {number}: count to {_WORDS}"
+        body = {"model": "demo", "input": said, "background": True}
+        try:
+            (await _turn(session, replicas.url(number), body))
+        except (Failed, Cut) as failed:
+            report.wrong.append(f"{said}: {failed}")
+        if len(model.of(said)) != 1:
+            report.wrong.append(f"{said} was run {len(model.of(said))} times")
+
+    await asyncio.gather(*(one(number) for number in range(many)))
+    times = [call.ended - call.began for call in model.calls if call.ended and call.said.startswith("job ")]
+    report.row("background responses", many)
+    report.row(f"each runs so many seconds, with a lease of {LEASE:g}", min(times, default=0.0))
+    report.row("runs", len(times))
+    if min(times, default=0.0) < 2 * LEASE:
+        report.wrong.append("the jobs were too short to outlast a lease")
+
+
+async def _conversation(
+    session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report
+) -> None:
+    """One turn holds it for longer than the lease; others are kept out, wherever they ask."""
+    async with session.post(f"{replicas.url(number)}/v1/conversations", json={}) as got:
+        conversation = (await got.json())["id"]
+    said = f"holding {number}: count to {_WORDS}"
+    await _held(session, replicas, model, number, report, said, {"conversation": conversation}, {})
+
+
+async def _key(session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report) -> None:
+    """A request outlasts its key's lease; the same one elsewhere is told to wait, then given the same."""
+    said = f"with a key {number}: count to {_WORDS}"
+    await _held(session, replicas, model, number, report, said, {}, {"idempotency-key": said})
+
+
+async def _held(
+    session: aiohttp.ClientSession,
+    replicas: Replicas,
+    model: Model,
+    number: int,
+    report: Report,
+    said: str,
+    fields: dict[str, Any],
+    headers: dict[str, str],
+) -> None:
+    body = {"model": "demo", "input": said, "stream": True, **fields}
+    holding = asyncio.create_task(streamed(session, replicas.url(number), body, **headers))
+    refused = 0
+    # The model was asked, so what is held is held.
+    while not holding.done():
+        if model.of(said):
+            for other in range(1, len(replicas)):
+                url = f"{replicas.url(number + other)}/v1/responses"
+                async with session.post(url, json=body, headers=headers) as got:
+                    text = await got.text()
+                if got.status == 409:
+                    refused += 1
+                elif not holding.done() and model.of(said)[0].ended is None:
+                    report.wrong.append(f"{said}: let in while it was held: {got.status} {text[:200]}")
+        await asyncio.sleep(0.2)
+    first = await holding
+    assert first.rest is not None
+    await first.rest
+    what = "a conversation" if fields else "a key"
+    report.row(f"{what} of replica {number}: others kept out, times", refused)
+    if not refused:
+        report.wrong.append(f"{said}: nobody was kept out")
+    if headers:
+        again = await streamed(session, replicas.url(number + 1), body, **headers)
+        assert again.rest is not None
+        await again.rest
+        if again.response["id"] != first.response["id"] or len(model.of(said)) != 1:
+            report.wrong.append(f"{said}: made twice")
+
+
+async def _turn(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
+    turn = await streamed(session, url, body)
+    assert turn.rest is not None
+    await turn.rest
