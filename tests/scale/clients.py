@@ -97,10 +97,12 @@ class Refused(Failed):
         return self.status in (408, 409, 429) or self.status >= 500
 
 
-async def insisted(ask: Callable[[int], Awaitable[T]], chance: random.Random) -> tuple[T, int]:
-    """What `ask` gives, which is told the number of the attempt; tried again after what SDKs try again after, until
-    `HUNG_AFTER`. Also how many attempts it took. Raises `Failed`."""
-    end, pause, last = time.monotonic() + HUNG_AFTER, _FIRST_PAUSE, "nothing"
+async def insisted(
+    ask: Callable[[int], Awaitable[T]], chance: random.Random, within: float = HUNG_AFTER
+) -> tuple[T, int]:
+    """What `ask` gives, which is told the number of the attempt; tried again after what SDKs try again after, for
+    `within` seconds. Also how many attempts it took. Raises `Failed`."""
+    end, pause, last = time.monotonic() + within, _FIRST_PAUSE, "nothing"
     attempt = 0
     while time.monotonic() < end:
         wait = pause

@@ -26,6 +26,8 @@ from tests.scale.report import Report, milliseconds
 from tests.scale.states import State
 from tests.support.streams import DONE, TERMINAL, Cut, Failed, frames, output_text
 
+_WAITS = 900.0
+"""Seconds that a response may wait in the queue behind all others."""
 _PIECE = (4, 40)
 """How many events are read before the client goes elsewhere."""
 
@@ -134,7 +136,7 @@ async def _follow(session: aiohttp.ClientSession, run: Run, number: int, job: _J
         raise Cut("a stream ended before its response")
 
     while not job.ended:
-        await insisted(piece, run.chance)
+        await insisted(piece, run.chance, _WAITS)
         job.places += 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.stores.postgres.page_sql import within
+from antiphon.stores.postgres.values import NOW
 
 # Places begin where none of an earlier conversation of the same id can have been: where clients choose the ids, one may
 # be deleted and come again, and a response that was made in the first must not find the second's items.
@@ -16,14 +17,14 @@ _PLACES = 24
 
 INSERT = f"""
 INSERT INTO conversations (owner, id, created_at, updated_at, first_pos, next_pos, metadata)
-SELECT $1, $2, $3, $3, place, place, $4 FROM (SELECT nextval('conversation_places') << {_PLACES} AS place) AS given
+SELECT $1, $2, $3, {NOW}, place, place, $4 FROM (SELECT nextval('conversation_places') << {_PLACES} AS place) AS given
 """
 INSERT_UNKNOWN = f"{INSERT} ON CONFLICT DO NOTHING"
 
 _COLUMNS = "id, created_at, metadata"
 GET = f"SELECT {_COLUMNS} FROM conversations WHERE owner = $1 AND id = $2"
 UPDATE_METADATA = f"""
-UPDATE conversations SET metadata = $3, updated_at = greatest(updated_at, $4)
+UPDATE conversations SET metadata = $3, updated_at = greatest(updated_at, {NOW})
 WHERE owner = $1 AND id = $2 AND locked_by IS DISTINCT FROM '{SWEEPER}' RETURNING {_COLUMNS}
 """
 
@@ -49,15 +50,15 @@ ORDER BY created_at {order}, id {order} LIMIT $4
 LIST_FORWARD = _LIST.format(order="ASC")
 LIST_BACKWARD = _LIST.format(order="DESC")
 
-# Places are given out by the row of the conversation, so that two writers never get the same ones. $3: now.
+# Places are given out by the row of the conversation, so that two writers never get the same ones.
 ADD_ITEMS = f"""
 WITH room AS (
-  UPDATE conversations SET next_pos = next_pos + cardinality($4::text[]), updated_at = greatest(updated_at, $3)
-  WHERE owner = $1 AND id = $2 AND {UNLOCKED} RETURNING owner, id, next_pos - cardinality($4::text[]) AS place
+  UPDATE conversations SET next_pos = next_pos + cardinality($3::text[]), updated_at = greatest(updated_at, {NOW})
+  WHERE owner = $1 AND id = $2 AND {UNLOCKED} RETURNING owner, id, next_pos - cardinality($3::text[]) AS place
 ), added AS (
   INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, body, shown)
   SELECT room.owner, room.id, room.place + given.seq - 1, given.item_id, given.type, given.body, given.shown
-  FROM room, unnest($4::text[], $5::text[], $6::bytea[], $7::bytea[])
+  FROM room, unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[])
     WITH ORDINALITY AS given (item_id, type, body, shown, seq)
   ORDER BY given.seq
 )

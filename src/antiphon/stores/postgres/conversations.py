@@ -69,7 +69,7 @@ class PostgresConversationStore:
         async def work(connection: Connection) -> None:
             await connection.execute(sql.INSERT, owner, conversation_id, at, metadata)
             if items:
-                await connection.fetch(sql.ADD_ITEMS, owner, conversation_id, at, *_columns(items))
+                await connection.fetch(sql.ADD_ITEMS, owner, conversation_id, *_columns(items))
 
         await make(self._database, self._keys, once, conversation_id, work)
         return StoredConversation(conversation_id, at / 1000, metadata)
@@ -85,9 +85,7 @@ class PostgresConversationStore:
 
     async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
         """Replace the metadata; None when there is no such conversation."""
-        rows = await self._database.write(
-            sql.UPDATE_METADATA, owner, conversation_id, metadata, self._now(), again=True
-        )
+        rows = await self._database.write(sql.UPDATE_METADATA, owner, conversation_id, metadata, again=True)
         return _conversation(rows[0]) if rows else None
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
@@ -111,12 +109,11 @@ class PostgresConversationStore:
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
         """Append the items, all or none; False when there is no such conversation. Raises `ConversationLocked`."""
-        at = self._now()
 
         async def work(connection: Connection) -> bool:
             if not await connection.fetch(sql.HOLD, owner, conversation_id):
                 return False
-            added = await connection.fetch(sql.ADD_ITEMS, owner, conversation_id, at, *_columns(items))
+            added = await connection.fetch(sql.ADD_ITEMS, owner, conversation_id, *_columns(items))
             if not added:
                 raise ConversationLocked()
             return True

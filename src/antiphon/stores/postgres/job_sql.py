@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from antiphon.stores.postgres.page_sql import within
 from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
+from antiphon.stores.postgres.values import NOW
 
 # $1 to $27 as in `turns.py`, for one response; $28: request, $29: most jobs of an owner, $30: needs, $31 and $32: the
 # last event's number and the events, $33: the conversation. Fails (22012) unless all of it was stored, so that nothing
@@ -198,7 +199,7 @@ WITH {_ITEMS},
     FOR NO KEY UPDATE OF c
   ),
   touched AS (
-    UPDATE chains c SET updated_at = greatest(c.updated_at, $20::bigint) FROM may WHERE c.id = may.chain_id
+    UPDATE chains c SET updated_at = greatest(c.updated_at, {NOW} - $20::bigint) FROM may WHERE c.id = may.chain_id
   ),
   {_ENDED},
   dropped AS (
@@ -214,7 +215,7 @@ WITH {_ITEMS},
   ),
   given_back AS (
     UPDATE conversations c
-    SET next_pos = c.next_pos + $19::bigint, updated_at = greatest(c.updated_at, $20::bigint),
+    SET next_pos = c.next_pos + $19::bigint, updated_at = greatest(c.updated_at, {NOW} - $20::bigint),
         locked_by = NULL, locked_until = NULL
     FROM may WHERE c.locked_by = $1::text
   ),

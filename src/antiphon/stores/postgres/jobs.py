@@ -26,7 +26,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.turn_groups import Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
-from antiphon.stores.postgres.values import body_now, milliseconds
+from antiphon.stores.postgres.values import age, body_now, milliseconds
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20
@@ -241,7 +241,7 @@ class PostgresJobStore:
             record.owner,
             record.conversation_id if joins else None,
             len(record.input_items) + len(record.output_items) if joins else 0,
-            milliseconds(record.completed_at or record.created_at),
+            age(record),
         ]
         for _ in range(_TRIES):
             (row,) = await self._database.write(sql.FINISH, *given)

@@ -22,7 +22,7 @@ from typing import Any
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.values import milliseconds
+from antiphon.stores.postgres.values import NOW, age, milliseconds
 from antiphon.stores.postgres.withdrawals import Withdrawals
 
 
@@ -52,13 +52,14 @@ COLUMNS = """
              completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background)"""
 
 # What a turn is stored from: $1 to $18 have one element for each turn, $19 to $26 one for each item.
-GIVEN = """
+GIVEN = f"""
   t AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[],
-                         $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bytea[],
-                         $14::text[], $15::boolean[], $16::bigint[], $17::text[], $18::bigint[])
+    SELECT *, {NOW} - age AS at
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[], $8::text[],
+                $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bytea[], $14::text[], $15::boolean[],
+                $16::bigint[], $17::text[], $18::bigint[])
       AS t (id, owner, prev, weight, bytes, own_bytes, status, model, created_at, completed_at, input_tokens,
-            output_tokens, body, conversation, joins, at, key, place)
+            output_tokens, body, conversation, joins, age, key, place)
   ),
   i AS MATERIALIZED (
     SELECT * FROM unnest($19::text[], $20::smallint[], $21::integer[], $22::bigint[], $23::text[], $24::text[],
@@ -180,7 +181,7 @@ def turn_columns(turns: Sequence[Turn], keep: timedelta) -> list[Any]:
                 record.body,
                 record.conversation_id,
                 record.joins_conversation,
-                milliseconds(record.completed_at or record.created_at),
+                age(record),
                 record.once.key if record.once else None,
                 place,
             )

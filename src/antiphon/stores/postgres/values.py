@@ -1,7 +1,7 @@
 """How values stand in columns: texts that PostgreSQL cannot hold as they are, and times.
 
 Lives here: the one way of all texts to the server and back (`database.py` has every parameter and every column go it,
-so no statement can leave it out), times as milliseconds, and a running response's body. Not here: SQL, what
+so no statement can leave it out), times as milliseconds, ages, and a running response's body. Not here: SQL, what
 a value means.
 
 A client's ids and names are texts of any characters. UTF-8 has no surrogates, and PostgreSQL no U+0000; these, and the
@@ -16,7 +16,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.stored_bodies import with_status
+from antiphon.ids import now
 
 _MARK = "\x1a"
 _ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
@@ -42,9 +44,19 @@ def _write(found: re.Match[str]) -> str:
     return f"{_MARK}{ord(found[0]):04x}"
 
 
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+"""The database's time, as columns have times."""
+
+
 def milliseconds(seconds: float) -> int:
     """A time in seconds as columns have it."""
     return round(seconds * 1000)
+
+
+def age(record: ResponseRecord) -> int:
+    """How long ago a response was completed (or made), in milliseconds: by one clock, this process's, so it is the same
+    wherever that stands. What is kept for a time is kept from `NOW` less this."""
+    return milliseconds(max(0.0, now() - (record.completed_at or record.created_at)))
 
 
 def body_now(status: str, body: bytes) -> bytes:
