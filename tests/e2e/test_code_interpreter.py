@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from antiphon.tools.code_interpreter.trial import try_out
 from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, completion, event, json_answer
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.judge import check_response
+from tests.support.postgres import PostgresServer
+from tests.support.seaweed import SeaweedServer
+from tests.support.state import OWNER_KEY, SEALING_KEY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.asyncio(loop_scope="module")]
 
@@ -337,6 +341,57 @@ async def test_with_several_workers_a_variable_is_there_on_every_turn(door: str,
         finally:
             status = await gateway.stop()
         assert status == 0, "\n".join(gateway.log[-30:])
+
+
+@pytest.mark.slow
+async def test_a_container_goes_from_machine_to_machine(
+    tmp_path: Path, postgres: PostgresServer, seaweed: SeaweedServer
+) -> None:
+    """Two machines with one PostgreSQL and one bucket: files go along, the model is told of variables; the machine that
+    the container came from may be killed."""
+    settings = seaweed.settings()
+    assert settings.key_id is not None and settings.secret is not None
+    environ = {
+        **_ENVIRON,
+        "ANTIPHON_STATE__URL": await postgres.new_database(),
+        "ANTIPHON_OWNER__KEY": OWNER_KEY,
+        "ANTIPHON_SEALING__KEYS": json.dumps([SEALING_KEY]),
+        "ANTIPHON_BLOBS__URL": str(settings.url),
+        "ANTIPHON_BLOBS__ENDPOINT": str(settings.endpoint),
+        "ANTIPHON_BLOBS__KEY_ID": settings.key_id.get_secret_value(),
+        "ANTIPHON_BLOBS__SECRET": settings.secret.get_secret_value(),
+    }
+    made = "import os; os.makedirs('deep/er'); x = 1"
+    write = "open('deep/er/caf\u00e9', 'w').write('kept'); open(b'no-\\xff', 'w').write('odd'); x"
+    read = "print('x' in globals(), open('deep/er/caf\u00e9').read(), open(b'no-\\xff').read())"
+    async with ChatServer() as server, AsyncExitStack() as stopping:
+        ways = []
+        for name in ("one", "other"):
+            gateway = await start_gateway(server.base_url, tmp_path / name, "--door", "http", environ=environ)
+            stopping.push_async_callback(gateway.stop)
+            ways.append(Way(gateway, server))
+        one, other = ways
+        async with one.client() as here, other.client() as there:
+            one.script(made, f"{write}; 1")
+            first = await _ask(here)
+            assert [call.status for call in first.output[:-1]] == ["completed", "completed"]
+            other.script(read)
+            second = await _ask(there, previous_response_id=first.id)
+            assert second.output[0].container_id == first.output[0].container_id
+            assert second.output[0].outputs[0].logs == "False kept odd\n"
+            assert other.read[-1].startswith("[This is a new interpreter")
+            files = {item.path: item async for item in here.containers.files.list(first.output[0].container_id)}
+            got = await here.containers.files.content.retrieve(
+                files["/mnt/data/deep/er/caf\u00e9"].id, container_id=first.output[0].container_id
+            )
+            assert await got.aread() == b"kept"
+            other.script("open('deep/er/caf\u00e9', 'w').write('changed')")
+            third = await _ask(there, previous_response_id=second.id)
+            await other.gateway.stop(signal.SIGKILL)
+            one.script(read)
+            fourth = await _ask(here, previous_response_id=third.id)
+            assert fourth.output[0].outputs[0].logs == "False changed odd\n"
+            await here.containers.delete(first.output[0].container_id)
 
 
 async def test_switched_off_it_is_a_400(tmp_path: Path) -> None:
