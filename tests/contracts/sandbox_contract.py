@@ -66,6 +66,21 @@ class SandboxContract:
         assert second.version != first.version and second.size == 3
         assert await sandbox.put("a", "in.txt", pieces(b"abc")) != second
 
+    async def test_several_files_with_their_folders(self, sandbox: Sandbox) -> None:
+        await sandbox.put("a", "in.txt", pieces(b"old"))
+        paths = ["in.txt", "one/two/three", "one/empty"]
+        made = await sandbox.fill(
+            "a", [(path, pieces(path.encode()[:-1])) for path in paths[:-1]] + [(paths[-1], pieces())]
+        )
+        assert [file.path for file in made] == paths and await sandbox.list("a") == sorted(
+            made, key=lambda file: file.path
+        )
+        assert await sandbox.read("a", "one/two/three", 0, 99) == b"one/two/thre"
+        assert await sandbox.fill("a", []) == []
+        with pytest.raises(SandboxFailed):
+            await sandbox.fill("a", [("fits", pieces(b"x")), ("large", pieces(*[bytes(1 << 20)] * 9))])
+        assert "large" not in {file.path for file in await sandbox.list("a")}
+
     @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "a//b", ".", "a/\0"])
     async def test_paths_that_lead_elsewhere(self, sandbox: Sandbox, path: str) -> None:
         await sandbox.put("a", "in.txt", pieces(b"abc"))

@@ -17,7 +17,7 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult
 from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
 from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
@@ -250,6 +250,16 @@ async def test_a_sandbox_that_fails_is_told(setup: Setup) -> None:
         await setup.run("1")
     setup.sandbox.answer = None
     assert (await setup.run("1 + 1")).output == "2"
+
+
+async def test_files_that_were_left_behind_are_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(*_: object) -> Ran:
+        return Ran(Run("printed\n"), (), True, ("a", "b\u30101\u3011"))
+
+    monkeypatch.setattr(setup.tool.rooms, "run", run)
+    told = (await setup.run("1")).output.splitlines()
+    assert told[0].startswith("[This is a new interpreter") and told[2] == "printed"
+    assert told[1] == "[2 files could not be brought from another machine and are gone: a, b[1].]"
 
 
 # Several processes, and limits
