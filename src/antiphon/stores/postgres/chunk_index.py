@@ -40,13 +40,18 @@ WHERE owner = $1 AND id = ANY($2::text[])
 """
 _CHUNK = f"(c.file_number << {CHUNK_BITS}) | c.place"
 # $1 the store, $2 numbers of words, $3 their entries in the index, $4 their counts, $5 how many are asked for. How rare
-# a word is, is a matter of the whole store, whatever the filter.
+# a word is, is a matter of the whole store, whatever the filter. Each entry is looked up by itself, and in
+# the index: while tables are small, or new to it, the planner takes comparing every chunk with every entry for cheap.
+MATCH_SETTINGS = "SET LOCAL enable_seqscan = off"
 MATCH = f"""
-WITH held AS MATERIALIZED (
+WITH entered AS MATERIALIZED (
   SELECT w.number AS word, w.count, c.file_number, c.place, c.length
   FROM unnest($2::integer[], $3::text[], $4::float8[]) AS w (number, entry, count)
-  JOIN chunks c ON c.words @> ARRAY[w.entry]
-  JOIN vector_files f ON f.number = c.file_number AND f.status = 'completed'
+  CROSS JOIN LATERAL (
+    SELECT file_number, place, length FROM chunks WHERE words @> ARRAY[w.entry] OFFSET 0
+  ) AS c
+), held AS MATERIALIZED (
+  SELECT e.* FROM entered e JOIN vector_files f ON f.number = e.file_number AND f.status = 'completed'
 ), size AS (
   SELECT sum(chunks) + {_MORE_CHUNKS}.0::float8 AS chunks, sum(words) + {_MORE_WORDS}.0::float8 AS words
   FROM vector_files WHERE store_number = $1 AND status = 'completed'
@@ -134,7 +139,14 @@ class PostgresChunkIndex:
             return []
         condition, parameters = filter_condition(filters, store.number, 6)
         sql = MATCH.format(condition=condition)
-        return _hits(await self._database.fetch(sql, store.number, numbers, entries, counts, limit, *parameters))
+
+        async def work(connection: Connection) -> list[Record]:
+            await connection.execute(MATCH_SETTINGS)
+            given = (store.number, numbers, entries, counts, limit, *parameters)
+            rows: list[Record] = await connection.fetch(sql, *given)
+            return rows
+
+        return _hits(await self._database.transaction(work))
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int

@@ -99,7 +99,7 @@ CREATE TABLE chunks (
   PRIMARY KEY (file_number, place)
 ) WITH (toast_tuple_target = 128);
 -- What waits to be sorted into the index is read by every search: little of it.
-CREATE INDEX chunks_words ON chunks USING gin (words) WITH (gin_pending_list_limit = 512);
+CREATE INDEX chunks_words ON chunks USING gin (words) WITH (gin_pending_list_limit = 64);
 
 -- File numbers whose chunks are to be cleared away.
 CREATE TABLE vector_trash (
