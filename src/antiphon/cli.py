@@ -54,6 +54,7 @@ _ADMIN = {
     "backup": "write everything that is kept into one archive, while servers run",
     "restore": "make a data folder from such an archive, where there is none yet",
     "new-keys": "make new keys for those of the data folder that are lost; without --yes only say what goes with them",
+    "move": "move everything of a data folder into a PostgreSQL database; killed, it goes on when it is started again",
     "keys": "compare these settings' keys with those that the machines on a shared database have",
     "usage": "what model calls took and cost: sums by owner, model, upstream and day",
 }
@@ -120,6 +121,9 @@ def _add_admin(commands: Any) -> None:
             action.add_argument("--token-env", metavar="NAME", help="variable with the owner's bearer token")
         if name == "export":
             action.add_argument("--files", type=Path, metavar="FOLDER", help="also write the files' contents there")
+        if name == "move":
+            action.add_argument("--from", metavar="URL", dest="source", help="sqlite:/FOLDER; default: the data folder")
+            action.add_argument("--to", metavar="URL", dest="target", help="postgresql://…; default: state.url")
         if name == "keys":
             action.add_argument("--accept", action="store_true", help="the database goes with these keys from now on")
         if name == "backup":

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from antiphon.app.keys import lost_keys, new_keys, owner_key
 from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
+from antiphon.commands.moving import move_state
 from antiphon.commands.shared_keys import show_keys
 from antiphon.commands.tables import printable, write_table
 from antiphon.commands.usage import show
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "restore":
         print(restore(settings, _given(arguments.source, "--from")))
         return 0
+    if arguments.action == "move":
+        return asyncio.run(move_state(settings, arguments.source, arguments.target))
     check_there(settings.state, settings.data)
     action = arguments.action
     if action == "owners":

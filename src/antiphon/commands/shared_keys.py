@@ -13,7 +13,7 @@ from antiphon.app.keys import deployment_keys
 from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
-from antiphon.stores.deployment import OWNER, Deployment, open_deployment, to_note
+from antiphon.stores.deployment import MOVING, OWNER, Deployment, open_deployment, to_note
 
 _SHOWN = 8
 
@@ -35,9 +35,9 @@ async def _show(deployment: Deployment, settings: Settings, *, accept: bool) -> 
     keys = deployment_keys(settings)
     if accept:
         await deployment.accept(keys)
-    recorded, own = await deployment.read(), keys.recorded()
+    recorded, own = dict(await deployment.read()), keys.recorded()
     rows = [["key", "fingerprint", "database", "these settings"]]
-    for name in sorted({*recorded, *own}):
+    for name in sorted({*recorded, *own} - {MOVING}):
         kind, _, mark = name.partition(":")
         for value in sorted({rows[name] for rows in (recorded, own) if name in rows}) if name == OWNER else [""]:
             uses = [rows.get(name, "") for rows in (recorded, own)]

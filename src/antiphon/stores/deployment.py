@@ -25,6 +25,8 @@ from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
+MOVING = "moving"
+"""The row of a database that things are being moved into: from where."""
 _SEALS, _OPENS = "seals", "opens"
 _ACCEPT = "to go on with these all the same, run `antiphon admin keys --accept` with them"
 
@@ -69,6 +71,11 @@ def fingerprint(key: bytes, what: Literal["owner.key", "sealing.keys"]) -> str:
 
 def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
     """The rows to write for a process that starts with these keys. Raises `ConfigError` where it must not start."""
+    if MOVING in recorded:
+        raise ConfigError(
+            f"things are being moved into this database from {recorded[MOVING]}: run `antiphon admin move` to its end, "
+            "then start"
+        )
     if keys.owner is not None and recorded.get(OWNER, keys.owner) != keys.owner:
         raise ConfigError(
             "owner.key is another one than the machines have that use this database: every client would find nothing "

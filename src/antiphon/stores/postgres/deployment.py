@@ -7,7 +7,7 @@ Invariant: of processes that start at the same moment with different keys one ki
 
 from __future__ import annotations
 
-from antiphon.stores.deployment import Keys, Recorded, to_note
+from antiphon.stores.deployment import MOVING, Keys, Recorded, to_note
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 
 _READ = "SELECT name, value FROM deployment"
@@ -45,7 +45,7 @@ class PostgresDeployment:
 
         async def work(connection: Connection) -> None:
             await connection.execute(_LOCK)
-            await connection.execute("DELETE FROM deployment")
+            await connection.execute("DELETE FROM deployment WHERE name <> $1", MOVING)
             await _write(connection, keys.recorded())
 
         await self._database.transaction(work)

@@ -1,0 +1,164 @@
+"""A data folder whose rows are moved to another backend.
+
+Lives here: taking it for oneself, and its rows in the form of `moved.py`. Not here: where they go.
+
+Invariant: nobody else has the databases open while this is: SQLite's exclusive locks say so, and end with the process.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from antiphon.engine.ports.retention import SWEEPER
+from antiphon.errors import StoreError
+from antiphon.stores.moved import COLUMNS, EXTRA, Row
+from antiphon.stores.schema_steps import missing_steps
+from antiphon.stores.sqlite.database import store_error
+from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+
+_STEP_BITS = 20
+_PLACES = (1 << _STEP_BITS) - 1
+_MOST_PLACES = 1 << 24
+
+# Where a column is called or written otherwise there. The first column is the position.
+_NAMED = {
+    "conversations": {
+        # Places begin at the microsecond in which it was made.
+        "first_pos": f"max(created_at * 1000, next_pos - {_MOST_PLACES})",
+        "locked_by": f"nullif(locked_by, '{SWEEPER}')",
+    },
+    "idempotency": {"leased": "lease_until IS NOT NULL"},
+    "vector_stores": {"number": "no"},
+    "vector_files": {"number": "no", "store_number": "store_no"},
+    "vector_batches": {"store_number": "store_no"},
+}
+_OTHERS = {
+    "pending_blobs": "SELECT rowid, key FROM pending_blobs WHERE rowid > ? AND lease_until >= 0 ORDER BY rowid",
+    # Several rows have the position of what they belong to.
+    "file_attributes": """
+        SELECT f.no, a.file_no, a.store_no, a.key, a.kind, CASE a.kind WHEN 's' THEN a.value END,
+               CASE a.kind WHEN 's' THEN NULL ELSE a.value END
+        FROM vector_files f CROSS JOIN file_attributes a ON a.file_no = f.no WHERE f.no > ? ORDER BY f.no, a.key
+    """,
+    "vector_batch_files": """
+        SELECT b.rowid, f.batch_id, f.file_no FROM vector_batches b CROSS JOIN vector_batch_files f ON f.batch_id = b.id
+        WHERE b.rowid > ? ORDER BY b.rowid, f.file_no
+    """,
+    # Those of a file that is not ready are made anew.
+    "chunks": f"""
+        SELECT c.id, f.no, c.id & {_PLACES}, c.tokens, c.text, f.title, f.store_no
+        FROM chunks c CROSS JOIN vector_files f ON f.no = c.id >> {_STEP_BITS}
+        WHERE c.id > ? AND f.status = 'completed' ORDER BY c.id
+    """,
+    "chunk_vectors": f"""
+        SELECT c.id, f.no, c.id & {_PLACES}, f.store_no, c.vector
+        FROM chunks c CROSS JOIN vector_files f ON f.no = c.id >> {_STEP_BITS}
+        WHERE c.id > ? AND f.status = 'completed' AND c.vector IS NOT NULL ORDER BY c.id
+    """,
+}
+_VECTORS = frozenset(
+    (
+        "vector_stores",
+        "vector_files",
+        "file_attributes",
+        "vector_batches",
+        "vector_batch_files",
+        "chunks",
+        "chunk_vectors",
+    )
+)
+_KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
+_BEHIND = 1 << 60
+"""Positions of the second database behind those of the first, where both have rows of a kind."""
+
+
+class LeavingFolder:
+    """`Leaving` over the two databases of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `StoreError` when there are none, somebody uses them, or another build wrote them."""
+        self.name = str(folder.absolute())
+        if not (folder / SESSIONS_FILE).exists():
+            raise StoreError(f"There is no database in {folder}: nothing to move.")
+        self._sessions = _taken(folder / SESSIONS_FILE, "migrations")
+        self._vectors: sqlite3.Connection | None = None
+        if (folder / VECTORS_FILE).exists():
+            try:
+                self._vectors = _taken(folder / VECTORS_FILE, VECTOR_STEPS)
+            except BaseException:
+                self._sessions.close()
+                raise
+
+    def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
+        """See `Leaving`."""
+        sql = _OTHERS.get(kind) or _select(kind)
+        if kind in _VECTORS:
+            if self._vectors is not None:
+                yield from _read(self._vectors, sql, after)
+            return
+        if after < _BEHIND:
+            yield from _read(self._sessions, sql, after)
+        if kind == "idempotency" and self._vectors is not None:
+            # Here each has its own; of one key what was made last with the other stays what it stands for.
+            for position, row in _read(self._vectors, sql, max(after - _BEHIND, 0)):
+                if self._sessions.execute(_KEY_THERE, row[:2]).fetchone() is None:
+                    yield _BEHIND + position, row
+
+    def has_vectors(self) -> bool:
+        """See `Leaving`."""
+        return next(self.rows("chunk_vectors", 0), None) is not None
+
+    def numbers(self) -> int:
+        """See `Leaving`."""
+        if self._vectors is None:
+            return 0
+        (last,) = self._vectors.execute(
+            "SELECT max(last, ifnull((SELECT max(no) FROM vector_stores), 0), "
+            "ifnull((SELECT max(no) FROM vector_files), 0)) FROM file_numbers"
+        ).fetchone()
+        return int(last)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        for connection in (self._sessions, self._vectors):
+            if connection is not None:
+                connection.close()
+
+
+def _select(kind: str) -> str:
+    named = _NAMED.get(kind, {})
+    columns = ", ".join(named.get(one, one) for one in (*COLUMNS[kind], *EXTRA.get(kind, ())))
+    return f"SELECT rowid, {columns} FROM {kind} WHERE rowid > ? ORDER BY rowid"
+
+
+def _read(connection: sqlite3.Connection, sql: str, after: int) -> Iterator[tuple[int, Row]]:
+    for position, *row in connection.execute(sql, (after,)):
+        yield position, tuple(row)
+
+
+def _taken(path: Path, folder: str) -> sqlite3.Connection:
+    """The database, for this process alone, with the schema of this build."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    try:
+        # Before anything is read: then the lock is taken that nobody shares.
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("COMMIT")
+        migrate(connection, packaged_steps(folder))
+        if missing_steps(applied_steps(connection), packaged_steps(folder)):
+            raise StoreError(f"The database {path} lacks schema steps.")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if "locked" in str(error):
+            raise StoreError(
+                f"The database {path} is in use. Stop every process on this data folder, then move it.", reason="locked"
+            ) from error
+        raise store_error("Opening", path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
