@@ -57,11 +57,14 @@ async def clock(replicas: Replicas, model: Model, minutes: Mapping[int, float], 
         report.row("as their answers say, minutes", ", ".join(f"{one:+.1f}" for one in off))
         if any(abs(one - minutes.get(number, 0)) > 0.5 for number, one in enumerate(off)):
             report.wrong.append("the clocks are not where they should be")
-        await asyncio.gather(
+        everybody = range(len(replicas))
+        _, *kept_out = await asyncio.gather(
             _jobs(session, replicas, model, jobs, report),
-            *(_conversation(session, replicas, model, number, report) for number in range(len(replicas))),
-            *(_key(session, replicas, model, number, report) for number in range(len(replicas))),
+            *(_conversation(session, replicas, model, number, report) for number in everybody),
+            *(_key(session, replicas, model, number, report) for number in everybody),
         )
+        report.row("others kept out of a conversation, times", sum(kept_out[: len(replicas)]))
+        report.row("others told to wait for a key, times", sum(kept_out[len(replicas) :]))
         gone = 0
         for number, stamp in enumerate(stamps):
             for url in (replicas.url(other) for other in range(len(replicas))):
@@ -108,18 +111,18 @@ async def _jobs(session: aiohttp.ClientSession, replicas: Replicas, model: Model
 
 async def _conversation(
     session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report
-) -> None:
+) -> int:
     """One turn holds it for longer than the lease; others are kept out, wherever they ask."""
     async with session.post(f"{replicas.url(number)}/v1/conversations", json={}) as got:
         conversation = (await got.json())["id"]
     said = f"holding {number}: count to {_WORDS}"
-    await _held(session, replicas, model, number, report, said, {"conversation": conversation}, {})
+    return await _held(session, replicas, model, number, report, said, {"conversation": conversation}, {})
 
 
-async def _key(session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report) -> None:
+async def _key(session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report) -> int:
     """A request outlasts its key's lease; the same one elsewhere is told to wait, then given the same."""
     said = f"with a key {number}: count to {_WORDS}"
-    await _held(session, replicas, model, number, report, said, {}, {"idempotency-key": said})
+    return await _held(session, replicas, model, number, report, said, {}, {"idempotency-key": said})
 
 
 async def _held(
@@ -131,7 +134,7 @@ async def _held(
     said: str,
     fields: dict[str, Any],
     headers: dict[str, str],
-) -> None:
+) -> int:
     body = {"model": "demo", "input": said, "stream": True, **fields}
     holding = asyncio.create_task(streamed(session, replicas.url(number), body, **headers))
     refused = 0
@@ -150,8 +153,6 @@ async def _held(
     first = await holding
     assert first.rest is not None
     await first.rest
-    what = "a conversation" if fields else "a key"
-    report.row(f"{what} of replica {number}: others kept out, times", refused)
     if not refused:
         report.wrong.append(f"{said}: nobody was kept out")
     if headers:
@@ -160,6 +161,7 @@ async def _held(
         await again.rest
         if again.response["id"] != first.response["id"] or len(model.of(said)) != 1:
             report.wrong.append(f"{said}: made twice")
+    return refused
 
 
 async def _turn(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
