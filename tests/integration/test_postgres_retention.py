@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -13,6 +15,7 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ConversationLocked, StoreError
+from antiphon.stores.postgres import values
 from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from tests.contracts.store_contract import ALICE, record
@@ -223,3 +226,25 @@ async def test_nothing_goes_where_nothing_is_said(stores: TurnStores, other: asy
     await stores.responses.save(record("old"))
     await other.execute(AGE)
     assert await _retention(stores).sweep() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
+    stores: TurnStores, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
+    wrong = time.time() + hours * 3600
+    monkeypatch.setattr(values, "now", lambda: wrong)
+    conversations = PostgresConversationStore(
+        stores.database,
+        keys=stores.keys,
+        max_items=1000,
+        history_bytes=1 << 26,
+        page_bytes=1 << 24,
+        clock=lambda: wrong,
+    )
+    await stores.responses.save(replace(record("young"), created_at=wrong - 60, completed_at=wrong - 60))
+    await stores.responses.save(replace(record("old"), created_at=wrong - 7200, completed_at=wrong - 7200))
+    await conversations.create(ALICE, "conv_young", b"{}")
+    assert await _retention(stores, responses=3600, conversations=3600).sweep() == (1, 0, 0)
+    assert await stores.responses.get(ALICE, "resp_young") is not None
