@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -118,6 +119,26 @@ async def test_a_statement_ends_by_its_deadline(url: str) -> None:
         await database.fetch("SELECT pg_sleep(60)")
     assert raised.value.reason == "slow"
     assert (await database.fetch("SELECT 1"))[0][0] == 1, "its place is free"
+    await database.aclose()
+
+
+async def test_a_deadline_between_two_messages_of_a_statement(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(url, DatabaseLimits(size=1, deadline=5.0))
+    await database.fetch("SELECT 1")
+    described = asyncpg.Connection._get_statement
+
+    async def then_ended(connection: Connection, *given: Any, **named: Any) -> Any:
+        statement = await described(connection, *given, **named)
+        # As the deadline does, by its own timer.
+        connection.terminate()
+        return statement
+
+    with monkeypatch.context() as late:
+        late.setattr(asyncpg.Connection, "_get_statement", then_ended)
+        with pytest.raises(StoreError) as raised:
+            await database.write(ADD, "one")
+    assert raised.value.reason == "unknown"
+    assert (await database.fetch(COUNT))[0][0] == 0
     await database.aclose()
 
 

@@ -180,8 +180,11 @@ class Database:
         except _NothingDone as error:
             raise _Lost(error.__cause__ or error, nothing_done=True) from error.__cause__
         except Exception as error:
-            good = not connection.is_closed() and (refused(error) or not _from_driver(error))
-            if good or not _from_driver(error):
+            closed = connection.is_closed()
+            # Between two of its messages asyncpg does not look whether it was told to end the connection.
+            driver = _from_driver(error) or (closed and isinstance(error, AttributeError))
+            good = not closed and (refused(error) or not driver)
+            if good or not driver:
                 raise
             # An `InterfaceError` comes before anything is sent: the connection was closed already.
             raise _Lost(error, nothing_done=isinstance(error, asyncpg.InterfaceError)) from error
