@@ -47,7 +47,6 @@ _RECORD = "INSERT INTO {table} (version, name, sha256, serves) VALUES ($1, $2, $
 _FORGET = "DELETE FROM {table} WHERE version = $1"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = {milliseconds}"
 
-_TRIES = 5
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _MARGIN = 0.5
 """Seconds between the server's limit and ours: its answer says more."""
