@@ -1,14 +1,14 @@
 """The numbered steps of a database's schema, and which builds can serve from a database that has some of them.
 
 Lives here: reading the packaged `.sql` files and comparing them with what a database says it has. Not here: applying
-them (each backend's `migrate.py`), the command (`schemas.py`).
+them (each backend's `stores/<backend>/migrate.py`), the command (`schemas.py`).
 
 A rollout has two builds at work at once, and a process of the older one may start again in its middle. So every step
 may say in its first line which schema a build must know at least to go on with it: `-- serves: 3` in step 5 lets builds
 that know the steps up to 3 or 4 serve still (the step only adds). Without that line it serves only builds that know it.
 A step that takes something away serves only builds that do not use it any more, and comes a release later.
 
-`NNNN_name.down.sql` beside a step undoes it.
+A file beside a step with its name and the ending .down.sql undoes it.
 
 Invariants: steps are numbered 1, 2, 3, … without a gap; a step never changes once it was applied anywhere.
 """

@@ -2,7 +2,7 @@
 
 Lives here: which databases a state has, the choice of a backend by `state.url`, whether a start may go on
 (`state.migrate: check`), and making an empty step in the source tree. Not here: what steps mean (`schema_steps.py`),
-applying them (each backend's `migrate.py`), the command line.
+applying them (each backend's `stores/<backend>/migrate.py`), the command line.
 
 Invariant: looking makes nothing.
 """

@@ -1,7 +1,7 @@
 """What an operator wants to know of a PostgreSQL server, beyond that it will do.
 
 Lives here: the questions, and what is worth a note. Not here: whether a start is possible at all (`server_check.py`),
-the schema's steps (`schema_steps.py`).
+the schema's steps (`stores/schema_steps.py`).
 
 A pooler is known by the process ids: a server tells a client the number of the process that serves it, a pooler makes
 one up. In transaction mode two clients that ask in turn get the same process. Which limits a pooler has it tells only

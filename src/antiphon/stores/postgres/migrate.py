@@ -1,7 +1,7 @@
 """Brings a PostgreSQL database to the schema of this build, while older builds serve from it.
 
 Lives here: applying the numbered steps that a database has not seen, undoing the last one. Not here: what a step is and
-who can serve with it (`schema_steps.py`), what the tables mean.
+who can serve with it (`stores/schema_steps.py`), what the tables mean.
 
 A step waits for the locks it needs for two seconds, since all who come after it wait behind it; then it lets them
 through and tries again. How long its statements may take is what the `Database` allows: seconds at a start, minutes for

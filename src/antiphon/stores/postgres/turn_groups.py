@@ -194,7 +194,7 @@ class Groups(Generic[U]):
             await self._settle(group)
         except Exception as error:
             # Nothing may stay unanswered; what comes here is a mistake of this program's.
-            _log.exception("group_failed", writes=len(group))
+            _log.error("group_failed", writes=len(group), exc_info=True)
             for waiting in group:
                 self._fail(waiting, StoreError(f"Writing failed: {type(error).__name__}."))
 

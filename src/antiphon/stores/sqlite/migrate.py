@@ -1,7 +1,7 @@
 """Brings a SQLite database to the schema this build knows.
 
 Lives here: applying the numbered steps that a database has not seen, undoing the last one. Not here: what a step is and
-who can serve with it (`schema_steps.py`), what the tables mean (`responses.py`), how a connection is opened
+who can serve with it (`stores/schema_steps.py`), what the tables mean (`responses.py`), how a connection is opened
 (`database.py`).
 
 Invariant: the versions in `schema_migrations` are a prefix of the packaged steps, with the same checksums, or go on
