@@ -1,6 +1,7 @@
 """The schemas of a PostgreSQL database, for an operator.
 
-Lives here: looking at and changing them. Not here: what is asked of them (`stores/schemas.py`), applying steps (`migrate.py`).
+Lives here: looking at and changing them. Not here: what is asked of them (`stores/schemas.py`), applying
+steps (`migrate.py`).
 """
 
 from __future__ import annotations

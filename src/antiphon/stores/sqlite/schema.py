@@ -1,7 +1,7 @@
 """The schemas of a data folder, for an operator.
 
-Lives here: looking at and changing the schema of each database file. Not here: what is asked of them (`stores/schemas.py`),
-applying steps (`migrate.py`).
+Lives here: looking at and changing the schema of each database file. Not here: what is asked of them
+(`stores/schemas.py`), applying steps (`migrate.py`).
 """
 
 from __future__ import annotations
