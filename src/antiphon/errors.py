@@ -37,7 +37,7 @@ from typing import Literal
 import msgspec
 
 StoreReason = Literal[
-    "failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy", "unavailable"
+    "failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy", "unavailable", "elsewhere"
 ]
 
 # An id may be the client's own: what is longer than any is no part of an error.
@@ -320,6 +320,8 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "read_only": (503, "storage_read_only", "the database cannot be written to"),
     "busy": (503, "overloaded", "too many writes are waiting"),
     "unavailable": (503, "storage_unavailable", "the database cannot be reached"),
+    # The file exists, and a load balancer may send the next attempt to the machine that has its content.
+    "elsewhere": (503, "content_elsewhere", "the file's content lies on the disk of another machine, which took it"),
 }
 
 

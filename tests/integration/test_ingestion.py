@@ -254,6 +254,32 @@ async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -
         assert attempts == (3 if retry else 1)
 
 
+@pytest.mark.parametrize("times", [2, 3])
+async def test_a_content_on_another_machine_is_left_to_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    pace = IngestPace(idle=0.02, pause=0.01, attempts=3)
+    async with open_vector_store_setup(tmp_path, pace=pace) as setup:
+        opened, left = setup.files.open, times
+
+        async def elsewhere(owner: str, file_id: str) -> Any:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise StoreError("Opening a file failed.", reason="elsewhere")
+            return await opened(owner, file_id)
+
+        monkeypatch.setattr(setup.files, "open", elsewhere)
+        store_id = (await setup.ask("POST", "", {}))["id"]
+        file_id = await setup.file("a.txt", "Birds.")
+        await add(setup, store_id, file_id)
+        await setup.ingested(store_id)
+        if times == pace.attempts:
+            assert "on the disk of another machine" in (await last_error(setup, store_id, file_id))["message"]
+        else:
+            assert await setup.names(store_id, "birds") == ["a"]
+
+
 async def test_a_full_disk_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = [StoreError("Writing failed: the disk is full."), StoreError("Writing failed: the disk is full.")]
     async with open_vector_store_setup(tmp_path, pace=IngestPace(idle=0.05), lease=0.3) as setup:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.support.background_app import BackgroundApp, processes
@@ -46,3 +48,28 @@ async def test_what_one_queued_is_read_from_the_other(machines: tuple[Background
         response_id = await stream.response_id()
         async with other.stream(response_id) as followed:
             assert b"response.completed" in await followed.whole()
+
+
+async def test_contents_on_the_disk_of_one_are_said_to_be_there(
+    machines: tuple[BackgroundApp, BackgroundApp],
+) -> None:
+    """The file is there on both, and whoever asks the wrong machine is told why it has no content."""
+    one, other = machines
+    form = aiohttp.FormData({"purpose": "user_data"})
+    form.add_field("file", b"words", filename="a.txt", content_type="text/plain")
+    async with one.session.post(f"{one.url}/files", data=form) as got:
+        file = await got.json()
+    async with other.session.get(f"{other.url}/files/{file['id']}") as got:
+        assert await got.json() == file
+    named = {"role": "user", "content": [{"type": "input_file", "file_id": file["id"]}]}
+    for app, status in ((one, 200), (other, 503)):
+        async with app.session.get(f"{app.url}/files/{file['id']}/content") as content:
+            assert content.status == status
+            told = [await content.read()]
+        async with app.session.post(f"{app.url}/responses", json={"model": "m", "input": [named]}) as made:
+            assert made.status == status
+            told.append(await made.read())
+        for text in told if status != 200 else ():
+            error = json.loads(text)["error"]
+            assert error["code"] == "content_elsewhere" and "another machine" in error["message"]
+            assert "/" not in error["message"]

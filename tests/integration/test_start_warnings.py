@@ -13,7 +13,12 @@ import pytest
 
 from antiphon.cli import main
 from antiphon.commands import start_warnings
-from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.commands.start_warnings import (
+    asking_upstreams,
+    warn_of_contents_here,
+    warn_of_few_descriptors,
+    warn_of_open_listener,
+)
 from antiphon.config.settings import Settings
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, json_answer
@@ -22,6 +27,11 @@ from tests.support.waiting import until
 
 KEY = "key-that-nobody-may-see"
 KEYED = {"url": "http://127.0.0.1:9/v1", "api_key": KEY}
+SHARED = {
+    "state": {"url": "postgresql://me:secret@db/a"},
+    "owner": {"key": "a-key-that-all-machines-share"},
+    "sealing": {"keys": ["ab" * 32]},
+}
 GONE = "http://127.0.0.1:9/v1"
 
 
@@ -149,3 +159,19 @@ def test_fewer_open_files_than_requests_is_said(monkeypatch: pytest.MonkeyPatch,
     warn_of_few_descriptors(Settings())
     ((event, fields),) = log.lines
     assert event == "few_descriptors" and (fields["requests"], fields["wanted"]) == (480, 481)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (SHARED, True),
+        ({**SHARED, "blobs": {"url": "s3://bucket/prefix"}}, False),
+        ({**SHARED, "files": {"enabled": False}}, False),
+        ({}, False),
+    ],
+)
+def test_contents_that_other_machines_do_not_have_are_told(settings: dict[str, Any], told: bool, log: _Log) -> None:
+    warn_of_contents_here(Settings.model_validate(settings))
+    assert [event for event, _ in log.lines] == ["contents_on_this_machine"] * told
+    assert "secret" not in repr(log.lines)
+    assert all("set blobs.url" in fields["advice"] for _, fields in log.lines)

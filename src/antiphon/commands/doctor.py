@@ -28,6 +28,7 @@ from antiphon.commands.collector_probe import examine_collector
 from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_sidecar_files
+from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
 from antiphon.commands.upstream_report import Finding, examine
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
@@ -142,13 +143,11 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
     wanted = Wanted(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
-    if settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled:
-        yield Finding(
-            _FILES,
-            "note",
-            "contents of files lie in this machine's data folder, and the other machines have only their rows",
-            "set blobs.url",
+    if contents_are_here_alone(settings):
+        said_of_files = (
+            "contents of files lie in this machine's data folder, and the other machines have only their rows"
         )
+        yield Finding(_FILES, "note", said_of_files, CONTENTS_ADVICE)
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:

@@ -14,6 +14,7 @@ from antiphon.commands.envoy_config import endpoints, numbered
 from antiphon.commands.flags import settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.start_warnings import warn_of_contents_here
 from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
@@ -29,6 +30,8 @@ _NOTICE_SECONDS = 2.0
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)
+    if arguments.parent_pipe is None:
+        warn_of_contents_here(settings)
     return run_loop(_serve(settings, arguments.worker, arguments.parent_pipe))
 
 

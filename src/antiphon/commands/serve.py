@@ -11,7 +11,12 @@ from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
-from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.commands.start_warnings import (
+    asking_upstreams,
+    warn_of_contents_here,
+    warn_of_few_descriptors,
+    warn_of_open_listener,
+)
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
@@ -23,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.parent_pipe is None:
         warn_of_open_listener(settings)
         warn_of_few_descriptors(settings)
+        warn_of_contents_here(settings)
     return run_loop(_serve(settings, arguments.parent_pipe, arguments.private_port, arguments.shared_port))
 
 

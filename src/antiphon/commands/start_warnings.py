@@ -1,7 +1,7 @@
 """What an operator should know when a gateway starts, although it starts.
 
-Lives here: who could spend the gateway's keys, and whether the upstreams answer. Not here: settings that are wrong
-(`antiphon.config`), what upstreams can do (`doctor.py`).
+Lives here: who could spend the gateway's keys, what other machines cannot read, and whether the upstreams answer. Not
+here: settings that are wrong (`antiphon.config`), what upstreams can do (`doctor.py`).
 
 Invariants: each warning is one line, with what to do about it; nothing waits for an upstream; no secret is in a line.
 """
@@ -23,7 +23,14 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.descriptors import max_requests
 from antiphon.errors import AntiphonError
+from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.upstream.client import HttpUpstream
+
+CONTENTS_ADVICE = (
+    "uploaded files can be read on the machine that took them alone, others answer 503 content_elsewhere: set "
+    "blobs.url to a bucket that all machines share"
+)
+"""For `contents_are_here_alone`."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +61,17 @@ def warn_of_few_descriptors(settings: Settings) -> None:
             wanted=wanted,
             advice="raise the limit of open files (ulimit -n, LimitNOFILE) or lower limits.concurrent_requests",
         )
+
+
+def warn_of_contents_here(settings: Settings) -> None:
+    """Say so when other machines have the rows of files, and this one alone their contents."""
+    if contents_are_here_alone(settings):
+        _log.warning("contents_on_this_machine", folder=str(settings.data / FILES_FOLDER), advice=CONTENTS_ADVICE)
+
+
+def contents_are_here_alone(settings: Settings) -> bool:
+    """Whether machines may share rows of files whose contents they do not share."""
+    return settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled
 
 
 @asynccontextmanager

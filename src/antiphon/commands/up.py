@@ -41,7 +41,12 @@ from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest
 from antiphon.commands.run_folder import run_folder, write_private
-from antiphon.commands.start_warnings import asking_upstreams, warn_of_few_descriptors, warn_of_open_listener
+from antiphon.commands.start_warnings import (
+    asking_upstreams,
+    warn_of_contents_here,
+    warn_of_few_descriptors,
+    warn_of_open_listener,
+)
 from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -83,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings.model_copy(update={"listen": free_address(settings.listen)})
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
+    warn_of_contents_here(settings)
     # Not on uvloop: its subprocesses inherit descriptors they were not given.
     try:
         return asyncio.run(_run(settings))

@@ -26,6 +26,7 @@ _BY_CODE = {
     "storage_timed_out": "the disk is slow: look at it, or raise timeouts.save and timeouts.read",
     "storage_unavailable": "put the database's files back, or restart on what is there",
     "storage_read_only": "give this user the right to write the data folder",
+    "content_elsewhere": "set blobs.url to a bucket that all machines share, or send a client to the same machine",
     "storage_failed": "the cause names the database: if it is damaged, restore a backup (antiphon admin restore)",
     "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",
     "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",

@@ -186,7 +186,15 @@ class Ingester:
         if job.attempts > self._pace.attempts:
             await self._fail(job, FileError("server_error", "The file could not be processed in several attempts."))
             return
-        file = await self._files.open(job.owner, job.file_id)
+        try:
+            file = await self._files.open(job.owner, job.file_id)
+        except StoreError as error:
+            if error.reason != "elsewhere":
+                raise
+            failure = FileError("server_error", f"The file could not be read: {error.words}.")
+            if pause := await self._try_again(job, failure):
+                _log.warning("content_elsewhere", file_id=job.file_id, retry_seconds=pause)
+            return
         if file is None:
             await self._fail(job, FileError("invalid_file", "The file does not exist any more."))
             return
@@ -209,8 +217,10 @@ class Ingester:
             await self._fail(job, failed.error)
             return
         except EmbeddingFailed as failed:
-            if failed.retry and job.attempts < self._pace.attempts:
-                pause = self._pace.pause * 2 ** (job.attempts - 1)
+            failure = FileError("server_error", f"The text could not be embedded: {failed}")
+            if not failed.retry:
+                await self._fail(job, failure)
+            elif pause := await self._try_again(job, failure):
                 _log.warning(
                     "embedding_failed",
                     file_id=job.file_id,
@@ -218,10 +228,6 @@ class Ingester:
                     cause=str(failed),
                     retry_seconds=pause,
                 )
-                await self._ingestion.release(job, pause=pause)
-                self._count("retried")
-            else:
-                await self._fail(job, FileError("server_error", f"The text could not be embedded: {failed}"))
             return
         model = self._embedder.model if self._embedder is not None else None
         if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
@@ -240,6 +246,16 @@ class Ingester:
             return chunks
         vectors = await self._embedder.embed([chunk.text for chunk in chunks])
         return [replace(chunk, vector=vector) for chunk, vector in zip(chunks, vectors, strict=True)]
+
+    async def _try_again(self, job: IngestJob, failure: FileError) -> float | None:
+        """Give it back to whoever takes it up after so many seconds; None: this was the last attempt, and it failed."""
+        if job.attempts >= self._pace.attempts:
+            await self._fail(job, failure)
+            return None
+        pause: float = self._pace.pause * 2 ** (job.attempts - 1)
+        await self._ingestion.release(job, pause=pause)
+        self._count("retried")
+        return pause
 
     async def _fail(self, job: IngestJob, error: FileError) -> None:
         if not await self._ingestion.fail(job, error):

@@ -37,7 +37,7 @@ async def open_stores(
     if kind == "memory" and blobs.url is None:
         contents: BlobStore = MemoryBlobs()
     else:
-        contents = await open_blobs(blobs, data / FILES_FOLDER)
+        contents = await open_blobs(blobs, data / FILES_FOLDER, of_several=kind == "postgresql")
     try:
         if kind == "postgresql":
             return await _open_postgres(state, contents, options)

@@ -50,8 +50,11 @@ _THREADS = 8
 class DiskBlobs:
     """`BlobStore` in one folder, which any number of processes may share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, of_several: bool = False) -> None:
+        """`of_several`: whether machines with folders of their own share the rows, so that what is not here may lie
+        in another one's."""
         self._folder = folder
+        self._of_several = of_several
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="antiphon-files")
 
     async def aclose(self) -> None:
@@ -70,7 +73,12 @@ class DiskBlobs:
 
     async def open(self, key: str) -> DiskBlobReader:
         """Open a content; one that is not there is a `StoreError`."""
-        return await self._made("Opening a file", lambda: DiskBlobReader(self, self.place(key)))
+        try:
+            return await self._made("Opening a file", lambda: DiskBlobReader(self, self.place(key)))
+        except StoreError as error:
+            if self._of_several and isinstance(error.__cause__, FileNotFoundError):
+                raise StoreError(str(error), reason="elsewhere") from error.__cause__
+            raise
 
     async def delete(self, key: str) -> None:
         """Delete what there is of a content."""

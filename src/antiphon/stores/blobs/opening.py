@@ -16,13 +16,13 @@ from antiphon.errors import ConfigError
 from antiphon.stores.blobs.disk import DiskBlobs
 
 
-async def open_blobs(settings: BlobSettings, folder: Path) -> BlobStore:
-    """The storage that the settings name, else one in `folder`.
+async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool = False) -> BlobStore:
+    """The storage that the settings name, else one in `folder`. `of_several`: whether other machines share the rows.
 
     Raises `ConfigError`, and `StoreError` that says what to do when the storage cannot be used.
     """
     if settings.url is None:
-        return DiskBlobs(folder)
+        return DiskBlobs(folder, of_several=of_several)
     if find_spec("obstore") is None:
         raise ConfigError("blobs.url needs a package that is not installed: pip install 'antiphon[s3]'")
     from antiphon.stores.blobs.s3 import S3Blobs
