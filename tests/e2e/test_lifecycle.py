@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.e2e.conftest import Door
 from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.judge import check_stream, parse_sse
-from tests.support.state import needs_sqlite
+from tests.support.state import look
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -46,11 +45,7 @@ def _child(gateway: Gateway, word: str) -> int:
 
 
 def _rows(gateway: Gateway) -> list[str]:
-    needs_sqlite()
-    with sqlite3.connect(f"file:{gateway.data}/sessions.db?mode=ro", uri=True) as database:
-        rows = [row[0] for row in database.execute("select status from responses")]
-    database.close()
-    return rows
+    return [row[0] for row in look(gateway.data, "SELECT status FROM responses")]
 
 
 async def _gone(pid: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.support.chat_server import ChatServer, Received, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.gateway import post, start_gateway
 from tests.support.mcp_server import open_mcp_server
+from tests.support.state import at_rest
 
 pytestmark = [
     pytest.mark.e2e,
@@ -22,16 +23,6 @@ pytestmark = [
 TOKEN, HEADER, IN_URL, KEY, CONNECTOR = "T0KENxyzzy", "HEADERplugh", "URLfrotz", "KEYnitfol", "OPERATORyomin"
 SECRETS = (TOKEN, HEADER, KEY, CONNECTOR)
 SAID = "QUESTIONgnusto"
-
-
-def at_rest(data: Path, texts: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [
-        (file.name, text)
-        for file in data.rglob("*")
-        if file.is_file()
-        for text in texts
-        if text.encode() in file.read_bytes()
-    ]
 
 
 def model(request: Received) -> Any:
@@ -118,7 +109,7 @@ async def test_secrets_of_tools_stay_where_they_are_used(mode: str, tmp_path: Pa
                 assert got.status == 400, got.body
                 bodies.append(got.body)
             assert at_rest(data, (SAID,)), "what is stored would be found"
-            assert at_rest(data, SECRETS) == []
+            assert at_rest(data, SECRETS) == set()
         finally:
             await gateway.stop()
         log = "\n".join(gateway.log)
@@ -127,6 +118,6 @@ async def test_secrets_of_tools_stay_where_they_are_used(mode: str, tmp_path: Pa
             assert secret not in log
             assert all(secret.encode() not in request.body for request in chat.requests)
         assert IN_URL not in log
-        assert at_rest(data, SECRETS) == []
+        assert at_rest(data, SECRETS) == set()
         assert {request.header("x-subscription-token") for request in search.requests} == {KEY}
         assert {one["x-key"] for one in mcp.headers} == {HEADER}

@@ -1,4 +1,4 @@
-"""`store: false` through whole gateways: no file of the data folder and no line of the log holds what was said."""
+"""`store: false` through whole gateways: neither the data folder, the database nor the log holds what was said."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ import pytest
 
 from tests.support.chat_server import ChatServer, answer, completion, json_answer, text_stream
 from tests.support.gateway import post, start_gateway
-from tests.support.state import needs_sqlite
+from tests.support.state import at_rest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 IN, OUT = "QUESTIONxyzzy", "ANSWERplugh"
 ASK = {"model": "demo-model", "input": f"Say {IN}.", "instructions": f"Be {IN}.", "store": False}
 _ARGUMENTS = {"relay": ("--mode", "relay"), "drive": ("--mode", "drive"), "http": ("--door", "http")}
-
-
-def at_rest(data: Path) -> list[str]:
-    """The files that hold one of the texts."""
-    needs_sqlite()
-    found = []
-    for file in data.rglob("*"):
-        if file.is_file() and any(text.encode() in file.read_bytes() for text in (IN, OUT)):
-            found.append(file.name)
-    return found
 
 
 @pytest.mark.parametrize("door", _ARGUMENTS)
@@ -52,9 +42,9 @@ async def test_nothing_is_at_rest(door: str, tmp_path: Path) -> None:
             async with session.get(f"{url}/{previous}") as got:
                 assert got.status == 404
         assert len(server.requests) == 4 and IN in json.dumps(server.requests[-1].json)
-        assert at_rest(data) == []
+        assert at_rest(data, (IN, OUT)) == set()
         # What is stored would be found.
         assert (await post(url, {**ASK, "store": True})).status == 200
-        assert at_rest(data)
+        assert at_rest(data, (IN, OUT))
         assert await gateway.stop() == 0
     assert not [line for line in gateway.log if IN in line or OUT in line]

@@ -25,6 +25,7 @@ from tests.support.chat_server import (
     never,
     text_stream,
 )
+from tests.support.state import at_rest
 
 CANARY = "sk-CANARYxyzzy42"
 BEARER = {"authorization": f"Bearer {CANARY}"}
@@ -43,10 +44,6 @@ def wants_a_key(request: Received) -> Answer:
     if request.json.get("stream"):
         return answer(parts=text_stream("ok"))
     return json_answer(completion("ok"))
-
-
-def at_rest(many: Processes) -> bool:
-    return any(CANARY.encode() in file.read_bytes() for file in many.data.rglob("*") if file.is_file())
 
 
 async def create(app: BackgroundApp, **fields: Any) -> tuple[int, Any]:
@@ -75,7 +72,7 @@ async def test_a_server_that_wants_no_key_gets_none(many: Processes) -> None:
     # Asked once, with nothing of the client; and no call has the key.
     assert question.json == {"messages": [], "max_tokens": 1} and len(calls) == 2
     assert all(request.header("authorization") is None for request in many.chat.requests)
-    assert not at_rest(many)
+    assert not at_rest(many.data, (CANARY,))
 
 
 async def test_a_conversation_goes_on_in_the_background(many: Processes) -> None:
@@ -97,7 +94,7 @@ async def test_a_server_that_wants_a_key_is_a_400_that_names_the_setting(many: P
         error = body["error"]
         assert (status, error["param"], error["code"]) == (400, "background", "unsupported_parameter")
         assert "background.client_credentials" in error["message"]
-    assert len(many.chat.requests) == 1 and not at_rest(many)
+    assert len(many.chat.requests) == 1 and not at_rest(many.data, (CANARY,))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -112,7 +109,7 @@ async def test_a_sealed_key_is_used_and_gone_when_the_response_is_over(many: Pro
         status, made = await create(app)
         assert status == 200 and (await ended(app, made["id"]))["status"] == "completed"
     assert many.chat.requests[-1].header("authorization") == BEARER["authorization"]
-    assert many.sql("SELECT * FROM jobs") == [] and not at_rest(many)
+    assert many.sql("SELECT * FROM jobs") == [] and not at_rest(many.data, (CANARY,))
 
 
 async def test_a_sealed_key_survives_a_process_and_goes_with_a_cancellation(many: Processes) -> None:
@@ -131,7 +128,7 @@ async def test_a_sealed_key_survives_a_process_and_goes_with_a_cancellation(many
         while len(many.chat.requests) < 3:
             await asyncio.sleep(0.005)
     ((kept,), _) = many.sql("SELECT request FROM jobs")
-    assert b'"sealed":"as1_' in bytes(kept) and not at_rest(many)
+    assert b'"sealed":"as1_' in bytes(kept) and not at_rest(many.data, (CANARY,))
     await app.kill()
     many.chat.default = wants_a_key
     other = await many.start(auth=AuthMode.PASSTHROUGH, client_credentials="seal", workers=1)
@@ -140,7 +137,7 @@ async def test_a_sealed_key_survives_a_process_and_goes_with_a_cancellation(many
     many.expire_leases()
     assert (await ended(other, first["id"]))["status"] == "completed"
     assert many.chat.requests[-1].header("authorization") == BEARER["authorization"]
-    assert many.sql("SELECT * FROM jobs") == [] and not at_rest(many)
+    assert many.sql("SELECT * FROM jobs") == [] and not at_rest(many.data, (CANARY,))
     gate.set()
 
 

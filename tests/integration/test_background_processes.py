@@ -17,7 +17,7 @@ from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_response, fold, parse_sse
 from tests.support.metrics import value_of
-from tests.support.state import needs_sqlite
+from tests.support.state import lapse, needs_sqlite
 from tests.support.waiting import until
 
 DONE = b"data: [DONE]\n\n"
@@ -360,7 +360,7 @@ async def test_a_conversation_survives_the_process_that_worked_on_it(many: Proce
     await one.kill()
     other = await many.start()
     many.expire_leases()
-    many.sql("UPDATE conversations SET locked_until = 1")
+    lapse(many.data, "conversations", "locked_until")
     done = await other.ended(made["id"])
     assert done["output"][0]["content"][0]["text"] == "Again"
     async with other.session.get(f"{other.url}/conversations/{conversation}/items?order=asc") as got:

@@ -16,6 +16,7 @@ from antiphon.stores.sqlite.writer import Statement, WriterLimits
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Answer, Reset, answer, event, json_answer
 from tests.support.http_door import open_http_door, post_bytes
+from tests.support.state import needs_sqlite
 
 WARNINGS = ("warning", "error", "critical")
 UP, OURS = "upstream", "ours"
@@ -138,6 +139,7 @@ async def test_a_full_disk_is_said_to_the_client_in_ready_and_in_the_log(
 
 async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowledged(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
+        needs_sqlite()
         app = await made.start()
         assert (await post(app, {"model": "m", "input": "x"}))[0] == 200
         os.unlink(tmp_path / "data" / SESSIONS_FILE)

@@ -17,7 +17,7 @@ from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Reset, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_stream, parse_sse
-from tests.support.state import needs_sqlite
+from tests.support.state import PAST, lapse, on_postgres
 from tests.support.waiting import until
 
 BODY: dict[str, Any] = {"model": "m", "input": "hi"}
@@ -275,20 +275,22 @@ async def test_a_key_that_is_none_is_refused(made: Processes, key: str) -> None:
 async def test_a_key_is_forgotten_after_its_time_and_when_its_process_died(made: Processes) -> None:
     app = await made.start()
     _, first, _ = await post(app, "/responses", BODY)
-    made.sql("UPDATE idempotency SET expires_at = 1")
+    lapse(made.data, "idempotency", "expires_at")
     _, second, _ = await post(app, "/responses", BODY)
     assert second["id"] != first["id"]
-    made.sql("UPDATE idempotency SET lease_until = 1, object_id = 'resp_of_the_dead'")
+    made.sql("UPDATE idempotency SET object_id = 'resp_of_the_dead'")
+    lapse(made.data, "idempotency", "lease_until")
     _, third, headers = await post(app, "/responses", BODY)
     assert third["id"] != second["id"] and "idempotent-replayed" not in headers
-    made.sql("UPDATE idempotency SET expires_at = 1")
+    lapse(made.data, "idempotency", "expires_at")
     assert await app.app.stores.keys.sweep() == (1,) and keys(made) == []
 
 
 @pytest.fixture
 def stored(made: Processes) -> Callable[[str], list[Any]]:
     """Looks at the database of vector stores."""
-    needs_sqlite()
+    if on_postgres():
+        return made.sql
 
     def sql(statement: str) -> list[Any]:
         with closing(sqlite3.connect(made.data / VECTORS_FILE, timeout=10)) as database, database:
@@ -314,10 +316,12 @@ async def test_a_vector_store_its_files_and_batches_are_made_once(
     ):
         status, first, headers = await post(one, f"{path}/{below}", sent, key=below)
         assert status == 200 and "idempotent-replayed" not in headers
-        ingested = stored("SELECT no FROM vector_files")
+        ingested = stored(f"SELECT {'number' if on_postgres() else 'no'} FROM vector_files")
         status, again, headers = await post(other, f"{path}/{below}", sent, key=below)
         assert (status, again["id"], headers["idempotent-replayed"]) == (200, first["id"], "true")
-        assert stored("SELECT no FROM vector_files") == ingested, "it is not ingested anew"
+        assert stored(f"SELECT {'number' if on_postgres() else 'no'} FROM vector_files") == ingested, (
+            "it is not ingested anew"
+        )
         assert stored(f"SELECT count(*) FROM {table}") == [(1,)]
     assert (await post(one, f"{path}/files", {"file_id": "file-none"}, key="n"))[0] == 404
     assert stored("SELECT key FROM idempotency ORDER BY key") == [("file_batches",), ("files",), ("k1",)]
@@ -333,10 +337,10 @@ async def test_the_keys_of_vector_stores_are_forgotten_after_their_time(
     ) as got:
         assert got.status == 200
     assert (await post(app, "/vector_stores", {}))[0] == 404, "what was deleted is not made again"
-    stored("UPDATE idempotency SET expires_at = 1")
+    stored(f"UPDATE idempotency SET expires_at = {PAST if on_postgres() else 1}")
     _, second, headers = await post(app, "/vector_stores", {})
     assert second["id"] != first["id"] and "idempotent-replayed" not in headers
-    stored("UPDATE idempotency SET expires_at = 1")
+    stored(f"UPDATE idempotency SET expires_at = {PAST if on_postgres() else 1}")
     async with asyncio.timeout(60):
         vector_search = app.app.vector_search
         assert vector_search is not None and await vector_search.stores.keys.sweep() == (1,)

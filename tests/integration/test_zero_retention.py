@@ -1,4 +1,4 @@
-"""`store: false` leaves nothing at rest: the data folder is searched, byte by byte, for every text there was."""
+"""`store: false` leaves nothing at rest: data folder and database are searched, byte by byte, for all there was."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.judge import parse_sse
 from tests.support.metrics import value_of
+from tests.support.state import at_rest
 
 IN, OUT, THOUGHT, ERROR = "QUESTIONxyzzy", "ANSWERplugh", "THOUGHTfrotz", "TOLDnitfol"
 _TEXTS = (IN, OUT, THOUGHT, ERROR)
@@ -32,16 +33,6 @@ ASK: dict[str, Any] = {
 async def many(tmp_path: Path) -> AsyncIterator[Processes]:
     async with processes(tmp_path / "data") as opened:
         yield opened
-
-
-def at_rest(data: Path) -> set[str]:
-    """Which of the texts are in any file, in any of the forms they have been seen in."""
-    found = set()
-    for file in data.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            found |= {text for text in _TEXTS if text.encode() in content or text.encode("utf-16-le") in content}
-    return found
 
 
 async def post(app: BackgroundApp, **more: Any) -> tuple[int, bytes]:
@@ -84,11 +75,11 @@ async def test_nothing_of_what_is_not_stored_is_at_rest(many: Processes, capsys:
     await answers_of_every_kind(many, app, store=False)
     _, listed = await app.ask()
     assert listed["data"] == []
-    assert at_rest(many.data) == set()
+    assert at_rest(many.data, _TEXTS) == set()
     many.opened.remove(app)
     await app.stop()
     # After the log was folded into the database as well.
-    assert at_rest(many.data) == set()
+    assert at_rest(many.data, _TEXTS) == set()
     logged = capsys.readouterr()
     assert not [text for text in _TEXTS if text in logged.out + logged.err]
 
@@ -96,7 +87,7 @@ async def test_nothing_of_what_is_not_stored_is_at_rest(many: Processes, capsys:
 async def test_the_search_would_find_it(many: Processes) -> None:
     app = await many.start()
     await answers_of_every_kind(many, app, store=True)
-    assert at_rest(many.data) == {IN, OUT, THOUGHT, ERROR}
+    assert at_rest(many.data, _TEXTS) == {IN, OUT, THOUGHT, ERROR}
 
 
 async def test_what_is_not_stored_only_reads_its_conversation(many: Processes) -> None:
@@ -110,7 +101,7 @@ async def test_what_is_not_stored_only_reads_its_conversation(many: Processes) -
     assert "Remember the tea." in json.dumps(many.chat.requests[0].json)
     async with app.session.get(f"{app.url}/conversations/{conversation}/items") as got:
         assert len((await got.json())["data"]) == 1
-    assert at_rest(many.data) == set()
+    assert at_rest(many.data, _TEXTS) == set()
 
 
 async def test_a_chain_that_its_client_carries_keeps_the_models_thoughts(many: Processes) -> None:
@@ -128,7 +119,7 @@ async def test_a_chain_that_its_client_carries_keeps_the_models_thoughts(many: P
     )
     assert status == 200
     assert THOUGHT in json.dumps(many.chat.requests[-1].json)
-    assert at_rest(many.data) == set()
+    assert at_rest(many.data, _TEXTS) == set()
     # Nobody else can open it.
     async with app.session.post(
         f"{app.url}/responses",

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +26,9 @@ from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
+from antiphon.stores.sqlite.opening import SqliteStores
 from tests.support.chat_server import ChatServer
-from tests.support.state import change, needs_sqlite, on_postgres, state_settings
+from tests.support.state import lapse, look, needs_sqlite, state_settings
 
 
 @dataclass
@@ -207,16 +206,11 @@ class Processes:
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
         """Look at the database, or change it behind everybody's back."""
-        needs_sqlite()
-        with closing(sqlite3.connect(self.data / SESSIONS_FILE, timeout=10)) as database, database:
-            return database.execute(statement, parameters).fetchall()
+        return look(self.data, statement, *parameters)
 
     def expire_leases(self) -> None:
         """As if much time had passed since any worker was heard of."""
-        if on_postgres():
-            change(self.data, "UPDATE jobs SET lease_until = now() - interval '1 second' WHERE worker IS NOT NULL")
-        else:
-            self.sql("UPDATE jobs SET lease_until = 1 WHERE worker IS NOT NULL")
+        lapse(self.data, "jobs", "lease_until", "worker IS NOT NULL")
 
 
 @asynccontextmanager

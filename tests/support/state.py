@@ -1,7 +1,8 @@
 """Where the state of tests lies: in SQLite, or with `--state` in PostgreSQL, directly or behind pgbouncer.
 
 Lives here: one server for a test process, a database for each data folder (whatever is started on one folder shares its
-state), and the settings that lead there. Not here: tests of one backend, which open it themselves.
+state), the settings that lead there, and looking behind the ports at either. Not here: tests of one backend, which open
+it themselves.
 
 Invariant: with `--state sqlite`, the default, nothing is started and every setting is as without this.
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-from collections.abc import Coroutine
+import re
+import sqlite3
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack
 
@@ -23,11 +28,18 @@ from pydantic import SecretStr
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.state import StateSettings
 from antiphon.stores import StoreOptions, Stores, open_stores
+from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.support.postgres import Pooler, PostgresServer
 
 T = TypeVar("T")
 Kind = Literal["sqlite", "postgresql", "pgbouncer"]
 
+PAST = "now() - interval '1 second'"
+# Of tables, of what they keep out of line, and of indexes.
+IN_FILES = """
+SELECT coalesce(bool_or(position($1::bytea IN pg_read_binary_file(pg_relation_filepath(oid))) > 0), false)
+FROM pg_class WHERE pg_relation_filenode(oid) IS NOT NULL
+"""
 OWNER_KEY = "owner-key-of-tests-that-share-a-database"
 SEALING_KEY = "ab" * 32
 
@@ -105,15 +117,41 @@ async def open_state(folder: Path, **options: Unpack[StoreOptions]) -> Stores:
     return await open_stores(StateSettings(url=SecretStr(await state_url(folder))), folder, **options)
 
 
-def change(folder: Path, sql: str) -> None:
-    """Change the database of this folder behind everybody's back; of PostgreSQL."""
+def look(folder: Path, sql: str, *parameters: Any) -> list[Any]:
+    """Look into the database of this folder, or change it, behind everybody's back; `?` stands for a parameter."""
+    if folder not in chosen.urls:
+        with closing(sqlite3.connect(folder / SESSIONS_FILE, timeout=10)) as database, database:
+            return database.execute(sql, parameters).fetchall()
+    numbers = count(1)
+    return [tuple(row) for row in _ask(folder, re.sub(r"\?", lambda _: f"${next(numbers)}", sql), *parameters)]
 
-    async def run() -> None:
+
+def lapse(folder: Path, table: str, column: str, where: str = "true") -> None:
+    """As if the time in this column were over."""
+    look(folder, f"UPDATE {table} SET {column} = {PAST if folder in chosen.urls else 1} WHERE {where}")
+
+
+def at_rest(folder: Path, texts: Iterable[str]) -> set[str]:
+    """Which of these texts are in any file of the folder, or of its database in PostgreSQL, deleted rows too."""
+    forms = {text: (text.encode(), text.encode("utf-16-le")) for text in texts}
+    contents = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    found = {text for text, each in forms.items() if any(form in content for form in each for content in contents)}
+    if folder in chosen.urls:
+        _ask(folder, "CHECKPOINT")
+        found |= {text for text, each in forms.items() if any(_ask(folder, IN_FILES, form)[0][0] for form in each)}
+    return found
+
+
+def _ask(folder: Path, sql: str, *parameters: Any) -> list[Any]:
+    async def run() -> list[Any]:
         connection = await asyncpg.connect(chosen.urls[folder])
-        await connection.execute(sql)
-        await connection.close()
+        try:
+            found: list[Any] = await connection.fetch(sql, *parameters)
+            return found
+        finally:
+            await connection.close()
 
-    _at_once(run())
+    return _at_once(run())
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:
