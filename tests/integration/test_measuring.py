@@ -19,6 +19,7 @@ from antiphon.stores.sqlite.readers import SqliteReaders
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Wait, answer, event, text_stream
 from tests.support.metrics import value_of
+from tests.support.state import on_postgres
 from tests.support.waiting import until
 
 SOURCE = Path(__file__).parents[2] / "src" / "antiphon"
@@ -106,22 +107,32 @@ async def test_who_follows_a_response_is_counted(tmp_path: Path) -> None:
 async def test_what_a_process_says_of_its_databases_and_its_disk(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
         app = await made.start()
+        await app.ended((await app.create(stream=False))["id"])
         form = aiohttp.FormData({"purpose": "user_data"})
         form.add_field("file", b"x" * 1234, filename="a.txt")
         async with app.session.post(f"{app.url}/files", data=form) as got:
             assert got.status == 200
         text = await scraped(app)
         assert value_of(text, "blobs_bytes") == 1234
-        for name in ("sessions", "vectors"):
+        databases = ("postgresql",) if on_postgres() else ("sessions", "vectors")
+        for name in databases:
             files = [tmp_path / "data" / f"{name}.db{suffix}" for suffix in ("", "-wal", "-shm")]
-            assert value_of(text, "database_bytes", database=name) == sum(file.stat().st_size for file in files)
+            size = 1 << 20 if on_postgres() else sum(file.stat().st_size for file in files)
+            assert value_of(text, "database_bytes", database=name) >= size
             assert value_of(text, "storage_writer_queue", database=name) == 0
             assert value_of(text, "storage_readers_busy", database=name) == 0
+        if on_postgres():
+            assert value_of(text, "database_table_bytes", database="postgresql", table="responses") > 0
+            used = value_of(text, "database_connections", database="postgresql", state="active")
+            assert 0 < used < value_of(text, "database_connections_max", database="postgresql")
+            assert value_of(text, "database_oldest_xmin_age", database="postgresql") >= 0
+        else:
+            assert not any(line.startswith("database_connections") for line in text.splitlines())
         assert value_of(text, "disk_free_bytes") > 0
-        groups = value_of(text, "storage_writer_group_count", database="sessions")
-        assert 0 < groups <= value_of(text, "storage_writer_group_sum", database="sessions")
+        groups = value_of(text, "storage_writer_group_count", database=databases[0])
+        assert 0 < groups <= value_of(text, "storage_writer_group_sum", database=databases[0])
         # Each transaction counts once, however often somebody looks.
-        assert value_of(await scraped(app), "storage_writer_group_count", database="sessions") == groups
+        assert value_of(await scraped(app), "storage_writer_group_count", database=databases[0]) == groups
         assert value_of(text, "settings_loaded_timestamp_seconds") > 1.7e9
         said = {"version": __version__, "python": platform.python_version(), "transport": "", "sandbox": ""}
         assert value_of(text, "build_info", **said) == 1

@@ -3,8 +3,8 @@
 Lives here: whom a scrape asks, and how often. Not here: names and meanings (`observability/metric_names.py`), what is
 counted where it happens.
 
-What takes a query or a look at the disk is asked before a scrape, at most each second, and one look at a time: a disk
-that stands still is looked at by one thread, and a scrape shows what was seen last.
+What takes a query or a look at the disk is asked before a scrape, at most each second (sizes and servers every ten),
+and one look at a time: a disk that stands still is looked at by one thread, and a scrape shows what was seen last.
 
 Invariant: nothing here is done when nobody scrapes, but for the event loop's one timer.
 """
@@ -16,13 +16,13 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from antiphon import __version__
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.figures import StoreFigures
+from antiphon.engine.ports.figures import DatabaseFigures, StoreFigures
 from antiphon.engine.ports.jobs import Queue
 from antiphon.engine.running.thread_pools import SIZES, all_pools
 from antiphon.ids import now
@@ -34,7 +34,7 @@ from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
 
 _QUEUE_SECONDS = 1.0
-_SIZE_SECONDS = 10.0
+_LOOK_SECONDS = 10.0
 
 
 class Measuring:
@@ -56,7 +56,7 @@ class Measuring:
         self._databases = databases
         self._groups: dict[str, Counter[int]] = {one.name: Counter() for one in databases}
         self._queue = Queue(0)
-        self._sizes: dict[Labels, float] = {}
+        self._said: dict[str, DatabaseFigures] = {}
         self._blobs = self._free = 0
         self._lag = LoopLag(metrics.lag.add)
         loaded = now()
@@ -71,12 +71,16 @@ class Measuring:
         read(names.READERS, lambda: {(one.name,): one.busy for one in databases})
         read(names.THREADS, lambda: {name: busy for name, (busy, _) in _threads().items()})
         read(names.THREAD_QUEUE, lambda: {name: waiting for name, (_, waiting) in _threads().items()})
-        read(names.DATABASE, lambda: self._sizes)
+        read(names.DATABASE, lambda: {(name,): said.size for name, said in self._said.items()})
+        read(names.TABLES, lambda: _each({name: said.tables for name, said in self._said.items()}))
+        read(names.CONNECTIONS, lambda: _each({name: said.connections for name, said in self._said.items()}))
+        read(names.MOST_CONNECTIONS, lambda: _known({name: said.most_connections for name, said in self._said.items()}))
+        read(names.OLDEST_XMIN, lambda: _known({name: said.oldest_xmin for name, said in self._said.items()}))
         read(names.BLOBS, lambda: self._blobs)
         read(names.DISK_FREE, lambda: self._free)
         metrics.before_scrape(self._count_groups)
         metrics.before_scrape(_Sometimes(self._look_at_queue, _QUEUE_SECONDS))
-        metrics.before_scrape(_Sometimes(self._look_at_sizes, _SIZE_SECONDS))
+        metrics.before_scrape(_Sometimes(self._look_around, _LOOK_SECONDS))
 
     def close(self) -> None:
         """Stop the timer."""
@@ -96,9 +100,9 @@ class Measuring:
     async def _look_at_queue(self) -> None:
         self._queue = await self._stores.background.queue()
 
-    async def _look_at_sizes(self) -> None:
+    async def _look_around(self) -> None:
         self._free = await SIZES.run(_free_bytes, self._data)
-        self._sizes = {(one.name,): await one.size() for one in self._databases}
+        self._said = {one.name: await one.look() for one in self._databases}
         self._blobs = await self._stores.files.kept_bytes()
 
 
@@ -128,6 +132,16 @@ class _Sometimes:
         # Whoever asked may have left.
         if not looking.cancelled():
             looking.exception()
+
+
+def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
+    """Of each database, each of what it said."""
+    return {(name, key): value for name, values in said.items() for key, value in values.items()}
+
+
+def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
+    """Of each database that said it."""
+    return {(name,): value for name, value in said.items() if value is not None}
 
 
 def _free_bytes(folder: Path) -> int:

@@ -75,6 +75,8 @@ _BOUNDS = (
     "`limits.owner_bytes_in_flight`"
 )
 
+_DATABASE = "`sessions`, `vectors`; `postgresql`: one for all"
+
 RESPONSES = _counter(
     "responses_total", "Responses by outcome, door and fault.", outcome=_OUTCOMES, door=_DOOR, fault=_FAULT
 )
@@ -169,16 +171,42 @@ LAG = _seconds(
     "event_loop_lag_seconds", "How much later than asked for the event loop came back, four times a second.", _SHORT
 )
 WRITER_QUEUE = _gauge(
-    "storage_writer_queue", "Units that wait for the database's writer.", database="`sessions`, `vectors`"
+    "storage_writer_queue",
+    "Units that wait for the database's writer; with PostgreSQL, for a connection.",
+    database=_DATABASE,
 )
-WRITER_GROUP = _seconds("storage_writer_group", "Units of one transaction.", _SIZES, database="`sessions`, `vectors`")
+WRITER_GROUP = _seconds("storage_writer_group", "Units of one transaction.", _SIZES, database=_DATABASE)
 READERS = _gauge(
-    "storage_readers_busy", "Connections of the database's pool that read.", database="`sessions`, `vectors`"
+    "storage_readers_busy",
+    "Connections of the database's pool that read; with PostgreSQL, all that work.",
+    database=_DATABASE,
 )
 THREADS = _gauge("threads_busy", "Threads of the process's pools that work.", pool="a pool's name")
 THREAD_QUEUE = _gauge("threads_waiting", "Pieces of work that wait for a thread.", pool="a pool's name")
 INTERPRETERS = _gauge("code_interpreters", "Interpreters of `code_interpreter` that run.")
-DATABASE = _shared("database_bytes", "Size of a database's files.", database="`sessions`, `vectors`")
+DATABASE = _shared("database_bytes", "Size of a database's files.", database=_DATABASE)
+TABLES = _shared(
+    "database_table_bytes",
+    "Size of a table of PostgreSQL with its indexes, and what waits to be vacuumed.",
+    database="`postgresql`",
+    table="a table of Antiphon's; `other`: all others in its schema",
+)
+CONNECTIONS = _shared(
+    "database_connections",
+    "Clients' connections to the PostgreSQL server, those of other databases and programs among them.",
+    database="`postgresql`",
+    state="`active`, `idle`, `idle_in_transaction`; `unknown`: another role's, of which the server tells nothing to "
+    "one that is no member of `pg_read_all_stats`",
+)
+MOST_CONNECTIONS = _shared(
+    "database_connections_max", "How many the PostgreSQL server takes: `max_connections`.", database="`postgresql`"
+)
+OLDEST_XMIN = _shared(
+    "database_oldest_xmin_age",
+    "Transactions that have begun since the oldest that a query, a transaction, a prepared one or a replication slot "
+    "still holds: what was deleted since then cannot be vacuumed. Of other roles as in `database_connections`.",
+    database="`postgresql`",
+)
 BLOBS = _shared("blobs_bytes", "Contents of files, as the database knows them.")
 DISK_FREE = _shared("disk_free_bytes", "Free for this process on the data folder's disk.")
 LOG_DROPPED = _counter("log_lines_dropped_total", "Log lines that nobody read in time.")
@@ -196,7 +224,8 @@ METRICS = (
     RESPONSES, FAILURES, DURATION, FIRST_EVENT, EVENT_GAP, TOKENS, COST, REQUESTS, UPSTREAM_CALLS, UPSTREAM_HEAD, TOOLS,
     TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, CUT, COMPACTIONS, CONFLICTS, SEALS_REFUSED,
     ATTEMPTS, GIVEN_BACK, LOST, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE, WRITER_GROUP,
-    READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
+    READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, TABLES, CONNECTIONS, MOST_CONNECTIONS, OLDEST_XMIN, BLOBS,
+    DISK_FREE, LOG_DROPPED, LOADED, BUILD,
 )  # fmt: skip
 """All there are, in the order of the docs."""
 

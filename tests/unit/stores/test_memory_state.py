@@ -49,12 +49,12 @@ async def test_nothing_touches_the_disk_and_nothing_is_left(stores: SqliteStores
     )
     figures = (*stores.figures, *vectors.figures)
     assert [one.name for one in figures] == ["sessions", "vectors"]
-    assert all([await one.size() > 4096 for one in figures])
+    assert all([(await one.look()).size > 4096 for one in figures])
     await vectors.aclose()
     await stores.aclose()
     assert list(tmp_path.iterdir()) == []
     # It went with the last connection.
-    assert await stores.figures[0].size() == 0
+    assert (await stores.figures[0].look()).size == 0
 
 
 async def test_each_opening_is_a_state_of_its_own(stores: SqliteStores, tmp_path: Path) -> None:

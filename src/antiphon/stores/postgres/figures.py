@@ -1,4 +1,10 @@
-"""What a PostgreSQL database says of itself, and what this process does on it: its `StoreFigures`."""
+"""What a PostgreSQL database says of itself, and what this process does on it: its `StoreFigures`.
+
+Lives here: one question about sizes, connections and the oldest snapshot. Not here: what doctor makes of a server
+(`examining.py`), names of metrics.
+
+Invariant: names of tables are of a closed set, whatever else lies in the schema.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +12,50 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from antiphon.engine.ports.figures import DatabaseFigures
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups
 
-_SIZE = "SELECT pg_database_size(current_database())"
+TABLES = frozenset(
+    {
+        "chains", "chunk_vectors", "chunks", "containers", "conversation_items", "conversations",
+        "deployment", "file_attributes", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue",
+        "pending_blobs", "prompt_versions", "prompts", "response_events", "response_items", "responses",
+        "schema_migrations", "sweeps", "usage_days", "vector_batch_files", "vector_batches", "vector_files",
+        "vector_schema_migrations", "vector_stores", "vector_trash",
+    }
+)  # fmt: skip
+"""Those of the schema; another's in it are `other`."""
+
+# Of other roles the server shows that they are there, and no more, unless this one may read all statistics.
+_LOOK = """
+SELECT 'size' AS kind, '' AS name, pg_database_size(current_database()) AS value
+UNION ALL
+SELECT 'table', CASE WHEN relname = ANY($1::text[]) THEN relname ELSE 'other' END,
+       sum(coalesce(pg_total_relation_size(oid), 0))::bigint
+FROM pg_class
+WHERE relkind = 'r' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+GROUP BY 2
+UNION ALL
+SELECT 'connections', CASE WHEN state IN ('active', 'idle') THEN state
+                           WHEN state LIKE 'idle in transaction%' THEN 'idle_in_transaction'
+                           ELSE 'unknown' END, count(*)
+FROM pg_stat_activity
+WHERE usesysid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
+GROUP BY 2
+UNION ALL
+SELECT 'most_connections', '', current_setting('max_connections')::bigint
+UNION ALL
+SELECT 'oldest_xmin', '', coalesce(max(age(held)), 0)
+FROM (
+  SELECT unnest(ARRAY[backend_xid, backend_xmin]) AS held FROM pg_stat_activity
+  WHERE pid <> pg_backend_pid() AND coalesce(datname = current_database(), true)
+  UNION ALL
+  SELECT transaction FROM pg_prepared_xacts WHERE database = current_database()
+  UNION ALL
+  SELECT unnest(ARRAY[xmin, catalog_xmin]) FROM pg_replication_slots
+) AS holders
+"""
 
 
 class PostgresFigures:
@@ -42,6 +88,15 @@ class PostgresFigures:
             total.update(groups.groups)
         return total
 
-    async def size(self) -> int:
-        """The whole database, with its indexes and what waits to be vacuumed."""
-        return int((await self._database.fetch(_SIZE))[0][0])
+    async def look(self) -> DatabaseFigures:
+        """The whole database and each table, with indexes and what waits to be vacuumed; and its server."""
+        found: dict[str, dict[str, int]] = {}
+        for row in await self._database.fetch(_LOOK, sorted(TABLES)):
+            found.setdefault(row["kind"], {})[row["name"]] = row["value"]
+        return DatabaseFigures(
+            size=found["size"][""],
+            tables=found.get("table", {}),
+            connections=found.get("connections", {}),
+            most_connections=found["most_connections"][""],
+            oldest_xmin=found["oldest_xmin"][""],
+        )

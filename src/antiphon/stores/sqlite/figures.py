@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from antiphon.engine.ports.figures import DatabaseFigures
 from antiphon.engine.running.thread_pools import SIZES
 from antiphon.stores.sqlite.place import Place
 from antiphon.stores.sqlite.readers import SqliteReaders
@@ -39,6 +40,6 @@ class SqliteFigures:
         """Transactions by how many writes they took along; a copy, since the writer's thread goes on counting."""
         return Counter(dict(self._writer.groups))
 
-    async def size(self) -> int:
+    async def look(self) -> DatabaseFigures:
         """What its place says."""
-        return await SIZES.run(self._place.size)
+        return DatabaseFigures(await SIZES.run(self._place.size))
