@@ -5,7 +5,8 @@ Lives here: the order of the work, and the comparison at its end. Not here: rows
 
 A move can be killed at any moment and started again: it goes on behind the last batch that arrived. It holds one batch.
 
-Invariants: the source is only read; no process starts on the target before every row was compared.
+Invariants: the source is only read, once it has this build's schema; no process starts on the target before every row
+was compared.
 """
 
 from __future__ import annotations

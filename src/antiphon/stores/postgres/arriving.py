@@ -1,7 +1,7 @@
 """A PostgreSQL database that rows of another backend are moved to.
 
 Lives here: writing them, what is made of them, and reading them for comparison. Not here: where they come from, what is
-moved (`moved.py`).
+moved (`stores/moved.py`).
 
 Rows of a batch and the position behind them are one transaction, so a move that was killed goes on where it was.
 

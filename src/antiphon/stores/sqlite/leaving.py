@@ -1,6 +1,6 @@
 """A data folder whose rows are moved to another backend.
 
-Lives here: taking it for oneself, and its rows in the form of `moved.py`. Not here: where they go.
+Lives here: taking it for oneself, and its rows in the form of `stores/moved.py`. Not here: where they go.
 
 Invariant: nobody else has the databases open while this is: SQLite's exclusive locks say so, and end with the process.
 """
