@@ -84,6 +84,31 @@ async def test_nothing_of_what_is_not_stored_is_at_rest(many: Processes, capsys:
     assert not [text for text in _TEXTS if text in logged.out + logged.err]
 
 
+@pytest.mark.parametrize("never", ("single", "*"))
+async def test_of_some_owners_nothing_is_stored_whatever_they_ask_for(many: Processes, never: str) -> None:
+    app = await many.start(owner="single", store_never=("h:other", never))
+    await answers_of_every_kind(many, app, store=True)
+    many.chat.script(json_answer(completion(OUT)))
+    status, body = await post(app)
+    made = json.loads(body)
+    assert status == 200 and made["store"] is False
+    async with app.session.get(f"{app.url}/responses/{made['id']}") as got:
+        assert got.status == 404
+    asked = len(many.chat.requests)
+    status, body = await post(app, background=True)
+    error = json.loads(body)["error"]
+    assert status == 400 and error["param"] == "background" and "'owner.store_never'" in error["message"]
+    assert len(many.chat.requests) == asked
+    assert at_rest(many.data, _TEXTS) == set()
+
+
+async def test_other_owners_store(many: Processes) -> None:
+    app = await many.start(owner="single", store_never=("h:other",))
+    many.chat.script(json_answer(completion(OUT)))
+    assert json.loads((await post(app))[1])["store"] is True
+    assert OUT in at_rest(many.data, _TEXTS)
+
+
 async def test_the_search_would_find_it(many: Processes) -> None:
     app = await many.start()
     await answers_of_every_kind(many, app, store=True)

@@ -181,6 +181,7 @@ class Processes:
         limits: dict[str, Any] | None = None,
         owner: Literal["bearer", "single"] = "bearer",
         auth: AuthMode = AuthMode.NONE,
+        store_never: tuple[str, ...] = (),
         **background: Any,
     ) -> BackgroundApp:
         """One more process, with these settings of `limits` and `background`."""
@@ -192,7 +193,7 @@ class Processes:
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
-            owner=where.get("owner", OwnerSettings()).model_copy(update={"source": owner}),
+            owner=where.get("owner", OwnerSettings()).model_copy(update={"source": owner, "store_never": store_never}),
         )
         settings = settings.model_copy(
             update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}

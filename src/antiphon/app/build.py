@@ -438,6 +438,7 @@ def _exchanges(
         sealer=sealer,
         background=True,
         seal_credentials=settings.background.client_credentials == "seal",
+        never_stored=frozenset(settings.owner.store_never),
         strict=settings.strict,
         tool_types=tool_types,
     )

@@ -24,6 +24,11 @@ class OwnerSettings(Section):
     """The keys that clients may present as bearer token, at least 16 characters each, or `sha256:` and the hexadecimal
     digest of one, so that the settings hold no key. Any other token, or none, is a 401. Unset: every token is taken."""
 
+    store_never: tuple[str, ...] = ()
+    """Owners, as they are in the database, or `*` for all, whose responses are stored nowhere, as with `store: false`,
+    whatever a request says; one with `background: true` is a 400. What they store themselves (files, conversations,
+    prompts, vector stores) stays, and an upstream of `mode: native` keeps what it keeps."""
+
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:

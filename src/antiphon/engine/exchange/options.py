@@ -46,6 +46,8 @@ class ExchangeOptions:
     """Whether responses can be queued."""
     seal_credentials: bool = False
     """Whether clients' credentials are kept, sealed, with what is queued and needs them."""
+    never_stored: frozenset[str] = frozenset()
+    """Owners whose responses are not stored, whatever a request says; `*`: all."""
     strict: bool = False
     """Whether what nobody here knows is refused, not left out."""
     tool_types: frozenset[str] = frozenset()
@@ -58,3 +60,7 @@ class ExchangeOptions:
             self.profile, passthrough=self.passthrough, headers=self.upstream_headers, models=self.models
         )
         object.__setattr__(self, "route", route)
+
+    def stores(self, owner: str) -> bool:
+        """Whether this owner's responses may be stored."""
+        return self.never_stored.isdisjoint((owner, "*"))

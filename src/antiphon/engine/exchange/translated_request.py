@@ -97,8 +97,11 @@ def read_asked(
         request.compact = path == COMPACT_PATH
         if head.header(HEADER) is not None:
             request.ignored = (*request.ignored, HEADER)
-    elif request.prewarm:
-        wishes = Wishes(generate=False, error_events=wishes.error_events)
+    else:
+        if queued is None and not options.stores(head.owner):
+            _store_nothing(request)
+        if request.prewarm:
+            wishes = Wishes(generate=False, error_events=wishes.error_events)
     route = options.routes.choose(request.model) if options.routes is not None else default
     if prompt is not None and route.mode == "native":
         raise InvalidRequest(
@@ -111,6 +114,18 @@ def read_asked(
         raise no_such_model(request.model)
     allow_fields(request, route.fields)
     return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, queued)
+
+
+def _store_nothing(request: CreateResponse) -> None:
+    """Its owner's responses are not stored. Raises `InvalidRequest` when it cannot do without."""
+    if request.background:
+        raise InvalidRequest(
+            "This server stores none of your responses ('owner.store_never'), and one that runs in the background is "
+            "kept until it is fetched. Leave 'background' out.",
+            param="background",
+            code="unsupported_parameter",
+        )
+    request.store = False
 
 
 class SealedContent:
