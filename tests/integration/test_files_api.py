@@ -8,16 +8,18 @@ import hashlib
 import json
 import random
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores import Stores
 from tests.support.http_door import OpenHttpDoor, RawAnswer, RawClient, open_http_door
 from tests.support.memory import forget_peak, peak
 from tests.support.schemas import OPENAI, valid
+from tests.support.state import open_state
 from tests.support.waiting import until
 
 BOUNDARY = "b0undary"
@@ -31,14 +33,15 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
-    opened = await open_sqlite(tmp_path / "data", chain_items=10, owner_file_bytes=10 << 20)
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    (tmp_path / "data").mkdir()
+    opened = await open_state(tmp_path / "data", chain_items=10, owner_file_bytes=10 << 20)
     yield opened
     await opened.aclose()
 
 
 @pytest.fixture
-async def door(stores: SqliteStores) -> AsyncIterator[OpenHttpDoor]:
+async def door(stores: Stores) -> AsyncIterator[OpenHttpDoor]:
     async with open_http_door(files=stores.files) as opened:
         yield opened
 
@@ -287,7 +290,7 @@ async def test_a_client_that_leaves_in_the_middle(door: OpenHttpDoor, tmp_path: 
     await until(lambda: not left_on_disk(tmp_path))
 
 
-async def test_a_client_that_stops_sending(stores: SqliteStores, tmp_path: Path) -> None:
+async def test_a_client_that_stops_sending(stores: Stores, tmp_path: Path) -> None:
     async with open_http_door(files=stores.files, request_seconds=0.1) as door, door.client() as client:
         await client.send(posted(form(PURPOSE, HELLO))[:-30])
         answer = await client.read()
@@ -411,7 +414,7 @@ async def test_a_download_that_goes_on_only_if_the_file_is_the_same(door: OpenHt
             assert (await client.read()).body == b"hello\n"
 
 
-async def test_head_opens_nothing_for_good(door: OpenHttpDoor, stores: SqliteStores) -> None:
+async def test_head_opens_nothing_for_good(door: OpenHttpDoor, stores: Stores) -> None:
     path = f"/v1/files/{(await upload(door, PURPOSE, HELLO))['id']}/content"
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
@@ -429,7 +432,7 @@ async def test_an_empty_file(door: OpenHttpDoor) -> None:
     assert (answer.status, answer.body, answer.header("content-length")) == (200, b"", "0")
 
 
-async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: SqliteStores) -> None:
+async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: Stores) -> None:
     async with open_http_door(files=stores.files, file_bytes=9 << 20) as door:
         made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
         reads: list[int] = []
@@ -456,7 +459,7 @@ async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: SqliteS
                 assert data == b"x" * (8 << 20)
 
 
-async def test_a_reader_that_does_not_read_is_cut_off(stores: SqliteStores) -> None:
+async def test_a_reader_that_does_not_read_is_cut_off(stores: Stores) -> None:
     async with open_http_door(files=stores.files, file_bytes=9 << 20, send_seconds=0.1) as door:
         made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
         async with door.client() as client:
@@ -467,7 +470,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(stores: SqliteStores) -> N
                 await client._reader.readexactly(8 << 20)
 
 
-async def test_a_reader_that_leaves_closes_the_file(stores: SqliteStores) -> None:
+async def test_a_reader_that_leaves_closes_the_file(stores: Stores) -> None:
     async with open_http_door(files=stores.files, file_bytes=9 << 20) as door:
         made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
 
@@ -573,10 +576,12 @@ async def test_the_official_client(door: OpenHttpDoor, tmp_path: Path) -> None:
             await client.files.retrieve(made.id)
 
 
-async def test_memory_stays_flat(stores: SqliteStores) -> None:
+async def test_memory_stays_flat(tmp_path: Path) -> None:
     """Many times the size of any buffer goes through, one upload after another and several at once."""
-    async with open_http_door(files=stores.files, file_bytes=64 << 20) as door:
-        stores.files.rows.limit = None
+    async with (
+        aclosing(await open_state(tmp_path, chain_items=10)) as stores,
+        open_http_door(files=stores.files, file_bytes=64 << 20) as door,
+    ):
         piece = b"x" * (1 << 20)
 
         async def large(megabytes: int) -> int:

@@ -8,11 +8,12 @@ the database the same questions. So do ids in bodies.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -22,6 +23,7 @@ from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, Statement
 from tests.support.chat_server import ChatServer
+from tests.support.state import state_settings
 from tests.support.strangers import (
     IN_BODIES,
     MISSING,
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Server:
-    """A real HTTP door with everything behind it, on SQLite."""
+    """A real HTTP door with everything behind it."""
 
     def __init__(
         self, url: str, door: HttpDoor, session: aiohttp.ClientSession, patterns: dict[str, list[str]]
@@ -67,14 +69,15 @@ class Server:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     # No workers: what is queued stays so.
     async with ChatServer() as chat:
+        data = tmp_path_factory.mktemp("data")
         settings = load_settings(
             {
-                "data": tmp_path_factory.mktemp("data"),
+                "data": data,
                 "upstream": {"url": chat.base_url, "auth": "none"},
                 "background": {"workers": 0},
             }
         )
-        app = await build(settings, door="http")
+        app = await build(settings.model_copy(update=await state_settings(data)), door="http")
         door = HttpDoor(app.context)
         address = await door.start("127.0.0.1:0")
         patterns = {
@@ -116,10 +119,19 @@ class _recorded:
 
         self._patch.setattr(SqliteReaders, "fetch", noted_fetch)
         self._patch.setattr(SqliteWriter, "run", noted_run)
+        for name in ("fetch", "fetchrow", "fetchval", "execute"):
+            self._patch.setattr(asyncpg.Connection, name, self._noted(getattr(asyncpg.Connection, name)))
         self._patch.setattr(HttpDoor, "_answer", marked_answer)
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
+
+    def _noted(self, asks: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def noted(connection: Any, sql: str, *parameters: Any, **more: Any) -> Any:
+            self._questions += [sql] if _ANSWERING.get() else []
+            return await asks(connection, sql, *parameters, **more)
+
+        return noted
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
