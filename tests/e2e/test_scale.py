@@ -17,8 +17,9 @@ from tests.scale.owners import OWNERS_SETTINGS, owners
 from tests.scale.replicas import Replicas, demo
 from tests.scale.states import State
 from tests.support.postgres import PostgresServer
+from tests.support.state import on_postgres
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(on_postgres(), reason="brings its own states")]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from tests.support.chat_server import ChatServer, answer, chunk, event, text_str
 from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 from tests.support.mcp_server import open_mcp_server
+from tests.support.state import look
 
 pytestmark = [
     pytest.mark.e2e,
@@ -26,8 +25,7 @@ _CALL = {"index": 0, "id": "call_0", "type": "function", "function": {"name": "d
 
 
 def _rows(data: Path) -> list[str]:
-    with closing(sqlite3.connect(data / "sessions.db")) as database:
-        return [row[0] for row in database.execute("SELECT status FROM responses")]
+    return [row[0] for row in look(data, "SELECT status FROM responses")]
 
 
 @pytest.mark.parametrize("mode", _MODES)

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from tests.support.gateway import Gateway, start_gateway
+from tests.support.state import needs_sqlite
 from tests.support.strict_upstream import StrictUpstream
 
 
@@ -34,6 +35,7 @@ async def _ask(gateway: Gateway, method: str, path: str, **sent: Any) -> tuple[i
 
 
 async def test_after_a_kill_a_restored_backup_is_read_and_continued(tmp_path: Path) -> None:
+    needs_sqlite()
     data, archive, again = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "again"
     upstream = StrictUpstream()
     await upstream.start()

@@ -270,6 +270,8 @@ max_client_conn = 500
 server_login_retry = 1
 server_connect_timeout = 3
 query_wait_timeout = 4
+; Each test has a database of its own, and all of them share what the server takes.
+server_idle_timeout = 5
 """)
         if _user() is not None:
             self._folder.chmod(0o755)
