@@ -37,7 +37,18 @@ from typing import Literal
 import msgspec
 
 StoreReason = Literal[
-    "failed", "full", "slow", "unknown", "gone", "locked", "read_only", "damaged", "busy", "unavailable", "elsewhere"
+    "failed",
+    "full",
+    "slow",
+    "unknown",
+    "gone",
+    "locked",
+    "read_only",
+    "damaged",
+    "busy",
+    "unavailable",
+    "elsewhere",
+    "sealed",
 ]
 
 # An id may be the client's own: what is longer than any is no part of an error.
@@ -315,6 +326,7 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the disk does not say whether it has written"),
+    "sealed": (500, "storage_sealed", "what is stored is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
     "locked": (503, "storage_locked", "another process keeps the database locked"),
     "read_only": (503, "storage_read_only", "the database cannot be written to"),

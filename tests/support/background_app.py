@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
+from pydantic import SecretStr
 
 from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
@@ -182,14 +183,18 @@ class Processes:
         owner: Literal["bearer", "single"] = "bearer",
         auth: AuthMode = AuthMode.NONE,
         store_never: tuple[str, ...] = (),
+        seal: bool = False,
+        sealing_keys: tuple[str, ...] = (),
         **background: Any,
     ) -> BackgroundApp:
         """One more process, with these settings of `limits` and `background`."""
         where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,
-            state=where["state"],
-            sealing=where.get("sealing", SealingSettings()),
+            state=where["state"].model_copy(update={"seal": seal}),
+            sealing=SealingSettings(keys=tuple(map(SecretStr, sealing_keys)))
+            if sealing_keys
+            else where.get("sealing", SealingSettings()),
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),

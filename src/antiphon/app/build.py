@@ -26,7 +26,7 @@ from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
-from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key
+from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.routing import learn, make_routes, several_upstreams
@@ -68,6 +68,7 @@ from antiphon.observability.tracing import Tracer
 from antiphon.sealing import Sealer
 from antiphon.stores import Stores, open_stores
 from antiphon.stores.deployment import check_deployment
+from antiphon.stores.sealed import seal_stores
 from antiphon.tools.box import Toolbox
 from antiphon.tools.code_interpreter import ContainerRooms, open_rooms
 from antiphon.types.transport import SECRET_HEADER, Headers
@@ -182,6 +183,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         keep_keys=settings.idempotency.keep,
     )
     opened.push_async_callback(stores.aclose)
+    stores = seal_stores(stores, stored_bodies(settings))
     # Before anything is stored.
     await check_deployment(settings.state, deployment_keys(settings))
     store = stores.responses

@@ -19,6 +19,7 @@ from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
 from antiphon.stores.deployment import Keys, fingerprint
 from antiphon.stores.operating import has_rows
+from antiphon.stores.sealed import Bodies
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 
@@ -35,11 +36,26 @@ def owner_key(settings: Settings) -> bytes:
 
 def make_sealer(settings: Settings) -> Sealer:
     """Seals what clients carry: with the configured keys, or one made once in the data folder. Raises `ConfigError`."""
-    keys = [key.get_secret_value().encode() for key in settings.sealing.keys]
     # A payload is at most all text of one response, written as JSON once more.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
-    made = keys or [local_key(settings.data, SEALING_KEY, lambda: _needs_sealing_key(settings))]
-    return Sealer(made, max_bytes=limit)
+    return Sealer(_sealing_keys(settings), max_bytes=limit)
+
+
+def stored_bodies(settings: Settings) -> Bodies:
+    """Seals what is stored, if it is to be, and opens what was. Raises `ConfigError`."""
+    return Bodies(_sealing_keys(settings), seals=settings.state.seal)
+
+
+def known_bodies(settings: Settings) -> Bodies:
+    """Opens what is stored, with the keys that there are: none is made. Raises `ConfigError`."""
+    if not settings.sealing.keys and not (settings.data / SEALING_KEY).exists():
+        return Bodies((), seals=False)
+    return stored_bodies(settings)
+
+
+def _sealing_keys(settings: Settings) -> list[bytes]:
+    keys = [key.get_secret_value().encode() for key in settings.sealing.keys]
+    return keys or [local_key(settings.data, SEALING_KEY, lambda: _needs_sealing_key(settings))]
 
 
 def deployment_keys(settings: Settings) -> Keys:

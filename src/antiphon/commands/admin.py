@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from antiphon.app.keys import lost_keys, new_keys, owner_key
+from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_key
 from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
 from antiphon.commands.moving import move_state
@@ -113,7 +113,7 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
 
 @asynccontextmanager
 async def _owner_data(settings: Settings) -> AsyncIterator[OwnerData]:
-    opened = await open_owner_data(settings.state, settings.data)
+    opened = await open_owner_data(settings.state, settings.data, known_bodies(settings))
     try:
         yield opened
     finally:

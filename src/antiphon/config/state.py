@@ -54,6 +54,11 @@ class StateSettings(Section):
         given = (one.get_secret_value() for one in (self.url, self.direct_url) if one is not None)
         return tuple(password for one in given for password in read_state_url(one).passwords)
 
+    seal: bool = False
+    """Encrypt what responses, conversations, jobs, streams and prompts say before it is stored, under `sealing.keys`.
+    What was stored before stays as it is, and is read like the rest. Contents of files, texts and words of vector
+    stores and names stay readable ([operations.md](operations.md#data-at-rest))."""
+
 
 class FileSettings(Section):
     """Files that clients upload (`/v1/files`). Where their contents lie: `blobs`."""

@@ -26,6 +26,7 @@ _BY_CODE = {
     "storage_timed_out": "the disk is slow: look at it, or raise timeouts.save and timeouts.read",
     "storage_unavailable": "put the database's files back, or restart on what is there",
     "storage_read_only": "give this user the right to write the data folder",
+    "storage_sealed": "put the key that the state was sealed with into sealing.keys again, behind the first one",
     "content_elsewhere": "set blobs.url to a bucket that all machines share, or send a client to the same machine",
     "storage_failed": "the cause names the database: if it is damaged, restore a backup (antiphon admin restore)",
     "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",

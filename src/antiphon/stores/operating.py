@@ -12,6 +12,9 @@ from pathlib import Path
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
+from antiphon.stores.sealed.bodies import Bodies
+
+_UNSEALED = Bodies((), seals=False)
 
 
 def check_there(state: StateSettings, data: Path) -> None:
@@ -26,18 +29,18 @@ def check_there(state: StateSettings, data: Path) -> None:
             raise ConfigError(f"data: there is no database in {folder}; name the folder with --data or --config")
 
 
-async def open_owner_data(state: StateSettings, data: Path) -> OwnerData:
-    """The data of all owners, to be closed. Raises `ConfigError` and `StoreError`."""
+async def open_owner_data(state: StateSettings, data: Path, bodies: Bodies = _UNSEALED) -> OwnerData:
+    """The data of all owners, to be closed; `bodies` opens what is sealed. Raises `ConfigError` and `StoreError`."""
     check_there(state, data)
     if state.place.kind == "postgresql":
         try:
             from antiphon.stores.postgres.opening import open_postgres_owners
         except ImportError:
             raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
-        return await open_postgres_owners(state)
+        return await open_postgres_owners(state, bodies)
     from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 
-    return SqliteOwnerData(state.databases(data))
+    return SqliteOwnerData(state.databases(data), bodies)
 
 
 def has_rows(state: StateSettings, data: Path, *, hashed: bool) -> bool:

@@ -41,15 +41,17 @@ def split_events(data: bytes) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class EventPiece:
-    """Some whole framed events in a row; `last` is the `sequence_number` of the last one."""
+    """Some whole framed events in a row; `last` is the `sequence_number` of the last one. `count`: how many they are,
+    where `data` does not say (it is sealed)."""
 
     last: int
     data: bytes
+    count: int | None = None
 
     @property
     def first(self) -> int:
         """The `sequence_number` of the first one."""
-        return self.last - count_events(self.data) + 1
+        return self.last - (count_events(self.data) if self.count is None else self.count) + 1
 
     def after(self, number: int) -> bytes:
         """The events whose number is greater than this one."""

@@ -41,6 +41,7 @@ from antiphon.stores.postgres.usage import PostgresUsageStore
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.schema_steps import missing_steps
+from antiphon.stores.sealed.bodies import Bodies
 
 _TIMEOUTS = TimeoutSettings()
 _CONNECT_SECONDS = 3.0
@@ -147,8 +148,8 @@ async def open_postgres(
     )
 
 
-async def open_postgres_owners(state: StateSettings) -> PostgresOwnerData:
-    """The data of all owners of that database, to be closed. Raises `StoreError`."""
+async def open_postgres_owners(state: StateSettings, bodies: Bodies) -> PostgresOwnerData:
+    """The data of all owners of that database, to be closed; `bodies` opens what is sealed. Raises `StoreError`."""
     url, direct_url = _urls(state)
     database = Database(url, _OPERATOR)
     try:
@@ -157,7 +158,7 @@ async def open_postgres_owners(state: StateSettings) -> PostgresOwnerData:
     except BaseException:
         await database.aclose()
         raise
-    return PostgresOwnerData(direct_url, state.place.shown, database)
+    return PostgresOwnerData(direct_url, state.place.shown, database, bodies)
 
 
 def _urls(state: StateSettings) -> tuple[str, str]:

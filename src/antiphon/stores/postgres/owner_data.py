@@ -20,6 +20,7 @@ from antiphon.stores.postgres.database import Connection, Database, connect
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.vector_database import open_vectors
+from antiphon.stores.sealed.bodies import Bodies
 
 _CONNECT_SECONDS = 5.0
 _AT_ONCE = 100
@@ -111,8 +112,9 @@ SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables WHERE schem
 class PostgresOwnerData:
     """`OwnerData` of the database at `url`; `name`: what may be shown of that."""
 
-    def __init__(self, url: str, name: str, database: Database) -> None:
-        """`database`: for what goes in pieces; this one's from now on."""
+    def __init__(self, url: str, name: str, database: Database, bodies: Bodies) -> None:
+        """`database`: for what goes in pieces; this one's from now on. `bodies` opens what is sealed."""
+        self._bodies = bodies
         self._url = url
         self._name = name
         self._database = database
@@ -132,7 +134,7 @@ class PostgresOwnerData:
                 await connection.execute(f"DECLARE exported NO SCROLL CURSOR FOR {sql}", owner)
                 while rows := await connection.fetch(f"FETCH {_AT_ONCE} FROM exported"):
                     for row in rows:
-                        yield _exported(kind, dict(row.items()))
+                        yield _exported(kind, dict(row.items()), self._bodies)
                 await connection.execute("CLOSE exported")
         except Exception as error:
             raise _failed("Reading", error) from error
@@ -196,9 +198,9 @@ class PostgresOwnerData:
             raise connecting_failed(error) from error
 
 
-def _exported(kind: str, fields: dict[str, Any]) -> ExportedRow:
+def _exported(kind: str, fields: dict[str, Any], bodies: Bodies) -> ExportedRow:
     (_, row_id), (_, of), *others = fields.items()
-    data = {name: json.loads(value) if isinstance(value, bytes) else value for name, value in others}
+    data = {name: json.loads(bodies.open(value)) if isinstance(value, bytes) else value for name, value in others}
     return ExportedRow(kind, row_id, of, data["body"] if list(data) == ["body"] else data)
 
 

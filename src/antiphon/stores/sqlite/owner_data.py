@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
+from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sqlite.admin import delete_owner, export_owner, list_owners, vacuum
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_admin import count_stores, delete_stores, export_stores
@@ -22,7 +23,9 @@ from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 class SqliteOwnerData:
     """`OwnerData` of the databases in this folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bodies: Bodies) -> None:
+        """`bodies` opens what is sealed."""
+        self._bodies = bodies
         self._folder = folder
         self._path = folder / SESSIONS_FILE
 
@@ -38,7 +41,7 @@ class SqliteOwnerData:
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
         """Everything of an owner but files."""
         for kind, (row_id, of, body) in export_owner(self._path, owner):
-            yield ExportedRow(kind, row_id, of, json.loads(body))
+            yield ExportedRow(kind, row_id, of, json.loads(body if isinstance(body, str) else self._bodies.open(body)))
         for row in await export_stores(self._folder, owner):
             yield ExportedRow(*row)
 
