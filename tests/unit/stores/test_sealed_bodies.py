@@ -16,7 +16,7 @@ BODIES = (b"", b"{}", b'{"a":"\xc3\xbc"}', b"event: a\ndata: {}\n\n", b"x" * 100
 def test_a_body_comes_out_as_it_went_in(body: bytes) -> None:
     old, both = Bodies([FIRST], seals=True), Bodies([SECOND, FIRST], seals=True)
     sealed = old.seal(body)
-    assert is_sealed(sealed) and (not body or body not in sealed) and old.seal(body) != sealed
+    assert is_sealed(sealed) and (len(body) < 8 or body not in sealed) and old.seal(body) != sealed
     assert old.open(sealed) == both.open(sealed) == Bodies([FIRST], seals=False).open(sealed) == body
     assert old.open(body) == Bodies([FIRST], seals=False).seal(body) == body
     with pytest.raises(StoreError, match=r"'sealing\.keys'"):
