@@ -343,3 +343,22 @@ def test_other_routes_keep_their_credentials() -> None:
     assert isinstance(action, Enqueue)
     loads = [a for a in run_again(action, -1).actions() if isinstance(a, LoadContext)]
     assert loads == []
+
+
+@pytest.mark.parametrize(("never", "queues"), (("owner", False), ("*", False), ("another", True)))
+def test_whose_responses_are_never_stored_cannot_queue_one(never: str, queues: bool) -> None:
+    outcome = Outcome()
+    exchange = ask(ASK, never_stored=frozenset({never}))
+    if queues:
+        assert queued(exchange).record.id
+        return
+    pump(exchange, outcome)
+    assert outcome.head is not None and outcome.head.status == 400
+    assert outcome.json["error"]["param"] == "background" and "'owner.store_never'" in outcome.json["error"]["message"]
+
+
+def test_whose_responses_are_never_stored_gets_one_that_says_so() -> None:
+    outcome = Outcome()
+    exchange = ask({**ASK, "background": False, "store": True}, never_stored=frozenset({"owner"}))
+    pump(exchange, outcome)
+    assert outcome.calls and not exchange.stored
