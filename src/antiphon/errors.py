@@ -325,7 +325,7 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     # RFC 4918; clients try again after it as after any 5xx, and whoever looks at the status sees what is to be done.
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
-    "unknown": (503, "storage_timed_out", "the disk does not say whether it has written"),
+    "unknown": (503, "storage_timed_out", "the store does not say whether it has written"),
     "sealed": (500, "storage_sealed", "what is stored is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
     "locked": (503, "storage_locked", "another process keeps the database locked"),

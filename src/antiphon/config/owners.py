@@ -50,9 +50,9 @@ class OwnerSettings(Section):
 class SealingSettings(Section):
     keys: tuple[SecretStr, ...] = ()
     """Keys of what clients carry for us encrypted (reasoning with `store: false`), at least 16 characters each. The
-    first seals, all open: to rotate, put the new one first on every process, and drop the old one when no client holds
-    its texts any more. With `state.seal` they also encrypt what is stored; an old one is needed as long as that is.
-    Unset: one key made in the data folder (mode 0600), shared by all workers."""
+    first seals, all open: to rotate, put the new one second on every process, then first on every process, and drop the
+    old one when no client holds its texts any more. With `state.seal` they also encrypt what is stored; an old one is
+    needed as long as that is. Unset: one key made in the data folder (mode 0600), shared by all workers."""
 
     @field_validator("keys")
     @classmethod
