@@ -213,6 +213,53 @@ async def test_where_nobody_answers_the_wait_ends(tmp_path: Path) -> None:
             await build(settings(tmp_path, given, state={"url": given, "deadline": 0.3}), door="http")
 
 
+@pytest.mark.parametrize(
+    ("user", "at", "words"),
+    [
+        ("with_password", "{server}/{name}", "refused the password; check state.direct_url"),
+        ("postgres", "{server}/not-there", "no such database; create it, or check the name in state.direct_url"),
+        (
+            "postgres",
+            "127.0.0.1:{closed}/{name}",
+            "does it listen on that address (listen_addresses, port)? Check host ",
+        ),
+        ("postgres", "nowhere.invalid/{name}", "host is not known; check host and port in state.direct_url"),
+        ("postgres", "{server}/postgres", "state.direct_url leads to another database than state.url"),
+        ("postgres", "{replica}/postgres", "Point state.direct_url at the primary"),
+    ],
+)
+async def test_a_wrong_direct_url_is_what_is_blamed(
+    replica: PostgresServer,
+    roles: str,
+    url: str,
+    tmp_path: Path,
+    user: str,
+    at: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"server": roles, "closed": free_port(), "replica": f"127.0.0.1:{replica.port}"}
+    place = at.format(name=url.rsplit("/", 1)[1], **places)
+    state = {"url": url, "direct_url": f"postgresql://{user}:{CANARY}@{place}"}
+    said, _ = await doctor(tmp_path, capsys, url, state=state)
+    assert said[-1].startswith("problem: ") and words in said[-1] and "state.url at" not in said[-1]
+    if "Connecting failed" in said[-1]:
+        with pytest.raises(StoreError, match=r"state\.direct_url"):
+            await build(settings(tmp_path, url, state={**state, "migrate": "check"}), door="http")
+
+
+async def test_where_a_direct_url_leads(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    said, _ = await doctor(tmp_path, capsys, url, state={"url": url, "direct_url": url})
+    assert "ok: state.direct_url leads to the server itself, past any pooler" in said
+    if pooler_program() is None:
+        pytest.skip("pgbouncer is not installed")
+    pooled = request.getfixturevalue("pgbouncer").url(url)
+    said, _ = await doctor(tmp_path, capsys, url, state={"url": pooled, "direct_url": pooled})
+    assert any(one.startswith("note: state.direct_url leads through a pooler") for one in said)
+
+
 @pytest.mark.skipif(pooler_program() is None, reason="pgbouncer is not installed")
 async def test_poolers_in_the_wrong_mode(
     postgres: PostgresServer, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -276,5 +323,10 @@ async def test_no_password_is_logged_or_shown(
 
 
 def test_what_no_server_said_is_told_in_words() -> None:
+    of_both = OSError(
+        "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed"
+    )
+    for error in (ConnectionRefusedError(111, "Connect call failed"), of_both):
+        assert "Connection refused; is the server running, and does it listen on" in str(connecting_failed(error))
     assert "host is not known" in str(connecting_failed(socket.gaierror(-2, "Name or service not known")))
     assert "speak the protocol" in str(connecting_failed(RuntimeError("unexpected message type")))

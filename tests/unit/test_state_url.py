@@ -79,6 +79,28 @@ def test_the_password_is_shown_nowhere() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:/var/lib/a", "sqlite:/var/lib/a"),
+        ("postgresql://db/antiphon?sslmode=require", "postgresql://db/antiphon?sslmode=require"),
+        (f"postgresql://antiphon:{SECRET}@db/antiphon", "postgresql://antiphon:***@db/antiphon"),
+        (f"postgresql://me:{SECRET}%2F@one:1,[::1]:2/a?x=y", "postgresql://me:***@one:1,[::1]:2/a?x=y"),
+        (
+            f"postgresql:///a?host=/run&PassWord={SECRET}&sslpassword={SECRET}",
+            "postgresql:///a?host=/run&PassWord=***&sslpassword=***",
+        ),
+        (f"postgresql://me:{SECRET}@db/a?%70assword={SECRET}", "postgresql://me:***@db/a?%70assword=***"),
+        (f"postgresql://me:{SECRET}@db/a#{SECRET}", "postgresql://me:***@db/a"),
+    ],
+)
+def test_a_url_is_shown_whole_but_for_its_passwords(url: str, shown: str) -> None:
+    assert load_settings({"state": {"url": url}, **KEYS}).redacted()["state"]["url"] == shown
+    if shown != url:
+        with pytest.raises(ConfigError, match=r"state\.url: \*\*\* is what is shown"):
+            load_settings({"state": {"url": shown}, **KEYS})
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"state": {"url": "memory:"}, "workers": 2}, "workers: with state.url memory:"),

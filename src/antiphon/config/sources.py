@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
+from antiphon.config.state_url import HIDDEN
 from antiphon.errors import ConfigError
 
 _PREFIX = "ANTIPHON_"
@@ -36,6 +37,7 @@ _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-
 _QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
 _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 _REDACTED = str(SecretStr("x"))
+_HIDDEN_IN_URL = re.compile(rf"://[^/?#]*:{re.escape(HIDDEN)}@|[?&]\w*password={re.escape(HIDDEN)}(&|$)", re.IGNORECASE)
 _NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
 
 
@@ -129,7 +131,10 @@ def redacted_values(values: Any, above: tuple[str, ...] = ()) -> list[str]:
     elif isinstance(values, list | tuple):
         parts = [(str(number), value) for number, value in enumerate(values)]
     else:
-        return [f"{'.'.join(above)}: {_REDACTED} {_NO_SECRET}"] if values == _REDACTED else []
+        shown = _REDACTED if values == _REDACTED else ""
+        if isinstance(values, str) and _HIDDEN_IN_URL.search(values):
+            shown = HIDDEN
+        return [f"{'.'.join(above)}: {shown} {_NO_SECRET}"] if shown else []
     return [line for name, value in parts for line in redacted_values(value, (*above, name))]
 
 

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_serializer, field_validator, model_validator
 
 from antiphon.config.section import MIB, Section, base_url
-from antiphon.config.state_url import StateUrl, read_state_url
+from antiphon.config.state_url import StateUrl, read_state_url, shown_url
 
 
 class StateSettings(Section):
@@ -39,6 +39,10 @@ class StateSettings(Section):
         if value is not None:
             read_state_url(value.get_secret_value())
         return value
+
+    @field_serializer("url", "direct_url", when_used="json-unless-none")
+    def _show_url(self, value: SecretStr) -> str:
+        return shown_url(value.get_secret_value())
 
     @property
     def place(self) -> StateUrl:
@@ -96,7 +100,10 @@ class BlobSettings(Section):
     path_style: bool | None = None
     """Whether the bucket's name stands in the path, and not in the host's name. Unset: with an `endpoint`."""
     seconds: float = Field(30.0, ge=1)
-    """How long one request may take; one carries 8 MiB at most."""
+    """Seconds for one request to the bucket, all its tries (three at most) included: writing a piece of a content (8
+    MiB at most), reading a stretch of one (2 MiB at most), listing, deleting. An upload or a download is as many of
+    these one after the other as it needs, and no setting bounds the whole. When the bucket stops answering an upload
+    fails after this time, and taking away what was written may last as long again before its client is told."""
 
     @field_validator("url")
     @classmethod

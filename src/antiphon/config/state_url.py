@@ -19,6 +19,8 @@ _ALLOWED = (
     "must be sqlite: (databases in the data folder), sqlite:/FOLDER (in another one), "
     "postgresql://USER:PASSWORD@HOST/DATABASE, or memory: (gone with the process)"
 )
+HIDDEN = "***"
+"""What is shown for a password."""
 _SECRET_PARAMETERS = ("password", "sslpassword")
 
 
@@ -50,6 +52,24 @@ def read_state_url(text: str) -> StateUrl:
     if colon and scheme in ("postgresql", "postgres"):
         return _postgresql(text)
     raise ValueError(_ALLOWED)
+
+
+def shown_url(text: str) -> str:
+    """The whole URL with `***` for each password. Raises ValueError."""
+    if read_state_url(text).kind != "postgresql":
+        return text
+    parts = urlsplit(text)
+    account, at, hosts = parts.netloc.rpartition("@")
+    user, colon, password = account.partition(":")
+    netloc = f"{user}{colon}{HIDDEN if password else ''}{at}{hosts}"
+    query = "&".join(_shown_parameter(one) for one in parts.query.split("&"))
+    # No fragment: a '#' that is not written as %23 may begin a part of a password.
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def _shown_parameter(text: str) -> str:
+    name, equals, _ = text.partition("=")
+    return f"{name}{equals}{HIDDEN}" if unquote(name).lower() in _SECRET_PARAMETERS else text
 
 
 def _postgresql(text: str) -> StateUrl:

@@ -64,7 +64,8 @@ async def open_schemas(state: StateSettings, data: Path, *, seconds: float = 10.
         assert state.url is not None
         # Behind a pooler a long step is better made at the server itself.
         url = state.direct_url or state.url
-        async with open_postgres_schemas(url.get_secret_value(), seconds) as opened:
+        setting = "state.url" if state.direct_url is None else "state.direct_url"
+        async with open_postgres_schemas(url.get_secret_value(), seconds, setting) as opened:
             yield list(opened)
         return
     from antiphon.stores.sqlite.schema import sqlite_schemas

@@ -27,7 +27,9 @@ import asyncpg
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.failures import (
+    DIRECT_URL,
     TRY_AGAIN,
+    URL,
     code_of,
     connecting_failed,
     hopeless,
@@ -72,10 +74,11 @@ class DatabaseLimits:
 
 
 class Database:
-    """See the module. `url` as libpq has it; it is never shown."""
+    """See the module. `url` as libpq has it; it is never shown. `setting`: what it is called in errors."""
 
-    def __init__(self, url: str, limits: DatabaseLimits | None = None) -> None:
+    def __init__(self, url: str, limits: DatabaseLimits | None = None, *, setting: str = URL) -> None:
         self._url = url
+        self.setting = setting
         self.limits = limits or DatabaseLimits()
         self._places = asyncio.Semaphore(self.limits.size)
         self._idle: list[Connection] = []
@@ -84,6 +87,10 @@ class Database:
         self._trying = asyncio.Lock()
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
+
+    def setting_of(self, url: str) -> str:
+        """What another URL of the same database is called: it is this one's, or leads to the server itself."""
+        return self.setting if url == self._url else DIRECT_URL
 
     @property
     def busy(self) -> int:
@@ -157,14 +164,14 @@ class Database:
             except _Lost as lost:
                 cause = lost.cause
                 if hopeless(cause):
-                    raise store_error(doing, cause) from cause
+                    raise store_error(doing, cause, setting=self.setting) from cause
                 if asyncio.get_running_loop().time() >= deadline:
                     raise (_too_slow(doing) if again or lost.nothing_done else unknown(cause)) from cause
                 if not again and not lost.nothing_done:
                     raise unknown(cause) from cause
             except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 if code_of(error) not in TRY_AGAIN or asyncio.get_running_loop().time() >= deadline:
-                    raise store_error(doing, error) from error
+                    raise store_error(doing, error, setting=self.setting) from error
             await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
         raise StoreError(f"{doing} failed: PostgreSQL: transactions stood in each other's way.", reason="locked")
 
@@ -235,7 +242,7 @@ class Database:
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline < ends:
                 raise _too_slow("Connecting") from error
-            failure = connecting_failed(error)
+            failure = connecting_failed(error, self.setting)
             self._refused = (loop.time() + _REFUSE_SECONDS, failure)
             raise failure from error
         self._refused = None

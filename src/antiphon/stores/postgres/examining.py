@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits, connect
-from antiphon.stores.postgres.server_check import ask_server, wrong
+from antiphon.stores.postgres.failures import DIRECT_URL
+from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.said import Said, Wanted
 
@@ -32,6 +33,8 @@ _CONNECTIONS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
 """
+# Which server and which database of it: no two servers start in the same microsecond.
+_WHICH = "SELECT pg_postmaster_start_time()::text, current_database()"
 _FOREIGN = """
 SELECT DISTINCT tableowner FROM pg_tables
 WHERE schemaname = current_schema() AND tableowner <> current_user
@@ -56,6 +59,8 @@ async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
         yield await _clock(database)
         yield await _connections(database, wanted.connections)
         async for said in _pooler(database, state):
+            yield said
+        async for said in _direct(database, state):
             yield said
         yield await _vector(database, needed=wanted.vectors)
         async for said in _tables(database):
@@ -120,6 +125,32 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sai
         yield Said(
             "note", "state.direct_url is not set", "set it to the server itself: long work and LISTEN pass no pooler"
         )
+
+
+async def _direct(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+    """What `state.direct_url` leads to; what is a problem is the last. Raises `StoreError`."""
+    if state.direct_url is None:
+        return
+    limits = DatabaseLimits(size=1, deadline=state.deadline)
+    direct = Database(state.direct_url.get_secret_value(), limits, setting=DIRECT_URL)
+    try:
+        await check_server(direct)
+        if tuple((await direct.fetch(_WHICH))[0]) != tuple((await database.fetch(_WHICH))[0]):
+            yield Said(
+                "problem",
+                "state.direct_url leads to another database than state.url",
+                "name the same one in both: as it is, steps of the schema and indexes are made in the wrong one",
+            )
+        elif await direct.transaction(_is_pooled):
+            yield Said(
+                "note",
+                "state.direct_url leads through a pooler, which does not pass on what processes tell each other",
+                "name the server itself, for LISTEN, or leave it out: as it is, processes ask the database instead",
+            )
+        else:
+            yield Said("ok", "state.direct_url leads to the server itself, past any pooler")
+    finally:
+        await direct.aclose()
 
 
 async def _is_pooled(connection: Connection) -> bool:

@@ -13,12 +13,16 @@ shown, and of a pooler's, which has one code for everything, what some words in 
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 
 import asyncpg
 
 from antiphon.errors import StoreError, StoreReason
+
+URL, DIRECT_URL = "state.url", "state.direct_url"
+"""The settings that name a server. What is said of a failure is of the one by which the server was asked."""
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
 """Serialization failures and deadlocks: the same work, once more, succeeds."""
@@ -108,8 +112,9 @@ def code_of(error: BaseException | None) -> str:
     return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
-def store_error(doing: str, error: BaseException, *, connecting: bool = False) -> StoreError:
-    """What is said of a failure, with its cause; `doing` is what failed (`Reading`, `Writing`, `Connecting`)."""
+def store_error(doing: str, error: BaseException, *, connecting: bool = False, setting: str = URL) -> StoreError:
+    """What is said of a failure, with its cause; `doing` is what failed (`Reading`, `Writing`, `Connecting`), `setting`
+    what names the server."""
     code = code_of(error)
     reason, why = _ADVICE.get(code) or _ADVICE.get(code[:2]) or ("unavailable", "the connection was lost")
     if connecting and code in _CONNECTING:
@@ -120,7 +125,9 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False) -
             break
     if isinstance(error, asyncpg.DataError | ValueError):
         reason, why = "failed", "a value cannot be stored"
-    failure = StoreError(f"{doing} failed: PostgreSQL: {why}{f' ({code})' if code else ''}.", reason=reason)
+    failure = StoreError(
+        f"{doing} failed: PostgreSQL: {why.replace(URL, setting)}{f' ({code})' if code else ''}.", reason=reason
+    )
     failure.__cause__ = error
     return failure
 
@@ -130,11 +137,12 @@ def hopeless(error: BaseException) -> bool:
     return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)
 
 
-def connecting_failed(error: BaseException) -> StoreError:
-    """Why there is no connection, and what to do."""
+def connecting_failed(error: BaseException, setting: str = URL) -> StoreError:
+    """Why there is no connection to the server that `setting` names, and what to do."""
     if isinstance(error, asyncpg.PostgresError):
-        return store_error("Connecting", error, connecting=True)
-    failure = StoreError(f"Connecting failed: PostgreSQL: {_why_not_reached(error)}.", reason="unavailable")
+        return store_error("Connecting", error, connecting=True, setting=setting)
+    why = _why_not_reached(error).replace(URL, setting)
+    failure = StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable")
     failure.__cause__ = error
     return failure
 
@@ -155,6 +163,12 @@ def _why_not_reached(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError | PermissionError) or "root certificate" in said:
         return (
             "a file that state.url names cannot be read: a certificate (sslrootcert, sslcert, sslkey) or a Unix socket"
+        )
+    # Of a host with several addresses the numbers of all failures stand in the text alone.
+    if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
+        return (
+            f"{os.strerror(errno.ECONNREFUSED)}; is the server running, and does it listen on that address "
+            "(listen_addresses, port)? Check host and port in state.url"
         )
     if isinstance(error, OSError):
         known = error.errno is not None and error.errno > 0

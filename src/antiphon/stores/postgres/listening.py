@@ -24,7 +24,7 @@ from antiphon.engine.ports.signals import News
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.announcing import CHANNEL, Note, read_note
 from antiphon.stores.postgres.database import Connection, connect
-from antiphon.stores.postgres.failures import connecting_failed
+from antiphon.stores.postgres.failures import DIRECT_URL, connecting_failed
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class Listener:
                 await self._listen()
                 why = "the connection was closed"
             except StoreError as error:
-                why = str(error).replace("state.url", "state.direct_url")
+                why = str(error)
             except Exception as error:
                 _log.error("listening_failed", exc_info=True)
                 why = type(error).__name__
@@ -101,7 +101,7 @@ class Listener:
         try:
             connection = await connect(self._url, self._times.connect)
         except Exception as error:
-            raise connecting_failed(error) from error
+            raise connecting_failed(error, DIRECT_URL) from error
         closed = asyncio.Event()
         try:
             connection.add_termination_listener(lambda _: closed.set())

@@ -195,7 +195,7 @@ class PostgresOwnerData:
         try:
             return await connect(self._url, _CONNECT_SECONDS)
         except Exception as error:
-            raise connecting_failed(error) from error
+            raise connecting_failed(error, self._database.setting_of(self._url)) from error
 
 
 def _exported(kind: str, fields: dict[str, Any], bodies: Bodies) -> ExportedRow:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.failures import URL
 from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.postgres.server_check import check_server
 from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
@@ -44,10 +45,12 @@ class PostgresSchema:
 
 
 @asynccontextmanager
-async def open_postgres_schemas(url: str, seconds: float) -> AsyncIterator[tuple[PostgresSchema, ...]]:
-    """Those of one database, that of vectors where there are any. `seconds`: how long a step may take. Raises
-    `StoreError`."""
-    database = Database(url, DatabaseLimits(size=1, deadline=seconds))
+async def open_postgres_schemas(
+    url: str, seconds: float, setting: str = URL
+) -> AsyncIterator[tuple[PostgresSchema, ...]]:
+    """Those of one database, that of vectors where there are any. `seconds`: how long a step may take;
+    `setting`: what names the database. Raises `StoreError`."""
+    database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
     package = Path(str(files("antiphon.stores.postgres")))
     try:
         schemas = [PostgresSchema("postgresql", packaged_steps(), package / "migrations", database)]

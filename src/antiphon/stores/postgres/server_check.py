@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from antiphon.errors import StoreError, StoreReason
 from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.failures import URL
 
 OLDEST = 150_000
 _ASK = """
@@ -31,13 +32,14 @@ class Server:
     encoding: str
 
 
-def wrong(server: Server) -> StoreError | None:
-    """Why state cannot be kept there, in a sentence that says what to do."""
+def wrong(server: Server, setting: str = URL) -> StoreError | None:
+    """Why state cannot be kept on the server that `setting` names, in a sentence that says what to do."""
     reason: StoreReason = "failed"
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
     elif server.replica:
-        said, reason = "PostgreSQL: this server is a read-only replica. Point state.url at the primary.", "read_only"
+        said = f"PostgreSQL: this server is a read-only replica. Point {setting} at the primary."
+        reason = "read_only"
     elif server.read_only:
         said = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
         reason = "read_only"
@@ -62,5 +64,5 @@ async def ask_server(database: Database) -> Server:
 
 async def check_server(database: Database) -> None:
     """Raises `StoreError` with a sentence that says what to do."""
-    if (problem := wrong(await ask_server(database))) is not None:
+    if (problem := wrong(await ask_server(database), database.setting)) is not None:
         raise problem

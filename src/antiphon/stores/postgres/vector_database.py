@@ -52,7 +52,7 @@ def open_vectors(
     """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
     most vectors that a search compares one by one."""
     table = VectorTable(database)
-    indexes = VectorIndexes(database, partial(own_connection, direct_url), exact=exact)
+    indexes = VectorIndexes(database, partial(own_connection, direct_url, database.setting_of(direct_url)), exact=exact)
     stores = PostgresVectorStores(database, keys=keys)
     return PostgresVectorDatabase(
         stores,

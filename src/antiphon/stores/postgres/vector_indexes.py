@@ -150,10 +150,7 @@ class VectorIndexes:
     async def _work(self, work: _Work) -> None:
         if not (work.drop or work.make):
             return
-        try:
-            connection = self._making = await self._connecting()
-        except _FAILURES as error:
-            raise connecting_failed(error) from error
+        connection = self._making = await self._connecting()
         try:
             for name in work.drop:
                 await connection.execute(DROP.format(name=name))
@@ -169,9 +166,13 @@ class VectorIndexes:
             connection.terminate()
 
 
-async def own_connection(url: str) -> Connection:
-    """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay."""
+async def own_connection(url: str, setting: str) -> Connection:
+    """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay. `setting`: what
+    the URL is called. Raises `StoreError`."""
     try:
-        return await connect(url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")
-    except asyncpg.ProtocolViolationError:
-        return await connect(url, _CONNECT_SECONDS)
+        try:
+            return await connect(url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")
+        except asyncpg.ProtocolViolationError:
+            return await connect(url, _CONNECT_SECONDS)
+    except _FAILURES as error:
+        raise connecting_failed(error, setting) from error
