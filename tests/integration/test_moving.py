@@ -14,25 +14,32 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.state import BlobSettings
+from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores import open_stores
+from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS
-from antiphon.stores.moving import move
+from antiphon.stores.moved_mark import MARK_FILE
+from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres import arriving
+from antiphon.stores.said import Wanted
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.state_report import examine_state
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.gateway import start_gateway
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, free_port
 from tests.support.strict_upstream import StrictUpstream
 
 ODD = "\0 \x1a 漢字"
@@ -174,6 +181,86 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(
         await move(other, url, data=other, blobs=BlobSettings())
 
 
+async def test_a_bucket_is_looked_at_before_anything_is_touched(url: str, tmp_path: Path) -> None:
+    await fill(tmp_path)
+    nowhere = {"endpoint": f"http://127.0.0.1:{free_port()}", "key_id": SecretStr("k"), "secret": SecretStr("s")}
+    with pytest.raises(StoreError, match="s3://bucket"):
+        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket", seconds=1, **nowhere))
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT to_regclass('deployment')") is None
+    await connection.close()
+    assert not (tmp_path / MARK_FILE).exists()
+
+
+async def test_contents_are_read_back_from_the_bucket_and_counted(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tmp_path)
+    with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as database:
+        keys = [key for (key,) in database.execute("SELECT blob FROM files")]
+    bucket = MemoryBlobs()
+    monkeypatch.setattr("antiphon.stores.moving.open_blobs", AsyncMock(return_value=bucket))
+    monkeypatch.setattr(bucket, "aclose", AsyncMock())
+    for key, text in zip(keys, (b"content", b"Content of x"), strict=True):
+        # Of one there is a part, the other came as something else of the same size.
+        async with bucket.writing(key) as writer:
+            await writer.write(text)
+            await writer.seal()
+    with pytest.raises(StoreError, match="came into the bucket as another one"):
+        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"))
+    *_, contents = await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"))
+    assert contents.kind == CONTENTS and contents.source == contents.target and contents.target.checksum
+    assert (contents.target.rows, contents.target.content_bytes) == (2, 2 * len(b"content of x"))
+
+
+async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start() -> None:
+        await (await open_stores(StateSettings(), tmp_path, chain_items=10)).aclose()
+
+    async def go() -> None:
+        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
+
+    await fill(tmp_path)
+    add = arriving.ArrivingDatabase.add
+    monkeypatch.setattr(arriving.ArrivingDatabase, "add", AsyncMock(side_effect=ConnectionAbortedError))
+    with pytest.raises(ConnectionAbortedError):
+        await go()
+    monkeypatch.setattr(arriving.ArrivingDatabase, "add", add)
+    with pytest.raises(ConfigError, match=r"is being moved to postgresql://.*to its end.*delete .*moved\.json"):
+        await start()
+    said = [one async for one in examine_state(StateSettings(), tmp_path, Wanted(Keys(None, ()), 1, vectors=False))]
+    assert [one.verdict for one in said] == ["problem"] and "is being moved" in said[0].what
+    # Given up, and used again: what is there does not go with it any more.
+    (tmp_path / MARK_FILE).unlink()
+    await start()
+    with pytest.raises(StoreError, match=r"Another move .*is not over.*empty the database"):
+        await go()
+    await start()
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE")
+    await connection.execute("CREATE SCHEMA public")
+    await connection.close()
+    # Killed at the very end it goes on.
+    monkeypatch.setattr(arriving.ArrivingDatabase, "end", AsyncMock(side_effect=ConnectionAbortedError))
+    with pytest.raises(ConnectionAbortedError):
+        await go()
+    monkeypatch.undo()
+    await go()
+    with pytest.raises(ConfigError, match=r"was moved to postgresql://.*set state\.url to it.*delete .*moved\.json"):
+        await start()
+    with pytest.raises(StoreError, match="holds chains already"):
+        await go()
+    with pytest.raises(ConfigError, match="was moved to"):
+        await start()
+    (tmp_path / MARK_FILE).write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        await start()
+    (tmp_path / MARK_FILE).unlink()
+    await start()
+
+
 async def test_what_is_in_use_stays_where_it_is(url: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing to move"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
@@ -276,7 +363,7 @@ async def test_clients_read_the_same_bytes_and_go_on(url: str, tmp_path: Path) -
                     moving.send_signal(signal.SIGKILL)
             said = (await moving.stdout.read()).decode()
             assert await moving.wait() == (-signal.SIGKILL if place else 0), lines
-        assert "every row was compared" in said and "responses " in said
+        assert "every row and every content was compared" in said and "responses " in said
         assert any("goes on behind" in line for line in lines)
 
         gateway = await start_gateway(upstream.base_url, data, "--door", "http", environ=keys)

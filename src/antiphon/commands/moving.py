@@ -16,7 +16,8 @@ from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError
-from antiphon.stores.moving import move
+from antiphon.stores.moved_mark import MARK_FILE
+from antiphon.stores.moving import CONTENTS, move
 
 
 async def move_state(settings: Settings, source: str | None, target: str | None) -> int:
@@ -38,11 +39,15 @@ async def move_state(settings: Settings, source: str | None, target: str | None)
         blobs=settings.blobs,
         said=lambda text: print(f"… {text}", file=sys.stderr),
     )
-    rows = [["kind", "rows", "checksum"]]
-    rows += [[one.kind, str(one.target.rows), f"{one.target.checksum:016x}"] for one in moved]
+    rows = [["kind", "number", "bytes", "checksum"]]
+    for one in moved:
+        size = str(one.target.content_bytes) if one.kind == CONTENTS else ""
+        rows.append([one.kind, str(one.target.rows), size, f"{one.target.checksum:016x}"])
     write_table(rows, sys.stdout, left=1)
+    print(f"Moved to {goal.shown}; every row and every content was compared.")
+    mark = (place.folder or settings.data) / MARK_FILE
     print(
-        f"Moved to {goal.shown}; every row was compared. The data folder is as it was: keep it until you have looked."
+        f"The data folder is as it was. No process starts on it while {mark} is there. Keep it until you have looked."
     )
     for hint in hints:
         print(hint)

@@ -20,6 +20,7 @@ from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.schemas import check_migrated
 
 __all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
@@ -33,6 +34,8 @@ async def open_stores(
     """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. `blobs`: where the
     contents of files lie. Raises `ConfigError` and `StoreError`."""
     kind = state.place.kind
+    if kind == "sqlite":
+        check_not_moved(state.databases(data))
     await check_migrated(state, data)
     if kind == "memory" and blobs.url is None:
         contents: BlobStore = MemoryBlobs()

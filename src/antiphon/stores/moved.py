@@ -62,10 +62,12 @@ EXTRA = {"chunks": ("title", "store_number")}
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many rows of a kind there are, and a sum over them in which no order counts."""
+    """How many rows of a kind there are, or contents of files with all their bytes, and a sum over them in which no
+    order counts."""
 
     rows: int
     checksum: int
+    content_bytes: int = 0
 
 
 class Leaving(Protocol):

@@ -1,32 +1,38 @@
 """Moving everything from a data folder into a database that machines share.
 
-Lives here: the order of the work, and the comparison at its end. Not here: rows (`moved.py`), the backends' ends of it
-(`sqlite/leaving.py`, `postgres/arriving.py`), the command line.
+Lives here: the order of the work, and the comparison at its end. Not here: rows (`moved.py`),
+contents of files (`moved_contents.py`), the backends' ends of it (`sqlite/leaving.py`, `postgres/arriving.py`), the
+command line.
 
 A move can be killed at any moment and started again: it goes on behind the last batch that arrived. It holds one batch.
 
-Invariants: the source is only read, once it has this build's schema; no process starts on the target before every row
-was compared.
+Invariants: the source is only read, once it has this build's schema; before the first row is moved everything that the
+move needs was looked at, and the folder is marked (`moved_mark.py`), so that nobody starts on it; no process starts on
+the target before every row and every content was compared.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, closing
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
 from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError, StoreError
-from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.moved import COLUMNS, Arriving, Counted, Leaving, Row, Sum
+from antiphon.stores.moved_contents import MovedContents
+from antiphon.stores.moved_mark import Mark, read_mark, write_mark
 
 _ROWS = 500
 _BYTES = 4 << 20
-_PART = 1 << 20
+CONTENTS = "contents of files"
+"""What is counted beside the kinds of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +61,57 @@ async def move(
         raise ConfigError("--to: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
     from antiphon.stores.sqlite.leaving import LeavingFolder
 
-    leaving = LeavingFolder(folder)
+    async with AsyncExitStack() as opened:
+        contents = None
+        if blobs.url is not None:
+            # Before anything is touched: whether it can be written to.
+            contents = MovedContents(data, await open_blobs(blobs, data))
+            opened.push_async_callback(contents.aclose)
+        leaving = opened.enter_context(closing(LeavingFolder(folder)))
+        arriving = await opened.enter_async_context(aclosing(ArrivingDatabase(url, place.shown)))
+        mark = await _begin(folder, leaving, arriving)
+        moved = await _move(leaving, arriving, contents, said)
+        write_mark(folder, replace(mark, whole=True))
+        await arriving.end()
+        return moved
+
+
+async def _begin(folder: Path, leaving: Leaving, arriving: Arriving) -> Mark:
+    """Mark the folder, and make the database ready or go on there; the mark."""
+    before = read_mark(folder)
+    name = before.name if before is not None and before.target == arriving.name else secrets.token_hex(4)
+    mark = Mark(name, arriving.name, whole=False)
+    write_mark(folder, mark)
     try:
-        arriving = ArrivingDatabase(url, place.shown)
-        try:
-            return await _move(leaving, arriving, data, blobs, said)
-        finally:
-            await arriving.aclose()
-    finally:
-        leaving.close()
+        await arriving.begin(f"{leaving.name} (move {name})", vectors=leaving.has_vectors())
+    except StoreError as error:
+        if error.reason != "unknown":
+            # Nothing of it is there.
+            write_mark(folder, before)
+        raise
+    return mark
 
 
 async def _move(
-    leaving: Leaving, arriving: Arriving, data: Path, blobs: BlobSettings, said: Callable[[str], None]
+    leaving: Leaving, arriving: Arriving, contents: MovedContents | None, said: Callable[[str], None]
 ) -> list[Moved]:
-    await arriving.begin(leaving.name, vectors=leaving.has_vectors())
-    kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or blobs.url is None]
+    kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
         after, there = await arriving.position(kind)
         said(f"{kind}: {f'goes on behind {there} rows' if there else 'begins'}")
         async for rows, position in _batches(leaving, kind, after):
             await arriving.add(kind, rows, position)
     await arriving.finish(leaving.numbers())
-    if blobs.url is not None:
-        said("contents of files")
-        await _move_contents(leaving, data, blobs)
+    if contents is not None:
+        said("contents of files: begin")
+        await contents.move(leaving)
     moved = []
     for kind in kinds:
         said(f"{kind}: compared")
         moved.append(await _compared(leaving, arriving, kind))
-    await arriving.end()
+    if contents is not None:
+        said("contents of files: compared")
+        moved.append(Moved(CONTENTS, *await contents.compared(leaving)))
     return moved
 
 
@@ -126,40 +153,3 @@ def _comparable(kind: str, row: Row) -> Row:
     if kind == "file_attributes":
         return (*row[:5], None if row[5] is None else str(Decimal(str(row[5])).normalize()))
     return tuple(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value for value in row)
-
-
-async def _move_contents(leaving: Leaving, data: Path, blobs: BlobSettings) -> None:
-    """Copy every file's content that is not in the bucket yet."""
-    source = DiskBlobs(data / FILES_FOLDER)
-    target = await open_blobs(blobs, data / FILES_FOLDER)
-    columns = COLUMNS["files"]
-    key_at, size_at, sha_at = (columns.index(name) for name in ("blob", "size", "sha256"))
-    try:
-        for _, row in leaving.rows("files", 0):
-            key, size, sha256 = row[key_at], row[size_at], row[sha_at]
-            try:
-                there = await target.open(key)
-            except StoreError:
-                there = None
-            if there is not None:
-                arrived = there.size == size
-                await there.aclose()
-                if arrived:
-                    continue
-            # Of one that was broken off.
-            await target.delete(key)
-            content = await source.open(key)
-            try:
-                async with target.writing(key) as writer:
-                    at = 0
-                    while part := await content.read(at, _PART):
-                        await writer.write(part)
-                        at += len(part)
-                    sealed = await writer.seal()
-            finally:
-                await content.aclose()
-            if (sealed.size, sealed.sha256) != (size, sha256):
-                raise StoreError(f"The content {key} in {data / FILES_FOLDER} is not what its file's row says.")
-    finally:
-        await target.aclose()
-        await source.aclose()

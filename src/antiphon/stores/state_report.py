@@ -14,6 +14,7 @@ from pathlib import Path
 from antiphon.config.state import StateSettings
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.stores.deployment import Keys, open_deployment, to_note
+from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.said import Said, Wanted
 from antiphon.stores.schema_steps import missing_steps, oldest_schema
 from antiphon.stores.schemas import open_schemas
@@ -35,6 +36,8 @@ async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> Asy
                 if said.verdict == "problem":
                     # What does not answer, or will not do, has no schema worth a look.
                     return
+        else:
+            check_not_moved(state.databases(data))
         async for said in _schema(state, data):
             yield said
         async for said in _keys(state, wanted.keys):

@@ -143,7 +143,10 @@ class ArrivingDatabase:
                 await connection.execute("DROP TABLE IF EXISTS moving")
                 await connection.fetch(_SOURCE, MOVING, source)
             elif from_where != source:
-                raise StoreError(f"A move from {from_where} into this database is not over. Go on with that one first.")
+                raise StoreError(
+                    f"Another move into this database, from {from_where}, is not over. Go on with that one first; "
+                    "where it was given up, empty the database."
+                )
             await connection.execute(_PROGRESS)
 
         await self._database.transaction(work)
