@@ -45,6 +45,7 @@ def turn_stores(
     chain_items: int = CHAIN_ITEMS,
     history_bytes: int = 64 << 20,
     page_bytes: int = 16 << 20,
+    patience: float = 20.0,
     limits: GroupLimits | None = None,
     connections: DatabaseLimits | None = None,
     direct_url: str | None = None,
@@ -60,7 +61,7 @@ def turn_stores(
     signals = PostgresSignals(database, direct_url, times)
     added = Groups(AddedEvents(database, signals.changed), limits)
     responses = PostgresResponseStore(
-        database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+        database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, patience=patience
     )
     jobs = PostgresJobStore(database, queued, added, signals.changed)
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)

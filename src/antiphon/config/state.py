@@ -28,6 +28,10 @@ class StateSettings(Section):
     """Most connections to PostgreSQL of one process."""
     deadline: float = Field(4.5, gt=0)
     """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
+    unready_after: float = Field(20.0, ge=0)
+    """Seconds for which nothing could be written to PostgreSQL after which `/ready` says no. All replicas share the
+    database, so one that leaves sooner takes away nothing but service
+    ([operations.md](operations.md#ready-on-postgresql))."""
 
     migrate: Literal["auto", "check"] = "auto"
     """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until

@@ -143,7 +143,8 @@ class ResponseStore(History, Protocol):
         """A page of the response's own input items, or None when the response does not exist."""
 
     async def ping(self) -> None:
-        """Raise `StoreError` unless the database can be written to and read (for `/ready`)."""
+        """Raise `StoreError` when requests should go elsewhere (for `/ready`): a database of this machine's own
+        cannot be written to and read, or one that is shared could not be for long."""
 
 
 class OwnerRoom(Protocol):

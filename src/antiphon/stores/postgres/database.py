@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -40,6 +42,7 @@ from antiphon.stores.postgres.failures import (
 from antiphon.stores.postgres.values import plain, storable
 
 T = TypeVar("T")
+_Doing: TypeAlias = Literal["Reading", "Writing"]
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 
@@ -87,6 +90,8 @@ class Database:
         self._trying = asyncio.Lock()
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
+        self.read = self.written = -math.inf
+        """When a piece of work that only reads, and one that writes, last succeeded, by `time.monotonic`."""
 
     def setting_of(self, url: str) -> str:
         """What another URL of the same database is called: it is this one's, or leads to the server itself."""
@@ -146,6 +151,7 @@ class Database:
     async def aclose(self) -> None:
         """Close the connections. Whoever still works ends first, by its own deadline."""
         self._closed = True
+        self.read = self.written = -math.inf
         for _ in range(self.limits.size):
             await self._places.acquire()
         idle, self._idle = self._idle, []
@@ -155,12 +161,14 @@ class Database:
         for _ in range(self.limits.size):
             self._places.release()
 
-    async def _work(self, doing: str, work: Callable[[Connection], Awaitable[T]], *, again: bool) -> T:
+    async def _work(self, doing: _Doing, work: Callable[[Connection], Awaitable[T]], *, again: bool) -> T:
         deadline = asyncio.get_running_loop().time() + self.limits.deadline
         for tries in range(1000):
             connection = await self._acquire(deadline)
             try:
-                return await self._on(connection, deadline, work)
+                done = await self._on(connection, deadline, work)
+                self._succeeded(doing)
+                return done
             except _Lost as lost:
                 cause = lost.cause
                 if hopeless(cause):
@@ -174,6 +182,13 @@ class Database:
                     raise store_error(doing, error, setting=self.setting) from error
             await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
         raise StoreError(f"{doing} failed: PostgreSQL: transactions stood in each other's way.", reason="locked")
+
+    def _succeeded(self, doing: _Doing) -> None:
+        at = time.monotonic()
+        if doing == "Writing":
+            self.written = at
+        else:
+            self.read = at
 
     async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
         # A timer, not a cancellation: that would ask the server to stop over another connection, and wait for it.

@@ -127,7 +127,12 @@ async def open_postgres(
     pending = PendingBlobs(PostgresPendingRows(database), blobs, upload_lease)
     return PostgresStores(
         responses=PostgresResponseStore(
-            database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+            database,
+            turns,
+            chain_items=chain_items,
+            history_bytes=history_bytes,
+            page_bytes=page_bytes,
+            patience=state.unready_after,
         ),
         conversations=PostgresConversationStore(
             database, keys=keys, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes

@@ -126,7 +126,9 @@ LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"),
 LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"), cut=_NEWEST)
 IS_RESPONSE = "SELECT 1 FROM responses WHERE id = $1 AND owner = $2"
 
-# A real write, so that a full disk or a lost right is seen before a response fails for it.
+# A real write, so that a full disk or a lost right is seen before a response fails for it. Of several rows, so that
+# processes do not wait for each other's commits.
 PROBE = """
-INSERT INTO sweeps (what, due_at) VALUES ('probe', now()) ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
+INSERT INTO sweeps (what, due_at) VALUES ('probe ' || pg_backend_pid() % 16, now())
+ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
 """

@@ -9,17 +9,15 @@ seen, or finds its predecessor gone.
 
 from __future__ import annotations
 
-import asyncio
-
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
-from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
 from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
 from antiphon.stores.postgres import response_sql as sql
 from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.deleting import delete_response
+from antiphon.stores.postgres.readiness import DatabaseReadiness
 from antiphon.stores.postgres.turn_groups import Groups
 from antiphon.stores.postgres.turns import Turn
 from antiphon.stores.postgres.values import body_now
@@ -36,15 +34,16 @@ class PostgresResponseStore:
         chain_items: int,
         history_bytes: int,
         page_bytes: int,
+        patience: float,
     ) -> None:
         """`chain_items` and `history_bytes`: the most of a history that is read at all; `page_bytes`: where a page of a
-        list ends before its rows do."""
+        list ends before its rows do; `patience`: see `DatabaseReadiness`."""
         self._database = database
         self._turns = turns
         self._chain_items = chain_items
         self._history_bytes = history_bytes
         self._page_bytes = page_bytes
-        self._probe: asyncio.Task[None] | None = None
+        self._readiness = DatabaseReadiness(database, patience)
 
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
@@ -153,13 +152,5 @@ class PostgresResponseStore:
         return item_page(rows, page)
 
     async def ping(self) -> None:
-        """Raise `StoreError` unless the database can be written to and read."""
-        # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._ask())
-            # Whoever asked may have left; an error nobody waits for is not worth a warning.
-            self._probe.add_done_callback(look_at)
-        await asyncio.shield(self._probe)
-
-    async def _ask(self) -> None:
-        await self._database.write(sql.PROBE, again=True)
+        """Raise `StoreError` when requests should go elsewhere; see `DatabaseReadiness`."""
+        await self._readiness.ping()

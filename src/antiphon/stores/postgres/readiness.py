@@ -1,0 +1,84 @@
+"""Whether this process should be sent requests, as far as its database goes.
+
+Lives here: when a database that does not answer makes the process unready. Not here: connections (`database.py`), the
+answer to `/ready` (`api/health.py`), other reasons not to be ready.
+
+All replicas share the database. Where it is overloaded or away, a replica that leaves takes nothing away but what it
+could still serve, and all of them would leave at the same moment. So a question that goes unanswered is no reason: only
+a database to which nothing could be written for a while is one, which is what a replica sees that alone cannot reach
+it. What requests themselves write counts: while that succeeds nothing is asked, so a probe waits neither for a
+connection nor behind requests.
+
+Invariant: a process that has never written is not ready; one that was ready says no at the first question that is put
+`patience` seconds after the first one that found no answer, unless something was written (or, where the database was
+only slow, read) since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+from antiphon.engine.running.waiting import look_at
+from antiphon.errors import StoreError, StoreReason
+from antiphon.stores.postgres import response_sql as sql
+from antiphon.stores.postgres.database import Database
+
+_FRESH_SECONDS = 2.0
+# Less than `/ready` waits, so that what is said is said with its cause.
+_ANSWER_SECONDS = 1.5
+_SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
+
+
+class DatabaseReadiness:
+    """`ping` of a database that is somebody else's to close."""
+
+    def __init__(self, database: Database, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`patience`: seconds without an answer after which the process is not ready; `clock`: the database's."""
+        self._database = database
+        self._patience = patience
+        self._clock = clock
+        self._probe: asyncio.Task[None] | None = None
+        self._begun = 0.0
+        self._unanswered: float | None = None
+        self._cause: StoreError | None = None
+
+    async def ping(self) -> None:
+        """Raise `StoreError` when requests should go elsewhere; within two seconds."""
+        if self._clock() - self._database.written < _FRESH_SECONDS:
+            self._unanswered = self._cause = None
+            return
+        # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
+        if self._probe is None or self._probe.done():
+            self._begun = self._clock()
+            self._probe = asyncio.create_task(self._ask())
+            # Whoever asked may have left; an error nobody waits for is not worth a warning.
+            self._probe.add_done_callback(look_at)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await asyncio.shield(self._probe)
+        except TimeoutError:
+            late = StoreError("Writing failed: PostgreSQL: it did not answer in time.", reason="slow")
+            self._excuse(self._cause or late)
+        except StoreError as error:
+            self._excuse(error)
+        else:
+            self._unanswered = self._cause = None
+
+    async def _ask(self) -> None:
+        try:
+            await self._database.write(sql.PROBE, again=True)
+        except StoreError as error:
+            self._cause = error
+            raise
+
+    def _excuse(self, failure: StoreError) -> None:
+        """Go on as if it had answered, unless that is too long ago. Raises the failure."""
+        database = self._database
+        answered = max(database.written, database.read) if failure.reason in _SLOW else database.written
+        if self._unanswered is None or answered > self._unanswered:
+            self._unanswered = max(self._begun, answered)
+        if database.written == -math.inf or self._clock() - self._unanswered >= self._patience:
+            raise failure
