@@ -33,6 +33,12 @@ def _written() -> dict[str, set[str]]:
                 args=[ast.Constant(value=str(event)), *_],
             ) if level in _LEVELS:
                 found[event].add(level)
+            case ast.Call(
+                func=ast.Name(id="Outage"),
+                args=[_, ast.Constant(value=str(begins)), ast.Constant(value=str(ends))],
+            ):
+                found[begins].add("warning")
+                found[ends].add("info")
             case ast.Call(func=ast.Name(id="write_outcome"), args=[_, ast.Constant(value=str(event)), *_]):
                 found[event] |= _BY_OUTCOME[event]
             case ast.Call(func=ast.Name(id="write"), args=[ast.Constant(value="requests_refused")]):

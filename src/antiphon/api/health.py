@@ -16,6 +16,7 @@ import structlog
 from antiphon.api.described import Unwell, Well
 from antiphon.api.http import ApiResponse, json_response
 from antiphon.errors import ApiError, StoreError
+from antiphon.observability.outages import Outage
 
 Readiness = Callable[[], Awaitable[None]]
 """Raises `StoreError` or `Unavailable` when requests should go elsewhere."""
@@ -32,11 +33,12 @@ def health() -> ApiResponse:
 
 
 class ReadyProbe:
-    """`/ready` of one process. That the answer changed is logged once, not at every probe."""
+    """`/ready` of one process. What keeps it from being ready is logged once, not at every probe, and that it
+    is ready again."""
 
     def __init__(self, check: Readiness) -> None:
         self._check = check
-        self._reason = ""
+        self._outage = Outage(_log, "not_ready", "ready_again")
 
     async def answer(self) -> ApiResponse:
         """200 when requests can be served, else 503 with the reason."""
@@ -50,12 +52,8 @@ class ReadyProbe:
             reason, cause = error.words, str(error)
         except ApiError as error:
             reason = error.code or "unavailable"
-        if reason != self._reason:
-            self._reason = reason
-            if reason:
-                _log.warning("not_ready", reason=reason, **({"cause": cause} if cause else {}))
-            else:
-                _log.info("ready_again")
         if reason:
+            self._outage.failed(kind=reason, reason=reason, **({"cause": cause} if cause else {}))
             return json_response(Unwell("unavailable", reason), 503, _NO_STORE)
+        self._outage.over()
         return json_response(Well("ok"), headers=_NO_STORE)

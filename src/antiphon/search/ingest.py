@@ -32,6 +32,7 @@ from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.engine.running.thread_pools import DOCUMENTS
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.outages import Outage
 from antiphon.search.readers import Piece, ReadingFailed
 
 _log = structlog.get_logger(__name__)
@@ -101,6 +102,7 @@ class Ingester:
         self._settings = settings
         self._pace = pace
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._outage = Outage(_log, "ingestion_not_read", "ingestion_read_again")
         self._woken = asyncio.Event()
         self._closing = False
         self._renew_at = 0.0
@@ -133,8 +135,9 @@ class Ingester:
             more = False
             try:
                 more = await self._look()
+                self._outage.over()
             except StoreError as error:
-                _log.warning("ingestion_not_read", error=str(error))
+                self._outage.failed(error=str(error))
             except Exception:
                 _log.error("ingestion_failed", exc_info=True)
             if more:

@@ -149,7 +149,8 @@ def test_a_store_that_fails_is_asked_less_and_less_often() -> None:
             await asyncio.sleep(3.85)
         gaps = [round(later - earlier, 6) for earlier, later in zip(signals.times, signals.times[1:], strict=False)]
         assert gaps[:8] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 0.05, 0.05]
-        assert [line["event"] for line in lines] == ["progress_not_read"] * 6 and len(waits.looks) > 1
+        assert [line["event"] for line in lines] == ["progress_not_read", "progress_read_again"]
+        assert lines[1]["failures"] == 6 and len(waits.looks) > 1
 
     in_fake_time(scenario())
 

@@ -16,6 +16,7 @@ import structlog
 
 from antiphon.engine.ports.jobs import EventPiece, Job, JobStore, count_events
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 from antiphon.translation.encode import DONE, KEEPALIVE
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ class JobStream:
         self._room = asyncio.Event()
         self._room.set()
         self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "events_not_written", "events_written_again")
 
     async def add(self, data: bytes) -> None:
         """These events come next; comments and `[DONE]` are not kept. Waits while too much is unwritten."""
@@ -122,10 +124,11 @@ class JobStream:
                 try:
                     held = await self._jobs.append(self._worker, self._job.response_id, piece, restart=self.restart)
                 except StoreError as error:
-                    _log.warning("events_not_written", response_id=self._job.response_id, error=str(error))
+                    self._outage.failed(response_id=self._job.response_id, error=str(error))
                     pause = _RETRY
                     self._changed.set()
                 else:
+                    self._outage.over(response_id=self._job.response_id)
                     self._unwritten = None
                     if self._parts:
                         self._changed.set()

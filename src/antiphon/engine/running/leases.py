@@ -17,6 +17,7 @@ import structlog
 
 from antiphon.engine.ports.state import Leased
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 
 _log = structlog.get_logger(__name__)
 
@@ -30,6 +31,7 @@ class Leases:
         # Each hold is an object of its own: one that was taken anew is another one.
         self._held: dict[Leased, dict[str, object]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._outages: dict[Leased, Outage] = {}
 
     def hold(self, store: Leased, holder: str) -> None:
         """Renew what `holder` holds in this store from now on."""
@@ -60,6 +62,9 @@ class Leases:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def _outage_of(self, store: Leased) -> Outage:
+        return self._outages.setdefault(store, Outage(_log, "lease_not_renewed", "lease_renewed_again"))
+
     async def _renew(self) -> None:
         while self._held:
             await self._sleep(self.seconds / 3)
@@ -70,8 +75,9 @@ class Leases:
                     held = await store.renew(tuple(asked), self.seconds)
                 except StoreError as error:
                     # The next try is in time still, and the one after it.
-                    _log.warning("lease_not_renewed", error=str(error))
+                    self._outage_of(store).failed(error=str(error))
                     continue
+                self._outage_of(store).over()
                 for holder, hold in asked.items():
                     if holder not in held and holders.get(holder) is hold:
                         self.drop(store, holder)

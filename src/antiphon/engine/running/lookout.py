@@ -20,6 +20,7 @@ import structlog
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Signals
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +68,7 @@ class Lookout:
         self._looked_at = float("-inf")
         self._soon: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "progress_not_read", "progress_read_again")
 
     def start(self) -> None:
         """Hear news from now on."""
@@ -111,9 +113,10 @@ class Lookout:
             self._looked_at = loop.time()
             try:
                 await self._look(*asked)
+                self._outage.over()
                 failures = 0
             except StoreError as error:
-                _log.warning("progress_not_read", error=str(error))
+                self._outage.failed(error=str(error))
                 failures += 1
             except Exception:
                 _log.error("lookout_failed", exc_info=True)

@@ -18,6 +18,7 @@ import structlog
 
 from antiphon.engine.ports.usage import Spent, UsageStore, UsageSum
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 
 _MOST = 20_000
 _log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class UsageBook:
         self._waiting: _Sums = {}
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._failing = False
+        self._outage = Outage(_log, "usage_not_written", "usage_written_again")
         # The day's number and name, which is made once.
         self._day = (-1.0, "")
 
@@ -87,11 +88,14 @@ class UsageBook:
         except StoreError as error:
             if error.reason != "unknown":
                 self._put_back(taken)
-            if not self._failing or error.reason == "unknown":
-                _log.warning("usage_not_written", cause=str(error), sums=len(taken), kept=error.reason != "unknown")
-            self._failing = True
+            kept = error.reason != "unknown"
+            # What is not kept is told each time.
+            if not kept:
+                _log.warning("usage_not_written", cause=str(error), sums=len(taken), kept=kept)
+            else:
+                self._outage.failed(cause=str(error), sums=len(taken), kept=kept)
             return False
-        self._failing = False
+        self._outage.over()
         return True
 
     async def _write_on(self) -> None:

@@ -38,6 +38,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
 from antiphon.observability.observation import Observation, Telemetry
+from antiphon.observability.outages import Outage
 
 _log = structlog.get_logger(__name__)
 
@@ -99,6 +100,7 @@ class Workers:
         self._offered: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "jobs_not_read", "jobs_read_again")
         self._lookout = lookout
         lookout.holding = self
         background.wake_workers = self.wake
@@ -181,9 +183,10 @@ class Workers:
         while not self._closing:
             self._woken.clear()
             try:
-                await self._look()
+                if await self._look():
+                    self._outage.over()
             except StoreError as error:
-                _log.warning("jobs_not_read", error=str(error))
+                self._outage.failed(error=str(error))
             except Exception:
                 _log.error("worker_failed", exc_info=True)
             with suppress(TimeoutError):
@@ -200,20 +203,25 @@ class Workers:
         claim = [self._claims.left(now)] if self._free() > 0 else []
         return min((*renewal, *claim), default=None)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Renew and claim what is due; whether the store was asked. Raises `StoreError`."""
         loop, lease = asyncio.get_running_loop(), self._settings.lease
         # Renewed first of all, which also tells what is held still.
+        was_asked = False
         if (asked := self.running) and (now := loop.time()) >= self._renew_at:
             self._renew_at = now + lease / 20
             self.keep(asked, await self._jobs.renew(self.name, asked, lease))
             self._renew_at = now + lease / 3
+            was_asked = True
         offered, self._offered = self._offered, set()
         try:
             if (free := self._free()) > 0 and not self._claims.left(loop.time()):
                 await self._claim(free)
+                was_asked = True
         finally:
             if not offered <= self._running.keys():
                 self._signals.tell_queued()
+        return was_asked
 
     async def _claim(self, free: int) -> None:
         loop, lease = asyncio.get_running_loop(), self._settings.lease

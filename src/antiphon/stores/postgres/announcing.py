@@ -21,6 +21,7 @@ import structlog
 
 from antiphon.engine.ports.signals import News
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 from antiphon.stores.postgres.database import Database
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +80,7 @@ class Announcer:
         self._queued = False
         self._anything = False
         self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "others_not_told", "others_told_again")
         self._closed = False
         self.sent = 0
         """Notes sent so far."""
@@ -121,8 +123,9 @@ class Announcer:
             try:
                 await self._database.write(_NOTIFY, CHANNEL, Note(self.name, news).encode(), again=True)
                 self.sent += 1
+                self._outage.over()
             except StoreError as error:
-                _log.warning("others_not_told", error=str(error))
+                self._outage.failed(error=str(error))
             if not self._closed:
                 await asyncio.sleep(max(_APART, _REST * (loop.time() - began)))
 

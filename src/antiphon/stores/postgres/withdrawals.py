@@ -7,8 +7,8 @@ A server that stood still may carry out what it was sent long ago. So a response
 takes its id. Storing waits for whoever else stores the same id, and leaves alone what is there; so behind a withdrawal
 nothing with this id is stored, whenever a lost statement is carried out. The row goes with the rest when it is old.
 
-Invariant: there are never more than `most` withdrawals at once; each ends in one line of the log when it could not be
-done.
+Invariants: there are never more than `most` withdrawals at once; each ends in one line of the log when it could not be
+done; where they had to wait, one line says when that began and one when all were done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import structlog
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.deleting import delete_response
 
@@ -56,6 +57,8 @@ class Withdrawals:
         self._most = most
         self._waiting: dict[str, ResponseRecord] = {}
         self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "late_save_not_undone_yet", "late_saves_settled")
+        self._done = 0
 
     @property
     def waiting(self) -> int:
@@ -87,15 +90,17 @@ class Withdrawals:
             try:
                 was_stored = await self._withdraw(record)
             except StoreError as error:
-                if pause == _FIRST_PAUSE:
-                    _log.warning("late_save_not_undone_yet", response_id=record.id, error=str(error))
+                self._outage.failed(response_id=record.id, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 continue
             pause = _FIRST_PAUSE
             del self._waiting[record.id]
+            self._done += 1
             if was_stored:
                 _log.warning("late_save_undone", response_id=record.id)
+        self._outage.over(responses=self._done)
+        self._done = 0
 
     async def _withdraw(self, record: ResponseRecord) -> bool:
         """Whether it had been stored. Raises `StoreError`."""
