@@ -65,16 +65,30 @@ async def _turns(stores: TurnStores, name: str, running: Callable[[], bool]) -> 
 
 
 class _Timed(Database):
-    """Notes how long each transaction takes."""
+    """Notes how long each transaction takes, and of that its statements, and what comes after them: the commit."""
 
     took: list[float]
+    statements: list[float]
+    commits: list[float]
 
     async def transaction(self, work: Callable[[Any], Awaitable[Any]], *, snapshot: bool = False) -> Any:
+        asked = ended = 0.0
+
+        async def timed(connection: Any) -> Any:
+            nonlocal asked, ended
+            asked = time.perf_counter()
+            done = await work(connection)
+            ended = time.perf_counter()
+            return done
+
         begun = time.perf_counter()
         try:
-            return await super().transaction(work, snapshot=snapshot)
+            return await super().transaction(timed, snapshot=snapshot)
         finally:
-            self.took.append(time.perf_counter() - begun)
+            over = time.perf_counter()
+            self.took.append(over - begun)
+            self.statements.append(ended - asked)
+            self.commits.append(over - ended)
 
 
 def _told(what: str, took: list[float]) -> str:
@@ -82,7 +96,7 @@ def _told(what: str, took: list[float]) -> str:
     p99 = ordered[int(len(ordered) * 0.99)]
     return (
         f"{what}: {len(took)}, median {statistics.median(took) * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms, "
-        f"longest {ordered[-1] * 1000:.1f} ms"
+        f"longest {ordered[-1] * 1000:.1f} ms, over 100 ms: {sum(one > 0.1 for one in took)}"
     )
 
 
@@ -90,7 +104,7 @@ async def _measure(server: PostgresServer, rows: int) -> None:
     url = await server.new_database()
     await _fill(url, rows)
     async with aclosing(turn_stores(url)) as stores, aclosing(_Timed(url)) as database:
-        database.took = []
+        database.took, database.statements, database.commits = [], [], []
         end = time.monotonic() + 10
         alone = await _turns(stores, "alone", lambda: time.monotonic() < end)
         retention = PostgresRetention(database, RetentionSettings(responses=1000, events=None))
@@ -105,6 +119,8 @@ async def _measure(server: PostgresServer, rows: int) -> None:
             f"{gone} chains ({gone * (_ITEMS + 1)} rows) in {seconds:.1f} s, {gone * (_ITEMS + 1) / seconds:.0f} rows/s"
         )
         print(_told("pieces", database.took))
+        print(_told("of these, statements", database.statements))
+        print(_told("of these, commits", database.commits))
         print(_told("turns alone", alone))
         print(_told("turns beside it", await beside))
         print(f"memory of the process: +{(peak() - before) / 1024:.1f} MiB")

@@ -15,6 +15,7 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ConversationLocked, StoreError
+from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
 from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.retention import PostgresRetention
@@ -248,3 +249,50 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
     await conversations.create(ALICE, "conv_young", b"{}")
     assert await _retention(stores, responses=3600, conversations=3600).sweep() == (1, 0, 0)
     assert await stores.responses.get(ALICE, "resp_young") is not None
+
+
+async def test_large_contents_count_as_the_rows_that_they_are_kept_in(
+    stores: TurnStores, conversations: PostgresConversationStore, other: asyncpg.Connection[Any]
+) -> None:
+    large = b'"' + b"x" * 20_000 + b'"'
+    for number in range(9):
+        await stores.responses.save(replace(record(f"large{number}"), body=large, input_items=(), output_items=()))
+    items = [StoredItem(f"msg_{number}", "message", large) for number in range(9)]
+    await conversations.create(ALICE, "conv_large", b"{}", items)
+    for number in range(9):
+        await other.execute(ADD_STREAM, f"resp_stream{number}", ALICE)
+    await other.execute("UPDATE response_events SET data = $1 WHERE last_seq = 1", large)
+    await other.execute(AGE)
+    await other.execute(WATCH)
+    # Three of them, but not a fourth.
+    assert await _retention(stores, rows=45, events=600).sweep() == (0, 0, 9)
+    assert await _retention(stores, rows=36, responses=600, conversations=600).sweep() == (18, 1, 0)
+    pieces = await other.fetch("SELECT sum(rows) FROM deleted GROUP BY transaction")
+    # With a stream go its three events.
+    assert max(row[0] for row in pieces) <= 9 and len(pieces) >= 3 + 3 + 3
+    assert set((await _count(other, *_TABLES, "chains")).values()) == {0}
+
+
+async def test_pieces_that_take_long_are_made_smaller(
+    stores: TurnStores, other: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        await other.execute(ADD_STREAM, f"resp_stream{number}", ALICE)
+    await other.execute(WATCH)
+    monkeypatch.setattr(module, "_LONG", 0.0)
+    assert await _retention(stores, rows=120, responses=600).sweep() == (60, 0, 0)
+    rows = [int(row[0]) for row in await other.fetch("SELECT sum(rows) FROM deleted GROUP BY transaction ORDER BY 1")]
+    # 120, 60, 30, then as few as it gets; each stream is four rows, its response's body another part of one.
+    assert rows[-1] > 2 * rows[-3] and rows[-3] <= 30 and max(rows[:-3]) <= 20
+
+
+async def test_no_lock_is_held_for_the_disk(stores: TurnStores, other: asyncpg.Connection[Any]) -> None:
+    await other.execute(ADD_STREAM, "resp_a", ALICE)
+    await other.execute("""
+CREATE TABLE seen (how text);
+CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+CREATE TRIGGER note_commit AFTER DELETE ON responses FOR EACH STATEMENT EXECUTE FUNCTION note_commit();
+""")
+    assert await _retention(stores, responses=600).sweep() == (1, 0, 0)
+    assert [row[0] for row in await other.fetch("SELECT how FROM seen")] == ["off"]

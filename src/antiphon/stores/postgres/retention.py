@@ -9,6 +9,10 @@ What runs (background responses, locked conversations) is never old. What is too
 unusable, in the same transaction as its first rows go: a chain takes no more responses and has lost its first one, a
 conversation is locked by the sweep.
 
+A piece holds its locks while its statements run and not while the disk takes its commit, which is not waited for. How
+many rows go in one depends on how long they take: where a piece took longer than `_LONG`, the next one is half as
+large.
+
 Invariants: one piece is one transaction, of one process at a time, and deletes a bounded number of rows (`_ROWS`, or
 one response with its items and events); what goes is locked first, passing over what is in use at the moment, and
 looked at behind the lock.
@@ -16,6 +20,7 @@ looked at behind the lock.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
@@ -25,7 +30,10 @@ from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.values import milliseconds
 
 _ROWS = 500
+_FEWEST_ROWS = 20
 _LOOKED_AT = 100
+_LONG = 0.05
+"""Seconds of a piece's statements after which the next piece is smaller."""
 
 _Piece = tuple[int, int]
 """How many rows were changed, and how many things went whole."""
@@ -39,6 +47,7 @@ class PostgresRetention:
         """`rows`: the most that go in one piece."""
         self._database = database
         self._kept = kept
+        self._most = rows
         self._rows = rows
 
     async def take_turn(self, what: str, seconds: float) -> bool:
@@ -59,11 +68,18 @@ class PostgresRetention:
             return 0
         age = milliseconds(seconds)
 
+        took = 0.0
+
         async def piece(connection: Connection) -> _Piece:
+            nonlocal took
+            await connection.execute(sql.NO_WAIT)
             # As a statement of its own: the next ones see what the one before deleted.
             if not (await connection.fetch(sql.ONE_AT_A_TIME))[0][0]:
                 return 0, 0
-            return await delete(connection, age)
+            began = time.monotonic()
+            done = await delete(connection, age)
+            took = time.monotonic() - began
+            return done
 
         gone = 0
         while True:
@@ -71,6 +87,14 @@ class PostgresRetention:
             gone += whole
             if not changed:
                 return gone
+            self._fit(took)
+
+    def _fit(self, took: float) -> None:
+        """Choose the size of the next piece, after one whose statements took so many seconds."""
+        if took > _LONG:
+            self._rows = max(min(_FEWEST_ROWS, self._most), self._rows // 2)
+        elif took < _LONG / 2:
+            self._rows = min(self._most, self._rows + max(1, self._rows // 4))
 
     async def _delete_responses(self, connection: Connection, age: int) -> _Piece:
         chains = [row[0] for row in await connection.fetch(sql.LOCK_CHAINS, age, _LOOKED_AT)]
