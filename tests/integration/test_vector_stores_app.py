@@ -14,7 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.api.http import ApiRequest
-from antiphon.app.build import App, build
+from antiphon.app.build import build
+from antiphon.app.built import App
 from antiphon.config.settings import load_settings
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ConfigError

@@ -20,7 +20,8 @@ from typing import Any, Literal, Self
 import aiohttp
 from pydantic import SecretStr
 
-from antiphon.app.build import App, build
+from antiphon.app.build import build
+from antiphon.app.built import App
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings

@@ -1,21 +1,15 @@
 """The composition root: who implements which port, from the settings.
 
-Lives here: building everything one process needs, and closing it in order. Nothing else builds objects out of
-settings, and nothing here decides anything about a request.
-
-Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
+Lives here: building everything one process needs. Nothing else builds objects out of settings, and nothing here decides
+anything about a request. Not here: how what was built ends (`built.py`), parts that are a story of their own (beside).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
@@ -24,7 +18,9 @@ from antiphon.api.native import NativeResponses
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
+from antiphon.app.built import App
 from antiphon.app.data_folder import prepare_data
+from antiphon.app.exchanges import capabilities, exchange_maker
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
@@ -33,7 +29,7 @@ from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools
 from antiphon.app.traces import close_tracer, open_tracer
-from antiphon.app.vector_stores import VectorSearch, open_search
+from antiphon.app.vector_stores import open_search
 from antiphon.config.prices import price_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -43,8 +39,6 @@ from antiphon.doors.descriptors import max_requests
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.job_needs import able_to
-from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.counted_jobs import CountedJobs
@@ -59,95 +53,21 @@ from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import Unavailable
-from antiphon.ids import new_id, now
+from antiphon.ids import new_id
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
-from antiphon.observability.tracing import Tracer
-from antiphon.sealing import Sealer
-from antiphon.stores import Stores, open_stores
+from antiphon.stores import open_stores
 from antiphon.stores.deployment import check_deployment
 from antiphon.stores.sealed import seal_stores
-from antiphon.tools.box import Toolbox
-from antiphon.tools.code_interpreter import ContainerRooms, open_rooms
+from antiphon.tools.code_interpreter import open_rooms
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.door_watch import watch_door
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.identity import ServerIdentities
 from antiphon.upstream.pool import ModelDoor, UpstreamPool
-
-_GIVE_BACK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class App:
-    """What one process serves with."""
-
-    context: DoorContext
-    stores: Stores
-    upstream: ModelDoor | UpstreamPool
-    identities: ServerIdentities
-    runner: Runner
-    workers: Workers
-    sweepers: tuple[Sweeper, ...]
-    tools: Toolbox
-    refusals: Refusals
-    measuring: Measuring
-    book: UsageBook
-    tracer: Tracer | None = None
-    vector_search: VectorSearch | None = None
-    rooms: ContainerRooms | None = None
-
-    async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
-        """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
-
-        What runs in the background counts as in flight: a moment before the time is over it is given back, so that all
-        of it is over when the time is. What is in flight still is counted: it is cut next.
-        """
-
-        async def give_back_in_time() -> None:
-            await asyncio.sleep(seconds - min(_GIVE_BACK_SECONDS, seconds / 4))
-            await self.give_back()
-
-        giving = asyncio.get_running_loop().create_task(give_back_in_time())
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + seconds
-        try:
-            drained = await door
-            # Code that runs here for responses of other workers.
-            return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
-        finally:
-            giving.cancel()
-            # What ended comes before the line that says so.
-            self.context.telemetry.endings.tell()
-            for kind, count in self.context.admission.in_flight.items():
-                self.context.telemetry.metrics.cut.add(kind, by=count)
-
-    async def give_back(self) -> None:
-        """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what
-        is in flight, and jobs are."""
-        self.context.admission.gives_back = True
-        await self.workers.aclose()
-
-    async def aclose(self) -> None:
-        """Give back what runs in the background, finish the saves, then close the connections and the store."""
-        self.measuring.close()
-        for sweeper in self.sweepers:
-            await sweeper.aclose()
-        await self.identities.aclose()
-        await self.give_back()
-        await self.runner.aclose()
-        await self.tools.aclose()
-        if self.vector_search is not None:
-            await self.vector_search.aclose()
-        await self.upstream.aclose()
-        self.context.telemetry.endings.tell()
-        await self.book.aclose()
-        await self.stores.aclose()
-        self.refusals.close()
-        await close_tracer(self.tracer)
 
 
 async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
@@ -300,7 +220,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
             headers=one.header_allow,
             secrets=settings.secrets(),
         )
-    new_exchange = _exchanges(settings, routes, toolbox.types, sealer)
+    new_exchange = exchange_maker(settings, routes, toolbox.types, sealer)
     workers = Workers(
         new_id("worker"),
         jobs,
@@ -354,7 +274,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
             ready=ready,
             metrics=metrics,
             native=native,
-            capabilities=_capabilities(settings, routes, toolbox.types),
+            capabilities=capabilities(settings, routes, toolbox.types),
             background=background,
             areas=(
                 *Conversations(
@@ -416,35 +336,6 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         vector_search,
         rooms,
     )
-
-
-def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
-    names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
-    limits = {name: int(getattr(settings.limits, name)) for name in names}
-    return Capabilities(routes, limits, settings.fetch.enabled, settings.files.enabled, tools)
-
-
-def _exchanges(
-    settings: Settings, routes: ModelRoutes, tool_types: frozenset[str], sealer: Sealer
-) -> Callable[[], ResponseExchange]:
-    options = ExchangeOptions(
-        profile=routes.default.profile,
-        routes=routes,
-        open_responses_names=settings.dialect == "openresponses",
-        reasoning_as=settings.reasoning_as,
-        limits=settings.limits,
-        tool_limits=settings.tools,
-        times=settings.timeouts,
-        secrets=settings.secrets(),
-        several_owners=settings.owner.source != "single",
-        sealer=sealer,
-        background=True,
-        seal_credentials=settings.background.client_credentials == "seal",
-        never_stored=frozenset(settings.owner.store_never),
-        strict=settings.strict,
-        tool_types=tool_types,
-    )
-    return lambda: ResponseExchange(options, new_id, now)
 
 
 def _model_door(settings: Settings) -> UpstreamTarget:
