@@ -1,4 +1,7 @@
-"""The conversation contract on PostgreSQL: one store, and two on one database, directly and behind pgbouncer."""
+"""The conversation contract behind pgbouncer: one store, and two on one database.
+
+Directly on PostgreSQL it runs with the others (`test_conversations.py`).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ def _store(stores: TurnStores) -> PostgresConversationStore:
     )
 
 
+@pytest.mark.parametrize("postgres_url", [pytest.param("pgbouncer", marks=pytest.mark.full)], indirect=True)
 class _OnPostgres(ConversationStoreContract):
     @pytest.fixture
     async def stores(self, postgres_url: str) -> AsyncIterator[TurnStores]:

@@ -30,6 +30,7 @@ async def _said(envoy: RealEnvoy, sent: bytes) -> bytes:
         writer.close()
 
 
+@pytest.mark.slow
 async def test_connections_that_do_not_go_on_are_closed(tmp_path: Path) -> None:
     settings = {"timeouts": {"request": 0.5, "client_idle": 0.5}}
     async with real_envoy(tmp_path, settings=settings) as envoy:

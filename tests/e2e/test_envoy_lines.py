@@ -55,6 +55,7 @@ SAID: dict[str, tuple[Answer, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Path) -> None:
     async with real_envoy(tmp_path) as envoy:
         assert await ask(envoy, CHAT, "is-well") == (200, "is-well", True)

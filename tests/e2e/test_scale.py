@@ -22,7 +22,7 @@ from tests.support.state import on_postgres
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(on_postgres(), reason="brings its own states")]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.full), "postgres"])
 async def state(request: pytest.FixtureRequest, folder: Path) -> State:
     """What both replicas share."""
     if request.param == "sqlite":

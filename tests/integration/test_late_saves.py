@@ -71,7 +71,11 @@ def limit(app: BackgroundApp, settle: float) -> None:
 FORMS: list[dict[str, Any]] = [{}, {"stream": True}, {"background": True}, {"background": True, "stream": True}]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=["json", "stream", "background", "background-stream"])
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=pytest.mark.full if "stream" in form else ()) for form in FORMS],
+    ids=["json", "stream", "background", "background-stream"],
+)
 async def test_what_was_told_as_failed_is_taken_back(app: BackgroundApp, disk: Disk, form: dict[str, Any]) -> None:
     limit(app, 2 * SOON)
     conversation = json.loads((await post(app, "/conversations", {}))[1])["id"]

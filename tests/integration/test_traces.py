@@ -208,7 +208,7 @@ async def test_every_attribute_stands_in_the_table(folder: Path) -> None:
     assert failed[0].failed and failed[0].attributes[ERROR] == "tool_failed"
 
 
-@pytest.mark.parametrize("extproc_transport", ["http2", "grpcio"], indirect=True)
+@pytest.mark.parametrize("extproc_transport", ["http2", pytest.param("grpcio", marks=pytest.mark.full)], indirect=True)
 @pytest.mark.usefixtures("extproc_transport")
 async def test_envoys_own_span_is_continued_where_it_has_one(folder: Path) -> None:
     """The clients' spans are theirs still: Envoy's is within them."""
@@ -288,7 +288,9 @@ def not_sent(logs: Any) -> list[Any]:
     return [line for line in logs if line["log_level"] != "info" and line["event"] != "file_ingested"]
 
 
-@pytest.mark.parametrize("how", ["slow", "dead", "500", "503"])
+@pytest.mark.parametrize(
+    "how", ["slow", "dead", *(pytest.param(status, marks=pytest.mark.full) for status in ("500", "503"))]
+)
 async def test_a_collector_that_fails_holds_up_nothing_and_is_one_line(
     folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
