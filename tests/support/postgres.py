@@ -297,6 +297,10 @@ server_idle_timeout = 5
                 raise RuntimeError("pgbouncer did not start")
             time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> None:
         """As an operator's restart: its clients' connections are cut."""
         self._process.terminate()
