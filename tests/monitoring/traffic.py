@@ -38,6 +38,7 @@ from tests.support.chat_server import (
 )
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.mcp_server import open_mcp_server
+from tests.support.postgres import PostgresServer
 from tests.support.strict_upstream import StrictUpstream
 
 OWNER_REQUESTS = 8
@@ -124,8 +125,10 @@ def mend_search(place: Place) -> None:
 
 @asynccontextmanager
 async def place(folder: Path) -> AsyncIterator[Place]:
-    """Upstreams, tools and a gateway of two workers."""
+    """Upstreams, tools and a gateway of two workers, on a PostgreSQL of its own: that has all metrics there are."""
     async with AsyncExitStack() as stack:
+        database = PostgresServer()
+        stack.callback(database.close)
         good = StrictUpstream()
         await good.start()
         stack.push_async_callback(good.stop)
@@ -140,6 +143,9 @@ async def place(folder: Path) -> AsyncIterator[Place]:
         search.default = _found
         mcp = await stack.enter_async_context(open_mcp_server())
         settings = {
+            "state": {"url": await database.new_database(empty=True)},
+            "owner": {"key": "of owners " * 4},
+            "sealing": {"keys": ["of seals " * 4]},
             "upstreams": {
                 name: {"url": url, "api_key": "ours", "profile": "generic"} for name, url in upstreams.items()
             },

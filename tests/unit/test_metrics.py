@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
-from antiphon.observability.metric_names import METRICS, QUEUED, THREADS
+from antiphon.observability.metric_names import CUT_KINDS, METRICS, QUEUED, THREADS
 from antiphon.observability.metrics import Metrics
 
 
@@ -119,14 +120,30 @@ async def test_what_others_know_is_asked_at_a_scrape() -> None:
     assert 'threads_busy{pool="files"} 3.0' in text and 'threads_busy{pool="names"} 1.0' in text
 
 
-async def test_a_scrape_does_not_fail_with_the_store() -> None:
-    metrics = Metrics()
+async def test_a_scrape_does_not_fail_with_the_store_and_says_so_once() -> None:
+    metrics, failing = Metrics(), True
 
     async def refresh() -> None:
-        raise StoreError("the disk stands still")
+        if failing:
+            raise StoreError("the disk stands still")
 
     metrics.before_scrape(refresh)
-    assert b"responses_in_flight 0.0" in await metrics.scraped()
+    metrics.before_scrape(refresh)
+    with capture_logs() as lines:
+        for _ in range(3):
+            assert b"responses_in_flight 0.0" in await metrics.scraped()
+        failing = False
+        await metrics.scraped()
+    assert [(line["event"], line.get("cause")) for line in lines] == [
+        ("metrics_not_fresh", "the disk stands still"),
+        ("metrics_fresh_again", None),
+    ]
+
+
+def test_what_a_drain_may_cut_is_there_before_it_does() -> None:
+    assert {labels for (name, labels) in _samples(Metrics()) if name == "requests_cut_total"} == {
+        (("kind", kind),) for kind in CUT_KINDS
+    }
 
 
 def test_a_name_longer_than_names_are_is_no_label() -> None:

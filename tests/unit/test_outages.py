@@ -42,6 +42,24 @@ def test_each_kind_is_told_once_and_what_nobody_asked_about_for_long_is_another_
     assert (lines[-1]["seconds"], lines[-1]["failures"]) == (1.0, 1)
 
 
+def test_how_long_it_lasts_is_told_up_to_the_last_try() -> None:
+    now = 100.0
+    outage = Outage(structlog.get_logger(), "lost", "found", clock=lambda: now)
+    for now in (100.0, 110.0, 130.0):
+        outage.failed()
+        assert outage.seconds == now - 100.0
+    now = 200.0
+    assert outage.seconds == 30.0
+    now = 731.0
+    assert outage.seconds == 0, "nobody has asked for long"
+    outage.failed()
+    now = 732.0
+    outage.failed()
+    assert outage.seconds == 1.0
+    outage.over()
+    assert outage.seconds == 0
+
+
 async def test_a_readiness_that_flaps_between_reasons_tells_each_once() -> None:
     failures: list[StoreError | None] = [
         *(StoreError("slow", reason="slow"), StoreError("away", reason="unavailable")) * 3,
@@ -58,4 +76,5 @@ async def test_a_readiness_that_flaps_between_reasons_tells_each_once() -> None:
         statuses = [(await probe.answer()).status for _ in range(len(failures))]
     assert statuses == [503] * 6 + [200, 503]
     assert [line["event"] for line in lines] == ["not_ready", "not_ready", "ready_again", "not_ready"]
+    assert probe.not_ready_seconds == 0
     assert lines[2]["failures"] == 6 and [lines[at]["cause"] for at in (0, 1, 3)] == ["slow", "away", "slow"]

@@ -40,6 +40,11 @@ class ReadyProbe:
         self._check = check
         self._outage = Outage(_log, "not_ready", "ready_again")
 
+    @property
+    def not_ready_seconds(self) -> float:
+        """How long the answer has been no, from the first such probe to the last one."""
+        return self._outage.seconds
+
     async def answer(self) -> ApiResponse:
         """200 when requests can be served, else 503 with the reason."""
         reason, cause = "", ""

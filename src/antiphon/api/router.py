@@ -84,6 +84,11 @@ class Router:
         )
         self._document: bytes | None = None
 
+    @property
+    def not_ready_seconds(self) -> float:
+        """How long `/ready` has said no, as far as it was asked."""
+        return self._ready.not_ready_seconds
+
     def _responses(self) -> tuple[Endpoint, ...]:
         streamed = (
             Parameter("stream", bool, "The events of a background response instead."),

@@ -54,7 +54,7 @@ from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id
-from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, RUNNING
+from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
@@ -320,6 +320,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         cors_origins=settings.cors.origins,
         bodies=bodies,
     )
+    metrics.read(NOT_READY, lambda: context.router.not_ready_seconds)
     return App(
         context,
         stores,

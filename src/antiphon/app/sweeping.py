@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from antiphon.errors import StoreError
+
 _log = structlog.get_logger(__name__)
 
 
@@ -53,6 +55,8 @@ class Sweeper:
             try:
                 mine = self._take_turn is None or await self._take_turn(self._what, self._seconds)
                 gone = await self._sweep() if mine else ()
+            except StoreError as error:
+                _log.warning("sweep_failed", what=self._what, error=str(error))
             except Exception:
                 _log.warning("sweep_failed", what=self._what, exc_info=True)
             else:

@@ -145,6 +145,7 @@ REFUSED = _counter(
     "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
     setting=_BOUNDS,
 )
+CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
     "requests_cut_total",
     "Requests that were in flight when the time for a drain was over. (Of those, responses are failures with the code "
@@ -161,6 +162,10 @@ ATTEMPTS = _counter(
 )
 GIVEN_BACK = _counter("background_given_back_total", "Runs of background responses that others go on with.")
 LOST = _counter("background_lost_total", "Runs of background responses whose lease another worker had taken over.")
+NOT_READY = _shared(
+    "not_ready_seconds",
+    "How long `/ready` has said no, as far as it was asked; of several workers the longest. 0: it says yes.",
+)
 IN_FLIGHT = _gauge("responses_in_flight", "Responses being served.")
 SOCKETS = _gauge("websocket_connections", "Open WebSocket connections.", state="`idle`, `busy`: a response is made")
 RUNNING = _gauge("background_running", "Background responses that run.")
@@ -223,9 +228,9 @@ BUILD = _shared(
 METRICS = (
     RESPONSES, FAILURES, DURATION, FIRST_EVENT, EVENT_GAP, TOKENS, COST, REQUESTS, UPSTREAM_CALLS, UPSTREAM_HEAD, TOOLS,
     TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, CUT, COMPACTIONS, CONFLICTS, SEALS_REFUSED,
-    ATTEMPTS, GIVEN_BACK, LOST, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE, WRITER_GROUP,
-    READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, TABLES, CONNECTIONS, MOST_CONNECTIONS, OLDEST_XMIN, BLOBS,
-    DISK_FREE, LOG_DROPPED, LOADED, BUILD,
+    ATTEMPTS, GIVEN_BACK, LOST, NOT_READY, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE,
+    WRITER_GROUP, READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, TABLES, CONNECTIONS, MOST_CONNECTIONS,
+    OLDEST_XMIN, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
 )  # fmt: skip
 """All there are, in the order of the docs."""
 

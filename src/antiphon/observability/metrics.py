@@ -26,6 +26,7 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
 from antiphon.observability import span_names
+from antiphon.observability.outages import Outage
 from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
 from antiphon.observability.tracing import span
 
@@ -42,6 +43,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self._kept: dict[str, Counts | Spread | Level | Read] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
+        self._outage = Outage(_log, "metrics_not_fresh", "metrics_fresh_again")
         self._codes, self._models, self._tools_named = Names(), Names(), Names()
         self._responses = self._keep(Counts(names.RESPONSES))
         self._failures = self._keep(Counts(names.FAILURES))
@@ -61,6 +63,9 @@ class Metrics(Collector):
         self._searches = self._keep(Spread(names.SEARCHES))
         self._refused = self._keep(Counts(names.REFUSED))
         self.cut = self._keep(Counts(names.CUT))
+        for kind in names.CUT_KINDS:
+            # A process that cuts something ends: what it has not shown before would be no increase.
+            self.cut.add(kind, by=0)
         """Requests that a drain had no time for, by kind."""
         self.compactions = self._keep(Counts(names.COMPACTIONS))
         """Conversations that were summed up."""
@@ -209,9 +214,11 @@ class Metrics(Collector):
                     ended = await asyncio.gather(*(refresh() for refresh in self._refreshers), return_exceptions=True)
             except TimeoutError:
                 ended = [StoreError(f"not read within {_REFRESH_SECONDS:g} s")]
-            for error in ended:
-                if error is not None:
-                    _log.warning("metrics_not_fresh", cause=str(error) or type(error).__name__)
+            failed = [error for error in ended if error is not None]
+            if failed:
+                self._outage.failed(cause=str(failed[0]) or type(failed[0]).__name__)
+            else:
+                self._outage.over()
         return self.render()
 
     def render(self) -> bytes:

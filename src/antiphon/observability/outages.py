@@ -36,6 +36,13 @@ class Outage:
         self._failures = 0
         self._since = self._last = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been failing, as far as it was tried; 0: it works, or nobody has tried for long."""
+        if not self._failures or self._clock() - self._last > _FORGOTTEN:
+            return 0.0
+        return self._last - self._since
+
     def failed(self, *, kind: str = "", **said: Any) -> None:
         """It failed, once more or for the first time. `kind`: of a closed set, where each is to be told once."""
         now = self._clock()

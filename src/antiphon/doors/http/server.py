@@ -48,6 +48,7 @@ from antiphon.types.transport import SECRET_HEADER, Headers
 _PRIVATE_PREFIX = "x-antiphon-"
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 _CLIENT_GONE = 499
+_UNAVAILABLE = 503
 
 _log = structlog.get_logger(__name__)
 
@@ -321,7 +322,8 @@ class HttpDoor:
             observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)
             return
         seconds = time.perf_counter() - call.started
-        if call.path in _QUIET and call.status < 400:
+        # That it is not ready is told where it begins, not with every probe.
+        if call.path in _QUIET and (call.status < 400 or call.status == _UNAVAILABLE):
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
             return
         write_outcome(
