@@ -100,7 +100,7 @@ async def test_room_is_given_back_in_whatever_way_a_file_goes(store: KeptFiles, 
     await keep(store, fields("b"), b"x" * 5000, owner=BOB)
     assert (await store.used(ALICE), await store.used(BOB)) == (3 * 4096, 5000)
     await store.delete(ALICE, "file-a")
-    await other.execute("UPDATE files SET expires_at = 0 WHERE id = 'file-b'")
+    await other.execute("UPDATE files SET expires_at = 0, gone_at = 0 WHERE id = 'file-b'")
     assert await store.sweep() == (2, 0)
     assert (await store.used(ALICE), await store.used(BOB)) == (4096, 0)
     await other.execute("DELETE FROM files")

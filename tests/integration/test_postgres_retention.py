@@ -7,18 +7,23 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.state import RetentionSettings
+from antiphon.config.state import RetentionSettings, StateSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ConversationLocked, StoreError
+from antiphon.stores import open_stores
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
 from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.retention import PostgresRetention
+from tests.contracts.file_contract import fields, keep
+from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
 from tests.integration.test_postgres_conversations import ADD_JOB
 from tests.support.postgres import PostgresServer
@@ -29,7 +34,7 @@ _TABLES = ("responses", "response_items", "response_events", "conversations", "c
 AGE = """
 UPDATE chains SET updated_at = extract(epoch FROM now()) * 1000 - 3600000;
 UPDATE conversations SET updated_at = extract(epoch FROM now()) * 1000 - 3600000;
-UPDATE responses SET created_at = extract(epoch FROM now()) * 1000 - 3600000;
+UPDATE responses SET stored_at = extract(epoch FROM now()) * 1000 - 3600000;
 """
 # How many rows each transaction deletes, in whatever way.
 WATCH = """
@@ -46,8 +51,8 @@ ADD_STREAM = """
 WITH chain AS (INSERT INTO chains (id, owner, updated_at) VALUES ($1, $2, 0)),
 made AS (
   INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, own_bytes, status, model, created_at, body,
-                         background)
-  VALUES ($1, $2, $1, 1, 0, 2, 'completed', 'm', 0, '{}', 1)
+                         background, stored_at)
+  VALUES ($1, $2, $1, 1, 0, 2, 'completed', 'm', 0, '{}', 1, 0)
 )
 INSERT INTO response_events (response_id, last_seq, data) SELECT $1, n, 'x' FROM generate_series(1, 3) AS n
 """
@@ -296,3 +301,26 @@ CREATE TRIGGER note_commit AFTER DELETE ON responses FOR EACH STATEMENT EXECUTE 
 """)
     assert await _retention(stores, responses=600).sweep() == (1, 0, 0)
     assert [row[0] for row in await other.fetch("SELECT how FROM seen")] == ["off"]
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+async def test_events_jobs_and_files_are_timed_by_the_database(
+    stores: TurnStores, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    wrong = time.time() + hours * 3600
+    monkeypatch.setattr(values, "now", lambda: wrong)
+    for name, ago in (("young", 60), ("old", 7200)):
+        made = replace(queued(name), created_at=wrong - ago)
+        await stores.background.enqueue(made, b"{}", piece(0, 1), limit=MOST, needs=("model:elsewhere",))
+    # An hour is how long a job waits for somebody who is able to run it.
+    claimed = await stores.background.claim(ONE, 60.0, 10, able=frozenset())
+    assert [job.response_id for job in claimed] == ["resp_old"]
+    await stores.background.claim(ONE, 60.0, 10)
+    for name in ("young", "old"):
+        assert await stores.background.finish(ONE, replace(finished(name), completed_at=wrong), piece(2, 2))
+    assert await _retention(stores, events=3600).sweep() == (0, 0, 1)
+    async with aclosing(await open_stores(StateSettings(url=SecretStr(url)), tmp_path, chain_items=9)) as opened:
+        await keep(opened.files, fields("young", at=wrong, expires_at=wrong + 60), b"x")
+        await keep(opened.files, fields("old", at=wrong - 60, expires_at=wrong - 1), b"x")
+        assert await opened.files.get(ALICE, "file-young") is not None
+        assert (await opened.files.sweep())[0] == 1

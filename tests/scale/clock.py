@@ -30,7 +30,7 @@ CLOCK_SETTINGS: dict[str, Any] = {
     "background": {"lease": LEASE},
     "conversations": {"lease": LEASE},
     "idempotency": {"lease": LEASE, "keep": KEPT},
-    "retention": {"responses": KEPT, "conversations": KEPT, "sweep": 1.0},
+    "retention": {"responses": KEPT, "conversations": KEPT, "events": KEPT, "sweep": 1.0},
 }
 """What replicas need for it."""
 _WORDS = 100
@@ -53,6 +53,7 @@ async def clock(replicas: Replicas, model: Model, minutes: Mapping[int, float], 
     report = Report(f"{len(replicas)} replicas with clocks {shown} minutes off", ("clocks", shown))
     async with sessions() as session:
         stamps = [await _short(session, replicas.url(number), f"first {number}") for number in range(len(replicas))]
+        streams = [await _stream(session, replicas.url(number), f"stream {number}") for number in range(len(replicas))]
         off = [(stamp["created_at"] - time.time()) / 60 for stamp in stamps]
         report.row("as their answers say, minutes", ", ".join(f"{one:+.1f}" for one in off))
         if any(abs(one - minutes.get(number, 0)) > 0.5 for number, one in enumerate(off)):
@@ -77,6 +78,15 @@ async def clock(replicas: Replicas, model: Model, minutes: Mapping[int, float], 
                 if again["id"] != stamp["id"]:
                     report.wrong.append(f"the key of replica {number} is forgotten at {url}")
         report.row("responses gone too early", gone)
+        cleared = 0
+        for number, stream in enumerate(streams):
+            for url in (replicas.url(other) for other in range(len(replicas))):
+                path = f"{url}/v1/responses/{stream}?stream=true&starting_after=0"
+                async with session.get(path) as got:
+                    if got.status != 200 or b"response.completed" not in await got.read():
+                        cleared += 1
+                        report.wrong.append(f"the stream of replica {number} cannot be resumed at {url}: {got.status}")
+        report.row("streams gone too early", cleared)
     return report
 
 
@@ -87,6 +97,14 @@ async def _short(session: aiohttp.ClientSession, url: str, said: str) -> dict[st
         if got.status != 200 or output_text(response) != answer_to(said, 0):
             raise Failed(f"{got.status} {response}")
         return response
+
+
+async def _stream(session: aiohttp.ClientSession, url: str, said: str) -> str:
+    """A background response that was followed to its end; its id."""
+    turn = await streamed(session, url, {"model": "demo", "input": said, "background": True, "stream": True})
+    assert turn.rest is not None
+    await turn.rest
+    return str(turn.response["id"])
 
 
 async def _jobs(session: aiohttp.ClientSession, replicas: Replicas, model: Model, many: int, report: Report) -> None:

@@ -21,11 +21,13 @@ from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.making import KeysInTransactions, make
 from antiphon.stores.postgres.pending_blobs import KEEP, LET_GO
-from antiphon.stores.postgres.values import milliseconds
+from antiphon.stores.postgres.values import milliseconds, time_left
 
 _COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)"
-_THERE = f"(expires_at IS NULL OR expires_at > {_NOW})"
+# By the database's clock, whatever that of the machine is which took the file.
+_OVER = "coalesce(gone_at, expires_at)"
+_THERE = f"(expires_at IS NULL OR {_OVER} > {_NOW})"
 
 FIND = f"SELECT {_COLUMNS} FROM files WHERE owner = $1 AND id = $2 AND {_THERE}"
 _PAGE = f"""
@@ -44,15 +46,19 @@ ON CONFLICT (owner) DO UPDATE SET bytes = o.bytes + excluded.bytes
   WHERE $3::bigint IS NULL OR o.bytes + excluded.bytes <= $3
 RETURNING 1
 """
-INSERT = f"INSERT INTO files (owner, {_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+# $11: for how many milliseconds more it is kept.
+INSERT = f"""
+INSERT INTO files (owner, {_COLUMNS}, gone_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {_NOW}::bigint + $11::bigint)
+"""
 DELETE = f"""
 WITH gone AS (DELETE FROM files WHERE owner = $1 AND id = $2 AND blob = $3 RETURNING blob), left_over AS ({LET_GO})
 SELECT blob FROM gone
 """
-EXPIRED = f"SELECT owner, {_COLUMNS} FROM files WHERE expires_at <= {_NOW} LIMIT $1"
+EXPIRED = f"SELECT owner, {_COLUMNS} FROM files WHERE expires_at IS NOT NULL AND {_OVER} <= {_NOW} LIMIT $1"
 DELETE_EXPIRED = f"""
 WITH gone AS (
-  DELETE FROM files WHERE blob = ANY($1::text[]) AND expires_at <= {_NOW} RETURNING blob
+  DELETE FROM files WHERE blob = ANY($1::text[]) AND {_OVER} <= {_NOW} RETURNING blob
 ), left_over AS ({LET_GO})
 SELECT blob FROM gone
 """
@@ -86,7 +92,8 @@ class PostgresFileRows:
         file = kept.file
         room = max(file.size, LEAST_ROOM)
         times = (milliseconds(file.created_at), None if file.expires_at is None else milliseconds(file.expires_at))
-        given = (file.id, file.name, file.purpose, file.media_type, file.size, file.sha256, *times, kept.blob)
+        left = None if file.expires_at is None else time_left(file.expires_at)
+        given = (file.id, file.name, file.purpose, file.media_type, file.size, file.sha256, *times, kept.blob, left)
 
         async def work(connection: Connection) -> None:
             if not await connection.fetch(TAKE_ROOM, owner, room, self._limit):

@@ -42,14 +42,15 @@ WITH {GIVEN},
     INSERT INTO {COLUMNS}
     SELECT t.id, t.owner, coalesce(before.chain_id, t.id), t.prev, t.weight + coalesce(before.history_items, 0),
            t.bytes + coalesce(before.history_bytes, 0), t.own_bytes, t.status, t.model, t.created_at, t.completed_at,
-           t.input_tokens, t.output_tokens, t.body, $33::text, NULL, 1
+           t.input_tokens, t.output_tokens, t.body, $33::text, NULL, 1, t.at
     FROM t CROSS JOIN counted LEFT JOIN before USING (id)
     ON CONFLICT (id) DO NOTHING RETURNING id
   ),
   {WITH_IT},
   job AS (
-    INSERT INTO jobs (response_id, owner, request, needs, created_at, turn, last_seq)
-    SELECT t.id, t.owner, $28::bytea, $30::text[], t.created_at, counted.turn, coalesce($31::bigint, -1)
+    INSERT INTO jobs (response_id, owner, request, needs, created_at, queued_at, turn, last_seq)
+    SELECT t.id, t.owner, $28::bytea, $30::text[], t.created_at, to_timestamp(t.at / 1000.0), counted.turn,
+           coalesce($31::bigint, -1)
     FROM r JOIN t USING (id) CROSS JOIN counted
   ),
   events AS (
@@ -64,7 +65,7 @@ COUNT_JOBS = "SELECT jobs FROM owner_queue WHERE owner = $1"
 # passed over. What the worker holds and does not run comes along: it did not hear of an earlier claim.
 # $1: worker, $2: lease, $3: limit, $4: besides, $5: what the worker is able to (null: everything), $6: patience.
 _ABLE = """response_id <> ALL($4::text[]) AND (
-      $5::text[] IS NULL OR needs <@ $5::text[] OR to_timestamp(created_at / 1000) < now() - $6::interval
+      $5::text[] IS NULL OR needs <@ $5::text[] OR queued_at < now() - $6::interval
     )"""
 CLAIM = f"""
 WITH gone AS MATERIALIZED (

@@ -86,9 +86,10 @@ WHERE c.owner = old.owner AND c.id = old.id RETURNING 1
 """
 
 # Events tell how a response came to be; the response itself stays, and is looked at no more (`background`: 2).
+# They come in the order of an index, which is near enough.
 LOCK_STREAMS = f"""
 SELECT r.id FROM responses r
-WHERE r.background = 1 AND r.created_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
+WHERE r.background = 1 AND r.stored_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
 ORDER BY r.created_at LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
 """
 STREAMS = """

@@ -49,7 +49,8 @@ def items_size(record: ResponseRecord) -> int:
 
 COLUMNS = """
   responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
-             completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background)"""
+             completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background,
+             stored_at)"""
 
 # What a turn is stored from: $1 to $18 have one element for each turn, $19 to $26 one for each item.
 GIVEN = f"""
@@ -109,7 +110,7 @@ WITH {GIVEN},
            t.input_tokens, t.output_tokens, t.body, CASE WHEN t.prev IS NULL THEN t.conversation END,
            CASE WHEN t.prev IS NULL THEN coalesce(locked.next_pos, (
              SELECT next_pos FROM conversations c WHERE c.owner = t.owner AND c.id = t.conversation
-           )) END, 0
+           )) END, 0, t.at
     FROM t LEFT JOIN held USING (id) LEFT JOIN locked USING (id) LEFT JOIN before USING (id)
     WHERE (t.key IS NULL OR held.id IS NOT NULL) AND (NOT t.joins OR locked.id IS NOT NULL)
       AND (t.prev IS NULL OR before.id IS NOT NULL)
