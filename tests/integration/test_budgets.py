@@ -224,11 +224,13 @@ async def test_an_idle_socket_holds_nothing_of_its_last_request() -> None:
         try:
             await socket.response(input="x" * size, generate=False, **UNSTORED)
             await until(lambda: opened.context.bodies.used == 0)
+            _, peak = tracemalloc.get_traced_memory()
             gc.collect()
-            held, peak = tracemalloc.get_traced_memory()
+            # The thread that translated it may not have come to let go of it yet.
+            await until(lambda: tracemalloc.get_traced_memory()[0] < size // 2)
         finally:
             tracemalloc.stop()
-        assert peak > size and held < size // 2
+        assert peak > size
 
 
 async def test_a_socket_s_request_takes_room_of_the_process() -> None:
