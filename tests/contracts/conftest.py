@@ -12,7 +12,7 @@ import pytest
 
 from antiphon.stores import Stores
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
-from tests.contracts.states import KINDS, PEERS, open_state
+from tests.contracts.states import KINDS, PEERS, SEALED, open_state, parameter
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.store_process import ProcessStores, StoreProcess
 from tests.support.postgres import PostgresServer
@@ -23,11 +23,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "peers" in metafunc.fixturenames:
         alone = "stays_here" in metafunc.fixturenames
         pairs = [pair for pair in PEERS if not alone or pair[1] != "process"]
-        metafunc.parametrize(("kind", "peers"), pairs, indirect=True, ids=["-".join(pair) for pair in pairs])
+        metafunc.parametrize(("kind", "peers"), [parameter(*pair) for pair in pairs], indirect=True)
     elif "kind" in metafunc.fixturenames:
         others = "seen_by_others" in metafunc.fixturenames
         kinds = [kind for kind in KINDS if not others or kind != "memory"]
-        metafunc.parametrize("kind", kinds, indirect=True)
+        metafunc.parametrize("kind", [parameter(kind) for kind in kinds], indirect=True)
 
 
 @pytest.fixture
@@ -39,13 +39,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def state_url(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> AsyncIterator[str]:
     """A state of the test's own."""
-    if kind == "postgresql":
+    sealed, backend = SEALED if kind.startswith(SEALED) else "", kind.removeprefix(SEALED)
+    if backend == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
         url = await server.new_database()
-        yield url
+        yield f"{sealed}{url}"
         await server.drop_database(url)
     else:
-        yield {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[kind]
+        yield sealed + {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[backend]
 
 
 @pytest.fixture

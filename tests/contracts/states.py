@@ -3,7 +3,8 @@
 Lives here: which there are, and opening one. Not here: the fixtures (`conftest.py`), what a store must do.
 
 A test that has the fixture `peers` runs once for each pair in `PEERS`, one that has only `state` or `state_url` once
-for each of `KINDS`. A further backend is one more name in both, and a URL in the fixture `state_url`.
+for each of `KINDS`. A further backend is one more name in both, and a URL in the fixture `state_url`. A kind that is
+sealed is a backend with `state.seal`: its URL has `sealed+` before it, which is for tests alone.
 """
 
 from __future__ import annotations
@@ -11,29 +12,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
 from antiphon.stores import Stores, open_stores
+from antiphon.stores.sealed import Bodies, seal_stores
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
 
-KINDS = ("sqlite", "memory", "postgresql")
+SEALED = "sealed+"
+BODIES = Bodies([b"sealing-key-of-the-contracts"], seals=True)
+KINDS = ("sqlite", "memory", "postgresql", f"{SEALED}sqlite", f"{SEALED}postgresql")
 PEERS = (
     *(("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process")),
     ("memory", "itself"),
     *(("postgresql", "itself"), ("postgresql", "another"), ("postgresql", "process")),
+    *((f"{SEALED}sqlite", "itself"), (f"{SEALED}sqlite", "process")),
+    *((f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
 )
 """Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
 What is in memory can be reached by nobody else."""
+QUICK = ((f"{SEALED}sqlite", "process"), (f"{SEALED}sqlite",))
+"""Of what is sealed this runs by default; the rest with `scripts/test --all`."""
+
+
+def parameter(*names: str) -> Any:
+    """A kind, or one with its peers, as a test's parameter."""
+    full = names[0].startswith(SEALED) and names not in QUICK
+    return pytest.param(*names, id="-".join(names), marks=pytest.mark.full if full else ())
 
 
 def settings_of(url: str) -> StateSettings:
     """The settings that name this state."""
-    return StateSettings(url=SecretStr(url))
+    return StateSettings(url=SecretStr(url.removeprefix(SEALED)), seal=url.startswith(SEALED))
 
 
 async def open_state(url: str, data: Path, **options: Any) -> Stores:
     """The stores of this state, with the limits that the contracts expect; contents of files lie in `data`."""
     given = {"chain_items": CHAIN_ITEMS, "owner_file_bytes": OWNER_BYTES, **options}
-    return await open_stores(settings_of(url), data, **given)
+    stores = await open_stores(settings_of(url), data, **given)
+    return seal_stores(stores, BODIES) if url.startswith(SEALED) else stores

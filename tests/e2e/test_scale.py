@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.scale.chains import chains
+from tests.scale.failover import Run as Failover
+from tests.scale.failover import failover, pair_of
 from tests.scale.jobs import Run, jobs, jobs_settings
 from tests.scale.model import model
 from tests.scale.owners import OWNERS_SETTINGS, owners
 from tests.scale.replicas import Replicas, demo
+from tests.scale.standby import WAYS
 from tests.scale.states import State
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, pooler_program
 from tests.support.state import on_postgres
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(on_postgres(), reason="brings its own states")]
@@ -56,4 +59,20 @@ async def test_nothing_crosses_between_owners(state: State, folder: Path) -> Non
         Replicas(state.url, upstream, folder, count=2, settings=OWNERS_SETTINGS) as replicas,
     ):
         report = await owners(replicas)
+    assert not report.wrong, report.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_standby_takes_the_place_of_a_primary_that_was_killed(folder: Path, way: str) -> None:
+    if way == "pgbouncer" and pooler_program() is None:
+        pytest.skip("pgbouncer is not installed")
+    run = Failover(way, rounds=2, between=30, clients=6, chance=random.Random(1))
+    settings = {"conversations": {"lease": 2}, "idempotency": {"lease": 2}}
+    async with (
+        pair_of(run) as (pair, url, lead),
+        demo(folder) as upstream,
+        Replicas(url, upstream, folder, count=2, settings=settings) as replicas,
+    ):
+        report = await failover(run, pair, replicas, lead)
     assert not report.wrong, report.table()

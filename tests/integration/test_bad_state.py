@@ -196,9 +196,9 @@ async def test_a_full_disk_is_named(small_disk: str) -> None:
 @pytest.mark.parametrize(
     ("server", "words"),
     [
-        (Server(140_011, "14.11", False, False, "public", "UTF8"), "14.11 is too old: 15 or newer"),
-        (Server(150_000, "15.0", False, False, "public", "LATIN1"), "LATIN1"),
-        (Server(150_000, "15.0", False, False, "public", "UTF8"), ""),
+        (Server(140_011, "14.11", "public", "UTF8"), "14.11 is too old: 15 or newer"),
+        (Server(150_000, "15.0", "public", "LATIN1"), "LATIN1"),
+        (Server(150_000, "15.0", "public", "UTF8"), ""),
     ],
 )
 def test_what_a_server_says_of_itself(server: Server, words: str) -> None:

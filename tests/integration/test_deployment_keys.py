@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -85,6 +87,32 @@ async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path
         assert "canary" not in str(told.value)
     with pytest.raises(ConfigError, match=r"owner\.key is not set(.|\n)*sealing\.keys are not set"):
         load_settings({"data": str(tmp_path), "state": {"url": url}, "upstream": {"auth": "none"}})
+
+
+@pytest.mark.parametrize(("keys", "words"), [([OTHER], "sealing.keys lack 1"), ([], "sealing.keys are not set")])
+async def test_what_is_sealed_at_rest_keeps_out_who_could_not_open_it(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: list[str], words: str
+) -> None:
+    def given(*seals: str) -> dict[str, Any]:
+        state = {"url": url, "seal": True}
+        return {"state": state, "door": "http", "owner": {"key": OWNER}, "sealing": {"keys": list(seals)}}
+
+    async def start(*seals: str) -> None:
+        settings = {**given(*seals), "data": str(tmp_path), "upstream": {"auth": "none"}}
+        await (await build(load_settings(settings), door="http")).aclose()
+
+    await start(SEAL)
+    with pytest.raises(ConfigError, match=words):
+        await start(*keys)
+    # And the operator is told the same before it is tried.
+    config = tmp_path / "settings.json"
+    for seals, expected in ((keys, True), ([SEAL], False)):
+        config.write_text(json.dumps(given(*seals)))
+        arguments = ["doctor", "--config", str(config), "--data", str(tmp_path), "--upstream", "http://127.0.0.1:9/v1"]
+        await asyncio.to_thread(main, arguments)
+        captured = capsys.readouterr()
+        said = captured.out + captured.err
+        assert (words in said) is expected and "canary" not in said, said
 
 
 def test_where_machines_share_nothing_there_is_nothing_to_compare(

@@ -57,7 +57,7 @@ async def test_a_read_is_made_again_when_its_connection_was_cut(database: Databa
 async def test_a_write_whose_connection_was_cut_is_unknown(database: Database, url: str) -> None:
     cut = asyncio.create_task(database.write("SELECT pg_sleep(60)"))
     other = await asyncpg.connect(url)
-    while not (await other.fetch(KILL_OTHERS)):
+    while not (await other.fetch(f"{KILL_OTHERS} AND query = 'SELECT pg_sleep(60)'")):
         pass
     with pytest.raises(StoreError, match="before it said") as raised:
         await cut

@@ -1,6 +1,7 @@
-"""A way to a server that can become a black hole: what is sent is taken, and nothing ever comes back.
+"""A way to a server that can become a black hole, or lead elsewhere.
 
-Lives here: a TCP proxy that forwards, or swallows, as a firewall that drops. Not here: whose way it is.
+Lives here: a TCP proxy that forwards, or swallows, as a firewall that drops; its other end can be moved, as an address
+that goes from one machine to another. Not here: whose way it is.
 
 Invariant: what was swallowed stays swallowed; a connection of before is of no use afterwards.
 """
@@ -33,6 +34,12 @@ class Hole:
     def heal(self) -> None:
         """New connections reach the server again."""
         self._swallows = False
+
+    def lead_to(self, server_port: int) -> None:
+        """To another server from now on; the connections of before are cut."""
+        self._server_port = server_port
+        for writer in self._open:
+            writer.transport.abort()
 
     async def serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         """One connection, to its end."""

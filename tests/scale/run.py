@@ -20,6 +20,8 @@ from typing import Any
 
 from tests.scale.chains import chains
 from tests.scale.clock import CLOCK_SETTINGS, clock, fake_clocks
+from tests.scale.failover import Run as Failover
+from tests.scale.failover import failover, pair_of
 from tests.scale.faults import faults, faults_of
 from tests.scale.hole import hole
 from tests.scale.jobs import Run as Jobs
@@ -30,6 +32,7 @@ from tests.scale.model import model
 from tests.scale.owners import OWNERS_SETTINGS, owners
 from tests.scale.replicas import Replicas, demo
 from tests.scale.report import Report
+from tests.scale.standby import WAYS
 from tests.scale.states import KINDS, State, opened
 
 # Of processes that were killed: what they held can be used again after this many seconds.
@@ -91,6 +94,17 @@ async def _faults(given: argparse.Namespace, folder: Path) -> Report:
                 return await faults(replicas, done, clients=given.clients, margin=given.margin)
 
 
+async def _failover(given: argparse.Namespace, folder: Path) -> Report:
+    chance = random.Random(given.seed)
+    run = Failover(given.way, given.rounds, given.between, given.clients, chance, behind=given.behind)
+    async with (
+        pair_of(run) as (pair, url, lead),
+        demo(folder) as upstream,
+        Replicas(url, upstream, folder, count=given.replicas, settings=_LEASES) as replicas,
+    ):
+        return await failover(run, pair, replicas, lead)
+
+
 async def _clock(given: argparse.Namespace, folder: Path) -> Report:
     minutes = dict(zip(range(given.replicas), (-given.minutes, 0.0, given.minutes), strict=False))
     async with (
@@ -145,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--frozen", type=float, default=8.0, help="seconds without an answer (default 8)")
     one.add_argument("--down", type=float, default=2.0, help="seconds between an end and the next start (default 2)")
     one.add_argument("--margin", type=float, default=1.5, help="seconds beyond state.deadline (default 1.5)")
+
+    one = add("failover", _failover, "the primary is killed, and its standby promoted")
+    one.add_argument("--way", choices=WAYS, default=WAYS[0], help=f"how clients find the other (default {WAYS[0]})")
+    one.add_argument("--rounds", type=int, default=10, help="default 10")
+    one.add_argument("--between", type=int, default=200, help="turns before each kill and after (default 200)")
+    one.add_argument("--behind", type=int, default=0, help="replicate asynchronously, so many turns late (default: no)")
 
     one = add("clock", _clock, "clocks of replicas are minutes apart")
     one.add_argument("--minutes", type=float, default=7.0, help="how far the first is behind, and the last ahead")

@@ -75,9 +75,10 @@ def _installed() -> Path:
 
 
 class PostgresServer:
-    """One server. `durable`: it survives being killed; without, it is faster and does not."""
+    """One server. `durable`: it survives being killed; without, it is faster and does not. `leader`: the server that
+    it is a copy of and follows, as a standby."""
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, leader: PostgresServer | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pg-"))
         self._data = self._folder / "data"
         self._durable = durable
@@ -96,6 +97,9 @@ class PostgresServer:
             os.chown(self._data, known.pw_uid, known.pw_gid)
             os.chown(self._folder, known.pw_uid, known.pw_gid)
         self._bin = installed / "bin"
+        if leader is not None:
+            self.follow(leader)
+            return
         self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
         settings = _SETTINGS.format(folder=self._folder) + ("" if durable else _NOT_DURABLE)
         with (self._data / "postgresql.conf").open("a") as file:
@@ -163,6 +167,26 @@ class PostgresServer:
         self.stop()
         (self._data / "standby.signal").touch()
         self.start()
+
+    def come_back_fenced(self) -> None:
+        """A primary that was killed, started as one that takes no writes and follows nobody: what it tells is old."""
+        (self._data / "standby.signal").touch()
+        self.start()
+
+    def follow(self, leader: PostgresServer) -> None:
+        """As a copy of another one, made anew, which goes on to follow it. It must not run."""
+        for entry in self._data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        source = f"host=127.0.0.1 port={leader.port} user=postgres"
+        self._run("pg_basebackup", "-D", str(self._data), "-d", source, "-R", "-c", "fast", "-X", "stream")
+        # The leader waits for its standby; who is promoted has none yet.
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"synchronous_standby_names = ''\nunix_socket_directories = '{self._folder}'\n")
+        self.start()
+
+    def promote(self) -> None:
+        """The standby is the primary from now on."""
+        self._run("pg_ctl", "promote", "-D", str(self._data), "-w", "-t", str(int(_START_SECONDS)))
 
     @property
     def user(self) -> int:
@@ -276,7 +300,15 @@ server_idle_timeout = 5
         if _user() is not None:
             self._folder.chmod(0o755)
         self._settings = settings
+        self._server_port = server_port
         self.start()
+
+    def lead_to(self, server_port: int) -> None:
+        """To another server from now on (RELOAD): its clients stay."""
+        text = self._settings.read_text()
+        self._settings.write_text(text.replace(f"port={self._server_port} ", f"port={server_port} "))
+        self._server_port = server_port
+        self._process.send_signal(signal.SIGHUP)
 
     def start(self) -> None:
         """Start it and wait until it listens."""

@@ -35,7 +35,21 @@ KEYS: dict[str, Any] = {"owner": {"key": "o" * 16}, "sealing": {"keys": ["s" * 1
         ),
         (
             "postgresql://me:p@one:1,[::1]:2/a",
-            StateUrl("postgresql", "postgresql://me@one:1,[::1]:2/a", passwords=("p",)),
+            StateUrl(
+                "postgresql", "postgresql://me@one:1,[::1]:2/a", servers=(("one", 1), ("::1", 2)), passwords=("p",)
+            ),
+        ),
+        (
+            "postgresql://me@one,two:5433/a?target_session_attrs=read-write",
+            StateUrl("postgresql", "postgresql://me@one,two:5433/a", servers=(("one", 5432), ("two", 5433))),
+        ),
+        (
+            "postgresql:///a?host=one,/run/pg&port=1,2",
+            StateUrl("postgresql", "postgresql:///a", servers=(("one", 1), ("/run/pg", 2))),
+        ),
+        (
+            "postgresql://one,two/a?port=7",
+            StateUrl("postgresql", "postgresql://one,two/a", servers=(("one", 7), ("two", 7))),
         ),
     ],
 )
@@ -59,6 +73,9 @@ def test_what_a_url_says(text: str, expected: StateUrl) -> None:
         (f"postgresql://me:{SECRET}@db:port/a", "is no URL"),
         (f"postgresql://me:{SECRET}@db:65536/a", "is no URL"),
         (f"postgresql://me:{SECRET}@[db/a", "is no URL"),
+        (f"postgresql://me:{SECRET}@one,two:x/a", "is no URL"),
+        (f"postgresql://me:{SECRET}@one,two/a?port=1,2,3", "is no URL"),
+        (f"postgresql://me:{SECRET}@one,two/a?target_session_attrs=standby", "takes no writes"),
     ],
 )
 def test_a_wrong_url_is_refused_and_not_repeated(text: str, words: str) -> None:
@@ -68,9 +85,9 @@ def test_a_wrong_url_is_refused_and_not_repeated(text: str, words: str) -> None:
 
 
 def test_the_password_is_shown_nowhere() -> None:
-    url = f"postgresql://me:{SECRET}@db/a"
+    url = f"postgresql://me:{SECRET}@db:5432,other:5433/a?target_session_attrs=read-write"
     settings = load_settings({"state": {"url": url, "direct_url": url.replace("@db", "2@direct")}, **KEYS})
-    assert settings.state.place.shown == "postgresql://me@db/a"
+    assert settings.state.place.shown == "postgresql://me@db:5432,other:5433/a"
     for text in (json.dumps(settings.redacted()), repr(settings), str(settings.state), repr(settings.state.place)):
         assert "hunter2" not in text
     # What answers are searched for is the password alone: the other words stand in many a text.

@@ -20,8 +20,9 @@ class StateSettings(Section):
 
     url: SecretStr | None = None
     """`sqlite:` (unset: the same), databases in the data folder; `sqlite:/FOLDER`, in another one;
-    `postgresql://USER:PASSWORD@HOST/DATABASE`, for any number of machines (needs the extra `postgres`); `memory:`,
-    nothing outlives the process, for tries and tests."""
+    `postgresql://USER:PASSWORD@HOST/DATABASE`, for any number of machines (needs the extra `postgres`); with standbys
+    `…@HOST:PORT,HOST:PORT/DATABASE`, of which the one that takes writes is used; `memory:`, nothing outlives the
+    process, for tries and tests."""
     direct_url: SecretStr | None = None
     """Of PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
     pool: int = Field(4, ge=1, le=64)

@@ -8,6 +8,7 @@ Invariant: no error repeats the URL, which may hold a password.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,11 @@ Kind = Literal["sqlite", "postgresql", "memory"]
 
 _ALLOWED = (
     "must be sqlite: (databases in the data folder), sqlite:/FOLDER (in another one), "
-    "postgresql://USER:PASSWORD@HOST/DATABASE, or memory: (gone with the process)"
+    "postgresql://USER:PASSWORD@HOST/DATABASE (several as HOST:PORT,HOST:PORT), or memory: (gone with the process)"
 )
+_PORT = 5432
+_WANTED = ("read-write", "primary", "any")
+"""Only a server that takes writes is ever used, so these say the same."""
 HIDDEN = "***"
 """What is shown for a password."""
 _SECRET_PARAMETERS = ("password", "sslpassword")
@@ -26,12 +30,13 @@ _SECRET_PARAMETERS = ("password", "sslpassword")
 
 @dataclass(frozen=True, slots=True)
 class StateUrl:
-    """Where state lies. `folder`: of SQLite's databases, when it is not the data folder; `shown`: the URL without
-    anything secret; `passwords`: what is."""
+    """Where state lies. `folder`: of SQLite's databases, when it is not the data folder; `servers`: host and port of
+    each, where a URL names several; `shown`: the URL without anything secret; `passwords`: what is."""
 
     kind: Kind
     shown: str
     folder: Path | None = None
+    servers: tuple[tuple[str, int], ...] = ()
     passwords: tuple[str, ...] = field(default=(), repr=False)
 
 
@@ -75,8 +80,8 @@ def _shown_parameter(text: str) -> str:
 def _postgresql(text: str) -> StateUrl:
     try:
         parts = urlsplit(text)
-        place = _place(parts)
         parameters = parse_qsl(parts.query)
+        servers = _servers(parts, dict(parameters))
     except ValueError:
         # Its own words hold what stands there.
         raise ValueError(
@@ -85,17 +90,36 @@ def _postgresql(text: str) -> StateUrl:
         ) from None
     if not text.partition("://")[1] or not (parts.netloc or parameters):
         raise ValueError("names no server: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    wanted = dict(parameters).get("target_session_attrs", _WANTED[0])
+    if wanted not in _WANTED:
+        raise ValueError(f"wants a server that takes no writes; target_session_attrs is one of {', '.join(_WANTED)}")
     passwords = [unquote(parts.password)] if parts.password else []
     passwords += [value for name, value in parameters if name.lower() in _SECRET_PARAMETERS]
-    return StateUrl("postgresql", place, passwords=tuple(one for one in passwords if one))
+    user, at = parts.netloc.rpartition("@")[0].partition(":")[0], "@" if "@" in parts.netloc else ""
+    place = f"postgresql://{user}{at}{parts.netloc.rpartition('@')[2]}{parts.path}"
+    several = servers if len(servers) > 1 else ()
+    return StateUrl("postgresql", place, servers=several, passwords=tuple(one for one in passwords if one))
 
 
-def _place(parts: SplitResult) -> str:
-    """User, servers and database. Raises ValueError for a port that is no number."""
-    account, at, hosts = parts.netloc.rpartition("@")
-    for host in hosts.split(","):
-        port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
-        if port and not (port.isdecimal() and int(port) < 65536):
-            raise ValueError("port")
-    user = account.partition(":")[0]
-    return f"postgresql://{user}{at}{hosts}{parts.path}"
+def _servers(parts: SplitResult, parameters: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """Host and port of each server, as libpq reads them. Raises ValueError for a port that is none, or one too few."""
+    listed = parts.netloc.rpartition("@")[2] or parameters.get("host", "")
+    ports = [_port(one) for one in parameters["port"].split(",")] if parameters.get("port") else []
+    hosts = listed.split(",")
+    if ports and len(ports) not in (1, len(hosts)):
+        raise ValueError("ports")
+    found = []
+    for number, text in enumerate(hosts):
+        # What stands in brackets, and a folder of Unix sockets, may have colons of its own.
+        closed = text.rpartition("]")[2]
+        _, colon, port = ("", "", "") if text.startswith("/") else closed.rpartition(":")
+        given = _port(port) if colon and port else _PORT
+        name = text[: len(text) - len(colon + port)] if colon else text
+        found.append((unquote(name.strip("[]")), ports[number % len(ports)] if ports else given))
+    return tuple(found)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise ValueError("port")
+    return int(text)

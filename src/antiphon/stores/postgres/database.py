@@ -1,7 +1,8 @@
 """The connections of one process to PostgreSQL: few, shared, and never waited for without end.
 
-Lives here: opening and giving out connections, the one deadline of a piece of work, what is tried again. Not here:
-SQL, what an error means (`failures.py`), LISTEN (`signals.py`: a connection of its own).
+Lives here: giving out connections, the one deadline of a piece of work, what is tried again. Not here: SQL, opening a
+connection and to which server (`connecting.py`), what an error means (`failures.py`), LISTEN (`signals.py`: a
+connection of its own).
 
 One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
 aborted, since a server that stands still answers no request to cancel either. While the server cannot be reached one
@@ -10,6 +11,9 @@ caller at a time tries to; the others are refused at once for a moment.
 It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
 is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares
 statements gets other clients' answers there, without an error.)
+
+A server that takes no writes any more is no longer the primary. Whoever is told so goes on with a new connection,
+which leads to the primary or to nobody, and none of those to the old one is used again.
 
 Invariants: there are never more than `size` connections; one on which anything but an answer of the server ended a
 piece of work is closed; every call ends by its deadline.
@@ -28,6 +32,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import asyncpg
 
 from antiphon.errors import StoreError
+from antiphon.stores.postgres.connecting import Connection as Connection
+from antiphon.stores.postgres.connecting import Servers
 from antiphon.stores.postgres.failures import (
     DIRECT_URL,
     TRY_AGAIN,
@@ -35,15 +41,14 @@ from antiphon.stores.postgres.failures import (
     code_of,
     connecting_failed,
     hopeless,
+    read_only,
     refused,
     store_error,
     unknown,
 )
-from antiphon.stores.postgres.values import plain, storable
 
 T = TypeVar("T")
 _Doing: TypeAlias = Literal["Reading", "Writing"]
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 
 class Record(Protocol):
@@ -80,12 +85,13 @@ class Database:
     """See the module. `url` as libpq has it; it is never shown. `setting`: what it is called in errors."""
 
     def __init__(self, url: str, limits: DatabaseLimits | None = None, *, setting: str = URL) -> None:
-        self._url = url
+        self._servers = Servers(url)
         self.setting = setting
         self.limits = limits or DatabaseLimits()
         self._places = asyncio.Semaphore(self.limits.size)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._left: set[Connection] = set()
         self._waiting = 0
         self._trying = asyncio.Lock()
         self._refused: tuple[float, StoreError] | None = None
@@ -95,7 +101,7 @@ class Database:
 
     def setting_of(self, url: str) -> str:
         """What another URL of the same database is called: it is this one's, or leads to the server itself."""
-        return self.setting if url == self._url else DIRECT_URL
+        return self.setting if url == self._servers.url else DIRECT_URL
 
     @property
     def busy(self) -> int:
@@ -174,6 +180,8 @@ class Database:
                 if hopeless(cause):
                     raise store_error(doing, cause, setting=self.setting) from cause
                 if asyncio.get_running_loop().time() >= deadline:
+                    if read_only(cause):
+                        raise store_error(doing, cause, setting=self.setting) from cause
                     raise (_too_slow(doing) if again or lost.nothing_done else unknown(cause)) from cause
                 if not again and not lost.nothing_done:
                     raise unknown(cause) from cause
@@ -200,6 +208,7 @@ class Database:
             good = True
             return result
         except _NothingDone as error:
+            self._leave(error.__cause__)
             raise _Lost(error.__cause__ or error, nothing_done=True) from error.__cause__
         except Exception as error:
             closed = connection.is_closed()
@@ -208,8 +217,9 @@ class Database:
             good = not closed and (refused(error) or not driver)
             if good or not driver:
                 raise
+            self._leave(error)
             # An `InterfaceError` comes before anything is sent: the connection was closed already.
-            raise _Lost(error, nothing_done=isinstance(error, asyncpg.InterfaceError)) from error
+            raise _Lost(error, nothing_done=isinstance(error, asyncpg.InterfaceError) or read_only(error)) from error
         finally:
             timer.cancel()
             self._give_back(connection, good)
@@ -238,8 +248,19 @@ class Database:
             if connection is None:
                 self._places.release()
 
+    def _leave(self, error: BaseException | None) -> None:
+        """Use no connection of before any more, if this says that its server is not the primary."""
+        if error is None or not read_only(error):
+            return
+        self._left |= self._busy
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.terminate()
+
     def _give_back(self, connection: Connection, good: bool) -> None:
         self._busy.discard(connection)
+        good = good and connection not in self._left
+        self._left.discard(connection)
         if good and not connection.is_closed():
             self._idle.append(connection)
         else:
@@ -253,7 +274,7 @@ class Database:
         ends = loop.time() + self.limits.connect
         try:
             async with asyncio.timeout_at(min(deadline, ends)):
-                connection = await connect(self._url, self.limits.connect)
+                connection = await self._servers.connect(self.limits.connect)
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline < ends:
                 raise _too_slow("Connecting") from error
@@ -261,39 +282,6 @@ class Database:
             self._refused = (loop.time() + _REFUSE_SECONDS, failure)
             raise failure from error
         self._refused = None
-        return connection
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One whose parameters may be any texts."""
-
-    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
-        return await super().fetch(query, *map(storable, args), **options)
-
-    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
-        return await super().execute(query, *map(storable, args), **options)
-
-
-async def connect(url: str, seconds: float, **settings: str) -> Connection:
-    """One connection, on which nothing is prepared under a name and texts may be any (`values.py`).
-
-    `settings`: of the server, for this connection; a pooler may not take any. Raises what the driver raises.
-    """
-    async with asyncio.timeout(seconds):
-        connection: Connection = await asyncpg.connect(
-            url,
-            timeout=seconds,
-            statement_cache_size=0,
-            server_settings={"application_name": "antiphon", **settings},
-            connection_class=_Connection,
-        )
-        try:
-            await connection.set_type_codec(
-                "text", schema="pg_catalog", encoder=str.encode, decoder=plain, format="binary"
-            )
-        except BaseException:
-            connection.terminate()
-            raise
         return connection
 
 

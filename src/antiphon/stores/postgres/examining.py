@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits, connect
+from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
+from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
 from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
 from antiphon.stores.postgres.vector_table import VectorTable
@@ -40,6 +41,10 @@ SELECT DISTINCT tableowner FROM pg_tables
 WHERE schemaname = current_schema() AND tableowner <> current_user
   AND tablename IN ('schema_migrations', 'responses', 'jobs', 'vector_stores') ORDER BY 1
 """
+_WAITS = """
+SELECT current_setting('synchronous_standby_names') <> ''
+       AND current_setting('synchronous_commit') NOT IN ('off', 'local') AS waits
+"""
 _OLDEST = """
 SELECT coalesce(extract(epoch FROM max(now() - xact_start)), 0)::int FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND datname = current_database()
@@ -55,6 +60,8 @@ async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
         if (problem := wrong(server)) is not None:
             raise problem
         yield Said("ok", f"{state.place.shown}: PostgreSQL {server.shown}")
+        async for said in _servers(database, state):
+            yield said
         yield await _round_trip(database)
         yield await _clock(database)
         yield await _connections(database, wanted.connections)
@@ -67,6 +74,34 @@ async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
             yield said
     finally:
         await database.aclose()
+
+
+async def _servers(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+    assert state.url is not None
+    kinds = await kinds_of_servers(state.url.get_secret_value(), state.deadline)
+    if not kinds:
+        return
+    for place, kind in kinds.items():
+        if kind == "unusable":
+            yield Said("note", f"server {place} cannot be reached, or lets nobody in", "there is no failover to it")
+        else:
+            does = "takes writes" if kind == "primary" else "follows, or is read-only"
+            yield Said("ok", f"server {place} {does}")
+    if list(kinds.values()).count("primary") > 1:
+        yield Said(
+            "note",
+            "several servers in state.url take writes",
+            "unless these are poolers before one primary, stop all others at once: what is written there is lost",
+        )
+    (row,) = await database.fetch(_WAITS)
+    if row["waits"]:
+        yield Said("ok", "what is acknowledged is on a standby, too (synchronous replication)")
+    else:
+        yield Said(
+            "note",
+            "replication is asynchronous: a failover loses what was acknowledged last",
+            "set synchronous_standby_names, and synchronous_commit to on, if that must not be",
+        )
 
 
 async def _round_trip(database: Database) -> Said:

@@ -104,7 +104,15 @@ def refused(error: BaseException) -> bool:
         # looks like.
         return isinstance(error, asyncpg.InterfaceError)
     code = error.sqlstate or ""
+    if read_only(error):
+        # It had no effect, but a connection to a server that is not the primary is of no use.
+        return False
     return not code.startswith("08") and code not in ("57P01", "57P02", "57P03")
+
+
+def read_only(error: BaseException) -> bool:
+    """Whether the server refused a statement because it takes no writes, so that it is not the primary (any more)."""
+    return code_of(error) == "25006"
 
 
 def code_of(error: BaseException | None) -> str:
@@ -139,6 +147,9 @@ def hopeless(error: BaseException) -> bool:
 
 def connecting_failed(error: BaseException, setting: str = URL) -> StoreError:
     """Why there is no connection to the server that `setting` names, and what to do."""
+    if isinstance(error, StoreError):
+        # Another one: whoever raises it names this one as its cause.
+        return StoreError(str(error).replace(URL, setting), reason=error.reason)
     if isinstance(error, asyncpg.PostgresError):
         return store_error("Connecting", error, connecting=True, setting=setting)
     why = _why_not_reached(error).replace(URL, setting)

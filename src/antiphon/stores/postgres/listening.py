@@ -23,7 +23,7 @@ import structlog
 from antiphon.engine.ports.signals import News
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.announcing import CHANNEL, Note, read_note
-from antiphon.stores.postgres.database import Connection, connect
+from antiphon.stores.postgres.connecting import READ_ONLY, Connection, connect
 from antiphon.stores.postgres.failures import DIRECT_URL, connecting_failed
 
 _log = structlog.get_logger(__name__)
@@ -117,7 +117,9 @@ class Listener:
                         await closed.wait()
                         return
                 with self._answered(connection):
-                    await connection.execute("SELECT 1")
+                    # A server that another one took the place of hears nothing, and answers all the same.
+                    if await connection.fetchval(f"SELECT {READ_ONLY}"):
+                        return
         finally:
             connection.terminate()
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database, connect
+from antiphon.stores.postgres.connecting import Connection, connect
+from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.vector_database import open_vectors

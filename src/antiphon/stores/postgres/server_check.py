@@ -1,21 +1,20 @@
 """Whether a server is one that Antiphon can keep its state on.
 
 Lives here: the questions at a start, and what to do about each answer. Not here: what else an operator may want to know
-(`examining.py`), connections (`database.py`), the schema (`migrate.py`).
+(`examining.py`), connections and that they take writes (`connecting.py`), the schema (`migrate.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from antiphon.errors import StoreError, StoreReason
+from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.failures import URL
 
 OLDEST = 150_000
 _ASK = """
 SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS shown,
-       pg_is_in_recovery() AS replica, current_setting('transaction_read_only') = 'on' AS read_only,
        current_schema() AS schema, current_setting('server_encoding') AS encoding
 """
 
@@ -26,30 +25,21 @@ class Server:
 
     version: int
     shown: str
-    replica: bool
-    read_only: bool
     schema: str | None
     encoding: str
 
 
 def wrong(server: Server, setting: str = URL) -> StoreError | None:
     """Why state cannot be kept on the server that `setting` names, in a sentence that says what to do."""
-    reason: StoreReason = "failed"
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
-    elif server.replica:
-        said = f"PostgreSQL: this server is a read-only replica. Point {setting} at the primary."
-        reason = "read_only"
-    elif server.read_only:
-        said = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
-        reason = "read_only"
     elif server.encoding != "UTF8":
         said = f"PostgreSQL: the database's encoding is {server.encoding}. Create one with UTF8."
     elif server.schema is None:
         said = "PostgreSQL: no schema of the role's search_path is there. Create one, or set search_path to one."
     else:
         return None
-    return StoreError(said, reason=reason)
+    return StoreError(said)
 
 
 async def ask_server(database: Database) -> Server:

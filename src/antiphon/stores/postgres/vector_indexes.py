@@ -24,7 +24,8 @@ import asyncpg
 import structlog
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database, connect
+from antiphon.stores.postgres.connecting import Connection, connect
+from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 
 _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)

@@ -1,0 +1,140 @@
+"""Opening one connection to PostgreSQL: to which server, and what holds on it.
+
+Lives here: the servers that a URL names, and which of them is used. Not here: how many connections there are, and when
+one is given up (`database.py`), what a failure means (`failures.py`).
+
+A URL may name several servers, of which one is the primary and the others follow it. They are asked in turn, beginning
+with the one that was good last, and the first that takes writes is it. Each gets its share of the time, so that one
+whose machine is gone without a word does not use up that of the others. A single server, or what an address or a pooler
+leads to, is held to the same: one that only follows, or was made read-only when another took its place, is not used,
+since what it would tell may be old.
+
+Invariant: every connection is to a server that took writes when it was opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Literal, TypeAlias
+
+import asyncpg
+
+from antiphon.config.state_url import read_state_url
+from antiphon.errors import StoreError
+from antiphon.stores.postgres.values import plain, storable
+
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+Kind = Literal["primary", "read-only", "unusable"]
+
+READ_ONLY = "current_setting('transaction_read_only') = 'on'"
+"""Whether this server takes no writes, as SQL; true of a standby, too."""
+# What a server says of itself at the beginning is not enough: a pooler repeats what it was told once.
+_ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only"
+_FOLLOWS = "PostgreSQL: this server is a read-only replica. Point state.url at the primary."
+_READ_ONLY = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
+_NONE = "PostgreSQL: none of the servers in state.url that answer takes writes. Promote one."
+
+
+class Servers:
+    """Those of a URL, which is never shown."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._places: tuple[tuple[str, int], ...] = ()
+        # Of a URL that is none the driver says what is wrong with it.
+        with contextlib.suppress(ValueError):
+            self._places = read_state_url(url).servers
+        self._good = 0
+
+    async def connect(self, seconds: float, **settings: str) -> Connection:
+        """A connection to the one that takes writes; see `connect`."""
+        if not self._places:
+            return await _connect(self.url, seconds, settings)
+        loop, failures = asyncio.get_running_loop(), []
+        ends = loop.time() + seconds
+        numbers = [*range(self._good, len(self._places)), *range(self._good)]
+        for tried, number in enumerate(numbers):
+            share = (ends - loop.time()) / (len(numbers) - tried)
+            host, port = self._places[number]
+            try:
+                connection = await _connect(self.url, share, settings, host=host, port=port)
+            except Exception as error:
+                failures.append(error)
+            else:
+                self._good = number
+                return connection
+        raise _most_telling(failures)
+
+
+async def connect(url: str, seconds: float, **settings: str) -> Connection:
+    """One connection, on which nothing is prepared under a name and texts may be any (`values.py`).
+
+    `settings`: of the server, for this connection; a pooler may not take any. Raises what the driver raises, and
+    `StoreError` where no server takes writes.
+    """
+    return await Servers(url).connect(seconds, **settings)
+
+
+async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
+    """What each of several servers in the URL is, by host and port; nothing where it names only one."""
+    found: dict[str, Kind] = {}
+    for host, port in read_state_url(url).servers:
+        kind: Kind = "primary"
+        try:
+            (await _connect(url, seconds, {}, host=host, port=port)).terminate()
+        except StoreError:
+            kind = "read-only"
+        except Exception:
+            # Why, a connection to it alone would say; another one is at work.
+            kind = "unusable"
+        found[f"{host}:{port}"] = kind
+    return found
+
+
+async def _connect(url: str, seconds: float, settings: dict[str, str], **place: Any) -> Connection:
+    async with asyncio.timeout(seconds):
+        connection: Connection = await asyncpg.connect(
+            url,
+            **place,
+            timeout=seconds,
+            statement_cache_size=0,
+            # Asked below, of every server alike.
+            target_session_attrs="any",
+            server_settings={"application_name": "antiphon", **settings},
+            connection_class=_Connection,
+        )
+        try:
+            await connection.set_type_codec(
+                "text", schema="pg_catalog", encoder=str.encode, decoder=plain, format="binary"
+            )
+            (row,) = await connection.fetch(_ASK)
+            if row["read_only"]:
+                # Another try may find another server there, or the same one promoted.
+                raise StoreError(_FOLLOWS if row["follows"] else _READ_ONLY, reason="unavailable")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+def _most_telling(failures: list[Exception]) -> Exception:
+    """What is said of several servers of which none can be used: what is wrong with the settings before that one
+    follows, and that before one that is away."""
+    answered = [one for one in failures if isinstance(one, StoreError)]
+    others = [one for one in failures if not isinstance(one, StoreError | OSError | asyncpg.CannotConnectNowError)]
+    if others:
+        return others[0]
+    if answered:
+        return StoreError(_NONE, reason="unavailable")
+    return failures[-1]
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """One whose parameters may be any texts."""
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        return await super().fetch(query, *map(storable, args), **options)
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+        return await super().execute(query, *map(storable, args), **options)
