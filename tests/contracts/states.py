@@ -33,14 +33,17 @@ PEERS = (
 )
 """Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
 What is in memory can be reached by nobody else."""
-QUICK = ((f"{SEALED}sqlite", "process"), (f"{SEALED}sqlite",))
-"""Of what is sealed this runs by default; the rest with `scripts/test --all`."""
+FULL = (
+    *(("sqlite", "process"), ("postgresql", "itself"), ("postgresql", "process")),
+    *((f"{SEALED}sqlite", "itself"), (f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
+    (f"{SEALED}postgresql",),
+)
+"""These run with `scripts/test --all` only: each says what another pair says too, but for the combination."""
 
 
 def parameter(*names: str) -> Any:
     """A kind, or one with its peers, as a test's parameter."""
-    full = names[0].startswith(SEALED) and names not in QUICK
-    return pytest.param(*names, id="-".join(names), marks=pytest.mark.full if full else ())
+    return pytest.param(*names, id="-".join(names), marks=pytest.mark.full if names in FULL else ())
 
 
 def settings_of(url: str) -> StateSettings:
