@@ -20,18 +20,26 @@ from tests.scale.replicas import Replicas, demo
 from tests.scale.standby import WAYS
 from tests.scale.states import State
 from tests.support.postgres import PostgresServer, pooler_program
-from tests.support.state import on_postgres
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(on_postgres(), reason="brings its own states")]
+pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.full), "postgres"])
+@pytest.fixture(
+    params=[
+        pytest.param("sqlite", marks=pytest.mark.full),
+        "postgres",
+        pytest.param("pgbouncer", marks=pytest.mark.full),
+    ]
+)
 async def state(request: pytest.FixtureRequest, folder: Path) -> State:
-    """What both replicas share."""
+    """What both replicas share, whatever `--state` says."""
     if request.param == "sqlite":
         return State("sqlite", f"sqlite:{folder / 'state'}")
     server: PostgresServer = request.getfixturevalue("postgres")
-    return State("postgres", await server.new_database())
+    url = await server.new_database()
+    if request.param == "postgres":
+        return State("postgres", url)
+    return State("pgbouncer", request.getfixturevalue("pgbouncer").url(url))
 
 
 async def test_chains_alternate_between_replicas(state: State, folder: Path) -> None:

@@ -52,6 +52,7 @@ class Replicas:
         environ: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
         self._folder = folder
+        self._state = state
         self._environ = environ or {}
         self._ports = [free_port() for _ in range(count)]
         self._processes: list[Gateway | None] = [None] * count
@@ -60,7 +61,6 @@ class Replicas:
         """What went wrong with starts."""
         folder.mkdir(parents=True, exist_ok=True)
         values = {
-            "state": {"url": state},
             "owner": {"key": OWNER_KEY},
             "sealing": {"keys": [SEALING_KEY]},
             "upstream": {"url": upstream, "auth": "none", "profile": "generic"},
@@ -151,7 +151,7 @@ class Replicas:
         if not (data / "files").exists():
             (data / "files").symlink_to(contents)
         listen = self.url(number).removeprefix("http://")
-        environ = dict(self._environ.get(number, {}))
+        environ = {"ANTIPHON_STATE__URL": self._state, **self._environ.get(number, {})}
         one = await start_gateway(
             None, data, "--config", str(self._file), "--listen", listen, environ=environ, command="serve"
         )

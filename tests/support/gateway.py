@@ -71,6 +71,8 @@ async def start_gateway(
     if upstream is not None and "profile" not in settings:
         # A profile by name: what is scripted is asked for by the test alone.
         plain["ANTIPHON_UPSTREAM__PROFILE"] = "generic"
+    # Whoever names a state brings the keys that belong to it, or none.
+    state = {} if "ANTIPHON_STATE__URL" in (environ or {}) else await state_environ(data)
     process = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
@@ -85,7 +87,7 @@ async def start_gateway(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # What a test scripts is for its own requests.
-        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **(await state_environ(data)), **(environ or {})},
+        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **state, **(environ or {})},
         limit=1 << 22,
     )
     gateway = Gateway("", data, process)
