@@ -40,10 +40,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 async def state_url(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> AsyncIterator[str]:
     """A state of the test's own."""
     sealed, backend = SEALED if kind.startswith(SEALED) else "", kind.removeprefix(SEALED)
-    if backend == "postgresql":
+    if backend in ("postgresql", "pgbouncer"):
         server: PostgresServer = request.getfixturevalue("postgres")
         url = await server.new_database()
-        yield f"{sealed}{url}"
+        given = url if backend == "postgresql" else request.getfixturevalue("pgbouncer").url(url)
+        yield f"{sealed}{given}"
         await server.drop_database(url)
     else:
         yield sealed + {"sqlite": f"sqlite:{tmp_path}", "memory": "memory:"}[backend]

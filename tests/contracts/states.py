@@ -23,20 +23,23 @@ from tests.contracts.store_contract import CHAIN_ITEMS
 
 SEALED = "sealed+"
 BODIES = Bodies([b"sealing-key-of-the-contracts"], seals=True)
-KINDS = ("sqlite", "memory", "postgresql", f"{SEALED}sqlite", f"{SEALED}postgresql")
+KINDS = ("sqlite", "memory", "postgresql", "pgbouncer", f"{SEALED}sqlite", f"{SEALED}postgresql")
 PEERS = (
     *(("sqlite", "itself"), ("sqlite", "another"), ("sqlite", "process")),
     ("memory", "itself"),
     *(("postgresql", "itself"), ("postgresql", "another"), ("postgresql", "process")),
+    *(("pgbouncer", "itself"), ("pgbouncer", "another"), ("pgbouncer", "process")),
     *((f"{SEALED}sqlite", "itself"), (f"{SEALED}sqlite", "process")),
     *((f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
 )
 """Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
-What is in memory can be reached by nobody else."""
+What is in memory can be reached by nobody else. `pgbouncer` is PostgreSQL behind a pooler in transaction mode, with
+four connections to a database."""
 FULL = (
     *(("sqlite", "process"), ("postgresql", "itself"), ("postgresql", "process")),
     *((f"{SEALED}sqlite", "itself"), (f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
-    (f"{SEALED}postgresql",),
+    *(("pgbouncer", "itself"), ("pgbouncer", "another"), ("pgbouncer", "process")),
+    *(("pgbouncer",), (f"{SEALED}postgresql",)),
 )
 """These run with `scripts/test --all` only: each says what another pair says too, but for the combination."""
 
