@@ -362,7 +362,7 @@ With `tracing.endpoint` (and the extra `otel`) every process sends spans by Open
   `traces_not_sent` says why once a minute. `antiphon doctor` asks the collector. A process that stops sends what it
   has, for three seconds at most.
 
-Behind Envoy (the generated configuration, or the part `connection_manager` of `antiphon envoy-config --snippet`) Envoy
+Behind Envoy (the generated configuration, or `connection_manager` of `antiphon envoy-config --for snippet`) Envoy
 sends spans of its own to the same collector, under the same `service.name`: `ingress` for each request, `async …
 egress` for its call of the sidecar, `router … egress` for each try at an upstream. The sidecar's spans are within them,
 and what it calls through the model door is within its `chat`. Where Envoy makes the model call (relay) the `chat` span

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import structlog
 
-from tests.support import extproc_door, state
+from tests.support import envoy_binary, extproc_door, state
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 from tests.support.seaweed import SeaweedServer, weed
 
@@ -42,11 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--state", choices=["sqlite", "postgresql", "pgbouncer"], default="sqlite", help="where tests keep their state"
     )
+    parser.addoption("--envoy", type=Path, metavar="PATH", help="the Envoy to start; default: the installed one")
     parser.addoption("--every-door", action="store_true", help="slow tests through every door, not through one each")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     state.chosen.kind = config.getoption("--state")
+    given = config.getoption("--envoy")
+    envoy_binary.chosen.path = given and given.absolute()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ _COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
     "extproc": ("the sidecar alone: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
     "serve": ("the HTTP door alone", (COMMON_FLAGS,)),
     "envoy-config": (
-        "print the Envoy bootstrap, or with --snippet the parts an existing Envoy needs",
+        "print the Envoy bootstrap, or with --for snippet the parts an existing Envoy needs",
         (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
     ),
     "doctor": (
@@ -93,7 +93,17 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--images", action="store_true", help="also ask whether images are taken")
             command.add_argument("--json", action="store_true", help="the findings as JSON")
         if name == "envoy-config":
-            command.add_argument("--snippet", action="store_true", help="only the parts an existing Envoy needs")
+            command.add_argument(
+                "--for",
+                dest="form",
+                metavar="FORM",
+                default="bootstrap",
+                help="bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; default: %(default)s",
+            )
+            command.add_argument("--snippet", dest="form", action="store_const", const="snippet", help="--for snippet")
+            command.add_argument(
+                "--envoy-version", metavar="1.38", help="for which Envoy; default: the one that 'up' would start"
+            )
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
     demo.add_argument(
         "--listen",

@@ -18,9 +18,9 @@ import pytest
 
 from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
+from tests.support.envoy_binary import envoy_binary, envoy_version
 from tests.support.gateway import Gateway, post, start_gateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -191,8 +191,10 @@ class _Envoy:
 
     async def start(self) -> None:
         config = self._folder / "envoy.yaml"
-        config.write_text(to_yaml(bootstrap(self._settings, sidecars=endpoints(self._settings))))
-        await self._start(str(find_envoy(None)), "-c", str(config), "--concurrency", "1", "--disable-hot-restart")
+        config.write_text(
+            to_yaml(bootstrap(self._settings, sidecars=endpoints(self._settings), version=envoy_version()))
+        )
+        await self._start(str(envoy_binary()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart")
 
     async def stop(self) -> None:
         for process in reversed(self._processes):

@@ -24,6 +24,7 @@ import pytest
 from antiphon.doors.extproc._pb import health_pb2
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
+from tests.support.envoy_binary import envoy_environ
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.state import look, on_postgres
 from tests.support.waiting import until
@@ -98,7 +99,7 @@ async def _start(processes: list[_Process], *arguments: str, **environ: str) -> 
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **environ},
+            env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **envoy_environ(), **environ},
         )
     )
     processes.append(process)
@@ -192,7 +193,8 @@ async def test_a_taken_address_is_an_error_before_anything_starts(
 
 async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder: Path) -> None:
     broken = folder / "envoy"
-    broken.write_text("#!/bin/sh\necho one\necho '  key: is wrong' >&2\nexit 3\n")
+    version = "[ $1 = --version ] && exec echo 'envoy  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL'"
+    broken.write_text(f"#!/bin/sh\n{version}\necho one\necho '  key: is wrong' >&2\nexit 3\n")
     broken.chmod(0o700)
     up = await _start(
         processes, "up", "--listen", "127.0.0.1:0", "--envoy", str(broken), "--data", str(folder / "data")

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.envoy_binary import envoy_environ
 from tests.support.state import state_environ
 
 DEADLINE = 60.0
@@ -87,7 +88,7 @@ async def start_gateway(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # What a test scripts is for its own requests.
-        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **state, **(environ or {})},
+        env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **envoy_environ(), **state, **(environ or {})},
         limit=1 << 22,
     )
     gateway = Gateway("", data, process)

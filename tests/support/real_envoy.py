@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
 from tests.support.chat_server import ChatServer
+from tests.support.envoy_binary import envoy_binary, envoy_version
 from tests.support.extproc_door import OpenDoor, open_door
 from tests.support.gateway import Answered, post
 
@@ -105,13 +105,14 @@ async def real_envoy(
         config = bootstrap(
             Settings.model_validate({**given, **(settings or {})}),
             sidecars=[SidecarEndpoint(opened.address, f"unix:{folder}/http.sock")],
+            version=envoy_version(),
         )
         change(config)
         (folder / "envoy.yaml").write_text(to_yaml(config))
         log = folder / "envoy.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                *(str(find_envoy(None)), "-c", str(folder / "envoy.yaml")),
+                *(str(envoy_binary()), "-c", str(folder / "envoy.yaml")),
                 *("--concurrency", "1", "-l", "warning", "--disable-hot-restart"),
                 stdout=output,
                 stderr=output,

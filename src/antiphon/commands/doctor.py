@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,9 @@ from antiphon.commands.named_files import check_sidecar_files
 from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
 from antiphon.commands.upstream_report import Finding, examine
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.binary import find_envoy, full_version
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
+from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.said import Wanted
@@ -40,7 +40,6 @@ from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
-_NEWEST_TESTED = "1.40"
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
@@ -169,17 +168,16 @@ def _envoy(settings: Settings) -> Iterator[Finding]:
         return
     try:
         binary = find_envoy(settings.envoy.binary)
-        found = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=_ENVOY_SECONDS, check=True
-        )
-    except (AntiphonError, OSError, subprocess.SubprocessError) as error:
+        text = full_version(binary)
+        version = parse_version(text)
+    except AntiphonError as error:
         yield Finding(_ENVOY, "problem", str(error), "or serve without it: antiphon up --door http")
         return
-    version = re.search(r"\d+\.\d+\.\d+", found.stdout)
-    text = version[0] if version else "of unknown version"
-    tested = text.startswith(_NEWEST_TESTED)
-    advice = "" if tested else f"tested with {_NEWEST_TESTED}"
-    yield Finding(_ENVOY, "ok" if tested else "note", f"Envoy {text} ({binary})", advice)
+    if version > NEWEST:
+        advice = f"tested with {OLDEST} to {NEWEST}"
+    else:
+        advice = "; ".join(one.without for one in FEATURES if version < one.since)
+    yield Finding(_ENVOY, "note" if advice else "ok", f"Envoy {text} ({binary})", advice)
     try:
         check_sidecar_files(settings)
     except AntiphonError as error:
@@ -188,7 +186,8 @@ def _envoy(settings: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="antiphon-doctor-") as folder:
         config = Path(folder) / "envoy.yaml"
         config.touch(0o600)
-        config.write_text(fill_in_secret(to_yaml(bootstrap(settings, sidecars=endpoints(settings))), settings))
+        whole = bootstrap(settings, sidecars=endpoints(settings), version=version)
+        config.write_text(fill_in_secret(to_yaml(whole), settings))
         command = [str(binary), "--mode", "validate", "-c", str(config), "--log-level", "error"]
         try:
             checked = subprocess.run(command, capture_output=True, text=True, timeout=_ENVOY_SECONDS, check=False)

@@ -50,8 +50,9 @@ from antiphon.commands.start_warnings import (
 from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
+from antiphon.envoy.versions import NEWEST
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
 from antiphon.observability.metric_names import RESTARTS
@@ -115,6 +116,7 @@ class _Up:
         self._workers: list[Supervised] = []
         self._output = ChildOutput(settings)
         self._envoy: Supervised | None = None
+        self._envoy_version = NEWEST
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -203,6 +205,7 @@ class _Up:
     async def _start_envoy(self, folder: Path) -> str:
         settings = self._settings
         binary = find_envoy(settings.envoy.binary)
+        self._envoy_version = await asyncio.to_thread(version_of, binary)
         # A configuration that cannot be made is told before anything is started.
         self._envoy_command(binary, folder)
         for number, place in enumerate(endpoints(settings)):
@@ -235,7 +238,8 @@ class _Up:
     def _envoy_command(self, binary: Path, folder: Path) -> list[str]:
         settings = self._settings
         config = folder / "envoy.yaml"
-        write_private(config, fill_in_secret(to_yaml(bootstrap(settings, sidecars=endpoints(settings))), settings))
+        whole = bootstrap(settings, sidecars=endpoints(settings), version=self._envoy_version)
+        write_private(config, fill_in_secret(to_yaml(whole), settings))
         command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
         if settings.log.format == "json":
             command += ["--log-format", _ENVOY_LOG]

@@ -1,4 +1,4 @@
-"""Where the Envoy binary is.
+"""Where the Envoy binary is, and which version.
 
 Invariant: what is returned exists and can be executed; else the error says how to get one.
 """
@@ -6,11 +6,16 @@ Invariant: what is returned exists and can be executed; else the error says how 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+from antiphon.envoy.versions import EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
+
+_SECONDS = 30
 
 
 def find_envoy(explicit: Path | None) -> Path:
@@ -29,3 +34,21 @@ def find_envoy(explicit: Path | None) -> Path:
             "or name it with --envoy PATH"
         )
     return Path(found)
+
+
+def full_version(binary: Path) -> str:
+    """What the binary says it is, with its patch: `1.40.0`. Raises `ConfigError`."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"{binary} does not say which version it is: {error}") from None
+    # "envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL"
+    found = re.search(r"/(\d+\.\d+\.\d+)[^/]*/", done.stdout)
+    if found is None:
+        raise ConfigError(f"{binary} does not say which version it is: is it Envoy?")
+    return found[1]
+
+
+def version_of(binary: Path) -> EnvoyVersion:
+    """The version for which its configuration is written. Raises `ConfigError` for one that is not supported."""
+    return parse_version(full_version(binary))

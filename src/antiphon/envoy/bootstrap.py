@@ -3,7 +3,8 @@
 Lives here: listeners, filters, limits of the process. Not here: the routes (`routes.py`), where they lead
 (`clusters.py`), what Envoy answers itself (`local_replies.py`), starting Envoy (`commands/`).
 
-Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0.
+Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0. What
+older ones do not know is left out at the end (`versions.py`).
 
 Invariant: `envoy --mode validate` accepts what comes out, and no secret is in it: the environment of Envoy's process
 holds them, and where Envoy can only compare with a literal (the model door on TCP) a placeholder stands for it, which
@@ -38,13 +39,14 @@ from antiphon.envoy.routes import (
 )
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.tracing import tracing
+from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 from antiphon.types.transport import SECRET_HEADER
 
 
-def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Config:
-    """The bootstrap for these settings and sidecar processes."""
+def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> Config:
+    """The bootstrap for these settings and sidecar processes, as this Envoy understands it."""
     extensions = bootstrap_extensions(settings)
-    return {
+    whole: Config = {
         "admin": {"address": address(settings.place(settings.envoy.admin))},
         **({"bootstrap_extensions": extensions} if extensions else {}),
         "static_resources": {
@@ -62,6 +64,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint]) -> Con
         },
         "overload_manager": overload_manager(settings),
     }
+    return fitted(whole, version)
 
 
 def to_yaml(config: Config | list[Config]) -> str:

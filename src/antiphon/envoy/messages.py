@@ -12,12 +12,13 @@ from typing import Any
 
 Config = dict[str, Any]
 
-_EXTENSIONS = "type.googleapis.com/envoy.extensions."
+EXTENSIONS = "type.googleapis.com/envoy.extensions."
+"""What the type of every extension message begins with."""
 
 
 def typed(kind: str, **fields: Any) -> Config:
     """A typed extension message, `kind` below `envoy.extensions.`."""
-    return {"@type": _EXTENSIONS + kind, **fields}
+    return {"@type": EXTENSIONS + kind, **fields}
 
 
 def address(text: str) -> Config:

@@ -24,6 +24,7 @@ from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
+from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 
 _MANAGER_OPTIONS = (
     "stream_idle_timeout",
@@ -71,10 +72,12 @@ For listeners inside Envoy, beside static_resources.""",
 }
 
 
-def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, Config | list[Config]]:
+def parts(
+    settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
+) -> dict[str, Config | list[Config]]:
     """The parts, by where they go."""
     manager = connection_manager(settings)
-    return {
+    found: dict[str, Config | list[Config]] = {
         "connection_manager": {name: manager[name] for name in _MANAGER_OPTIONS if name in manager},
         "public_listener": client_limits(settings),
         "overload_manager": overload_manager(settings),
@@ -85,12 +88,13 @@ def parts(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> dict[str, 
         "listener": [model_door(settings), *upstream_listeners(settings)],
         **({"bootstrap_extensions": bootstrap_extensions(settings)} if settings.groups else {}),
     }
+    return fitted(found, version)
 
 
-def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> str:
+def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> str:
     """The parts as commented YAML."""
-    text = ["# What an existing Envoy (1.40) needs for Antiphon, by where it goes.\n"]
-    for name, part in parts(settings, sidecars).items():
+    text = [f"# What an existing Envoy ({version}) needs for Antiphon, by where it goes.\n"]
+    for name, part in parts(settings, sidecars, version).items():
         heading = "".join(f"# {line}\n" for line in _HEADINGS[name].splitlines())
         body = "".join(f"  {line}\n" for line in to_yaml(part).splitlines())
         text.append(f"\n{heading}{name}:\n{body}")

@@ -20,7 +20,9 @@ from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, t
 from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.messages import Config
 from antiphon.envoy.snippet import parts, snippet
+from antiphon.envoy.versions import fitted
 from antiphon.errors import ConfigError
+from tests.support.envoy_binary import envoy_binary, envoy_version
 
 _ROOT = Path(__file__).parents[3]
 _TCP = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9002", "model_door": "127.0.0.1:9003", "secret": "s3cret-value"}
@@ -85,7 +87,7 @@ def _validate(config: Any, folder: Path) -> None:
     path = folder / "envoy.yaml"
     path.write_text(to_yaml(config))
     done = subprocess.run(
-        [find_envoy(None), "--mode", "validate", "-c", path, "--log-level", "error"],
+        [envoy_binary(), "--mode", "validate", "-c", path, "--log-level", "error"],
         capture_output=True,
         text=True,
         env={
@@ -103,7 +105,7 @@ def _validate(config: Any, folder: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_envoy_accepts_it(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
-    _validate(bootstrap(settings, sidecars=endpoints(settings)), tmp_path)
+    _validate(bootstrap(settings, sidecars=endpoints(settings), version=envoy_version()), tmp_path)
 
 
 def _assembled(
@@ -143,7 +145,7 @@ def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path
     sidecars = endpoints(settings)
     printed = yaml.safe_load(snippet(settings, sidecars))
     assert printed == parts(settings, sidecars)
-    _validate(_assembled(printed, settings, sidecars), tmp_path)
+    _validate(fitted(_assembled(printed, settings, sidecars), envoy_version()), tmp_path)
 
 
 def test_no_secret_is_in_it(tmp_path: Path) -> None:

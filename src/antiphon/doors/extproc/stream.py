@@ -141,7 +141,7 @@ def _check_modes(opening: wire.Received) -> None:
         raise ProtocolError("observability_mode is on, so answers would be ignored: turn it off")
     if opening.modes is None:
         raise ProtocolError(
-            "the first message names no body modes: Envoy 1.40 or newer is needed, with "
+            "the first message names no body modes: a newer Envoy is needed, with "
             "processing_mode.request_body_mode and response_body_mode FULL_DUPLEX_STREAMED"
         )
     for name, mode in zip(("request_body_mode", "response_body_mode"), opening.modes, strict=True):

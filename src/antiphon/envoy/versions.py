@@ -1,0 +1,84 @@
+"""Which Envoys there are for us, and what older ones do not know.
+
+Lives here: the oldest and the newest version that are tested, the table of what came later than the oldest, and fitting
+a configuration to a version. Not here: asking a binary which one it is (`binary.py`), what the configuration says
+(`bootstrap.py` and its parts, which are written for the newest).
+
+Invariant: a difference between versions is a row of `FEATURES`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple, TypeVar
+
+from antiphon.envoy.messages import EXTENSIONS
+from antiphon.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+class EnvoyVersion(NamedTuple):
+    """Major and minor number: what a configuration is written for. A patch changes no configuration."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+OLDEST = EnvoyVersion(1, 37)
+"""The first that lets an external processor stream an answer of its own (`StreamedImmediateResponse`)."""
+NEWEST = EnvoyVersion(1, 40)
+"""The newest that is tested. What comes later gets the same configuration."""
+
+
+class Feature(NamedTuple):
+    """A field of the configuration that not every supported Envoy has."""
+
+    since: EnvoyVersion
+    message: str
+    """The message that has the field, below `envoy.extensions.`."""
+    field: str
+    without: str
+    """What is different where it is missing."""
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        EnvoyVersion(1, 38),
+        "filters.http.ext_proc.v3.ExternalProcessor",
+        "allow_content_length_header",
+        "a request to the model is sent in chunks instead of with its length; the chat server must take that",
+    ),
+)
+
+
+def parse_version(text: str) -> EnvoyVersion:
+    """`1.38` and `1.38.3` as a version that is supported. Raises `ConfigError`, which says which ones are."""
+    found = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\.\d{1,6})?([-+].*)?", text.strip())
+    if found is None:
+        raise ConfigError(f"{text[:40]!r} is no version of Envoy: give it as {NEWEST}, or as {NEWEST}.0")
+    version = EnvoyVersion(int(found[1]), int(found[2]))
+    if version < OLDEST:
+        raise ConfigError(
+            f"Envoy {version} is too old: it lets no external processor stream an answer of its own. "
+            f"{OLDEST} or newer is needed, {NEWEST} is best"
+        )
+    return version
+
+
+def fitted(config: _T, version: EnvoyVersion) -> _T:
+    """The configuration (or a part) without what this version does not know."""
+    missing = {(EXTENSIONS + one.message, one.field) for one in FEATURES if version < one.since}
+    return _without(config, missing) if missing else config
+
+
+def _without(config: Any, missing: set[tuple[str, str]]) -> Any:
+    if isinstance(config, list):
+        return [_without(one, missing) for one in config]
+    if not isinstance(config, dict):
+        return config
+    kind = config.get("@type")
+    return {name: _without(value, missing) for name, value in config.items() if (kind, name) not in missing}

@@ -1,0 +1,89 @@
+"""The tests of the Envoy door against several Envoys, one after the other, as a table.
+
+Lives here: which tests are the door's, running them, and the table. Not here: the tests (`tests/e2e`), choosing their
+Envoy (`tests/support/envoy_binary.py`).
+
+Invariant: what is printed was counted by pytest in this run; a version that cannot be tried is a row that says why.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+from antiphon.envoy.binary import find_envoy, full_version
+from antiphon.envoy.versions import parse_version
+from antiphon.errors import ConfigError
+
+_ROOT = Path(__file__).parents[2]
+_TESTS = ("tests/unit/envoy", "tests/e2e")
+"""Whatever starts an Envoy. (What goes through the HTTP door alone is left out.)"""
+_NOT_FULL = ("-m", "not full and not slow")
+_SECONDS = 3600
+
+
+def main() -> int:
+    given = sys.argv[1:]
+    first_option = next((place for place, one in enumerate(given) if one.startswith("-")), len(given))
+    binaries = [Path(one).absolute() for one in given[:first_option]] or [find_envoy(None)]
+    options = given[first_option:] or list(_NOT_FULL)
+    print(f"{datetime.now(UTC):%Y-%m-%d}, pytest {' '.join([*_TESTS, *options])}\n")
+    print("| Envoy | passed | failed | skipped | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
+    failed: list[str] = []
+    for binary in binaries:
+        row, more = _tried(binary, options)
+        print(f"| {' | '.join(row)} |", flush=True)
+        failed += more
+    for line in failed:
+        print(f"failed: {line}")
+    return 1 if failed else 0
+
+
+def _tried(binary: Path, options: list[str]) -> tuple[list[str], list[str]]:
+    """The row of one Envoy, and what failed."""
+    try:
+        version = full_version(binary)
+    except ConfigError as error:
+        return [binary.name, str(error), "", "", ""], [str(error)]
+    try:
+        parse_version(version)
+    except ConfigError as error:
+        return [version, f"refused: {error}", "", "", ""], []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="antiphon-envoys-") as folder:
+        report = Path(folder) / "report.xml"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", *_TESTS, *options, "--envoy", str(binary)),
+                *("-n", "2", "--dist", "worksteal", "-q", "--tb=native", f"--junit-xml={report}"),
+            ],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if not report.is_file():
+            said = (done.stdout + done.stderr).strip().splitlines()[-1:]
+            return [version, "pytest broke", "", "", ""], [f"{version}: {''.join(said)}"]
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    wrong = [
+        f"{version}: {case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    total, skipped = int(suite.get("tests", "0")), int(suite.get("skipped", "0"))
+    counts = [str(total - skipped - len(wrong)), str(len(wrong)), str(skipped), f"{time.monotonic() - began:.0f}"]
+    if done.returncode and not wrong:
+        wrong = [f"{version}: pytest ended with {done.returncode}"]
+    return [version, *counts], wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
