@@ -1,0 +1,1 @@
+"""The Helm chart and the plain manifests made from it, without a cluster (`scripts/kubernetes` has one)."""
