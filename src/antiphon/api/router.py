@@ -59,7 +59,7 @@ class Router:
         *,
         store: ResponseStore,
         models: ModelCatalog,
-        ready: Readiness,
+        ready: Readiness | ReadyProbe,
         metrics: Metrics,
         native: NativeResponses | None = None,
         capabilities: Capabilities | None = None,
@@ -74,7 +74,7 @@ class Router:
         self._background = background
         self._store = store
         self._models = models
-        self._ready = ReadyProbe(ready)
+        self._ready = ready if isinstance(ready, ReadyProbe) else ReadyProbe(ready)
         self._metrics = metrics
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,

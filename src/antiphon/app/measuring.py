@@ -59,11 +59,11 @@ class Measuring:
         self._said: dict[str, DatabaseFigures] = {}
         self._blobs = self._free = 0
         self._lag = LoopLag(metrics.lag.add)
-        loaded = now()
+        self._loaded = now()
         build = (__version__, platform.python_version(), _transport(settings, door), sandbox)
         read = metrics.read
         read(names.BUILD, lambda: {build: 1})
-        read(names.LOADED, lambda: loaded)
+        read(names.LOADED, lambda: self._loaded)
         read(names.LOG_DROPPED, dropped_lines)
         read(names.QUEUED, lambda: self._queue.length)
         read(names.OLDEST, self._waited)
@@ -81,6 +81,10 @@ class Measuring:
         metrics.before_scrape(self._count_groups)
         metrics.before_scrape(_Sometimes(self._look_at_queue, _QUEUE_SECONDS))
         metrics.before_scrape(_Sometimes(self._look_around, _LOOK_SECONDS))
+
+    def settings_loaded(self) -> None:
+        """Other settings are in use from now on."""
+        self._loaded = now()
 
     def close(self) -> None:
         """Stop the timer."""

@@ -18,6 +18,7 @@ from antiphon.config.settings import Settings
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Tool, Toolbox
 from antiphon.tools.code_interpreter import CodeInterpreter, ContainerRooms
+from antiphon.tools.places import Places
 from antiphon.tools.tool_search import ToolSearch
 from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
 from antiphon.tools.web_search.tool import WebSearch
@@ -31,14 +32,17 @@ _SEARCH_SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
 _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "application/*+json", "application/xml")
 
 
-def make_tools(settings: Settings, metrics: Metrics, further: Iterable[Tool] = ()) -> Toolbox:
-    """The tools that these settings make available, and further ones. Raises `ConfigError`."""
+def make_tools(
+    settings: Settings, metrics: Metrics, further: Iterable[Tool] = (), places: Places | None = None
+) -> Toolbox:
+    """The tools that these settings make available, and further ones, which share the process's places. Raises
+    `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
     if settings.mcp.enabled and find_spec("mcp") is not None:
         tools.append(LazyTool(frozenset({"mcp"}), lambda: _mcp(settings)))
-    return Toolbox(tools, settings.tools, metrics)
+    return Toolbox(tools, settings.tools, metrics, places)
 
 
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> Tool:

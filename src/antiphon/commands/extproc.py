@@ -47,12 +47,12 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
     place = endpoints(wide)[worker]
     tls = _tls(settings)
     processor = ExtProcDoor(
-        app.context,
+        app.current,
         mode=settings.mode,
         transport=settings.sidecar.transport,
         tls=tls,
     )
-    http = HttpDoor(app.context, private=True, drive_exchanges=False)
+    http = HttpDoor(app.current, private=True, drive_exchanges=False)
 
     async def stop_serving() -> None:
         signals.closing()

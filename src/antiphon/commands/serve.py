@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(settings: Settings, parent_pipe: int | None, private_port: str | None, shared_port: bool) -> int:
     signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="http")
-    door = HttpDoor(app.context, private=False)
+    door = HttpDoor(app.current, private=False)
     # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
-    private = HttpDoor(app.context, private=True, drive_exchanges=False)
+    private = HttpDoor(app.current, private=True, drive_exchanges=False)
 
     async def stop_serving() -> None:
         signals.closing()

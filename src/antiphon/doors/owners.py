@@ -46,8 +46,7 @@ class OwnerResolver:
 
         Raises `Unauthorized` when the trusted header is absent, or when keys are wanted and none of them is there.
         """
-        if self.api_keys:
-            self._check_key(headers)
+        self.check(headers)
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
@@ -66,7 +65,10 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def _check_key(self, headers: Headers) -> None:
+    def check(self, headers: Headers) -> None:
+        """Raise `Unauthorized` when keys are wanted and none of them is there."""
+        if not self.api_keys:
+            return
         token = _bearer(headers)
         if not token:
             raise Unauthorized(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -82,11 +82,18 @@ class LazyTool:
 class Toolbox:
     """`ToolRunner` over these tools."""
 
-    def __init__(self, tools: Iterable[Tool], limits: ToolSettings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        limits: ToolSettings,
+        metrics: Metrics | None = None,
+        places: Places | None = None,
+    ) -> None:
+        """`places`: those of the process, where it has more than one toolbox."""
         self._tools = {kind: tool for tool in tools for kind in tool.types}
         self._limits = limits
         self._metrics = metrics
-        self._places = Places(limits.concurrent)
+        self._places = places or Places(limits.concurrent)
         self.types = frozenset(self._tools)
 
     async def prepare(
@@ -168,10 +175,11 @@ class Toolbox:
         limit = self._limits.output_chars
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
-    async def aclose(self) -> None:
-        """Close every tool once."""
+    async def aclose(self, *, but: Collection[Tool] = ()) -> None:
+        """Close every tool once, but for those that others have too."""
         for tool in dict.fromkeys(self._tools.values()):
-            await tool.aclose()
+            if tool not in but:
+                await tool.aclose()
 
 
 class _Labelled(msgspec.Struct):

@@ -23,9 +23,11 @@ from antiphon.engine.ports.jobs import EventPiece, Job
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.users import Users
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
@@ -134,12 +136,10 @@ class Process:
             self.jobs,
             self.background,
             self.lookout,
-            self.runner,
-            self.exchange,
+            Making(self.runner, self.exchange, Telemetry(metrics), Users()),
             self.settings,
             admit=admit or (lambda _: nullcontext()),
             bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
-            telemetry=Telemetry(metrics),
             batch=0.001,
         )
 
@@ -380,12 +380,10 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         process.jobs,
         process.background,
         process.lookout,
-        process.runner,
-        process.exchange,
+        Making(process.runner, process.exchange, Telemetry(Metrics()), Users()),
         process.settings,
         admit=lambda _: nullcontext(),
         bodies=Budget(1 << 20, "limits.bytes_in_flight"),
-        telemetry=Telemetry(Metrics()),
         batch=0.001,
     )
     again.start()

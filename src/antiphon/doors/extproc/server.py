@@ -21,7 +21,7 @@ from typing import Literal
 
 import structlog
 
-from antiphon.doors.context import DoorContext
+from antiphon.doors.context import CurrentContext, DoorContext
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.peer import PeerLeft, ProtocolError, StreamCut
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
@@ -61,17 +61,17 @@ class ExtProcDoor:
 
     def __init__(
         self,
-        context: DoorContext,
+        context: DoorContext | CurrentContext,
         *,
         mode: Mode,
         transport: TransportName = "auto",
         tls: TlsFiles | None = None,
         end_seconds: float = 1.0,
     ) -> None:
-        self._context = context
+        self._current = CurrentContext.of(context)
         self._options = ProcessorOptions(
             always_drive=mode == "drive",
-            ahead=Ahead(context.limits, time.monotonic),
+            ahead=Ahead(self._current.now.limits, time.monotonic),
             end_seconds=end_seconds,
         )
         self._transport_name = transport
@@ -95,7 +95,7 @@ class ExtProcDoor:
                 os.umask(previous)
             self._socket = path
         else:
-            if self._context.secret is None:
+            if self._current.now.secret is None:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
             bound = await transport.listen(address, self._tls)
         self._transport = transport
@@ -108,18 +108,18 @@ class ExtProcDoor:
         should not be used for more (Envoy opens others, to whom it thinks healthy).
         """
         # First health, then the connections: who comes back to ask is told so.
-        self._context.admission.leave()
+        self._current.now.admission.leave()
         if self._transport is not None:
             self._transport.announce_end()
-        return await self._context.admission.drain(seconds, notice)
+        return await self._current.now.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop; what is still in flight is cut, and its rows are written."""
         if self._transport is not None:
-            self._context.admission.close()
+            self._current.now.admission.close()
             await self._transport.aclose(0.5)
             # The handlers are cancelled, but may not have been waited for: they still note what was cut.
-            await self._context.admission.drained(_NOTING_SECONDS)
+            await self._current.now.admission.drained(_NOTING_SECONDS)
             self._transport = None
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
@@ -131,11 +131,12 @@ class ExtProcDoor:
         """Whether the processor is serving."""
         if service not in ("", SERVICE):
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
-        return not self._context.admission.leaving
+        return not self._current.now.admission.leaving
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream."""
-        wanted, secret = self._context.secret, presented.secret
+        context = self._current.now
+        wanted, secret = context.secret, presented.secret
         if self._socket is None and not (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             # Not before the first message: gRPC's own client reports a status that overtakes it as an internal error.
             with contextlib.suppress(TimeoutError):
@@ -143,7 +144,8 @@ class ExtProcDoor:
                     await stream.receive()
             raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
         try:
-            await serve_stream(self._context, stream, self._options, presented.trace)
+            with context.users:
+                await serve_stream(context, stream, self._options, presented.trace)
         except PeerLeft as left:
             raise CallFailed(GrpcStatus.CANCELLED, str(left)) from None
         except StreamCut as cut:

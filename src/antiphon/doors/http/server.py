@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -22,7 +22,7 @@ from aiohttp.web_exceptions import HTTPException
 
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
-from antiphon.doors.context import DoorContext, Kind
+from antiphon.doors.context import CurrentContext, DoorContext, Kind
 from antiphon.doors.http.connection import DoorServer, make_server
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
@@ -59,6 +59,9 @@ class _Call:
 
     id: str
     method: str
+    context: DoorContext
+    """What it is served with, to its end."""
+    using: ExitStack
     path: str = ""
     headers: Headers = ()
     trusted: bool = False
@@ -79,8 +82,11 @@ class HttpDoor:
     is served here (behind Envoy it comes through ext_proc).
     """
 
-    def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
-        self._context = context
+    def __init__(
+        self, context: DoorContext | CurrentContext, *, private: bool = False, drive_exchanges: bool = True
+    ) -> None:
+        self._current = CurrentContext.of(context)
+        context = self._current.now
         self._private = private
         self._drive_exchanges = drive_exchanges
         self._listener: Listener | None = None
@@ -101,11 +107,11 @@ class HttpDoor:
         """
         server = make_server(
             self._handle,
-            head_seconds=self._context.timeouts.request,
+            head_seconds=self._current.now.timeouts.request,
             # A proxy keeps connections for an hour: it must be the one that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
-            send_seconds=self._context.timeouts.send,
-            leaving=lambda: self._context.admission.leaving,
+            send_seconds=self._current.now.timeouts.send,
+            leaving=lambda: self._current.now.admission.leaving,
         )
         self._server = server
         self._listener = Listener(server)
@@ -120,7 +126,7 @@ class HttpDoor:
         if self._server is not None:
             # A client that takes nothing does not use up the time of those that do.
             self._server.hurry(notice + (seconds - notice) / 2)
-        return await self._context.admission.drain(seconds, notice)
+        return await self._current.now.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop listening and end what is still running; its responses are stored as failed."""
@@ -141,17 +147,27 @@ class HttpDoor:
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
+        context = self._current.now
+        with ExitStack() as using:
+            using.enter_context(context.users)
+            try:
+                return await self._serve(request, context, using)
+            finally:
+                self._running.discard(task)
+
+    async def _serve(self, request: web.BaseRequest, context: DoorContext, using: ExitStack) -> web.StreamResponse:
+        """Answer whatever comes. `using`: what is held while this context is in use."""
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
         given = sent_id(headers)
-        call = _Call(given or new_id("req"), request.method)
+        call = _Call(given or new_id("req"), request.method, context, using)
         call.headers = headers if given else with_own_id(headers, call.id)
         # Behind Envoy it is Envoy's filter that says which pages may read.
-        origins = () if self._private else self._context.cors_origins
+        origins = () if self._private else context.cors_origins
         call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
         try:
             response = await self._answer(request, call)
             call.status = response.status
-            if self._context.admission.closed:
+            if context.admission.closed:
                 # A stream whose head said otherwise: the next request on its connection would be refused.
                 response.force_close()
             return response
@@ -165,8 +181,8 @@ class HttpDoor:
                 error = failure
                 call.failure = refusal(error)
                 if call.response is None:
-                    operation = self._context.router.operation_of(call.method, call.path)
-                    self._context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
+                    operation = context.router.operation_of(call.method, call.path)
+                    context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
@@ -175,7 +191,6 @@ class HttpDoor:
             body = b"" if request.method == "HEAD" else answer.body
             return make_response(answer.status, (*answer.headers, *call.added), body)
         finally:
-            self._running.discard(task)
             self._write_log(call)
 
     async def _answer(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
@@ -186,26 +201,26 @@ class HttpDoor:
         self._check_peer(request, call)
         if call.path == EXCHANGE_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
-        router = self._context.router
+        router = call.context.router
         if call.path == METRICS_PATH and not call.trusted:
             # Who is served how often is nobody's business who merely reaches this port.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        owner = "" if is_open else self._context.owners.resolve(call.headers)
+        owner = "" if is_open else call.context.owners.resolve(call.headers)
         # Health and metrics are answered while draining, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
-            nullcontext() if is_open else self._context.admission.admit(owner, kind),
-            self._context.bodies.hold(owner) as hold,
+            nullcontext() if is_open else call.context.admission.admit(owner, kind),
+            call.context.bodies.hold(owner) as hold,
         ):
             if Router.is_exchange(call.method, call.path):
                 return await self._serve_exchange(request, call, owner, hold)
             body, pieces = b"", None
             if router.streams_body(call.method, call.path):
                 hold.add(UPLOAD_BYTES)
-                pieces = body_pieces(request, call.headers, self._context.timeouts.request)
+                pieces = body_pieces(request, call.headers, call.context.timeouts.request)
             elif router.reads_body(call.method, call.path):
-                body = await self._read_body(request, call.headers, hold)
+                body = await self._read_body(request, call, hold)
             answer = await router.handle(
                 ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id, pieces)
             )
@@ -224,30 +239,30 @@ class HttpDoor:
         """The answer to a browser that asks, without credentials, what a page of an origin may do."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
-        if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
+        if not asks or self._private or not cors.allows(call.context.cors_origins, origin):
             return None
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
         """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
         headers = call.headers
-        self._check_single(request)
+        self._check_single(request, call.context)
         assert self._listener is not None
-        secret = self._context.secret
+        secret = call.context.secret
         call.trusted = self._listener.is_unix
         if not call.trusted and secret is not None:
             given = request.headers.get(SECRET_HEADER, "")
             call.trusted = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())
-            if not call.trusted and self._private and not self._context.router.is_open(call.path):
+            if not call.trusted and self._private and not call.context.router.is_open(call.path):
                 raise Unauthorized("This port is reserved for the gateway.", code="missing_secret")
         if not call.trusted:
-            forged = self._context.owners.header
+            forged = call.context.owners.header
             headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
         call.headers = headers
 
-    def _check_single(self, request: web.BaseRequest) -> None:
+    def _check_single(self, request: web.BaseRequest, context: DoorContext) -> None:
         """What says who asks stands once: of two, one reader takes the first and another the last."""
-        for name in ("authorization", SECRET_HEADER, self._context.owners.header):
+        for name in ("authorization", SECRET_HEADER, context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
 
@@ -256,18 +271,18 @@ class HttpDoor:
     ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == EXCHANGE_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
-        exchange = self._context.new_exchange()
+        exchange = call.context.new_exchange()
         exchange.hold = hold
-        observed = self._context.telemetry.observe("http", call.id, owner, call.headers)
+        observed = call.context.telemetry.observe("http", call.id, owner, call.headers)
         observed.started = call.started
         exchange.observe(observed)
         call.response, call.outcome = (observed, exchange), "cancelled"
         try:
-            body = await self._read_body(request, call.headers, hold)
+            body = await self._read_body(request, call, hold)
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-            await self._context.runner.receive(exchange, head, body)
+            await call.context.runner.receive(exchange, head, body)
             del body
-            answer = ExchangeAnswer(request, exchange, self._context.runner, call.added)
+            answer = ExchangeAnswer(request, exchange, call.context.runner, call.added)
             try:
                 return await answer.run(self._leaving)
             finally:
@@ -278,13 +293,15 @@ class HttpDoor:
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
-        check_handshake(request, self._context.websocket, len(self._sockets))
-        owner = self._context.owners.resolve(call.headers)
-        with self._context.admission.admit(owner):
+        check_handshake(request, call.context.websocket, len(self._sockets))
+        owner = call.context.owners.resolve(call.headers)
+        with call.context.admission.admit(owner):
             pass
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-        connection = WebSocketConnection(self._context, head, self._leaving, self._socket_memory)
+        connection = WebSocketConnection(self._current, head, self._leaving, self._socket_memory)
         self._sockets.add(connection)
+        # Its turns are served with what there is when they begin.
+        call.using.close()
         # However it ends: the upgrade is what was answered.
         call.status = 101
         try:
@@ -299,11 +316,11 @@ class HttpDoor:
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
-    async def _read_body(self, request: web.BaseRequest, headers: Headers, hold: Hold) -> bytes:
+    async def _read_body(self, request: web.BaseRequest, call: _Call, hold: Hold) -> bytes:
         """The whole body, decompressed, within the limits of size, memory and time."""
-        seconds = self._context.timeouts.request
+        seconds = call.context.timeouts.request
         try:
-            body = WholeBody(headers, hold, self._context.limits.request_body_bytes)
+            body = WholeBody(call.headers, hold, call.context.limits.request_body_bytes)
             async with asyncio.timeout(seconds):
                 await go_on_reading(request)
                 while part := await request.content.readany():

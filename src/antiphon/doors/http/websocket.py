@@ -32,7 +32,7 @@ from antiphon.api.frames import (
     read_client_frame,
 )
 from antiphon.config.limits import WebSocketSettings
-from antiphon.doors.context import DoorContext
+from antiphon.doors.context import CurrentContext, DoorContext
 from antiphon.doors.http.exchange import SERVER
 from antiphon.doors.request_body import too_large
 from antiphon.engine.exchange.failure import Failure, refusal
@@ -40,6 +40,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead, SendBody, SendHead
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, InternalError, InvalidRequest, Unavailable
 from antiphon.ids import new_id
 from antiphon.types.transport import Headers
@@ -101,9 +102,11 @@ class WebSocketConnection:
     """One connection from its handshake to its end. `head` is the upgrade request; its owner is everybody's here."""
 
     def __init__(
-        self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
+        self, current: CurrentContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
     ) -> None:
-        self._context = context
+        self._current = current
+        context = current.now
+        self._owners = context.owners
         self._shared = shared
         self._limits = context.websocket
         headers = tuple(
@@ -116,7 +119,6 @@ class WebSocketConnection:
         self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
         self._memory = ConnectionMemory(context.runner.store, max_bytes=self._limits.memory_bytes, shared=shared)
-        self._runner = context.runner.over(self._memory)
         self._max_bytes = context.limits.request_body_bytes
         self._socket = web.WebSocketResponse(
             timeout=_CLOSE_SECONDS,
@@ -154,14 +156,14 @@ class WebSocketConnection:
             ) from None
         reader = asyncio.create_task(self._read())
         timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._expire)
-        self._context.admission.on_close.add(self._news.set)
+        self._current.now.admission.on_close.add(self._news.set)
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
                 # Until the next one comes nothing of this request is held but what is remembered.
                 del frame
         finally:
-            self._context.admission.on_close.discard(self._news.set)
+            self._current.now.admission.on_close.discard(self._news.set)
             timer.cancel()
             reader.cancel()
             await asyncio.wait({reader})
@@ -221,7 +223,7 @@ class WebSocketConnection:
         while True:
             if self._over:
                 return None
-            if self._context.admission.closed:
+            if self._current.now.admission.closed:
                 await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server is shutting down.")
                 return None
             if self._expired:
@@ -251,10 +253,20 @@ class WebSocketConnection:
     # A turn
 
     async def _turn(self, data: bytes | ApiError) -> None:
+        """Serve one frame with the context of this moment, to its end."""
+        context = self._current.now
+        with context.users:
+            await self._serve(data, context)
+
+    async def _serve(self, data: bytes | ApiError, context: DoorContext) -> None:
         try:
             if isinstance(data, ApiError):
                 raise data
-            frame = read_client_frame(data, strict=self._context.strict)
+            if context.owners is not self._owners:
+                # A key that is no longer known opens nothing more here either.
+                context.owners.check(self._head.headers)
+                self._owners = context.owners
+            frame = read_client_frame(data, strict=context.strict)
             if frame is None:
                 return
             if isinstance(frame, Reply):
@@ -267,45 +279,42 @@ class WebSocketConnection:
         except ApiError as error:
             await self._send(error_frame(error, self._head.request_id))
             return
-        turn = _Turn(
-            frame, self._context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes
-        )
+        turn = _Turn(frame, context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes)
+        runner = context.runner.over(self._memory)
         failure: Failure | None = None
-        observed = self._context.telemetry.observe(
-            "websocket", turn.head.request_id, self._head.owner, self._head.headers
-        )
+        observed = context.telemetry.observe("websocket", turn.head.request_id, self._head.owner, self._head.headers)
         turn.exchange.observe(observed)
         self.busy = True
         try:
             owner = self._head.owner
-            with self._context.admission.admit(owner, "websocket"), self._context.bodies.hold(owner) as hold:
+            with context.admission.admit(owner, "websocket"), context.bodies.hold(owner) as hold:
                 hold.add(len(turn.frame.body))
                 turn.exchange.hold = hold
-                await self._perform(turn)
+                await self._perform(turn, runner)
         except ApiError as error:
             turn.outcome = "error"
             failure = turn.exchange.failure or refusal(error)
-            await self._runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
+            await runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
             await self._send(turn.frames.error(error, turn.head.request_id))
         except (asyncio.CancelledError, ConnectionError):
             turn.outcome = "cancelled"
-            await self._runner.abandon(turn.exchange, self._leaving())
+            await runner.abandon(turn.exchange, self._leaving())
             raise
         except Exception:
             _log.error("turn_failed", response_id=turn.exchange.response_id, exc_info=True)
             turn.outcome = "error"
-            await self._runner.abandon(turn.exchange, CancelReason.SHUTTING_DOWN)
+            await runner.abandon(turn.exchange, CancelReason.SHUTTING_DOWN)
             await self._send(turn.frames.error(InternalError("The server had an error."), turn.head.request_id))
         finally:
             self._remember(turn)
             self.busy = False
             observed.end(turn.exchange, turn.outcome, failure)
 
-    async def _perform(self, turn: _Turn) -> None:
+    async def _perform(self, turn: _Turn, runner: Runner) -> None:
         exchange, previous = turn.exchange, turn.frame.previous_response_id
         exchange.generate = turn.frame.generate
         exchange.error_events = False
-        await self._runner.receive(exchange, turn.head, turn.frame.body)
+        await runner.receive(exchange, turn.head, turn.frame.body)
         if exchange.stored and previous in self._memory:
             # Its history is not to be at rest anywhere, so nothing that is stored can rest on it.
             exchange.actions()
@@ -316,7 +325,7 @@ class WebSocketConnection:
                 code="previous_response_not_found",
             )
         # `drive` is a generator; closing it ends the model call at once.
-        async with aclosing(self._runner.drive(exchange)) as actions:
+        async with aclosing(runner.drive(exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
                     for event in turn.receive(action.data):

@@ -12,13 +12,27 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendHead
 from antiphon.engine.ports.jobs import Job
 from antiphon.engine.ports.state import DoorWatch, History
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.users import Users
+from antiphon.observability.observation import Telemetry
+
+
+class Making(NamedTuple):
+    """What responses are made with; `users` counts those that are."""
+
+    runner: Runner
+    new_exchange: Callable[[], ResponseExchange]
+    telemetry: Telemetry
+    users: Users
 
 
 class DoorGone(Exception):

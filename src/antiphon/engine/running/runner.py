@@ -57,7 +57,7 @@ _LAST_SAVE_SECONDS = 0.5
 
 
 class Runner:
-    """One per process; holds no state of a request."""
+    """One for all requests that are served alike; holds no state of a request."""
 
     def __init__(
         self,
@@ -243,8 +243,12 @@ class Runner:
         else:
             task.add_done_callback(look_at)
 
-    async def aclose(self) -> None:
+    async def finish(self) -> None:
         """Wait for saves that outlived their requests; at most the save's time, twice."""
+        await self._saver.finish()
+
+    async def aclose(self) -> None:
+        """Finish, and renew nothing any more of what the process holds: this is its last runner."""
         await self._saver.aclose()
 
     def _follow(self, action: FollowResponse) -> AsyncGenerator[bytes, None]:

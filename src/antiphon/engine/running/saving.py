@@ -147,13 +147,17 @@ class Saver:
             raise
         return None
 
-    async def aclose(self) -> None:
+    async def finish(self) -> None:
         """Wait for saves that outlived their requests; at most the save's time, twice."""
         deadline = time.monotonic() + 2 * self._seconds
         while self._under_way and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(set(self._under_way), timeout=left)
         if self._under_way:
             _log.error("saves_given_up", count=len(self._under_way))
+
+    async def aclose(self) -> None:
+        """Finish, and renew nothing any more that is held."""
+        await self.finish()
         if self._conversations is not None:
             await self._conversations.aclose()
         if self._keys is not None:

@@ -31,13 +31,13 @@ from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.claim_pace import ClaimPace
-from antiphon.engine.running.job_run import DoorGone, KeptRecord, Outcome, Run, no_door, refusal
+from antiphon.engine.running.job_run import DoorGone, KeptRecord, Making, Outcome, Run, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
-from antiphon.observability.observation import Observation, Telemetry
+from antiphon.observability.observation import Observation
 from antiphon.observability.outages import Outage
 
 _log = structlog.get_logger(__name__)
@@ -64,13 +64,11 @@ class Workers:
         jobs: JobStore,
         background: Background,
         lookout: Lookout,
-        runner: Runner,
-        new_exchange: Callable[[], ResponseExchange],
+        making: Making,
         settings: BackgroundSettings,
         *,
         admit: Callable[[str], AbstractContextManager[None]],
         bodies: Budget,
-        telemetry: Telemetry,
         watch_door: Callable[[], AbstractAsyncContextManager[DoorWatch]] | None = None,
         batch: float = 0.05,
         able: Collection[str] | None = None,
@@ -81,13 +79,12 @@ class Workers:
         self.name = name
         self._jobs = jobs
         self._background = background
-        self._runner = runner
-        self._new_exchange = new_exchange
+        self._making = making
         self._settings = settings
         self._batch = batch
         self._admit = admit
         self._bodies = bodies
-        self._telemetry = telemetry
+        self._metrics = making.telemetry.metrics
         self._watch_door = watch_door or no_door
         self._able = able
         self._running: dict[str, Run] = {}
@@ -110,6 +107,10 @@ class Workers:
     def running(self) -> frozenset[str]:
         """The responses that run here."""
         return frozenset(self._running)
+
+    def use(self, making: Making, able: Collection[str]) -> None:
+        """Make the responses of jobs that begin from now on with this."""
+        self._making, self._able = making, able
 
     def start(self) -> None:
         """Begin to look for work; with no `workers` there is nothing to do."""
@@ -241,11 +242,16 @@ class Workers:
     # Running one
 
     async def _run(self, run: Run) -> None:
+        making = self._making
+        with making.users:
+            await self._run_with(making, run)
+
+    async def _run_with(self, making: Making, run: Run) -> None:
         job = run.job
-        exchange = self._new_exchange()
-        observed = self._telemetry.observe("background", "", job.owner, None)
+        exchange = making.new_exchange()
+        observed = making.telemetry.observe("background", "", job.owner, None)
         exchange.observe(observed)
-        self._telemetry.metrics.attempts.add("first" if job.attempts <= 1 else "again")
+        self._metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
         try:
             with (
@@ -254,7 +260,7 @@ class Workers:
                 self._background.followers.written_here(job.response_id),
             ):
                 hold.add(len(job.request))
-                outcome = await self._serve(run, exchange, observed, hold)
+                outcome = await self._serve(making, run, exchange, observed, hold)
         except asyncio.CancelledError:
             exchange.break_off()
             if run.lost:
@@ -268,7 +274,7 @@ class Workers:
             pause = _DOOR_PAUSE * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
             outcome = "given_back"
-            self._telemetry.metrics.given_back.add()
+            self._metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
         except (Unavailable, NoRoom) as full:
             # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
@@ -292,7 +298,7 @@ class Workers:
                 await self._end(job, "server_error", "The server had an error while processing your request.")
         finally:
             del self._running[job.response_id]
-            self._runner.forget(job.response_id)
+            making.runner.forget(job.response_id)
             self._claims.soon()
             self._woken.set()
             if outcome:
@@ -301,7 +307,9 @@ class Workers:
             else:
                 observed.drop()
 
-    async def _serve(self, run: Run, exchange: ResponseExchange, observed: Observation, hold: Hold) -> str:
+    async def _serve(
+        self, making: Making, run: Run, exchange: ResponseExchange, observed: Observation, hold: Hold
+    ) -> str:
         """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
         job = run.job
         if not self._may_begin(job.attempts):
@@ -317,14 +325,14 @@ class Workers:
             written=lambda: self._background.followers.changed(job.response_id),
             on_lost=run.lose,
         )
-        kept = KeptRecord(self._runner.store, stream.hold_back)
+        kept = KeptRecord(making.runner.store, stream.hold_back)
         upstream = PatientUpstream(
-            self._runner.upstream,
+            making.runner.upstream,
             self._settings.patience,
-            self._telemetry.metrics,
+            self._metrics,
             response_id=job.response_id,
         )
-        runner = self._runner.over(kept, upstream, keeps_locks=True)
+        runner = making.runner.over(kept, upstream, keeps_locks=True)
         exchange.hold = hold
         try:
             asked = _REQUEST.decode(job.request)
@@ -393,7 +401,7 @@ class Workers:
 
     async def _is_finished(self, record: ResponseRecord) -> bool:
         """Whether an earlier try, of which nobody knew what became, was the one that ended it."""
-        found = await self._runner.store.get(record.owner, record.id)
+        found = await self._making.runner.store.get(record.owner, record.id)
         return found is not None and found.body == record.body
 
     async def _end(self, job: Job, code: str, message: str) -> None:
@@ -402,7 +410,7 @@ class Workers:
     async def _give_up(self, job: Job) -> None:
         """The process stops while the job runs."""
         if self._settings.on_restart == "retry":
-            self._telemetry.metrics.given_back.add()
+            self._metrics.given_back.add()
             await self._give_back(job)
             return
         try:
@@ -416,7 +424,7 @@ class Workers:
         """It is not this worker's any more. One that is not over is another worker's."""
         now = (await self._jobs.progress((job.response_id,))).get(job.response_id)
         if now is not None and not is_over(now.status):
-            self._telemetry.metrics.lost.add()
+            self._metrics.lost.add()
 
     async def _give_back(self, job: Job, *, pause: float = 0.0, attempted: bool = False) -> None:
         try:
