@@ -30,8 +30,6 @@ def _echo(message: bytes) -> bytes:
             return wire.request_head((), ())
         case wire.Kind.RESPONSE_HEADERS:
             return wire.response_head((), ())
-        case wire.Kind.REQUEST_TRAILERS:
-            return wire.request_trailers()
     return wire.response_trailers()
 
 

@@ -31,6 +31,8 @@ async def test_request_trailers(tmp_path: Path, mode: str) -> None:
         fine, body = await envoy.post_with_trailers(b"{}")
         assert not fine
         assert json.loads(body)["error"]["param"] == "model"
+        # Envoy itself called nobody: it would have sent each body twice.
+        assert len(envoy.opened.chat.requests) == 2 and not envoy.chat.requests
 
 
 async def test_the_upstreams_connection_is_kept_when_its_end_comes_late(tmp_path: Path) -> None:

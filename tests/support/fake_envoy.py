@@ -342,6 +342,8 @@ class EnvoyStream:
             return self._violate("request_headers were answered already")
         if not self._request_end:
             return self._violate("request_headers answered before the request's end")
+        if self._request_end == "trailers":
+            self._violate("relayed with request trailers: Envoy sends the body twice where the route retries")
         self._request_answered = True
         self._mode = "relay"
         view = self.upstream_view
@@ -364,16 +366,11 @@ class EnvoyStream:
         view.body += streamed.body
         view.parts += 1
         if streamed.end_of_stream:
-            if self._request_end == "trailers":
-                return self._violate("end_of_stream on the request body although trailers came: the request hangs")
             self._forward()
         return None
 
     def _on_request_trailers(self, answer: pb.TrailersResponse) -> None:
-        if self._request_end != "trailers" or self.upstream_view.ended or not self._request_answered:
-            return self._violate("spurious request_trailers")
-        self._forward()
-        return None
+        return self._violate("request_trailers answered, so the request was relayed")
 
     def _forward(self) -> None:
         view = self.upstream_view

@@ -174,7 +174,6 @@ def test_an_independent_library_reads_our_answers_the_same() -> None:
             wire.request_body(b"\xffpart", True),
             {"request_body": {"response": {"body_mutation": {"streamed_response": streamed}}}},
         ),
-        (wire.request_trailers(), {"request_trailers": {}}),
         (
             wire.response_head(((":status", "200"),), ("server",)),
             {

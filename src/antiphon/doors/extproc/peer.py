@@ -80,7 +80,7 @@ class Peer:
 
 @dataclass(slots=True)
 class ClientRequest:
-    """One client request. `trailers` says that they came, so that they must be answered; `trace`: the headers of
+    """One client request. `trailers` says that they came at its end; `trace`: the headers of
     Envoy's own span, where it traces."""
 
     method: str

@@ -5,8 +5,8 @@ every decision about the response (`engine/exchange/response_exchange.py`).
 
 Rules kept here, verified against Envoy 1.40.0:
 
-- The request goes out as a headers answer with the exact length and then its body; with request trailers the body
-  ends without `end_of_stream`, and the trailers are answered instead (else the request hangs).
+- The request goes out as a headers answer with the exact length and then its body. (One with trailers does not come
+  here, see `stream.py`.)
 - No response body part goes out before the upstream's first body part (Envoy resets the stream), and the answer to
   the response headers waits for it, so that an early failure still gets its HTTP status.
 - A response without a body takes ours only inside the headers answer. One with trailers but without a body takes it
@@ -200,11 +200,8 @@ class Relay:
         remove = tuple([name for name in named if name[:1] != ":" and name not in _ENVOYS_OWN])
         send = self._peer.send
         await send(wire.request_head(headers, remove, head_metadata(call.model)))
-        trailers = self._request.trailers
         for part, last in in_parts(call.body):
-            await send(wire.request_body(part, last and not trailers))
-        if trailers:
-            await send(wire.request_trailers())
+            await send(wire.request_body(part, last))
 
     # From the upstream
 

@@ -9,6 +9,7 @@ All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STRE
   call (relay) or this process answers (local). The exception is an early refusal, which is an immediate response.
 - A handler that ends without an answer fails open: Envoy sends the untranslated request upstream, even half of it. So
   `serve_stream` answers or raises, and whoever calls it aborts the call when it raises.
+- A request that ended with trailers is never relayed.
 - Envoy's own local replies come through the response path, also while the request is still owed its answer.
 """
 
@@ -245,7 +246,9 @@ async def _serve_exchange(
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
         del body
-        if options.always_drive or exchange.needs_drive:
+        # Behind request trailers Envoy sends the body a second time when its route may retry: the surplus would be read
+        # as the next request on the upstream's connection, which may be somebody else's.
+        if options.always_drive or exchange.needs_drive or request.trailers:
             await peer.begin()
             answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, context.telemetry.cost)
         else:

@@ -146,13 +146,6 @@ def request_body(body: bytes, end: bool) -> bytes:
     return response.SerializeToString()
 
 
-def request_trailers() -> bytes:
-    """Answer the request trailers: none are changed."""
-    response = pb.ProcessingResponse()
-    response.request_trailers.SetInParent()
-    return response.SerializeToString()
-
-
 def response_head(headers: Headers, remove: tuple[str, ...]) -> bytes:
     """Answer the response headers; the body follows in parts."""
     common = within(_HEADER_MUTATION, header_mutation(_each_once(headers), remove))
