@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from antiphon import __version__
-from antiphon.commands.flags import COMMON_FLAGS, DATA, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
+from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.errors import AntiphonError, ConfigError
 
 _COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
-    "up": ("start everything: sidecar processes and Envoy, or the HTTP door", (COMMON_FLAGS, UP_FLAGS)),
+    "up": ("start everything: sidecar processes and Envoy, or the HTTP door", (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS)),
     "extproc": ("the sidecar alone: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
     "serve": ("the HTTP door alone", (COMMON_FLAGS,)),
     "envoy-config": (
         "print the Envoy bootstrap, or with --for snippet the parts an existing Envoy needs",
-        (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
+        (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS),
     ),
     "doctor": (
         "check this machine, Envoy and the upstreams; say what they can do and what to change",
-        (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS),
+        (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS),
     ),
-    "config": ("print the effective settings, secrets redacted", (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS)),
+    "config": ("print the effective settings, secrets redacted", (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)),
 }
 _EXAMPLES = {
     "up": "antiphon up --upstream http://127.0.0.1:11434/v1",

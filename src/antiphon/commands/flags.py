@@ -44,11 +44,19 @@ UP_FLAGS = {
     "--door": Flag(("door",), "what clients connect to: Envoy, or the HTTP door without one"),
     "--envoy": Flag(("envoy", "binary"), "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
+ENVOY_FLAGS = {
+    "--endpoint-picker": Flag(
+        ("envoy", "endpoint_picker", "address"),
+        "inference scheduler that chooses the chat server of each call",
+        "HOST:PORT",
+    ),
+}
 SIDECAR_FLAGS = {
     "--grpc": Flag(("sidecar", "grpc"), "where the ext_proc service listens: unix:PATH or HOST:PORT", "ADDRESS"),
     "--http": Flag(("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
     "--model-door": Flag(("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
+_ALL = (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)
 _KEY_VARIABLE = "api_key_env"
 
 
@@ -90,7 +98,7 @@ def _choices(kind: Any) -> list[str]:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
-    paths = {".".join(flag.path) for group in (COMMON_FLAGS, UP_FLAGS, SIDECAR_FLAGS) for flag in group.values()}
+    paths = {".".join(flag.path) for group in _ALL for flag in group.values()}
     flags: dict[str, Any] = {}
     for name, value in vars(arguments).items():
         if name not in paths or value is None:

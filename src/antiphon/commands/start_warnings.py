@@ -78,7 +78,10 @@ def contents_are_here_alone(settings: Settings) -> bool:
 async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
     """While this lasts, ask every upstream once whether it is there and takes its key, and say when not."""
     seconds = settings.timeouts.check
-    upstreams = settings.every_upstream.items() if seconds else ()
+    upstreams = list(settings.every_upstream.items()) if seconds else []
+    if settings.envoy.endpoint_picker.address is not None:
+        # Its URL says how it is asked; where, the endpoint picker says.
+        upstreams = [(name, upstream) for name, upstream in upstreams if name != "default"]
     asking = [asyncio.ensure_future(_ask(*each, seconds)) for each in upstreams]
     try:
         yield

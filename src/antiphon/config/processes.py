@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from antiphon.config.picker import EndpointPickerSettings
 from antiphon.config.section import MIB, Section, base_url, parse_address
 
 
@@ -124,5 +125,6 @@ class EnvoySettings(Section):
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     retries: int = Field(2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
+    endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     heap_bytes: int = Field(1024 * MIB, ge=64 * MIB)
     """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""

@@ -112,6 +112,7 @@ class Settings(Section):
     def _check_rules(self) -> Settings:
         wrong = [
             *self._wrong_rules(),
+            *self._wrong_picker(),
             *self._wrong_state(),
             *self._wrong_keys(),
             *self._wrong_upstreams(),
@@ -133,6 +134,17 @@ class Settings(Section):
                 continue
             if host != "unix" and self.sidecar.secret is None:
                 yield f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH"
+
+    def _wrong_picker(self) -> Iterator[str]:
+        if self.envoy.endpoint_picker.address is None:
+            return
+        if not self.has_default:
+            yield (
+                "envoy.endpoint_picker chooses the servers of 'upstream', and there are only 'upstreams': set "
+                "upstream.url, or leave the picker out"
+            )
+        if self.door == "http":
+            yield "envoy.endpoint_picker stands in Envoy: set door to envoy, or leave the picker out"
 
     def _wrong_state(self) -> Iterator[str]:
         kind = self.state.place.kind

@@ -28,6 +28,8 @@ from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
+from antiphon.envoy.picker import is_picked, stripped
+from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import (
     EXTPROC,
     SECRET_PLACEHOLDER,
@@ -59,6 +61,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
                 },
                 model_door(settings),
                 *upstream_listeners(settings),
+                *picker_listeners(settings),
             ],
             "clusters": clusters(settings, sidecars),
         },
@@ -269,7 +272,7 @@ def _router() -> Config:
 def _strip_trust(settings: Settings) -> Config:
     """Clients cannot forge what the sidecar and the routes trust."""
     prefix = {"remove_on_match": {"key_matcher": {"prefix": "x-antiphon-", "ignore_case": True}}}
-    mutations: list[Config] = [prefix]
+    mutations: list[Config] = [prefix, *(stripped() if is_picked(settings) else [])]
     if not settings.owner.header.startswith("x-antiphon-"):
         mutations.append({"remove": settings.owner.header})
     return {

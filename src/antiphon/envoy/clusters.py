@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import UpstreamSettings
 from antiphon.envoy.messages import Config, address, cluster, typed
+from antiphon.envoy.picker import PICKER, is_picked, picked_clusters, picker_fields, picker_place
 from antiphon.envoy.routes import NOWHERE, model_cluster
 from antiphon.envoy.several import group_clusters
 from antiphon.envoy.tracing import COLLECTOR, collector_address
@@ -74,7 +75,11 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
     dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
     return [
         *([cluster(NOWHERE, [], type="STATIC")] if settings.cors.origins else []),
-        *(_model_cluster(name, upstream, settings) for name, upstream in settings.every_upstream.items()),
+        *(
+            each
+            for name, upstream in settings.every_upstream.items()
+            for each in _model_clusters(name, upstream, settings)
+        ),
         *group_clusters(settings),
         cluster(
             "sidecar_grpc",
@@ -143,7 +148,7 @@ def _is_ip(where: Config) -> bool:
     return True
 
 
-def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) -> Config:
+def _model_clusters(called: str, upstream: UpstreamSettings, settings: Settings) -> list[Config]:
     host, port = upstream.address
     where = {"socket_address": {"address": host, "port_value": port}}
     fields: Config = {
@@ -155,7 +160,28 @@ def _model_cluster(called: str, upstream: UpstreamSettings, settings: Settings) 
     if upstream.tls:
         name = urlsplit(f"//{upstream.authority}").hostname or host
         fields["transport_socket"] = _tls_for(name, _authorities(upstream.ca_file))
-    return cluster(model_cluster(called), [where], **fields)
+    if is_picked(settings, called):
+        for name in ("type", "dns_lookup_family"):
+            fields.pop(name, None)
+        return picked_clusters(model_cluster(called), fields, _picker_cluster(settings))
+    return [cluster(model_cluster(called), [where], **fields)]
+
+
+def _picker_cluster(settings: Settings) -> Config:
+    chosen = settings.envoy.endpoint_picker
+    host, port = picker_place(chosen)
+    where = {"socket_address": {"address": host, "port_value": port}}
+    fields: Config = (
+        {"type": "STATIC"} if _is_ip(where) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+    )
+    if chosen.tls != "off":
+        fields["transport_socket"] = _tls_for(host, _authorities(chosen.ca_file, "envoy.endpoint_picker.ca_file"))
+        context = fields["transport_socket"]["typed_config"]["common_tls_context"]
+        context["alpn_protocols"] = ["h2"]
+        if chosen.tls == "self-signed":
+            # Made anew whenever the picker starts: nobody could know it.
+            del context["validation_context"]
+    return cluster(PICKER, [where], **fields, **picker_fields())
 
 
 def _tls_for(name: str, authorities: str) -> Config:

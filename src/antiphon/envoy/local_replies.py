@@ -31,8 +31,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
     return {
         "mappers": [
-            *([] if to_sidecar else [_mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
-            _mapper(
+            *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
+            mapper(
                 "response.code_details.startsWith('ext_proc_error')",
                 "The responses adapter is not available. Try again shortly.",
                 "adapter_unavailable",
@@ -40,7 +40,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[unavailable],
             ),
             # No upstream is involved there, whatever went wrong with the connection.
-            _mapper(
+            mapper(
                 "xds.cluster_name == 'sidecar_http' && "
                 f"({no_answer} || response.code_details.startsWith('upstream_reset_after_response_started'))",
                 "The responses adapter is not available. Try again shortly.",
@@ -48,44 +48,44 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            _mapper(
+            mapper(
                 "response.code_details.startsWith('upstream_reset_after_response_started')",
                 "The upstream broke off its answer.",
                 "upstream_cut",
                 status_code=502,
             ),
-            _mapper(
+            mapper(
                 no_answer if to_sidecar else f"{no_answer} && {relayed}",
                 *unreachable,
                 status_code=502,
                 headers_to_add=[told],
             ),
-            *([] if to_sidecar else [_mapper(no_answer, *unreachable, status_code=502)]),
+            *([] if to_sidecar else [mapper(no_answer, *unreachable, status_code=502)]),
             # As the sidecars say it (`api/health.py`).
             {
-                **_mapper("response.code_details == 'health_check_failed'", "", None),
+                **mapper("response.code_details == 'health_check_failed'", "", None),
                 "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},
             },
-            _mapper(
+            mapper(
                 "response.code_details == 'overload'",
                 "The server is out of memory. Try again shortly.",
                 "overloaded",
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            _mapper(
+            mapper(
                 "response.code_details == 'request_header_timeout'",
                 "The request was not sent completely in time.",
                 "request_timeout",
                 kind="invalid_request_error",
             ),
-            _mapper(
+            mapper(
                 "response.code_details == 'request_payload_too_large'",
                 "The request body is too large.",
                 "request_too_large",
                 kind="invalid_request_error",
             ),
-            _mapper(
+            mapper(
                 "response.code_details.startsWith('path_normalization_failed')"
                 " || response.code_details.startsWith('http1.')"
                 " || response.code_details.startsWith('http2.')",
@@ -104,7 +104,8 @@ REQUEST_ID: Config = {
 """The answer names its request, where nobody has named it before."""
 
 
-def _mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
+def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
+    """An answer of Envoy's for which the CEL expression holds, as an error object."""
     # Null where Envoy answers before it has read a head.
     error = json.loads(error_body(message, kind, code))["error"]
     return {

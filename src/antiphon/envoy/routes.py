@@ -16,10 +16,11 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
 from antiphon.envoy.messages import Config, direct_response, error_body, overwritten, typed
+from antiphon.envoy.picker import asked_again, is_picked
 from antiphon.envoy.tracing import untraced
 from antiphon.translation.token_count import COUNTERS, TokenCounter
 from antiphon.types import request_ids
-from antiphon.types.transport import BACKEND_HEADER, SECRET_HEADER, TRIED_HEADER
+from antiphon.types.transport import BACKEND_HEADER, LOCAL_REPLY, SECRET_HEADER, TRIED_HEADER
 
 EXTPROC = "envoy.filters.http.ext_proc"
 KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
@@ -172,6 +173,9 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
     routes = []
     for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):
         route = _to_model(settings, f"model{path}", path, headers=headers)
+        if is_picked(settings):
+            # What is told to the sidecar.
+            route["response_headers_to_remove"] = [LOCAL_REPLY]
         route.setdefault("request_headers_to_add", []).append(overwritten(request_ids.HEADER, value))
         routes.append({**route, "stat_prefix": PASSED_ON})
     return routes
@@ -327,7 +331,9 @@ def _to_model(
     }
     if where.base_path != "/v1":
         action["prefix_rewrite"] = where.base_path + path
-    if settings.envoy.retries:
+    if settings.envoy.retries and is_picked(settings, upstream):
+        action["retry_policy"] = asked_again(settings)
+    elif settings.envoy.retries:
         action["retry_policy"] = {
             "retry_on": "connect-failure,refused-stream,reset-before-request",
             "num_retries": settings.envoy.retries,

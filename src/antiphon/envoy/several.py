@@ -26,6 +26,7 @@ from antiphon.envoy.messages import (
     shaped_cluster,
     typed,
 )
+from antiphon.envoy.picker import is_picked
 from antiphon.envoy.routes import NOT_FOUND, group_cluster, upstream_routes
 from antiphon.types.transport import UPSTREAM_HEADER
 
@@ -34,7 +35,7 @@ _IDLE = "60s"
 
 def bootstrap_extensions(settings: Settings) -> list[Config]:
     """What Envoy needs for listeners inside it."""
-    if not settings.groups:
+    if not (settings.groups or is_picked(settings)):
         return []
     kind = typed("bootstrap.internal_listener.v3.InternalListener")
     return [{"name": "envoy.bootstrap.internal_listener", "typed_config": kind}]

@@ -23,6 +23,7 @@ from antiphon.envoy.bootstrap import (
 from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
+from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 
@@ -85,8 +86,8 @@ def parts(
         "virtual_host": virtual_host(settings),
         "routes": manager["route_config"]["virtual_hosts"][0]["routes"],
         "clusters": clusters(settings, sidecars),
-        "listener": [model_door(settings), *upstream_listeners(settings)],
-        **({"bootstrap_extensions": bootstrap_extensions(settings)} if settings.groups else {}),
+        "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],
+        **({"bootstrap_extensions": bootstrap_extensions(settings)} if bootstrap_extensions(settings) else {}),
     }
     return fitted(found, version)
 

@@ -13,6 +13,10 @@ LOCAL_REPLY = "x-antiphon-local-reply"
 """The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
 reason in Envoy's words."""
 
+PICKER_REPLY = "picker"
+"""What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the
+status and the reason."""
+
 SECRET_HEADER = "x-antiphon-secret"
 """What is shared with the gateway in front, which alone may use the sidecar's ports."""
 

@@ -73,6 +73,23 @@ CASES: dict[str, dict[str, Any]] = {
         "envoy": {"retries": 0},
         "sidecar": _TCP,
     },
+    "picker": {
+        "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},
+        "envoy": {"endpoint_picker": {"address": "epp.models.svc:9002"}},
+    },
+    "picker of one of several": {
+        "upstream": {"url": "http://pool/v1"},
+        "upstreams": {"other": {"url": "https://other.example.com", "api_key": "sk-very-secret-too"}},
+        "models": [{"match": "a*", "upstream": ["default", "other"]}],
+        "envoy": {
+            "retries": 0,
+            "endpoint_picker": {
+                "address": "[::1]:9002",
+                "tls": "verified",
+                "ca_file": str(_ROOT / "tests/support/tls/ca.pem"),
+            },
+        },
+    },
     "traces": {"tracing": {"endpoint": "http://127.0.0.1:4318", "headers": {"x-key": "very-secret"}, "sample": 0.01}},
     "traces by TLS": {"tracing": {"endpoint": "https://collector.example.com/otlp"}},
     "native default": {"models": [{"match": "*", "mode": "native"}], "owner": {"source": "single"}},
@@ -139,7 +156,9 @@ def _assembled(
     return whole
 
 
-@pytest.mark.parametrize("name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams", "traces"])
+@pytest.mark.parametrize(
+    "name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams", "picker", "traces"]
+)
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = _settings(CASES[name], tmp_path)
     sidecars = endpoints(settings)

@@ -16,6 +16,7 @@ from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import forwarded
 from antiphon.engine.exchange.client_answer import Answering
 from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.local_answers import not_answered
 from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.engine.exchange.options import ExchangeOptions
 from antiphon.engine.exchange.states import State, StateMachine
@@ -254,7 +255,7 @@ class ServedRequest:
     def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
         """What is told of an upstream that refused the call with these words; `sent` as for `map_upstream_answer`."""
         if not self.upstream_status:
-            return unreached(self.local_reply)
+            return not_answered(self.local_reply, self.core.answer.upstream, said, self.secrets)
         if not self.route.passthrough and is_about_the_key(self.upstream_status, said):
             return own_credentials_refused()
         return map_upstream_answer(self.upstream_status, self.core.answer.upstream, said, self.secrets, sent)
@@ -290,13 +291,6 @@ def refused_for(error: ApiError | RecursionError) -> ApiError:
         if isinstance(error, ApiError)
         else InvalidRequest("The request is nested too deeply.", code="invalid_value")
     )
-
-
-def unreached(told: str) -> ApiError:
-    """What is told of a call that Envoy answered itself; `told` is the value of its `LOCAL_REPLY` header."""
-    why = told.partition(":")[2]
-    detail = f"Envoy could not reach it: {why}" if why else "Envoy could not reach it"
-    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, detail))
 
 
 def whose(failure: Failure, error: UpstreamError) -> Failure:

@@ -28,6 +28,8 @@ from antiphon.types.transport import Headers, UpstreamFault
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
+_NOBODYS = frozenset({"upstream_unreachable", "endpoint_picker_unavailable", "no_endpoint_picked"})
+"""What Envoy answers with where no server was asked."""
 _LARGEST_REPLY = 4096
 _MOST_LINES = 20
 _log = structlog.get_logger(__name__)
@@ -122,6 +124,6 @@ async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
         size += len(part)
         if size > _LARGEST_REPLY:
             return _Read(answer.status, answer.headers, parts, rest)
-    if map_upstream_answer(answer.status, answer.headers, b"".join(parts)).code == "upstream_unreachable":
+    if map_upstream_answer(answer.status, answer.headers, b"".join(parts)).code in _NOBODYS:
         return None
     return _Read(answer.status, answer.headers, parts, rest)

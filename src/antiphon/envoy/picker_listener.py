@@ -1,0 +1,208 @@
+"""The listener inside Envoy where the endpoint picker's filter stands.
+
+Lives here: the filter, and what goes wrong there as OpenAI error objects and log lines. Not here: why it is a listener
+of its own, its clusters (`picker.py`); what the sidecar makes of an error (`engine/exchange/served_request.py`).
+
+Invariant: each failure there leaves one line, and its answer says by a header that no server gave it.
+"""
+
+from __future__ import annotations
+
+from antiphon.config.settings import Settings
+from antiphon.envoy.local_replies import local_replies, mapper
+from antiphon.envoy.messages import Config, http_filter, listener, typed
+from antiphon.envoy.picker import DESTINATION, PICKED, PICKER, is_picked, stripped
+from antiphon.types.transport import LOCAL_REPLY, PICKER_REPLY
+
+_BODY_LIMIT = 33_554_432
+_MOMENT = 0.25
+_PICKED_NONE = "response.code_details == 'no_healthy_upstream'"
+_WAITED = "response.code_details in ['max_duration_timeout', 'stream_idle_timeout']"
+_TOO_SLOW = f"(xds.route_name == 'not_picked' && {_WAITED})"
+_FAILED = "response.code_details.startsWith('ext_proc_error')"
+_UNREACHED = "response.code_details.startsWith('upstream_reset_before_response_started')"
+# An answer of the picker's own has no details.
+_REFUSED = "response.code_details == ''"
+_NO_ANSWER = "response.code_details != 'via_upstream' && !response.code_details.startsWith('downstream')"
+_CODE = (
+    f"{_FAILED} ? 'endpoint_picker_unavailable' : {_TOO_SLOW} ? 'endpoint_picker_timeout' : "
+    f"{_PICKED_NONE} ? 'no_endpoint_picked' : {_UNREACHED} ? 'upstream_unreachable' : ''"
+)
+_PICKERS = f"{_REFUSED} || {_FAILED} || {_TOO_SLOW} || {_PICKED_NONE}"
+_WHOSE = f"{_REFUSED} ? 'endpoint picker: it refused the request' : {_PICKERS} ? 'endpoint picker: ' : ''"
+
+
+def picker_listeners(settings: Settings) -> list[Config]:
+    """The listener where the picker stands, if there is one."""
+    if not is_picked(settings):
+        return []
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=PICKER,
+        stream_idle_timeout="3600s",
+        delayed_close_timeout="0.25s",
+        early_header_mutation_extensions=[
+            {
+                "name": "only_the_picker_says_where",
+                "typed_config": typed(
+                    "http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=stripped()
+                ),
+            }
+        ],
+        local_reply_config=_replies(),
+        http_filters=[
+            http_filter(PICKER, _filter()),
+            http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router")),
+        ],
+        route_config={
+            "name": PICKER,
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(settings)}],
+        },
+    )
+    manager["access_log"] = [_failed_picks()]
+    return [listener(PICKER, None, manager)]
+
+
+def _routes(settings: Settings) -> list[Config]:
+    """To the server that was picked; and the route of a request until then, which leads nowhere and has an end.
+
+    That end is the limit of the picker's time: Envoy keeps no `message_timeout` in this mode, and a limit of the gRPC
+    call would end long streams. There are two of them, since Envoy shows its own answer to the picker's filter first,
+    where it waits as well; the second goes out past the filters.
+    """
+    chosen: Config = {
+        "cluster": PICKED,
+        "timeout": "0s",
+        "max_stream_duration": {"max_stream_duration": "0s"},
+        "idle_timeout": "3600s",
+    }
+    if settings.envoy.retries:
+        # A kept connection that has just been closed: the same server. (One that cannot be reached: another pick.)
+        chosen["retry_policy"] = {
+            "retry_on": "refused-stream,reset-before-request",
+            "num_retries": settings.envoy.retries,
+        }
+    seconds = settings.envoy.endpoint_picker.timeout
+    return [
+        {
+            "name": "picked",
+            "match": {"prefix": "/", "headers": [{"name": DESTINATION, "present_match": True}]},
+            "route": chosen,
+            "request_body_buffer_limit": _BODY_LIMIT,
+            # Only Envoy says that it is Envoy's.
+            "response_headers_to_remove": [LOCAL_REPLY],
+        },
+        {
+            "name": "not_picked",
+            "match": {"prefix": "/"},
+            "route": {
+                "cluster": PICKED,
+                "timeout": "0s",
+                "max_stream_duration": {"max_stream_duration": f"{seconds + _MOMENT:g}s"},
+                "idle_timeout": f"{seconds:g}s",
+            },
+        },
+    ]
+
+
+def _filter() -> Config:
+    unseen = {
+        "retry_on": "connect-failure,refused-stream,reset-before-request",
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.2s"},
+    }
+    secret = [{"exact": name} for name in ("authorization", "proxy-authorization", "cookie", "x-api-key")]
+    return typed(
+        "filters.http.ext_proc.v3.ExternalProcessor",
+        grpc_service={"envoy_grpc": {"cluster_name": PICKER}, "retry_policy": unseen},
+        failure_mode_allow=False,
+        # The route is another one when there is a pick, whether the picker asks for that or not.
+        route_cache_action="CLEAR",
+        status_on_error={"code": "ServiceUnavailable"},
+        forward_rules={"disallowed_headers": {"patterns": secret}},
+        # Pickers say the server in metadata as well, which nothing here reads.
+        metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}},
+        processing_mode={
+            "request_header_mode": "SEND",
+            "response_header_mode": "SEND",
+            "request_body_mode": "FULL_DUPLEX_STREAMED",
+            "response_body_mode": "FULL_DUPLEX_STREAMED",
+            "request_trailer_mode": "SEND",
+            "response_trailer_mode": "SEND",
+        },
+    )
+
+
+def _replies() -> Config:
+    """What is told in a server's place. The header says so to the sidecar, with the status that the client gets."""
+
+    def told(what: str) -> list[Config]:
+        return [{"header": {"key": LOCAL_REPLY, "value": what}}]
+
+    def picker(status: int | str, why: str) -> list[Config]:
+        return told(f"{PICKER_REPLY}:{status}:{why}")
+
+    again = {"header": {"key": "retry-after", "value": "1"}, "append_action": "ADD_IF_ABSENT"}
+    refused = picker("%RESPONSE_CODE%", "")
+    said = "%LOCAL_REPLY_BODY%"
+    return {
+        "mappers": [
+            mapper(
+                _FAILED,
+                "The endpoint picker is not available. Try again shortly.",
+                "endpoint_picker_unavailable",
+                status_code=503,
+                headers_to_add=[again, *picker(503, "%RESPONSE_CODE_DETAILS%")],
+            ),
+            mapper(
+                _TOO_SLOW,
+                "The endpoint picker took too long to choose a server. Try again shortly.",
+                "endpoint_picker_timeout",
+                status_code=504,
+                headers_to_add=picker(504, "it chose no server in time (envoy.endpoint_picker.timeout)"),
+            ),
+            mapper(
+                _PICKED_NONE,
+                "The endpoint picker chose no server. Try again shortly.",
+                "no_endpoint_picked",
+                status_code=503,
+                headers_to_add=[again, *picker(503, "it chose no server, or none that is an address")],
+            ),
+            mapper(
+                _UNREACHED,
+                "The upstream cannot be reached.",
+                "upstream_unreachable",
+                status_code=502,
+                headers_to_add=told(
+                    "unreachable:%UPSTREAM_HOST%, which the endpoint picker chose: %RESPONSE_CODE_DETAILS%"
+                ),
+            ),
+            mapper(f"{_REFUSED} && response.code == 429", said, None, "rate_limit_error", headers_to_add=refused),
+            mapper(f"{_REFUSED} && response.code >= 500", said, None, headers_to_add=[again, *refused]),
+            mapper(_REFUSED, said, None, "invalid_request_error", headers_to_add=refused),
+            *local_replies(to_sidecar=True)["mappers"],
+        ]
+    }
+
+
+def _failed_picks() -> Config:
+    parts = {
+        "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+        "message": "pick_failed",
+        "level": "warning",
+        "door": "envoy",
+        "fault": "upstream",
+        "upstream": "default",
+        "code": f"%CEL({_CODE})%",
+        "cause": f"%CEL({_WHOSE})%%RESPONSE_CODE_DETAILS%",
+        "status": "%RESPONSE_CODE%",
+        "endpoint": "%UPSTREAM_HOST%",
+        "flags": "%RESPONSE_FLAGS%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    chosen = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=_NO_ANSWER)
+    return {
+        "name": "failed_picks",
+        "filter": {"extension_filter": {"name": "cel", "typed_config": chosen}},
+        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
+    }

@@ -1,0 +1,28 @@
+"""What is told of a model call that Envoy answered itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from antiphon.engine.exchange.local_answers import not_answered
+
+_SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param": None, "code": "some_code"}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "status", "code", "cause"),
+    [
+        ("unreachable:why", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it: why"),
+        ("unreachable:", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it"),
+        ("picker:503:a:b", _SAID, 503, "some_code", "endpoint picker: a:b"),
+        ("picker:504:late", _SAID, 504, "some_code", "endpoint picker: late"),
+        ("picker:429:", _SAID, 429, "some_code", "endpoint picker: it refused the request: Said."),
+        ("picker:odd", _SAID, 503, "some_code", "endpoint picker: it refused the request: Said."),
+    ],
+)
+def test_envoys_answer(told: str, said: bytes, status: int, code: str, cause: str) -> None:
+    error = not_answered(told, (("retry-after", "7"), ("x-other", "1")), said)
+    assert (error.status, error.code, error.cause) == (status, code, cause)
+    assert error.headers == (() if told.startswith("unreachable") else (("retry-after", "7"),))
