@@ -122,7 +122,9 @@ async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: in
 @asynccontextmanager
 async def gateway(data: Path) -> AsyncIterator[Client]:
     async with ChatServer() as chat:
-        started = await start_gateway(chat.base_url, data, command="serve")
+        # On what `fill` has filled, whatever tests run on.
+        environ = {"ANTIPHON_STATE__URL": "sqlite:"}
+        started = await start_gateway(chat.base_url, data, command="serve", environ=environ)
         try:
             async with aiohttp.ClientSession() as session:
                 yield Client(session, started.base_url)
