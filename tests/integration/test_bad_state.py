@@ -121,7 +121,10 @@ async def test_who_is_not_let_in_is_told_why(
     [
         ("ALTER DATABASE {name} SET default_transaction_read_only = on", "Unset default_transaction_read_only"),
         ("ALTER DATABASE {name} SET search_path = nowhere", "set search_path to one"),
-        ("ALTER DATABASE {name} CONNECTION LIMIT 0", "raise max_connections, or lower state.pool"),
+        (
+            "ALTER DATABASE {name} CONNECTION LIMIT 0",
+            "raise max_connections, or the CONNECTION LIMIT of the role or the database, or",
+        ),
         ("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC", "GRANT CONNECT"),
         ("", "must own the tables, or have SELECT"),
     ],
@@ -249,7 +252,11 @@ async def test_a_wrong_direct_url_is_what_is_blamed(
 
 
 async def test_where_a_direct_url_leads(
-    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    postgres: PostgresServer,
+    url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     said, _ = await doctor(tmp_path, capsys, url, state={"url": url, "direct_url": url})
     assert "ok: state.direct_url leads to the server itself, past any pooler" in said
@@ -258,6 +265,13 @@ async def test_where_a_direct_url_leads(
     pooled = request.getfixturevalue("pgbouncer").url(url)
     said, _ = await doctor(tmp_path, capsys, url, state={"url": pooled, "direct_url": pooled})
     assert any(one.startswith("note: state.direct_url leads through a pooler") for one in said)
+    given_up = "note: behind the pooler, a statement that is given up goes on"
+    assert any(one.startswith(given_up) for one in said)
+    name = url.rsplit("/", 1)[1]
+    await postgres.statement(f"ALTER DATABASE {name} SET client_connection_check_interval = '1s'")
+    await postgres.statement(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    said, _ = await doctor(tmp_path, capsys, url, state={"url": pooled})
+    assert not any(one.startswith(given_up) for one in said)
 
 
 @pytest.mark.skipif(pooler_program() is None, reason="pgbouncer is not installed")

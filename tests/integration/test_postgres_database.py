@@ -17,6 +17,10 @@ from tests.support.postgres import PostgresServer, free_port
 
 ADD = "INSERT INTO sweeps (what, due_at) VALUES ($1, now())"
 COUNT = "SELECT count(*) FROM sweeps"
+WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid
+WHERE NOT granted AND datname = current_database()
+"""
 KILL_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
@@ -138,6 +142,29 @@ async def test_a_deadline_between_two_messages_of_a_statement(url: str, monkeypa
         with pytest.raises(StoreError) as raised:
             await database.write(ADD, "one")
     assert raised.value.reason == "unknown"
+    assert (await database.fetch(COUNT))[0][0] == 0
+    await database.aclose()
+
+
+@pytest.mark.parametrize("way", ["direct", "pgbouncer"])
+async def test_what_was_given_up_ends_at_the_server_too(url: str, way: str, request: pytest.FixtureRequest) -> None:
+    """Somebody locks a table for long: each statement that is given up would keep a connection of the server for as
+    long, and the next one takes another, until nobody has any."""
+    asked = url if way == "direct" else request.getfixturevalue("pgbouncer").url(url)
+    other = await asyncpg.connect(url)
+    if way == "pgbouncer":
+        # What the doctor asks for there.
+        await other.execute(f"ALTER DATABASE {url.rsplit('/', 1)[1]} SET client_connection_check_interval = '1s'")
+    await other.execute("BEGIN; LOCK TABLE sweeps")
+    database = Database(asked, DatabaseLimits(deadline=0.3))
+    for work in (database.fetch, database.write):
+        for _ in range(2):
+            given_up = await asyncio.gather(*[work(COUNT) for _ in range(4)], return_exceptions=True)
+            assert all(isinstance(one, StoreError) for one in given_up)
+    async with asyncio.timeout(60):
+        while await other.fetchval(WAITING):
+            pass
+    await other.close()
     assert (await database.fetch(COUNT))[0][0] == 0
     await database.aclose()
 

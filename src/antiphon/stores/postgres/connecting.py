@@ -9,7 +9,12 @@ whose machine is gone without a word does not use up that of the others. A singl
 leads to, is held to the same: one that only follows, or was made read-only when another took its place, is not used,
 since what it would tell may be old.
 
-Invariant: every connection is to a server that took writes when it was opened.
+A process that gives a statement up closes its connection. A server that waits for a lock does not look at that, and the
+process goes on with the next connection, until the server has none left. So a server is told to look, unless a pooler
+is before it: nothing is set for a session there, and the role needs that setting (`examining.py` says so).
+
+Invariants: every connection is to a server that took writes when it was opened; what was given up on one without a
+pooler ends within seconds, and gives its connection back.
 """
 
 from __future__ import annotations
@@ -30,7 +35,14 @@ Kind = Literal["primary", "read-only", "unusable"]
 READ_ONLY = "current_setting('transaction_read_only') = 'on'"
 """Whether this server takes no writes, as SQL; true of a standby, too."""
 # What a server says of itself at the beginning is not enough: a pooler repeats what it was told once.
-_ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only"
+_ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only, pg_backend_pid() AS process"
+# What an operator has set stays.
+_LOOK_AT_CLIENT = """
+SELECT set_config('client_connection_check_interval', '1s', false)
+WHERE current_setting('client_connection_check_interval') = '0'
+"""
+# Some systems cannot look (Windows): there a statement that was given up ends when it is done.
+_CANNOT_LOOK = (asyncpg.InvalidParameterValueError, asyncpg.FeatureNotSupportedError)
 _FOLLOWS = "PostgreSQL: this server is a read-only replica. Point state.url at the primary."
 _READ_ONLY = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
 _NONE = "PostgreSQL: none of the servers in state.url that answer takes writes. Promote one."
@@ -112,6 +124,10 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             if row["read_only"]:
                 # Another try may find another server there, or the same one promoted.
                 raise StoreError(_FOLLOWS if row["follows"] else _READ_ONLY, reason="unavailable")
+            if row["process"] == connection.get_server_pid():
+                # A pooler makes a number up.
+                with contextlib.suppress(*_CANNOT_LOOK):
+                    await connection.fetch(_LOOK_AT_CLIENT)
         except BaseException:
             connection.terminate()
             raise

@@ -45,6 +45,7 @@ _WAITS = """
 SELECT current_setting('synchronous_standby_names') <> ''
        AND current_setting('synchronous_commit') NOT IN ('off', 'local') AS waits
 """
+_LOOKS = "SELECT current_setting('client_connection_check_interval') <> '0' AS looks"
 _OLDEST = """
 SELECT coalesce(extract(epoch FROM max(now() - xact_start)), 0)::int FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND datname = current_database()
@@ -156,6 +157,14 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sai
         "pgbouncer's server_login_retry = 1, server_connect_timeout = 3 and query_wait_timeout = 4 make a restart of "
         "the server short (with its defaults the first answer comes 13 s later)",
     )
+    (row,) = await database.fetch(_LOOKS)
+    if not row["looks"]:
+        yield Said(
+            "note",
+            "behind the pooler, a statement that is given up goes on, and keeps a connection of the server",
+            "ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url: without it, a table "
+            "that somebody locks uses up max_connections",
+        )
     if state.direct_url is None:
         yield Said(
             "note", "state.direct_url is not set", "set it to the server itself: long work and LISTEN pass no pooler"

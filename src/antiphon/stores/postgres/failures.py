@@ -45,7 +45,11 @@ _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "42703": ("failed", "a column is missing; run `antiphon migrate up`"),
     "53100": ("full", "its disk is full"),
     "53200": ("slow", "it is out of memory"),
-    "53300": ("slow", "it has no connection left; raise max_connections, or lower state.pool"),
+    "53300": (
+        "slow",
+        "it has no connection left; raise max_connections, or the CONNECTION LIMIT of the role or the database, or "
+        "lower state.pool",
+    ),
     "55P03": ("locked", "another transaction kept a row locked for too long"),
     "57014": ("slow", "it broke the statement off, which took too long"),
     "57P01": ("unavailable", "it is shutting down"),
