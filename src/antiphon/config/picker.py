@@ -32,7 +32,7 @@ class EndpointPickerSettings(Section):
     def _check_address(cls, value: str | None) -> str | None:
         if value is not None:
             host, port = parse_address(value)
-            if host == "unix" or not host or not port:
+            if host == "unix" or not value.rpartition(":")[0] or not port:
                 raise ValueError(f"{value} is not HOST:PORT")
         return value
 

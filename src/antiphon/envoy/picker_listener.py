@@ -26,7 +26,8 @@ _REFUSED = "response.code_details == ''"
 _NO_ANSWER = "response.code_details != 'via_upstream' && !response.code_details.startsWith('downstream')"
 _CODE = (
     f"{_FAILED} ? 'endpoint_picker_unavailable' : {_TOO_SLOW} ? 'endpoint_picker_timeout' : "
-    f"{_PICKED_NONE} ? 'no_endpoint_picked' : {_UNREACHED} ? 'upstream_unreachable' : ''"
+    f"{_PICKED_NONE} ? 'no_endpoint_picked' : {_UNREACHED} ? 'upstream_unreachable' : "
+    "response.code == 429 ? 'rate_limit_exceeded' : ''"
 )
 _PICKERS = f"{_REFUSED} || {_FAILED} || {_TOO_SLOW} || {_PICKED_NONE}"
 _WHOSE = f"{_REFUSED} ? 'endpoint picker: it refused the request' : {_PICKERS} ? 'endpoint picker: ' : ''"
