@@ -185,7 +185,11 @@ class MadeResponse(TranslatedRequest):
 
     def _end_refused(self) -> None:
         """Of an upstream's error enough is known."""
-        self.fail(self.refused_upstream(self._body.body, self._sent))
+        error = self.refused_upstream(self._body.body, self._sent)
+        if not self.upstream_status:
+            # Whoever answered instead is named in the line alone.
+            self.core.note_failure(self.failure_of(error))
+        self.fail(error)
 
     def reject(self, error: ApiError) -> None:
         self.fail(error)
