@@ -78,7 +78,9 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
 
 
 def _plain_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    # What a service manager is told, the parent tells.
+    ours = (name for name in os.environ if not name.startswith("ANTIPHON_") and name != "NOTIFY_SOCKET")
+    return {name: os.environ[name] for name in ours}
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:

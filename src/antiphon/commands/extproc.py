@@ -14,6 +14,7 @@ from antiphon.commands.envoy_config import endpoints, numbered
 from antiphon.commands.flags import settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import warn_of_contents_here
 from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
@@ -69,6 +70,7 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             _log.info("serving", grpc=grpc_at, http=http_at)
             print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
+            tell("READY=1")
             # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
             seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
             given = settings.timeouts.notice

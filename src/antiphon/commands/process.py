@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from antiphon.commands.service_manager import tell
 from antiphon.observability.logs import flush
 
 _log = structlog.get_logger(__name__)
@@ -106,6 +107,7 @@ class StopSignals:
         _log.info(
             "draining", because=self._because, seconds=self._seconds, **_counted("in_flight", admission.in_flight)
         )
+        tell("STOPPING=1")
         draining = asyncio.ensure_future(drain())
         cut = asyncio.ensure_future(self._second.wait())
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)

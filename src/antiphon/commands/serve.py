@@ -11,6 +11,7 @@ from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
     asking_upstreams,
     warn_of_contents_here,
@@ -54,6 +55,7 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             print(f"ready: http://{bound}/v1", flush=True)
+            tell("READY=1")
             notice = settings.timeouts.notice or 0.0
             seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
             drained = await signals.wait_and_drain(

@@ -41,6 +41,7 @@ from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest
 from antiphon.commands.run_folder import run_folder, write_private
+from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
     asking_upstreams,
     warn_of_contents_here,
@@ -159,8 +160,10 @@ class _Up:
         for process in self._processes():
             process.everything_is_ready()
         self._announce(where)
+        tell("READY=1")
         async with asking_upstreams(self._settings):
             await self._until(stop, asyncio.Event().wait())
+        tell("STOPPING=1")
         # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
         seconds = self._drain_seconds
         _log.info("draining", seconds=seconds, processes=len(self._processes()), **await self._in_flight("in_flight"))

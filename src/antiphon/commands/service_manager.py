@@ -1,0 +1,35 @@
+"""Telling the service manager (systemd, `Type=notify`) that this process is ready, or stopping.
+
+Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py` and the commands that serve).
+
+Invariants: without a service manager that asked for it (`NOTIFY_SOCKET`) nothing happens; telling never waits and never
+fails for the caller: a manager that cannot be told is one line, and its own time limit decides.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Literal
+
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+State = Literal["READY=1", "STOPPING=1"]
+
+
+def tell(state: State) -> None:
+    """Tell the manager, where there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    # An abstract name begins with a null byte, which no environment variable can hold.
+    place = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+            sending.setblocking(False)
+            sending.connect(place)
+            sending.send(state.encode())
+    except (OSError, ValueError) as error:
+        _log.warning("service_manager_not_told", state=state, cause=str(error))
