@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.support.chat_server import ChatServer, answer, chunk, event, json_answer, text_stream
-from tests.support.fake_picker import Abort, FakePicker, Refuse, To
+from tests.support.chat_server import ChatServer, Wait, answer, chunk, event, json_answer, text_stream
+from tests.support.fake_picker import Abort, AbortInAnswer, Decision, FakePicker, Refuse, To
 from tests.support.gateway import DEADLINE, Gateway, post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 
@@ -59,13 +59,14 @@ class Setup:
 
 
 @asynccontextmanager
-async def _up(folder: Path, mode: str) -> AsyncIterator[Setup]:
+async def _up(folder: Path, mode: str, **more: Any) -> AsyncIterator[Setup]:
     async with ChatServer() as chat, ChatServer() as search, FakePicker(f"127.0.0.1:{chat.port}") as picker:
         search.default = lambda asked: json_answer(_FOUND)
         settings = {
             "mode": mode,
             "web_search": {"provider": "searxng", "url": search.url("").rstrip("/")},
             "envoy": {"endpoint_picker": {"tls": "off"}},
+            **more,
         }
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
         flags = ("--config", str(folder / "settings.yaml"), "--endpoint-picker", picker.address, "--auth", "none")
@@ -122,3 +123,43 @@ async def test_what_goes_wrong_behind_the_model_door_is_told(tmp_path: Path, str
         setup.picker.script(Abort(), Abort())
         _, queued = await setup.ask({**ASK, "background": True})
         assert (await setup.ended(queued["id"]))["status"] == "completed"
+
+
+async def test_another_upstream_is_asked_where_the_picker_has_none(tmp_path: Path) -> None:
+    async with ChatServer() as spare:
+        more = {
+            "upstreams": {"spare": {"url": spare.base_url, "auth": "none"}},
+            "models": [{"match": "*", "upstream": ["default", "spare"], "profile": "generic"}],
+        }
+        async with _up(tmp_path, "auto", **more) as setup:
+            status, _ = await setup.ask(ASK)
+            assert status == 200 and len(setup.chat.requests) == len(setup.picker.picks) == 1
+            failures: list[Decision] = [Refuse(429, b"saturated"), Refuse(503), Abort(), To(None)]
+            for number, decision in enumerate(failures, 1):
+                setup.picker.script(decision)
+                status, _ = await setup.ask(ASK)
+                assert status == 200 and len(spare.requests) == number
+            assert len(setup.chat.requests) == 1
+
+
+@pytest.mark.parametrize("mode", ["relay", "drive"])
+async def test_a_picker_that_ends_in_the_middle_of_an_answer(tmp_path: Path, mode: str) -> None:
+    async with _up(tmp_path, mode) as setup:
+        more, parts = asyncio.Event(), text_stream("Hel", "lo")
+        setup.chat.script(answer(parts=[*parts[:2], Wait(more), *parts[2:]]))
+        setup.picker.script(AbortInAnswer(setup.picker.endpoint or "", at=b'"lo"'))
+        data = b""
+        url = f"{setup.gateway.base_url}/responses"
+        async with aiohttp.ClientSession() as session, session.post(url, json={**ASK, "stream": True}) as got:
+            try:
+                async for part in got.content.iter_any():
+                    data += part
+                    if b'"Hel"' in data:
+                        more.set()
+            except aiohttp.ClientPayloadError:
+                assert mode == "relay"
+        if mode == "drive":
+            failed = check_stream(parse_sse(data))
+            assert failed["status"] == "failed" and failed["error"]["code"] == "upstream_cut"
+        assert b"response.completed" not in data
+        assert "ext_proc_error" in await setup.gateway.log_line('"pick_failed"')

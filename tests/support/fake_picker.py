@@ -60,9 +60,10 @@ class Never:
 
 @dataclass(frozen=True)
 class AbortInAnswer:
-    """Picks this server, and fails with the answer's first bytes."""
+    """Picks this server, and fails in its answer, when these bytes have come."""
 
     endpoint: str
+    at: bytes = b""
 
 
 Decision = To | Refuse | Abort | Never | AbortInAnswer
@@ -154,9 +155,9 @@ class FakePicker:
             elif kind == "response_headers":
                 yield pb.ProcessingResponse(response_headers=pb.HeadersResponse())
             elif kind == "response_body":
-                if isinstance(decision, AbortInAnswer):
-                    await context.abort(grpc.StatusCode.INTERNAL, "made to fail")
                 pick.answer += message.response_body.body
+                if isinstance(decision, AbortInAnswer) and decision.at in pick.answer:
+                    await context.abort(grpc.StatusCode.INTERNAL, "made to fail")
                 yield pb.ProcessingResponse(response_body=_body(message.response_body))
             elif kind == "response_trailers":
                 yield pb.ProcessingResponse(response_trailers=pb.TrailersResponse())
