@@ -55,7 +55,7 @@ def test_files_that_cannot_be_used_are_a_config_error(tmp_path: Path) -> None:
 def _of_sidecar(place: str, **tls: str) -> list[dict[str, Any]]:
     sidecar = {"grpc": place, "http": place, "secret": "s", "tls": {"cert": _FILE, "key": _FILE, **tls}}
     settings = Settings.model_validate({"sidecar": sidecar})
-    return clusters(settings, [SidecarEndpoint(place, place)])[1:]
+    return clusters(settings, [SidecarEndpoint(place, place)], nowhere=False)[1:]
 
 
 def test_envoy_checks_the_name_or_the_address() -> None:

@@ -63,7 +63,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
                 *upstream_listeners(settings),
                 *picker_listeners(settings),
             ],
-            "clusters": clusters(settings, sidecars),
+            "clusters": clusters(settings, sidecars, nowhere=bool(settings.cors.origins)),
         },
         "overload_manager": overload_manager(settings),
     }
@@ -112,7 +112,12 @@ def connection_manager(settings: Settings) -> Config:
         route_config={
             "name": "public",
             "virtual_hosts": [
-                {"name": "all", "domains": ["*"], **virtual_host(settings), "routes": public_routes(settings)}
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    **virtual_host(settings),
+                    "routes": public_routes(settings, to_nowhere=bool(settings.cors.origins)),
+                }
             ],
         },
     )
@@ -236,6 +241,8 @@ def extproc_filter(settings: Settings) -> Config:
             "filters.http.ext_proc.v3.ExternalProcessor",
             grpc_service=service,
             failure_mode_allow=False,
+            # In the modes below Envoy waits without an end, whatever this says; its default is 200 ms.
+            message_timeout="3600s",
             status_on_error={"code": "ServiceUnavailable"},
             # The sidecar sends an exact length; without this Envoy would chunk every request.
             allow_content_length_header=True,

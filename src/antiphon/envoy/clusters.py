@@ -39,8 +39,8 @@ class SidecarEndpoint:
     http: str
 
 
-def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Config]:
-    """Every cluster."""
+def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
+    """Every cluster; with `nowhere` the one without endpoints too."""
     # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
     # instead of hanging until the idle timeout: after 6 s, and where it is the only one, and was asked again before the
     # checks of health below took it out, after 12. The sidecar's server tolerates these pings.
@@ -74,7 +74,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint]) -> list[Co
     http = [address(place) for _, place in places]
     dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
     return [
-        *([cluster(NOWHERE, [], type="STATIC")] if settings.cors.origins else []),
+        *([cluster(NOWHERE, [], type="STATIC")] if nowhere else []),
         *(
             each
             for name, upstream in settings.every_upstream.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 from antiphon.envoy.messages import Config, error_body, typed
 from antiphon.envoy.routes import NOT_FOUND, NOTHING
-from antiphon.types.transport import LOCAL_REPLY
+from antiphon.types.transport import LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
 
 def local_replies(*, to_sidecar: bool = False) -> Config:
@@ -31,6 +31,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
     return {
         "mappers": [
+            # What the sidecar answers at once stays as it is, whatever shape an operator has given to Envoy's own.
+            *([] if to_sidecar else [_kept(OWN_STREAM, "text/event-stream"), _kept(OWN_JSON, "application/json")]),
             *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
             mapper(
                 "response.code_details.startsWith('ext_proc_error')",
@@ -104,17 +106,27 @@ REQUEST_ID: Config = {
 """The answer names its request, where nobody has named it before."""
 
 
+def _kept(details: str, content_type: str) -> Config:
+    return {
+        "filter": _where(f"response.code_details.startsWith('{details}')"),
+        "body_format_override": {
+            "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+            "content_type": content_type,
+        },
+    }
+
+
+def _where(expression: str) -> Config:
+    kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
+    return {"extension_filter": {"name": "cel", "typed_config": kind}}
+
+
 def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
     """An answer of Envoy's for which the CEL expression holds, as an error object."""
     # Null where Envoy answers before it has read a head.
     error = json.loads(error_body(message, kind, code))["error"]
     return {
-        "filter": {
-            "extension_filter": {
-                "name": "cel",
-                "typed_config": typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression),
-            }
-        },
+        "filter": _where(expression),
         **fields,
         "headers_to_add": [*fields.get("headers_to_add", ()), REQUEST_ID],
         "body_format_override": {"json_format": {"error": {**error, "request_id": "%REQ(X-REQUEST-ID)%"}}},

@@ -88,8 +88,9 @@ def group_cluster(group: UpstreamGroup) -> str:
     return f"several_{group.name}"
 
 
-def public_routes(settings: Settings) -> list[Config]:
-    """The public listener's routes, most specific first."""
+def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
+    """The public listener's routes, most specific first. `to_nowhere`: what leads nowhere is a route to a cluster
+    without endpoints, for filters such as cors and rate limits know no policy of a route that answers by itself."""
     return [
         *_chosen(settings),
         {
@@ -105,7 +106,7 @@ def public_routes(settings: Settings) -> list[Config]:
             **_sidecar_secret(settings),
         },
         {
-            **_dead_end(settings),
+            **_dead_end(to_nowhere),
             "typed_per_filter_config": {
                 EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
             },
@@ -123,24 +124,23 @@ def public_routes(settings: Settings) -> list[Config]:
             for reads, retried in (({"headers": [_method("GET")]}, SEEN_TOO), ({}, UNSEEN))
         ),
         *_passed_on(settings),
-        _nothing(settings),
+        _nothing(to_nowhere),
     ]
 
 
-def _dead_end(settings: Settings) -> Config:
+def _dead_end(to_nowhere: bool) -> Config:
     """The route of `POST /v1/responses`, which leads nowhere by itself."""
     match = {"path": "/v1/responses", "headers": [_method("POST")]}
-    if settings.cors.origins:
-        # Envoy's cors filter knows no policy of a route that answers by itself.
+    if to_nowhere:
         return {"name": "responses", "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     said = error_body("The request was not handled by the responses adapter.", "server_error", None)
     return direct_response("responses", match, 502, said)
 
 
-def _nothing(settings: Settings) -> Config:
+def _nothing(to_nowhere: bool) -> Config:
     """The route of all paths that do not exist."""
-    if settings.cors.origins:
-        # The same reason; `local_replies` makes it a 404.
+    if to_nowhere:
+        # `local_replies` makes it a 404.
         return {"name": NOTHING, "match": {"prefix": "/"}, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     return direct_response(NOTHING, {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
 

@@ -24,6 +24,7 @@ from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
 from antiphon.envoy.picker_listener import picker_listeners
+from antiphon.envoy.routes import public_routes
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 
@@ -44,9 +45,10 @@ _MANAGER_OPTIONS = (
 _HEADINGS = {
     "connection_manager": """\
 Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
-must not send; local_reply_config.mappers come before your own; the access_log `failures` tells of what only Envoy
-knows; with tracing the sidecar's spans are within Envoy's. Without the path options a path such as /v1//responses
-is matched by none of the routes below.""",
+must not send; local_reply_config.mappers come before your own, and what they do not name keeps your shape; the
+access_log `failures` tells of what only Envoy knows; with tracing the sidecar's spans are within Envoy's. Options that
+you have already get these values: shorter times end answers that models take long for. Without the path options a
+path such as /v1//responses is matched by none of the routes below.""",
     "public_listener": """\
 Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its
 response. (TCP_USER_TIMEOUT is Linux's.)""",
@@ -54,16 +56,21 @@ response. (TCP_USER_TIMEOUT is Linux's.)""",
 Limits of your Envoy's process. Without a limit of its heap clients that do not read may take all memory: a response
 that the sidecar makes (drive) is written whether they read or not.""",
     "http_filter": """\
-An entry of http_filters. Order: after your authentication filters (jwt_authn, ext_authz, oauth2), after rate limits
-that act on the client, before envoy.filters.http.router. It is disabled; only the route `responses` turns it on.""",
+An entry of http_filters, right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz, oauth2),
+roles, limits and compression. It is disabled; only the route `responses` turns it on. Whom your filters turn away there
+gets an error object; elsewhere your own answer. jwt_authn removes the token unless it says `forward: true`, and the
+token is what tells owners apart: else set owner.source to `header`, and that header by claim_to_headers.""",
     "virtual_host": """\
-Fields of your virtual host: every answer names its request; which pages in browsers may ask (cors.origins).""",
+Fields of your virtual host, added to yours: every answer names its request; which pages in browsers may ask
+(cors.origins; leave it unset where your own cors filter decides). Headers that your virtual host adds are missing in
+answers to POST /v1/responses: a filter `header_mutation` before all others adds them everywhere.""",
     "routes": """\
 Routes of your virtual host, in this order, before your own. Leave out the pass-through routes (model...) that clients
 shall not use, and `nothing` unless everything else is to be a 404. The routes `translated...` and `native...` lead to
 your model clusters: adapt their actions (cluster, retries, rate limits) as you like.""",
     "clusters": """\
-Clusters. `model` is your upstream, `model_NAME` a further one: if you have a cluster for it, name it in the routes
+Clusters, with circuit breakers far above Envoy's own, which refuse the 1,025th stream. `nowhere` has no endpoints.
+`model` is your upstream, `model_NAME` a further one: if you have a cluster for it, name it in the routes
 instead.""",
     "listener": """\
 One more listener: the model door, through which the sidecar makes model calls of its own. It must not be reachable by
@@ -84,8 +91,9 @@ def parts(
         "overload_manager": overload_manager(settings),
         "http_filter": [*cors_filters(settings), extproc_filter(settings)],
         "virtual_host": virtual_host(settings),
-        "routes": manager["route_config"]["virtual_hosts"][0]["routes"],
-        "clusters": clusters(settings, sidecars),
+        # Whatever filters there are need a route to act on.
+        "routes": public_routes(settings, to_nowhere=True),
+        "clusters": clusters(settings, sidecars, nowhere=True),
         "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],
         **({"bootstrap_extensions": bootstrap_extensions(settings)} if bootstrap_extensions(settings) else {}),
     }

@@ -10,6 +10,8 @@ Headers = tuple[tuple[str, str], ...]
 
 
 LOCAL_REPLY = "x-antiphon-local-reply"
+OWN_JSON, OWN_STREAM = "antiphon_", "antiphon_stream_"
+"""How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
 """The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
 reason in Envoy's words."""
 

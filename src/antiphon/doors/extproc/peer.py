@@ -18,7 +18,7 @@ from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, Usage
 from antiphon.errors import AntiphonError, ApiError
-from antiphon.types.transport import Headers, header_value
+from antiphon.types.transport import OWN_JSON, Headers, header_value
 
 _PART = 256 * 1024
 _AFTER_THE_END = 5.0
@@ -140,5 +140,5 @@ def final_metadata(exchange: ResponseExchange, finish: Finish, cost_of: CostOf) 
 async def refuse(peer: Peer, error: ApiError, request_id: str) -> None:
     """Answer with an error object at once: legal as the first answer, even in the middle of an upload."""
     headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
-    details = f"antiphon_{error.code or 'refused'}"
+    details = f"{OWN_JSON}{error.code or 'refused'}"
     await peer.send(wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"}))

@@ -53,7 +53,15 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import map_transport_error
-from antiphon.types.transport import BACKEND_HEADER, Headers, UpstreamError, UpstreamFault, header_value
+from antiphon.types.transport import (
+    BACKEND_HEADER,
+    OWN_JSON,
+    OWN_STREAM,
+    Headers,
+    UpstreamError,
+    UpstreamFault,
+    header_value,
+)
 
 # Parts of a stream are small while its model writes.
 _LARGE = 4 * 1024
@@ -297,8 +305,10 @@ class Relay:
             headers, removed = self._response_headers(head)
             await self._peer.send(wire.response_replaced(headers, removed, body, told))
         else:
-            details = f"antiphon_{finish.outcome}"
-            await self._peer.send(wire.immediate(head.status, self._client_headers(), body, details, told))
+            headers = self._client_headers()
+            is_json = header_value(headers, "content-type") == "application/json"
+            details = f"{OWN_JSON if is_json else OWN_STREAM}{finish.outcome}"
+            await self._peer.send(wire.immediate(head.status, headers, body, details, told))
 
     async def _send_ending(self, head: SendHead, finish: Finish) -> None:
         body = self._take_waiting()

@@ -1,0 +1,251 @@
+"""An Envoy that was there before, with the snippet's parts put where their headings say.
+
+Lives here: that merge, as short as an operator would do it, and what must then work. Not here: the foreign
+configuration (`foreign_envoy.yaml`), what the parts hold (`tests/unit/envoy`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import hmac
+import json
+import os
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+import yaml
+
+from antiphon.commands.envoy_config import endpoints
+from antiphon.config.settings import Settings
+from antiphon.envoy.snippet import snippet
+from tests.support.certificates import Authority
+from tests.support.chat_server import ChatServer, Wait, answer, text_stream
+from tests.support.envoy_binary import envoy_binary, envoy_version
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SECONDS = 60.0
+KEY = b"a key of the company's, for tests"
+PAGE = "https://pages.company.example"
+TEXT: dict[str, Any] = {"model": "demo-model", "input": "Hello there"}
+
+
+def merged(foreign: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """The foreign configuration with the parts in it, as their headings say."""
+    static = foreign["static_resources"]
+    (public,) = static["listeners"]
+    manager = public["filter_chains"][0]["filters"][0]["typed_config"]
+    _into(manager, parts["connection_manager"])
+    _into(public, parts["public_listener"])
+    manager["http_filters"][-1:-1] = parts["http_filter"]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    _into(host, parts["virtual_host"])
+    host["routes"][:0] = [one for one in parts["routes"] if one["name"] != "nothing"]
+    static["clusters"] += parts["clusters"]
+    static["listeners"] += parts["listener"]
+    foreign["overload_manager"] = parts["overload_manager"]
+    return foreign
+
+
+def _into(mine: dict[str, Any], part: dict[str, Any]) -> None:
+    """Options that are set get the part's value; lists get the part's entries first."""
+    for name, value in part.items():
+        if isinstance(value, list):
+            mine[name] = [*value, *mine.get(name, [])]
+        elif isinstance(value, dict):
+            _into(mine.setdefault(name, {}), value)
+        else:
+            mine[name] = value
+
+
+def _part(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _token(role: str) -> str:
+    head, claims = ({"alg": "HS256", "kid": "k"}, {"iss": "company", "sub": role, "role": role, "exp": 4102444800})
+    signed = ".".join(_part(json.dumps(one).encode()) for one in (head, claims))
+    return f"{signed}.{_part(hmac.new(KEY, signed.encode(), hashlib.sha256).digest())}"
+
+
+@dataclass
+class Foreign:
+    """The Envoy, as its clients see it."""
+
+    url: str
+    session: aiohttp.ClientSession
+    chat: ChatServer
+    folder: Path
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, role: str | None = "user", **headers: str
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, head, and JSON (or text)."""
+        if role is not None:
+            headers["authorization"] = f"Bearer {_token(role)}"
+        async with self.session.request(method, self.url + path, json=body, headers=headers) as got:
+            text = await got.text()
+            is_json = got.content_type == "application/json"
+            head = {name.lower(): value for name, value in got.headers.items()}
+            return got.status, head, json.loads(text) if is_json else text
+
+
+@pytest.fixture
+async def foreign(folder: Path) -> AsyncIterator[Foreign]:
+    async with ChatServer() as chat, _started(folder, chat) as started:
+        yield started
+
+
+@asynccontextmanager
+async def _started(folder: Path, chat: ChatServer) -> AsyncIterator[Foreign]:
+    authority = Authority(folder)
+    files = authority.sign("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    given = {"data": folder, "upstream": {"url": chat.base_url, "auth": "none"}}
+    settings = Settings.model_validate(given)
+    keys = json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "kid": "k", "k": _part(KEY)}]})
+    text = (Path(__file__).parent / "foreign_envoy.yaml").read_text()
+    names = {"FOLDER": folder, "CERT": files.cert, "KEY": files.key, "PORT": port, "APP": urlsplit(chat.base_url).port}
+    for name, value in names.items():
+        text = text.replace(f" {name} ", f" {value} ").replace(f"{name}/", f"{value}/")
+    theirs = yaml.safe_load(text.replace("JWKS", json.dumps(keys)))
+    whole = merged(theirs, yaml.safe_load(snippet(settings, endpoints(settings), envoy_version())))
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+    log = (folder / "log").open("wb")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    (folder / "settings.yaml").write_text(yaml.safe_dump({**given, "data": str(folder)}))
+    commands = (
+        (sys.executable, "-m", "antiphon", "extproc", "--config", str(folder / "settings.yaml")),
+        (
+            *(str(envoy_binary()), "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "--disable-hot-restart"),
+            # What its access log says is looked at.
+            *("--file-flush-interval-msec", "100"),
+        ),
+    )
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=plain) for command in commands
+    ]
+    try:
+        trust = ssl.create_default_context(cafile=str(authority.ca))
+        connector = aiohttp.TCPConnector(ssl=trust)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
+            made = Foreign(f"https://localhost:{port}", session, chat, folder)
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    assert all(one.returncode is None for one in processes), (folder / "log").read_text()[-3000:]
+                    try:
+                        answered = [await made.ask("GET", "/ready"), await made.ask("POST", "/v1/responses", {})]
+                        if [status for status, _, _ in answered] == [200, 400]:
+                            break
+                    except (OSError, aiohttp.ClientError):
+                        pass
+                    await asyncio.sleep(0.05)
+            yield made
+    finally:
+        log.close()
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def test_their_own_goes_on_and_ours_is_served(foreign: Foreign) -> None:
+    # What was there before.
+    status, head, said = await foreign.ask("GET", "/elsewhere")
+    assert (status, said["company"], head["x-company"]) == (404, "error", "yes")
+    # JSON, stored; the next turn; what is stored, read and deleted.
+    status, head, first = await foreign.ask("POST", "/v1/responses", TEXT)
+    assert (status, first["status"], head.get("x-company")) == (200, "completed", None)
+    assert head["x-request-id"]
+    status, _, second = await foreign.ask("POST", "/v1/responses", {**TEXT, "previous_response_id": first["id"]})
+    assert (status, second["previous_response_id"]) == (200, first["id"])
+    assert len(foreign.chat.requests[-1].json["messages"]) == 3
+    assert "authorization" not in dict(foreign.chat.requests[-1].headers)
+    for path in (f"/v1/responses/{first['id']}", "/v1/models"):
+        status, head, _ = await foreign.ask("GET", path)
+        assert (status, head["x-company"]) == (200, "yes")
+    # The token is what tells owners apart.
+    status, _, said = await foreign.ask("GET", f"/v1/responses/{first['id']}", role="other")
+    assert (status, said["error"]["type"]) == (404, "invalid_request_error")
+    assert (await foreign.ask("DELETE", f"/v1/responses/{first['id']}"))[0] == 200
+    # A refusal that the sidecar sends before it has read the body is no answer of Envoy's.
+    status, head, said = await foreign.ask("POST", "/v1/responses", TEXT, **{"content-encoding": "br"})
+    assert (status, said["error"]["code"]) == (415, "unsupported_content_encoding")
+    status, _, said = await foreign.ask("POST", "/v1/responses", {"input": "x"})
+    assert (status, said["error"]["param"]) == (400, "model")
+    await until(lambda: "POST /v1/chat/completions 200" in (foreign.folder / "access.log").read_text(), SECONDS)
+
+
+async def test_a_stream_is_passed_on_as_it_comes_also_where_answers_are_compressed(foreign: Foreign) -> None:
+    gate = asyncio.Event()
+    parts = text_stream("a", "b")
+    foreign.chat.script(answer(parts=[*parts[:2], Wait(gate), *parts[2:]]))
+    headers = {"authorization": f"Bearer {_token('user')}", "accept-encoding": "gzip"}
+    asked = foreign.session.post(foreign.url + "/v1/responses", json={**TEXT, "stream": True}, headers=headers)
+    async with asked as got:
+        assert (got.status, got.content_type) == (200, "text/event-stream")
+        assert "content-encoding" not in got.headers
+        line = await got.content.readline()
+        assert line.startswith(b"event: response.created")
+        gate.set()
+        assert b"data: [DONE]" in await got.content.read()
+    # Whole answers are compressed, by their filter.
+    async with (
+        aiohttp.ClientSession(auto_decompress=False, connector=foreign.session.connector, connector_owner=False) as raw,
+        raw.post(foreign.url + "/v1/responses", json=TEXT, headers=headers) as got,
+    ):
+        assert got.headers["content-encoding"] == "gzip"
+        assert json.loads(gzip.decompress(await got.read()))["status"] == "completed"
+
+
+async def test_who_their_filters_turn_away_gets_an_error_object(foreign: Foreign) -> None:
+    before = len(foreign.chat.requests)
+    status, _, said = await foreign.ask("POST", "/v1/responses", TEXT, role=None)
+    assert (status, said["error"]["code"]) == (401, "invalid_api_key")
+    status, _, said = await foreign.ask("POST", "/v1/responses", TEXT, role="suspended")
+    assert (status, said["error"]["code"]) == (403, "permission_denied")
+    assert len(foreign.chat.requests) == before
+    assert (await foreign.ask("POST", "/v1/responses", TEXT, role="greedy"))[0] == 200
+    status, _, said = await foreign.ask("POST", "/v1/responses", TEXT, role="greedy")
+    assert (status, said["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert len(foreign.chat.requests) == before + 1
+    # Elsewhere their own shape stays.
+    status, _, said = await foreign.ask("GET", "/v1/models", role=None)
+    assert (status, said["company"], said["text"]) == (401, "error", "Jwt is missing")
+
+
+async def test_pages_in_browsers_by_their_policy(foreign: Foreign) -> None:
+    status, head, _ = await foreign.ask(
+        "OPTIONS", "/v1/responses", role=None, origin=PAGE, **{"access-control-request-method": "POST"}
+    )
+    assert (status, head["access-control-allow-origin"]) == (200, PAGE)
+    for body, wanted in ((TEXT, 200), ({}, 400)):
+        status, head, _ = await foreign.ask("POST", "/v1/responses", body, origin=PAGE)
+        assert (status, head.get("access-control-allow-origin")) == (wanted, PAGE)
+
+
+async def test_a_websocket(foreign: Foreign) -> None:
+    headers = {"authorization": f"Bearer {_token('user')}"}
+    async with foreign.session.ws_connect(foreign.url + "/v1/responses", headers=headers) as socket_:
+        await socket_.send_json({"type": "response.create", **TEXT})
+        kinds: list[str] = []
+        async with asyncio.timeout(SECONDS):
+            while not kinds or kinds[-1] != "response.completed":
+                kinds.append((await socket_.receive_json())["type"])
+        assert kinds[0] == "response.created"
+    await until(lambda: "101" in (foreign.folder / "access.log").read_text(), SECONDS)
