@@ -1,13 +1,29 @@
 # The sidecar, the HTTP door and the demo upstream in one image. Envoy comes from its own image.
+# What is in it, what each extra adds, and how it is checked: docs/containers.md
 ARG BASE=python:3.11-slim
+# The stage that installs; only its folder /opt/antiphon goes into the image. Of the same Debian and Python as BASE.
+ARG BUILD_BASE=${BASE}
 
-FROM ${BASE} AS build
+FROM ${BUILD_BASE} AS build
+RUN command -v strip > /dev/null \
+    || { apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY src ./src
+# Which parts of pyproject.toml's optional dependencies the image has: --build-arg EXTRAS=fast,postgres,s3
+ARG EXTRAS=fast,mcp,otel,postgres,s3
 # PIP_ARGS points pip at another source, for example a folder of wheels: --build-arg PIP_ARGS="--no-index --find-links /wheels"
 ARG PIP_ARGS=""
-RUN python3 -m venv /opt/antiphon && /opt/antiphon/bin/pip install --no-cache-dir ${PIP_ARGS} ".[fast,vector-stores,mcp,otel,s3]"
+# Left out is what no process of ours reads: the installer, tests of libraries, and in libraries the names for debuggers.
+# (Folders *.libs are left alone: their files were rewritten after linking, and strip damages such files.) Compiled
+# bytecode stays: the file system is read-only, and without it every start and every health check compiles anew.
+RUN python3 -m venv /opt/antiphon \
+    && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} ".${EXTRAS:+[$EXTRAS]}" \
+    && /opt/antiphon/bin/pip uninstall --yes --quiet setuptools pip \
+    && cd /opt/antiphon/lib/python3*/site-packages \
+    && find . -type d \( -name tests -o -name test \) -prune -exec rm -rf {} + \
+    && find . -name '*.so' -not -path './*.libs/*' -exec strip --strip-unneeded {} + \
+    && /opt/antiphon/bin/antiphon --version
 
 FROM ${BASE}
 COPY --from=build /opt/antiphon /opt/antiphon
@@ -15,11 +31,12 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
     && install -d -o antiphon -g antiphon -m 0700 /var/lib/antiphon /run/antiphon
 ENV PATH=/opt/antiphon/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
     ANTIPHON_DATA=/var/lib/antiphon \
     ANTIPHON_LOG__FORMAT=json
 USER 10001:10001
 VOLUME ["/var/lib/antiphon", "/run/antiphon"]
 EXPOSE 8080
-HEALTHCHECK --interval=5s --timeout=4s --start-period=10s CMD ["antiphon", "health"]
+HEALTHCHECK --interval=10s --timeout=9s --start-period=10s --retries=6 CMD ["antiphon", "health"]
 ENTRYPOINT ["antiphon"]
 CMD ["extproc"]
