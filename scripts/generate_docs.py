@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from antiphon.commands.envoy_config import endpoints
+from antiphon.config.live import LIVE
 from antiphon.config.settings import Settings, load_settings
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
@@ -50,7 +51,59 @@ def configuration() -> str:
     for path, default, text in rows(Settings):
         shown = "" if default is None else f"`{default}`"
         lines.append(f"| `{path}` | {shown} | {' '.join(text.split()).replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _CHANGE.replace("LIVE", _live())
+
+
+def _live() -> str:
+    """The settings that may change, by section, each section a row."""
+    sections: dict[str, list[str]] = {}
+    for name in LIVE:
+        section, dot, _ = name.partition(".")
+        sections.setdefault(section if dot else name, []).append(name)
+    rows = []
+    for section, names in sections.items():
+        whole = names == [section]
+        said = "all of it" if whole else ", ".join(f"`{name.partition('.')[2]}`" for name in names)
+        rows.append(f"| `{section}` | {said} |")
+    return "\n".join(rows)
+
+
+_CHANGE = """
+## Change without restart
+
+SIGHUP, or a settings file that has changed (looked at each second, with `reload.watch`), has `antiphon up`, `serve`
+and `extproc` read their settings again: the file, the environment and flags that they were started with, which go
+before the file as ever. They are checked as at a start, and then taken whole or refused whole. A refusal is the line
+`settings_refused` with the sentence that a start would give, and the settings from before stay in use.
+
+- **The file** is followed through symbolic links, so that a ConfigMap of Kubernetes (`..data` is renamed over) is
+  seen. A file is read when it has kept still for a second. The same content is no change. SIGHUP takes what is there
+  in any case, and so reads certificates again that settings name.
+- **Requests in flight** end with the settings that they began with, those that come are served with the new ones. A
+  WebSocket takes them with its next turn (its own `websocket.*` and largest frame with the next connection), a
+  background response when it begins to run. What old requests used (connections to upstreams, MCP sessions, tools) is
+  closed when the last of them has ended, or after `timeouts.response`. Requests can be in flight under 16 earlier
+  settings at once; a change beyond that is refused.
+- **What is kept**: stores, sandboxes, counters, and how much is in flight; of smaller limits nothing that was let in
+  is cut.
+- **All workers of `antiphon up`** swap, or none: each makes ready what it needs, and when all are, they swap. SIGHUP
+  goes to `antiphon up`; workers do not listen to it. A worker that is replaced starts with the settings in use.
+- **Numbers**: `config_reloads_total`, `config_last_reload_successful`, `settings_loaded_timestamp_seconds`.
+
+What can change is made anew from the settings. Everything else needs a restart, and a change to it is refused, naming
+it: addresses, `data`, `state`, `workers`, `door`, keys of owners and sealing, what stores go by, drains, logs.
+
+| setting | what of it can change |
+| --- | --- |
+LIVE
+
+**Behind Envoy** a part of these shapes Envoy's configuration, which Envoy reads at its start: URLs, keys, hosts and
+certificates of upstreams, which upstreams there are and in which lists, headers and paths that are let through,
+`timeouts.connect` and `head`, `cors.origins`. Both configurations are made and compared; where they differ the change
+is refused, naming the settings it comes from. Models, aliases, profiles, prices, limits and tools change there too, and
+so do `models` and `owner.api_keys` where there are some before and after (with the first of them, Chat Completions take
+another way through Envoy). With the HTTP door all of the table changes.
+"""
 
 
 def compose_bootstrap() -> str:
@@ -309,8 +362,9 @@ No counter, and no bucket, count or sum of a histogram, goes backwards or away w
 - **Several scrapers** may ask at a time: answers that overtake each other take nothing back.
 - **Sums are exact.** Sums of floats depend on their order, and to Prometheus one bit less is a counter that began anew.
 - **`process_start_time_seconds`** is the start of `antiphon up`, since which all its counters count. It does not move
-  with a worker. Another `antiphon up` (there is no reload: new settings are a new one) begins at nothing, with all
-  series together and a later start. Of one worker's own `/metrics` the same holds for that worker.
+  with a worker, nor with settings that change ([configuration.md](configuration.md#change-without-restart)). Another
+  `antiphon up` begins at nothing, with all series together and a later start. Of one worker's own `/metrics` the same
+  holds for that worker.
 - **Gauges** are of those that live. Of what all share (the queue, sizes, `disk_free_bytes`) the largest is shown, not
   the sum. No counter is kept in a database.
 

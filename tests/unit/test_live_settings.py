@@ -54,12 +54,12 @@ def test_every_live_name_is_a_setting() -> None:
         assert any(path == name or path.startswith(f"{name}.") for path in paths), name
 
 
-@pytest.mark.parametrize("name", ["upstreams.a.url", "upstream.url", "models", "fetch.http", "log.level"])
+@pytest.mark.parametrize("name", ["upstreams.a.url", "upstream.url", "models", "fetch.http", "websocket.ping"])
 def test_a_section_stands_for_all_in_it(name: str) -> None:
     assert is_live(name)
 
 
-@pytest.mark.parametrize("name", ["workers", "data", "state.url", "log.format", "tools.concurrent", "timeouts.drain"])
+@pytest.mark.parametrize("name", ["workers", "data", "state.url", "log.level", "tools.concurrent", "timeouts.drain"])
 def test_what_is_not_named_needs_a_restart(name: str) -> None:
     assert not is_live(name)
 

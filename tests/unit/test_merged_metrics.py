@@ -75,6 +75,7 @@ def test_what_all_of_them_show_of_one_thing_is_not_added_up() -> None:
     shared = {"background_queued", "background_oldest_queued_seconds", "database_bytes", "blobs_bytes"}
     shared |= {f"database_{name}" for name in ("table_bytes", "connections", "connections_max", "oldest_xmin_age")}
     shared |= {"not_ready_seconds", "disk_free_bytes", "settings_loaded_timestamp_seconds", "build_info"}
+    shared |= {"config_last_reload_successful"}
     assert shared == {one.name for one in METRICS if one.merged == "max"}
     for pid, queued in ((1, 5.0), (2, 7.0)):
         metrics = Metrics()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from antiphon.commands import guard
+from antiphon.commands.orders import Orders
 from antiphon.commands.process import CLOSING_SECONDS, ORPHAN_SECONDS
 
 _KEPT_LINES = 20
@@ -43,8 +44,16 @@ class ParentPipe:
 class Child:
     """One running child process. `write_line` gets each line it prints, without the line end."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, write_line: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        write_line: Callable[[str, str], None],
+        orders: Orders | None = None,
+    ) -> None:
         self.name = name
+        self.orders = orders
+        """What it can be told; not a foreign program."""
         self._process = process
         self._write_line = write_line
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -66,18 +75,27 @@ class Child:
         get `--parent-pipe`, and are killed only when they do not end by themselves."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guarded = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), f"{seconds:g}", *command]
-        process = await asyncio.create_subprocess_exec(
-            *guarded,
-            *(() if foreign else ("--parent-pipe", str(pipe.reading))),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(environ),
-            pass_fds=(pipe.reading,),
-            # A session of its own: a terminal's Ctrl-C must reach the parent alone, which stops its children in order.
-            start_new_session=True,
-        )
-        return cls(name, process, write_line)
+        orders = None if foreign else Orders()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *guarded,
+                *(() if foreign else ("--parent-pipe", str(pipe.reading))),
+                stdin=asyncio.subprocess.DEVNULL if orders is None else orders.theirs.fileno(),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=dict(environ),
+                pass_fds=(pipe.reading,),
+                # A session of its own: Ctrl-C must reach the parent alone, which stops its children in order.
+                start_new_session=True,
+            )
+        except BaseException:
+            if orders is not None:
+                orders.close()
+            raise
+        finally:
+            if orders is not None:
+                orders.started()
+        return cls(name, process, write_line, orders)
 
     @property
     def pid(self) -> int:
@@ -123,15 +141,19 @@ class Child:
     async def _read(self, stream: asyncio.StreamReader) -> None:
         """Cut the output into lines; a line that does not end is cut at a length."""
         pending = b""
-        while data := await stream.read(_LONGEST_LINE):
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                self._take(line)
-            if len(pending) > _LONGEST_LINE:
+        try:
+            while data := await stream.read(_LONGEST_LINE):
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                if len(pending) > _LONGEST_LINE:
+                    self._take(pending)
+                    pending = b""
+            if pending:
                 self._take(pending)
-                pending = b""
-        if pending:
-            self._take(pending)
+        finally:
+            if self.orders is not None:
+                self.orders.close()
 
     def _take(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()

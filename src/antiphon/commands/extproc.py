@@ -11,9 +11,11 @@ import structlog
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.envoy_config import endpoints, numbered
-from antiphon.commands.flags import settings_of
+from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import warn_of_contents_here
 from antiphon.config.settings import Settings
@@ -29,11 +31,12 @@ _NOTICE_SECONDS = 2.0
 
 
 def run(arguments: argparse.Namespace) -> int:
+    file = SettingsFile.of(settings_file(arguments))
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)
     if arguments.parent_pipe is None:
         warn_of_contents_here(settings)
-    return run_loop(_serve(settings, arguments.worker, arguments.parent_pipe))
+    return run_loop(_serve(arguments, settings, file))
 
 
 def _tls(settings: Settings) -> TlsFiles | None:
@@ -41,8 +44,9 @@ def _tls(settings: Settings) -> TlsFiles | None:
     return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
 
 
-async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> int:
-    signals = StopSignals(parent_pipe, settings.timeouts.drain)
+async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
+    worker = arguments.worker
+    signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="envoy")
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
@@ -64,7 +68,8 @@ async def _serve(settings: Settings, worker: int, parent_pipe: int | None) -> in
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         where = settings.metrics.listen
-        async with metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics):
+        listening = metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics)
+        async with listening, reloading(app, signals, arguments, file, envoy=True):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())

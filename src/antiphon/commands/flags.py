@@ -96,6 +96,12 @@ def _choices(kind: Any) -> list[str]:
     return [one for part in get_args(kind) for one in ([part] if isinstance(part, str) else _choices(part))]
 
 
+def settings_file(arguments: argparse.Namespace) -> Path | None:
+    """The settings file of a parsed command line, or of the environment."""
+    given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
+    return Path(given) if given else None
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
     paths = {".".join(flag.path) for group in _ALL for flag in group.values()}
@@ -113,8 +119,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         if not os.environ.get(variable):
             raise ConfigError(f"--api-key-env: the variable {variable} is not set")
         flags.setdefault("upstream", {})["api_key"] = os.environ[variable]
-    given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
-    settings = load_settings(flags, dict(os.environ), Path(given) if given else None)
+    settings = load_settings(flags, dict(os.environ), settings_file(arguments))
     _check_profiles(settings)
     return settings
 

@@ -14,6 +14,7 @@ import resource
 import selectors
 import signal
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -59,6 +60,20 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
         return runner.run(main)
 
 
+def hears_hangup() -> bool:
+    """Whether SIGHUP means anything: under nohup it is ignored, and stays so."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def on_terminal() -> bool:
+    """Whether standard input is a terminal that is there. One that is closed sends SIGHUP too, which means the end."""
+    try:
+        termios.tcgetattr(0)
+    except (OSError, termios.error):
+        return False
+    return True
+
+
 def time_to_cut(drain: float) -> float:
     """Of the seconds for a drain, those in which what still runs then is cut and stored: begun any later, that would
     not be over when the process must end."""
@@ -84,6 +99,9 @@ class StopSignals:
     def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
+        self.hangup = asyncio.Event()
+        """SIGHUP: the settings are to be read again. In a worker, whose parent does that, it says nothing."""
+        self._terminal = on_terminal()
         self._drain = drain
         self._signals = 0
         self._because, self._seconds = "", drain
@@ -91,7 +109,7 @@ class StopSignals:
         self._last: float | None = None
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hears_hangup() else [])):
             signal.signal(number, _do_nothing)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         # A daemon: it goes on until the very end of the interpreter, which may wait for other threads for ever.
@@ -150,7 +168,10 @@ class StopSignals:
         self._end_now()
 
     def _on_signal(self, number: int) -> None:
-        if number not in (signal.SIGTERM, signal.SIGINT):
+        if number == signal.SIGHUP and not (self._terminal and not on_terminal()):
+            self._tell(self.hangup.set)
+            return
+        if number not in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             return
         self._signals += 1
         if self._signals == 1:

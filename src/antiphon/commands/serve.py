@@ -8,9 +8,11 @@ from contextlib import nullcontext
 
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
-from antiphon.commands.flags import settings_of
+from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
     asking_upstreams,
@@ -24,16 +26,18 @@ from antiphon.observability.logs import configure
 
 
 def run(arguments: argparse.Namespace) -> int:
+    file = SettingsFile.of(settings_file(arguments))
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)
     if arguments.parent_pipe is None:
         warn_of_open_listener(settings)
         warn_of_few_descriptors(settings)
         warn_of_contents_here(settings)
-    return run_loop(_serve(settings, arguments.parent_pipe, arguments.private_port, arguments.shared_port))
+    return run_loop(_serve(arguments, settings, file))
 
 
-async def _serve(settings: Settings, parent_pipe: int | None, private_port: str | None, shared_port: bool) -> int:
+async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
+    parent_pipe, private_port = arguments.parent_pipe, arguments.private_port
     signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="http")
     door = HttpDoor(app.current, private=False)
@@ -48,9 +52,10 @@ async def _serve(settings: Settings, parent_pipe: int | None, private_port: str 
     try:
         if private_port is not None:
             await private.start(private_port)
-        bound = await door.start(settings.listen, shared_port=shared_port)
+        bound = await door.start(settings.listen, shared_port=arguments.shared_port)
         asking = asking_upstreams(settings) if parent_pipe is None else nullcontext()
-        async with metrics_listener(settings.metrics.listen, app.context.telemetry.metrics), asking:
+        listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics)
+        async with listening, asking, reloading(app, signals, arguments, file, envoy=False):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())

@@ -21,6 +21,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -34,12 +35,14 @@ from antiphon.commands.child_settings import envoy_environment, file_values, pla
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_config import endpoints
-from antiphon.commands.flags import settings_of
+from antiphon.commands.flags import settings_file
 from antiphon.commands.listen_address import answers, free_address, join_address
 from antiphon.commands.merged_metrics import MergedMetrics
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.named_files import check_named_files
-from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest
+from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest, hears_hangup, on_terminal
+from antiphon.commands.readiness import START_SECONDS, announce, poll
+from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
@@ -49,6 +52,8 @@ from antiphon.commands.start_warnings import (
     warn_of_open_listener,
 )
 from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
+from antiphon.commands.up_reload import UpReload, read_settings
+from antiphon.commands.worker_reload import swap_workers
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, version_of
@@ -61,7 +66,6 @@ from antiphon.types.transport import SECRET_HEADER
 
 _log = structlog.get_logger(__name__)
 
-_START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _CLOSING_SECONDS = 1.7
@@ -75,16 +79,12 @@ _HURRY_SECONDS = 0.5
 _MEASURE_SECONDS = 2.0
 _ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 
-
 _T = TypeVar("_T")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = settings_of(arguments)
-    if settings.log.format == "auto":
-        # Decided here: for the children standard error is always a pipe.
-        form = "console" if sys.stderr.isatty() else "json"
-        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
+    file = SettingsFile.of(settings_file(arguments))
+    given = settings = read_settings(arguments)
     configure(settings.log.level, settings.log.format)
     check_named_files(settings)
     settings = settings.model_copy(update={"listen": free_address(settings.listen)})
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     warn_of_contents_here(settings)
     # Not on uvloop: its subprocesses inherit descriptors they were not given.
     try:
-        return asyncio.run(_run(settings))
+        return asyncio.run(_run(settings, UpReload(given, partial(read_settings, arguments), file)))
     except ConfigError:
         raise
     except AntiphonError as error:
@@ -105,13 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
-async def _run(settings: Settings) -> int:
-    return await _Up(settings).run()
+async def _run(settings: Settings, reload: UpReload) -> int:
+    return await _Up(settings, reload).run()
 
 
 class _Up:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reload: UpReload) -> None:
         self._settings = settings
+        self._reload = reload
         self._metrics_at = settings.metrics.listen
         self._pipe = ParentPipe()
         self._workers: list[Supervised] = []
@@ -143,6 +144,13 @@ class _Up:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        terminal = on_terminal()
+        if hears_hangup():
+            # A terminal that was closed means the end.
+            def on_hangup() -> None:
+                (on_signal if terminal and not on_terminal() else self._reload.hangup.set)()
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
         with run_folder(self._settings.data) as folder:
             try:
@@ -159,10 +167,10 @@ class _Up:
             return 0
         for process in self._processes():
             process.everything_is_ready()
-        self._announce(where)
+        announce(self._settings, where)
         tell("READY=1")
         async with asking_upstreams(self._settings):
-            await self._until(stop, asyncio.Event().wait())
+            await self._until(stop, self._reload.run(partial(self._take, folder)))
         tell("STOPPING=1")
         # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
         seconds = self._drain_seconds
@@ -196,6 +204,15 @@ class _Up:
             stopped.cancel()
             await asyncio.wait({task, stopped})
 
+    async def _take(self, folder: Path, settings: Settings) -> None:
+        """Have all workers serve with other settings. Raises `ConfigError` when one cannot; then none does."""
+        taken = placed_in(settings.model_copy(update={"listen": self._settings.listen}), folder)
+
+        def commit() -> None:
+            self._settings = taken
+
+        await swap_workers(self._workers, taken, commit)
+
     # Start
 
     async def _start(self, folder: Path) -> str:
@@ -214,7 +231,7 @@ class _Up:
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(folder, f"sidecar {number}", place.http, "extproc", "--worker", str(number))
         # The sidecars first: Envoy's first health check then finds them.
-        await _poll(self._all_serving, "the sidecar processes")
+        await poll(self._all_serving, "the sidecar processes")
         admin = self._admin = EnvoyAdmin(settings.place(settings.envoy.admin))
 
         async def start() -> Child:
@@ -224,18 +241,18 @@ class _Up:
             )
 
         self._envoy = self._supervise("envoy", start, is_ready=admin.is_live, is_alive=admin.is_live)
-        await _poll(admin.is_live, "Envoy")
+        await poll(admin.is_live, "Envoy")
         all_healthy = 2 * settings.workers
 
         async def healthy() -> bool:
             return await admin.healthy_endpoints("sidecar_grpc", "sidecar_http") == all_healthy
 
-        await _poll(healthy, "the sidecar processes, as Envoy sees them,")
+        await poll(healthy, "the sidecar processes, as Envoy sees them,")
         host, port = parse_address(settings.listen)
         where = join_address(host, port or await admin.bound_port("public") or 0)
         # Another Envoy must listen where this one does.
         self._settings = settings.model_copy(update={"listen": where})
-        await _poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
+        await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
 
     def _envoy_command(self, binary: Path, folder: Path) -> list[str]:
@@ -267,11 +284,11 @@ class _Up:
                 private = f"unix:{folder}/http-{number}.sock"
                 name = f"http door {number}"
                 self._add_worker(folder, name, private, "serve", *shared, "--private-port", private)
-            await _poll(self._all_serving, "the HTTP door")
+            await poll(self._all_serving, "the HTTP door")
         where = join_address(host, port or self._output.port)
         # Another worker must listen where this one does.
         self._settings = self._settings.model_copy(update={"listen": where})
-        await _poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
+        await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
 
     def _add_worker(self, folder: Path, name: str, private: str, *command: str) -> None:
@@ -286,11 +303,18 @@ class _Up:
 
         async def start() -> Child:
             file = folder / "settings.json"
-            write_private(file, json.dumps(file_values(self._settings)))
-            arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
-            self._output.serving.discard(name)
-            environ = worker_environment(self._settings)
-            return await Child.start(name, arguments, environ, pipe=self._pipe, write_line=self._output.take)
+            while True:
+                given = self._settings
+                write_private(file, json.dumps(file_values(given)))
+                arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
+                self._output.serving.discard(name)
+                environ = worker_environment(given)
+                child = await Child.start(name, arguments, environ, pipe=self._pipe, write_line=self._output.take)
+                if given is self._settings:
+                    return child
+                # Others came meanwhile.
+                child.kill()
+                await child.wait()
 
         async def is_ready() -> bool:
             return name in self._output.serving
@@ -314,7 +338,7 @@ class _Up:
         is_ready: Callable[[], Awaitable[bool]],
         is_alive: Callable[[float], Awaitable[bool]],
     ) -> Supervised:
-        policy = RestartPolicy(hung=self._settings.timeouts.hung, starting=_START_SECONDS)
+        policy = RestartPolicy(hung=self._settings.timeouts.hung, starting=START_SECONDS)
         process = Supervised(name, start, is_ready=is_ready, is_alive=is_alive, policy=policy)
 
         def gave_up(task: asyncio.Task[NoReturn]) -> None:
@@ -333,23 +357,6 @@ class _Up:
     async def _all_serving(self) -> bool:
         return len(self._output.serving) == self._settings.workers
 
-    def _announce(self, where: str) -> None:
-        print(f"ready: http://{where}/v1", flush=True)
-        if sys.stderr.isatty():
-            settings = self._settings
-            door = "Envoy" if settings.door == "envoy" else "the HTTP door"
-            lines = (
-                f"  clients    http://{where}/v1, answered by {door} and {settings.workers} worker process(es)",
-                *(
-                    f"  upstream   {one.url}, credentials: {one.auth_mode.value}"
-                    + ("" if name == "default" else f", for the models of {name}")
-                    for name, one in settings.every_upstream.items()
-                ),
-                f"  data       {settings.data}",
-                "  Ctrl-C     finishes what is in flight and stops; again stops at once",
-            )
-            print("\n".join(lines), file=sys.stderr, flush=True)
-
     # Numbers
 
     async def _measured(self) -> bytes:
@@ -361,7 +368,7 @@ class _Up:
             self._merged.forget(process.name, process.life + ended)
             restarts.add_metric((process.name, "died"), process.died)
             restarts.add_metric((process.name, "hung"), process.hung)
-        return self._merged.render([restarts])
+        return self._merged.render([restarts, *self._reload.measured()])
 
     # Stop
 
@@ -435,13 +442,3 @@ class _Up:
         left = self._left()
         await asyncio.gather(*(child.stop(left) for child in children))
         self._pipe.close()
-
-
-async def _poll(check: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Ask until it holds. Raises `AntiphonError` when it takes too long."""
-    clock = asyncio.get_running_loop().time
-    last = clock() + _START_SECONDS
-    while not await check():
-        if clock() > last:
-            raise AntiphonError(f"{what} did not get ready within {_START_SECONDS:g} s; the log says more")
-        await asyncio.sleep(_POLL_SECONDS)

@@ -64,7 +64,6 @@ LIVE = (
     "timeouts.no_output",
     "timeouts.error_body",
     "timeouts.response",
-    "log.level",
 )
 """What is made anew of changed settings. A section stands for all in it."""
 

@@ -22,6 +22,13 @@ class LogSettings(Section):
     """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
 
 
+class ReloadSettings(Section):
+    """Reading the settings again while it runs (SIGHUP does so in any case)."""
+
+    watch: bool = True
+    """Look at the settings file each second, and take a changed one, as SIGHUP would."""
+
+
 class MetricsSettings(Section):
     listen: str | None = None
     """Where Prometheus finds `/metrics`, `HOST:PORT` (port 0: any free port), for everybody who can reach it: with `up`

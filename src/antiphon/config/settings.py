@@ -20,7 +20,14 @@ from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, T
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.prices import PriceSettings
 from antiphon.config.problems import wrong_values
-from antiphon.config.processes import EnvoySettings, LogSettings, MetricsSettings, SidecarSettings, TracingSettings
+from antiphon.config.processes import (
+    EnvoySettings,
+    LogSettings,
+    MetricsSettings,
+    ReloadSettings,
+    SidecarSettings,
+    TracingSettings,
+)
 from antiphon.config.section import Section, parse_address
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
 from antiphon.config.state import (
@@ -96,6 +103,7 @@ class Settings(Section):
     cors: CorsSettings = CorsSettings()
     conversations: ConversationSettings = ConversationSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    reload: ReloadSettings = ReloadSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()

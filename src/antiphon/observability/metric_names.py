@@ -216,6 +216,15 @@ BLOBS = _shared("blobs_bytes", "Contents of files, as the database knows them.")
 DISK_FREE = _shared("disk_free_bytes", "Free for this process on the data folder's disk.")
 LOG_DROPPED = _counter("log_lines_dropped_total", "Log lines that nobody read in time.")
 LOADED = _shared("settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
+RELOADS = _counter(
+    "config_reloads_total",
+    "Times that the settings were read again while it ran.",
+    result="`accepted`: they are in use; `refused`: those from before are",
+)
+RELOADED = _shared(
+    "config_last_reload_successful",
+    "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
+)
 BUILD = _shared(
     "build_info",
     "Always 1.",
@@ -230,7 +239,7 @@ METRICS = (
     TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, CUT, COMPACTIONS, CONFLICTS, SEALS_REFUSED,
     ATTEMPTS, GIVEN_BACK, LOST, NOT_READY, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE,
     WRITER_GROUP, READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, TABLES, CONNECTIONS, MOST_CONNECTIONS,
-    OLDEST_XMIN, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, BUILD,
+    OLDEST_XMIN, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, RELOADS, RELOADED, BUILD,
 )  # fmt: skip
 """All there are, in the order of the docs."""
 

@@ -1,0 +1,119 @@
+"""Reading the settings again while a process serves: when, and what is said of it.
+
+Lives here: SIGHUP and the watch on the settings file, and the line that says what came of it. Not here: what may change
+(`reload_checks.py`), the swap (`app/built.py`), a process that is alone (`own_reload.py`), the workers of `up`
+(`worker_reload.py`).
+
+Invariants: settings are swapped whole or refused whole, and each try leaves one line, which names settings and never
+their values; a file is read when it has kept still for a moment, and what has the same content is no change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from antiphon.errors import ConfigError
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 1.0
+_Seen = tuple[int, ...] | None
+
+
+class SettingsFile:
+    """Looks at a file by its path, through all symbolic links: where one is put in place of another (a ConfigMap of
+    Kubernetes), the file is another one too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = self._where()
+        self._content = self._digest()
+        self._still = True
+
+    @classmethod
+    def of(cls, path: Path | None) -> SettingsFile | None:
+        """Of a process that may have none. Made before the file is read: what changes from then on is seen."""
+        return cls(path) if path is not None else None
+
+    def has_changed(self) -> bool:
+        """Whether it has another content since it was told last, and had it at the last look already: who writes it in
+        pieces is given time to end. A file that is gone has changed too, once."""
+        at = self._where()
+        if at != self._at:
+            self._at, self._still = at, False
+            return False
+        if self._still:
+            return False
+        self._still = True
+        content, former = self._digest(), self._content
+        self._content = content
+        return content != former
+
+    def was_read(self) -> None:
+        """Its content of this moment is no news any more."""
+        self._at, self._content, self._still = self._where(), self._digest(), True
+
+    def _where(self) -> _Seen:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _digest(self) -> bytes:
+        try:
+            return hashlib.sha256(self._path.read_bytes()).digest()
+        except OSError:
+            return b""
+
+
+async def reasons(
+    hangup: asyncio.Event,
+    file: SettingsFile | None,
+    tell: Callable[[str], Awaitable[None]],
+    look: float = _LOOK_SECONDS,
+) -> None:
+    """Call `tell` with the reason, one after the other, whenever settings are to be read: for ever."""
+    while True:
+        try:
+            async with asyncio.timeout(look if file is not None else None):
+                await hangup.wait()
+        except TimeoutError:
+            assert file is not None
+            # In a thread: its disk may stand still.
+            if await asyncio.to_thread(file.has_changed):
+                await tell("the file has changed")
+            continue
+        hangup.clear()
+        if file is not None:
+            await asyncio.to_thread(file.was_read)
+        await tell("SIGHUP")
+
+
+class Results:
+    """What came of reading the settings again. `count` is told `accepted` or `refused`."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
+
+    async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
+        """Wait for it, count it and say it in one line; nothing is raised."""
+        try:
+            changed = await reload
+        except ConfigError as error:
+            self._refused(because, str(error))
+        except Exception as bug:
+            self._refused(because, f"it failed here: {type(bug).__name__}", exc_info=True)
+        else:
+            self._count("accepted")
+            _log.info("settings_reloaded", because=because, changed=list(changed))
+
+    def _refused(self, because: str, problem: str, *, exc_info: bool = False) -> None:
+        self._count("refused")
+        advice = "the settings from before stay in use"
+        _log.error("settings_refused", because=because, problem=problem, advice=advice, exc_info=exc_info or None)

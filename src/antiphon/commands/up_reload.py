@@ -1,0 +1,71 @@
+"""Other settings for everything that `antiphon up` runs.
+
+Lives here: reading them, what a child of it is to get, counting. Not here: when (`reloading.py`), what may change
+(`reload_checks.py`), the workers' agreement (`worker_reload.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from antiphon.commands.flags import settings_of
+from antiphon.commands.named_files import check_named_files
+from antiphon.commands.reload_checks import check_change
+from antiphon.commands.reloading import Results, SettingsFile, reasons
+from antiphon.config.settings import Settings
+from antiphon.observability.metric_names import RELOADED, RELOADS
+from antiphon.observability.tallies import gauge
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings of `up`. Raises `ConfigError`."""
+    settings = settings_of(arguments)
+    if settings.log.format == "auto":
+        # Decided here: for the children standard error is always a pipe.
+        form: Literal["console", "json"] = "console" if sys.stderr.isatty() else "json"
+        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
+    return settings
+
+
+class UpReload:
+    """`read` reads the settings as the start did; `take` brings the workers to them, or raises `ConfigError`."""
+
+    def __init__(self, settings: Settings, read: Callable[[], Settings], file: SettingsFile | None) -> None:
+        self.hangup = asyncio.Event()
+        """SIGHUP came."""
+        self._before = settings
+        self._read = read
+        self._file = file if settings.reload.watch else None
+        self._counts = {"accepted": 0, "refused": 0}
+        self._last = "accepted"
+
+    async def run(self, take: Callable[[Settings], Awaitable[Any]]) -> None:
+        """Whenever there is a reason, till it is cancelled."""
+        results = Results(self._count)
+        await reasons(self.hangup, self._file, lambda because: results.of(because, self._reload(take)))
+
+    def measured(self) -> list[Metric]:
+        """What came of it until now."""
+        counted = CounterMetricFamily(RELOADS.name, RELOADS.text, labels=tuple(RELOADS.labels))
+        for result, count in self._counts.items():
+            counted.add_metric((result,), count)
+        return [counted, gauge(RELOADED, float(self._last == "accepted"))]
+
+    def _count(self, result: str) -> None:
+        self._counts[result] += 1
+        self._last = result
+
+    async def _reload(self, take: Callable[[Settings], Awaitable[Any]]) -> tuple[str, ...]:
+        after = await asyncio.to_thread(self._read)
+        changed = await asyncio.to_thread(check_change, self._before, after, envoy=after.door == "envoy")
+        await asyncio.to_thread(check_named_files, after)
+        await take(after)
+        self._before = after
+        return changed
