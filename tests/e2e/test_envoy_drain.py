@@ -24,8 +24,8 @@ STREAM = {"model": "m", "input": "hi", "stream": True}
 
 
 @asynccontextmanager
-async def _draining(notice: int, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = ("bash", str(SCRIPT), str(notice), str(port))
+async def _draining(notice: int, port: int, *others: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = ("bash", str(SCRIPT), str(notice), str(port), *map(str, others))
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     try:
         yield process
@@ -76,4 +76,33 @@ async def test_an_envoy_leaves_when_its_last_answer_is_whole(
             body += await stream.content.read()
             assert await process.wait() == 0
     assert b"response.completed" in body
+    assert await gateway.stop() == 0
+
+
+async def test_what_is_left_is_a_websocket(server: ChatServer, folder: Path, unused_tcp_port: int) -> None:
+    """The sidecar is told to leave, which ends it; and who waits for an answer ends with the time."""
+    environ = {"ANTIPHON_ENVOY__ADMIN": f"127.0.0.1:{unused_tcp_port}"}
+    gateway = await start_gateway(server.base_url, folder, environ=environ)
+    gate, told = asyncio.Event(), folder / "leave"
+    server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    async with (
+        asyncio.timeout(SECONDS),
+        aiohttp.ClientSession() as session,
+        session.ws_connect(gateway.base_url + "/responses") as socket,
+    ):
+        async with session.post(gateway.base_url + "/responses", json=STREAM) as stream:
+            await stream.content.readuntil(b"output_text.delta")
+            # The seconds in all are over: somebody else ends what there is.
+            async with _draining(0, unused_tcp_port, 1, told) as process:
+                assert await process.wait() == 0
+            assert told.exists()
+            told.unlink()
+            gate.set()
+            await stream.content.read()
+        async with _draining(0, unused_tcp_port, int(SECONDS), told) as process:
+            while not told.exists():
+                await asyncio.sleep(0.05)
+            assert process.returncode is None
+            await socket.close()
+            assert await process.wait() == 0
     assert await gateway.stop() == 0

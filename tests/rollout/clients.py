@@ -13,6 +13,7 @@ Invariant: every request has an end of its own (`patience`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -127,7 +128,9 @@ class Clients:
             while not self.stopping:
                 asking = {"type": "response.create", "model": "demo", "input": f"count to {self.words // 2}"}
                 seen.asked += 1
-                await socket.send_json(asking)
+                # Told to go while it paused: what it was told is read below.
+                with contextlib.suppress(aiohttp.ClientConnectionResetError):
+                    await socket.send_json(asking)
                 if not await self._turn(socket):
                     ended = time.monotonic()
                     break

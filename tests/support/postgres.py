@@ -145,6 +145,11 @@ class PostgresServer:
         while self._children() and time.monotonic() < end:
             time.sleep(0.01)
 
+    def let_in(self, rule: str) -> None:
+        """Another line of who may come (pg_hba.conf), from the next start on."""
+        hba = self._data / "pg_hba.conf"
+        hba.write_text(f"{rule}\n{hba.read_text()}")
+
     def stop(self) -> None:
         """As an operator's restart: connections are cut, nothing is lost."""
         assert self._process is not None

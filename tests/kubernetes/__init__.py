@@ -1,0 +1,1 @@
+"""`scripts/kubernetes`: the chart on a real cluster. No test of pytest's: it needs one."""

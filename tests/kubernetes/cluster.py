@@ -1,0 +1,193 @@
+"""kubectl and helm, and one namespace with a chat server, a release and clients in it.
+
+Lives here: the commands. Not here: in which order, and what is made of what they say.
+
+Invariant: every command has an end; what fails raises with what was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.helm.rendering import CHART, ROOT
+
+_LOAD = ("tests/rollout/clients.py", "tests/support/streams.py", "tests/kubernetes/load.py")
+_CHAT = (
+    "from aiohttp import web; from antiphon.demo_upstream import make_app; "
+    "web.run_app(make_app(pause=0.5), port=8081, access_log=None)"
+)
+Object = dict[str, Any]
+
+
+class Wrong(Exception):
+    """A command failed, or something did not come about in time."""
+
+
+async def run(*command: str, given: str = "", seconds: float = 300.0) -> str:
+    """What it printed. Raises `Wrong`."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate(given.encode())
+    except TimeoutError:
+        process.kill()
+        raise Wrong(f"{' '.join(command[:6])}: not done after {seconds:g} s") from None
+    if process.returncode:
+        raise Wrong(f"{' '.join(command[:6])}: {err.decode().strip() or out.decode().strip()}")
+    return out.decode()
+
+
+async def eventually(what: str, look: Callable[[], Awaitable[bool]], seconds: float = 240.0) -> float:
+    """Wait until it is so; the seconds that took. Raises `Wrong`."""
+    begun = time.monotonic()
+    while not await look():
+        if time.monotonic() - begun > seconds:
+            raise Wrong(f"{what}: not so after {seconds:g} s")
+        await asyncio.sleep(0.3)
+    return time.monotonic() - begun
+
+
+@dataclass
+class Place:
+    """One namespace, with a release `antiphon` of the shape. `values`: what each installation is given."""
+
+    shape: str
+    namespace: str
+    values: Object
+    image: str
+    """REPOSITORY:TAG of the clients and of the chat server."""
+
+    async def kubectl(self, *arguments: str, given: str = "", seconds: float = 300.0) -> str:
+        return await run("kubectl", "-n", self.namespace, *arguments, given=given, seconds=seconds)
+
+    async def helm(self, verb: str, image: str, *arguments: str, seconds: float = 300.0) -> str:
+        """Install or upgrade, and wait until all pods are ready."""
+        repository, _, tag = image.rpartition(":")
+        values = {**self.values, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
+        command = ["helm", verb, "antiphon", str(CHART), "-n", self.namespace, "--values", "-", "--wait"]
+        command += ["--timeout", f"{seconds:g}s", *arguments]
+        return await run(*command, given=yaml.safe_dump(values), seconds=seconds + 30)
+
+    async def test(self) -> str:
+        """`helm test`; what its pod said."""
+        await run("helm", "test", "antiphon", "-n", self.namespace, "--timeout", "120s")
+        return await self.kubectl("logs", "antiphon-test")
+
+    async def begin(self, secret: Mapping[str, str]) -> None:
+        """A new namespace with a Secret, a chat server and the clients' program."""
+        await run("kubectl", "delete", "namespace", self.namespace, "--ignore-not-found", "--wait")
+        await run("kubectl", "create", "namespace", self.namespace)
+        keys = {"owner.key": secrets.token_hex(32), "sealing.keys": secrets.token_hex(32)}
+        keys = {**keys, "sidecar.secret": secrets.token_hex(32), **secret}
+        chat = {"name": "chat", "image": self.image, "imagePullPolicy": "Never", "command": ["python3", "-c", _CHAT]}
+        labels = {"app": "chat"}
+        await self.apply(
+            {"kind": "Secret", "metadata": {"name": "antiphon"}, "stringData": keys},
+            {"kind": "Service", "metadata": {"name": "chat"}, "spec": {"selector": labels, "ports": [{"port": 8081}]}},
+            {"kind": "Pod", "metadata": {"name": "chat", "labels": labels}, "spec": {"containers": [chat]}},
+            {
+                "kind": "ConfigMap",
+                "metadata": {"name": "load"},
+                "data": {name.replace("/", "."): (ROOT / name).read_text() for name in _LOAD},
+            },
+        )
+        await self.kubectl("wait", "--for=condition=Ready", "pod/chat", "--timeout=120s")
+
+    async def end(self) -> None:
+        # Nobody waits for the drains of a namespace that is given up.
+        await self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--ignore-not-found")
+        await run("kubectl", "delete", "namespace", self.namespace, "--wait=false")
+
+    async def apply(self, *objects: Object) -> None:
+        text = yaml.safe_dump_all([{"apiVersion": "v1", **one} for one in objects])
+        await self.kubectl("apply", "-f", "-", given=text)
+
+    async def pods(self, component: str = "server") -> list[Object]:
+        """The pods of a component that are not on their way out, the oldest first."""
+        told = await self.kubectl("get", "pods", "-l", f"app.kubernetes.io/component={component}", "-o", "json")
+        found = [one for one in json.loads(told)["items"] if "deletionTimestamp" not in one["metadata"]]
+        return sorted(found, key=lambda one: str(one["metadata"]["creationTimestamp"]))
+
+    async def all_gone(self, names: set[str]) -> bool:
+        """Whether none of these pods is left."""
+        told = await self.kubectl("get", "pods", "-o", "name")
+        return not names & {line.removeprefix("pod/") for line in told.split()}
+
+    async def settled(self, replicas: int) -> bool:
+        """Whether so many pods are ready and none is on its way out."""
+        told = json.loads(await self.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "json"))
+        ready = [
+            any(each["type"] == "Ready" and each["status"] == "True" for each in one["status"].get("conditions", []))
+            for one in told["items"]
+        ]
+        return len(ready) == replicas and all(ready)
+
+    async def load(self, **counts: int) -> None:
+        """Start the clients, and wait until they run."""
+        mounts = [
+            {"name": "load", "mountPath": f"/load/{name}", "subPath": name.replace("/", "."), "readOnly": True}
+            for name in _LOAD
+        ]
+        flags = [part for name, count in counts.items() for part in (f"--{name}", str(count))]
+        container = {
+            "name": "load",
+            "image": self.image,
+            "imagePullPolicy": "Never",
+            "workingDir": "/load",
+            "command": ["python3", "-m", "tests.kubernetes.load", "--url", "http://antiphon", *flags],
+            "volumeMounts": mounts,
+        }
+        spec = {
+            "containers": [container],
+            "restartPolicy": "Never",
+            "enableServiceLinks": False,
+            "volumes": [{"name": "load", "configMap": {"name": "load"}}],
+        }
+        await self.kubectl("delete", "pod", "load", "--ignore-not-found", "--force", "--grace-period=0")
+        await self.apply({"kind": "Pod", "metadata": {"name": "load"}, "spec": spec})
+        await self.kubectl("wait", "--for=condition=Ready", "pod/load", "--timeout=120s")
+
+        async def runs() -> bool:
+            return "running" in await self.kubectl("logs", "load")
+
+        await eventually("the clients run", runs)
+
+    async def seen(self) -> dict[str, Object]:
+        """Have the clients stop; what they saw, by kind."""
+        await self.kubectl("exec", "load", "--", "touch", "/tmp/stop")
+
+        async def ended() -> bool:
+            phase = await self.kubectl("get", "pod", "load", "-o", "jsonpath={.status.phase}")
+            return phase in ("Succeeded", "Failed")
+
+        await eventually("the clients end", ended, 400)
+        lines = (await self.kubectl("logs", "load")).strip().splitlines()
+        try:
+            told: dict[str, Object] = json.loads(lines[-1])
+        except ValueError:
+            raise Wrong(f"the clients failed: {lines[-1]}") from None
+        return told
+
+
+def process_of(container_id: str) -> int | None:
+    """The process on this node that is a container's first; None where the node is another machine."""
+    name = container_id.rpartition("/")[2]
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if name in (entry / "cgroup").read_text():
+                    pids.append(int(entry.name))
+            except OSError:
+                continue
+    return min(pids, default=None)

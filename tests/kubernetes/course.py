@@ -1,0 +1,206 @@
+"""What is done to a release while clients ask, and what they saw of it.
+
+Lives here: the stages, one after the other. Not here: commands (`cluster.py`), the table (`run.py`).
+
+Invariant: a stage begins with all pods ready, and ends with that; who must not notice is judged, and of a kill it is
+told how long it took until the same client was served again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.kubernetes.cluster import Place, Wrong, eventually, process_of
+
+_WARM, _REST = 8.0, 3.0
+# Words come half a second apart: streams of 5 s, and of 20.
+_LOAD = {"words": 10, "long": 40}
+
+
+@dataclass
+class Stage:
+    """`asked`, `failed` and `cut` of all clients. `unnoticed`: none may fail or be cut. `gaps`: seconds from a client's
+    first failure to its next success."""
+
+    name: str
+    unnoticed: bool
+    seconds: float = 0.0
+    asked: int = 0
+    failed: int = 0
+    cut: int = 0
+    gaps: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.said if self.unnoticed else bool(self.asked)
+
+
+@dataclass
+class Course:
+    """All stages of one shape."""
+
+    place: Place
+    image: str
+    following: str
+    streams: int
+    others: int
+    stages: list[Stage] = field(default_factory=list)
+    told: Callable[[Stage], None] = print
+
+    async def run(self) -> None:
+        """Every stage; one that cannot be carried out is told as failed, and ends the course."""
+        upgraded, deployments = await self._installed(), self._deployments
+        if not upgraded:
+            return
+
+        async def upgrade() -> None:
+            await self.place.helm("upgrade", self.following)
+
+        async def restart() -> None:
+            await self.place.kubectl("rollout", "restart", *deployments)
+            for deployment in deployments:
+                await self.place.kubectl("rollout", "status", deployment, "--timeout=300s")
+
+        await self._unnoticed("`helm upgrade` to another tag", self._replaced(upgrade))
+        await self._unnoticed("`kubectl rollout restart`", self._replaced(restart))
+        await self._unnoticed("an eviction", self._evicted)
+        await self._scale(1)
+        await self._unnoticed("scaled 1 → 3 → 1", self._scaled)
+        await self._scale(2)
+        await self._kill("`kubectl delete --force` of a pod", self._forced)
+        await self._kill("`kill -9` of Antiphon", lambda: self._killed("server", "antiphon"))
+        if self.place.shape != "http":
+            component = "envoy" if self.place.shape == "gateway" else "server"
+            await self._kill("`kill -9` of Envoy", lambda: self._killed(component, "envoy"))
+
+    @property
+    def _components(self) -> tuple[str, ...]:
+        return ("server", "envoy") if self.place.shape == "gateway" else ("server",)
+
+    @property
+    def _deployments(self) -> tuple[str, ...]:
+        return tuple(f"deployment/antiphon{'-envoy' if one == 'envoy' else ''}" for one in self._components)
+
+    async def _installed(self) -> bool:
+        steps: dict[str, Callable[[], Awaitable[str]]] = {
+            "`helm install`, until ready": lambda: self.place.helm("install", self.image),
+            "`helm test`": self.place.test,
+        }
+        for name, step in steps.items():
+            stage, begun = Stage(name, unnoticed=True), time.monotonic()
+            try:
+                await step()
+            except Wrong as wrong:
+                stage.said.append(str(wrong))
+            stage.seconds = time.monotonic() - begun
+            self._tell(stage)
+            if stage.said:
+                return False
+        return True
+
+    async def _unnoticed(self, name: str, act: Callable[[], Awaitable[str]]) -> None:
+        counts = {**_LOAD, "streams": self.streams, "others": self.others}
+        await self._stage(Stage(name, unnoticed=True), counts, act)
+
+    async def _kill(self, name: str, act: Callable[[], Awaitable[str]]) -> None:
+        await self._stage(Stage(name, unnoticed=False), {**_LOAD, "streams": 20, "patient": 10}, act)
+
+    async def _stage(self, stage: Stage, counts: dict[str, int], act: Callable[[], Awaitable[str]]) -> None:
+        try:
+            await self.place.load(**counts)
+            await asyncio.sleep(_WARM)
+            begun = time.monotonic()
+            stage.note = await act()
+            stage.seconds = time.monotonic() - begun
+            await asyncio.sleep(_REST)
+            for kind, seen in (await self.place.seen()).items():
+                stage.asked += seen["asked"]
+                stage.failed += len(seen["failed"])
+                stage.cut += len(seen["cut"])
+                stage.gaps += seen["gaps"] if kind == "asked again" else []
+                stage.said += [f"{kind}: {text}" for text in (*seen["failed"], *seen["cut"])]
+        except Wrong as wrong:
+            stage.said.append(str(wrong))
+        self._tell(stage)
+
+    def _tell(self, stage: Stage) -> None:
+        self.stages.append(stage)
+        self.told(stage)
+
+    # What is done
+
+    def _replaced(self, act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
+        """Every pod by another one, until the last of the old ones is gone."""
+
+        async def replaced() -> str:
+            before = {one["metadata"]["name"] for each in self._components for one in await self.place.pods(each)}
+            begun = time.monotonic()
+            await act()
+            served = time.monotonic() - begun
+            await eventually("the old pods are gone", lambda: self.place.all_gone(before), 660)
+            return f"{len(before)} pods; the new ones were ready after {served:.0f} s"
+
+        return replaced
+
+    async def _evicted(self) -> str:
+        """One pod is evicted; another one right after it is not, by the PodDisruptionBudget."""
+        said = []
+        pods = [one["metadata"]["name"] for one in await self.place.pods()]
+        for name in pods[:2]:
+            where = f"/api/v1/namespaces/{self.place.namespace}/pods/{name}/eviction"
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+            try:
+                await self.place.kubectl("create", "--raw", where, "-f", "-", given=json.dumps(eviction))
+                said.append("taken")
+            except Wrong as wrong:
+                said.append("refused by the budget" if "disruption budget" in str(wrong) else str(wrong))
+        if said != ["taken", "refused by the budget"]:
+            raise Wrong(f"two evictions: {said}")
+        await eventually("the evicted pod is gone", lambda: self.place.all_gone({pods[0]}), 660)
+        await eventually("all pods are ready", lambda: self.place.settled(2))
+        return "the second one at once: refused by the budget"
+
+    async def _scale(self, replicas: int) -> float:
+        await self.place.kubectl("scale", "deployment/antiphon", f"--replicas={replicas}")
+        return await eventually(f"{replicas} pods", lambda: self.place.settled(replicas), 660)
+
+    async def _scaled(self) -> str:
+        up, down = await self._scale(3), 0.0
+        await asyncio.sleep(_WARM)
+        down = await self._scale(1)
+        return f"three ready after {up:.0f} s, one left after {down:.0f} s"
+
+    async def _forced(self) -> str:
+        name = (await self.place.pods())[0]["metadata"]["name"]
+        await self.place.kubectl("delete", "pod", name, "--force", "--grace-period=0")
+        back = await eventually("all pods are ready", lambda: self.place.settled(2))
+        return f"two pods ready again after {back:.0f} s"
+
+    async def _killed(self, component: str, container: str) -> str:
+        pod = (await self.place.pods(component))[0]
+        status: dict[str, Any] = pod["status"]
+        every = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
+        (found,) = (one for one in every if one["name"] == container)
+        pid = process_of(found["containerID"])
+        if pid is None:
+            raise Wrong("its process is not on this machine: run it on the node")
+        os.kill(pid, signal.SIGKILL)
+
+        async def started_again() -> bool:
+            told = json.loads(await self.place.kubectl("get", "pod", pod["metadata"]["name"], "-o", "json"))
+            all_now = [*told["status"]["containerStatuses"], *told["status"].get("initContainerStatuses", [])]
+            (now,) = (one for one in all_now if one["name"] == container)
+            return bool(now["ready"] and now["restartCount"] > found["restartCount"])
+
+        back = await eventually("the container runs again", started_again)
+        await eventually("all pods are ready", lambda: self.place.settled(2))
+        return f"it was back after {back:.0f} s"

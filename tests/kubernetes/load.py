@@ -1,0 +1,77 @@
+"""The clients of `scripts/kubernetes`, in a pod of their own: what they saw is one line of JSON at the end.
+
+Lives here: which clients there are, and when they stop. Not here: what they ask and judge (`tests/rollout/clients.py`,
+which comes along in the same ConfigMap), what is done to the pods meanwhile.
+
+Invariant: it needs aiohttp and the standard library alone; after its stop file is there it ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import aiohttp
+
+from tests.rollout.clients import Clients, Seen
+
+STOP = Path("/tmp/stop")
+_POLL = 0.1
+
+
+async def _patient(clients: Clients, seen: Seen) -> None:
+    """A client that asks again what failed until it succeeds; how long that took is a gap."""
+    failed = 0.0
+    while True:
+        body = {"model": "demo", "input": "count to 2"}
+        try:
+            async with asyncio.timeout(30), clients.session.post(f"{clients.url}/v1/responses", json=body) as got:
+                text = await got.text()
+                if got.status == 200:
+                    break
+                seen.cut.append(f"{got.status} {text}"[:200])
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            seen.cut.append(f"{type(error).__name__}: {error}"[:200])
+        failed = failed or time.monotonic()
+        seen.asked += 1
+        await asyncio.sleep(_POLL)
+    if failed:
+        seen.gaps.append(time.monotonic() - failed)
+    await asyncio.sleep(_POLL)
+
+
+async def _main(given: argparse.Namespace) -> None:
+    headers = {"authorization": "Bearer load"}
+    connector = aiohttp.TCPConnector(limit=0)
+    no_end = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=no_end, headers=headers) as session:
+        clients = Clients(given.url, given.words, given.long, session, patience=300.0)
+        long = Clients(given.url, given.long, given.long, session, patience=300.0, seen=clients.seen)
+        fifth = given.streams // 5
+        running = [
+            *(clients.run("streams", clients.stream) for _ in range(given.streams - fifth)),
+            *(long.run("long streams", long.stream) for _ in range(fifth)),
+            *(clients.run("CRUD", clients.crud) for _ in range(given.others)),
+            *(clients.run("background, followed", clients.follow) for _ in range(given.others)),
+            *(clients.run("WebSockets", clients.websocket) for _ in range(given.others)),
+            *(clients.run("asked again", lambda seen: _patient(clients, seen)) for _ in range(given.patient)),
+        ]
+        tasks = [asyncio.ensure_future(one) for one in running]
+        print("running", flush=True)
+        while not STOP.exists():
+            await asyncio.sleep(_POLL)
+        clients.stopping = long.stopping = True
+        await asyncio.gather(*tasks)
+    print(json.dumps({kind: asdict(seen) for kind, seen in clients.seen.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--url", required=True)
+    for name in ("streams", "others", "patient", "words", "long"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    asyncio.run(_main(parser.parse_args()))
