@@ -101,6 +101,20 @@ def test_a_change_of_settings_is_a_new_pod(pod: str) -> None:
     assert annotations(GATEWAY) == annotations(GATEWAY) != annotations({**GATEWAY, "settings": other})
 
 
+@pytest.mark.parametrize(
+    ("tag", "version", "said"),
+    [
+        ("v1.38.3", "", "--envoy-version v1.38 "),
+        ("contrib-v1.40.0", "", "antiphon envoy-config |"),
+        ("mine", "1.37", "--envoy-version 1.37 "),
+    ],
+)
+def test_the_bootstrap_is_for_the_images_envoy(tag: str, version: str, said: str) -> None:
+    values = {"settings": UPSTREAM, "envoy": {"image": {"tag": tag}, "version": version}}
+    spec = one(render(values), "Deployment", "antiphon")["spec"]["template"]["spec"]
+    assert said in spec["initContainers"][0]["command"][-1]
+
+
 def test_who_migrates() -> None:
     steps = {
         migrate: [

@@ -21,6 +21,7 @@ from tests.rollout.clients import Clients, Seen
 
 STOP = Path("/tmp/stop")
 _POLL = 0.1
+_RETRY_AFTER = 1.0
 
 
 async def _patient(clients: Clients, seen: Seen) -> None:
@@ -44,6 +45,15 @@ async def _patient(clients: Clients, seen: Seen) -> None:
     await asyncio.sleep(_POLL)
 
 
+async def _stream(clients: Clients, seen: Seen) -> None:
+    """A stream; one that was refused says when to ask again."""
+    try:
+        await clients.stream(seen)
+    except Exception:
+        await asyncio.sleep(_RETRY_AFTER)
+        raise
+
+
 async def _main(given: argparse.Namespace) -> None:
     headers = {"authorization": "Bearer load"}
     connector = aiohttp.TCPConnector(limit=0)
@@ -53,8 +63,8 @@ async def _main(given: argparse.Namespace) -> None:
         long = Clients(given.url, given.long, given.long, session, patience=300.0, seen=clients.seen)
         fifth = given.streams // 5
         running = [
-            *(clients.run("streams", clients.stream) for _ in range(given.streams - fifth)),
-            *(long.run("long streams", long.stream) for _ in range(fifth)),
+            *(clients.run("streams", lambda seen: _stream(clients, seen)) for _ in range(given.streams - fifth)),
+            *(long.run("long streams", lambda seen: _stream(long, seen)) for _ in range(fifth)),
             *(clients.run("CRUD", clients.crud) for _ in range(given.others)),
             *(clients.run("background, followed", clients.follow) for _ in range(given.others)),
             *(clients.run("WebSockets", clients.websocket) for _ in range(given.others)),

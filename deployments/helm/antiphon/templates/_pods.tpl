@@ -112,10 +112,14 @@ mapping, and further variables as text. */}}
 
 {{/* The step that writes Envoy's bootstrap from the settings, with the image that serves them: the two always fit. */}}
 {{- define "antiphon.bootstrapStep" -}}
+{{- $tag := regexFind "^v?[0-9]+\\.[0-9]+" .Values.envoy.image.tag -}}
 {{- $arguments := "" -}}
+{{- with default $tag .Values.envoy.version -}}
+{{- $arguments = printf " --envoy-version %s" . -}}
+{{- end -}}
 {{- if eq .Values.shape "gateway" -}}
 {{- $host := include "antiphon.extprocHost" . -}}
-{{- $arguments = printf " --grpc %s:9000 --http %s:9001 --model-door 0.0.0.0:8090" $host $host -}}
+{{- $arguments = printf "%s --grpc %s:9000 --http %s:9001 --model-door 0.0.0.0:8090" $arguments $host $host -}}
 {{- end -}}
 {{/* Where Envoy can only compare with a literal, a placeholder stands for the secret. */}}
 {{- $script := printf "set -euo pipefail\nantiphon envoy-config%s | python3 -c '\nimport json, os, sys\nsecret = json.dumps(os.environ.get(\"ANTIPHON_SIDECAR__SECRET\", \"\"))[1:-1]\nsys.stdout.write(sys.stdin.read().replace(\"${ANTIPHON_SIDECAR_SECRET}\", secret))\n' >/run/antiphon/envoy.yaml\n" $arguments -}}
