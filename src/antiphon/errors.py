@@ -26,6 +26,7 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
     │   ├── Unavailable          503
     │   └── UpstreamTimedOut     504
     ├── StoreError               the database could not do what was asked
+    │   └── PredecessorGone      what a response continues was deleted while it ran
     ├── ConfigError              settings that cannot work; the message names the setting
     └── ExchangeStateError       a door called the exchange out of order (a bug, never bad input)
 """
@@ -49,6 +50,7 @@ StoreReason = Literal[
     "unavailable",
     "elsewhere",
     "sealed",
+    "predecessor_gone",
 ]
 
 # An id may be the client's own: what is longer than any is no part of an error.
@@ -319,6 +321,15 @@ class StoreError(AntiphonError):
         return _STORE_FAILURES[self.reason][2]
 
 
+class PredecessorGone(StoreError):
+    """What a response continues was deleted while it ran: its owner's doing, and no failure of the store."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The previous response does not exist any more; its chain cannot be continued.", reason="predecessor_gone"
+        )
+
+
 _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "failed": (500, "storage_failed", "the store does not work"),
     "damaged": (500, "storage_failed", "the database is damaged"),
@@ -326,6 +337,8 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the store does not say whether it has written"),
+    # As where it was gone before the response began.
+    "predecessor_gone": (400, "previous_response_not_found", "the previous response was deleted meanwhile"),
     "sealed": (500, "storage_sealed", "what is stored is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
     "locked": (503, "storage_locked", "another process keeps the database locked"),
@@ -347,7 +360,11 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
     limit = f" ('{error.setting}')" if error.setting else ""
     message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
     headers = (("retry-after", "1"),) if error.reason in _PASSING else ()
-    refused = InternalError(message, status=status, code=code, headers=headers)
+    made: type[ApiError] = InternalError
+    param = None
+    if error.reason == "predecessor_gone":
+        made, param = InvalidRequest, "previous_response_id"
+    refused = made(message, status=status, param=param, code=code, headers=headers)
     refused.cause = str(error)
     return refused
 

@@ -16,7 +16,7 @@ import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.engine.ports.state import PageQuery, ResponseStore
-from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
+from antiphon.errors import ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 
 CHAIN_ITEMS = 1000
 """The limit that the fixtures open their stores with."""
@@ -201,7 +201,7 @@ class ResponseStoreContract:
         await store.save(record("a"))
         assert await store.load_chain(ALICE, "resp_a") is not None
         assert await peer.delete(ALICE, "resp_a") is True
-        with pytest.raises(StoreError, match="previous response"):
+        with pytest.raises(PredecessorGone, match="previous response"):
             await store.save(record("b", prev="a"))
 
     @pytest.mark.parametrize("deleted", [0, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 from pathlib import Path
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.writer import Statement, WriterLimits
 from tests.support.background_app import BackgroundApp, processes
-from tests.support.chat_server import Answer, Reset, answer, event, json_answer
+from tests.support.chat_server import Answer, Mark, Reset, Wait, answer, event, json_answer, text_stream
 from tests.support.http_door import open_http_door, post_bytes
 from tests.support.state import needs_sqlite
 
@@ -100,6 +101,34 @@ async def test_a_clients_own_mistake_is_no_warning() -> None:
         assert warnings(lines) == []
     (line,) = [line for line in lines if line["event"] == "response"]
     assert (line["fault"], line["status"], line["log_level"]) == ("client", 400, "info")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_it_continues_is_deleted_while_it_runs(stream: bool) -> None:
+    """Its client's doing: nobody is called for it, and the client is told what happened."""
+    begun, gate = asyncio.Event(), asyncio.Event()
+    first, *rest = text_stream("Hello")
+    async with open_http_door() as door:
+        await door.ask(post_bytes({"model": "m", "input": "x"}))
+        (previous,) = door.store.records
+        door.chat.script(answer(parts=[first, Mark(begun), Wait(gate), *rest]))
+        body = {"model": "m", "input": "x", "stream": stream, "previous_response_id": previous}
+        with capture_logs() as lines:
+            asked = asyncio.create_task(door.ask(post_bytes(body)))
+            await begun.wait()
+            gone = await door.ask(post_bytes(method="DELETE", path=f"/v1/responses/{previous}"))
+            gate.set()
+            got = await asked
+        assert gone.status == 200 and warnings(lines) == []
+        assert b"could not be stored: the previous response was deleted meanwhile" in got.body
+        if not stream:
+            error = json.loads(got.body)["error"]
+            told = error["type"], error["param"], error["code"]
+            assert (got.status, *told) == (
+                *(400, "invalid_request_error", "previous_response_id", "previous_response_not_found"),
+            )
+    (line,) = [line for line in lines if line["event"] == "response"]
+    assert (line["fault"], line["operation"], line["code"]) == ("client", "save", "previous_response_not_found")
 
 
 async def fill(app: BackgroundApp) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
-from antiphon.errors import ChainTooLong, InvalidRequest, StoreError
+from antiphon.errors import ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 from tests.support.memory_conversations import MemoryConversationStore, for_clients
 
 
@@ -32,7 +32,7 @@ class MemoryResponseStore:
         if record.previous_response_id is not None:
             previous = self._own(record.owner, record.previous_response_id)
             if previous is None:
-                raise StoreError("The previous response does not exist any more; its chain cannot be continued.")
+                raise PredecessorGone()
             before = self._history[previous.id]
         if record.id in self.records:
             raise StoreError("A response with this id is stored already.")

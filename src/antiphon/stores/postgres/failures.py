@@ -166,8 +166,8 @@ def _why_not_reached(error: BaseException) -> str:
     said = str(error)
     if isinstance(error, TimeoutError):
         return (
-            "it does not answer; check host and port in state.url, and firewalls between (a pooler whose server is "
-            "gone does not answer either)"
+            "it does not answer; check host and port in state.url, and firewalls between (a pooler that is paused, "
+            "or whose server is gone, does not answer either)"
         )
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or 'unknown'}; check sslmode and sslrootcert in state.url"

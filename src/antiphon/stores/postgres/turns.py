@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.errors import StoreError
+from antiphon.errors import PredecessorGone, StoreError
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.values import NOW, age, milliseconds
 from antiphon.stores.postgres.withdrawals import Withdrawals
@@ -222,7 +222,7 @@ class SavedTurns:
         if row["taken"]:
             return StoreError("A response with this id is stored already.")
         if record.previous_response_id is not None and not row["continued"]:
-            return StoreError("The previous response does not exist any more; its chain cannot be continued.")
+            return PredecessorGone()
         if record.joins_conversation and not row["locked"]:
             return StoreError("The conversation is gone, or another response has taken it over.")
         if key is not None and not row["held"]:

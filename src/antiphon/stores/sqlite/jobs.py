@@ -16,7 +16,7 @@ from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
-from antiphon.errors import StoreError
+from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.pages import cut_off
 from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
@@ -200,7 +200,7 @@ class SqliteJobStore:
             rows = await self._readers.fetch(COUNT_JOBS, {"owner": record.owner})
             if rows[0][0] >= limit:
                 raise TooManyJobs(limit) from None
-            raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
+            raise PredecessorGone() from None
 
     async def claim(
         self,

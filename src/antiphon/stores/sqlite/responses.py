@@ -20,7 +20,7 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.engine.running.waiting import look_at
-from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
+from antiphon.errors import ChainTooLong, HistoryTooLarge, PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
 from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
 from antiphon.stores.sqlite.database import milliseconds
@@ -239,7 +239,7 @@ class SqliteResponseStore:
                 raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None
             if record.conversation_id is not None:
                 raise StoreError("The conversation is gone, or another response has taken it over.") from None
-            raise StoreError("The previous response does not exist any more; its chain cannot be continued.") from None
+            raise PredecessorGone() from None
         except StoreError as error:
             if _is_duplicate(error):
                 raise StoreError("A response with this id is stored already.") from error
