@@ -103,6 +103,19 @@ certificates of upstreams, which upstreams there are and in which lists, headers
 is refused, naming the settings it comes from. Models, aliases, profiles, prices, limits and tools change there too, and
 so do `models` and `owner.api_keys` where there are some before and after (with the first of them, Chat Completions take
 another way through Envoy). With the HTTP door all of the table changes.
+
+`scripts/reload` shows it: clients ask without a pause, every stream that has begun goes on only when other settings are
+in use, each answer shows which settings made it, and new connections look after each change whether all workers have
+it. Every tenth file is wrong (no YAML, a wrong value, an unknown setting, one that needs a restart).
+
+```
+scripts/reload
+2026-11-23, antiphon up --workers 3, two cores that were busy with other things
+http: 100 changes in 91 s, 10 of them wrong and refused; 8899 requests (546 streams, 540 of them open during a swap;
+  91 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
+envoy: 100 changes in 219 s, 10 of them wrong and refused; 13270 requests (546 streams, 540 of them open during a swap),
+  0 failed, 0 processes ended, exit status 0
+```
 """
 
 
