@@ -8,7 +8,7 @@ A budget is asked before, or at once after, something is held; nothing waits for
 with a 503, since another moment or another instance will do; who has his share already with a 429, since it is his own
 requests that must end first; and what would never fit with a 413, since no other moment will do.
 
-Invariants: a request gives back what it took exactly once, however it ends; no owner ever holds more than his share,
+Invariants: a request gives back what it took exactly once, however it ends; no owner is given more than his share,
 all together never more than there is.
 """
 
