@@ -139,9 +139,10 @@ def test_a_smaller_budget_takes_nothing_back_and_gives_nothing_until_there_is_ro
     mine.add(50)
     budget.resize(50, 30)
     assert budget.used == 50
-    for hold in (mine, other):
-        with pytest.raises(NoRoom):
-            hold.check(1)
+    with pytest.raises(RequestTooLarge):
+        mine.check(1)
+    with pytest.raises(NoRoom):
+        other.check(1)
     mine.close()
     other.add(30)
     with pytest.raises(NoRoom):
