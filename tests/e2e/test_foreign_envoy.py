@@ -30,6 +30,7 @@ import yaml
 from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.snippet import snippet
+from antiphon.types.transport import NO_MODEL_DOOR
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, answer, text_stream
 from tests.support.envoy_binary import envoy_binary, envoy_version
@@ -110,7 +111,8 @@ async def foreign(folder: Path) -> AsyncIterator[Foreign]:
 
 
 @asynccontextmanager
-async def _started(folder: Path, chat: ChatServer) -> AsyncIterator[Foreign]:
+async def _started(folder: Path, chat: ChatServer, *, without: str = "", status: int = 400) -> AsyncIterator[Foreign]:
+    """Both processes, once an invalid request gets this status. `without`: a part that was forgotten."""
     authority = Authority(folder)
     files = authority.sign("server")
     with socket.socket() as free:
@@ -124,7 +126,10 @@ async def _started(folder: Path, chat: ChatServer) -> AsyncIterator[Foreign]:
     for name, value in names.items():
         text = text.replace(f" {name} ", f" {value} ").replace(f"{name}/", f"{value}/")
     theirs = yaml.safe_load(text.replace("JWKS", json.dumps(keys)))
-    whole = merged(theirs, yaml.safe_load(snippet(settings, endpoints(settings), envoy_version())))
+    ours = yaml.safe_load(snippet(settings, endpoints(settings), envoy_version()))
+    if without:
+        ours[without] = []
+    whole = merged(theirs, ours)
     (folder / "envoy.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
     log = (folder / "log").open("wb")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
@@ -150,7 +155,7 @@ async def _started(folder: Path, chat: ChatServer) -> AsyncIterator[Foreign]:
                     assert all(one.returncode is None for one in processes), (folder / "log").read_text()[-3000:]
                     try:
                         answered = [await made.ask("GET", "/ready"), await made.ask("POST", "/v1/responses", {})]
-                        if [status for status, _, _ in answered] == [200, 400]:
+                        if [status for status, _, _ in answered] == [200, status]:
                             break
                     except (OSError, aiohttp.ClientError):
                         pass
@@ -249,3 +254,14 @@ async def test_a_websocket(foreign: Foreign) -> None:
                 kinds.append((await socket_.receive_json())["type"])
         assert kinds[0] == "response.created"
     await until(lambda: "101" in (foreign.folder / "access.log").read_text(), SECONDS)
+
+
+async def test_a_part_that_was_forgotten_is_named(folder: Path) -> None:
+    async with ChatServer() as chat:
+        async with _started(folder, chat, without="http_filter", status=502) as made:
+            _, _, said = await made.ask("POST", "/v1/responses", TEXT)
+        assert "envoy.filters.http.ext_proc" in said["error"]["message"]
+        async with _started(folder, chat, without="listener") as made:
+            assert (await made.ask("GET", "/v1/models"))[0] == 502
+        log = (folder / "log").read_text()
+        assert NO_MODEL_DOOR in log and "the listener model_door" in log

@@ -11,6 +11,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.exchange.failure import Failure, Fault
 from antiphon.observability import advice
 from antiphon.observability.advice import advice_for
+from antiphon.types.transport import NO_MODEL_DOOR
 
 TABLES = [table for name, table in vars(advice).items() if name.startswith("_BY_")]
 EVERY = [text for table in TABLES for text in table.values()]
@@ -25,6 +26,7 @@ SECTIONS = {
     ("failure", "begins"),
     [
         (Failure("upstream", "x", code="upstream_unreachable", operation="restart"), "is the upstream up"),
+        (Failure("upstream", f"unreachable: {NO_MODEL_DOOR} (x)", code="upstream_unreachable"), "does Envoy run"),
         (Failure("upstream", "x", code="odd", upstream_status=401), "the upstream refuses the key"),
         (Failure("ours", "x", code="server_error", operation="restart"), "it ended with its process"),
         (Failure("ours", "x", code="insufficient_storage", operation="save"), "make room"),

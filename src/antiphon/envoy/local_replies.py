@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from antiphon.envoy.messages import Config, error_body, typed
-from antiphon.envoy.routes import NOT_FOUND, NOTHING
+from antiphon.envoy.routes import NOT_FOUND, NOT_HANDLED, NOTHING, RESPONSES
 from antiphon.types.transport import LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
 
@@ -29,6 +29,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     unreachable = ("The upstream cannot be reached.", "upstream_unreachable")
     told = {"header": {"key": LOCAL_REPLY, "value": "unreachable:%RESPONSE_CODE_DETAILS%"}}
     nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
+    unhandled = f"xds.route_name == '{RESPONSES}' && response.code_details == 'no_healthy_upstream'"
     return {
         "mappers": [
             # What the sidecar answers at once stays as it is, whatever shape an operator has given to Envoy's own.
@@ -50,6 +51,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
+            # Only an Envoy without the ext_proc filter leaves it on its own route.
+            *([] if to_sidecar else [mapper(unhandled, NOT_HANDLED, None, status_code=502)]),
             mapper(
                 "response.code_details.startsWith('upstream_reset_after_response_started')",
                 "The upstream broke off its answer.",

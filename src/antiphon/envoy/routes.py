@@ -40,8 +40,14 @@ _MODEL_PATHS = ("/chat/completions", "/embeddings")
 _BODY_LIMIT = 33_554_432
 NOTHING = "nothing"
 """The name of the last route."""
+RESPONSES = "responses"
+"""The name of the route of `POST /v1/responses`."""
 PASSED_ON = "passed_on"
 """What Envoy's own counters call the requests that it sends on without the sidecar."""
+NOT_HANDLED = (
+    "The request was not handled by the responses adapter: "
+    "Envoy needs the filter envoy.filters.http.ext_proc before its router, and the route `responses` as printed."
+)
 NOT_FOUND = "There is nothing here. The API's paths begin with /v1/responses and /v1/models."
 
 
@@ -132,9 +138,10 @@ def _dead_end(to_nowhere: bool) -> Config:
     """The route of `POST /v1/responses`, which leads nowhere by itself."""
     match = {"path": "/v1/responses", "headers": [_method("POST")]}
     if to_nowhere:
-        return {"name": "responses", "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
-    said = error_body("The request was not handled by the responses adapter.", "server_error", None)
-    return direct_response("responses", match, 502, said)
+        # `local_replies` says so where no ext_proc filter led it out of there.
+        return {"name": RESPONSES, "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
+    said = error_body(NOT_HANDLED, "server_error", None)
+    return direct_response(RESPONSES, match, 502, said)
 
 
 def _nothing(to_nowhere: bool) -> Config:

@@ -2,13 +2,14 @@
 
 Lives here: the table. Not here: the lines (`outcome.py`), runbooks (docs).
 
-Invariant: a failure gets at most one piece of advice, by what is known best: its code, else what the upstream answered,
-else what was being done. What a client did wrong gets none: it was told.
+Invariant: a failure gets at most one piece of advice, by what is known best: that Envoy's own listener is missing, its
+code, else what the upstream answered, else what was being done. What a client did wrong gets none: it was told.
 """
 
 from __future__ import annotations
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.types.transport import NO_MODEL_DOOR
 
 _BY_CODE = {
     "upstream_unreachable": "is the upstream up, and its url right? antiphon doctor asks it",
@@ -44,11 +45,15 @@ _BY_OPERATION = {
     "restart": "it ended with its process more often than background.attempts allows",
 }
 
+_MODEL_DOOR = "does Envoy run, as the same user, with the listener model_door at the path of sidecar.model_door?"
+
 
 def advice_for(failure: Failure) -> str:
     """What to do, empty where there is nothing to say."""
     if failure.fault not in ("upstream", "ours"):
         return ""
+    if NO_MODEL_DOOR in failure.cause:
+        return _MODEL_DOOR
     return (
         _BY_CODE.get(failure.code)
         or _BY_UPSTREAM_STATUS.get(failure.upstream_status)

@@ -19,6 +19,9 @@ PICKER_REPLY = "picker"
 """What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the
 status and the reason."""
 
+NO_MODEL_DOOR = "no listener of Envoy's at sidecar.model_door"
+"""In the cause of a call that never got as far as Envoy."""
+
 SECRET_HEADER = "x-antiphon-secret"
 """What is shared with the gateway in front, which alone may use the sidecar's ports."""
 

@@ -22,7 +22,7 @@ from yarl import URL
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.engine.running.waiting import look_at
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import NO_MODEL_DOOR, Headers, UpstreamError, UpstreamFault
 from antiphon.upstream.http import ConnectionUse, UpstreamTarget, open_session, server_name
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
@@ -247,6 +247,9 @@ def _describe(error: BaseException) -> str:
         return f"the certificate was refused ({reason})"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host name cannot be resolved"
+    if isinstance(error, aiohttp.client_exceptions.UnixClientConnectorError):
+        # No upstream is called by a socket, only Envoy.
+        return f"{NO_MODEL_DOOR} ({os.strerror(error.errno or 0)})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return f"{type(error).__name__} ({os.strerror(error.errno)})"
     return type(error).__name__

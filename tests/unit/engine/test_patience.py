@@ -91,6 +91,7 @@ async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault
     for line in lines:
         said = (line["event"], line["fault"], line["upstream"], line["response_id"], line["log_level"])
         assert said == ("upstream_tried_again", "upstream", "default", "resp_1", "warning")
+        assert line["cause"]
     text = metrics.render().decode()
     assert value_of(text, "upstream_requests_total", operation="responses", status="unreachable") == len(before)
 

@@ -73,6 +73,7 @@ class PatientUpstream:
             last = time.monotonic() + pause > deadline
             async with AsyncExitStack() as stack:
                 answer: UpstreamAnswer | None = None
+                cause = "Envoy could not reach it"
                 try:
                     answer = await stack.enter_async_context(self._upstream.call(request))
                     if not last and answer.status in _ENVOYS_STATUSES:
@@ -81,7 +82,7 @@ class PatientUpstream:
                     if last or failure.error.fault is not UpstreamFault.UNREACHABLE:
                         self.failed_at = asyncio.get_running_loop().time()
                         raise
-                    answer = None
+                    answer, cause = None, failure.error.detail
                 if answer is not None:
                     try:
                         yield answer
@@ -90,11 +91,11 @@ class PatientUpstream:
                         self.failed_at = asyncio.get_running_loop().time()
                         raise
                     return
-            self._tell(request, attempt, pause)
+            self._tell(request, attempt, pause, cause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _tell(self, request: UpstreamRequest, attempt: int, pause: float) -> None:
+    def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
         """A call was made for nothing."""
         if self._metrics is not None:
             self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
@@ -103,6 +104,7 @@ class PatientUpstream:
         _log.warning(
             "upstream_tried_again",
             fault="upstream",
+            cause=cause,
             code="upstream_unreachable",
             upstream=request.upstream,
             response_id=self._response_id,
