@@ -194,8 +194,10 @@ class Clients:
         while True:
             message = await socket.receive()
             if message.type is not aiohttp.WSMsgType.TEXT:
-                if begun or socket.close_code != aiohttp.WSCloseCode.GOING_AWAY:
-                    raise Cut(f"a WebSocket ended with {socket.close_code}, in a response: {begun}")
+                # The frame's own code: the client's is another one when it could not answer the frame any more.
+                code = message.data if message.type is aiohttp.WSMsgType.CLOSE else socket.close_code
+                if begun or code != aiohttp.WSCloseCode.GOING_AWAY:
+                    raise Cut(f"a WebSocket ended with {code}, in a response: {begun}")
                 return False
             begun, event = True, json.loads(message.data)
             if event["type"] == "error":

@@ -30,13 +30,15 @@ over() { [[ -n $seconds ]] && ((SECONDS >= seconds)); }
 ask 'POST /healthcheck/fail' >/dev/null
 sleep "$notice"
 ask 'POST /drain_listeners?inboundonly' >/dev/null
-until over; do
+quiet=0
+# Quiet for a second: a client may have asked again on its connection, and the last bytes are on their way.
+until ((quiet == 5)) || over; do
   requests=$(sum '^http\.antiphon\.downstream_rq_active$')
   # A WebSocket counts as a request for as long as it is open.
   if [[ -n $file && ! -e $file ]] && ((requests <= $(sum '^http\.antiphon\.downstream_cx_upgrades_active$'))); then
     : >"$file"
   fi
-  ((requests + $(sum '^http\.model_door\.downstream_rq_active$') > 0)) || break
+  if ((requests + $(sum '^http\.model_door\.downstream_rq_active$') > 0)); then quiet=0; else quiet=$((quiet + 1)); fi
   sleep 0.2
 done
 [[ -z $file ]] || : >"$file"
