@@ -67,7 +67,7 @@ async def _main(given: argparse.Namespace) -> None:
             *(long.run("long streams", lambda seen: _stream(long, seen)) for _ in range(fifth)),
             *(clients.run("CRUD", clients.crud) for _ in range(given.others)),
             *(clients.run("background, followed", clients.follow) for _ in range(given.others)),
-            *(clients.run("WebSockets", clients.websocket) for _ in range(given.others)),
+            *(clients.run("WebSockets", clients.websocket) for _ in range(given.sockets)),
             *(clients.run("asked again", lambda seen: _patient(clients, seen)) for _ in range(given.patient)),
         ]
         tasks = [asyncio.ensure_future(one) for one in running]
@@ -82,6 +82,6 @@ async def _main(given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
-    for name in ("streams", "others", "patient", "words", "long"):
+    for name in ("streams", "others", "sockets", "patient", "words", "long"):
         parser.add_argument(f"--{name}", type=int, default=0)
     asyncio.run(_main(parser.parse_args()))
