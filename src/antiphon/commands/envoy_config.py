@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.gateway_api import NAME, SYSTEM, Place, Sidecar, in_gateway_pod, objects, parse_place, to_text
+from antiphon.envoy.routes import key_variable
 from antiphon.envoy.snippet import snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
@@ -33,18 +38,61 @@ def _bootstrap(settings: Settings, sidecars: Sequence[SidecarEndpoint], version:
     return _HEADER.format(version=version) + to_yaml(bootstrap(settings, sidecars=sidecars, version=version))
 
 
+_GATEWAY_HEADER = """\
+# What an Envoy Gateway needs for Antiphon, printed by `antiphon envoy-config --for envoy-gateway`: for `kubectl apply`.
+# Envoy Gateway's own settings: extensionApis.enableEnvoyPatchPolicy must be true. docs/envoy-gateway.md says more.
+"""
+_GATEWAY_SECRETS = """\
+# It holds no secrets. A Secret `{name}` in the namespace {namespace} has the keys {keys}.
+"""
+
+
+def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
+    inside = in_gateway_pod(settings)
+    # What is the default of every Antiphon need not be said, and what Envoy or the pod decide nobody reads.
+    values = _without_defaults(file_values(inside), Settings.model_construct(upstream=inside.upstream))
+    secrets = tuple(secret_environment(inside))
+    named = objects(inside, Sidecar(values, secrets), place, version)
+    injected = [name for name, one in inside.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
+    keys = sorted({*secrets, *(key_variable(name) for name in injected)})
+    told = _GATEWAY_SECRETS.format(name=NAME, namespace=SYSTEM, keys=", ".join(keys)) if keys else ""
+    return _GATEWAY_HEADER + told + to_text(named)
+
+
 Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]
 FORMS: dict[str, Form] = {"bootstrap": _bootstrap, "snippet": snippet}
-"""What can be printed, by the value of `--for`."""
+"""What can be printed for an Envoy, by the value of `--for`."""
+GatewayForm = Callable[[Settings, EnvoyVersion, Place], str]
+GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway}
+"""What can be printed for a gateway on Kubernetes, named by `--gateway`."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
-    form = FORMS.get(arguments.form)
-    if form is None:
-        raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join(FORMS)}")
-    sys.stdout.write(form(settings, endpoints(settings), _version(arguments.envoy_version, settings)))
+    version = _version(arguments.envoy_version, settings)
+    if arguments.form in FORMS:
+        text = FORMS[arguments.form](settings, endpoints(settings), version)
+    elif arguments.form in GATEWAY_FORMS:
+        text = GATEWAY_FORMS[arguments.form](settings, version, parse_place(arguments.gateway))
+    else:
+        raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
+    sys.stdout.write(text)
     return 0
+
+
+def _without_defaults(values: dict[str, Any], defaults: Settings) -> dict[str, Any]:
+    """The values that differ from the defaults, section by section."""
+    return _different(values, defaults.model_dump(mode="json", exclude={"upstream"}))
+
+
+def _different(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        if name in usual and usual[name] == value:
+            continue
+        inner = usual.get(name)
+        found[name] = _different(value, inner) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return found
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:

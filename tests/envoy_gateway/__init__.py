@@ -1,0 +1,1 @@
+"""Envoy Gateway on a real cluster: see `run.py`."""
