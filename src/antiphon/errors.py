@@ -329,6 +329,10 @@ class PredecessorGone(StoreError):
             "The previous response does not exist any more; its chain cannot be continued.", reason="predecessor_gone"
         )
 
+    def __reduce__(self) -> tuple[type[PredecessorGone], tuple[()]]:
+        # An error goes to another process as what it is made of: nothing.
+        return type(self), ()
+
 
 _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "failed": (500, "storage_failed", "the store does not work"),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """Where tests run under nohup, children would inherit that they ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
 
 ASK = {"model": "m", "input": "hi"}
 METRICS = {"ANTIPHON_METRICS__LISTEN": "127.0.0.1:0"}

@@ -47,6 +47,7 @@ _SAMPLES = {
     "listen": ":0",
     "origins": "https://app.example",
     "owner_bytes_in_flight": "0",
+    "envoy.endpoint_picker.address": "picker:9002",
 }
 
 
@@ -67,6 +68,8 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
     if path[:2] == ("sidecar", "tls"):
         # Files come in pairs, and none without the certificate.
         environ |= {f"ANTIPHON_SIDECAR__TLS__{name}": "1" for name in ("CERT", "KEY", "ENVOY_CERT", "ENVOY_KEY")}
+    if path == ("envoy", "endpoint_picker", "ca_file"):
+        environ["ANTIPHON_ENVOY__ENDPOINT_PICKER__TLS"] = "verified"
     if path == ("state", "direct_url"):
         environ |= {"ANTIPHON_STATE__URL": text, "ANTIPHON_OWNER__KEY": "k" * 16, "ANTIPHON_SEALING__KEYS": "k" * 16}
     if path[0] == "blobs":
