@@ -10,6 +10,7 @@ import pytest
 
 from antiphon.commands.child_settings import file_values, placed_in, secret_environment
 from antiphon.config.settings import Settings, load_settings
+from antiphon.config.upstreams import UpstreamSettings
 
 S = "s3cret-s3cret-s3cret"
 CASES: dict[str, dict[str, Any]] = {
@@ -26,6 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
         "upstreams": {"a": {"url": "http://a.example/v1", "api_key": S}, "b": {"url": "http://b.example/v1"}},
         "models": [{"match": "x*", "upstream": "a"}],
     },
+    "the default, beside another": {
+        "upstream": {"url": UpstreamSettings().url},
+        "upstreams": {"a": {"url": "http://a.example/v1"}},
+        "models": [{"match": "x*", "upstream": "a"}],
+    },
     "tools": {
         "web_search": {"provider": "tavily", "api_key": S},
         "mcp": {"connectors": {"a": {"url": "http://a.example", "headers": {"Authorization": f"Bearer {S}"}}}},
@@ -33,15 +39,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("exclude_defaults", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_a_child_has_the_same_settings(name: str, tmp_path: Path) -> None:
+def test_a_child_has_the_same_settings(name: str, exclude_defaults: bool, tmp_path: Path) -> None:
     settings = load_settings(CASES[name])
-    values, environ = file_values(settings), secret_environment(settings)
+    values, environ = file_values(settings, exclude_defaults=exclude_defaults), secret_environment(settings)
     assert "s3cret" not in json.dumps(values)
-    assert bool(environ) is (name != "nothing secret")
+    assert bool(environ) is ("s3cret" in json.dumps(CASES[name]))
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(values))
-    assert load_settings(environ=environ, file=file) == settings
+    read = load_settings(environ=environ, file=file)
+    assert read == settings and read.has_default is settings.has_default
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Lives here: telling the two apart, wherever in the settings a secret stands, and what differs for the children of `up`.
 Not here: starting them (`up.py`).
 
-Invariant: no secret is in the file's values, and every setting is in one of the two.
+Invariant: no secret is in the file's values, and every setting (or all but defaults) is in one of the two.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
 
 
-def file_values(settings: Settings) -> dict[str, Any]:
-    """Everything that is no secret, as plain values."""
-    values = settings.model_dump(mode="json")
+def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """What is no secret, as plain values: everything, or what is not the default."""
+    values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
     for path, _ in field_paths(Settings):
         if _holds_secret(_at(settings, path)):
             section = values
             for part in path[:-1]:
                 section = section[part]
             del section[path[-1]]
-    if not settings.has_default:
-        values.pop("upstream")
+    if settings.has_default:
+        # Said even where it is the default: beside `upstreams` there is none unless the file has it.
+        values["upstream"] = {"url": settings.upstream.url, **values.get("upstream", {})}
+    else:
+        values.pop("upstream", None)
     return values
 
 

@@ -10,18 +10,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
-from antiphon.envoy.gateway_api import NAME, SYSTEM, Place, Sidecar, in_gateway_pod, objects, parse_place, to_text
-from antiphon.envoy.routes import key_variable
+from antiphon.envoy.gateway_api import (
+    NAME,
+    SYSTEM,
+    Place,
+    Sidecar,
+    in_gateway_pod,
+    injected_keys,
+    objects,
+    parse_place,
+    to_text,
+)
 from antiphon.envoy.snippet import snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
@@ -49,12 +56,11 @@ _GATEWAY_SECRETS = """\
 
 def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
     inside = in_gateway_pod(settings)
-    # What is the default of every Antiphon need not be said, and what Envoy or the pod decide nobody reads.
-    values = _without_defaults(file_values(inside), Settings.model_construct(upstream=inside.upstream))
+    # What is the default of every Antiphon need not be said.
+    values = file_values(inside, exclude_defaults=True)
     secrets = tuple(secret_environment(inside))
     named = objects(inside, Sidecar(values, secrets), place, version)
-    injected = [name for name, one in inside.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
-    keys = sorted({*secrets, *(key_variable(name) for name in injected)})
+    keys = sorted({*secrets, *injected_keys(inside)})
     told = _GATEWAY_SECRETS.format(name=NAME, namespace=SYSTEM, keys=", ".join(keys)) if keys else ""
     return _GATEWAY_HEADER + told + to_text(named)
 
@@ -78,21 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     sys.stdout.write(text)
     return 0
-
-
-def _without_defaults(values: dict[str, Any], defaults: Settings) -> dict[str, Any]:
-    """The values that differ from the defaults, section by section."""
-    return _different(values, defaults.model_dump(mode="json", exclude={"upstream"}))
-
-
-def _different(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, value in values.items():
-        if name in usual and usual[name] == value:
-            continue
-        inner = usual.get(name)
-        found[name] = _different(value, inner) if isinstance(value, dict) and isinstance(inner, dict) else value
-    return found
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:

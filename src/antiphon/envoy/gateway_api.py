@@ -37,6 +37,7 @@ _USER = 65532
 """As whom Envoy Gateway's Envoy runs; the sidecar does so too, since the sockets are for that user alone."""
 _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
+_VERSIONS = {_GATEWAY_API: "v1", _ENVOY_GATEWAY: "v1alpha1"}
 _TYPES = "type.googleapis.com/envoy.config."
 _MANAGER = "..filters[?(@.name == 'envoy.filters.network.http_connection_manager')].typed_config"
 
@@ -81,6 +82,11 @@ def in_gateway_pod(settings: Settings) -> Settings:
     )
 
 
+def injected_keys(settings: Settings) -> list[str]:
+    """The variables from which the managed Envoy reads the upstreams' keys."""
+    return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
+
+
 def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `in_gateway_pod`'s."""
     return [
@@ -93,7 +99,7 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
         ("The Gateway. In one of your own put `infrastructure`.", _gateway(place)),
         (
             "What is answered where no route of the patches fits. Routes of yours may take its place.",
-            _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here(), version="v1alpha1"),
+            _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here()),
         ),
         ("The route that Envoy Gateway knows of: without one it makes no listener.", _http_route(place)),
         (
@@ -113,9 +119,9 @@ def _commented(text: str) -> str:
     return "".join(f"# {line}\n" for line in text.splitlines())
 
 
-def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NAME, version: str = "v1") -> Config:
+def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NAME) -> Config:
     return {
-        "apiVersion": f"{group}/{version}",
+        "apiVersion": f"{group}/{_VERSIONS[group]}",
         "kind": kind,
         "metadata": {"name": name, "namespace": place.namespace},
         "spec": spec,
@@ -131,12 +137,11 @@ def _settings_map(sidecar: Sidecar) -> Config:
     }
 
 
-def _from_secret(variable: str, key: str) -> Config:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": NAME, "key": key}}}
+def _from_secret(variable: str) -> Config:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": NAME, "key": variable}}}
 
 
 def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place) -> Config:
-    injected = [name for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
     own_user = {"runAsUser": _USER, "runAsGroup": _USER, "runAsNonRoot": True}
     container = {
         "name": NAME,
@@ -146,7 +151,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place) -> Config:
         "restartPolicy": "Always",
         "env": [
             {"name": "ANTIPHON_CONFIG", "value": "/etc/antiphon/antiphon.yaml"},
-            *(_from_secret(name, name) for name in sidecar.secrets),
+            *(_from_secret(name) for name in sidecar.secrets),
         ],
         "securityContext": {
             **own_user,
@@ -184,16 +189,14 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place) -> Config:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "pod": {"securityContext": {"fsGroup": _USER}},
         "container": {
-            "env": [_from_secret(key_variable(name), key_variable(name)) for name in injected],
+            "env": [_from_secret(name) for name in injected_keys(settings)],
             "volumeMounts": [{"name": "antiphon-sockets", "mountPath": _SOCKETS}],
         },
         "patch": {"type": "StrategicMerge", "value": {"spec": {"template": {"spec": pod}}}},
     }
     provider = {"type": "Kubernetes", "kubernetes": {"envoyDeployment": deployment}}
     shutdown = {"drainTimeout": f"{int(settings.timeouts.drain)}s"}
-    return _object(
-        _ENVOY_GATEWAY, "EnvoyProxy", place, {"provider": provider, "shutdown": shutdown}, version="v1alpha1"
-    )
+    return _object(_ENVOY_GATEWAY, "EnvoyProxy", place, {"provider": provider, "shutdown": shutdown})
 
 
 def _gateway(place: Place) -> Config:
@@ -265,4 +268,4 @@ def _patch_policy(settings: Settings, place: Place, version: EnvoyVersion) -> Co
             for kind, name, change in changes
         ],
     }
-    return _object(_ENVOY_GATEWAY, "EnvoyPatchPolicy", place, spec, version="v1alpha1")
+    return _object(_ENVOY_GATEWAY, "EnvoyPatchPolicy", place, spec)

@@ -71,10 +71,22 @@ def test_it_holds_no_secret_and_names_the_keys_of_one(
     assert all(name in text.split("---")[0] for name in named)
 
 
-def test_its_settings_are_read_as_they_were_meant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_settings_are_what_differs_from_the_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTIPHON_UPSTREAMS", '{"other": {"url": "http://other/v1"}}')
+    monkeypatch.setenv("ANTIPHON_MODELS", '[{"match": "b*", "upstream": "other"}]')
     _, objects = _printed(capsys)
     values = yaml.safe_load(objects["ConfigMap"]["data"]["antiphon.yaml"])
-    assert Settings(**values).sidecar.grpc == "unix:/run/antiphon/grpc.sock"
+    sockets = {"grpc": "grpc", "http": "http", "model_door": "model-door"}
+    assert values == {
+        "data": "/var/lib/antiphon",
+        "upstream": {"url": UPSTREAM},
+        "upstreams": {"other": {"url": "http://other/v1"}},
+        "models": [{"match": "b*", "upstream": "other"}],
+        "sidecar": {name: f"unix:/run/antiphon/{file}.sock" for name, file in sockets.items()},
+    }
+    assert Settings(**values).has_default
 
 
 @pytest.mark.parametrize("arguments", [("--gateway", "ai"), ("--endpoint-picker", "epp:9002")])
