@@ -130,6 +130,15 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
+def replica() -> Iterator[PostgresServer]:
+    """A server that only follows, whom it does not say."""
+    server = PostgresServer()
+    server.become_replica()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def pgbouncer(postgres: PostgresServer) -> Iterator[Pooler]:
     """A pooler in transaction mode before that server, with four connections to each database."""
     if pooler_program() is None:

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -25,17 +24,10 @@ from tests.support.gateway import Gateway, start_gateway
 from tests.support.http_door import post_bytes
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory import forget_peak, peak
-from tests.support.nginx import Nginx, nginx_program, start_nginx
+from tests.support.nginx import ALICE, ASKING, NEEDS_NGINX, Nginx, start_nginx
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.skipif(nginx_program() is None, reason="nginx is not installed (NGINX: its path)"),
-]
+pytestmark = NEEDS_NGINX
 
-ALICE = {"authorization": "Bearer alice"}
-ASKING: dict[str, Any] = {"model": "demo-model", "input": "hi", "store": False}
 _MEGABYTES = int(os.environ.get("PROXIES_UPLOAD_MB", "96"))
 _LONGEST = aiohttp.ClientTimeout(total=max(60, _MEGABYTES))
 

@@ -5,25 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import pytest
 
 from tests.support.chat_server import ChatServer, answer, never
 from tests.support.gateway import start_gateway
-from tests.support.nginx import nginx_program, start_nginx
+from tests.support.nginx import ALICE, ASKING, NEEDS_NGINX, start_nginx
 from tests.support.streams import TERMINAL, events
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.skipif(nginx_program() is None, reason="nginx is not installed (NGINX: its path)"),
-]
+pytestmark = NEEDS_NGINX
 
-ALICE = {"authorization": "Bearer alice"}
-ASKING: dict[str, Any] = {"model": "demo-model", "input": "hi", "store": False}
 _CLIENTS, _BEFORE, _AFTER = 8, 40, 80
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.api.health import ReadyProbe
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog, ModelSource, read_models
 from antiphon.api.router import Router
@@ -61,7 +62,7 @@ class Setup:
         self.now = 0.0
         self.upstream = HttpUpstream(UpstreamTarget(server.base_url), head_seconds=5)
         self.models = ModelCatalog(self.upstream, clock=lambda: self.now, **catalog)
-        self.router = Router(store=store, models=self.models, ready=self._ready, metrics=self.metrics)
+        self.router = Router(store=store, models=self.models, ready=ReadyProbe(self._ready), metrics=self.metrics)
 
     async def _ready(self) -> None:
         if self.unready is not None:

@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,6 @@ def roles(postgres: PostgresServer) -> str:
 
     asyncio.run(make())
     return f"127.0.0.1:{postgres.port}"
-
-
-@pytest.fixture(scope="module")
-def replica() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    server.become_replica()
-    yield server
-    server.close()
 
 
 def settings(data: Path, url: str, **more: Any) -> Settings:

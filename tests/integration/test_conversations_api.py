@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from antiphon.api.conversations import Conversations
+from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.engine.ports.actions import StoredItem
@@ -42,7 +43,7 @@ class Setup(AskedRouter):
         self.router = Router(
             store=self.responses,
             models=ModelCatalog(self.upstream),
-            ready=self.responses.ping,
+            ready=ReadyProbe(self.responses.ping),
             metrics=Metrics(),
             areas=Conversations(self.conversations, self.responses, strict=strict).endpoints(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -23,15 +23,6 @@ PORT = "SELECT inet_server_port()"
 NOTE = "INSERT INTO notes VALUES ($1)"
 FENCED = "ALTER SYSTEM SET default_transaction_read_only = on"
 FREE = "ALTER SYSTEM RESET default_transaction_read_only"
-
-
-@pytest.fixture(scope="module")
-def replica() -> Iterator[PostgresServer]:
-    """It only follows, whom it does not say."""
-    server = PostgresServer()
-    server.become_replica()
-    yield server
-    server.close()
 
 
 @pytest.fixture

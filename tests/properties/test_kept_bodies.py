@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.api.conversations import Conversations
+from antiphon.api.health import ReadyProbe
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
@@ -72,7 +73,7 @@ class Server:
         self.router = Router(
             store=responses,
             models=ModelCatalog(self.upstream),
-            ready=responses.ping,
+            ready=ReadyProbe(responses.ping),
             metrics=Metrics(),
             areas=(
                 *Conversations(conversations, responses).endpoints(),

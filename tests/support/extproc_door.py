@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings
@@ -121,7 +122,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
         context = DoorContext(
             new_exchange=_exchanges(setup),
             runner=runner,
-            router=Router(store=store, models=ModelCatalog(upstream), ready=store.ping, metrics=metrics),
+            router=Router(store=store, models=ModelCatalog(upstream), ready=ReadyProbe(store.ping), metrics=metrics),
             owners=setup.owners,
             admission=admission,
             # Without the rules that settings have: tests are about less.

@@ -17,6 +17,7 @@ from typing import Any, Self
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
+from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
@@ -159,7 +160,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             router=Router(
                 store=setup.store,
                 models=ModelCatalog(upstream),
-                ready=ready,
+                ready=ReadyProbe(ready),
                 metrics=metrics,
                 areas=(
                     *Conversations(setup.conversations, setup.store).endpoints(),

@@ -18,6 +18,9 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.support.certificates import Authority
 from tests.support.waiting import until
@@ -34,6 +37,19 @@ def nginx_program() -> str | None:
     return os.environ.get("NGINX") or shutil.which(
         "nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
     )
+
+
+NEEDS_NGINX = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.skipif(nginx_program() is None, reason="nginx is not installed (NGINX: its path)"),
+]
+"""The marks of a module whose tests start one."""
+
+ALICE = {"authorization": "Bearer alice"}
+ASKING: dict[str, Any] = {"model": "demo-model", "input": "hi", "store": False}
+"""What clients ask through it."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from antiphon.api.files import Files
+from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
@@ -116,7 +117,7 @@ class VectorStoreSetup(AskedRouter):
         self.router = Router(
             store=responses,
             models=ModelCatalog(self.upstream),
-            ready=responses.ping,
+            ready=ReadyProbe(responses.ping),
             metrics=Metrics(),
             areas=(
                 *Files(files, on_delete=[database.stores.forget_file]).endpoints(),

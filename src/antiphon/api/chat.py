@@ -25,9 +25,8 @@ from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Described, Endpoint, Handler, Operation
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import of_nobody
-from antiphon.engine.exchange.failure import Failure, operation_in, refusal
+from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.engine.exchange.served_request import transport_failure
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER

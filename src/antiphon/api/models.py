@@ -21,8 +21,8 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
+from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
-from antiphon.engine.exchange.served_request import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, NotFound, UpstreamFailed

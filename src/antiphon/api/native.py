@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from urllib.parse import urlencode
 
 from antiphon.api.http import ApiRequest, ApiResponse
-from antiphon.engine.exchange.served_request import transport_failure
+from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.known_secrets import KnownSecrets, bytes_without

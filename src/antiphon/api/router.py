@@ -19,7 +19,7 @@ from antiphon.api.background import cancel_response, stream_response
 from antiphon.api.capabilities import Capabilities, CapabilitiesObject
 from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, AnyObject, Deleted, ListOf, Parameter, Unwell, Well
 from antiphon.api.endpoint import Described, Endpoint, Operation
-from antiphon.api.health import Readiness, ReadyProbe, health
+from antiphon.api.health import ReadyProbe, health
 from antiphon.api.http import (
     PAGE,
     ApiRequest,
@@ -59,7 +59,7 @@ class Router:
         *,
         store: ResponseStore,
         models: ModelCatalog,
-        ready: Readiness | ReadyProbe,
+        ready: ReadyProbe,
         metrics: Metrics,
         native: NativeResponses | None = None,
         capabilities: Capabilities | None = None,
@@ -74,7 +74,7 @@ class Router:
         self._background = background
         self._store = store
         self._models = models
-        self._ready = ready if isinstance(ready, ReadyProbe) else ReadyProbe(ready)
+        self._ready = ready
         self._metrics = metrics
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,
@@ -83,11 +83,6 @@ class Router:
             *self._about_the_process(),
         )
         self._document: bytes | None = None
-
-    @property
-    def not_ready_seconds(self) -> float:
-        """How long `/ready` has said no, as far as it was asked."""
-        return self._ready.not_ready_seconds
 
     def _responses(self) -> tuple[Endpoint, ...]:
         streamed = (

@@ -17,7 +17,7 @@ from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.generation import make_generation, model_door
 from antiphon.app.kept import Kept, body_room, request_room
-from antiphon.app.keys import deployment_keys, make_sealer, owner_key, stored_bodies
+from antiphon.app.keys import deployment_keys, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
 from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter
@@ -65,7 +65,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     times, limits = settings.timeouts, settings.limits
     installed = tuple(make_extension_tools())
     # First: without a key that rows depend on nothing is opened.
-    key, _ = owner_key(settings), make_sealer(settings)
+    key, kept_bodies = owner_key(settings), stored_bodies(settings)
     stores = await open_stores(
         settings.state,
         settings.data,
@@ -81,7 +81,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         keep_keys=settings.idempotency.keep,
     )
     opened.push_async_callback(stores.aclose)
-    stores = seal_stores(stores, stored_bodies(settings))
+    stores = seal_stores(stores, kept_bodies)
     # Before anything is stored.
     await check_deployment(settings.state, deployment_keys(settings))
     metrics = Metrics()

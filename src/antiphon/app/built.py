@@ -30,8 +30,6 @@ from antiphon.tools.box import Toolbox
 _log = structlog.get_logger(__name__)
 
 _GIVE_BACK_SECONDS = 1.0
-
-
 _MOST_GENERATIONS = 16
 
 

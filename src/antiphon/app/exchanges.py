@@ -35,7 +35,7 @@ def exchange_maker(
         tool_limits=settings.tools,
         times=settings.timeouts,
         secrets=settings.secrets(),
-        several_owners=settings.owner.source != "single",
+        several_owners=settings.owner.several,
         sealer=sealer,
         background=True,
         seal_credentials=settings.background.client_credentials == "seal",

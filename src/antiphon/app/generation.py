@@ -248,6 +248,6 @@ def _passed_on(settings: Settings, kept: Kept, upstream: ModelDoor | UpstreamPoo
         routes,
         settings.upstream.path_allow if settings.has_default else (),
         secrets=settings.secrets(),
-        several_owners=settings.owner.source != "single",
+        several_owners=settings.owner.several,
         embeddings=embeddings,
     )

@@ -66,10 +66,10 @@ class Kept:
 def request_room(settings: Settings) -> tuple[int, int]:
     """How many requests may be in flight, and how many of one owner (0: all)."""
     places = max_requests(settings.limits.concurrent_requests)
-    return places, settings.limits.share_of_requests(places) if settings.owner.source != "single" else 0
+    return places, settings.limits.share_of_requests(places) if settings.owner.several else 0
 
 
 def body_room(settings: Settings) -> tuple[int, int]:
     """How many bytes they may hold together, and how many of one owner (0: all)."""
-    share = settings.limits.share_of_bytes if settings.owner.source != "single" else 0
+    share = settings.limits.share_of_bytes if settings.owner.several else 0
     return settings.limits.bytes_in_flight, share

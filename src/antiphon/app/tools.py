@@ -81,7 +81,7 @@ def _mcp(settings: Settings) -> Tool:
         name: Connector(one.url, tuple((key, value.get_secret_value()) for key, value in one.headers.items()))
         for name, one in chosen.connectors.items()
     }
-    anywhere = not chosen.allow and settings.owner.source == "single"
+    anywhere = not chosen.allow and not settings.owner.several
     hosts = (urlsplit(one.url).hostname or "" for one in connectors.values())
     return Mcp(
         McpServers(None if anywhere else chosen.allow, connectors),

@@ -29,6 +29,11 @@ class OwnerSettings(Section):
     whatever a request says; one with `background: true` is a 400. What they store themselves (files, conversations,
     prompts, vector stores) stays, and an upstream of `mode: native` keeps what it keeps."""
 
+    @property
+    def several(self) -> bool:
+        """Whether there may be more than one."""
+        return self.source != "single"
+
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:

@@ -242,7 +242,7 @@ class Settings(Section):
     def native_of_ids(self) -> str | None:
         """The upstream whose response ids are served here too: the one native upstream, when there is one owner."""
         native = self.native_upstreams
-        return native.pop() if self.owner.source == "single" and len(native) == 1 else None
+        return native.pop() if not self.owner.several and len(native) == 1 else None
 
     @property
     def native_upstreams(self) -> set[str]:

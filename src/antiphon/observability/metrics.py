@@ -63,10 +63,10 @@ class Metrics(Collector):
         self._searches = self._keep(Spread(names.SEARCHES))
         self._refused = self._keep(Counts(names.REFUSED))
         self.cut = self._keep(Counts(names.CUT))
+        """Requests that a drain had no time for, by kind."""
         for kind in names.CUT_KINDS:
             # A process that cuts something ends: what it has not shown before would be no increase.
             self.cut.add(kind, by=0)
-        """Requests that a drain had no time for, by kind."""
         self.compactions = self._keep(Counts(names.COMPACTIONS))
         """Conversations that were summed up."""
         self._refused_for = {

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.flushing import flush_folder
 
 MARK_FILE = "moved.json"
 
@@ -55,11 +56,7 @@ def write_mark(folder: Path, mark: Mark | None) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(path)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_folder(folder)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}.") from error
 

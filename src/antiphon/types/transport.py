@@ -8,12 +8,12 @@ from enum import Enum
 Headers = tuple[tuple[str, str], ...]
 """Header pairs in order, names in lower case; duplicates are kept."""
 
-
 LOCAL_REPLY = "x-antiphon-local-reply"
-OWN_JSON, OWN_STREAM = "antiphon_", "antiphon_stream_"
-"""How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
 """The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
 reason in Envoy's words."""
+
+OWN_JSON, OWN_STREAM = "antiphon_", "antiphon_stream_"
+"""How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
 
 PICKER_REPLY = "picker"
 """What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the

@@ -426,7 +426,7 @@ async def test_a_content_that_came_while_databases_were_copied_is_in_it(
 
 
 @pytest.mark.usefixtures("nothing_open")
-@pytest.mark.parametrize("fails", ["_copy_databases", "_flush_folder", "_link_contents"])
+@pytest.mark.parametrize("fails", ["_copy_databases", "flush_folder", "_link_contents"])
 async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     data, target = tmp_path / "data", tmp_path / "backup.tar"
     await _filled(data)

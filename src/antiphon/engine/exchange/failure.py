@@ -1,7 +1,8 @@
 """Why a response failed, for the one line that its log has of it.
 
-Lives here: whose fault it was, what was being done, and the cause. Not here: what the client is told (`errors.py`),
-where the line is written (the doors, by `observability/outcome.py`).
+Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause. Not here: what
+the client is told (`errors.py`, `translation/upstream_errors.py`), where the line is written (the doors, by
+`observability/outcome.py`).
 
 Invariant: nothing in it is content of a request or of an answer but an upstream's own error message, which was searched
 for credentials before.
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
+from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.types.transport import UpstreamError, UpstreamFault
 
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 
@@ -115,6 +118,14 @@ def refusal(
     asked, answered = (upstream, upstream_status) if at_it else (error.upstream, 0)
     counted = isinstance(error, NoRoom)
     return Failure(fault, cause, error.status, error.code or "", operation, asked, answered, counted)
+
+
+def transport_failure(error: UpstreamError | None) -> ApiError:
+    """What the client is told of a call that failed in transport; the log gets the detail."""
+    error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
+    mapped = map_transport_error(error)
+    mapped.cause = f"{error.fault.value}: {error.detail}"
+    return mapped
 
 
 def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:

@@ -8,9 +8,10 @@ Invariant: the upstream is not said to have answered.
 
 from __future__ import annotations
 
+from antiphon.engine.exchange.failure import transport_failure
 from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.known_secrets import KnownSecrets
-from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
 
 
@@ -28,7 +29,4 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
         error.cause = f"endpoint picker: {why or 'it refused the request: ' + error.message}"
         return error
     detail = f"Envoy could not reach it: {why}" if why else "Envoy could not reach it"
-    fault = UpstreamError(UpstreamFault.UNREACHABLE, detail)
-    unreached = map_transport_error(fault)
-    unreached.cause = f"{fault.fault.value}: {detail}"
-    return unreached
+    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, detail))

@@ -13,8 +13,8 @@ from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, Ch
 from antiphon.engine.exchange.approvals import approved_calls
 from antiphon.engine.exchange.compaction_turn import SummaryTurn
 from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
-from antiphon.engine.exchange.failure import refusal
-from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, transport_failure, whose
+from antiphon.engine.exchange.failure import refusal, transport_failure
+from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import ToolTurns, citations_of, later_choice

@@ -8,12 +8,13 @@ Invariant: nothing of the request is kept here.
 
 from __future__ import annotations
 
+from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.exchange.local_answers import not_answered
 from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.engine.exchange.native_answer import NativeAnswer, refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.request_context import no_such_model
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, transport_failure, whose
+from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import RequestHead, Usage
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut

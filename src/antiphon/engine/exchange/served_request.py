@@ -43,7 +43,7 @@ from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.read_request import Manner
-from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 
@@ -296,11 +296,3 @@ def refused_for(error: ApiError | RecursionError) -> ApiError:
 def whose(failure: Failure, error: UpstreamError) -> Failure:
     """The failure, as nobody's where nobody knows whose it is."""
     return replace(failure, fault="unknown") if error.fault is UpstreamFault.HELD else failure
-
-
-def transport_failure(error: UpstreamError | None) -> ApiError:
-    """What the client is told of a call that failed in transport; the log gets the detail."""
-    error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
-    mapped = map_transport_error(error)
-    mapped.cause = f"{error.fault.value}: {error.detail}"
-    return mapped

@@ -28,6 +28,7 @@ from typing import Protocol, TypeVar
 from antiphon.engine.ports.files import Blob
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError, StoreReason
+from antiphon.stores.flushing import flush_folder
 
 T = TypeVar("T")
 C = TypeVar("C", bound="_Closing")
@@ -217,7 +218,7 @@ class DiskBlobWriter:
             self._draft.rename(place)
             # A folder on the way may be new as well.
             for folder in (place.parent, place.parent.parent, place.parent.parent.parent):
-                _flush(folder)
+                flush_folder(folder)
             return Blob(place.name, self._size, self._hash.hexdigest())
 
     def _check(self) -> None:
@@ -275,11 +276,3 @@ class DiskBlobReader:
 def _make_folder(folder: Path) -> None:
     # One by one: `parents` would make those on the way for everybody.
     folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,8 @@ import re
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.ids import now
-from antiphon.stores.sealed.bodies import is_sealed
+from antiphon.stores.sealed.bodies import with_status_unless_sealed
 
 _MARK = "\x1a"
 _ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
@@ -66,6 +65,5 @@ def time_left(until: float) -> int:
 
 
 def body_now(status: str, body: bytes) -> bytes:
-    """The object of a response: while it runs its row has the body that it was queued with. A sealed one stays: who
-    opens it sees what the row says."""
-    return with_status(body, status) if status == "in_progress" and not is_sealed(body) else body
+    """The object of a response: while it runs its row has the body that it was queued with."""
+    return with_status_unless_sealed(body, status) if status == "in_progress" else body

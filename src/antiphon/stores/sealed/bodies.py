@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.errors import StoreError
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ _NONCE = bytes(12)
 def is_sealed(stored: bytes) -> bool:
     """Whether a body, or what a store has for one, is sealed."""
     return stored.startswith(_MARK)
+
+
+def with_status_unless_sealed(stored: bytes, status: str) -> bytes:
+    """The body with this status. A sealed one stays: who opens it sees what the row says."""
+    return stored if is_sealed(stored) else with_status(stored, status)
 
 
 class Bodies:

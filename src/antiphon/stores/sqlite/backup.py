@@ -35,6 +35,7 @@ from msgspec import Struct
 from antiphon.errors import StoreError
 from antiphon.stores.archives import Archived, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.flushing import flush_folder
 from antiphon.stores.sqlite.database import reader_uri, store_error
 from antiphon.stores.sqlite.migrate import packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
@@ -110,7 +111,7 @@ def make_archive(
             prints = {name: [fingerprint(key) for key in values] for name, values in keys.items()}
             packed.finish(prints, with_contents)
         os.replace(draft, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         raise StoreError(f"The backup failed: {error.strerror or error} ({error.filename or target}).") from error
     finally:
@@ -138,7 +139,7 @@ def open_archive(source: Path, data: Path, keys: Mapping[KeyName, tuple[bytes, .
         if data.exists():
             data.rmdir()
         os.rename(draft, data)
-        _flush_folder(data.parent)
+        flush_folder(data.parent)
     except tarfile.TarError as error:
         raise StoreError(
             f"{source} cannot be read to its end: it was cut off, or is no backup. {_ELSEWHERE}"
@@ -220,14 +221,6 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
         yield out
         out.flush()
         os.fsync(out.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _link_contents(data: Path, work: Path) -> None:

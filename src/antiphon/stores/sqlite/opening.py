@@ -20,12 +20,11 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
-from antiphon.stores.sealed.bodies import is_sealed
+from antiphon.stores.sealed.bodies import with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
 from antiphon.stores.sqlite.figures import SqliteFigures
@@ -170,9 +169,4 @@ def _prepare(connection: sqlite3.Connection) -> None:
     migrate(connection, steps)
     check_triggers(connection, steps)
     lease_clock.prepare(connection, _END_LEASES)
-    connection.create_function("with_status", 2, _with_status, deterministic=True)
-
-
-def _with_status(body: bytes, status: str) -> bytes:
-    """A sealed body stays: who opens it sees what the row says."""
-    return body if is_sealed(body) else with_status(body, status)
+    connection.create_function("with_status", 2, with_status_unless_sealed, deterministic=True)
