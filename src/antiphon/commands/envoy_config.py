@@ -15,20 +15,11 @@ from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
+from antiphon.envoy import gateway_api, gateway_pod
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
-from antiphon.envoy.gateway_api import (
-    NAME,
-    SYSTEM,
-    Place,
-    Sidecar,
-    in_gateway_pod,
-    injected_keys,
-    objects,
-    parse_place,
-    to_text,
-)
+from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
 from antiphon.envoy.snippet import snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
@@ -55,14 +46,22 @@ _GATEWAY_SECRETS = """\
 
 
 def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
-    inside = in_gateway_pod(settings)
+    gateway_api.check(settings)
+    inside, sidecar = _in_pod(settings)
+    objects = gateway_api.objects(inside, sidecar, place, version)
+    return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects)
+
+
+def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
+    """The settings in a managed Envoy's pod, and what the sidecar there reads."""
+    inside = gateway_pod.inside(settings)
     # What is the default of every Antiphon need not be said.
-    values = file_values(inside, exclude_defaults=True)
-    secrets = tuple(secret_environment(inside))
-    named = objects(inside, Sidecar(values, secrets), place, version)
-    keys = sorted({*secrets, *injected_keys(inside)})
-    told = _GATEWAY_SECRETS.format(name=NAME, namespace=SYSTEM, keys=", ".join(keys)) if keys else ""
-    return _GATEWAY_HEADER + told + to_text(named)
+    return inside, Sidecar(file_values(inside, exclude_defaults=True), tuple(secret_environment(inside)))
+
+
+def _told(inside: Settings, sidecar: Sidecar, namespace: str) -> str:
+    keys = gateway_pod.keys(inside, sidecar)
+    return _GATEWAY_SECRETS.format(name=NAME, namespace=namespace, keys=", ".join(keys)) if keys else ""
 
 
 Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]

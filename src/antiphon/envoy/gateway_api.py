@@ -1,7 +1,7 @@
 """What an Envoy Gateway needs, as Kubernetes objects.
 
-Lives here: the objects and their order, with a word on each. Not here: what Envoy needs in itself (`snippet.py` cuts
-the bootstrap into parts), who prints it (`commands/`).
+Lives here: the objects and their order, with a word on each. Not here: the sidecar in the pod (`gateway_pod.py`), what
+Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), who prints it (`commands/`).
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages; they talk over Unix sockets in memory, so no
 secret is shared and nothing listens that others reach. Routes, filter, clusters and the model door are those of our
@@ -13,26 +13,20 @@ Invariants: what is patched in is `snippet.parts`, nothing else; no secret is pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode
-from antiphon.envoy.bootstrap import to_yaml
+from antiphon.envoy import gateway_pod
 from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
 from antiphon.envoy.messages import Config, error_body
-from antiphon.envoy.routes import NOT_FOUND, NOTHING, key_variable
+from antiphon.envoy.routes import NOT_FOUND, NOTHING
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion
 from antiphon.errors import ConfigError
 
 SYSTEM = "envoy-gateway-system"
 """The namespace in which Envoy Gateway runs its Envoys."""
-NAME = "antiphon"
-"""The name of every object that needs no other."""
-_SOCKETS = "/run/antiphon"
-_DATA = Path("/var/lib/antiphon")
 _USER = 65532
 """As whom Envoy Gateway's Envoy runs; the sidecar does so too, since the sockets are for that user alone."""
 _GATEWAY_API = "gateway.networking.k8s.io"
@@ -42,55 +36,19 @@ _TYPES = "type.googleapis.com/envoy.config."
 _MANAGER = "..filters[?(@.name == 'envoy.filters.network.http_connection_manager')].typed_config"
 
 
-class Place(NamedTuple):
-    """Which Gateway it is."""
-
-    namespace: str
-    name: str
-
-
-class Sidecar(NamedTuple):
-    """What the sidecar reads: the values of its settings file, and which variables a Secret has for it."""
-
-    values: Config
-    secrets: tuple[str, ...]
-
-
-def parse_place(text: str) -> Place:
-    """`NAMESPACE/NAME`. Raises `ConfigError`."""
-    namespace, slash, name = text.partition("/")
-    if not (slash and namespace and name) or "/" in name:
-        raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
-    return Place(namespace, name)
-
-
-def in_gateway_pod(settings: Settings) -> Settings:
-    """The settings as they are inside the pod of a managed Envoy."""
-    sockets = {
-        "grpc": f"unix:{_SOCKETS}/grpc.sock",
-        "http": f"unix:{_SOCKETS}/http.sock",
-        "model_door": f"unix:{_SOCKETS}/model-door.sock",
-    }
+def check(settings: Settings) -> None:
+    """Raises `ConfigError` for settings that a managed Envoy cannot have."""
     if settings.groups or settings.envoy.endpoint_picker.address is not None:
         raise ConfigError(
             "several upstreams for one model, and envoy.endpoint_picker, take listeners inside Envoy: the bootstrap of "
             "a managed Envoy has no extension for them. Leave them out, or run an Envoy of your own (--for bootstrap)"
         )
-    # One process for each Envoy: more replicas are more of both.
-    return settings.model_copy(
-        update={"workers": 1, "data": _DATA, "sidecar": settings.sidecar.model_copy(update=sockets)}
-    )
-
-
-def injected_keys(settings: Settings) -> list[str]:
-    """The variables from which the managed Envoy reads the upstreams' keys."""
-    return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
 
 
 def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
-    """The objects in the order in which they are applied, each with its comment. `settings`: `in_gateway_pod`'s."""
+    """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
     return [
-        ("The sidecar's settings, where the managed Envoys run.", _settings_map(sidecar)),
+        ("The sidecar's settings, where the managed Envoys run.", gateway_pod.settings_map(sidecar, SYSTEM)),
         (
             "The managed Envoy, with the sidecar beside it. Its data folder ends with the pod: for more than one\n"
             "replica, or to keep what is stored, set state.url (PostgreSQL).",
@@ -110,15 +68,6 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
     ]
 
 
-def to_text(named: Sequence[tuple[str, Config]]) -> str:
-    """The objects as commented YAML documents."""
-    return "".join(f"---\n{_commented(comment)}{to_yaml(one)}" for comment, one in named)
-
-
-def _commented(text: str) -> str:
-    return "".join(f"# {line}\n" for line in text.splitlines())
-
-
 def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NAME) -> Config:
     return {
         "apiVersion": f"{group}/{_VERSIONS[group]}",
@@ -128,71 +77,16 @@ def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NA
     }
 
 
-def _settings_map(sidecar: Sidecar) -> Config:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": NAME, "namespace": SYSTEM},
-        "data": {"antiphon.yaml": to_yaml(sidecar.values)},
-    }
-
-
-def _from_secret(variable: str) -> Config:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": NAME, "key": variable}}}
-
-
 def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place) -> Config:
-    own_user = {"runAsUser": _USER, "runAsGroup": _USER, "runAsNonRoot": True}
-    container = {
-        "name": NAME,
-        "image": "antiphon:latest",
-        "args": ["extproc"],
-        # A sidecar: it is there before Envoy, and until Envoy has gone.
-        "restartPolicy": "Always",
-        "env": [
-            {"name": "ANTIPHON_CONFIG", "value": "/etc/antiphon/antiphon.yaml"},
-            *(_from_secret(name) for name in sidecar.secrets),
-        ],
-        "securityContext": {
-            **own_user,
-            "readOnlyRootFilesystem": True,
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "startupProbe": {
-            "exec": {"command": ["antiphon", "health"]},
-            "periodSeconds": 1,
-            "timeoutSeconds": 5,
-            "failureThreshold": 60,
-        },
-        "volumeMounts": [
-            {"name": "antiphon-sockets", "mountPath": _SOCKETS},
-            {"name": "antiphon-data", "mountPath": str(_DATA)},
-            {"name": "antiphon-settings", "mountPath": "/etc/antiphon", "readOnly": True},
-            {"name": "antiphon-tmp", "mountPath": "/tmp"},
-        ],
-    }
-    pod = {
-        # A Service's variables are no settings.
-        "enableServiceLinks": False,
-        "initContainers": [container],
-        "volumes": [
-            {"name": "antiphon-sockets", "emptyDir": {"medium": "Memory"}},
-            {"name": "antiphon-data", "emptyDir": {}},
-            {"name": "antiphon-settings", "configMap": {"name": NAME}},
-            {"name": "antiphon-tmp", "emptyDir": {}},
-        ],
-    }
     deployment: dict[str, Any] = {
         "replicas": 1,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "pod": {"securityContext": {"fsGroup": _USER}},
-        "container": {
-            "env": [_from_secret(name) for name in injected_keys(settings)],
-            "volumeMounts": [{"name": "antiphon-sockets", "mountPath": _SOCKETS}],
+        "container": gateway_pod.envoys_share(settings),
+        "patch": {
+            "type": "StrategicMerge",
+            "value": {"spec": {"template": {"spec": gateway_pod.pod(sidecar, user=_USER)}}},
         },
-        "patch": {"type": "StrategicMerge", "value": {"spec": {"template": {"spec": pod}}}},
     }
     provider = {"type": "Kubernetes", "kubernetes": {"envoyDeployment": deployment}}
     shutdown = {"drainTimeout": f"{int(settings.timeouts.drain)}s"}

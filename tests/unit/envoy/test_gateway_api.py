@@ -10,7 +10,7 @@ import yaml
 from antiphon.cli import main
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import SidecarEndpoint
-from antiphon.envoy.gateway_api import in_gateway_pod
+from antiphon.envoy.gateway_pod import inside
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import parse_version
 
@@ -35,7 +35,7 @@ def _patches(objects: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 def test_the_routes_are_ours_in_our_order_before_all_others(capsys: pytest.CaptureFixture[str]) -> None:
     _, objects = _printed(capsys, "--gateway", "team/ai", "--envoy-version", "1.39")
-    settings = in_gateway_pod(Settings(upstream={"url": UPSTREAM}))
+    settings = inside(Settings(upstream={"url": UPSTREAM}))
     endpoint = SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)
     found: Any = parts(settings, [endpoint], parse_version("1.39"))
     routes: list[Any] = []

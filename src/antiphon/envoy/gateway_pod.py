@@ -1,0 +1,157 @@
+"""The sidecar in the pod of an Envoy that somebody else manages on Kubernetes.
+
+Lives here: the container, its volumes and settings, what Envoy's own container gets of it, and how objects are
+written. Not here: the objects of one kind of gateway (`gateway_api.py`, `istio.py`).
+
+Antiphon is a native sidecar of that Envoy; they talk over Unix sockets in memory, so no secret is shared and nothing
+listens that others reach.
+
+Invariant: no secret is printed, only names of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode
+from antiphon.envoy.bootstrap import to_yaml
+from antiphon.envoy.messages import Config
+from antiphon.envoy.routes import key_variable
+from antiphon.errors import ConfigError
+
+NAME = "antiphon"
+"""The name of every object that needs no other, and of the Secret."""
+_SOCKETS = "/run/antiphon"
+_DATA = Path("/var/lib/antiphon")
+
+
+class Place(NamedTuple):
+    """Which Gateway it is."""
+
+    namespace: str
+    name: str
+
+
+class Sidecar(NamedTuple):
+    """What the sidecar reads: the values of its settings file, and which variables a Secret has for it."""
+
+    values: Config
+    secrets: tuple[str, ...]
+
+
+def parse_place(text: str) -> Place:
+    """`NAMESPACE/NAME`. Raises `ConfigError`."""
+    namespace, slash, name = text.partition("/")
+    if not (slash and namespace and name) or "/" in name:
+        raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
+    return Place(namespace, name)
+
+
+def inside(settings: Settings) -> Settings:
+    """The settings as they are inside the pod of a managed Envoy."""
+    sockets = {
+        "grpc": f"unix:{_SOCKETS}/grpc.sock",
+        "http": f"unix:{_SOCKETS}/http.sock",
+        "model_door": f"unix:{_SOCKETS}/model-door.sock",
+    }
+    # One process for each Envoy: more replicas are more of both.
+    return settings.model_copy(
+        update={"workers": 1, "data": _DATA, "sidecar": settings.sidecar.model_copy(update=sockets)}
+    )
+
+
+def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
+    """What the Secret must hold: the sidecar's variables, and those of Envoy's process."""
+    return sorted({*sidecar.secrets, *_injected_keys(settings)})
+
+
+def pod(sidecar: Sidecar, *, user: int) -> Config:
+    """Fields of the pod's spec, for a strategic merge. `user`: as whom its Envoy runs; the sidecar does so too, since
+    the sockets are for that user alone."""
+    container = {
+        "name": NAME,
+        "image": "antiphon:latest",
+        "args": ["extproc"],
+        # A sidecar: it is there before Envoy, and until Envoy has gone.
+        "restartPolicy": "Always",
+        "env": [
+            {"name": "ANTIPHON_CONFIG", "value": "/etc/antiphon/antiphon.yaml"},
+            *(_from_secret(name) for name in sidecar.secrets),
+        ],
+        "securityContext": {
+            "runAsUser": user,
+            "runAsGroup": user,
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "startupProbe": {
+            "exec": {"command": ["antiphon", "health"]},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": 60,
+        },
+        "volumeMounts": [
+            {"name": "antiphon-sockets", "mountPath": _SOCKETS},
+            {"name": "antiphon-data", "mountPath": str(_DATA)},
+            {"name": "antiphon-settings", "mountPath": "/etc/antiphon", "readOnly": True},
+            {"name": "antiphon-tmp", "mountPath": "/tmp"},
+        ],
+    }
+    return {
+        # A Service's variables are no settings.
+        "enableServiceLinks": False,
+        "initContainers": [container],
+        "volumes": [
+            {"name": "antiphon-sockets", "emptyDir": {"medium": "Memory"}},
+            {"name": "antiphon-data", "emptyDir": {}},
+            {"name": "antiphon-settings", "configMap": {"name": NAME}},
+            {"name": "antiphon-tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def envoys_share(settings: Settings) -> Config:
+    """Fields of the container that Envoy runs in: the sockets, and the keys that it puts into requests."""
+    return {
+        "env": [_from_secret(name) for name in _injected_keys(settings)],
+        "volumeMounts": [{"name": "antiphon-sockets", "mountPath": _SOCKETS}],
+    }
+
+
+def settings_map(sidecar: Sidecar, namespace: str) -> Config:
+    """The ConfigMap of the sidecar's settings."""
+    return config_map(NAME, namespace, {"antiphon.yaml": to_yaml(sidecar.values)})
+
+
+def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
+    """A ConfigMap with these texts."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": namespace},
+        "data": data,
+    }
+
+
+def to_text(named: Sequence[tuple[str, Config]]) -> str:
+    """Objects, each with its comment, as commented YAML documents."""
+    return "".join(f"---\n{_commented(comment)}{to_yaml(one)}" for comment, one in named)
+
+
+def _commented(text: str) -> str:
+    return "".join(f"# {line}\n" for line in text.splitlines())
+
+
+def _injected_keys(settings: Settings) -> list[str]:
+    """The variables from which the managed Envoy reads the upstreams' keys."""
+    return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
+
+
+def _from_secret(variable: str) -> Config:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": NAME, "key": variable}}}
