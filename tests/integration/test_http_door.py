@@ -746,6 +746,59 @@ async def test_a_stream_that_ends_after_the_notice_takes_its_connection_along(do
         assert await client.closed() and await draining
 
 
+async def test_after_the_notice_each_open_connection_brings_one_more_request(door: OpenHttpDoor) -> None:
+    """Its client has been told nothing yet; that answer tells it to ask elsewhere."""
+    gate = asyncio.Event()
+    door.chat.script(answer(parts=[event("Hel"), Wait(gate), *text_stream("lo")]))
+    async with door.client() as idle, door.client() as new, door.client() as streaming:
+        await idle.send(post_bytes(method="GET", path="/health"))
+        await idle.read()
+        await streaming.send(post_bytes(STREAM))
+        assert (await streaming.head()).header("connection") is None
+        draining = asyncio.create_task(door.door.drain(DEADLINE, notice=0.001, quiet=DEADLINE))
+        await until(lambda: door.context.admission.closed)
+        gate.set()
+        while await streaming.part():
+            pass
+        for client in (idle, new, streaming):
+            assert not draining.done()
+            await client.send(post_bytes(ASK))
+            got = await client.read()
+            assert (got.status, got.header("connection")) == (200, "close")
+            assert await client.closed()
+        # All of them are gone: nobody is waited for.
+        assert await draining
+        got = await door.ask(post_bytes(ASK))
+        assert got.status == 503 and got.error["code"] == "shutting_down"
+
+
+async def test_a_connection_that_stays_quiet_ends_with_the_drain(door: OpenHttpDoor) -> None:
+    async with door.client() as kept:
+        await kept.send(post_bytes(method="GET", path="/health"))
+        await kept.read()
+        began = time.monotonic()
+        assert await door.door.drain(DEADLINE, notice=0.001, quiet=0.1)
+        assert time.monotonic() - began >= 0.1
+        # It has nothing in flight, so nothing is cut when the time is over first.
+        assert await door.door.drain(0.05, notice=0.001, quiet=DEADLINE)
+        await door.door.aclose()
+        assert await kept.closed()
+
+
+async def test_what_a_kept_connection_brought_last_is_waited_for(door: OpenHttpDoor) -> None:
+    door.chat.script(answer(parts=[event("Hel"), WaitGone()]))
+    async with door.client() as kept:
+        await kept.send(post_bytes(method="GET", path="/health"))
+        await kept.read()
+        draining = asyncio.create_task(door.door.drain(DEADLINE, notice=0.001, quiet=DEADLINE / 2))
+        await until(lambda: door.context.admission.closed)
+        await kept.send(post_bytes(STREAM))
+        assert (await kept.head()).header("connection") == "close"
+        assert door.context.admission.active == 1 and not draining.done()
+        kept.leave()
+        assert await draining
+
+
 async def test_drain_that_takes_too_long_is_ended(door: OpenHttpDoor) -> None:
     door.chat.script(answer(parts=[event("Hel"), WaitGone()]))
     async with door.client() as client:

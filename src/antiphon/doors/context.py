@@ -70,14 +70,14 @@ class Admission:
         """Requests in flight by kind."""
         return {kind: count for kind, count in self._kinds.items() if count}
 
-    def admit(self, owner: str, kind: Kind = "request") -> AbstractContextManager[None]:
-        """Hold a place for one request of this owner; entering raises `Unavailable` when draining, `NoRoom` when
-        full."""
-        return _Admitted(self, owner, kind)
+    def admit(self, owner: str, kind: Kind = "request", *, promised: bool = False) -> AbstractContextManager[None]:
+        """Hold a place for one request of this owner; entering raises `Unavailable` when draining (unless it was
+        `promised`), `NoRoom` when full."""
+        return _Admitted(self, owner, kind, promised)
 
-    def begin(self, owner: str, kind: Kind) -> Hold:
+    def begin(self, owner: str, kind: Kind, *, promised: bool = False) -> Hold:
         """What `admit` does on entering: the place."""
-        if self._closed:
+        if self._closed and not promised:
             raise Unavailable(
                 "The server is shutting down. Try again; another instance will answer.",
                 code="shutting_down",
@@ -136,15 +136,16 @@ class Admission:
 class _Admitted:
     """One request in flight. (A context manager made of a generator takes four times as long.)"""
 
-    __slots__ = ("_admission", "_kind", "_owner", "_place")
+    __slots__ = ("_admission", "_kind", "_owner", "_place", "_promised")
 
-    def __init__(self, admission: Admission, owner: str, kind: Kind) -> None:
+    def __init__(self, admission: Admission, owner: str, kind: Kind, promised: bool) -> None:
         self._admission = admission
         self._owner = owner
         self._kind = kind
+        self._promised = promised
 
     def __enter__(self) -> None:
-        self._place = self._admission.begin(self._owner, self._kind)
+        self._place = self._admission.begin(self._owner, self._kind, promised=self._promised)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

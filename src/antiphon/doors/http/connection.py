@@ -11,6 +11,7 @@ the limit is the connection's, set when its buffer is full and not for each writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -76,6 +77,8 @@ class DoorServer(web.Server):
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[Connection] = set()
+        # A connection was closed.
+        self._fewer = asyncio.Event()
 
     def __call__(self) -> Connection:
         return Connection(self, self._options)
@@ -93,12 +96,27 @@ class DoorServer(web.Server):
 
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)
+        self._fewer.set()
 
     def hurry(self, seconds: float) -> None:
         """From now on no client may take longer than this to take what was written to it."""
         self.send_seconds = min(self.send_seconds, seconds)
         for connection in self._open:
             connection.hurry()
+
+    def promise(self) -> None:
+        """Every connection that is open now may bring one more request, whose answer says that it was the last."""
+        for connection in self._open:
+            connection.promised = True
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait until each connection that was promised a request is closed, or brought nothing for so many seconds."""
+        clock = asyncio.get_running_loop().time
+        while (rest := max((one.heard_at for one in self._open if one.promised), default=0.0) + seconds) > clock():
+            self._fewer.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(rest):
+                    await self._fewer.wait()
 
     def close_idle(self) -> bool:
         """Close the connection that has waited longest for its next request; False when none waits for one."""
@@ -125,7 +143,7 @@ class _Request(web.BaseRequest):
 class Connection(web.RequestHandler):
     """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
 
-    __slots__ = ("_begun", "_begun_at", "_door", "_head_timer", "_send_timer")
+    __slots__ = ("_begun", "_begun_at", "_door", "_head_timer", "_heard_at", "_send_timer", "promised")
 
     def __init__(self, door: DoorServer, options: dict[str, Any]) -> None:
         super().__init__(door, loop=asyncio.get_running_loop(), **options)
@@ -135,10 +153,14 @@ class Connection(web.RequestHandler):
         # The first bytes of the head that is being read, and how many requests came before it.
         self._begun = b""
         self._begun_at = -1
+        self._heard_at = 0.0
+        self.promised = False
+        """Whether its next request is served although no more are admitted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._door.opened(self)
+        self._heard_at = self._loop.time()
         self._head_timer = self._loop.call_later(self._door.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -151,6 +173,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._begun_at != self._request_count and not self._request_in_progress and not self._messages:
             self._begun, self._begun_at = data[:5], self._request_count
+        self._heard_at = self._loop.time()
         super().data_received(data)
 
     @property
@@ -163,6 +186,14 @@ class Connection(web.RequestHandler):
     def answered_at(self) -> float:
         """By the loop's clock (and a constant): when the last answer was over."""
         return self._next_keepalive_close_time
+
+    @property
+    def heard_at(self) -> float:
+        """By the loop's clock: when its client last said anything or was told the end of an answer; now, while it is
+        being answered."""
+        if self._waiter is None:
+            return self._loop.time()
+        return max(self._heard_at, self._next_keepalive_close_time - self.keepalive_timeout)
 
     def _head_is_late(self) -> None:
         if self._request_count == 0:

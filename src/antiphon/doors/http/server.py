@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -23,7 +23,7 @@ from aiohttp.web_exceptions import HTTPException
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import CurrentContext, DoorContext, Kind
-from antiphon.doors.http.connection import DoorServer, make_server
+from antiphon.doors.http.connection import Connection, DoorServer, make_server
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import split_target
@@ -117,16 +117,29 @@ class HttpDoor:
         self._listener = Listener(server)
         return await self._listener.open(address, mode, shared_port=shared_port, tls=tls)
 
-    async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
+    async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
         """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough.
 
         During the first `notice` of these seconds new requests are still served, while `/ready` says no and every
-        answer `connection: close`.
+        answer `connection: close`. A connection that is open when it ends may bring one more request: its client was
+        told nothing yet. So the drain ends when these have brought nothing for `quiet` seconds (unset: the notice).
         """
-        if self._server is not None:
+        admission, server = self._current.now.admission, self._server
+        quiet = notice if quiet is None else quiet
+        if server is not None:
             # A client that takes nothing does not use up the time of those that do.
-            self._server.hurry(notice + (seconds - notice) / 2)
-        return await self._current.now.admission.drain(seconds, notice)
+            server.hurry(notice + (seconds - notice) / 2)
+        if server is None or not quiet:
+            return await admission.drain(seconds, notice)
+        clock = asyncio.get_running_loop().time
+        last = clock() + seconds
+        admission.on_close.add(server.promise)
+        drained = await admission.drain(seconds, notice)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(last):
+                await server.quiet(quiet)
+        # What came meanwhile.
+        return drained and await admission.drained(max(0.0, last - clock()))
 
     async def aclose(self) -> None:
         """Stop listening and end what is still running; its responses are stored as failed."""
@@ -167,7 +180,7 @@ class HttpDoor:
         try:
             response = await self._answer(request, call)
             call.status = response.status
-            if context.admission.closed:
+            if context.admission.closed and not _is_promised(request):
                 # A stream whose head said otherwise: the next request on its connection would be refused.
                 response.force_close()
             return response
@@ -210,7 +223,7 @@ class HttpDoor:
         # Health and metrics are answered while draining, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
-            nullcontext() if is_open else call.context.admission.admit(owner, kind),
+            nullcontext() if is_open else call.context.admission.admit(owner, kind, promised=_is_promised(request)),
             call.context.bodies.hold(owner) as hold,
         ):
             if Router.is_exchange(call.method, call.path):
@@ -354,6 +367,11 @@ class HttpDoor:
             path=call.path[:256],
             status=call.status,
         )
+
+
+def _is_promised(request: web.BaseRequest) -> bool:
+    connection = request.protocol
+    return isinstance(connection, Connection) and connection.promised
 
 
 _CLOSE: Headers = (("connection", "close"),)
