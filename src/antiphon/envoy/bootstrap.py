@@ -27,7 +27,7 @@ from antiphon.envoy.clusters import SidecarEndpoint, clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
-from antiphon.envoy.messages import Config, address, http_filter, listener, typed
+from antiphon.envoy.messages import FULL_DUPLEX, Config, address, http_filter, listener, router, typed
 from antiphon.envoy.picker import is_picked, stripped
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import (
@@ -108,7 +108,7 @@ def connection_manager(settings: Settings) -> Config:
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
         local_reply_config=local_replies(),
-        http_filters=[*cors_filters(settings), _readiness(), extproc_filter(settings), _router()],
+        http_filters=[*cors_filters(settings), _readiness(), extproc_filter(settings), router()],
         route_config={
             "name": "public",
             "virtual_hosts": [
@@ -212,7 +212,7 @@ def model_door(settings: Settings) -> Config:
         merge_slashes=True,
         # What a native upstream answers passes untouched: Envoy's own words in its place must be error objects too.
         local_reply_config=local_replies(to_sidecar=True),
-        http_filters=[_router()],
+        http_filters=[router()],
         route_config={
             "name": "model_door",
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": model_door_routes(settings)}],
@@ -249,15 +249,7 @@ def extproc_filter(settings: Settings) -> Config:
             # Without it changes of :method and :authority are ignored in silence.
             mutation_rules={"allow_all_routing": True},
             metadata_options={"receiving_namespaces": {"untyped": ["antiphon"]}},
-            # The only modes that allow an answer after the whole body, and output after the upstream's end.
-            processing_mode={
-                "request_header_mode": "SEND",
-                "response_header_mode": "SEND",
-                "request_body_mode": "FULL_DUPLEX_STREAMED",
-                "response_body_mode": "FULL_DUPLEX_STREAMED",
-                "request_trailer_mode": "SEND",
-                "response_trailer_mode": "SEND",
-            },
+            processing_mode=FULL_DUPLEX,
         ),
         disabled=True,
     )
@@ -270,10 +262,6 @@ def _readiness() -> Config:
         "envoy.filters.http.health_check",
         typed("filters.http.health_check.v3.HealthCheck", pass_through_mode=True, headers=asked),
     )
-
-
-def _router() -> Config:
-    return http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))
 
 
 def _strip_trust(settings: Settings) -> Config:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import UpstreamSettings
-from antiphon.envoy.messages import Config, address, cluster, typed
+from antiphon.envoy.messages import Config, address, cluster, http_options, socket_address, typed
 from antiphon.envoy.picker import PICKER, is_picked, picked_clusters, picker_fields, picker_place
 from antiphon.envoy.routes import NOWHERE, model_cluster
 from antiphon.envoy.several import group_clusters
@@ -45,11 +45,6 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
     # instead of hanging until the idle timeout: after 6 s, and where it is the only one, and was asked again before the
     # checks of health below took it out, after 12. The sidecar's server tolerates these pings.
     options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
-    http2 = {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-            "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": options}
-        )
-    }
     health = {
         # A process that says no, or that nobody listens for, is out after two checks at most; one that is merely busy
         # answers late, and to take it out would make it a 503 for everybody.
@@ -72,7 +67,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
     places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
     grpc = [address(place) for place, _ in places]
     http = [address(place) for _, place in places]
-    dns = {} if all("pipe" in where or _is_ip(where) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
+    dns = {} if all("pipe" in where or _is_ip(_host(where)) for where in (*grpc, *http)) else {"type": "STRICT_DNS"}
     return [
         *([cluster(NOWHERE, [], type="STATIC")] if nowhere else []),
         *(
@@ -88,7 +83,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
             **{**common, **dns},
             health_checks=[{**health, "grpc_health_check": {}}],
             **_sidecar_tls(settings, sidecars[0].grpc, "h2"),
-            typed_extension_protocol_options=http2,
+            **http_options(explicit_http_config={"http2_protocol_options": options}),
         ),
         cluster(
             "sidecar_http",
@@ -107,13 +102,10 @@ def _collector(settings: Settings) -> list[Config]:
     if found is None:
         return []
     host, port, tls = found
-    where = {"socket_address": {"address": host, "port_value": port}}
-    fields: Config = (
-        {"type": "STATIC"} if _is_ip(where) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
-    )
+    fields = _resolution(host)
     if tls:
-        fields["transport_socket"] = _tls_for(host, _authorities(None, "tracing.endpoint"))
-    return [cluster(COLLECTOR, [where], **fields)]
+        fields |= _tls(host, _validation(host, _authorities(None, "tracing.endpoint")))
+    return [cluster(COLLECTOR, [socket_address(host, port)], **fields)]
 
 
 def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
@@ -122,88 +114,74 @@ def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
     where = address(settings.place(place))
     if files.cert is None or "pipe" in where:
         return {}
-    host, is_ip = where["socket_address"]["address"], _is_ip(where)
-    context: Config = {
-        "alpn_protocols": [protocol],
-        "validation_context": {
-            "trusted_ca": {"filename": _authorities(files.ca, "sidecar.tls.ca")},
-            "match_typed_subject_alt_names": [
-                {"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}
-            ],
-        },
-    }
+    host = _host(where)
+    context = {"alpn_protocols": [protocol], **_validation(host, _authorities(files.ca, "sidecar.tls.ca"))}
     if files.envoy_cert is not None and files.envoy_key is not None:
         own = (("certificate_chain", files.envoy_cert), ("private_key", files.envoy_key))
         context["tls_certificates"] = [{name: {"filename": str(file.absolute())} for name, file in own}]
-    fields: Config = {"common_tls_context": context} if is_ip else {"sni": host, "common_tls_context": context}
-    upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **fields)
-    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
-
-
-def _is_ip(where: Config) -> bool:
-    try:
-        ipaddress.ip_address(where["socket_address"]["address"])
-    except ValueError:
-        return False
-    return True
+    return _tls(host, context)
 
 
 def _model_clusters(called: str, upstream: UpstreamSettings, settings: Settings) -> list[Config]:
     host, port = upstream.address
-    where = {"socket_address": {"address": host, "port_value": port}}
-    fields: Config = {
-        "type": "STATIC" if _is_ip(where) else "STRICT_DNS",
-        "connect_timeout": f"{settings.timeouts.connect:g}s",
-    }
-    if not _is_ip(where):
-        fields["dns_lookup_family"] = "V4_PREFERRED"
+    fields: Config = {"connect_timeout": f"{settings.timeouts.connect:g}s"}
     if upstream.tls:
         name = urlsplit(f"//{upstream.authority}").hostname or host
-        fields["transport_socket"] = _tls_for(name, _authorities(upstream.ca_file))
+        fields |= _tls(name, _validation(name, _authorities(upstream.ca_file, "upstream.ca_file")))
     if is_picked(settings, called):
-        for name in ("type", "dns_lookup_family"):
-            fields.pop(name, None)
         return picked_clusters(model_cluster(called), fields, _picker_cluster(settings))
-    return [cluster(model_cluster(called), [where], **fields)]
+    return [cluster(model_cluster(called), [socket_address(host, port)], **_resolution(host), **fields)]
 
 
 def _picker_cluster(settings: Settings) -> Config:
     chosen = settings.envoy.endpoint_picker
     host, port = picker_place(chosen)
-    where = {"socket_address": {"address": host, "port_value": port}}
-    fields: Config = (
-        {"type": "STATIC"} if _is_ip(where) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
-    )
+    fields = _resolution(host)
     if chosen.tls != "off":
-        fields["transport_socket"] = _tls_for(host, _authorities(chosen.ca_file, "envoy.endpoint_picker.ca_file"))
-        context = fields["transport_socket"]["typed_config"]["common_tls_context"]
-        context["alpn_protocols"] = ["h2"]
-        if chosen.tls == "self-signed":
-            # Made anew whenever the picker starts: nobody could know it.
-            del context["validation_context"]
-    return cluster(PICKER, [where], **fields, **picker_fields())
+        # A certificate of its own is made anew whenever the picker starts: nobody could know it.
+        unknown = chosen.tls == "self-signed"
+        known = {} if unknown else _validation(host, _authorities(chosen.ca_file, "envoy.endpoint_picker.ca_file"))
+        fields |= _tls(host, {**known, "alpn_protocols": ["h2"]})
+    return cluster(PICKER, [socket_address(host, port)], **fields, **picker_fields())
 
 
-def _tls_for(name: str, authorities: str) -> Config:
-    """TLS towards a server that proves to have this name or address."""
-    is_ip = _is_ip({"socket_address": {"address": name}})
-    kind = "IP_ADDRESS" if is_ip else "DNS"
+def _resolution(host: str) -> Config:
+    """A cluster's fields by which its host is found: an address as it is, a name by DNS."""
+    return {"type": "STATIC"} if _is_ip(host) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+
+
+def _tls(host: str, context: Config) -> Config:
+    """A cluster's field for TLS towards a server of this name or address."""
+    name: Config = {} if _is_ip(host) else {"sni": host}
+    upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **name, common_tls_context=context)
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
+
+
+def _validation(host: str, authorities: str) -> Config:
+    """The part of a TLS context by which a server proves to have this name or address."""
+    kind = "IP_ADDRESS" if _is_ip(host) else "DNS"
     return {
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": typed(
-            "transport_sockets.tls.v3.UpstreamTlsContext",
-            **({} if is_ip else {"sni": name}),
-            common_tls_context={
-                "validation_context": {
-                    "trusted_ca": {"filename": authorities},
-                    "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": name}}],
-                }
-            },
-        ),
+        "validation_context": {
+            "trusted_ca": {"filename": authorities},
+            "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": host}}],
+        }
     }
 
 
-def _authorities(given: Path | None, setting: str = "upstream.ca_file") -> str:
+def _host(where: Config) -> str:
+    """The host of a socket's address."""
+    return str(where["socket_address"]["address"])
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _authorities(given: Path | None, setting: str) -> str:
     if given is not None:
         return str(given.absolute())
     for path in _AUTHORITIES:

@@ -15,6 +15,16 @@ Config = dict[str, Any]
 EXTENSIONS = "type.googleapis.com/envoy.extensions."
 """What the type of every extension message begins with."""
 
+FULL_DUPLEX: Config = {
+    "request_header_mode": "SEND",
+    "response_header_mode": "SEND",
+    "request_body_mode": "FULL_DUPLEX_STREAMED",
+    "response_body_mode": "FULL_DUPLEX_STREAMED",
+    "request_trailer_mode": "SEND",
+    "response_trailer_mode": "SEND",
+}
+"""The only modes that allow a processor's answer after the whole body, and output after the upstream's end."""
+
 
 def typed(kind: str, **fields: Any) -> Config:
     """A typed extension message, `kind` below `envoy.extensions.`."""
@@ -26,7 +36,17 @@ def address(text: str) -> Config:
     if text.startswith("unix:"):
         return {"pipe": {"path": text.removeprefix("unix:")}}
     host, _, port = text.rpartition(":")
-    return {"socket_address": {"address": host.strip("[]") or "0.0.0.0", "port_value": int(port)}}
+    return socket_address(host.strip("[]") or "0.0.0.0", int(port))
+
+
+def socket_address(host: str, port: int) -> Config:
+    """A host's name, or its address without brackets, as an Envoy address."""
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def internal_address(name: str) -> Config:
+    """The address of a listener inside this Envoy."""
+    return {"envoy_internal_address": {"server_listener_name": name}}
 
 
 def error_body(message: str, kind: str, code: str | None) -> str:
@@ -55,6 +75,11 @@ def http_filter(name: str, config: Config, *, disabled: bool = False) -> Config:
     if disabled:
         entry["disabled"] = True
     return {**entry, "typed_config": config}
+
+
+def router() -> Config:
+    """The last entry of `http_filters`."""
+    return http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))
 
 
 def listener(name: str, where: str | None, manager: Config) -> Config:
@@ -98,3 +123,18 @@ def shaped_cluster(name: str, localities: list[Config], *, retries: int, **field
         **fields,
         "load_assignment": {"cluster_name": name, "endpoints": localities},
     }
+
+
+def http_options(**fields: Any) -> Config:
+    """The field of a cluster that says which HTTP its endpoints speak, and how."""
+    options = typed("upstreams.http.v3.HttpProtocolOptions", **fields)
+    return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}
+
+
+def internal_http_options() -> Config:
+    """The same of a cluster whose endpoints are listeners inside this Envoy."""
+    return http_options(
+        # Sooner than the listener would: no request meets a connection that is being closed.
+        common_http_protocol_options={"idle_timeout": "60s"},
+        explicit_http_config={"http_protocol_options": {}},
+    )

@@ -16,12 +16,17 @@ credentials.
 
 from __future__ import annotations
 
-from typing import Any
-
 from antiphon.config.picker import EndpointPickerSettings
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.envoy.messages import Config, cluster, shaped_cluster, typed
+from antiphon.envoy.messages import (
+    Config,
+    cluster,
+    http_options,
+    internal_address,
+    internal_http_options,
+    shaped_cluster,
+)
 from antiphon.types.transport import LOCAL_REPLY
 
 DESTINATION = "x-gateway-destination-endpoint"
@@ -30,7 +35,6 @@ PICKED = "model_picked"
 """The cluster of whatever server the picker chose."""
 PICKER = "endpoint_picker"
 """The name of the picker's cluster, its listener and its filter."""
-_IDLE = "60s"
 
 
 def is_picked(settings: Settings, upstream: str = "default") -> bool:
@@ -64,10 +68,9 @@ def picked_clusters(name: str, servers: Config, picker: Config) -> list[Config]:
     return [
         cluster(
             name,
-            [{"envoy_internal_address": {"server_listener_name": PICKER}}],
+            [internal_address(PICKER)],
             type="STATIC",
-            # Sooner than the listener would: no request meets a connection that is being closed.
-            **_http({"http_protocol_options": {}}, common_http_protocol_options={"idle_timeout": _IDLE}),
+            **internal_http_options(),
         ),
         chosen,
         picker,
@@ -82,13 +85,8 @@ def picker_fields() -> Config:
         "upstream_connection_options": {
             "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 10, "keepalive_interval": 5}
         },
-        **_http({"http2_protocol_options": {}}),
+        **http_options(explicit_http_config={"http2_protocol_options": {}}),
     }
-
-
-def _http(explicit: Config, **fields: Any) -> Config:
-    options = typed("upstreams.http.v3.HttpProtocolOptions", explicit_http_config=explicit, **fields)
-    return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}
 
 
 def picker_place(picker: EndpointPickerSettings) -> tuple[str, int]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from antiphon.config.settings import Settings
 from antiphon.envoy.local_replies import local_replies, mapper
-from antiphon.envoy.messages import Config, http_filter, listener, typed
+from antiphon.envoy.messages import FULL_DUPLEX, Config, http_filter, listener, router, typed
 from antiphon.envoy.picker import DESTINATION, PICKED, PICKER, is_picked, stripped
+from antiphon.envoy.routes import BODY_LIMIT
 from antiphon.types.transport import LOCAL_REPLY, PICKER_REPLY
 
-_BODY_LIMIT = 33_554_432
 _MOMENT = 0.25
 _PICKED_NONE = "response.code_details == 'no_healthy_upstream'"
 _WAITED = "response.code_details in ['max_duration_timeout', 'stream_idle_timeout']"
@@ -51,10 +51,7 @@ def picker_listeners(settings: Settings) -> list[Config]:
             }
         ],
         local_reply_config=_replies(),
-        http_filters=[
-            http_filter(PICKER, _filter()),
-            http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router")),
-        ],
+        http_filters=[http_filter(PICKER, _filter()), router()],
         route_config={
             "name": PICKER,
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(settings)}],
@@ -89,7 +86,7 @@ def _routes(settings: Settings) -> list[Config]:
             "name": "picked",
             "match": {"prefix": "/", "headers": [{"name": DESTINATION, "present_match": True}]},
             "route": chosen,
-            "request_body_buffer_limit": _BODY_LIMIT,
+            "request_body_buffer_limit": BODY_LIMIT,
             # Only Envoy says that it is Envoy's.
             "response_headers_to_remove": [LOCAL_REPLY],
         },
@@ -123,14 +120,7 @@ def _filter() -> Config:
         forward_rules={"disallowed_headers": {"patterns": secret}},
         # Pickers say the server in metadata as well, which nothing here reads.
         metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}},
-        processing_mode={
-            "request_header_mode": "SEND",
-            "response_header_mode": "SEND",
-            "request_body_mode": "FULL_DUPLEX_STREAMED",
-            "response_body_mode": "FULL_DUPLEX_STREAMED",
-            "request_trailer_mode": "SEND",
-            "response_trailer_mode": "SEND",
-        },
+        processing_mode=FULL_DUPLEX,
     )
 
 

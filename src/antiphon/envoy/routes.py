@@ -37,7 +37,8 @@ UNSEEN = "connect-failure,refused-stream,reset-before-request"
 SEEN_TOO = f"{UNSEEN},reset"
 """The same, and when the process died before it answered anything."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
-_BODY_LIMIT = 33_554_432
+BODY_LIMIT = 33_554_432
+"""The longest body that is sent again; retries silently stop above the limit, which is 1 MiB by default."""
 NOTHING = "nothing"
 """The name of the last route."""
 RESPONSES = "responses"
@@ -269,7 +270,7 @@ def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str)
         "name": name,
         "match": match,
         "route": {"cluster": group_cluster(group), "timeout": "0s", "retry_policy": policy},
-        "request_body_buffer_limit": _BODY_LIMIT,
+        "request_body_buffer_limit": BODY_LIMIT,
         "response_headers_to_add": [overwritten(TRIED_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
     }
 
@@ -349,8 +350,7 @@ def _to_model(
         "name": name,
         "match": {"path": "/v1" + path, "headers": [_method(method), *(headers or [])]},
         "route": action,
-        # Retries silently stop above the buffer limit, which is 1 MiB by default.
-        "request_body_buffer_limit": _BODY_LIMIT,
+        "request_body_buffer_limit": BODY_LIMIT,
         "request_headers_to_remove": [BACKEND_HEADER, SECRET_HEADER, settings.owner.header],
     }
     if where.auth_mode is AuthMode.INJECT:

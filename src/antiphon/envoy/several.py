@@ -20,17 +20,17 @@ from antiphon.envoy.messages import (
     Config,
     direct_response,
     error_body,
-    http_filter,
+    internal_address,
+    internal_http_options,
     listener,
     overwritten,
+    router,
     shaped_cluster,
     typed,
 )
 from antiphon.envoy.picker import is_picked
 from antiphon.envoy.routes import NOT_FOUND, group_cluster, upstream_routes
 from antiphon.types.transport import UPSTREAM_HEADER
-
-_IDLE = "60s"
 
 
 def bootstrap_extensions(settings: Settings) -> list[Config]:
@@ -58,8 +58,7 @@ def _listener_name(upstream: str) -> str:
 
 def _group_cluster(group: UpstreamGroup) -> Config:
     endpoints: list[Config] = [
-        {"endpoint": {"address": {"envoy_internal_address": {"server_listener_name": _listener_name(name)}}}}
-        for name in group.names
+        {"endpoint": {"address": internal_address(_listener_name(name))}} for name in group.names
     ]
     if group.weights:
         for endpoint, weight in zip(endpoints, group.weights, strict=True):
@@ -88,14 +87,7 @@ def _group_cluster(group: UpstreamGroup) -> Config:
             "max_ejection_time": "10s",
             "max_ejection_percent": 100,
         },
-        typed_extension_protocol_options={
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-                "upstreams.http.v3.HttpProtocolOptions",
-                # Sooner than the listener would: no request meets a connection that is being closed.
-                common_http_protocol_options={"idle_timeout": _IDLE},
-                explicit_http_config={"http_protocol_options": {}},
-            )
-        },
+        **internal_http_options(),
     )
 
 
@@ -115,7 +107,7 @@ def _upstream_listener(settings: Settings, name: str) -> Config:
         delayed_close_timeout="0.25s",
         # What could not be reached is told as everywhere; in front of this it is a reason to ask another.
         local_reply_config=local_replies(to_sidecar=True),
-        http_filters=[http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))],
+        http_filters=[router()],
         route_config={"name": _listener_name(name), "virtual_hosts": [host]},
     )
     manager["access_log"] = [failed_tries(name, settings.timeouts.head)]

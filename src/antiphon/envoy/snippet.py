@@ -85,6 +85,7 @@ def parts(
 ) -> dict[str, Config | list[Config]]:
     """The parts, by where they go."""
     manager = connection_manager(settings)
+    extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {
         "connection_manager": {name: manager[name] for name in _MANAGER_OPTIONS if name in manager},
         "public_listener": client_limits(settings),
@@ -95,7 +96,7 @@ def parts(
         "routes": public_routes(settings, to_nowhere=True),
         "clusters": clusters(settings, sidecars, nowhere=True),
         "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],
-        **({"bootstrap_extensions": bootstrap_extensions(settings)} if bootstrap_extensions(settings) else {}),
+        **({"bootstrap_extensions": extensions} if extensions else {}),
     }
     return fitted(found, version)
 
