@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import tempfile
 import zlib
 from collections import defaultdict
@@ -110,6 +111,14 @@ def folder() -> Iterator[Path]:
     """A folder with so short a path that Unix sockets fit into it."""
     with tempfile.TemporaryDirectory(prefix="at-", dir="/tmp") as made:
         yield Path(made)
+
+
+@pytest.fixture
+def hangups_are_heard() -> Iterator[None]:
+    """Where tests run under nohup, children would inherit that they ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

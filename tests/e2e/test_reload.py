@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,7 @@ from tests.support.chat_server import ChatServer, Wait, answer, event, text_stre
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Where tests run under nohup, children would inherit that they ignore it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("hangups_are_heard")]
 
 
 ASK = {"model": "m", "input": "hi"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.commands import reloading
 from antiphon.commands.orders import Orders, take_orders
 from antiphon.commands.reload_checks import check_change
 from antiphon.commands.reloading import Results, SettingsFile, reasons
@@ -87,8 +88,12 @@ async def test_reasons_come_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("problem", "result"), [(None, "accepted"), (ConfigError("no"), "refused"), (KeyError("a bug"), "refused")]
 )
-async def test_each_try_is_counted(problem: Exception | None, result: str) -> None:
+async def test_each_try_is_counted_and_over_for_systemd(
+    problem: Exception | None, result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted: list[str] = []
+    told: list[str] = []
+    monkeypatch.setattr(reloading, "tell_manager", told.append)
 
     async def reload() -> tuple[str, ...]:
         if problem is not None:
@@ -96,7 +101,7 @@ async def test_each_try_is_counted(problem: Exception | None, result: str) -> No
         return ("strict",)
 
     await Results(counted.append).of("SIGHUP", reload())
-    assert counted == [result]
+    assert (counted, told) == ([result], ["RELOADING=1", "READY=1"])
 
 
 UPSTREAM = {"url": "http://127.0.0.1:1/v1", "api_key": "sk-of-the-upstream"}

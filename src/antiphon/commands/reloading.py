@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from antiphon.commands.service_manager import tell as tell_manager
 from antiphon.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
@@ -102,7 +103,8 @@ class Results:
         self._count = count
 
     async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
-        """Wait for it, count it and say it in one line; nothing is raised."""
+        """Wait for it, count it, say it in one line and to the service manager; nothing is raised."""
+        tell_manager("RELOADING=1")
         try:
             changed = await reload
         except ConfigError as error:
@@ -112,6 +114,8 @@ class Results:
         else:
             self._count("accepted")
             _log.info("settings_reloaded", because=because, changed=list(changed))
+        # Whatever came of it: it serves, with the settings from before or with these.
+        tell_manager("READY=1")
 
     def _refused(self, because: str, problem: str, *, exc_info: bool = False) -> None:
         self._count("refused")

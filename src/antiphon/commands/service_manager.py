@@ -1,6 +1,7 @@
-"""Telling the service manager (systemd, `Type=notify`) that this process is ready, or stopping.
+"""Telling the service manager (systemd, `Type=notify`) that this process is ready, reads its settings again, or stops.
 
-Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py` and the commands that serve).
+Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py`, `reloading.py` and the
+commands that serve).
 
 Invariants: without a service manager that asked for it (`NOTIFY_SOCKET`) nothing happens; telling never waits and never
 fails for the caller: a manager that cannot be told is one line, and its own time limit decides.
@@ -10,17 +11,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Literal
 
 import structlog
 
 _log = structlog.get_logger(__name__)
 
-State = Literal["READY=1", "STOPPING=1"]
+State = Literal["READY=1", "RELOADING=1", "STOPPING=1"]
 
 
 def tell(state: State) -> None:
-    """Tell the manager, where there is one."""
+    """Tell the manager, where there is one. `RELOADING=1` holds until the next `READY=1`."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -30,6 +32,13 @@ def tell(state: State) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
             sending.setblocking(False)
             sending.connect(place)
-            sending.send(state.encode())
+            sending.send(_message(state).encode())
     except (OSError, ValueError) as error:
         _log.warning("service_manager_not_told", state=state, cause=str(error))
+
+
+def _message(state: State) -> str:
+    if state != "RELOADING=1":
+        return state
+    # By it a manager that has asked for a reload (`Type=notify-reload`) knows that this is no earlier one.
+    return f"{state}\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
