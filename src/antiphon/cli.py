@@ -107,6 +107,12 @@ def make_parser() -> argparse.ArgumentParser:
                 default="default/antiphon",
                 help="the Gateway, with --for envoy-gateway; default: %(default)s",
             )
+            command.add_argument(
+                "--listener",
+                metavar="NAME,...",
+                default="http",
+                help="its listeners, with --for envoy-gateway; default: %(default)s",
+            )
             command.add_argument("--snippet", dest="form", action="store_const", const="snippet", help="--for snippet")
             command.add_argument(
                 "--envoy-version", metavar="1.38", help="for which Envoy; default: the one that 'up' would start"

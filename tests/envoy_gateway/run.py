@@ -22,6 +22,7 @@ import aiohttp
 import yaml
 
 from antiphon import cli
+from tests.envoy_gateway.policies import policies
 from tests.kubernetes.cluster import Wrong, eventually, run
 
 NAMESPACE, GATEWAY = "antiphon-gateway-run", "ai"
@@ -230,6 +231,7 @@ async def _main(given: argparse.Namespace) -> int:
         async with aiohttp.ClientSession(timeout=end, connector=aiohttp.TCPConnector(limit=0)) as session:
             await step("the official suite", lambda: _conformance(url))
             await step("besides", lambda: _by_hand(session, url))
+            await step("a SecurityPolicy", lambda: policies(session, url, NAMESPACE, GATEWAY))
             await step(f"{given.streams} streams at once", lambda: _many(session, url, given.streams))
             await step("`kubectl rollout restart`", lambda: _restart(session, url, given.clients))
     finally:

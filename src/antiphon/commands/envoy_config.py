@@ -46,7 +46,6 @@ _GATEWAY_SECRETS = """\
 
 
 def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
-    gateway_api.check(settings)
     inside, sidecar = _in_pod(settings)
     objects = gateway_api.objects(inside, sidecar, place, version)
     return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects)
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.form in FORMS:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
     elif arguments.form in GATEWAY_FORMS:
-        text = GATEWAY_FORMS[arguments.form](settings, version, parse_place(arguments.gateway))
+        text = GATEWAY_FORMS[arguments.form](settings, version, parse_place(arguments.gateway, arguments.listener))
     else:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     sys.stdout.write(text)

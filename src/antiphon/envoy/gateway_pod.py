@@ -29,10 +29,11 @@ _DATA = Path("/var/lib/antiphon")
 
 
 class Place(NamedTuple):
-    """Which Gateway it is."""
+    """Which Gateway it is, and which of its listeners."""
 
     namespace: str
     name: str
+    listeners: tuple[str, ...] = ("http",)
 
 
 class Sidecar(NamedTuple):
@@ -42,12 +43,15 @@ class Sidecar(NamedTuple):
     secrets: tuple[str, ...]
 
 
-def parse_place(text: str) -> Place:
-    """`NAMESPACE/NAME`. Raises `ConfigError`."""
+def parse_place(text: str, listeners: str = "http") -> Place:
+    """`NAMESPACE/NAME`, and names with commas between. Raises `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
         raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
-    return Place(namespace, name)
+    named = tuple(dict.fromkeys(one.strip() for one in listeners.split(",")))
+    if not all(named):
+        raise ConfigError(f"--listener: {listeners!r}: give the names of the Gateway's listeners, as http,https")
+    return Place(namespace, name, named)
 
 
 def inside(settings: Settings) -> Settings:

@@ -175,8 +175,7 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
     replaced; one that is too long is cut, since Envoy's regular expressions may not count so far."""
     unfit = {
         "name": request_ids.HEADER,
-        "string_match": {"safe_regex": {"regex": f"{request_ids.LETTERS}+"}},
-        "invert_match": True,
+        "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
     }
     routes = []
     for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):

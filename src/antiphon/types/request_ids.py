@@ -14,6 +14,8 @@ from antiphon.types.transport import Headers
 HEADER = "x-request-id"
 LETTERS = "[A-Za-z0-9._:/+=-]"
 """What it is made of: a regular expression, as Python and Envoy read it."""
+UNFIT = f"(.*[^{LETTERS[1:-1]}].*)?"
+"""What is not made of them alone, likewise."""
 LONGEST = 128
 _FORM = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -29,31 +31,107 @@ def _patches(objects: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [
         one["operation"]
         for one in objects["EnvoyPatchPolicy"]["spec"]["jsonPatches"]
-        if one["type"].endswith(f".{kind}") and one["operation"]["path"].startswith("/")
+        if one["type"].endswith(f".{kind}") and {"jsonPath", "path"} & one["operation"].keys()
     ]
 
 
-def test_the_routes_are_ours_in_our_order_before_all_others(capsys: pytest.CaptureFixture[str]) -> None:
-    _, objects = _printed(capsys, "--gateway", "team/ai", "--envoy-version", "1.39")
+def _patched(objects: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each rule of the HTTPRoute but the last one, with the route that the patches make of its routes."""
+    made = []
+    for number, rule in enumerate(objects["HTTPRoute"]["spec"]["rules"][:-1]):
+        route: dict[str, Any] = {}
+        for operation in _patches(objects, "RouteConfiguration"):
+            if f"/rule/{number}/" in operation.get("jsonPath", ""):
+                *above, last = operation["path"].strip("/").split("/")
+                place = route
+                for name in above:
+                    place = place.setdefault(name, {})
+                place[last] = operation["value"]
+        made.append((rule, route))
+    return made
+
+
+def _reached(rules: list[tuple[dict[str, Any], dict[str, Any]]], method: str, path: str, **headers: str) -> Any:
+    """The route of a request, by the order of the Gateway API: a path before an expression, then more headers."""
+    found = []
+    for number, (rule, route) in enumerate(rules):
+        for match in rule["matches"]:
+            kind, value = match["path"]["type"], match["path"]["value"]
+            fits = path == value if kind == "Exact" else re.fullmatch(value, path)
+            asked = match.get("headers", [])
+            fits = fits and all(re.fullmatch(one["value"], headers.get(one["name"], "")) for one in asked)
+            if fits and match.get("method", method) == method:
+                found.append((kind != "Exact", -len(asked) - ("method" in match), number, route))
+    return min(found, key=lambda one: one[:3])[-1] if found else None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "cluster"),
+    [
+        ("POST", "/v1/responses", {}, "nowhere"),
+        ("GET", "/v1/responses", {"upgrade": "WebSocket"}, "sidecar_http"),
+        ("GET", "/v1/responses/resp_1/input_items", {}, "sidecar_http"),
+        ("DELETE", "/v1/responses/resp_1", {}, "sidecar_http"),
+        ("POST", "/v1/files", {}, "sidecar_http"),
+        ("GET", "/ready", {}, "sidecar_http"),
+        ("POST", "/v1/chat/completions", {"x-request-id": "a-b"}, "model"),
+        ("POST", "/v1/embeddings", {"x-request-id": "a b"}, "model"),
+        ("POST", "/v1/rerank", {"x-request-id": "a"}, "model"),
+        ("GET", "/v1/chat/completions", {}, None),
+        ("GET", "/metrics", {}, None),
+    ],
+)
+def test_whatever_clients_reach_is_a_rule_that_policies_hold_for(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    cluster: str | None,
+) -> None:
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__PATH_ALLOW", '["/rerank"]')
+    _, objects = _printed(capsys, "--gateway", "team/ai")
+    route = _reached(_patched(objects), method, path, **headers)
+    assert (route and route["route"]["cluster"]) == cluster
+    if cluster == "model":
+        unfit = " " in headers["x-request-id"]
+        assert ("UNIQUE_ID" in route["request_headers_to_add"][0]["header"]["value"]) == unfit
+    # Envoy Gateway makes these routes; put in whole, past its policies, is only what no client can reach.
+    whole = [one["value"] for one in _patches(objects, "RouteConfiguration") if one["path"] == "/routes/0"]
+    assert whole and all(
+        any(header["name"] == "x-antiphon-backend" for header in one["match"]["headers"]) for one in whole
+    )
+
+
+def test_a_route_is_what_it_is_in_every_other_envoy(capsys: pytest.CaptureFixture[str]) -> None:
+    _, objects = _printed(capsys, "--gateway", "team/ai", "--listener", "http,https", "--envoy-version", "1.39")
     settings = inside(Settings(upstream={"url": UPSTREAM}))
     endpoint = SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)
     found: Any = parts(settings, [endpoint], parse_version("1.39"))
-    routes: list[Any] = []
-    for operation in _patches(objects, "RouteConfiguration"):
-        if operation["path"] == "/virtual_hosts/0/routes/0":
-            routes.insert(0, operation["value"])
-    # Envoy Gateway's own route answers in the place of the last one.
-    assert [route["name"] for route in routes] == [route["name"] for route in found["routes"]][:-1]
-    assert routes == found["routes"][:-1]
+    (ours,) = [one for one in found["routes"] if one["name"] == "responses"]
+    (made,) = [route for _, route in _patched(objects) if route["name"] == "responses"]
+    assert made["typed_per_filter_config"] == ours["typed_per_filter_config"]
+    assert made["route"] == {**ours["route"], "upgrade_configs": []}
     names = {one["name"] for one in objects["EnvoyPatchPolicy"]["spec"]["jsonPatches"] if "Route" in one["type"]}
-    assert names == {"team/ai/http"}
+    assert names == {"team/ai/http", "team/ai/https"}
+    assert [one["protocol"] for one in objects["Gateway"]["spec"]["listeners"]] == ["HTTP", "HTTPS"]
 
 
-def test_the_filter_and_the_limits_are_put_into_the_manager(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_filter_stands_before_the_router_and_the_limits_in_the_manager(capsys: pytest.CaptureFixture[str]) -> None:
     _, objects = _printed(capsys)
-    put = {operation["path"]: operation["value"] for operation in _patches(objects, "Listener")}
-    assert put["/http_filters/0"]["name"] == "envoy.filters.http.ext_proc" and put["/http_filters/0"]["disabled"]
+    put = {operation["path"]: operation for operation in _patches(objects, "Listener")}
+    assert "envoy.filters.http.router" in put[""]["jsonPath"] and put[""]["value"]["disabled"]
+    assert put[""]["value"]["name"] == "envoy.filters.http.ext_proc"
     assert put["/early_header_mutation_extensions"] and put["/local_reply_config"] and put["/access_log/-"]
+
+
+def test_listeners_inside_envoy_get_their_extension(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, objects = _printed(capsys, "--endpoint-picker", "epp:9002")
+    bootstrap = objects["EnvoyProxy"]["spec"]["bootstrap"]
+    (one,) = yaml.safe_load(bootstrap["value"])["bootstrap_extensions"]
+    assert bootstrap["type"] == "Merge" and "internal_listener" in one["name"]
 
 
 def test_it_holds_no_secret_and_names_the_keys_of_one(
@@ -89,9 +167,23 @@ def test_its_settings_are_what_differs_from_the_defaults(
     assert Settings(**values).has_default
 
 
-@pytest.mark.parametrize("arguments", [("--gateway", "ai"), ("--endpoint-picker", "epp:9002")])
+@pytest.mark.parametrize(
+    ("arguments", "paths", "told"),
+    [
+        (("--gateway", "ai"), [], "--gateway"),
+        (("--listener", "http,"), [], "--listener"),
+        ((), ["/files"], "path_allow: /files"),
+        ((), ["/responses"], "path_allow: /responses"),
+        ((), [f"/own{number}" for number in range(70)], "path_allow"),
+    ],
+)
 def test_what_cannot_be_is_refused_with_a_sentence(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    paths: list[str],
+    told: str,
 ) -> None:
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__PATH_ALLOW", json.dumps(paths))
     assert main(["envoy-config", "--for", "envoy-gateway", "--upstream", UPSTREAM, *arguments]) != 0
-    assert "--gateway" in (said := capsys.readouterr().err) or "endpoint_picker" in said
+    assert told in capsys.readouterr().err
