@@ -1,5 +1,5 @@
 """`python -m antiphon`."""
 
-from antiphon.cli import main
+from antiphon.entry import main
 
 raise SystemExit(main())

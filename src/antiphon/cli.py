@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from antiphon import __version__
+from antiphon.commands import health
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.errors import AntiphonError, ConfigError
 
@@ -127,8 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_admin(commands)
     _add_migrate(commands)
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
-    check.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-    check.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
+    health.add_arguments(check)
     return parser
 
 

@@ -1,36 +1,68 @@
 """`antiphon health`: whether a running instance answers; for the health checks of containers.
 
-Without an address it asks where these settings say that a sidecar listens, then where clients connect: one of them
+Without an address it asks where the settings say that a sidecar listens, then where clients connect: one of them
 answers, whichever of `extproc`, `serve` and `up` is running.
+
+Lives here: the few settings that say where that is, read without the model of all settings. Not here: whether settings
+are right, which the process that is asked has checked.
+
+Invariant: a check costs little more than a start of Python, for a busy machine runs it every few seconds: nothing is
+imported but parts of the standard library, and YAML where there is a settings file. `tests/unit/test_health.py` holds
+the names and defaults here against the settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import ssl
+import os
+import socket
 import sys
-
-import aiohttp
-
-from antiphon.commands.asking import own_tls
-from antiphon.commands.flags import settings_of
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 _SECONDS = 3.0
+_HEAD_BYTES = 4096
+_REQUEST = b"GET /health HTTP/1.1\r\nhost: antiphon\r\nconnection: close\r\n\r\n"
+DEFAULTS: dict[str, str | None] = {
+    "data": ".antiphon",
+    "listen": "127.0.0.1:8080",
+    "sidecar.http": "unix:{data}/sidecar-0.http.sock",
+    "sidecar.tls.cert": None,
+    "sidecar.tls.envoy_cert": None,
+    "sidecar.tls.envoy_key": None,
+}
+"""The settings that are read."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
+
+
+def main(words: Sequence[str]) -> int:
+    """The command by itself, with the words behind its name; the exit status."""
+    parser = argparse.ArgumentParser(prog="antiphon health")
+    add_arguments(parser)
+    return run(parser.parse_args(words))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    places = [arguments.url]
-    tls: ssl.SSLContext | bool = True
+    asked: list[tuple[str, Mapping[str, Any] | None]] = [(arguments.url, None)]
     if arguments.url is None:
-        settings = settings_of(arguments)
-        sidecar = settings.place(settings.sidecar.http)
-        if settings.sidecar.tls.cert is not None and not sidecar.startswith("unix:"):
-            sidecar, tls = f"https://{sidecar}", own_tls(settings.sidecar.tls)
-        places = [sidecar, settings.listen]
+        try:
+            settings = read_settings(arguments.config, os.environ)
+        except (OSError, ValueError) as error:
+            print(f"antiphon: the settings file cannot be read ({type(error).__name__})", file=sys.stderr)
+            return 2
+        data = os.path.abspath(str(settings["data"]))
+        sidecar = str(settings["sidecar.http"]).replace("{data}", data)
+        tls = settings if settings["sidecar.tls.cert"] and not sidecar.startswith("unix:") else None
+        asked = [(sidecar, tls), (str(settings["listen"]), None)]
     problems = []
-    for place in places:
-        problem = asyncio.run(_problem(place, tls))
+    for place, files in asked:
+        problem = _problem(place, files)
         if problem is None:
             return 0
         problems.append(f"{place} {problem}")
@@ -38,15 +70,95 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-async def _problem(place: str, tls: ssl.SSLContext | bool) -> str | None:
-    """What is wrong at `unix:PATH`, `HOST:PORT` or `http://HOST:PORT`; None when nothing is."""
-    connector = aiohttp.UnixConnector(place.removeprefix("unix:")) if place.startswith("unix:") else None
-    base = "http://sidecar" if connector is not None else (place if "://" in place else f"http://{place}")
+def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Values by the names of `DEFAULTS`: the environment's, the file's, or the defaults. Raises OSError or ValueError
+    for a file that cannot be read."""
+    found = {**DEFAULTS, **_of_file(file or environ.get("ANTIPHON_CONFIG"))}
+    for name in DEFAULTS:
+        variable = "ANTIPHON_" + name.replace(".", "__").upper()
+        if variable in environ:
+            found[name] = environ[variable]
+    return found
+
+
+def _of_file(file: str | None) -> dict[str, Any]:
+    if not file:
+        return {}
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with open(file, encoding="utf-8") as text:
+        try:
+            values = yaml.load(text, loader)
+        except yaml.YAMLError as error:
+            raise ValueError("it is no YAML") from error
+    found = {}
+    for name in DEFAULTS:
+        value = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
+    """What is wrong at `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`; None when nothing is. `tls`: the settings of
+    our own port that has it."""
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-            session.get(f"{base.rstrip('/')}/health", ssl=tls) as answer,
-        ):
-            return None if answer.status == 200 else f"answers {answer.status}"
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        with _connect(place, tls) as connection:
+            connection.sendall(_REQUEST)
+            line = _first_line(connection)
+    except (OSError, ValueError) as error:
         return f"does not answer ({type(error).__name__})"
+    words = line.split(b" ")
+    if len(words) < 2 or not words[0].startswith(b"HTTP/"):
+        return "does not answer with HTTP"
+    return None if words[1] == b"200" else f"answers {words[1].decode('latin-1')[:16]}"
+
+
+def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
+    if place.startswith("unix:"):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(place.removeprefix("unix:"))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    url = urlsplit(place if "://" in place else f"//{place}")
+    if url.hostname is None:
+        raise ValueError("there is no host")
+    secure = tls is not None or url.scheme == "https"
+    port = url.port or (443 if secure else 80)
+    connection = socket.create_connection((url.hostname, port), timeout=_SECONDS)
+    if not secure:
+        return connection
+    import ssl
+
+    try:
+        context = ssl.create_default_context()
+        if tls is not None:
+            # Our own port on this machine: whether it answers, not who it is.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            if tls["sidecar.tls.envoy_cert"]:
+                context.load_cert_chain(tls["sidecar.tls.envoy_cert"], tls["sidecar.tls.envoy_key"])
+        return context.wrap_socket(connection, server_hostname=url.hostname)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _first_line(connection: socket.socket) -> bytes:
+    """The status line. Raises `TimeoutError` when it does not come in time, however slowly its bytes do."""
+    last = time.monotonic() + _SECONDS
+    received = b""
+    while b"\r\n" not in received and len(received) < _HEAD_BYTES:
+        connection.settimeout(max(0.001, last - time.monotonic()))
+        part = connection.recv(_HEAD_BYTES)
+        if not part or time.monotonic() > last:
+            raise TimeoutError
+        received += part
+    return received.partition(b"\r\n")[0]
