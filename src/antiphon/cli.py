@@ -99,20 +99,26 @@ def make_parser() -> argparse.ArgumentParser:
                 dest="form",
                 metavar="FORM",
                 default="bootstrap",
-                help="bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; envoy-gateway: "
-                "objects for Kubernetes; default: %(default)s",
+                help="bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; "
+                "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
             )
             command.add_argument(
                 "--gateway",
                 metavar="NAMESPACE/NAME",
                 default="default/antiphon",
-                help="the Gateway, with --for envoy-gateway; default: %(default)s",
+                help="the Gateway, with --for envoy-gateway or istio; default: %(default)s",
             )
             command.add_argument(
                 "--listener",
                 metavar="NAME,...",
                 default="http",
                 help="its listeners, with --for envoy-gateway; default: %(default)s",
+            )
+            command.add_argument(
+                "--gateway-port",
+                metavar="PORT",
+                default="80",
+                help="its listener's port, with --for istio; default: %(default)s",
             )
             command.add_argument("--snippet", dest="form", action="store_const", const="snippet", help="--for snippet")
             command.add_argument(

@@ -15,7 +15,7 @@ from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.envoy import gateway_api, gateway_pod
+from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
@@ -40,6 +40,10 @@ _GATEWAY_HEADER = """\
 # What an Envoy Gateway needs for Antiphon, printed by `antiphon envoy-config --for envoy-gateway`: for `kubectl apply`.
 # Envoy Gateway's own settings: extensionApis.enableEnvoyPatchPolicy must be true. docs/envoy-gateway.md says more.
 """
+_ISTIO_HEADER = """\
+# What a Gateway of Istio needs for Antiphon, printed by `antiphon envoy-config --for istio`: for `kubectl apply`.
+# docs/istio.md says more.
+"""
 _GATEWAY_SECRETS = """\
 # It holds no secrets. A Secret `{name}` in the namespace {namespace} has the keys {keys}.
 """
@@ -49,6 +53,12 @@ def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> s
     inside, sidecar = _in_pod(settings)
     objects = gateway_api.objects(inside, sidecar, place, version)
     return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects)
+
+
+def _istio(settings: Settings, version: EnvoyVersion, place: Place) -> str:
+    inside, sidecar = _in_pod(settings)
+    objects = istio.objects(inside, sidecar, place, version)
+    return _ISTIO_HEADER + _told(inside, sidecar, place.namespace) + gateway_pod.to_text(objects)
 
 
 def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
@@ -67,7 +77,7 @@ Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]
 FORMS: dict[str, Form] = {"bootstrap": _bootstrap, "snippet": snippet}
 """What can be printed for an Envoy, by the value of `--for`."""
 GatewayForm = Callable[[Settings, EnvoyVersion, Place], str]
-GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway}
+GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway, "istio": _istio}
 """What can be printed for a gateway on Kubernetes, named by `--gateway`."""
 
 
@@ -77,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.form in FORMS:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
     elif arguments.form in GATEWAY_FORMS:
-        text = GATEWAY_FORMS[arguments.form](settings, version, parse_place(arguments.gateway, arguments.listener))
+        place = parse_place(arguments.gateway, arguments.listener, arguments.gateway_port)
+        text = GATEWAY_FORMS[arguments.form](settings, version, place)
     else:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     sys.stdout.write(text)

@@ -88,6 +88,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Files within files stay readable: a line each."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def connection_manager(settings: Settings) -> Config:
     """The public listener's HTTP connection manager."""
     manager = typed(

@@ -11,6 +11,7 @@ Invariant: no secret is printed, only names of keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,11 @@ from antiphon.errors import ConfigError
 
 NAME = "antiphon"
 """The name of every object that needs no other, and of the Secret."""
+SETTINGS = "/etc/antiphon"
+"""Where the settings' ConfigMap is, in the sidecar's container."""
 _SOCKETS = "/run/antiphon"
+_SETTINGS_FILE = "antiphon.yaml"
+_LAST_PORT = 65535
 _DATA = Path("/var/lib/antiphon")
 
 
@@ -34,6 +39,9 @@ class Place(NamedTuple):
     namespace: str
     name: str
     listeners: tuple[str, ...] = ("http",)
+    """By name, for Envoy Gateway."""
+    port: int = 80
+    """Of the listener, for Istio."""
 
 
 class Sidecar(NamedTuple):
@@ -43,15 +51,17 @@ class Sidecar(NamedTuple):
     secrets: tuple[str, ...]
 
 
-def parse_place(text: str, listeners: str = "http") -> Place:
-    """`NAMESPACE/NAME`, and names with commas between. Raises `ConfigError`."""
+def parse_place(text: str, listeners: str, port: str) -> Place:
+    """`NAMESPACE/NAME`, names with commas between, and a number. Raises `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
         raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
     named = tuple(dict.fromkeys(one.strip() for one in listeners.split(",")))
     if not all(named):
         raise ConfigError(f"--listener: {listeners!r}: give the names of the Gateway's listeners, as http,https")
-    return Place(namespace, name, named)
+    if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > _LAST_PORT:
+        raise ConfigError(f"--gateway-port: {port[:40]!r} is no port: give it as a number from 1 to {_LAST_PORT}")
+    return Place(namespace, name, named, int(port))
 
 
 def inside(settings: Settings) -> Settings:
@@ -82,7 +92,7 @@ def pod(sidecar: Sidecar, *, user: int) -> Config:
         # A sidecar: it is there before Envoy, and until Envoy has gone.
         "restartPolicy": "Always",
         "env": [
-            {"name": "ANTIPHON_CONFIG", "value": "/etc/antiphon/antiphon.yaml"},
+            {"name": "ANTIPHON_CONFIG", "value": f"{SETTINGS}/{_SETTINGS_FILE}"},
             *(_from_secret(name) for name in sidecar.secrets),
         ],
         "securityContext": {
@@ -103,7 +113,7 @@ def pod(sidecar: Sidecar, *, user: int) -> Config:
         "volumeMounts": [
             {"name": "antiphon-sockets", "mountPath": _SOCKETS},
             {"name": "antiphon-data", "mountPath": str(_DATA)},
-            {"name": "antiphon-settings", "mountPath": "/etc/antiphon", "readOnly": True},
+            settings_mount(),
             {"name": "antiphon-tmp", "mountPath": "/tmp"},
         ],
     }
@@ -128,9 +138,14 @@ def envoys_share(settings: Settings) -> Config:
     }
 
 
-def settings_map(sidecar: Sidecar, namespace: str) -> Config:
-    """The ConfigMap of the sidecar's settings."""
-    return config_map(NAME, namespace, {"antiphon.yaml": to_yaml(sidecar.values)})
+def settings_mount() -> Config:
+    """How a container of the pod sees the ConfigMap of the settings."""
+    return {"name": "antiphon-settings", "mountPath": SETTINGS, "readOnly": True}
+
+
+def settings_map(sidecar: Sidecar, namespace: str, more: dict[str, str] | None = None) -> Config:
+    """The ConfigMap of the sidecar's settings, and of further files."""
+    return config_map(NAME, namespace, {_SETTINGS_FILE: to_yaml(sidecar.values), **(more or {})})
 
 
 def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:

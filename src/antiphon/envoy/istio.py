@@ -1,0 +1,162 @@
+"""What an Envoy that Istio manages needs, as Kubernetes objects.
+
+Lives here: the objects of a Gateway of the class `istio`, their order, and which patch each part becomes. Not here: the
+sidecar in the pod (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), who
+prints it (`commands/`).
+
+Everything that Istio sends to its Envoy is patched by one EnvoyFilter. What Envoy reads before it asks Istio (limits of
+its process) is not Istio's to send: its agent merges a file into the bootstrap (`ISTIO_BOOTSTRAP_OVERRIDE`); patches
+with applyTo BOOTSTRAP have had no effect since Istio 1.21.
+
+A patch of operation MERGE is a merge of protobuf messages: single values are replaced, lists get further entries at
+their end.
+
+Invariants: what is patched in is `snippet.parts`, nothing else, for one port of one Gateway; no secret is printed, only
+names of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from antiphon.config.settings import Settings
+from antiphon.envoy import gateway_pod
+from antiphon.envoy.bootstrap import to_yaml
+from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
+from antiphon.envoy.messages import Config, router, typed
+from antiphon.envoy.routes import NOTHING
+from antiphon.envoy.snippet import parts
+from antiphon.envoy.versions import EnvoyVersion
+
+_USER = 1337
+"""As whom Istio's Envoy runs."""
+_OVERLAY = f"{NAME}-deployment"
+_GATEWAY_API = "gateway.networking.k8s.io"
+_MANAGER = "envoy.filters.network.http_connection_manager"
+_CONNECTIONS = "envoy.resource_monitors.global_downstream_max_connections"
+_BOOTSTRAP_FILE = "envoy-bootstrap.yaml"
+_MARGIN = 10
+"""Seconds that a pod gets beyond `timeouts.drain`."""
+
+
+def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
+    """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
+    found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
+    limits = {_BOOTSTRAP_FILE: to_yaml({"overload_manager": _overload_manager(found["overload_manager"])})}
+    overlay = {"deployment": to_yaml(_deployment(settings, sidecar, found["overload_manager"]))}
+    return [
+        (
+            "The sidecar's settings, and the limits of Envoy's process.",
+            gateway_pod.settings_map(sidecar, place.namespace, limits),
+        ),
+        (
+            "What Istio merges into the Gateway's Deployment: the sidecar. Its data folder ends with the pod: for\n"
+            "more than one replica, or to keep what is stored, set state.url (PostgreSQL).",
+            gateway_pod.config_map(_OVERLAY, place.namespace, overlay),
+        ),
+        (
+            "Antiphon in the managed Envoy: its clusters, the model door, the routes before all others, the filter,\n"
+            "what Envoy answers by itself. Leave out routes (model...) that clients shall not use, and `nothing` to\n"
+            "keep Istio's own 404.",
+            _envoy_filter(found, place),
+        ),
+        ("The Gateway. In one of your own put `infrastructure`.", _gateway(place)),
+    ]
+
+
+def _overload_manager(limits: Config) -> Config:
+    """Without the monitor that Istio's bootstrap has already: a second one of its name is refused."""
+    monitors = [one for one in limits["resource_monitors"] if one["name"] != _CONNECTIONS]
+    return {**limits, "resource_monitors": monitors}
+
+
+def _most_connections(limits: Config) -> int:
+    (own,) = (one["typed_config"] for one in limits["resource_monitors"] if one["name"] == _CONNECTIONS)
+    return int(own["max_active_downstream_connections"])
+
+
+def _deployment(settings: Settings, sidecar: Sidecar, limits: Config) -> Config:
+    share = gateway_pod.envoys_share(settings)
+    values = {
+        "ISTIO_BOOTSTRAP_OVERRIDE": f"{gateway_pod.SETTINGS}/{_BOOTSTRAP_FILE}",
+        "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS": str(_most_connections(limits)),
+        # Without it Istio's agent ends Envoy 5 s after it was told to leave, whatever streams there are.
+        "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
+    }
+    envoy = {
+        "name": "istio-proxy",
+        "env": [*({"name": name, "value": value} for name, value in values.items()), *share["env"]],
+        "volumeMounts": [*share["volumeMounts"], gateway_pod.settings_mount()],
+    }
+    pod = {
+        "securityContext": {"fsGroup": _USER},
+        "terminationGracePeriodSeconds": int(settings.timeouts.drain) + _MARGIN,
+        **gateway_pod.pod(sidecar, user=_USER),
+        "containers": [envoy],
+    }
+    return {
+        "spec": {
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {"spec": pod},
+        }
+    }
+
+
+def _gateway(place: Place) -> Config:
+    return {
+        "apiVersion": f"{_GATEWAY_API}/v1",
+        "kind": "Gateway",
+        "metadata": {"name": place.name, "namespace": place.namespace},
+        "spec": {
+            "gatewayClassName": "istio",
+            "infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": _OVERLAY}},
+            "listeners": [{"name": "http", "protocol": "HTTP", "port": place.port}],
+        },
+    }
+
+
+def _envoy_filter(found: Any, place: Place) -> Config:
+    return {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": NAME, "namespace": place.namespace},
+        "spec": {
+            "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
+            "configPatches": list(_patches(found, place.port)),
+        },
+    }
+
+
+def _patches(found: Any, port: int) -> Iterator[Config]:
+    listener = {"portNumber": port}
+    routes = {"routeConfiguration": {"portNumber": port}}
+
+    def manager(**more: Any) -> Config:
+        return {"listener": {**listener, "filterChain": {"filter": {"name": _MANAGER, **more}}}}
+
+    for cluster in found["clusters"]:
+        yield _patch("CLUSTER", "ADD", {}, cluster)
+    for own in found["listener"]:
+        yield _patch("LISTENER", "ADD", {}, own)
+    yield _patch("LISTENER", "MERGE", {"listener": listener}, found["public_listener"])
+    options = typed("filters.network.http_connection_manager.v3.HttpConnectionManager", **found["connection_manager"])
+    yield _patch("NETWORK_FILTER", "MERGE", manager(), {"name": _MANAGER, "typed_config": options})
+    for own in found["http_filter"]:
+        yield _patch("HTTP_FILTER", "INSERT_BEFORE", manager(subFilter={"name": router()["name"]}), own)
+    yield _patch("VIRTUAL_HOST", "MERGE", routes, found["virtual_host"])
+    # The last one is put first.
+    for route in reversed([one for one in found["routes"] if one["name"] != NOTHING]):
+        yield _patch("HTTP_ROUTE", "INSERT_FIRST", routes, route)
+    for route in (one for one in found["routes"] if one["name"] == NOTHING):
+        # After which route is not said: after all that there are. (Istio's analysis takes ADD for a mistake.)
+        yield _patch("HTTP_ROUTE", "INSERT_AFTER", routes, route)
+
+
+def _patch(kind: str, operation: str, where: Config, value: Config) -> Config:
+    return {
+        "applyTo": kind,
+        "match": {"context": "GATEWAY", **where},
+        "patch": {"operation": operation, "value": value},
+    }
