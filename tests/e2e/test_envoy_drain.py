@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,9 +24,13 @@ STREAM = {"model": "m", "input": "hi", "stream": True}
 
 
 @asynccontextmanager
-async def _draining(notice: int, port: int, *others: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _draining(
+    notice: int, port: int, *others: object, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     command = ("bash", str(SCRIPT), str(notice), str(port), *map(str, others))
-    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *command, start_new_session=True, env={**os.environ, **(environ or {})}
+    )
     try:
         yield process
     finally:
@@ -104,5 +108,43 @@ async def test_what_is_left_is_a_websocket(server: ChatServer, folder: Path, unu
                 await asyncio.sleep(0.05)
             assert process.returncode is None
             await socket.close()
+            assert await process.wait() == 0
+    assert await gateway.stop() == 0
+
+
+async def test_antiphon_in_another_pod_is_told_to_end_websockets(
+    server: ChatServer, folder: Path, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    """Over TCP, with the secret: idle ones end, and busy ones after their turn."""
+    admin, grpc, http = (unused_tcp_port_factory() for _ in range(3))
+    environ = {
+        "ANTIPHON_ENVOY__ADMIN": f"127.0.0.1:{admin}",
+        "ANTIPHON_SIDECAR__GRPC": f"127.0.0.1:{grpc}",
+        "ANTIPHON_SIDECAR__HTTP": f"127.0.0.1:{http}",
+        "ANTIPHON_SIDECAR__SECRET": "a-shared-secret",
+    }
+    gateway = await start_gateway(server.base_url, folder, environ=environ)
+    gate = asyncio.Event()
+    server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    told = {"ANTIPHON_SIDECAR_SECRET": "a-shared-secret"}
+    async with (
+        asyncio.timeout(SECONDS),
+        aiohttp.ClientSession() as session,
+        session.ws_connect(gateway.base_url + "/responses") as idle,
+        session.ws_connect(gateway.base_url + "/responses") as busy,
+    ):
+        await busy.send_json({"type": "response.create", "model": "m", "input": "hi"})
+        await busy.receive()
+        # Nobody else may say so.
+        assert (await post(gateway.origin + "/gateway/leaves", {})).status == 404
+        async with _draining(0, admin, int(SECONDS), environ=told) as process:
+            assert (await idle.receive()).data == aiohttp.WSCloseCode.GOING_AWAY
+            await idle.close()
+            assert process.returncode is None
+            gate.set()
+            while (message := await busy.receive()).type is aiohttp.WSMsgType.TEXT:
+                last = message.data
+            assert "response.completed" in last and message.data == aiohttp.WSCloseCode.GOING_AWAY
+            await busy.close()
             assert await process.wait() == 0
     assert await gateway.stop() == 0

@@ -652,6 +652,34 @@ async def test_draining_ends_idle_connections_and_waits_for_turns(door: OpenHttp
         assert await refused(door) == (503, "shutting_down")
 
 
+async def test_a_gateway_that_leaves_has_its_own_connections_closed() -> None:
+    """Those that came from its address: idle ones at once, the others after their turn."""
+    gate = asyncio.Event()
+    known = {"authorization": "Bearer k", "x-antiphon-secret": "shared-secret"}
+    elsewhere = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
+    async with (
+        open_http_door(HttpSetup(private=True, secret="shared-secret")) as door,
+        connected(door, headers=known) as idle,
+        connected(door, headers=known) as busy,
+        aiohttp.ClientSession(connector=elsewhere) as session,
+        session.ws_connect(f"http://{door.address}/v1/responses", headers=known) as of_another,
+    ):
+        door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+        await busy.send(**UNSTORED, input="hi")
+        await door.chat.received()
+        # A client's word counts for nothing.
+        assert (await door.ask(post_bytes({}, path="/gateway/leaves"))).status == 401
+        assert door.metric("websocket_connections", state="idle") == 2
+        assert (await door.ask(post_bytes({}, path="/gateway/leaves", headers=known))).status == 204
+        assert await idle.closed() == 1001
+        gate.set()
+        assert (await busy.turn())[-1]["type"] == "response.completed"
+        assert await busy.closed() == 1001
+        assert (await Socket(of_another).response(**UNSTORED, input="hi"))["status"] == "completed"
+    async with open_http_door() as public:
+        assert (await public.ask(post_bytes({}, path="/gateway/leaves"))).status == 404
+
+
 async def test_closing_the_door_ends_everything() -> None:
     async with open_http_door() as opened, connected(opened) as idle, connected(opened) as busy:
         opened.chat.script(answer(parts=[event("a"), WaitGone()]))

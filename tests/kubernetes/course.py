@@ -108,9 +108,7 @@ class Course:
         return True
 
     async def _unnoticed(self, name: str, act: Callable[[], Awaitable[str]]) -> None:
-        # An Envoy of its own cannot have its WebSockets closed: clients that never end one hold it for the whole drain.
-        sockets = 0 if self.place.shape == "gateway" else self.others
-        counts = {**_LOAD, "streams": self.streams, "others": self.others, "sockets": sockets}
+        counts = {**_LOAD, "streams": self.streams, "others": self.others, "sockets": self.others}
         await self._stage(Stage(name, unnoticed=True), counts, act)
 
     async def _kill(self, name: str, act: Callable[[], Awaitable[str]]) -> None:

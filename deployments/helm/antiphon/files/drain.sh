@@ -4,8 +4,9 @@
 #
 # First `/ready` says no and connections are told to move, while everything is served; after the notice nobody can connect
 # any more; when the last answer is whole, also to a model call of Antiphon's own, this ends, and at last after the seconds
-# in all (by default the pod's grace period is the end). FILE is made when nothing is left but WebSockets: who waits for it
-# stops the sidecar, which closes those that are idle, and busy ones after their turn.
+# in all (by default the pod's grace period is the end). WebSockets are ended by Antiphon, idle ones first, busy ones after
+# their turn: one in the same pod stops when FILE is made, which is when nothing else is left; those in pods of their own
+# are asked over TCP, with the secret in ANTIPHON_SIDECAR_SECRET (not where they have TLS, which bash does not speak).
 set -euo pipefail
 notice=${1:-5} port=${2:-9901} seconds=${3:-} file=${4:-}
 
@@ -25,18 +26,37 @@ sum() {
   echo "$total"
 }
 
+# Tell every Antiphon that this Envoy leaves: each ends the WebSockets that came from this pod's address.
+tell() {
+  local line
+  while read -r line; do
+    [[ $line =~ ^sidecar_http::\[?([0-9a-fA-F.:]+)\]?:([0-9]+)::cx_active:: ]] || continue
+    host=${BASH_REMATCH[1]} to=${BASH_REMATCH[2]} timeout 2 bash -c '
+      exec 3<>"/dev/tcp/$host/$to"
+      printf "POST /gateway/leaves HTTP/1.1\r\nhost: antiphon\r\nx-antiphon-secret: %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" \
+        "${ANTIPHON_SIDECAR_SECRET:-}" >&3
+      cat <&3' >/dev/null 2>&1 &
+  done < <(ask 'GET /clusters')
+  wait
+}
+
 over() { [[ -n $seconds ]] && ((SECONDS >= seconds)); }
 
 ask 'POST /healthcheck/fail' >/dev/null
 sleep "$notice"
 ask 'POST /drain_listeners?inboundonly' >/dev/null
-quiet=0
+quiet=0 told=-1
 # Quiet for a second: a client may have asked again on its connection, and the last bytes are on their way.
 until ((quiet == 5)) || over; do
   requests=$(sum '^http\.antiphon\.downstream_rq_active$')
   # A WebSocket counts as a request for as long as it is open.
-  if [[ -n $file && ! -e $file ]] && ((requests <= $(sum '^http\.antiphon\.downstream_cx_upgrades_active$'))); then
+  sockets=$(sum '^http\.antiphon\.downstream_cx_upgrades_active$')
+  if [[ -n $file && ! -e $file ]] && ((requests <= sockets)); then
     : >"$file"
+  fi
+  if ((sockets > 0 && SECONDS > told)); then
+    told=$SECONDS
+    tell
   fi
   if ((requests + $(sum '^http\.model_door\.downstream_rq_active$') > 0)); then quiet=0; else quiet=$((quiet + 1)); fi
   sleep 0.2

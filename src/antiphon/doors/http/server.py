@@ -46,7 +46,9 @@ from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import SECRET_HEADER, Headers
 
 _PRIVATE_PREFIX = "x-antiphon-"
-_QUIET = frozenset({"/health", "/ready", "/metrics"})
+GATEWAY_LEAVES_PATH = "/gateway/leaves"
+"""An Envoy that drains says so here, on the private port: of its WebSockets it cannot tell which are idle."""
+_QUIET = frozenset({"/health", "/ready", "/metrics", GATEWAY_LEAVES_PATH})
 _CLIENT_GONE = 499
 _UNAVAILABLE = 503
 
@@ -93,7 +95,8 @@ class HttpDoor:
         self._server: DoorServer | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
-        self._sockets: set[WebSocketConnection] = set()
+        # With the address from which each came.
+        self._sockets: dict[WebSocketConnection, str] = {}
         self._socket_memory = SocketMemory(context.websocket.total_bytes)
         context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
@@ -215,6 +218,9 @@ class HttpDoor:
         if call.path == EXCHANGE_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
         router = call.context.router
+        if call.path == GATEWAY_LEAVES_PATH and self._private and call.method == "POST":
+            self._send_away(_peer_address(request))
+            return make_response(204, call.added, b"")
         if call.path == METRICS_PATH and not call.trusted:
             # Who is served how often is nobody's business who merely reaches this port.
             raise unknown_url(call.method, call.path)
@@ -312,7 +318,7 @@ class HttpDoor:
             pass
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
         connection = WebSocketConnection(self._current, head, self._leaving, self._socket_memory)
-        self._sockets.add(connection)
+        self._sockets[connection] = _peer_address(request)
         # Its turns are served with what there is when they begin.
         call.using.close()
         # However it ends: the upgrade is what was answered.
@@ -320,7 +326,13 @@ class HttpDoor:
         try:
             return await connection.run(request)
         finally:
-            self._sockets.discard(connection)
+            del self._sockets[connection]
+
+    def _send_away(self, address: str) -> None:
+        """Have the WebSockets end that came from this address: idle ones at once, the others after their turn."""
+        for connection, came_from in self._sockets.items():
+            if came_from == address:
+                connection.send_away()
 
     def _count_sockets(self) -> dict[tuple[str, ...], float]:
         busy = sum(connection.busy for connection in self._sockets)
@@ -367,6 +379,12 @@ class HttpDoor:
             path=call.path[:256],
             status=call.status,
         )
+
+
+def _peer_address(request: web.BaseRequest) -> str:
+    """The host that asks; of a Unix socket there is only one, and it has no name."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def _is_promised(request: web.BaseRequest) -> bool:

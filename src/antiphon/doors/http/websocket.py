@@ -5,8 +5,8 @@ event, and all the ways in which a connection ends. Not here: what frames mean (
 calls (the runner performs those), what is remembered (`engine/running/connection_memory.py`).
 
 Invariants: one response at a time, in the order asked for, whatever `stream_id` says; an error is a frame and leaves
-the connection open; no turn begins after the connection's time is up or while the process drains, and one that runs is
-finished first; an exchange that did not finish is abandoned.
+the connection open; no turn begins after the connection's time is up or while the process or its gateway drains, and
+one that runs is finished first; an exchange that did not finish is abandoned.
 """
 
 from __future__ import annotations
@@ -136,6 +136,12 @@ class WebSocketConnection:
         self.busy = False
         """Whether a response is made now."""
         self._expired = False
+        self._sent_away = False
+
+    def send_away(self) -> None:
+        """Close it as soon as no response is made: the way on which it came is about to close."""
+        self._sent_away = True
+        self._news.set()
 
     @property
     def waiting(self) -> int:
@@ -223,7 +229,7 @@ class WebSocketConnection:
         while True:
             if self._over:
                 return None
-            if self._current.now.admission.closed:
+            if self._current.now.admission.closed or self._sent_away:
                 await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server is shutting down.")
                 return None
             if self._expired:
