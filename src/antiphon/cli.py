@@ -120,6 +120,14 @@ def make_parser() -> argparse.ArgumentParser:
                 default="80",
                 help="its listener's port, with --for istio; default: %(default)s",
             )
+            command.add_argument(
+                "--into",
+                type=Path,
+                metavar="FILE",
+                help="with --for snippet: print this file with the parts in it",
+            )
+            command.add_argument("--into-listener", metavar="NAME", help="which listener of that file")
+            command.add_argument("--into-virtual-host", metavar="NAME", help="which virtual host")
             command.add_argument("--snippet", dest="form", action="store_const", const="snippet", help="--for snippet")
             command.add_argument(
                 "--envoy-version", metavar="1.38", help="for which Envoy; default: the one that 'up' would start"

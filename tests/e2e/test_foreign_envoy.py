@@ -1,7 +1,7 @@
 """An Envoy that was there before, with the snippet's parts put where their headings say.
 
-Lives here: that merge, as short as an operator would do it, and what must then work. Not here: the foreign
-configuration (`foreign_envoy.yaml`), what the parts hold (`tests/unit/envoy`).
+Lives here: what must then work. Not here: the foreign configuration (`foreign_envoy.yaml`), the merge
+(`antiphon/envoy/merging.py`), what the parts hold (`tests/unit/envoy`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import yaml
 
 from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
-from antiphon.envoy.snippet import snippet
+from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.snippet import parts
 from antiphon.types.transport import NO_MODEL_DOOR
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, answer, text_stream
@@ -42,34 +43,6 @@ SECONDS = 60.0
 KEY = b"a key of the company's, for tests"
 PAGE = "https://pages.company.example"
 TEXT: dict[str, Any] = {"model": "demo-model", "input": "Hello there"}
-
-
-def merged(foreign: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
-    """The foreign configuration with the parts in it, as their headings say."""
-    static = foreign["static_resources"]
-    (public,) = static["listeners"]
-    manager = public["filter_chains"][0]["filters"][0]["typed_config"]
-    _into(manager, parts["connection_manager"])
-    _into(public, parts["public_listener"])
-    manager["http_filters"][-1:-1] = parts["http_filter"]
-    (host,) = manager["route_config"]["virtual_hosts"]
-    _into(host, parts["virtual_host"])
-    host["routes"][:0] = [one for one in parts["routes"] if one["name"] != "nothing"]
-    static["clusters"] += parts["clusters"]
-    static["listeners"] += parts["listener"]
-    foreign["overload_manager"] = parts["overload_manager"]
-    return foreign
-
-
-def _into(mine: dict[str, Any], part: dict[str, Any]) -> None:
-    """Options that are set get the part's value; lists get the part's entries first."""
-    for name, value in part.items():
-        if isinstance(value, list):
-            mine[name] = [*value, *mine.get(name, [])]
-        elif isinstance(value, dict):
-            _into(mine.setdefault(name, {}), value)
-        else:
-            mine[name] = value
 
 
 def _part(data: bytes) -> str:
@@ -126,10 +99,13 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
     for name, value in names.items():
         text = text.replace(f" {name} ", f" {value} ").replace(f"{name}/", f"{value}/")
     theirs = yaml.safe_load(text.replace("JWKS", json.dumps(keys)))
-    ours = yaml.safe_load(snippet(settings, endpoints(settings), envoy_version()))
+    ours = parts(settings, endpoints(settings), envoy_version())
     if without:
         ours[without] = []
-    whole = merged(theirs, ours)
+    told: list[str] = []
+    whole = merged(theirs, ours, Wanted(), told.append)
+    # Whatever of theirs is not as it was.
+    assert told == ["connection manager: stream_idle_timeout: 30s is now 3600s"]
     (folder / "envoy.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
     log = (folder / "log").open("wb")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}

@@ -10,6 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
 
 from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
@@ -20,7 +23,8 @@ from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
-from antiphon.envoy.snippet import snippet
+from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
 
@@ -84,7 +88,12 @@ GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway, "istio
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     version = _version(arguments.envoy_version, settings)
-    if arguments.form in FORMS:
+    if arguments.into is not None:
+        if arguments.form != "snippet":
+            raise ConfigError("--into takes the parts of an existing Envoy: give it with --for snippet")
+        wanted = Wanted(arguments.into_listener, arguments.into_virtual_host)
+        text = _merged(settings, version, arguments.into, wanted)
+    elif arguments.form in FORMS:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
     elif arguments.form in GATEWAY_FORMS:
         place = parse_place(arguments.gateway, arguments.listener, arguments.gateway_port)
@@ -93,6 +102,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     sys.stdout.write(text)
     return 0
+
+
+def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Wanted) -> str:
+    try:
+        theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        # Its own words quote the file, which may hold secrets.
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"--into: {file} is no YAML: {line}{error.problem}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--into: {file} cannot be read: {error}") from error
+    ours = parts(settings, endpoints(settings), version)
+    return to_yaml(merged(theirs, ours, wanted, lambda line: print(f"antiphon: {line}", file=sys.stderr)))
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:

@@ -1,0 +1,171 @@
+"""The parts of a snippet put into a configuration that an Envoy has already.
+
+Lives here: finding the place (listener, connection manager, virtual host), the merge, and words for what it changed.
+Not here: the parts (`snippet.py`), reading and printing files (`commands/`).
+
+Invariants: nothing of the configuration is lost; whatever of it gets another value is told; where a name of ours is
+taken, nothing is merged. What is given is not changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from antiphon.envoy.messages import Config, router
+from antiphon.envoy.routes import NOTHING
+from antiphon.errors import ConfigError
+
+_MANAGER = "HttpConnectionManager"
+_KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
+"""Lists in which Envoy takes a name once: an entry of theirs stays."""
+
+
+class Wanted(NamedTuple):
+    """Where to: names, or None where there is but one."""
+
+    listener: str | None = None
+    virtual_host: str | None = None
+
+
+class _Place(NamedTuple):
+    listener: Config
+    manager: Config
+    host: Config
+
+
+def merged(theirs: Any, parts: Config, wanted: Wanted, tell: Callable[[str], None]) -> Config:
+    """The whole configuration with the parts in it. `tell` gets a line for each thing that is not as it was.
+
+    Raises `ConfigError` where there is no such place, or not one alone, or a name is taken.
+    """
+    whole: Any = _copied(theirs)
+    place = _find(whole, wanted)
+    filters = _list(place.manager, "http_filters")
+    if not filters or filters[-1].get("name") != router()["name"]:
+        raise ConfigError(f"--into: the last of http_filters is not {router()['name']}: it must be, by this name")
+    static = _message(whole, "static_resources")
+    for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
+        _append(_list(static, kind), ours, f"static_resources.{kind}")
+    # A route that switches one of them on would switch on the other of its name.
+    _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
+    routes = _list(place.host, "routes")
+    # Theirs says what is not found.
+    routes[:0] = [one for one in parts["routes"] if one["name"] != NOTHING]
+    _into(place.manager, parts["connection_manager"], "connection manager", tell)
+    _into(place.listener, parts["public_listener"], "listener", tell)
+    _into(place.host, parts["virtual_host"], "virtual host", tell)
+    for name in ("overload_manager", "bootstrap_extensions"):
+        if parts.get(name):
+            _into(whole, {name: parts[name]}, "", tell)
+    return dict(whole)
+
+
+def _find(whole: Any, wanted: Wanted) -> _Place:
+    if not isinstance(whole, dict) or not _message(whole, "static_resources"):
+        raise ConfigError("--into: the file is no Envoy bootstrap with static_resources")
+    places = list(_places(whole))
+    if not places:
+        raise ConfigError(
+            "--into: no listener of static_resources has an HTTP connection manager with a route_config of its own. "
+            "Where routes come by RDS or listeners by LDS, put the parts of --for snippet there"
+        )
+    found = [
+        one
+        for one in places
+        if wanted.listener in (None, one.listener.get("name")) and wanted.virtual_host in (None, one.host.get("name"))
+    ]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(f"{one.listener.get('name')}/{one.host.get('name')}" for one in places)
+    said = "several places fit" if found else "there is no such place"
+    raise ConfigError(
+        f"--into: {said}: choose by --into-listener and --into-virtual-host of these (listener/virtual host): {there}"
+    )
+
+
+def _places(whole: Config) -> Iterator[_Place]:
+    for listener in _list(_message(whole, "static_resources"), "listeners"):
+        chains = [*_list(listener, "filter_chains"), _message(listener, "default_filter_chain")]
+        for chain in chains:
+            for one in _list(chain, "filters"):
+                manager = _message(one, "typed_config")
+                if str(manager.get("@type")).endswith(f".{_MANAGER}"):
+                    for host in _list(_message(manager, "route_config"), "virtual_hosts"):
+                        yield _Place(listener, manager, host)
+
+
+def _append(theirs: list[Any], ours: list[Config], what: str, at: int | None = None) -> None:
+    taken = sorted({one["name"] for one in ours} & {one.get("name") for one in theirs})
+    if taken:
+        raise ConfigError(
+            f"--into: {what} has {', '.join(taken)} already. Give yours another name, in all places that name it; or, "
+            "if this is Antiphon's, merge into the file as it was before"
+        )
+    theirs[len(theirs) if at is None else at : at] = ours
+
+
+def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -> None:
+    """Values that are set get the part's; lists get the part's entries, first."""
+    for field, value in part.items():
+        name = _spelled(mine, field)
+        called = f"{where}: {field}" if where else field
+        there = mine.get(name)
+        if there is None:
+            mine[name] = value
+        elif isinstance(value, list) and isinstance(there, list):
+            taken = {one.get("name") for one in there} if field in _KEPT else set()
+            for one in (one for one in value if field in _KEPT and one["name"] in taken):
+                tell(f"{called}: yours is kept, {one['name']}")
+            mine[name] = [*(one for one in value if one not in there and not _named(one) & taken), *there]
+        elif _plain(value) and _plain(there):
+            _into(there, value, called, tell)
+        elif value != there:
+            mine[name] = value
+            tell(f"{called}: {_short(there)} is now {_short(value)}")
+
+
+def _named(entry: Any) -> set[Any]:
+    return {entry["name"]} if isinstance(entry, dict) and "name" in entry else set()
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a message whose fields can be mixed with another's: not one of a type of its own."""
+    return isinstance(value, dict) and "@type" not in value and "typed_config" not in value
+
+
+def _short(value: Any) -> str:
+    return re.sub(r"\s+", " ", str(value))[:80]
+
+
+def _spelled(message: Config, field: str) -> str:
+    """The field's name as the file writes it: Envoy takes both spellings."""
+    camel = re.sub("_([a-z])", lambda found: found[1].upper(), field)
+    return camel if camel in message else field
+
+
+def _message(message: Config, field: str) -> Config:
+    """The message of this name; empty where there is none."""
+    found = message.get(_spelled(message, field)) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"--into: {field} must have fields")
+    return found
+
+
+def _list(message: Config, field: str) -> list[Config]:
+    """The list of this name, made where it is missing."""
+    name = _spelled(message, field)
+    if message.get(name) is None:
+        message[name] = []
+    found = message[name]
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ConfigError(f"--into: {field} must be a list of messages")
+    return found
+
+
+def _copied(value: Any) -> Any:
+    """A copy in which nothing is shared: YAML's anchors would be changed in all places at once."""
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
