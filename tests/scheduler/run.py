@@ -33,7 +33,7 @@ from tests.support.judge import check_stream, parse_sse
 
 _DEADLINE = 120.0
 _ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
-_LABEL = "antiphon-chat"
+LABEL = "antiphon-chat"
 _PICKER: dict[str, Any] = {
     "apiVersion": "inference.networking.x-k8s.io/v1alpha1",
     "kind": "EndpointPickerConfig",
@@ -130,13 +130,14 @@ def _pieces() -> Iterable[dict[str, Any]]:
     yield {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
-def _pool(port: int) -> dict[str, Any]:
+def pool(port: int) -> dict[str, Any]:
+    """The pool of the pods with `LABEL`, on this port."""
     return {
         "apiVersion": "inference.networking.k8s.io/v1",
         "kind": "InferencePool",
         "metadata": {"name": _POOL},
         "spec": {
-            "selector": {"matchLabels": {"app": _LABEL}},
+            "selector": {"matchLabels": {"app": LABEL}},
             "targetPorts": [{"number": port}],
             "endpointPickerRef": {"name": "picker", "port": {"number": port + 1}},
         },
@@ -157,7 +158,7 @@ async def _kubectl(*arguments: str, said: str = "") -> None:
 
 
 @asynccontextmanager
-async def _kinds() -> AsyncIterator[None]:
+async def picker_kinds() -> AsyncIterator[None]:
     """The kinds that the picker watches. Those that the API has stay as they are; those made here have no schema."""
     made = []
     try:
@@ -205,13 +206,13 @@ async def _pods(namespace: str, port: int) -> AsyncIterator[None]:
     """A pool, and pods of it that are ready at the servers' addresses."""
     await _kubectl("create", "namespace", namespace)
     try:
-        await _kubectl("apply", "-n", namespace, "-f", "-", said=json.dumps(_pool(port)))
+        await _kubectl("apply", "-n", namespace, "-f", "-", said=json.dumps(pool(port)))
         for number, address in enumerate(_ADDRESSES):
             name = f"chat-{number}"
             pod = {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": name, "labels": {"app": _LABEL}},
+                "metadata": {"name": name, "labels": {"app": LABEL}},
                 "spec": {
                     "schedulerName": "nobody",
                     "automountServiceAccountToken": False,
@@ -236,8 +237,8 @@ async def _pods(namespace: str, port: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _picker(
-    binary: str, namespace: str, servers: Servers, port: int, folder: Path
+async def picker_process(
+    binary: str, namespace: str, port: int, folder: Path
 ) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
     """The picker, serving TLS as it does by default, and its log."""
     config, log = folder / "picker.yaml", folder / "picker.log"
@@ -342,9 +343,9 @@ async def run(arguments: argparse.Namespace, binary: str) -> int:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", arguments.port).start()
-        await stack.enter_async_context(_kinds())
+        await stack.enter_async_context(picker_kinds())
         await stack.enter_async_context(_pods(namespace, arguments.port))
-        log, picker = await stack.enter_async_context(_picker(binary, namespace, servers, arguments.port + 1, folder))
+        log, picker = await stack.enter_async_context(picker_process(binary, namespace, arguments.port + 1, folder))
         settings = {
             "web_search": {"provider": "searxng", "url": f"http://127.0.0.1:{arguments.port}"},
             # Where nobody is: what comes to a server came there by a pick.
