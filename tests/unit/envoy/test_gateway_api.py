@@ -125,10 +125,28 @@ def test_the_filter_stands_before_the_router_and_the_limits_in_the_manager(capsy
     assert put["/early_header_mutation_extensions"] and put["/local_reply_config"] and put["/access_log/-"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (("--endpoint-picker", "epp:9002"), {}),
+        (
+            (),
+            {
+                "ANTIPHON_UPSTREAMS": '{"b": {"url": "http://b:8000/v1"}}',
+                "ANTIPHON_MODELS": '[{"match": "*", "upstream": ["default", "b"]}]',
+            },
+        ),
+    ],
+)
 def test_listeners_inside_envoy_get_their_extension(
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
 ) -> None:
-    _, objects = _printed(capsys, "--endpoint-picker", "epp:9002")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    _, objects = _printed(capsys, *arguments)
     bootstrap = objects["EnvoyProxy"]["spec"]["bootstrap"]
     (one,) = yaml.safe_load(bootstrap["value"])["bootstrap_extensions"]
     assert bootstrap["type"] == "Merge" and "internal_listener" in one["name"]
