@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from antiphon.commands.envoy_config import endpoints
+from antiphon.config.live import LIVE, SHAPES_ENVOY
 from antiphon.config.settings import Settings, load_settings
 from antiphon.envoy.bootstrap import bootstrap
 from tests.helm.rendering import (
@@ -91,14 +92,45 @@ def test_lint() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("pod", ["antiphon", "antiphon-envoy"])
-def test_a_change_of_settings_is_a_new_pod(pod: str) -> None:
-    def annotations(values: Values) -> dict[str, str]:
-        made = one(render(values), "Deployment", pod)["spec"]["template"]["metadata"]["annotations"]
-        return dict(made)
+_MODELS = [{"match": "a*", "upstream": "a"}]
+_HTTP = postgresql(shape="http")
 
-    other = {**GATEWAY["settings"], "strict": True}
-    assert annotations(GATEWAY) == annotations(GATEWAY) != annotations({**GATEWAY, "settings": other})
+
+@pytest.mark.parametrize(
+    ("values", "change", "restarts"),
+    [
+        (GATEWAY, {"background": {"workers": 3}}, True),
+        (GATEWAY, {"strict": True}, False),
+        (GATEWAY, {"limits": {"tools": 3}}, False),
+        (GATEWAY, {"limits": {"tools": 3, "chain_items": 9}}, True),
+        (GATEWAY, {"upstream": {"url": "http://another:8000/v1"}}, True),
+        (GATEWAY, {"cors": {"origins": ["https://page.example"]}}, True),
+        (GATEWAY, {"models": _MODELS}, True),
+        ({**GATEWAY, "models": _MODELS}, {"models": [{"match": "b*", "upstream": "a", "model": "c"}, *_MODELS]}, False),
+        ({**GATEWAY, "models": _MODELS}, {"models": [{"match": "b*", "upstream": "b"}, *_MODELS]}, True),
+        (_HTTP, {"background": {"workers": 3}}, True),
+        ({**_HTTP, "reload": {"watch": False}}, {"strict": True}, True),
+        (_HTTP, {"upstream": {"url": "http://another:8000/v1"}}, False),
+        (_HTTP, {"models": [{"match": "b*", "mode": "disabled"}]}, False),
+    ],
+)
+def test_new_pods_are_started_for_what_needs_a_restart(values: Values, change: Values, restarts: bool) -> None:
+    def annotations(settings: Values) -> list[dict[str, str]]:
+        objects = render({**given, "settings": {**given["settings"], **settings}})
+        names = ("antiphon", "antiphon-envoy") if given["shape"] == "gateway" else ("antiphon",)
+        made = [one(objects, "Deployment", name) for name in names]
+        return [dict(each["spec"]["template"]["metadata"]["annotations"]) for each in made]
+
+    given = {name: value for name, value in values.items() if name not in ("models", "reload")}
+    first: Values = {name: values[name] for name in ("models", "reload") if name in values}
+    before, after = annotations(first), annotations({**first, **change})
+    assert before == annotations(first)
+    assert all((one != other) is restarts for one, other in zip(before, after, strict=True))
+
+
+def test_the_list_of_live_settings_is_current() -> None:
+    lines = (CHART / "files" / "live.txt").read_text().splitlines()
+    assert lines == [f"{name} envoy" if name in SHAPES_ENVOY else name for name in LIVE]
 
 
 @pytest.mark.parametrize(

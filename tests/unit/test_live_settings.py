@@ -6,11 +6,24 @@ from typing import Any
 
 import pytest
 
-from antiphon.config.live import LIVE, changed_settings, is_live, need_restart, with_change
+from antiphon.commands.envoy_config import endpoints
+from antiphon.config.live import LIVE, SHAPES_ENVOY, changed_settings, is_live, need_restart, with_change
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import field_paths
+from antiphon.envoy.bootstrap import bootstrap
 
 A = {"url": "http://a.example/v1", "api_key": "sk-of-upstream-a"}
+_TCP = {"grpc": "antiphon:9000", "http": "antiphon:9001", "model_door": "envoy:8090", "secret": "0123456789abcdef"}
+_ENVOYS: tuple[dict[str, Any], ...] = (
+    {"upstream": A},
+    {
+        "upstream": A,
+        "upstreams": {"a": A, "b": A},
+        "models": [{"match": "n", "upstream": "b", "mode": "native"}, {"match": "*", "upstream": ["a", "default"]}],
+        "sidecar": _TCP,
+        "cors": {"origins": ["https://page.example"]},
+    },
+)
 
 
 def settings(**given: Any) -> Settings:
@@ -52,6 +65,29 @@ def test_every_live_name_is_a_setting() -> None:
     paths = [".".join(path) for path, _ in field_paths(Settings)]
     for name in LIVE:
         assert any(path == name or path.startswith(f"{name}.") for path in paths), name
+
+
+@pytest.mark.parametrize("name", sorted({*LIVE} - {*SHAPES_ENVOY}))
+def test_what_does_not_shape_envoy_is_not_looked_at(name: str) -> None:
+    """The Helm chart starts no new pods for it."""
+    path = name.split(".")
+    unknown: Any = object()
+    for one in _ENVOYS:
+        before = settings(**one)
+        if len(path) == 1:
+            after = before.model_copy(update={name: unknown})
+        else:
+            section = getattr(before, path[0]).model_copy(update={path[1]: unknown})
+            after = before.model_copy(update={path[0]: section})
+        assert bootstrap(after, sidecars=endpoints(after)) == bootstrap(before, sidecars=endpoints(before))
+
+
+def test_of_a_model_its_upstream_and_mode_shape_envoy() -> None:
+    before = settings(upstream=A, upstreams={"a": A}, models=[{"match": "x", "upstream": "a"}])
+    others = {"model": "y", "context_tokens": 4096, "profile_flags": {}, "extra": {"top_k": 1}, "profile": "vllm"}
+    models = [{"match": "z*", "upstream": "a", **others}, {"match": "x", "upstream": "a"}]
+    after = settings(upstream=A, upstreams={"a": A}, models=models)
+    assert bootstrap(after, sidecars=endpoints(after)) == bootstrap(before, sidecars=endpoints(before))
 
 
 @pytest.mark.parametrize("name", ["upstreams.a.url", "upstream.url", "models", "fetch.http", "websocket.ping"])

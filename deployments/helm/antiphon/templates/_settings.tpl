@@ -33,6 +33,33 @@
 {{- mergeOverwrite $given $chart | toYaml -}}
 {{- end -}}
 
+{{/* The settings without those that change while a pod serves (files/live.txt, made of src/antiphon/config/live.py). What is marked
+`envoy` there may shape Envoy's configuration, which is read at its start; of the models that is where they go. */}}
+{{- define "antiphon.lastingSettings" -}}
+{{- $settings := include "antiphon.settings" . | fromYaml -}}
+{{- $alone := eq .Values.shape "http" -}}
+{{- if dig "reload" "watch" true $settings -}}
+{{- range .Files.Lines "files/live.txt" -}}
+{{- $words := splitList " " . -}}
+{{- $path := splitList "." (first $words) -}}
+{{- if and . (or $alone (eq (len $words) 1)) -}}
+{{- if eq (len $path) 1 -}}
+{{- $_ := unset $settings (first $path) -}}
+{{- else if kindIs "map" (get $settings (first $path)) -}}
+{{- $section := unset (get $settings (first $path)) (last $path) -}}
+{{- if not $section -}}{{- $_ := unset $settings (first $path) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if kindIs "slice" $settings.models -}}
+{{- $ways := list -}}
+{{- range $settings.models -}}{{- $ways = append $ways (pick . "upstream" "mode" | toJson) -}}{{- end -}}
+{{- $_ := set $settings "models" (uniq $ways) -}}
+{{- end -}}
+{{- end -}}
+{{- $settings | toYaml -}}
+{{- end -}}
+
 {{/* Variables of what is stored: the database, the bucket and the keys that all replicas share. */}}
 {{- define "antiphon.stateEnv" -}}
 {{- range $variable, $secret := dict "ANTIPHON_OWNER__KEY" .Values.secrets.ownerKey "ANTIPHON_SEALING__KEYS" .Values.secrets.sealingKeys "ANTIPHON_STATE__URL" .Values.secrets.stateUrl "ANTIPHON_STATE__DIRECT_URL" .Values.secrets.stateDirectUrl "ANTIPHON_BLOBS__KEY_ID" .Values.secrets.blobsKeyId "ANTIPHON_BLOBS__SECRET" .Values.secrets.blobsSecret }}
