@@ -205,6 +205,63 @@ async def test_a_wrong_url_is_a_sentence(postgres: PostgresServer, url: str, wor
     await database.aclose()
 
 
+@pytest.mark.parametrize(("more", "ends_itself"), [("", False), ("?sslmode=disable", False), ("", True)])
+async def test_a_connection_that_ends_while_it_is_opened(
+    url: str, more: str, ends_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its first message, with or without TLS, or between two questions."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async def end(connection: Connection, *_: Any, **__: Any) -> None:
+        connection.terminate()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        if ends_itself:
+            monkeypatch.setattr(asyncpg.Connection, "set_type_codec", end)
+        database = Database(url if ends_itself else f"postgresql://postgres@127.0.0.1:{port}/x{more}")
+        with pytest.raises(StoreError, match="Connecting failed: PostgreSQL: the connection was lost while it was be"):
+            await database.fetch("SELECT 1")
+        await database.aclose()
+
+
+@pytest.fixture
+async def limited(postgres: PostgresServer, url: str) -> str:
+    """The same database, for a role that may have one connection to it."""
+    made = "CREATE ROLE limited LOGIN"
+    await postgres.statement(f"DO $$BEGIN {made}; EXCEPTION WHEN duplicate_object THEN NULL; END$$")
+    await postgres.statement(f"ALTER DATABASE {url.rsplit('/', 1)[1]} CONNECTION LIMIT 1")
+    return url.replace("postgres@", "limited@")
+
+
+async def test_where_the_server_has_no_connection_left_those_of_the_process_come_back(limited: str) -> None:
+    database = Database(limited)
+    (first,) = await database.fetch("SELECT pg_backend_pid()")
+    rows = await asyncio.gather(*[database.fetch("SELECT pg_backend_pid()") for _ in range(20)])
+    assert {row[0][0] for row in rows} == {first[0]}
+    assert (database.open, database.busy, database.waiting) == (1, 0, 0)
+    await database.aclose()
+
+
+async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresServer, url: str, limited: str) -> None:
+    database = Database(limited, DatabaseLimits(size=2, deadline=0.7))
+    loop = asyncio.get_running_loop()
+    held = await database._acquire(loop.time() + 600)
+    with pytest.raises(StoreError, match=r"it has no connection left.*\(53300\)") as raised:
+        await database.fetch("SELECT 1")
+    assert raised.value.reason == "slow" and database.waiting == 0
+    # One more is let in.
+    await postgres.statement(f"ALTER DATABASE {url.rsplit('/', 1)[1]} CONNECTION LIMIT 2")
+    database.limits = DatabaseLimits(size=2, deadline=30)
+    assert (await database.fetch("SELECT 1"))[0][0] == 1
+    assert database.open == 2
+    database._give_back(held, True)
+    await database.aclose()
+
+
 async def test_closed_it_refuses_and_may_be_closed_again(database: Database) -> None:
     await database.fetch("SELECT 1")
     await database.aclose()

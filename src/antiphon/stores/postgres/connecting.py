@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
@@ -128,6 +130,13 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
                 # A pooler makes a number up.
                 with contextlib.suppress(*_CANNOT_LOOK):
                     await connection.fetch(_LOOK_AT_CLIENT)
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
+            ended = connection.is_closed()
+            connection.terminate()
+            if not ended:
+                raise
+            # The driver speaks of itself where a connection has ended between two questions.
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
         except BaseException:
             connection.terminate()
             raise

@@ -5,8 +5,9 @@ connection and to which server (`connecting.py`), what an error means (`failures
 connection of its own).
 
 One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
-aborted, since a server that stands still answers no request to cancel either. While the server cannot be reached one
-caller at a time tries to; the others are refused at once for a moment.
+aborted, since a server that stands still answers no request to cancel either. Where the server could not be reached
+callers are refused at once for a moment. One that has no connection left for this process is another matter: those that
+the process has come back soon, and callers wait for one.
 
 It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
 is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares
@@ -41,6 +42,7 @@ from antiphon.stores.postgres.failures import (
     code_of,
     connecting_failed,
     hopeless,
+    no_connection_left,
     read_only,
     refused,
     store_error,
@@ -92,8 +94,8 @@ class Database:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._left: set[Connection] = set()
-        self._waiting = 0
-        self._trying = asyncio.Lock()
+        self._waiting = self._opening = 0
+        self._returned: asyncio.Event | None = None
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
         self.read = self.written = -math.inf
@@ -235,13 +237,14 @@ class Database:
             self._waiting -= 1
         connection: Connection | None = None
         try:
-            if self._closed:
-                raise StoreError("The store is closed.")
-            while self._idle and connection is None:
-                candidate = self._idle.pop()
-                connection = None if candidate.is_closed() else candidate
-            if connection is None:
-                connection = await self._connect(deadline)
+            while connection is None:
+                if self._closed:
+                    raise StoreError("The store is closed.")
+                while self._idle and connection is None:
+                    candidate = self._idle.pop()
+                    connection = None if candidate.is_closed() else candidate
+                if connection is None:
+                    connection = await self._open(deadline)
             self._busy.add(connection)
             return connection
         finally:
@@ -265,12 +268,43 @@ class Database:
             self._idle.append(connection)
         else:
             connection.terminate()
+        if self._returned is not None:
+            self._returned.set()
+            self._returned = None
         self._places.release()
+
+    async def _open(self, deadline: float) -> Connection | None:
+        """A new connection. None where the server has none left, but one of this process was given back, or there may
+        be one again: look once more."""
+        # Made before the try: what is given back during it counts.
+        returned = self._returned = self._returned or asyncio.Event()
+        self._opening += 1
+        try:
+            return await self._connect(deadline)
+        except StoreError as failure:
+            others = self._busy or self._idle or self._opening > 1
+            if not no_connection_left(failure.__cause__) or not others:
+                raise
+            loop = asyncio.get_running_loop()
+            again = loop.time() + _REFUSE_SECONDS
+            self._waiting += 1
+            try:
+                async with asyncio.timeout_at(min(deadline, again)):
+                    await returned.wait()
+            except TimeoutError:
+                if deadline <= again:
+                    raise failure from failure.__cause__
+            finally:
+                self._waiting -= 1
+            return None
+        finally:
+            self._opening -= 1
 
     async def _connect(self, deadline: float) -> Connection:
         loop = asyncio.get_running_loop()
         if self._refused is not None and loop.time() < self._refused[0]:
-            raise StoreError(*self._refused[1].args, reason=self._refused[1].reason)
+            former = self._refused[1]
+            raise StoreError(*former.args, reason=former.reason) from former.__cause__
         ends = loop.time() + self.limits.connect
         try:
             async with asyncio.timeout_at(min(deadline, ends)):

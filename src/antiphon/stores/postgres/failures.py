@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import ssl
 
 import asyncpg
 
 from antiphon.errors import StoreError, StoreReason
+
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
 
 URL, DIRECT_URL = "state.url", "state.direct_url"
 """The settings that name a server. What is said of a failure is of the one by which the server was asked."""
@@ -65,12 +68,19 @@ _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "XX": ("damaged", "it reported an internal error; look at its log"),
 }
 
+_CUT = (
+    "the connection was lost while it was being opened; look at the server's log, and at a pooler's before it (or no "
+    "PostgreSQL is at that port)"
+)
 # Where they came as the answer to a connection.
 _CONNECTING: dict[str, tuple[StoreReason, str]] = {
     "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
     "42704": ("failed", "it does not know a parameter that stands in state.url behind the '?'"),
+    # The driver's own, for connections that end.
+    **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
 
+_NO_MORE = "no more connections"
 # Poolers say everything with one code (08P01); these are pgbouncer's words.
 _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
@@ -83,7 +93,7 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
         "slow",
         "the pooler had no connection free; raise its default_pool_size, or lower state.pool",
     ),
-    ("no more connections", "slow", "the pooler takes no more clients; raise its max_client_conn, or lower state.pool"),
+    (_NO_MORE, "slow", "the pooler takes no more clients; raise its max_client_conn, or lower state.pool"),
     (
         "no such database",
         "failed",
@@ -149,6 +159,11 @@ def hopeless(error: BaseException) -> bool:
     return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)
 
 
+def no_connection_left(error: BaseException | None) -> bool:
+    """Whether the server, or a pooler before it, refused a connection because it has given out all it may."""
+    return code_of(error) == "53300" or (code_of(error)[:2] == "08" and _NO_MORE in str(error))
+
+
 def connecting_failed(error: BaseException, setting: str = URL) -> StoreError:
     """Why there is no connection to the server that `setting` names, and what to do."""
     if isinstance(error, StoreError):
@@ -185,16 +200,22 @@ def _why_not_reached(error: BaseException) -> str:
             f"{os.strerror(errno.ECONNREFUSED)}; is the server running, and does it listen on that address "
             "(listen_addresses, port)? Check host and port in state.url"
         )
+    if isinstance(error, ConnectionError):
+        return _CUT
     if isinstance(error, OSError):
-        known = error.errno is not None and error.errno > 0
-        return (
-            f"{os.strerror(error.errno or 0) if known else 'the host is not known'}; check host and port in state.url"
-        )
+        number = _number_of(error)
+        return f"{os.strerror(number) if number > 0 else 'the host is not known'}; check host and port in state.url"
     if isinstance(error, ValueError | asyncpg.InterfaceError):
         if "sslmode" in said:
             return "sslmode in state.url is none of disable, allow, prefer, require, verify-ca and verify-full"
         return "state.url is not one that the driver understands"
     return "it does not speak the protocol; check host and port in state.url"
+
+
+def _number_of(error: OSError) -> int:
+    """Its `errno`; of a host with several addresses that of the first one."""
+    found = _NUMBER.search(str(error))
+    return error.errno or (int(found[1]) if found else 0)
 
 
 def unknown(error: BaseException) -> StoreError:
