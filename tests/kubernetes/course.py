@@ -3,7 +3,7 @@
 Lives here: the stages, one after the other. Not here: commands (`cluster.py`), the table (`run.py`).
 
 Invariant: a stage begins with all pods ready, and ends with that; who must not notice is judged, and of a kill it is
-told how long it took until the same client was served again.
+told how long it took until the same client was served again, from when it had asked first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,13 @@ from tests.kubernetes.cluster import Place, Wrong, eventually, process_of
 _WARM, _REST = 8.0, 3.0
 # Words come half a second apart: streams of 5 s, and of 20.
 _LOAD = {"words": 10, "long": 40}
+PARTS = ("unnoticed", "failures")
 
 
 @dataclass
 class Stage:
     """`asked`, `failed` and `cut` of all clients. `unnoticed`: none may fail or be cut. `gaps`: seconds from a client's
-    first failure to its next success."""
+    first request that failed to its next success."""
 
     name: str
     unnoticed: bool
@@ -53,14 +54,23 @@ class Course:
     following: str
     streams: int
     others: int
+    restart_database: Callable[[], Awaitable[float]] | None = None
+    """Restarts it; how many seconds it was away. None: it is somebody else's."""
+    parts: Collection[str] = PARTS
     stages: list[Stage] = field(default_factory=list)
     told: Callable[[Stage], None] = print
 
     async def run(self) -> None:
         """Every stage; one that cannot be carried out is told as failed, and ends the course."""
-        upgraded, deployments = await self._installed(), self._deployments
-        if not upgraded:
+        if not await self._installed():
             return
+        if "unnoticed" in self.parts:
+            await self._all_unnoticed()
+        if "failures" in self.parts:
+            await self._failures()
+
+    async def _all_unnoticed(self) -> None:
+        deployments = self._deployments
 
         async def upgrade() -> None:
             await self.place.helm("upgrade", self.following)
@@ -76,11 +86,20 @@ class Course:
         await self._scale(1)
         await self._unnoticed("scaled 1 → 3 → 1", self._scaled)
         await self._scale(2)
+
+    async def _failures(self) -> None:
         await self._kill("`kubectl delete --force` of a pod", self._forced)
         await self._kill("`kill -9` of Antiphon", lambda: self._killed("server", "antiphon"))
         if self.place.shape != "http":
             component = "envoy" if self.place.shape == "gateway" else "server"
             await self._kill("`kill -9` of Envoy", lambda: self._killed(component, "envoy"))
+        await self._kill("Antiphon stands still (SIGSTOP)", lambda: self._killed("server", "antiphon", signal.SIGSTOP))
+        if (restart := self.restart_database) is not None:
+
+            async def restarted() -> str:
+                return f"nobody could connect for {await restart():.1f} s"
+
+            await self._kill("PostgreSQL is restarted", restarted)
 
     @property
     def _components(self) -> tuple[str, ...]:
@@ -185,7 +204,7 @@ class Course:
         back = await eventually("all pods are ready", lambda: self.place.settled(2))
         return f"two pods ready again after {back:.0f} s"
 
-    async def _killed(self, component: str, container: str) -> str:
+    async def _killed(self, component: str, container: str, how: signal.Signals = signal.SIGKILL) -> str:
         pod = (await self.place.pods(component))[0]
         status: dict[str, Any] = pod["status"]
         every = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
@@ -193,7 +212,7 @@ class Course:
         pid = process_of(found["containerID"])
         if pid is None:
             raise Wrong("its process is not on this machine: run it on the node")
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
 
         async def started_again() -> bool:
             told = json.loads(await self.place.kubectl("get", "pod", pod["metadata"]["name"], "-o", "json"))

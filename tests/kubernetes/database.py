@@ -7,18 +7,36 @@ Invariant: it asks for a password, and is gone with the run.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from tests.support.postgres import PostgresServer
 
 _NAME = "antiphon"
 
 
+@dataclass(frozen=True)
+class Reachable:
+    """A server that pods reach at `url`, which is without a database's name."""
+
+    url: str
+    server: PostgresServer
+
+    async def restart(self) -> float:
+        """In order, as for an update; how many seconds nobody could connect."""
+        begun = time.monotonic()
+        await asyncio.to_thread(self.server.stop)
+        await asyncio.to_thread(self.server.start)
+        return time.monotonic() - begun
+
+
 @asynccontextmanager
-async def reachable_postgres(host: str, databases: Iterable[str]) -> AsyncIterator[str]:
-    """The URL of the server without a database's name, as pods reach it at this address; the databases are there."""
+async def reachable_postgres(host: str, databases: Iterable[str]) -> AsyncIterator[Reachable]:
+    """A server at this address, with these databases."""
     server = PostgresServer(durable=True)
     try:
         password = secrets.token_hex(16)
@@ -29,6 +47,6 @@ async def reachable_postgres(host: str, databases: Iterable[str]) -> AsyncIterat
         server.let_in(f"host all {_NAME} all scram-sha-256")
         server.stop()
         server.start()
-        yield f"postgresql://{_NAME}:{password}@{host}:{server.port}"
+        yield Reachable(f"postgresql://{_NAME}:{password}@{host}:{server.port}", server)
     finally:
         server.close()

@@ -22,22 +22,28 @@ from tests.rollout.clients import Clients, Seen
 STOP = Path("/tmp/stop")
 _POLL = 0.1
 _RETRY_AFTER = 1.0
+_PATIENCE = 10.0
 
 
 async def _patient(clients: Clients, seen: Seen) -> None:
-    """A client that asks again what failed until it succeeds; how long that took is a gap."""
+    """A client that asks again what failed, or was not answered in time, until it succeeds; how long that took since
+    it asked first is a gap."""
     failed = 0.0
     while True:
         body = {"model": "demo", "input": "count to 2"}
+        begun = time.monotonic()
         try:
-            async with asyncio.timeout(30), clients.session.post(f"{clients.url}/v1/responses", json=body) as got:
+            async with (
+                asyncio.timeout(_PATIENCE),
+                clients.session.post(f"{clients.url}/v1/responses", json=body) as got,
+            ):
                 text = await got.text()
                 if got.status == 200:
                     break
                 seen.cut.append(f"{got.status} {text}"[:200])
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             seen.cut.append(f"{type(error).__name__}: {error}"[:200])
-        failed = failed or time.monotonic()
+        failed = failed or begun
         seen.asked += 1
         await asyncio.sleep(_POLL)
     if failed:

@@ -21,7 +21,7 @@ from typing import Any
 from tests.helm.rendering import Refused, render
 from tests.helm.value_sets import REFUSED
 from tests.kubernetes.cluster import Place, Wrong, run
-from tests.kubernetes.course import Course, Stage
+from tests.kubernetes.course import PARTS, Course, Stage
 from tests.kubernetes.database import reachable_postgres
 
 SHAPES = ("sidecar", "gateway", "http")
@@ -81,18 +81,19 @@ async def _main(given: argparse.Namespace) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     good = _refused()
     async with AsyncExitStack() as opened:
-        state = given.state_url
+        state, restart = given.state_url, None
         if state is None:
             address = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
             host = await run("kubectl", "get", "nodes", "-o", f"jsonpath={address}")
-            state = await opened.enter_async_context(reachable_postgres(host, SHAPES))
+            database = await opened.enter_async_context(reachable_postgres(host, SHAPES))
+            state, restart = database.url, database.restart
         for shape in given.shapes:
             place = Place(shape, f"{given.namespace}-{shape}", _values(shape, given.envoy), given.image)
             print(f"\n### `shape: {shape}`\n\n{_HEAD}", flush=True)
             try:
                 # A database for each: their keys are others.
                 await place.begin({"state.url": f"{state}/{shape}"})
-                course = Course(place, given.image, given.next, given.streams, given.others)
+                course = Course(place, given.image, given.next, given.streams, given.others, restart, given.parts)
                 course.told = lambda stage: print(row(stage), flush=True)
                 await course.run()
                 good = good and all(stage.good for stage in course.stages)
@@ -113,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--next", required=True, help="the one that is upgraded to")
     parser.add_argument("--envoy", default="docker.io/envoyproxy/envoy:v1.40.0", help="Envoy's image")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what nobody may notice, and what fails"
+    )
     parser.add_argument(
         "--state-url",
         help="postgresql://… without a database, as pods reach it, with an empty database for each shape, of "
