@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from antiphon.config.settings import Settings, load_settings
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed
+from antiphon.stores.postgres.index_check import indexes_of, lost_indexes
 from antiphon.stores.postgres.migrate import migrate, packaged_steps
 from antiphon.stores.postgres.server_check import Server, wrong
 from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
@@ -301,6 +303,37 @@ async def test_the_doctor_says_what_there_is(
         assert "ok: a pooler is before the server" in said and not any("session" in one for one in said)
         assert any("server_login_retry = 1" in one["advice"] for one in findings)
         assert any("direct_url" in one for one in said)
+
+
+async def test_an_index_that_is_gone_is_named_with_what_makes_it_again(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = indexes_of(packaged_steps())
+    async with aclosing(Database(url)) as database:
+        there = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'schema_migrations'"
+        assert {row[0] for row in await database.fetch(there)} == set(made), "the steps' text was read otherwise"
+        said, _ = await doctor(tmp_path, capsys, url)
+        assert f"ok: all {len(made)} indexes of the schema are there" in said
+        for index in ("jobs_waiting", "files_gone"):
+            await database.write(f"DROP INDEX {index}")
+        await database.write("ALTER TABLE usage_days DROP CONSTRAINT usage_days_pkey")
+        # As making it concurrently leaves it, when that is broken off.
+        await database.write("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobs_owner'::regclass")
+        said, findings = await doctor(tmp_path, capsys, url)
+        lost = {one.split()[3]: one.split(":")[1] for one in said if one.startswith("note: the index ")}
+        assert lost == {
+            "jobs_waiting": " the index jobs_waiting is missing",
+            "files_gone": " the index files_gone is missing",
+            "usage_days_pkey": " the index usage_days_pkey is missing",
+            "jobs_owner": " the index jobs_owner is invalid",
+        }
+        # What is advised is what is needed.
+        advised = {one["what"].split()[2]: one["advice"] for one in findings if one["what"].startswith("the index ")}
+        for index in ("jobs_waiting", "files_gone", "jobs_owner"):
+            for statement in re.findall(r"(?:DROP|CREATE) INDEX [^;]+", advised[index]):
+                await database.write(statement)
+        assert list(await lost_indexes(database, list(made))) == ["usage_days_pkey"]
+        assert "usage_days" in advised["usage_days_pkey"] and "0001_state.sql" in advised["usage_days_pkey"]
 
 
 async def test_the_doctor_looks_at_a_data_folder_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

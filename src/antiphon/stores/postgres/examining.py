@@ -14,13 +14,17 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator
+from importlib.resources import files
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
+from antiphon.stores.postgres.index_check import indexes_of, lost_indexes
+from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, packaged_steps
 from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
+from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.said import Said, Wanted
 
@@ -29,6 +33,7 @@ _SLOW_TRIP = 0.005
 _CLOCK_SECONDS = 2.0
 _OLD_TRANSACTION = 600
 _TURNS = 4
+_VECTOR_STEPS = "vector_migrations"
 
 _CONNECTIONS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
@@ -72,6 +77,8 @@ async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
             yield said
         yield await _vector(database, needed=wanted.vectors)
         async for said in _tables(database):
+            yield said
+        async for said in _indexes(database):
             yield said
     finally:
         await database.aclose()
@@ -249,3 +256,22 @@ async def _tables(database: Database) -> AsyncIterator[Said]:
             f"a transaction is open for {row[0] // 60} minutes",
             "nothing that was deleted since can be cleared away; set idle_in_transaction_session_timeout",
         )
+
+
+async def _indexes(database: Database) -> AsyncIterator[Said]:
+    """Of the steps that were applied; a newer build's may have taken some away."""
+    steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(files("antiphon.stores.postgres") / _VECTOR_STEPS)}
+    wanted: dict[str, str] = {}
+    for table, known in steps.items():
+        applied = len(await applied_steps(database, table))
+        if applied > len(known):
+            return
+        wanted |= indexes_of(known[:applied])
+    if not wanted:
+        return
+    lost = await lost_indexes(database, list(wanted))
+    for name, what in lost.items():
+        before = "" if what == "missing" else f"unless it is just being made: DROP INDEX CONCURRENTLY {name}; "
+        yield Said("note", f"the index {name} is {what}: what it is for is slow", before + wanted[name])
+    if not lost:
+        yield Said("ok", f"all {len(wanted)} indexes of the schema are there")
