@@ -7,15 +7,10 @@ Lives here: what must then work. Not here: the foreign configuration (`foreign_e
 from __future__ import annotations
 
 import asyncio
-import base64
 import gzip
-import hashlib
-import hmac
 import json
-import os
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,27 +27,18 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.merging import Wanted, merged
 from antiphon.envoy.snippet import parts
 from antiphon.types.transport import NO_MODEL_DOOR
+from tests.support.beside_envoy import envoy_and_sidecar
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, answer, text_stream
-from tests.support.envoy_binary import envoy_binary, envoy_version
+from tests.support.envoy_binary import envoy_version
+from tests.support.tokens import jwks, token
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SECONDS = 60.0
-KEY = b"a key of the company's, for tests"
 PAGE = "https://pages.company.example"
 TEXT: dict[str, Any] = {"model": "demo-model", "input": "Hello there"}
-
-
-def _part(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _token(role: str) -> str:
-    head, claims = ({"alg": "HS256", "kid": "k"}, {"iss": "company", "sub": role, "role": role, "exp": 4102444800})
-    signed = ".".join(_part(json.dumps(one).encode()) for one in (head, claims))
-    return f"{signed}.{_part(hmac.new(KEY, signed.encode(), hashlib.sha256).digest())}"
 
 
 @dataclass
@@ -69,7 +55,7 @@ class Foreign:
     ) -> tuple[int, dict[str, str], Any]:
         """Status, head, and JSON (or text)."""
         if role is not None:
-            headers["authorization"] = f"Bearer {_token(role)}"
+            headers["authorization"] = f"Bearer {token(role)}"
         async with self.session.request(method, self.url + path, json=body, headers=headers) as got:
             text = await got.text()
             is_json = got.content_type == "application/json"
@@ -93,7 +79,7 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
         port = int(free.getsockname()[1])
     given = {"data": folder, "upstream": {"url": chat.base_url, "auth": "none"}}
     settings = Settings.model_validate(given)
-    keys = json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "kid": "k", "k": _part(KEY)}]})
+    keys = jwks()
     text = (Path(__file__).parent / "foreign_envoy.yaml").read_text()
     names = {"FOLDER": folder, "CERT": files.cert, "KEY": files.key, "PORT": port, "APP": urlsplit(chat.base_url).port}
     for name, value in names.items():
@@ -106,29 +92,14 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
     whole = merged(theirs, ours, Wanted(), told.append)
     # Whatever of theirs is not as it was.
     assert told == ["connection manager: stream_idle_timeout: 30s is now 3600s"]
-    (folder / "envoy.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
-    log = (folder / "log").open("wb")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
-    (folder / "settings.yaml").write_text(yaml.safe_dump({**given, "data": str(folder)}))
-    commands = (
-        (sys.executable, "-m", "antiphon", "extproc", "--config", str(folder / "settings.yaml")),
-        (
-            *(str(envoy_binary()), "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "--disable-hot-restart"),
-            # What its access log says is looked at.
-            *("--file-flush-interval-msec", "100"),
-        ),
-    )
-    processes = [
-        await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=plain) for command in commands
-    ]
-    try:
+    async with envoy_and_sidecar(folder, whole, {**given, "data": str(folder)}) as alive:
         trust = ssl.create_default_context(cafile=str(authority.ca))
         connector = aiohttp.TCPConnector(ssl=trust)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
             made = Foreign(f"https://localhost:{port}", session, chat, folder)
             async with asyncio.timeout(SECONDS):
                 while True:
-                    assert all(one.returncode is None for one in processes), (folder / "log").read_text()[-3000:]
+                    alive()
                     try:
                         answered = [await made.ask("GET", "/ready"), await made.ask("POST", "/v1/responses", {})]
                         if [status for status, _, _ in answered] == [200, status]:
@@ -137,12 +108,6 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
                         pass
                     await asyncio.sleep(0.05)
             yield made
-    finally:
-        log.close()
-        for process in processes:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
 
 
 async def test_their_own_goes_on_and_ours_is_served(foreign: Foreign) -> None:
@@ -176,7 +141,7 @@ async def test_a_stream_is_passed_on_as_it_comes_also_where_answers_are_compress
     gate = asyncio.Event()
     parts = text_stream("a", "b")
     foreign.chat.script(answer(parts=[*parts[:2], Wait(gate), *parts[2:]]))
-    headers = {"authorization": f"Bearer {_token('user')}", "accept-encoding": "gzip"}
+    headers = {"authorization": f"Bearer {token('user')}", "accept-encoding": "gzip"}
     asked = foreign.session.post(foreign.url + "/v1/responses", json={**TEXT, "stream": True}, headers=headers)
     async with asked as got:
         assert (got.status, got.content_type) == (200, "text/event-stream")
@@ -221,7 +186,7 @@ async def test_pages_in_browsers_by_their_policy(foreign: Foreign) -> None:
 
 
 async def test_a_websocket(foreign: Foreign) -> None:
-    headers = {"authorization": f"Bearer {_token('user')}"}
+    headers = {"authorization": f"Bearer {token('user')}"}
     async with foreign.session.ws_connect(foreign.url + "/v1/responses", headers=headers) as socket_:
         await socket_.send_json({"type": "response.create", **TEXT})
         kinds: list[str] = []

@@ -97,6 +97,9 @@ def test_the_patches_are_all_our_parts_as_the_schema_allows(
     assert _put(objects, "VIRTUAL_HOST") == [found["virtual_host"]]
     assert typed == found["connection_manager"]
 
+    # They would be lost on their way.
+    assert "null" not in yaml.safe_dump(envoy_filter).split()
+
 
 def _settings(objects: dict[str, Any]) -> Any:
     return yaml.safe_load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"])

@@ -1,0 +1,54 @@
+"""An Envoy with a configuration of somebody else's, and our sidecar beside it, as processes of their own.
+
+Lives here: starting and ending both. Not here: the configurations, when they are ready (the tests).
+
+Invariant: whatever was started has ended when the block ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.envoy_binary import envoy_binary
+
+
+@asynccontextmanager
+async def envoy_and_sidecar(
+    folder: Path, bootstrap: dict[str, Any], settings: dict[str, Any], *flags: str
+) -> AsyncIterator[Callable[[], None]]:
+    """Both, with their lines in `log` of the folder. Yields what fails once one of them has ended."""
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(bootstrap, sort_keys=False))
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    log = (folder / "log").open("wb")
+    commands = (
+        (sys.executable, "-m", "antiphon", "extproc", "--config", str(folder / "settings.yaml")),
+        (
+            *(str(envoy_binary()), "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "--disable-hot-restart"),
+            # What its access log says is looked at.
+            *("--file-flush-interval-msec", "100", *flags),
+        ),
+    )
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=plain) for command in commands
+    ]
+
+    def alive() -> None:
+        assert all(one.returncode is None for one in processes), (folder / "log").read_text()[-3000:]
+
+    try:
+        yield alive
+    finally:
+        log.close()
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
