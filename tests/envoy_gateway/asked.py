@@ -6,6 +6,7 @@ Lives here: requests and what they must bring. Not here: policies (`policies.py`
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.envoy_gateway.managed import Managed, pods
+from tests.envoy_gateway.managed import NAMESPACE, Managed, pods
 from tests.kubernetes.cluster import Wrong, eventually, run
 
 
@@ -95,6 +96,41 @@ async def encrypted(session: aiohttp.ClientSession, url: str, managed: Managed) 
     if got.status != 200 or "response.completed" not in text or files != 200:
         raise Wrong(f"{got.status} {files} {text[:300]}")
     return "its certificate verified, a stream whole, files listed"
+
+
+async def hosts(session: aiohttp.ClientSession, url: str) -> str:
+    """The HTTPRoute with two hosts of its own. Raises `Wrong`."""
+    named = ["a.example", "b.example"]
+    wanted = {"a.example": [200, 200], "b.example": [200, 200], "c.example": [404, 404]}
+    found: dict[str, list[int]] = {}
+
+    async def named_alone() -> bool:
+        for host in wanted:
+            body = {"model": "demo", "input": "hello"}
+            async with session.post(f"{url}/v1/responses", json=body, headers={"host": host}) as got:
+                found[host] = [got.status]
+            async with session.get(f"{url}/v1/files", headers={"host": host}) as got:
+                found[host].append(got.status)
+        return found == wanted
+
+    async def change(value: list[str] | None) -> None:
+        patch = json.dumps({"spec": {"hostnames": value}})
+        await run("kubectl", "-n", NAMESPACE, "patch", "httproute", "antiphon", "--type=merge", "-p", patch)
+
+    await change(named)
+    try:
+        await eventually("the hosts", named_alone, 60)
+    except Wrong:
+        raise Wrong(str(found)) from None
+    finally:
+        await change(None)
+
+    async def any_host() -> bool:
+        async with session.get(f"{url}/v1/files", headers={"host": "c.example"}) as got:
+            return got.status == 200
+
+    await eventually("every host again", any_host, 60)
+    return "two of the HTTPRoute's answer, another is a 404"
 
 
 async def conformance(url: str) -> str:

@@ -97,7 +97,7 @@ class Managed:
             ready = [one for one in found if _ready(one)]
             return len(ready) == len(found) == self.replicas and not before & await pods()
 
-        await eventually("the managed Envoy", so, 240)
+        await eventually("the managed Envoy", so, 420)
 
     async def swap_image(self, image: str) -> None:
         """Another image for the sidecar, as a user changes it in the file."""

@@ -23,19 +23,36 @@ from typing import Any
 
 import aiohttp
 
-from tests.envoy_gateway.asked import answer, besides, conformance, encrypted, many, replaced, stream
+from tests.envoy_gateway.asked import answer, besides, conformance, encrypted, hosts, many, replaced, stream
 from tests.envoy_gateway.managed import GATEWAY, NAMESPACE, Managed, address_of, of_gateway, restart
 from tests.envoy_gateway.picker import picked
 from tests.envoy_gateway.policies import policies
 from tests.kubernetes.cluster import Wrong, run
 from tests.kubernetes.database import reachable_postgres
 
-PARTS = ("suite", "besides", "policies", "tls", "streams", "restart", "upgrade", "several", "replicas", "picker")
+PARTS = (
+    "suite",
+    "besides",
+    "policies",
+    "hosts",
+    "tls",
+    "streams",
+    "restart",
+    "upgrade",
+    "several",
+    "replicas",
+    "picker",
+)
+
+# Many connect at once: with aiohttp's own backlog of 128 those beyond it wait for the kernel's second try.
+_CHAT = (
+    "from aiohttp import web; from antiphon.demo_upstream import make_app; "
+    "web.run_app(make_app(), port=8081, access_log=None, backlog=4096)"
+)
 
 
 def _chat(image: str) -> list[dict[str, Any]]:
-    command = ["demo-upstream", "--listen", "0.0.0.0:8081"]
-    container = {"name": "chat", "image": image, "imagePullPolicy": "Never", "args": command}
+    container = {"name": "chat", "image": image, "imagePullPolicy": "Never", "command": ["python3", "-c", _CHAT]}
     about = {"name": "chat", "namespace": NAMESPACE}
     pod = {"metadata": {**about, "labels": {"app": "chat"}}, "spec": {"containers": [container]}}
     service = {"metadata": about, "spec": {"selector": {"app": "chat"}, "ports": [{"port": 8081}]}}
@@ -75,6 +92,7 @@ class Run:
             "suite": ("the official suite", lambda: conformance(url)),
             "besides": ("besides", lambda: besides(session, url)),
             "policies": ("a SecurityPolicy", lambda: policies(session, url, NAMESPACE, GATEWAY)),
+            "hosts": ("several hosts", lambda: hosts(session, url)),
             "tls": ("a listener with TLS", lambda: encrypted(session, url, managed)),
             "streams": (f"{given.streams} streams at once", lambda: many(session, url, given.streams)),
             "restart": ("`kubectl rollout restart`", lambda: self._replaced(restart)),

@@ -24,8 +24,9 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import BACKEND_HEADER
 
 MOST_RULES = 16
-"""Of one HTTPRoute, by the Gateway API; so are the matches of one rule."""
+"""Of one HTTPRoute, by the Gateway API."""
 MOST_MATCHES = 64
+"""Of one rule, likewise."""
 HOSTS = "$.virtual_hosts[*]"
 """All hosts of a listener."""
 _GROUPED = "own"
