@@ -8,6 +8,7 @@ Invariant: nothing that is printed holds a secret.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.existing import read
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
 from antiphon.envoy.merging import Wanted, merged
 from antiphon.envoy.snippet import parts, snippet
@@ -88,6 +90,8 @@ GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway, "istio
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     version = _version(arguments.envoy_version, settings)
+    if arguments.into is None and (arguments.into_listener, arguments.into_virtual_host) != (None, None):
+        raise ConfigError("--into-listener and --into-virtual-host choose a place in a file: name it by --into")
     if arguments.into is not None:
         if arguments.form != "snippet":
             raise ConfigError("--into takes the parts of an existing Envoy: give it with --for snippet")
@@ -106,13 +110,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Wanted) -> str:
     try:
-        theirs = yaml.safe_load(file.read_text(encoding="utf-8"))
+        theirs = read(file.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
-        # Its own words quote the file, which may hold secrets.
+        # Its own words quote the file, which may hold secrets: between quotes there may be a tag or an alias.
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"--into: {file} is no YAML: {line}{error.problem}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--into: {file} cannot be read: {error}") from error
+        problem = re.sub("'[^']{2,}'", "'…'", error.problem or "")
+        raise ConfigError(f"--into: {file} is no YAML: {line}{problem}") from None
+    except OSError as error:
+        raise ConfigError(f"--into: {file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, yaml.YAMLError):
+        raise ConfigError(
+            f"--into: {file} is no YAML, or nested too deep: give the file that Envoy starts with"
+        ) from None
     ours = parts(settings, endpoints(settings), version)
     return to_yaml(merged(theirs, ours, wanted, lambda line: print(f"antiphon: {line}", file=sys.stderr)))
 

@@ -78,11 +78,20 @@ def _find(whole: Any, wanted: Wanted) -> _Place:
     ]
     if len(found) == 1:
         return found[0]
-    there = ", ".join(f"{one.listener.get('name')}/{one.host.get('name')}" for one in places)
+    there = ", ".join(map(_called, places))
+    if found and len({_called(one) for one in found}) == 1:
+        raise ConfigError(
+            f"--into: no choice is possible among {there} (listener/virtual host): give the virtual host that is meant "
+            "a name of its own; Envoy takes any"
+        )
     said = "several places fit" if found else "there is no such place"
     raise ConfigError(
         f"--into: {said}: choose by --into-listener and --into-virtual-host of these (listener/virtual host): {there}"
     )
+
+
+def _called(place: _Place) -> str:
+    return f"{place.listener.get('name', '')}/{place.host.get('name', '')}"
 
 
 def _places(whole: Config) -> Iterator[_Place]:
@@ -97,7 +106,7 @@ def _places(whole: Config) -> Iterator[_Place]:
 
 
 def _append(theirs: list[Any], ours: list[Config], what: str, at: int | None = None) -> None:
-    taken = sorted({one["name"] for one in ours} & {one.get("name") for one in theirs})
+    taken = sorted({one["name"] for one in ours if _named(theirs, one["name"])})
     if taken:
         raise ConfigError(
             f"--into: {what} has {', '.join(taken)} already. Give yours another name, in all places that name it; or, "
@@ -115,19 +124,21 @@ def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -
         if there is None:
             mine[name] = value
         elif isinstance(value, list) and isinstance(there, list):
-            taken = {one.get("name") for one in there} if field in _KEPT else set()
-            for one in (one for one in value if field in _KEPT and one["name"] in taken):
+            kept = [one for one in value if field in _KEPT and _named(there, one["name"])]
+            for one in kept:
                 tell(f"{called}: yours is kept, {one['name']}")
-            mine[name] = [*(one for one in value if one not in there and not _named(one) & taken), *there]
+            mine[name] = [*(one for one in value if one not in there and one not in kept), *there]
         elif _plain(value) and _plain(there):
             _into(there, value, called, tell)
         elif value != there:
             mine[name] = value
-            tell(f"{called}: {_short(there)} is now {_short(value)}")
+            # A message of theirs may hold a token.
+            whole = isinstance(there, dict | list)
+            tell(f"{called}: {'yours' if whole else _short(there)} is now {_short(value)}")
 
 
-def _named(entry: Any) -> set[Any]:
-    return {entry["name"]} if isinstance(entry, dict) and "name" in entry else set()
+def _named(entries: list[Any], name: str) -> bool:
+    return any(isinstance(one, dict) and one.get("name") == name for one in entries)
 
 
 def _plain(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,16 @@ def _merge(
     folder: Path, capsys: pytest.CaptureFixture[str], theirs: Any, *arguments: str, form: str = "snippet"
 ) -> tuple[int, Any, str]:
     """Exit status, the whole configuration, what was told."""
-    file = folder / "theirs.yaml"
-    file.write_text(theirs if isinstance(theirs, str) else yaml.safe_dump(theirs))
-    common = ["--upstream", "http://127.0.0.1:8000/v1", "--data", str(folder), "--for", form, "--into", str(file)]
-    status = main(["envoy-config", *common, *arguments])
+    status = main([*_arguments(folder, theirs, form), *arguments])
     out, told = capsys.readouterr()
     return status, yaml.safe_load(out), told
+
+
+def _arguments(folder: Path, theirs: Any, form: str = "snippet") -> list[str]:
+    file = folder / "theirs.yaml"
+    file.write_text(theirs if isinstance(theirs, str) else yaml.safe_dump(theirs))
+    common = ["--upstream", "http://127.0.0.1:8000/v1", "--data", str(folder)]
+    return ["envoy-config", *common, "--for", form, "--into", str(file)]
 
 
 def _manager(whole: Any, listener: int = 0) -> Any:
@@ -143,10 +148,24 @@ def _with_a_filter_of_our_name() -> Any:
     return theirs
 
 
+def _in_two_chains() -> Any:
+    theirs = copy.deepcopy(ONE)
+    (listener,) = theirs["static_resources"]["listeners"]
+    listener["filter_chains"] *= 2
+    return theirs
+
+
 @pytest.mark.parametrize(
     ("theirs", "arguments", "said"),
     [
         ("key: canary\n}", (), "line 2"),
+        ("[" * 5000, (), "nested too deep"),
+        ('{"a": ' * 5000, (), "nested too deep"),
+        ("a: \x00", (), "no YAML"),
+        ("a: !canary b", (), "line 1"),
+        ("a: *canary", (), "line 1"),
+        ("a: 1\n---\nb: 2", (), "another document"),
+        ("", (), "no Envoy bootstrap"),
         ("[]", (), "no Envoy bootstrap"),
         ({"static_resources": "x"}, (), "must have fields"),
         ({"static_resources": {"listeners": ["x"]}}, (), "must be a list"),
@@ -154,6 +173,7 @@ def _with_a_filter_of_our_name() -> Any:
         (_by_rds(), (), "RDS"),
         (_without_router(), (), "envoy.filters.http.router"),
         (_with_a_filter_of_our_name(), (), "another name"),
+        (_in_two_chains(), (), "a name of its own"),
         (ONE, ("--into-listener", "none"), "there is no such place"),
     ],
 )
@@ -174,3 +194,42 @@ def test_what_is_merged_is_not_merged_again(folder: Path, capsys: pytest.Capture
 def test_it_goes_with_the_snippet_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, told = _merge(folder, capsys, ONE, form="bootstrap")
     assert status == 2 and "--for snippet" in told
+
+
+def test_a_place_is_chosen_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envoy-config", "--for", "snippet", "--into-listener", "in"]) == 2
+    out, told = capsys.readouterr()
+    assert out == "" and "name it by --into" in told
+
+
+@pytest.mark.parametrize(("file", "said"), [("missing", "No such file"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str], file: str, said: str) -> None:
+    assert main(["envoy-config", "--data", str(folder), "--for", "snippet", "--into", str(folder / file)]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plain", ["1.10", "1:20", "1_000", "2024-01-01", ".5", "'y'", '"N"', "'1'", "'true'", "'010'"])
+def test_text_of_theirs_is_text_to_envoy_again(folder: Path, capsys: pytest.CaptureFixture[str], plain: str) -> None:
+    theirs = f"{yaml.safe_dump(ONE)}node: {{id: {plain}}}\n"
+    assert main(_arguments(folder, theirs)) == 0
+    said = capsys.readouterr().out
+    assert f"id: {plain.strip(chr(34) + chr(39))!r}\n" in said
+
+
+def test_json_may_be_indented_by_tabs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, whole, _ = _merge(folder, capsys, json.dumps(ONE, indent="\t"))
+    assert status == 0 and len(whole["static_resources"]["listeners"]) == 2
+
+
+def test_what_is_told_holds_no_message_of_theirs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = copy.deepcopy(ONE)
+    _manager(theirs)["normalize_path"] = {"token": "canary"}
+    status, _, told = _merge(folder, capsys, theirs)
+    assert status == 0 and "normalize_path: yours is now True" in told and "canary" not in told
+
+
+def test_what_only_envoy_can_refuse_is_left_to_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = copy.deepcopy(ONE)
+    theirs["static_resources"]["clusters"] = [{"name": {"no": "text"}}]
+    theirs["overload_manager"]["resource_monitors"] = [{"name": ["no text"]}]
+    assert _merge(folder, capsys, theirs)[0] == 0
