@@ -53,11 +53,11 @@ class FileStoreContract:
 
     async def test_what_was_kept_is_read_back(self, store: FileStore, peer: FileStore) -> None:
         parts = [random.Random(n).randbytes(100_000) for n in range(5)]
-        made = await keep(store, fields("a", expires_at=NOW + 3600), *parts)
+        made = await keep(store, fields("a", expires_at=NOW + 86_400), *parts)
         whole = b"".join(parts)
         assert (made.size, made.sha256) == (500_000, hashlib.sha256(whole).hexdigest())
         assert (made.id, made.name, made.purpose, made.media_type) == ("file-a", "a.txt", "user_data", "text/plain")
-        assert made.expires_at == pytest.approx(NOW + 3600, abs=0.001)
+        assert made.expires_at == pytest.approx(NOW + 86_400, abs=0.001)
         assert await peer.get(ALICE, "file-a") == made
         opened = await peer.open(ALICE, "file-a")
         assert opened is not None
@@ -122,7 +122,7 @@ class FileStoreContract:
 
     async def test_an_expired_file_does_not_exist(self, store: FileStore, peer: FileStore) -> None:
         await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
-        await keep(store, fields("new", expires_at=NOW + 1000), b"y")
+        await keep(store, fields("new", expires_at=NOW + 86_400), b"y")
         assert await peer.get(ALICE, "file-old") is None
         assert await peer.open(ALICE, "file-old") is None
         assert await peer.delete(ALICE, "file-old") is False

@@ -75,7 +75,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqliteFileStore, t
 
 async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path) -> None:
     await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
-    await keep(store, fields("new", expires_at=NOW + 1000), b"y")
+    await keep(store, fields("new", expires_at=NOW + 86_400), b"y")
     assert await store.sweep() == (1, 0)
     assert len(contents(tmp_path)) == 1 and await store.used(ALICE) == 4096
     assert await content(store, "file-new") == b"y"
