@@ -105,20 +105,17 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--gateway",
                 metavar="NAMESPACE/NAME",
-                default="default/antiphon",
-                help="the Gateway, with --for envoy-gateway or istio; default: %(default)s",
+                help="the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
             )
             command.add_argument(
                 "--listener",
                 metavar="NAME,...",
-                default="http",
-                help="its listeners, with --for envoy-gateway; default: %(default)s",
+                help="its listeners, with --for envoy-gateway; default: http",
             )
             command.add_argument(
                 "--gateway-port",
                 metavar="PORT",
-                default="80",
-                help="its listener's port, with --for istio; default: %(default)s",
+                help="its listener's port, with --for istio; default: 80",
             )
             command.add_argument(
                 "--into",

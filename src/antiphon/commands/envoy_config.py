@@ -8,6 +8,7 @@ Invariant: nothing that is printed holds a secret.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
 from antiphon.envoy.merging import Wanted, merged
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
-from antiphon.errors import ConfigError
+from antiphon.errors import AntiphonError, ConfigError
 
 _HEADER = """\
 # Envoy bootstrap for Antiphon, printed by `antiphon envoy-config`. Made for Envoy {version}.
@@ -92,6 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     version = _version(arguments.envoy_version, settings)
     if arguments.into is None and (arguments.into_listener, arguments.into_virtual_host) != (None, None):
         raise ConfigError("--into-listener and --into-virtual-host choose a place in a file: name it by --into")
+    useless = [name for name, (given, _) in _gateway_flags(arguments).items() if given is not None]
+    if arguments.form in FORMS and useless:
+        raise ConfigError(
+            f"{useless[0]} is for a Gateway on Kubernetes: give it with --for {' or '.join(GATEWAY_FORMS)}"
+        )
     if arguments.into is not None:
         if arguments.form != "snippet":
             raise ConfigError("--into takes the parts of an existing Envoy: give it with --for snippet")
@@ -100,17 +106,45 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.form in FORMS:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
     elif arguments.form in GATEWAY_FORMS:
-        place = parse_place(arguments.gateway, arguments.listener, arguments.gateway_port)
+        place = parse_place(
+            *(default if given is None else given for given, default in _gateway_flags(arguments).values())
+        )
         text = GATEWAY_FORMS[arguments.form](settings, version, place)
     else:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
-    sys.stdout.write(text)
+    _print(text)
     return 0
+
+
+def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[str | None, str]]:
+    """What was given for each flag that says which Gateway, and what counts where nothing was."""
+    return {
+        "--gateway": (arguments.gateway, "default/antiphon"),
+        "--listener": (arguments.listener, "http"),
+        "--gateway-port": (arguments.gateway_port, "80"),
+    }
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is still held back must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise AntiphonError(f"the output cannot be written: {error.strerror}") from None
 
 
 def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Wanted) -> str:
     try:
-        theirs = read(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ConfigError(
+                f"--into: {file} is empty: was it printed into as well? Print into another file, then move it"
+            )
+        theirs = read(text)
     except yaml.MarkedYAMLError as error:
         # Its own words quote the file, which may hold secrets: between quotes there may be a tag or an alias.
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""

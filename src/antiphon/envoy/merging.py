@@ -50,6 +50,11 @@ def merged(theirs: Any, parts: Config, wanted: Wanted, tell: Callable[[str], Non
         _append(_list(static, kind), ours, f"static_resources.{kind}")
     # A route that switches one of them on would switch on the other of its name.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
+    for provider in _taking_tokens(filters):
+        tell(
+            f"jwt_authn: the provider {provider} removes the token, by which Antiphon tells owners apart: all its "
+            "clients would see one another's responses. Say `forward: true` there, or set owner.source to `header`"
+        )
     routes = _list(place.host, "routes")
     # Theirs says what is not found.
     routes[:0] = [one for one in parts["routes"] if one["name"] != NOTHING]
@@ -103,6 +108,16 @@ def _places(whole: Config) -> Iterator[_Place]:
                 if str(manager.get("@type")).endswith(f".{_MANAGER}"):
                     for host in _list(_message(manager, "route_config"), "virtual_hosts"):
                         yield _Place(listener, manager, host)
+
+
+def _taking_tokens(filters: list[Config]) -> Iterator[str]:
+    """The names of jwt_authn's providers that do not forward the token."""
+    for one in filters:
+        message = _message(one, "typed_config")
+        if str(message.get("@type")).endswith(".JwtAuthentication"):
+            for name, provider in _message(message, "providers").items():
+                if not isinstance(provider, dict) or provider.get("forward") is not True:
+                    yield str(name)
 
 
 def _append(theirs: list[Any], ours: list[Config], what: str, at: int | None = None) -> None:

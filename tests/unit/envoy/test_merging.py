@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _in_two_chains() -> Any:
         ("a: !canary b", (), "line 1"),
         ("a: *canary", (), "line 1"),
         ("a: 1\n---\nb: 2", (), "another document"),
-        ("", (), "no Envoy bootstrap"),
+        ("", (), "Print into another file"),
         ("[]", (), "no Envoy bootstrap"),
         ({"static_resources": "x"}, (), "must have fields"),
         ({"static_resources": {"listeners": ["x"]}}, (), "must be a list"),
@@ -196,10 +197,30 @@ def test_it_goes_with_the_snippet_alone(folder: Path, capsys: pytest.CaptureFixt
     assert status == 2 and "--for snippet" in told
 
 
-def test_a_place_is_chosen_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["envoy-config", "--for", "snippet", "--into-listener", "in"]) == 2
+@pytest.mark.parametrize(
+    ("form", "flag", "said"),
+    [
+        ("snippet", "--into-listener", "name it by --into"),
+        ("snippet", "--into-virtual-host", "name it by --into"),
+        ("snippet", "--listener", "--for envoy-gateway"),
+        ("bootstrap", "--gateway", "--for envoy-gateway"),
+        ("bootstrap", "--gateway-port", "--for envoy-gateway"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(capsys: pytest.CaptureFixture[str], form: str, flag: str, said: str) -> None:
+    assert main(["envoy-config", "--for", form, flag, "x"]) == 2
     out, told = capsys.readouterr()
-    assert out == "" and "name it by --into" in told
+    assert out == "" and flag in told and said in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's")
+def test_a_full_disk_is_told(folder: Path) -> None:
+    command = [sys.executable, "-m", "antiphon", *_arguments(folder, ONE)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    last = ended.stderr.splitlines()[-1]
+    assert (ended.returncode, last) == (1, "antiphon: the output cannot be written: No space left on device")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(("file", "said"), [("missing", "No such file"), (".", "Is a directory")])
@@ -233,3 +254,13 @@ def test_what_only_envoy_can_refuse_is_left_to_it(folder: Path, capsys: pytest.C
     theirs["static_resources"]["clusters"] = [{"name": {"no": "text"}}]
     theirs["overload_manager"]["resource_monitors"] = [{"name": ["no text"]}]
     assert _merge(folder, capsys, theirs)[0] == 0
+
+
+def test_a_filter_that_takes_the_token_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = copy.deepcopy(ONE)
+    providers = {"kept": {"forward": True}, "hidden": {"issuer": "x"}, "refused": {"forward": False}}
+    config = {"@type": f"{_KINDS}filters.http.jwt_authn.v3.JwtAuthentication", "providers": providers}
+    _manager(theirs)["http_filters"].insert(0, {"name": "own", "typed_config": config})
+    status, _, told = _merge(folder, capsys, theirs)
+    named = [line.split("provider ")[1].split()[0] for line in told.splitlines() if "forward: true" in line]
+    assert (status, named) == (0, ["hidden", "refused"])
