@@ -27,6 +27,8 @@ _TESTS = ("tests/unit/envoy", "tests/e2e")
 _OPTIONS = ("-m", "not full and not slow", "-k", "not grpcio")
 """Quick tests, through one of the sidecar's two gRPC servers: Envoy cannot tell them apart."""
 _SECONDS = 3600
+_LONGEST_CAUSE = 300
+"""Characters."""
 
 
 def main() -> int:
@@ -76,15 +78,21 @@ def _tried(binary: Path, options: list[str]) -> tuple[list[str], list[str]]:
         suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     wrong = [
-        f"{version}: {case.get('classname')}::{case.get('name')}"
+        f"{version}: {case.get('classname')}::{case.get('name')}: {cause}"
         for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
+        if (cause := _cause(case)) is not None
     ]
     total, skipped = int(suite.get("tests", "0")), int(suite.get("skipped", "0"))
     counts = [str(total - skipped - len(wrong)), str(len(wrong)), str(skipped), f"{time.monotonic() - began:.0f}"]
     if done.returncode and not wrong:
         wrong = [f"{version}: pytest ended with {done.returncode}"]
     return [version, *counts], wrong
+
+
+def _cause(case: ElementTree.Element) -> str | None:
+    """The first line of why a test failed, None where it did not."""
+    found = [*case.iter("failure"), *case.iter("error")]
+    return found[0].get("message", "").partition("\n")[0][:_LONGEST_CAUSE] if found else None
 
 
 if __name__ == "__main__":
