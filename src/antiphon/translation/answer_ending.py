@@ -49,6 +49,17 @@ def reported(error: ApiError) -> Ending:
     return Ending("failed", code=code, message=message, error=error)
 
 
+def ending_by(finish: str) -> Ending:
+    """The ending that a finish reason means, in Chat Completions' words."""
+    if finish == "length":
+        return Ending("incomplete", reason="max_output_tokens")
+    if finish == "content_filter":
+        return Ending("incomplete", reason="content_filter")
+    if finish == "error":
+        return failed("The upstream reported an error.")
+    return Ending("completed")
+
+
 def plain_finish(reason: str) -> str:
     """The finish reason in Chat Completions' words. Some servers shout."""
     reason = reason.lower()

@@ -27,6 +27,7 @@ from antiphon.translation.open_items import (
     OpenSummary,
     OpenText,
     Seal,
+    TextOf,
 )
 from antiphon.translation.response_draft import ResponseDraft
 from antiphon.translation.tool_map import CallTarget
@@ -283,6 +284,18 @@ class ResponseBuilder:
         item = self._open
         assert item is not None, "no call is open"
         item.add(fragment)
+
+    # More of whatever is open
+
+    @property
+    def text_of(self) -> TextOf | None:
+        """What the open text is of, where it is emitted as it comes, so that `fragments` may be used."""
+        return None if self._open is None else self._open.text_of
+
+    def fragments(self, fragments: Sequence[bytes]) -> bool:
+        """More text of what is open, an event for each fragment. False, and nothing was added, when it would be too
+        much."""
+        return self._draft.add_many(fragments)
 
     # Tools that run here
 

@@ -27,7 +27,22 @@ class NotAChunk(ValueError):
 
 def read_chunk(data: bytes) -> Chunk:
     """Decode a chunk. Raises `NotAChunk` when the data is no JSON object."""
-    if data.isascii() or _is_utf8(data):
+    try:
+        return decode_chunk(data)
+    except NotAChunk:
+        pass
+    try:
+        value = decode_any(data)
+        if isinstance(value, dict):
+            return _chunk(value)
+    except (ValueError, RecursionError):
+        raise NotAChunk("not JSON, or nested too deeply") from None
+    raise NotAChunk("not a JSON object")
+
+
+def decode_chunk(data: bytes) -> Chunk:
+    """Decode a chunk in which everything has the type it should have. Raises `NotAChunk` for any other."""
+    if data.isascii() or is_utf8(data):
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, RecursionError):
@@ -38,13 +53,7 @@ def read_chunk(data: bytes) -> Chunk:
                     break
             else:
                 return chunk
-    try:
-        value = decode_any(data)
-        if isinstance(value, dict):
-            return _chunk(value)
-    except (ValueError, RecursionError):
-        raise NotAChunk("not JSON, or nested too deeply") from None
-    raise NotAChunk("not a JSON object")
+    raise NotAChunk("not a chunk as it should be")
 
 
 def fragment(value: Raw) -> bytes:
@@ -65,7 +74,8 @@ def read_transcript(data: bytes) -> bytes:
     return fragment_of(transcript) if isinstance(transcript, str) else b""
 
 
-def _is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes) -> bool:
+    """Whether these bytes are text."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -17,15 +17,18 @@ from msgspec import Raw
 
 from antiphon.known_secrets import KnownSecrets
 from antiphon.translation.annotations import Annotations
-from antiphon.translation.answer_ending import Ending, failed, finish_of, plain_finish, reported
+from antiphon.translation.answer_ending import Ending, ending_by, failed, finish_of, plain_finish, reported
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
+from antiphon.translation.idle_bytes import IdleBytes
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
+from antiphon.translation.open_items import TextOf
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.response_draft import OutputTooLarge
-from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
+from antiphon.translation.sse import EventTooLarge, ServerSentEvent
+from antiphon.translation.stream_reader import StreamReader, Texts
 from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.tool_map import ToolMap
@@ -38,8 +41,6 @@ from antiphon.types.response import UsageObject
 _MAX_GARBAGE = 1_000
 # Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
 _TIERS = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
-_BYTES_PER_BYTE = 1024
-"""What an upstream may send for each byte of its output, beside what it may send without any."""
 _BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
 
@@ -67,10 +68,8 @@ class ChatStream:
         self._secrets = secrets
         self._builder = builder
         self._profile = profile
-        self._sse = SseDecoder(event_limit)
-        self._idle_limit = idle_limit
-        self._idle = 0
-        self._output = builder.size
+        self._reader = StreamReader(event_limit)
+        self._idle = IdleBytes(idle_limit, builder.size)
         self._calls = ToolCalls(builder, tools or ToolMap(), max_calls)
         self._said_no = False
         self._before = (builder.written, builder.reasoned)
@@ -95,21 +94,27 @@ class ChatStream:
     @property
     def idle(self) -> int:
         """Bytes that came since there was any output to speak of."""
-        return self._idle
+        return self._idle.idle
 
     @property
     def output(self) -> int:
         """Bytes of output so far."""
-        return self._output
+        return self._idle.output
 
     def receive_data(self, data: bytes) -> None:
         """Bytes of an event stream, in any split."""
+        reader = self._reader
+        reader.feed(data)
         try:
-            for event in self._sse.feed(data):
-                self._event(event)
+            while (piece := reader.next()) is not None:
+                if isinstance(piece, ServerSentEvent):
+                    self._event(piece)
+                elif not self._more(piece):
+                    reader.read_in_full()
         except EventTooLarge:
             self._fail(failed("The upstream sent an event that is too large.", "upstream_too_large"))
-        self._watch_output(len(data))
+        if self._idle.exceeds(len(data), self._builder.size) and not self.ended:
+            self._fail(self._idle.failure())
 
     def receive_completion(self, body: bytes) -> None:
         """A whole JSON answer."""
@@ -130,11 +135,12 @@ class ChatStream:
         """The answer is over (`cut`: it was broken off). Closes the open item and says how it ended."""
         if cut is None and self._failure is None:
             try:
-                for event in self._sse.close():
+                for event in self._reader.close():
                     self._event(event)
             except EventTooLarge:
                 pass
-        ending = self._failure or (cut if not self._is_complete() else None) or self._judge()
+        # A model that had finished is not cut, although the transport broke off behind it.
+        ending = self._failure or (cut if self._finish is None else None) or self._judge()
         try:
             self._end_thinking()
             self._end_details()
@@ -161,19 +167,9 @@ class ChatStream:
             self._builder.response.service_tier = self._service_tier or "default"
         return ending
 
-    def _is_complete(self) -> bool:
-        """Whether the model had finished although the transport broke off after it."""
-        return self._finish is not None
-
     def _judge(self) -> Ending:
-        if self._finish == "length":
-            return Ending("incomplete", reason="max_output_tokens")
-        if self._finish == "content_filter":
-            return Ending("incomplete", reason="content_filter")
-        if self._finish == "error":
-            return failed("The upstream reported an error.")
         if self._finish is not None:
-            return Ending("completed")
+            return ending_by(self._finish)
         if self._builder.has_output or self._calls:
             if self._profile.end_without_finish == "completed" and self.ended:
                 # The sentinel came: it was not cut.
@@ -205,6 +201,29 @@ class ChatStream:
                 )
             return
         self._chunk(chunk, whole=False)
+        text_of = self._open_text(chunk)
+        if text_of is not None:
+            self._reader.learn(chunk, text_of)
+
+    def _open_text(self, chunk: Chunk) -> TextOf | None:
+        """What more chunks like this one, but for their text, are more text of; None where they may mean more."""
+        text_of = self._builder.text_of
+        if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
+            return None
+        if text_of is TextOf.MESSAGE:
+            return text_of if self._in_text and self._think is None and self._citations is None else None
+        delta = chunk.choices[0].delta if chunk.choices else None
+        if text_of is TextOf.CALL and not (delta and delta.tool_calls and self._calls.continues(delta.tool_calls[0])):
+            return None
+        return text_of
+
+    def _more(self, more: Texts) -> bool:
+        """More text of what is open; False when each of the chunks must be looked at."""
+        if self._failure is not None or not more.texts:
+            return True
+        if more.text_of is TextOf.CALL:
+            return self._calls.fragments(more.texts)
+        return self._builder.fragments(more.texts)
 
     def _chunk(self, chunk: Chunk, *, whole: bool) -> None:
         self._saw_chunk = True
@@ -249,20 +268,6 @@ class ChatStream:
             self._note_annotations().receive_sources(chunk.citations, chunk.search_results)
         if error is not ABSENT and given(error) and bytes(error) not in (b'""', b"{}", b"false"):
             self._fail(reported(read_stream_error(b'{"error":%b}' % bytes(error), self._secrets)))
-
-    def _watch_output(self, received: int) -> None:
-        """Whether anything comes of what the upstream sends: comments, empty deltas, and what nobody asked for do not
-        count, however much of them comes."""
-        idle = self._idle + received
-        output = self._builder.size
-        if output != self._output:
-            # What came is paid for by what was emitted: a token with all that a server says of it is a kilobyte or so.
-            idle = max(0, idle - (output - self._output) * _BYTES_PER_BYTE)
-            self._output = output
-        self._idle = idle
-        if idle > self._idle_limit and not self.ended:
-            limit = f"more than {self._idle_limit} bytes (limits.no_output_bytes)"
-            self._fail(failed(f"The upstream sent {limit} without any output to speak of.", "upstream_no_output"))
 
     def _note_finish(self, reason: str) -> None:
         # Of several finish chunks, one that says the answer was cut counts.
@@ -424,7 +429,8 @@ class ChatStream:
         """What the upstream wants to see again with this call goes before it, into the reasoning that led to it."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
             # Such servers send whole calls: the one before is over.
-            self._settle_calls()
+            if self._calls:
+                self._calls.flush()
             self._builder.sign_next_call(call.extra_content)
 
     def _note_annotations(self) -> Annotations:
@@ -437,10 +443,6 @@ class ChatStream:
             self._builder.text(held)
         if self._annotations:
             self._builder.annotate(self._annotations.place)
-
-    def _settle_calls(self) -> None:
-        if self._calls:
-            self._calls.flush()
 
     def _fail(self, ending: Ending) -> None:
         if self._failure is None:

@@ -9,7 +9,7 @@ delta rendered from its template equals the event encoded by its class, byte for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Raw
 
@@ -57,6 +57,12 @@ class DeltaTemplate:
         """The framed event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
+    def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
+        """The framed events for these text fragments, one behind the other; the first has this number."""
+        middle, between = self._middle, self._tail + self._head
+        each = [b"%d%b%b" % (number, middle, one) for number, one in enumerate(fragments, sequence_number)]
+        return b"%b%b%b" % (self._head, between.join(each), self._tail)
+
 
 class PaddedTemplate(DeltaTemplate):
     """The same with `obfuscation`; `padding` makes the letters that go with a fragment."""
@@ -70,3 +76,7 @@ class PaddedTemplate(DeltaTemplate):
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
         """The framed event for this text fragment, padded."""
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
+
+    def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
+        """The framed events for these text fragments, each padded."""
+        return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

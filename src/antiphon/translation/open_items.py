@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -44,6 +45,14 @@ Seal = Callable[[bytes], str]
 """Makes an item's `encrypted_content` of its payload."""
 
 
+class TextOf(Enum):
+    """What text is of."""
+
+    MESSAGE = "message"
+    REASONING = "reasoning"
+    CALL = "call"
+
+
 class OpenItem:
     """An item that was begun and is not done: `add` its text, then `close` it once.
 
@@ -53,6 +62,9 @@ class OpenItem:
     """
 
     __slots__ = ("_draft", "_index")
+
+    text_of: TextOf | None = None
+    """What its text is, where all that happens to a fragment is that it is added to the draft."""
 
     def __init__(self, draft: ResponseDraft) -> None:
         self._draft = draft
@@ -87,6 +99,8 @@ class OpenText(OpenMessage):
     """A message whose one part is text. Log probabilities and annotations come with it."""
 
     __slots__ = ("_annotations", "_item", "_logprobs", "_part")
+
+    text_of = TextOf.MESSAGE
 
     def __init__(self, draft: ResponseDraft) -> None:
         super().__init__(draft)
@@ -163,6 +177,8 @@ class OpenReasoning(OpenItem):
     """Reasoning, with text of its own. Where it is sealed, the client carries what the upstream wants to see again."""
 
     __slots__ = ("_details", "_item", "_seal", "_signature")
+
+    text_of = TextOf.REASONING
 
     _delta: type[ev.ReasoningTextDelta | ev.ReasoningDelta] = ev.ReasoningTextDelta
     _done: type[ev.ReasoningTextDone | ev.ReasoningDone] = ev.ReasoningTextDone
@@ -254,6 +270,8 @@ class OpenFunctionCall(OpenItem):
     """A call of a function: its arguments are emitted as they come."""
 
     __slots__ = ("_item",)
+
+    text_of = TextOf.CALL
 
     def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget) -> None:
         super().__init__(draft)

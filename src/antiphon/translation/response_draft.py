@@ -8,6 +8,8 @@ Invariants: `sequence_number` has no gaps; what was counted never exceeds `max_b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Raw
 
 from antiphon.ids import IdFactory
@@ -124,6 +126,24 @@ class ResponseDraft:
             number = self.number
             self.out.append(template.render(number, fragment))
             self.number = number + 1
+
+    def add_many(self, fragments: Sequence[bytes]) -> bool:
+        """More text, with a delta event for each fragment. False, and nothing was added, when it would be too much."""
+        text = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+        size = self.size + len(text)
+        if size > self.max_bytes:
+            return False
+        self.size = size
+        self.text += text
+        template = self.template
+        if template is not None:
+            number = self.number
+            if len(fragments) == 1:
+                self.out.append(template.render(number, text))
+            else:
+                self.out.append(template.render_many(number, fragments))
+            self.number = number + len(fragments)
+        return True
 
     def hold(self, fragment: bytes) -> None:
         """More text that nobody is told now. Raises `OutputTooLarge`."""

@@ -87,6 +87,14 @@ class SseDecoder:
                 self._line(line, events)
         return events
 
+    def take_line(self) -> bytes | None:
+        """The beginning of an event's first line, given back; None when more than that is held, or the stream has not
+        begun."""
+        if not self._started or self._data or self._type or self._after_cr:
+            return None
+        rest, self._rest = self._rest, b""
+        return rest
+
     def close(self) -> list[ServerSentEvent]:
         """The stream has ended: the event that was begun, when it has data, counts as complete."""
         events: list[ServerSentEvent] = []

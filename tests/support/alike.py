@@ -1,0 +1,61 @@
+"""An answer read twice: by what its chunks have in common, and each chunk in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from antiphon.config.limits import LimitSettings
+from antiphon.translation import stream_reader
+from tests.support.exchanges import Outcome, run
+
+TOOLS = [
+    {"type": "function", "name": "f", "parameters": {}},
+    {"type": "custom", "name": "g"},
+    {"type": "apply_patch"},
+]
+
+
+@contextmanager
+def _nothing_is_learned() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream_reader, "_TRIES", 0)
+        yield
+
+
+def compared(pieces: Iterable[bytes], *, most: int = 1 << 20, hidden: bool = False, **request: Any) -> Outcome:
+    """The outcome of the answer in these pieces. `most`: bytes of output; `hidden`: whether lengths are hidden."""
+    pieces = list(pieces)
+    limits = LimitSettings().model_copy(update={"upstream_body_bytes": most})
+    hiding = {"stream_options": {"include_obfuscation": hidden}}
+    asked = {"model": "m", "input": "hi", "stream": True, **hiding, **request}
+    quick = run(asked, pieces, limits=limits)
+    with _nothing_is_learned():
+        full = run(asked, pieces, limits=limits)
+    assert quick.head == full.head
+    assert quick.body == full.body
+    assert quick.finish == full.finish
+    return quick
+
+
+def delta_of(kind: str, text: str, index: int) -> dict[str, Any]:
+    call: dict[str, Any] = {"index": index, "function": {"arguments": text}}
+    deltas: dict[str, dict[str, Any]] = {
+        "text": {"content": text},
+        "texts": {"content": text, "role": "assistant", "reasoning_content": None, "tool_calls": []},
+        "reasoning": {"reasoning_content": text},
+        "named": {"reasoning": text, "content": ""},
+        "both": {"reasoning": text, "content": text},
+        "begin": {"tool_calls": [{"index": index, "id": f"c{index}", "function": {"name": "f", "arguments": ""}}]},
+        "custom": {"tool_calls": [{"index": index, "id": f"c{index}", "function": {"name": "g", "arguments": ""}}]},
+        "arguments": {"tool_calls": [call]},
+        "repeated": {"tool_calls": [{**call, "id": f"c{index}"}]},
+        "details": {"reasoning_details": [{"type": "reasoning.text", "text": text}]},
+        "refusal": {"refusal": text},
+        "sound": {"audio": {"transcript": text}},
+        "end": {},
+    }
+    return deltas[kind]
