@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.translation import stream_reader
+from antiphon.translation import event_reader
 from tests.support.exchanges import Outcome, run
 
 TOOLS = [
@@ -22,7 +22,7 @@ TOOLS = [
 @contextmanager
 def _nothing_is_learned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_reader, "_TRIES", 0)
+        patch.setattr(event_reader, "_TRIES", 0)
         yield
 
 

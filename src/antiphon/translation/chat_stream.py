@@ -21,6 +21,7 @@ from antiphon.translation.answer_ending import Ending, ending_by, failed, finish
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
+from antiphon.translation.event_reader import EventReader, Texts
 from antiphon.translation.idle_bytes import IdleBytes
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.open_items import TextOf
@@ -28,7 +29,6 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.response_draft import OutputTooLarge
 from antiphon.translation.sse import EventTooLarge, ServerSentEvent
-from antiphon.translation.stream_reader import StreamReader, Texts
 from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.tool_map import ToolMap
@@ -68,7 +68,7 @@ class ChatStream:
         self._secrets = secrets
         self._builder = builder
         self._profile = profile
-        self._reader = StreamReader(event_limit)
+        self._reader = EventReader(event_limit)
         self._idle = IdleBytes(idle_limit, builder.size)
         self._calls = ToolCalls(builder, tools or ToolMap(), max_calls)
         self._said_no = False

@@ -29,7 +29,7 @@ class Texts(Struct, gc=False):
     texts: list[bytes]
 
 
-class StreamReader:
+class EventReader:
     """`feed` takes bytes in any split; `next` gives what they hold, until it gives None."""
 
     __slots__ = ("_alike", "_alone", "_cut", "_data", "_event", "_events", "_limit", "_piece", "_sse", "_tries")
