@@ -30,6 +30,9 @@ SETTINGS = "/etc/antiphon"
 _SOCKETS = "/run/antiphon"
 _SETTINGS_FILE = "antiphon.yaml"
 _LAST_PORT = 65535
+_DRAIN_SECONDS = 600.0
+"""`timeouts.drain` where none is set, as in the Helm chart: streams of agents' turns run for minutes, and a pod waits
+no longer than its clients stay connected."""
 _DATA = Path("/var/lib/antiphon")
 
 
@@ -65,16 +68,18 @@ def parse_place(text: str, listeners: str, port: str) -> Place:
 
 
 def inside(settings: Settings) -> Settings:
-    """The settings as they are inside the pod of a managed Envoy."""
+    """The settings as they are inside the pod of a managed Envoy; a time to drain that was set stays."""
     sockets = {
         "grpc": f"unix:{_SOCKETS}/grpc.sock",
         "http": f"unix:{_SOCKETS}/http.sock",
         "model_door": f"unix:{_SOCKETS}/model-door.sock",
     }
+    timeouts = settings.timeouts
+    if "drain" not in timeouts.model_fields_set:
+        timeouts = timeouts.model_copy(update={"drain": _DRAIN_SECONDS})
+    sidecar = settings.sidecar.model_copy(update=sockets)
     # One process for each Envoy: more replicas are more of both.
-    return settings.model_copy(
-        update={"workers": 1, "data": _DATA, "sidecar": settings.sidecar.model_copy(update=sockets)}
-    )
+    return settings.model_copy(update={"workers": 1, "data": _DATA, "timeouts": timeouts, "sidecar": sidecar})
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:

@@ -167,6 +167,19 @@ def test_it_holds_no_secret_and_names_the_keys_of_one(
     assert all(name in text.split("---")[0] for name in named)
 
 
+@pytest.mark.parametrize(("given", "drain"), [(None, 600), ("90", 90), ("30", 30)])
+def test_a_pod_that_leaves_has_the_time_of_long_streams_unless_another_is_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: str | None, drain: int
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("ANTIPHON_TIMEOUTS__DRAIN", given)
+    _, objects = _printed(capsys)
+    assert objects["EnvoyProxy"]["spec"]["shutdown"] == {"drainTimeout": f"{drain}s"}
+    # The sidecar reads the same, where it is not the default anyway.
+    values = yaml.safe_load(objects["ConfigMap"]["data"]["antiphon.yaml"])
+    assert Settings(**values).timeouts.drain == drain
+
+
 def test_its_settings_are_what_differs_from_the_defaults(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +193,7 @@ def test_its_settings_are_what_differs_from_the_defaults(
         "upstream": {"url": UPSTREAM},
         "upstreams": {"other": {"url": "http://other/v1"}},
         "models": [{"match": "b*", "upstream": "other"}],
+        "timeouts": {"drain": 600.0},
         "sidecar": {name: f"unix:/run/antiphon/{file}.sock" for name, file in sockets.items()},
     }
     assert Settings(**values).has_default

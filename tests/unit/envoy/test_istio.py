@@ -126,6 +126,19 @@ def _pod(objects: dict[str, Any]) -> Any:
     return yaml.safe_load(overlay)["spec"]["template"]["spec"]
 
 
+@pytest.mark.parametrize(("given", "drain"), [(None, 600), ("90", 90)])
+def test_a_pod_that_leaves_has_the_time_of_long_streams_unless_another_is_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: str | None, drain: int
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("ANTIPHON_TIMEOUTS__DRAIN", given)
+    _, objects = _printed(capsys)
+    overlay = yaml.safe_load(objects["ConfigMap/antiphon-deployment"]["data"]["deployment"])
+    assert overlay["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 10
+    values = yaml.safe_load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"])
+    assert values["timeouts"]["drain"] == drain
+
+
 def test_it_holds_no_secret_and_names_the_keys_of_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
