@@ -1,7 +1,7 @@
 """What answers to heads and ends are made of, written by hand: changes of headers, and metadata.
 
-Lives here: the bytes of `HeaderMutation` and of `dynamic_metadata`. Not here: the messages around them (`wire.py`), and
-parts of bodies (`body_messages.py`).
+Lives here: the bytes of `HeaderMutation` and of `dynamic_metadata`. Not here: the messages around them (`wire.py`),
+parts of bodies (`body_messages.py`), and reading (`head_reader.py`).
 
 With the generated classes these messages cost twice as much: each field of each header is an object on the way. And
 most headers are the same in every answer; those are kept. A value that may be a credential never is.
@@ -23,7 +23,7 @@ _RAW_VALUE = b"\x1a"
 _OVERWRITE_IF_EXISTS_OR_ADD = b"\x18\x02"
 _DYNAMIC_METADATA = b"\x42"
 _TEXT, _STRUCT = b"\x1a", b"\x2a"
-_SMALL = tuple(varint(number) for number in range(128))
+_SMALL = tuple(varint(number) for number in range(1024))
 _double = Struct("<d").pack
 # Headers with few values, whoever asks.
 _ALIKE = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
@@ -32,7 +32,7 @@ _ALIKE = frozenset({":method", ":path", ":status", "content-type", "accept", "ca
 def within(tag: bytes, content: bytes) -> bytes:
     """A field with a length: a message or a text inside a message."""
     size = len(content)
-    return tag + (_SMALL[size] if size < 128 else varint(size)) + content
+    return tag + (_SMALL[size] if size < 1024 else varint(size)) + content
 
 
 def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
 from antiphon.doors.extproc.head_messages import dynamic_metadata, header_mutation, within
+from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
 from antiphon.types.transport import Headers
 
 Metadata = dict[str, str | int]
@@ -43,8 +44,13 @@ class Kind(Enum):
     OTHER = "other"
 
 
+_Settings = tuple[tuple[str, str] | None, bool]
+"""The two body modes, where a message names them, and whether Envoy ignores the answers."""
+_MOST_SETTINGS = 64
+
 _KINDS = {kind.value: kind for kind in Kind}
 _BODY_KINDS = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
+_HEAD_KINDS = {bytes((REQUEST_HEADERS,)): Kind.REQUEST_HEADERS, bytes((RESPONSE_HEADERS,)): Kind.RESPONSE_HEADERS}
 
 
 class Received(msgspec.Struct, gc=False):
@@ -65,9 +71,50 @@ class Received(msgspec.Struct, gc=False):
 
 def decode(message: bytes) -> Received:
     """Decode one ProcessingRequest. Raises ValueError for bytes that are none."""
-    kind = _BODY_KINDS.get(message[:1])
-    if kind is not None and (found := read_part(message)) is not None:
-        return Received(kind, (), *found)
+    first = message[:1]
+    kind = _BODY_KINDS.get(first)
+    if kind is not None:
+        if (found := read_part(message)) is not None:
+            return Received(kind, (), *found)
+    elif (kind := _HEAD_KINDS.get(first)) is not None and (head := read_head(message)) is not None:
+        headers, end, behind = head
+        settings = _settings.get(behind) or _read_settings(behind)
+        if settings is not None:
+            return Received(kind, headers, b"", end, *settings)
+    return _decode_by_classes(message)
+
+
+_settings: dict[bytes, _Settings] = {b"": (None, False), b"\x42\x00": (None, False)}
+
+
+def _read_settings(behind: bytes) -> _Settings | None:
+    """What a head message says behind its head, if that is how Envoy is configured and nothing else. Kept, since it is
+    the same in every request; None for anything more."""
+    try:
+        message = pb.ProcessingRequest.FromString(behind)
+    except DecodeError:
+        return None
+    settings = _modes(message), message.observability_mode
+    message.ClearField("protocol_config")
+    message.ClearField("observability_mode")
+    if message.SerializeToString() not in (b"", b"\x42\x00"):
+        # Attributes, metadata of other filters, or a second head.
+        return None
+    if len(_settings) < _MOST_SETTINGS:
+        _settings[behind] = settings
+    return settings
+
+
+def _modes(request: pb.ProcessingRequest) -> tuple[str, str] | None:
+    if not request.HasField("protocol_config"):
+        return None
+    config = request.protocol_config
+    asked, answered = config.request_body_mode, config.response_body_mode
+    return _MODES.get(asked) or str(asked), _MODES.get(answered) or str(answered)
+
+
+def _decode_by_classes(message: bytes) -> Received:
+    """Any message, of whatever form."""
     try:
         request = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -79,7 +126,7 @@ def decode(message: bytes) -> Received:
     if name == "request_body":
         part = request.request_body
         return Received(Kind.REQUEST_BODY, body=part.body, end=part.end_of_stream)
-    received = Received(_KINDS.get(name or "", Kind.OTHER), observing=request.observability_mode)
+    received = Received(_KINDS.get(name or "", Kind.OTHER), modes=_modes(request), observing=request.observability_mode)
     if name == "request_headers" or name == "response_headers":
         head = request.request_headers if name == "request_headers" else request.response_headers
         received.headers = tuple(
@@ -92,10 +139,6 @@ def decode(message: bytes) -> Received:
             ]
         )
         received.end = head.end_of_stream
-    if request.HasField("protocol_config"):
-        config = request.protocol_config
-        asked, answered = config.request_body_mode, config.response_body_mode
-        received.modes = (_MODES.get(asked) or str(asked), _MODES.get(answered) or str(answered))
     return received
 
 
