@@ -11,25 +11,24 @@ reads on to the end after `[DONE]`, as the runner does for a moment.)
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
-from yarl import URL
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.engine.running.waiting import look_at
 from antiphon.types.transport import NO_MODEL_DOOR, Headers, UpstreamError, UpstreamFault
-from antiphon.upstream.http import ConnectionUse, UpstreamTarget, open_session, server_name
+from antiphon.upstream.http import Connections, ConnectionUse, UpstreamTarget
+from antiphon.upstream.http_call import HttpAnswer, send
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
-_LARGE_BODY = 1 << 20
 _STALE_CONNECTIONS = 3
 _CAUSES = 8
+_CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
 # What described the bytes on the wire and is no longer true of the bytes handed on.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
@@ -59,10 +58,7 @@ class HttpUpstream:
         self._idle_seconds = idle_seconds
         self._body_limit = body_limit
         self._stale_seconds = stale_seconds
-        self._base = target.base_url.rstrip("/")
-        self._server_name = server_name(target)
-        self._fixed_names = frozenset(name for name, _ in target.headers)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
         self._closed = False
 
     @asynccontextmanager
@@ -95,51 +91,37 @@ class HttpUpstream:
     async def aclose(self) -> None:
         """Close the connections; calls after this fail."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.aclose()
 
-    async def _send(self, request: UpstreamRequest) -> aiohttp.ClientResponse:
+    async def _send(self, request: UpstreamRequest) -> HttpAnswer:
+        connections = self._open()
         for _ in range(_STALE_CONNECTIONS):
             use = ConnectionUse()
             try:
-                return await self._send_once(request, use)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                return await send(connections, request, use)
+            except _CUT_CONNECTION as error:
                 # A kept connection that the server closed while we wrote: it never saw the request, or never began
                 # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer, and
                 # so is one that was held for a while: the server may have worked on the request, and died of it.
                 if isinstance(error, aiohttp.ClientConnectorError) or not use.is_stale(self._stale_seconds):
                     raise
-        return await self._send_once(request, ConnectionUse())
+        return await send(connections, request, ConnectionUse())
 
-    async def _send_once(self, request: UpstreamRequest, use: ConnectionUse) -> aiohttp.ClientResponse:
-        headers = [*self._target.headers]
-        headers += [(name, value) for name, value in request.headers if name not in self._fixed_names]
-        body = request.body
-        return await self._open().request(
-            request.method,
-            URL((self._base.removesuffix("/v1") if request.above else self._base) + request.path, encoded=True),
-            # A large body goes out in parts, so that it does not hold up the loop.
-            data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
-            headers=headers,
-            allow_redirects=False,
-            server_hostname=self._server_name,
-            trace_request_ctx=use,
-        )
-
-    def _open(self) -> aiohttp.ClientSession:
-        # Made on first use: a session belongs to the running event loop.
-        if self._session is None:
+    def _open(self) -> Connections:
+        # Made on first use: connections belong to the running event loop.
+        if self._connections is None:
             if self._closed:
                 raise _failed(UpstreamFault.UNREACHABLE, "the client is closed")
-            self._session = open_session(self._target, connect_seconds=self._connect_seconds)
-        return self._session
+            self._connections = Connections(self._target, connect_seconds=self._connect_seconds)
+        return self._connections
 
 
 class _Answer:
     """An answer whose head has arrived."""
 
-    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float, body_limit: int) -> None:
+    def __init__(self, response: HttpAnswer, idle_seconds: float, body_limit: int) -> None:
         self.status = response.status
         self.headers: Headers = tuple(
             (name, value)
@@ -148,7 +130,8 @@ class _Answer:
         )
         self._response = response
         self._idle_seconds = idle_seconds
-        self._body_limit = None if response.content_type == "text/event-stream" else body_limit
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._body_limit = None if kind == "text/event-stream" else body_limit
 
     async def body(self) -> AsyncIterator[bytes]:
         """Body parts as they arrive; raises `UpstreamCallFailed` when the connection breaks or falls silent.
@@ -183,8 +166,7 @@ class _Answer:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """While the body is read: no silence beyond the limit, and no lost connection that goes unnoticed."""
-        connection = self._response.connection
-        protocol = connection.protocol if connection is not None else None
+        protocol = self._response.protocol
         if protocol is None:
             self._break_off()
             yield
