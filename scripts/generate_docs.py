@@ -16,11 +16,11 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.live import LIVE
 from antiphon.config.settings import Settings, load_settings
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.sidecars import endpoints
 from antiphon.observability.metric_names import METRICS, RESTARTS
 from antiphon.observability.span_names import CONTENT, ERROR, MEANINGS, SPANS
 from antiphon.translation.field_support import GROUPS, support_of

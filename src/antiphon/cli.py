@@ -85,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
         if name in ("extproc", "serve"):
             command.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
+            command.add_argument("--ask-upstreams", action="store_true", help=argparse.SUPPRESS)
         if name == "serve":
             command.add_argument("--shared-port", action="store_true", help=argparse.SUPPRESS)
             command.add_argument("--private-port", help=argparse.SUPPRESS)
@@ -206,6 +207,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parsed = make_parser().parse_args(arguments)
+    # Before any command imports structlog.
+    import_module("antiphon.plain_structlog")
     module = import_module(f"antiphon.commands.{parsed.command.replace('-', '_')}")
     try:
         status = module.run(parsed)

@@ -26,7 +26,7 @@ from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.sidecars import SidecarEndpoint
 from tests.bench import cpu
 from tests.bench.load import Job
 from tests.bench.variants import RESPONSES, Process, poll

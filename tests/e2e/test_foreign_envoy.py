@@ -22,9 +22,9 @@ import aiohttp
 import pytest
 import yaml
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.snippet import parts
 from antiphon.types.transport import NO_MODEL_DOOR
 from tests.support.beside_envoy import envoy_and_sidecar

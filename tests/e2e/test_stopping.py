@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.sidecars import endpoints
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
 from tests.support.envoy_binary import envoy_binary, envoy_version
 from tests.support.gateway import Gateway, post, start_gateway

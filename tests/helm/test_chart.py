@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.live import LIVE, SHAPES_ENVOY
 from antiphon.config.settings import Settings, load_settings
 from antiphon.envoy.bootstrap import bootstrap
+from antiphon.envoy.sidecars import endpoints
 from tests.helm.rendering import (
     CHART,
     ROOT,

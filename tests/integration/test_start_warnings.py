@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
-from antiphon.commands import start_warnings
+from antiphon.commands import start_warnings, upstream_warnings
 from antiphon.commands.start_warnings import (
-    asking_upstreams,
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
+from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, json_answer
@@ -46,7 +46,8 @@ class _Log:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> _Log:
     made = _Log()
-    monkeypatch.setattr(start_warnings, "_log", made)
+    for module in (start_warnings, upstream_warnings):
+        monkeypatch.setattr(module, "_log", made)
     return made
 
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from antiphon.commands.asking import ask
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
+from antiphon.envoy.sidecars import endpoints
 from tests.rollout.builds import HERE, Build
 from tests.rollout.shared import ONE_FOLDER, Shared
 

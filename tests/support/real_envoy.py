@@ -19,7 +19,7 @@ import aiohttp
 
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.sidecars import SidecarEndpoint
 from tests.support.chat_server import ChatServer
 from tests.support.envoy_binary import envoy_binary, envoy_version
 from tests.support.extproc_door import OpenDoor, open_door

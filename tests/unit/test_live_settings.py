@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.live import LIVE, SHAPES_ENVOY, changed_settings, is_live, need_restart, with_change
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import field_paths
 from antiphon.envoy.bootstrap import bootstrap
+from antiphon.envoy.sidecars import endpoints
 
 A = {"url": "http://a.example/v1", "api_key": "sk-of-upstream-a"}
 _TCP = {"grpc": "antiphon:9000", "http": "antiphon:9001", "model_door": "envoy:8090", "secret": "0123456789abcdef"}

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from antiphon.config.settings import Settings
 from antiphon.doors.tls import TlsFiles
-from antiphon.envoy.clusters import SidecarEndpoint, clusters
+from antiphon.envoy.clusters import clusters
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.errors import ConfigError
 from tests.support.certificates import Authority
 

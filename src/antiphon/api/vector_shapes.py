@@ -7,7 +7,6 @@ Invariant: an error names the field it is about.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -165,6 +164,9 @@ def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
     body, unknown = read_known(request, kind)
     if unknown:
         name = unknown[0][:64]
+        # Needed for a mistake alone.
+        import difflib
+
         near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
         advice = f"Did you mean '{near[0]}'?" if near else ""
         raise unknown_parameter(name, advice)

@@ -7,14 +7,12 @@ Invariant: whatever a client can name goes through the guarded fetcher.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 
+from antiphon.app.trust import trusted, upstream_trust
 from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
-from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM
 from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
@@ -27,7 +25,7 @@ def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
-    context = _trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
+    context = upstream_trust(name, upstream)
     return UpstreamTarget(upstream.url, headers=headers, ssl=context)
 
 
@@ -37,7 +35,7 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
-    return GuardedFetcher(fetch, rule, tls=_trusted("fetch.ca_file", fetch.ca_file))
+    return GuardedFetcher(fetch, rule, tls=trusted("fetch.ca_file", fetch.ca_file))
 
 
 def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str, int, bool, bool], Awaitable[str]]:
@@ -68,16 +66,3 @@ def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str,
         return addresses[0]
 
     return permit
-
-
-def section(upstream: str) -> str:
-    """How settings name an upstream."""
-    return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
-
-
-def _trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """Trust in the authorities of this file, or in the system's."""
-    try:
-        return ssl.create_default_context(cafile=str(file) if file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{setting}: {file} cannot be used: {error}") from None

@@ -24,7 +24,6 @@ from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.commands.collector_probe import examine_collector
-from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_sidecar_files
 from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
@@ -32,6 +31,7 @@ from antiphon.commands.upstream_report import Finding, examine
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, full_version
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
+from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError
 from antiphon.stores.blobs.opening import open_blobs

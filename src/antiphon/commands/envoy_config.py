@@ -18,15 +18,14 @@ import yaml
 
 from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
-from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.existing import read
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
 from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import AntiphonError, ConfigError
@@ -172,21 +171,3 @@ def _version(given: str | None, settings: Settings) -> EnvoyVersion:
         # Where a sidecar alone is installed there is none.
         return NEWEST
     return version_of(binary)
-
-
-def endpoints(settings: Settings) -> list[SidecarEndpoint]:
-    """Where each worker listens: `-0` in a socket's name, or the port, counts up."""
-    return [
-        SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
-        for number in range(settings.workers)
-    ]
-
-
-def numbered(address: str, number: int) -> str:
-    """The address of a worker: `-0` in a socket's name, or the port, counts up."""
-    if number == 0:
-        return address
-    if parse_address(address)[0] == "unix":
-        return address.replace("-0.", f"-{number}.") if "-0." in address else f"{address}.{number}"
-    host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + number}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from contextlib import nullcontext
 
 import structlog
 
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
-from antiphon.commands.envoy_config import endpoints, numbered
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
@@ -18,10 +18,12 @@ from antiphon.commands.process import StopSignals, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import warn_of_contents_here
+from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.tls import TlsFiles
+from antiphon.envoy.sidecars import endpoints, numbered
 from antiphon.observability.logs import configure
 
 _log = structlog.get_logger(__name__)
@@ -69,7 +71,8 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         where = settings.metrics.listen
         listening = metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics)
-        async with listening, reloading(app, signals, arguments, file, envoy=True):
+        asking = asking_upstreams(settings) if arguments.ask_upstreams else nullcontext()
+        async with listening, asking, reloading(app, signals, arguments, file, envoy=True):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())

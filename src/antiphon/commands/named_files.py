@@ -1,7 +1,7 @@
 """Whether the files that settings name can be used, before anything is started that needs them.
 
 Lives here: the certificates of upstreams and of the sidecar's ports. Not here: what they are used for
-(`app/outgoing.py`, `doors/tls.py`, `envoy/clusters.py`). A bootstrap for another machine (`envoy-config`) names files
+(`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`). A bootstrap for another machine (`envoy-config`) names files
 that are not here: it is not checked.
 
 Invariant: what cannot be used is a `ConfigError` that names the setting and the file, whichever door is open.
@@ -9,7 +9,7 @@ Invariant: what cannot be used is a `ConfigError` that names the setting and the
 
 from __future__ import annotations
 
-from antiphon.app.outgoing import direct_target
+from antiphon.app.trust import upstream_trust
 from antiphon.config.settings import Settings
 from antiphon.doors.tls import TlsFiles, check_readable
 
@@ -17,7 +17,7 @@ from antiphon.doors.tls import TlsFiles, check_readable
 def check_named_files(settings: Settings) -> None:
     """Those that this machine needs for `antiphon up`. Raises `ConfigError`."""
     for name, upstream in settings.every_upstream.items():
-        direct_target(name, upstream)
+        upstream_trust(name, upstream)
     if settings.door == "envoy":
         check_sidecar_files(settings)
 

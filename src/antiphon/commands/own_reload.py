@@ -1,7 +1,7 @@
 """Other settings for one process while it serves: `serve`, `extproc`, and a worker of `antiphon up`.
 
 Lives here: whom it listens to, and reading its settings by itself where it has no parent. Not here: when
-(`reloading.py`), what may change (`reload_checks.py`), what a parent has it do (`worker_reload.py`).
+(`reloading.py`), what may change (`reload_checks.py`), what a parent has it do (`told_settings.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from antiphon.commands.orders import own_end, take_orders
 from antiphon.commands.process import StopSignals
 from antiphon.commands.reload_checks import check_change
 from antiphon.commands.reloading import Results, SettingsFile, reasons
-from antiphon.commands.worker_reload import WorkerReload
+from antiphon.commands.told_settings import ToldSettings
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def reloading(
 
 async def _obey(app: App) -> None:
     if (ours := own_end()) is not None:
-        await take_orders(ours, WorkerReload(app).obey)
+        await take_orders(ours, ToldSettings(app).obey)
 
 
 class _OwnReload:

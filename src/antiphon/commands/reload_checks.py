@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from antiphon.app.routing import make_routes
 from antiphon.commands.child_settings import envoy_environment
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.live import changed_settings, need_restart, with_change
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.sidecars import endpoints
 from antiphon.errors import ConfigError
 
 

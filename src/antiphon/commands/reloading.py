@@ -96,6 +96,19 @@ async def reasons(
         await tell("SIGHUP")
 
 
+class ReloadCounts:
+    """What came of it until now: how often each, and what last."""
+
+    def __init__(self) -> None:
+        self.results = {"accepted": 0, "refused": 0}
+        self.last = "accepted"
+
+    def count(self, result: str) -> None:
+        """`accepted` or `refused`."""
+        self.results[result] += 1
+        self.last = result
+
+
 class Results:
     """What came of reading the settings again. `count` is told `accepted` or `refused`."""
 

@@ -15,11 +15,11 @@ from antiphon.commands.process import StopSignals, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
-    asking_upstreams,
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
+from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
@@ -53,7 +53,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         if private_port is not None:
             await private.start(private_port)
         bound = await door.start(settings.listen, shared_port=arguments.shared_port)
-        asking = asking_upstreams(settings) if parent_pipe is None else nullcontext()
+        asking = asking_upstreams(settings) if parent_pipe is None or arguments.ask_upstreams else nullcontext()
         listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics)
         async with listening, asking, reloading(app, signals, arguments, file, envoy=False):
             keep_what_there_is()

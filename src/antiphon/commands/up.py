@@ -20,13 +20,13 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
-from prometheus_client.core import CounterMetricFamily
 
 from antiphon.app.data_folder import prepare_data
 from antiphon.commands.asking import ask, own_tls
@@ -34,11 +34,8 @@ from antiphon.commands.child_output import ChildOutput
 from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.commands.envoy_config import endpoints
 from antiphon.commands.flags import settings_file
 from antiphon.commands.listen_address import answers, free_address, join_address
-from antiphon.commands.merged_metrics import MergedMetrics
-from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest, hears_hangup, on_terminal
 from antiphon.commands.readiness import START_SECONDS, announce, poll
@@ -46,7 +43,6 @@ from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.commands.service_manager import tell
 from antiphon.commands.start_warnings import (
-    asking_upstreams,
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
@@ -58,11 +54,14 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
+from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import NEWEST
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.observability.logs import configure
-from antiphon.observability.metric_names import RESTARTS
 from antiphon.types.transport import SECRET_HEADER
+
+if TYPE_CHECKING:
+    from antiphon.commands.up_metrics import UpMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -91,9 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
+
+    async def serve() -> int:
+        return await _Up(settings, UpReload(given, partial(read_settings, arguments), file)).run()
+
     # Not on uvloop: its subprocesses inherit descriptors they were not given.
     try:
-        return asyncio.run(_run(settings, UpReload(given, partial(read_settings, arguments), file)))
+        return asyncio.run(serve())
     except ConfigError:
         raise
     except AntiphonError as error:
@@ -103,10 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
         which = {"name": error.name, "deaths": error.deaths} if isinstance(error, GivenUp) else {}
         _log.error("gave_up", problem=str(error), **which)
         return 1
-
-
-async def _run(settings: Settings, reload: UpReload) -> int:
-    return await _Up(settings, reload).run()
 
 
 class _Up:
@@ -128,7 +127,7 @@ class _Up:
         self._drain_seconds = settings.timeouts.drain
         # Workers of the HTTP door give notice themselves.
         self._notice = min(settings.timeouts.notice or 0.0, self._drain_seconds)
-        self._merged = MergedMetrics()
+        self._metrics: UpMetrics | None = None
 
     async def run(self) -> int:
         stop, cut = asyncio.Event(), asyncio.Event()
@@ -154,9 +153,7 @@ class _Up:
         prepare_data(self._settings.data)
         with run_folder(self._settings.data) as folder:
             try:
-                async with metrics_listener(self._metrics_at, self._measured) as at:
-                    if at:
-                        _log.info("metrics", listen=at)
+                async with self._showing_metrics():
                     return await self._serve(folder, stop, cut)
             finally:
                 await self._stop_all()
@@ -169,8 +166,7 @@ class _Up:
             process.everything_is_ready()
         announce(self._settings, where)
         tell("READY=1")
-        async with asking_upstreams(self._settings):
-            await self._until(stop, self._reload.run(partial(self._take, folder)))
+        await self._until(stop, self._reload.run(partial(self._take, folder)))
         tell("STOPPING=1")
         # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
         seconds = self._drain_seconds
@@ -294,25 +290,27 @@ class _Up:
     def _add_worker(self, folder: Path, name: str, private: str, *command: str) -> None:
         """A worker that we can ask on a port of its own."""
         files = self._settings.sidecar.tls
-        tls: ssl.SSLContext | bool = True
+        tls: ssl.SSLContext | None = None
         if files.cert is not None and not private.startswith("unix:"):
             private, tls = f"https://{private}", own_tls(files)
         secret = self._settings.sidecar_secret()
         headers = {SECRET_HEADER: secret} if secret else None
         path = "/health" if self._metrics_at is None else "/metrics"
 
+        asking = [] if self._workers else ["--ask-upstreams"]
+
         async def start() -> Child:
             file = folder / "settings.json"
             while True:
                 given = self._settings
                 write_private(file, json.dumps(file_values(given)))
-                arguments = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
+                arguments = [sys.executable, "-m", "antiphon", *command, *asking, "--config", str(file)]
+                asking.clear()
                 self._output.serving.discard(name)
                 environ = worker_environment(given)
                 child = await Child.start(name, arguments, environ, pipe=self._pipe, write_line=self._output.take)
                 if given is self._settings:
                     return child
-                # Others came meanwhile.
                 child.kill()
                 await child.wait()
 
@@ -323,8 +321,8 @@ class _Up:
             life = process.life
             text = await ask(private, path, seconds, headers=headers, tls=tls)
             # What answered after a replacement may be either of the two.
-            if text is not None and path == "/metrics" and process.life == life:
-                self._merged.take(name, life, text.decode())
+            if text is not None and self._metrics is not None and process.life == life:
+                self._metrics.take(name, life, text.decode())
             return text is not None
 
         process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
@@ -359,16 +357,24 @@ class _Up:
 
     # Numbers
 
-    async def _measured(self) -> bytes:
-        """The metrics of all workers as one, and our own."""
-        await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self._workers))
-        restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
-        for process in self._processes():
-            ended = process.child is not None and process.child.status is not None
-            self._merged.forget(process.name, process.life + ended)
-            restarts.add_metric((process.name, "died"), process.died)
-            restarts.add_metric((process.name, "hung"), process.hung)
-        return self._merged.render([restarts, *self._reload.measured()])
+    @asynccontextmanager
+    async def _showing_metrics(self) -> AsyncIterator[None]:
+        if self._metrics_at is None:
+            yield
+            return
+        # Most gateways need not load this.
+        from antiphon.commands.metrics_listener import metrics_listener
+        from antiphon.commands.up_metrics import UpMetrics
+
+        metrics = self._metrics = UpMetrics()
+
+        async def measured() -> bytes:
+            await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self._workers))
+            return metrics.render(self._processes(), self._reload.counts)
+
+        async with metrics_listener(self._metrics_at, measured) as at:
+            _log.info("metrics", listen=at)
+            yield
 
     # Stop
 

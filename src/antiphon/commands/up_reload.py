@@ -1,6 +1,6 @@
 """Other settings for everything that `antiphon up` runs.
 
-Lives here: reading them, what a child of it is to get, counting. Not here: when (`reloading.py`), what may change
+Lives here: reading them, what a child of it is to get. Not here: when (`reloading.py`), what may change
 (`reload_checks.py`), the workers' agreement (`worker_reload.py`).
 """
 
@@ -12,16 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.metrics_core import Metric
-
 from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_named_files
-from antiphon.commands.reload_checks import check_change
-from antiphon.commands.reloading import Results, SettingsFile, reasons
+from antiphon.commands.reloading import ReloadCounts, Results, SettingsFile, reasons
 from antiphon.config.settings import Settings
-from antiphon.observability.metric_names import RELOADED, RELOADS
-from antiphon.observability.tallies import gauge
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
@@ -43,29 +37,24 @@ class UpReload:
         self._before = settings
         self._read = read
         self._file = file if settings.reload.watch else None
-        self._counts = {"accepted": 0, "refused": 0}
-        self._last = "accepted"
+        self.counts = ReloadCounts()
 
     async def run(self, take: Callable[[Settings], Awaitable[Any]]) -> None:
         """Whenever there is a reason, till it is cancelled."""
-        results = Results(self._count)
+        results = Results(self.counts.count)
         await reasons(self.hangup, self._file, lambda because: results.of(because, self._reload(take)))
-
-    def measured(self) -> list[Metric]:
-        """What came of it until now."""
-        counted = CounterMetricFamily(RELOADS.name, RELOADS.text, labels=tuple(RELOADS.labels))
-        for result, count in self._counts.items():
-            counted.add_metric((result,), count)
-        return [counted, gauge(RELOADED, float(self._last == "accepted"))]
-
-    def _count(self, result: str) -> None:
-        self._counts[result] += 1
-        self._last = result
 
     async def _reload(self, take: Callable[[Settings], Awaitable[Any]]) -> tuple[str, ...]:
         after = await asyncio.to_thread(self._read)
-        changed = await asyncio.to_thread(check_change, self._before, after, envoy=after.door == "envoy")
+        changed = await asyncio.to_thread(_check, self._before, after)
         await asyncio.to_thread(check_named_files, after)
         await take(after)
         self._before = after
         return changed
+
+
+def _check(before: Settings, after: Settings) -> tuple[str, ...]:
+    # Most of what a worker serves with comes with it, and many a gateway is never told of other settings.
+    from antiphon.commands.reload_checks import check_change
+
+    return check_change(before, after, envoy=after.door == "envoy")

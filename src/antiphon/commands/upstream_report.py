@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antiphon.app.extensions import known_profiles
-from antiphon.app.outgoing import direct_target, section
+from antiphon.app.outgoing import direct_target
 from antiphon.app.routing import make_routes
+from antiphon.app.trust import section
 from antiphon.commands.upstream_identity import PREFIX_QUESTION, certificate_advice, identify, usual_server
 from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
 from antiphon.config.settings import Settings

@@ -1,7 +1,7 @@
 """The same other settings for all workers of `antiphon up`, or for none.
 
-Lives here: both sides of it. The parent has every worker prepare, and swap when all have; a worker prepares, swaps and
-forgets as it is told. Not here: when (`reloading.py`), how the two talk (`orders.py`).
+Lives here: the parent's side. It has every worker prepare, and swap when all have. Not here: the worker's side
+(`told_settings.py`), when (`reloading.py`), how the two talk (`orders.py`).
 
 Invariants: when one worker cannot prepare, nobody swaps; a worker that cannot swap any more what it had prepared, or
 that was started in between, is brought to the same settings or replaced.
@@ -16,12 +16,10 @@ from typing import Any
 
 import structlog
 
-from antiphon.app.built import App
-from antiphon.app.generation import Generation
 from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.children import Child
 from antiphon.commands.supervisor import Supervised
-from antiphon.config.settings import Settings, load_settings
+from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
@@ -69,30 +67,3 @@ async def _give(child: Child | None, order: dict[str, Any], seconds: float) -> s
         return f"no answer within {seconds:g} s"
     except ConnectionError:
         return "it has ended meanwhile"
-
-
-class WorkerReload:
-    """A worker's side."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._prepared: Generation | None = None
-
-    async def obey(self, order: dict[str, Any]) -> str:
-        """What is wrong, or nothing."""
-        try:
-            if order["do"] == "prepare":
-                settings = load_settings(order["settings"], order["secrets"])
-                self._prepared = await self._app.prepare(settings)
-            else:
-                prepared, self._prepared = self._prepared, None
-                if order["do"] == "swap":
-                    if prepared is None:
-                        return "nothing is prepared"
-                    self._app.swap(prepared)
-        except ConfigError as error:
-            return str(error)
-        except Exception as bug:
-            _log.error("settings_not_prepared", error=type(bug).__name__, exc_info=True)
-            return f"it failed: {type(bug).__name__}"
-        return ""

@@ -9,7 +9,6 @@ source that cannot be read holds no line of it, since a key may stand there.
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -140,6 +139,9 @@ def redacted_values(values: Any, above: tuple[str, ...] = ()) -> list[str]:
 
 def advice(name: str, known: Iterable[str]) -> str:
     """The nearest of the known names, as the end of a sentence; empty when none is near."""
+    # Needed for a mistake alone.
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

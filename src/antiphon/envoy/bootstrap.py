@@ -23,7 +23,7 @@ import yaml
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.envoy.clusters import SidecarEndpoint, clusters
+from antiphon.envoy.clusters import clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
@@ -40,6 +40,7 @@ from antiphon.envoy.routes import (
     to_another_sidecar,
 )
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.tracing import tracing
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 from antiphon.types.transport import SECRET_HEADER

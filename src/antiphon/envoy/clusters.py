@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from antiphon.envoy.messages import Config, address, cluster, http_options, sock
 from antiphon.envoy.picker import PICKER, is_picked, picked_clusters, picker_fields, picker_place
 from antiphon.envoy.routes import NOWHERE, model_cluster
 from antiphon.envoy.several import group_clusters
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.tracing import COLLECTOR, collector_address
 from antiphon.errors import ConfigError
 
@@ -29,14 +29,6 @@ _AUTHORITIES = (
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
 )
-
-
-@dataclass(frozen=True)
-class SidecarEndpoint:
-    """Where one sidecar process listens: `unix:PATH` or `HOST:PORT`."""
-
-    grpc: str
-    http: str
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:

@@ -20,12 +20,12 @@ from typing import Any
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.gateway_patches import json_patches
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
 from antiphon.envoy.gateway_routes import Rule, rules
 from antiphon.envoy.messages import Config, error_body
 from antiphon.envoy.routes import NOT_FOUND
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion
 

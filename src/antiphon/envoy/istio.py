@@ -23,10 +23,10 @@ from typing import Any
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
 from antiphon.envoy.messages import Config, router, typed
 from antiphon.envoy.routes import NOTHING
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion
 

@@ -20,12 +20,13 @@ from antiphon.envoy.bootstrap import (
     to_yaml,
     virtual_host,
 )
-from antiphon.envoy.clusters import SidecarEndpoint, clusters
+from antiphon.envoy.clusters import clusters
 from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import public_routes
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 
 _MANAGER_OPTIONS = (

@@ -13,12 +13,11 @@ import pytest
 import yaml
 
 from antiphon.cli import main
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
-from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.messages import Config
+from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import fitted
 from antiphon.errors import ConfigError

@@ -11,8 +11,8 @@ import yaml
 
 from antiphon.cli import main
 from antiphon.config.settings import Settings
-from antiphon.envoy.clusters import SidecarEndpoint
 from antiphon.envoy.gateway_pod import inside
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import parse_version
 

@@ -13,7 +13,7 @@ import yaml
 from antiphon.cli import main
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
-from antiphon.envoy.clusters import SidecarEndpoint
+from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import parse_version
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from antiphon.commands.envoy_config import endpoints
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap
+from antiphon.envoy.sidecars import endpoints
 
 _URL = {"url": "http://pool/v1"}
 

@@ -1,0 +1,37 @@
+"""Where the sidecar processes listen.
+
+Lives here: the address of each of several workers. Not here: Envoy's clusters made of them (`clusters.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+
+
+@dataclass(frozen=True)
+class SidecarEndpoint:
+    """Where one sidecar process listens: `unix:PATH` or `HOST:PORT`."""
+
+    grpc: str
+    http: str
+
+
+def endpoints(settings: Settings) -> list[SidecarEndpoint]:
+    """Where each worker listens: `-0` in a socket's name, or the port, counts up."""
+    return [
+        SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
+        for number in range(settings.workers)
+    ]
+
+
+def numbered(address: str, number: int) -> str:
+    """The address of a worker: `-0` in a socket's name, or the port, counts up."""
+    if number == 0:
+        return address
+    if parse_address(address)[0] == "unix":
+        return address.replace("-0.", f"-{number}.") if "-0." in address else f"{address}.{number}"
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number}"

@@ -1,0 +1,59 @@
+"""What a process imports before it serves: each module costs time at every start and memory in every process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What none needs before something is asked of it: other backends, formats, documents, drawing.
+_LATER = {
+    *(
+        "rich",
+        "pygments",
+        "difflib",
+        "grpc",
+        "numpy",
+        "asyncpg",
+        "obstore",
+        "mcp",
+        "opentelemetry",
+        "pypdfium2",
+        "docx",
+    ),
+    *("openpyxl", "pptx", "bpe_openai", "antiphon.stores.postgres", "antiphon.commands.doctor", "antiphon.envoy.istio"),
+    *("antiphon.envoy.gateway_api", "antiphon.envoy.merging", "antiphon.commands.up_metrics"),
+}
+# The parent of the workers serves nothing itself.
+_SERVING = {
+    *("aiohttp", "prometheus_client", "sqlite3", "aiosqlite", "uvloop", "google.protobuf", "cryptography", "ngh2"),
+    *("antiphon.api", "antiphon.app.build", "antiphon.engine.running", "antiphon.search", "antiphon.stores"),
+    *("antiphon.tools", "antiphon.upstream", "antiphon.commands.reload_checks", "antiphon.doors.extproc"),
+}
+_BOTH = {"antiphon.config.settings", "structlog"}
+
+
+@pytest.mark.parametrize(
+    ("module", "needed", "not_before"),
+    [
+        ("up", {"antiphon.commands.supervisor"}, _LATER | _SERVING),
+        (
+            "extproc",
+            {"antiphon.doors.extproc.server"},
+            _LATER | {"antiphon.commands.supervisor", "antiphon.commands.up"},
+        ),
+        ("serve", {"antiphon.doors.http.server"}, _LATER | {"antiphon.commands.supervisor", "antiphon.commands.up"}),
+    ],
+)
+def test_a_process_imports_what_it_needs(module: str, needed: set[str], not_before: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "import antiphon.entry, antiphon.cli, antiphon.plain_structlog\n"
+        f"import antiphon.commands.{module}\n"
+        "print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    imported = set(ran.stdout.split())
+    assert sorted((needed | _BOTH) - imported) == []
+    assert sorted(imported & not_before) == []
