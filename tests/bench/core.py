@@ -265,7 +265,8 @@ def _measure_elsewhere(source: Path, rounds: int) -> dict[str, float]:
     return found
 
 
-def _source_of(revision: str, folder: Path) -> Path:
+def source_of(revision: str, folder: Path) -> Path:
+    """The source tree of a revision, put into the folder."""
     archive = subprocess.run(["git", "archive", revision, "src"], cwd=_ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
     return folder / "src"
@@ -303,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     now: dict[str, float] = {}
     before: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
-        other = _source_of(given.against, Path(folder)) if given.against else None
+        other = source_of(given.against, Path(folder)) if given.against else None
         for _ in range(5):
             for found, source in ((now, _ROOT / "src"), (before, other)):
                 if source is None:

@@ -26,6 +26,11 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / 1e9
 
 
+def main_thread_seconds(pid: int) -> float:
+    """What the first thread of this process worked so far."""
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def busy_seconds() -> float:
     """What all cores together worked since the machine started, time taken by its host included."""
     user, nice, system, _idle, _wait, irq, soft_irq, steal = map(int, _first_line("/proc/stat").split()[1:9])

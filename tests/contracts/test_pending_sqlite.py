@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
-from antiphon.stores.sqlite.writer import RowsMissing, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.test_files_disk import run_out as let_run_out

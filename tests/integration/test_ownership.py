@@ -21,7 +21,8 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.support.chat_server import ChatServer
 from tests.support.state import state_settings
 from tests.support.strangers import (

@@ -18,7 +18,8 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite import vector_database
-from antiphon.stores.sqlite.writer import SqliteWriter, Statement, WriterLimits
+from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from tests.support.waiting import until
 
 SOON = 0.05
@@ -120,6 +121,28 @@ async def test_a_unit_is_taken_back_in_its_middle_and_its_neighbours_stand(path:
     await asyncio.gather(first, group[0], group[2])
     await writer.aclose()
     assert stored(path) == [1, 3]
+
+
+async def test_a_unit_is_taken_back_while_all_run_once_more_for_one_that_failed(path: Path, disk: Disk) -> None:
+    writer = SqliteWriter(path, disk.prepare)
+    await writer.start()
+    first = asyncio.create_task(writer.run([STALL]))
+    assert await asyncio.to_thread(disk.working.wait, 20)
+    units = [insert(1)], [insert(2), insert(2)], [insert(3), STALL]
+    leaving, failing, staying = [asyncio.create_task(writer.run(unit)) for unit in units]
+    await asyncio.sleep(0)  # each has queued its unit
+    disk.working.clear()
+    disk.work.release()
+    # The first try ends at the unit that fails, so it is the second one that stands still here.
+    assert await asyncio.to_thread(disk.working.wait, 20)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    disk.go_on()
+    await asyncio.gather(first, staying)
+    with pytest.raises(StoreError, match="SQLITE_CONSTRAINT"):
+        await failing
+    await writer.aclose()
+    assert stored(path) == [3]
 
 
 async def test_a_unit_that_is_cancelled_before_the_commit_has_no_effect(path: Path, disk: Disk) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement, WriterLimits
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 
 
 class Probe:
@@ -21,6 +22,8 @@ class Probe:
         self.entered = threading.Event()
         self.gate = threading.Event()
         self.commits = 0
+        self.ran: list[str] = []
+        """Statements that begin or undo something."""
 
     def prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY, text TEXT)")
@@ -39,6 +42,8 @@ class Probe:
 
     def _trace(self, sql: str) -> None:
         self.commits += sql == "COMMIT"
+        if sql.split()[0] in ("BEGIN", "SAVEPOINT", "ROLLBACK"):
+            self.ran.append(sql)
 
     def open(self) -> None:
         self.gate.set()
@@ -146,6 +151,46 @@ async def test_a_failing_unit_is_undone_alone(writer: SqliteWriter, probe: Probe
     assert stored(path) == [1, 4]
     await writer.run([insert(5)])
     assert stored(path) == [1, 4, 5]
+
+
+async def test_units_that_succeed_need_no_savepoint(writer: SqliteWriter, probe: Probe) -> None:
+    first = await busy(writer, probe)
+    tasks = await queue(writer, *[[insert(n)] for n in range(10)])
+    del probe.ran[:]
+    probe.open()
+    await asyncio.gather(first, *tasks)
+    assert probe.ran == ["BEGIN IMMEDIATE"]
+
+
+async def test_what_the_neighbours_of_a_failing_unit_are_told_is_what_they_did_in_the_end(
+    writer: SqliteWriter, probe: Probe, path: Path
+) -> None:
+    # A counter, which the neighbours read and raise: what they would be told of the first try is wrong in the second.
+    await writer.run([insert(1, "1")])
+    raised: list[list[tuple[str]]] = [[], [], []]
+
+    def add(n: int) -> list[Statement]:
+        returning = "UPDATE t SET text = text + 1 WHERE n = 1 RETURNING text"
+        return [
+            insert(10 * n),
+            Statement(returning, into=raised[n]),
+            Statement("UPDATE t SET text = text WHERE n >= 10"),
+        ]
+
+    first = await busy(writer, probe)
+    before, failing, after = await queue(writer, add(1), [*add(0), insert(1)], add(2))
+    del probe.ran[:]
+    probe.open()
+    await first
+    assert (await before, await after) == ((1, 1, 1), (1, 1, 2))
+    with pytest.raises(StoreError):
+        await failing
+    assert (raised[1], raised[2]) == ([("2",)], [("3",)])
+    assert stored(path) == [1, 10, 20]
+    assert probe.ran == [
+        *("BEGIN IMMEDIATE", "ROLLBACK"),
+        *("BEGIN IMMEDIATE", "SAVEPOINT unit", "SAVEPOINT unit", "ROLLBACK TO unit", "SAVEPOINT unit"),
+    ]
 
 
 async def test_rows_missing_is_told_apart(writer: SqliteWriter) -> None:

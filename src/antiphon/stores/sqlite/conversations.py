@@ -29,7 +29,8 @@ from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 # Places begin where none of an earlier conversation of the same id can have been: where clients choose the ids, one
 # may be deleted and come again, and a response that was made in the first must not find the second's items.

@@ -18,7 +18,8 @@ from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, ListBlobs, SqlitePendingRows
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _THERE = "(expires_at IS NULL OR expires_at > :at)"

@@ -18,7 +18,8 @@ from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 _PIECE = 500
 _TRIES = 3

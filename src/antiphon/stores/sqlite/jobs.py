@@ -33,7 +33,8 @@ from antiphon.stores.sqlite.responses import (
     save_statements,
     unsave_statements,
 )
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20

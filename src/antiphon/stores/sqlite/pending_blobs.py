@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]
 """All contents of a storage by key, some at a time."""

@@ -27,7 +27,8 @@ from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 # A new tree is named after its first response: ids are unique already.
 INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)"

@@ -25,7 +25,8 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.writer import SqliteWriter, Statement
+from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 
 _ROWS = 1000
 _LOOKED_AT = 200

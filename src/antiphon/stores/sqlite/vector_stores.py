@@ -32,6 +32,7 @@ from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.vector_filters import attribute_rows
 from antiphon.stores.sqlite.vector_store_sql import (
     BUMP,
@@ -65,7 +66,7 @@ from antiphon.stores.sqlite.vector_store_sql import (
     TRASH_FILES,
     UPDATE_STORE,
 )
-from antiphon.stores.sqlite.writer import RowsMissing, SqliteWriter, Statement
+from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
 from antiphon.types.search import Attributes
 

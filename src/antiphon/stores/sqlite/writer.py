@@ -3,9 +3,13 @@
 Lives here: the queue of units, the transaction they share, how long a caller waits, and how results travel back to the
 event loop. Not here: table names or SQL of any store; reading (`readers.py`).
 
-A *unit* is a list of statements that happen all or not at all. The thread takes every unit that is waiting, runs
-each in a savepoint of one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to
-disk) is shared by all of them. No transaction is ever held across an `await`.
+A *unit* is a list of statements that happen all or not at all. The thread takes every unit that is waiting, runs all
+of them in one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to disk) is shared by
+all of them. No transaction is ever held across an `await`.
+
+Nearly always all of them succeed, so there is nothing to undo one of them with: a savepoint for each would cost a third
+of what the statements do. When one fails the whole transaction is rolled back and run once more, now with a savepoint
+around each unit, so that it is known which one it is, and that alone is undone.
 
 **One truth per unit.** A caller that gives up takes its unit back, until the moment at which the thread begins to
 commit: the two agree on that under one lock. So only a commit that the disk itself holds up can be late. Its outcome is
@@ -24,7 +28,7 @@ import contextlib
 import sqlite3
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,33 +43,11 @@ from antiphon.stores.sqlite.database import (
     wait_for_lock,
 )
 from antiphon.stores.sqlite.place import Place, place_of
+from antiphon.stores.sqlite.statements import Counts, Statement, adds, run_statements
 
 _log = structlog.get_logger(__name__)
 
 _CLEARLY_MORE = 1 << 18
-
-Parameters = Mapping[str, Any] | Sequence[Any]
-Counts = tuple[int, ...]
-"""For each statement of a unit, how many rows it changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One statement of a unit. `many` runs it once per element of `parameters`.
-
-    `rows`: how many rows it must change; any other number undoes the unit with `RowsMissing`. `into`: what it returns
-    (a SELECT, or RETURNING) is put there, and counts instead of what it changed; look at it once the unit succeeded.
-    """
-
-    sql: str
-    parameters: Parameters = ()
-    many: bool = False
-    rows: int | None = None
-    into: list[Any] | None = None
-
-
-class RowsMissing(StoreError):
-    """A statement did not find the rows it must change; the unit was undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +260,17 @@ class SqliteWriter:
         """Run the group in one transaction; the error is the group's, a unit's own is noted on the unit."""
         try:
             self._look()
+            apart = False
             while True:
                 wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
                 ran = [unit for unit in group if not unit.withdrawn]
-                for unit in ran:
-                    self._run_unit(connection, unit)
+                if apart:
+                    for unit in ran:
+                        self._run_apart(connection, unit)
+                elif not _run_together(connection, ran):
+                    apart = True
+                    connection.execute("ROLLBACK")
+                    continue
                 if self._may_commit(ran):
                     break
                 # One was taken back after its statements had run: all others once more, without it.
@@ -308,7 +296,7 @@ class SqliteWriter:
         if full is not None:
             self.full, self._room_when_full = full, self._place.room()
         elif self.full is not None and error is None:
-            added = any(_adds(statement) for unit in group if unit.committed for statement in unit.statements)
+            added = any(adds(statement) for unit in group if unit.committed for statement in unit.statements)
             if added or self._place.room() > self._room_when_full + _CLEARLY_MORE:
                 self.full = None
 
@@ -333,8 +321,7 @@ class SqliteWriter:
         try:
             wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
             for unit in undone:
-                for statement in unit.undo:
-                    _run_statement(connection, statement)
+                run_statements(connection, unit.undo)
             connection.execute("COMMIT")
         except Exception as cause:
             if connection.in_transaction:
@@ -359,11 +346,12 @@ class SqliteWriter:
             _log.warning("database_found_again", database=str(self._place))
         self._lost = False
 
-    def _run_unit(self, connection: sqlite3.Connection, unit: _Unit) -> None:
+    def _run_apart(self, connection: sqlite3.Connection, unit: _Unit) -> None:
+        """Run it so that it can be undone alone; what went wrong is noted on it."""
         unit.error = None
         connection.execute("SAVEPOINT unit")
         try:
-            unit.result = tuple([_run_statement(connection, statement) for statement in unit.statements])
+            unit.result = run_statements(connection, unit.statements)
         except Exception as cause:
             if not connection.in_transaction:
                 # A full disk or an I/O error ends the whole transaction, and the neighbours' work with it.
@@ -400,21 +388,17 @@ class SqliteWriter:
 _Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
 
-def _run_statement(connection: sqlite3.Connection, statement: Statement) -> int:
-    if statement.into is not None:
-        statement.into[:] = connection.execute(statement.sql, statement.parameters).fetchall()
-        changed = len(statement.into)
-    elif statement.many:
-        changed = connection.executemany(statement.sql, statement.parameters).rowcount if statement.parameters else 0
-    else:
-        changed = connection.execute(statement.sql, statement.parameters).rowcount
-    if statement.rows is not None and changed != statement.rows:
-        raise RowsMissing("A row that must be there is missing.")
-    return changed
-
-
-def _adds(statement: Statement) -> bool:
-    return statement.sql.lstrip()[:6].upper() == "INSERT" and bool(statement.parameters)
+def _run_together(connection: sqlite3.Connection, units: Sequence[_Unit]) -> bool:
+    """Run them one after the other; False when one failed, and the transaction is to be rolled back."""
+    try:
+        for unit in units:
+            unit.result = run_statements(connection, unit.statements)
+    except Exception:
+        if not connection.in_transaction:
+            # A full disk or an I/O error has ended it: there is no use in another try.
+            raise
+        return False
+    return True
 
 
 def _again(error: StoreError) -> StoreError:
