@@ -54,6 +54,13 @@ async def fence(server: PostgresServer, how: str) -> None:
             return
 
 
+async def test_one_of_the_servers_is_an_address_in_brackets(primary: PostgresServer) -> None:
+    hosts = f"127.0.0.1:{primary.port},[::1]:{free_port()}"
+    connection = await connect(f"postgresql://postgres@{hosts}/postgres", 30.0)
+    assert await connection.fetchval(PORT) == primary.port
+    connection.terminate()
+
+
 @pytest.mark.parametrize("more", ["", "?target_session_attrs=read-write", "?target_session_attrs=any"])
 async def test_the_one_that_takes_writes_is_used(primary: PostgresServer, replica: PostgresServer, more: str) -> None:
     for ports in ((replica.port, primary.port), (free_port(), replica.port, primary.port)):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.settings import load_settings
-from antiphon.config.state_url import StateUrl, read_state_url
+from antiphon.config.state_url import StateUrl, read_state_url, without_servers
 from antiphon.errors import ConfigError
 
 SECRET = "hunter2-hunter2"
@@ -73,6 +73,7 @@ def test_what_a_url_says(text: str, expected: StateUrl) -> None:
         (f"postgresql://me:{SECRET}@db:port/a", "is no URL"),
         (f"postgresql://me:{SECRET}@db:65536/a", "is no URL"),
         (f"postgresql://me:{SECRET}@[db/a", "is no URL"),
+        (f"postgresql://me:{SECRET}@one,[db/a", "is no URL"),
         (f"postgresql://me:{SECRET}@one,two:x/a", "is no URL"),
         (f"postgresql://me:{SECRET}@one,two/a?port=1,2,3", "is no URL"),
         (f"postgresql://me:{SECRET}@one,two/a?target_session_attrs=standby", "takes no writes"),
@@ -93,6 +94,18 @@ def test_the_password_is_shown_nowhere() -> None:
     # What answers are searched for is the password alone: the other words stand in many a text.
     secrets = settings.secrets()
     assert {SECRET, f"{SECRET}2"} <= set(secrets) and not any("postgresql" in one for one in secrets)
+
+
+@pytest.mark.parametrize(
+    ("url", "left"),
+    [
+        ("postgresql://me:p%2F@one:1,[::1]:2/a?x=y", "postgresql://me:p%2F@/a?x=y"),
+        ("postgresql://[::1],two/a", "postgresql:///a"),
+        ("postgresql:///a?host=one,two&port=1,2", "postgresql:///a?host=one,two&port=1,2"),
+    ],
+)
+def test_a_url_without_its_servers_says_all_else(url: str, left: str) -> None:
+    assert without_servers(url) == left
 
 
 @pytest.mark.parametrize(

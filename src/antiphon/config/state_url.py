@@ -8,6 +8,7 @@ Invariant: no error repeats the URL, which may hold a password.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ _WANTED = ("read-write", "primary", "any")
 """Only a server that takes writes is ever used, so these say the same."""
 HIDDEN = "***"
 """What is shown for a password."""
+_PLACE = re.compile(r"(?P<scheme>[a-z]+:)//(?P<netloc>[^/?#]*)")
 _SECRET_PARAMETERS = ("password", "sslpassword")
 
 
@@ -63,13 +65,38 @@ def shown_url(text: str) -> str:
     """The whole URL with `***` for each password. Raises ValueError."""
     if read_state_url(text).kind != "postgresql":
         return text
-    parts = urlsplit(text)
+    parts = _split(text)
     account, at, hosts = parts.netloc.rpartition("@")
     user, colon, password = account.partition(":")
     netloc = f"{user}{colon}{HIDDEN if password else ''}{at}{hosts}"
     query = "&".join(_shown_parameter(one) for one in parts.query.split("&"))
     # No fragment: a '#' that is not written as %23 may begin a part of a password.
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def without_servers(text: str) -> str:
+    """The URL of a PostgreSQL database without its hosts and ports, for a driver that is given one of them beside it.
+    Raises ValueError."""
+    parts = _split(text)
+    account, at, _ = parts.netloc.rpartition("@")
+    # Not by urlunsplit, which leaves out the slashes of an empty host.
+    return f"{parts.scheme}://{account}{at}{parts.path}{'?' if parts.query else ''}{parts.query}"
+
+
+def _split(text: str) -> SplitResult:
+    """`urlsplit` for a URL that may name several hosts. Raises ValueError.
+
+    Each host is looked at alone: the standard library knows no lists, and newer Pythons (3.14.10) refuse one where an
+    address in brackets is not the first."""
+    # As urlsplit does.
+    text = text.translate(dict.fromkeys(map(ord, "\t\r\n")))
+    found = _PLACE.match(text)
+    if found is None:
+        return urlsplit(text)
+    account, at, hosts = found["netloc"].rpartition("@")
+    for host in hosts.split(","):
+        urlsplit(f"//{account}{at}{host}")
+    return urlsplit(f"{found['scheme']}//{text[found.end() :]}")._replace(netloc=found["netloc"])
 
 
 def _shown_parameter(text: str) -> str:
@@ -79,7 +106,7 @@ def _shown_parameter(text: str) -> str:
 
 def _postgresql(text: str) -> StateUrl:
     try:
-        parts = urlsplit(text)
+        parts = _split(text)
         parameters = parse_qsl(parts.query)
         servers = _servers(parts, dict(parameters))
     except ValueError:

@@ -75,7 +75,9 @@ def test_no_query_scans_the_table_or_sorts(database: sqlite3.Connection, name: s
     steps = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named)]
     scanned = {line for line in steps if line.startswith("SCAN")}
     assert scanned <= {"SCAN CONSTANT ROW", "SCAN json_each VIRTUAL TABLE INDEX 1:"}, steps
-    assert not [line for line in steps if "AUTOMATIC" in line or "TEMP B-TREE" in line or "BLOOM" in line], steps
+    # (A Bloom filter of a list behind IN is the list's own, since SQLite 3.53 at the latest.)
+    costly = ("AUTOMATIC", "TEMP B-TREE", "BLOOM FILTER ON")
+    assert not [line for line in steps if any(word in line for word in costly)], steps
 
 
 def test_an_owners_total_is_read_from_the_index_alone(database: sqlite3.Connection) -> None:

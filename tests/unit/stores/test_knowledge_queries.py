@@ -69,17 +69,19 @@ _NAMED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    """Two stores with a thousand files, analysed."""
+    """Two stores with a thousand files, and more that are empty (a table of two rows is rightly read as a whole);
+    analysed."""
     connection = connect_writer(tmp_path_factory.mktemp("plans") / "vectors.db")
     migrate(connection, packaged_steps("vector_migrations"))
     lease_clock.prepare(connection, ())
     connection.execute("BEGIN")
-    for no in (1, 2):
+    for no in range(1, 101):
         connection.execute(
             "INSERT INTO vector_stores (no, id, owner, metadata, created_at, last_active_at) "
             "VALUES (?, ?, 'o', x'7b7d', 1, 1)",
             (no, f"vs_{no}"),
         )
+    for no in (1, 2):
         connection.execute(vector_store_sql.INDEX_TABLE.format(table=f"fts_vs_{no}"))
     for number in range(1, 1_001):
         connection.execute(
@@ -109,7 +111,8 @@ def test_no_table_is_read_as_a_whole(database: sqlite3.Connection, name: str) ->
     steps = plan(database, _QUERIES[name])
     small = ("file_numbers", "json_each", "value", "(subquery", "n VIRTUAL", "w VIRTUAL")
     for step in steps:
-        assert "BLOOM" not in step, steps
+        # One of a list behind IN is the list's own; one on a table means that the table is read for a join.
+        assert "BLOOM FILTER ON" not in step, steps
         if step.startswith("SCAN") and not any(each in step for each in small):
             assert "INDEX" in step or "fts_vs_1 VIRTUAL TABLE" in step, steps
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
-from antiphon.config.state_url import read_state_url
+from antiphon.config.state_url import read_state_url, without_servers
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.values import plain, storable
 
@@ -72,7 +72,7 @@ class Servers:
             share = (ends - loop.time()) / (len(numbers) - tried)
             host, port = self._places[number]
             try:
-                connection = await _connect(self.url, share, settings, host=host, port=port)
+                connection = await _connect(without_servers(self.url), share, settings, host=host, port=port)
             except Exception as error:
                 failures.append(error)
             else:
@@ -96,7 +96,7 @@ async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"
         try:
-            (await _connect(url, seconds, {}, host=host, port=port)).terminate()
+            (await _connect(without_servers(url), seconds, {}, host=host, port=port)).terminate()
         except StoreError:
             kind = "read-only"
         except Exception:
