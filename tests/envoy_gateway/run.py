@@ -131,11 +131,11 @@ class Run:
         async with AsyncExitStack() as opened:
             address = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
             host = await run("kubectl", "get", "nodes", "-o", f"jsonpath={address}")
-            state = await opened.enter_async_context(reachable_postgres(host, ["gateway"]))
+            database = await opened.enter_async_context(reachable_postgres(host, ["gateway"]))
             managed = self._managed
             managed.settings = {
                 "upstream": _upstream(),
-                "state": {"url": f"{state}/gateway"},
+                "state": {"url": f"{database.url}/gateway"},
                 "owner": {"key": secrets.token_hex(32)},
                 "sealing": {"keys": [secrets.token_hex(32)]},
             }

@@ -110,9 +110,12 @@ def pod(sidecar: Sidecar, *, user: int) -> Config:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "startupProbe": {
+            # Of its sockets no request of Kubernetes' own reaches one.
             "exec": {"command": ["antiphon", "health"]},
             "periodSeconds": 1,
-            "timeoutSeconds": 5,
+            # It ends by itself in a moment. A busy machine takes its time to start a process, and one that is killed
+            # too early never says that all is well.
+            "timeoutSeconds": 30,
             "failureThreshold": 60,
         },
         "volumeMounts": [

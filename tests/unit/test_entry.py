@@ -1,0 +1,31 @@
+"""Where the program begins: what a signal does before a command has a handler of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import os, signal, sys
+os.getpid = lambda: int(sys.argv.pop(1))
+from antiphon import cli, entry
+# A command that is told to leave while it starts.
+cli.main = lambda words: signal.raise_signal(signal.SIGTERM)
+entry.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("process", "status"),
+    [
+        # As the first of its container, whom the kernel does not end for a signal that it does not handle.
+        ("1", 128 + signal.SIGTERM),
+        ("2", -signal.SIGTERM),
+    ],
+)
+def test_a_process_that_is_told_to_leave_while_it_starts_ends(process: str, status: int) -> None:
+    ended = subprocess.run([sys.executable, "-c", _PROGRAM, process, "extproc"], timeout=60, check=False)
+    assert ended.returncode == status
