@@ -1,7 +1,7 @@
 """`scripts/bench telemetry`: what watching costs, per chunk and per small request, as ratios to none of it.
 
 Lives here: the variants (none of it; metrics and log lines, as always; traces of 1 % and of all requests beside them),
-and the aims. Not here: the paths and the messages, which are the gate's (`gate.py`).
+and the aims. Not here: the paths and the messages, which are the gate's (`gate_path.py`).
 
 All in one process without sockets, and in turns: what is divided by is the processor's own work alone, so that a real
 process's ratios are smaller. Log lines go into a pipe that is read, spans to a server that takes them; what the
@@ -40,7 +40,7 @@ from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import OtelTracer
 from antiphon.types.transport import Headers
 from tests.bench import telemetry_processes as processes
-from tests.bench.gate import CHUNKS, Paths
+from tests.bench.gate_path import CHUNKS, Paths
 from tests.bench.unwatched import Nobody
 
 _ROUNDS = 150

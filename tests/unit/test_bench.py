@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from tests.bench import cpu, gate, peers
+from tests.bench import cpu, gate, gate_instructions, gate_time, peers
 from tests.bench.report import Result, tables
 from tests.bench.targets import judge, targets_table
 
@@ -102,14 +104,73 @@ async def test_a_running_peer_is_asked_where_it_says(tmp_path: Any) -> None:
     assert (peer.name, peer.port, peer.protocol.path, peer.peer) == ("mine", 4000, "/v1/responses", True)
 
 
-@pytest.mark.parametrize("slower", [1.0, 100.0])
-def test_the_gate_fails_when_a_chunk_costs_too_much(
-    slower: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def measured() -> dict[str, float]:
-        return {"chunk relay": 5 * slower, "chunk echo": 1.0, "request relay": 10.0, "request echo": 1.0}
+_HERE = "an interpreter"
 
-    monkeypatch.setattr(gate, "_measure", measured)
+
+def _gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counted: dict[str, float], *, valgrind: bool = True) -> Path:
+    """The gate with a limit of 100 for this interpreter, and what it will find; returns the limits' file."""
+    limits = tmp_path / "limits.json"
+    limits.write_text(json.dumps({"about": "x", "limits": {_HERE: {"counted": "2026-01-01", "chunk": 100}}}))
+    monkeypatch.setattr(gate, "LIMITS", limits)
     monkeypatch.setattr(gate, "configure", lambda *_: None)
-    assert gate.main([]) == (0 if slower == 1.0 else 1)
-    assert ("TOO MUCH" in capsys.readouterr().out) is (slower > 1.0)
+    monkeypatch.setattr(gate_instructions, "interpreter", lambda: _HERE)
+    monkeypatch.setattr(gate_instructions, "available", lambda: valgrind)
+    monkeypatch.setattr(gate_instructions, "count", lambda: counted)
+    monkeypatch.setattr(gate_time, "measure", lambda: {"chunk": (5.0, 1.0), "request": (counted["chunk"], 1.0)})
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("counted", "status", "said"),
+    [
+        (100.0, 0, "good"),
+        (101.0, 1, "TOO MANY"),
+        # Cheaper by more than a tenth: the limit is too far away to hold anything.
+        (89.0, 0, "--renew"),
+    ],
+)
+def test_the_gate_holds_instructions_against_a_limit(
+    counted: float,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _gate(monkeypatch, tmp_path, {"chunk": counted})
+    assert gate.main([]) == status
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["valgrind", "limits"])
+@pytest.mark.parametrize(("request_cost", "status"), [(10.0, 0), (16.0, 1)])
+def test_without_counts_the_gate_says_so_and_measures_time(
+    missing: str,
+    request_cost: float,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _gate(monkeypatch, tmp_path, {"chunk": request_cost}, valgrind=missing != "valgrind")
+    if missing == "limits":
+        monkeypatch.setattr(gate_instructions, "interpreter", lambda: "another interpreter")
+    assert gate.main([]) == status
+    said = capsys.readouterr().out
+    assert "CPU TIME INSTEAD" in said and missing in said
+    assert ("TOO MUCH" in said) is bool(status)
+
+
+def test_renewed_limits_are_five_per_cent_above_and_keep_those_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limits = _gate(monkeypatch, tmp_path, {"chunk": 1000.0})
+    monkeypatch.setattr(gate_instructions, "interpreter", lambda: "another interpreter")
+    assert gate.main(["--renew"]) == 0
+    written = json.loads(limits.read_text())["limits"]
+    assert written["another interpreter"]["chunk"] == 1050 and written[_HERE]["chunk"] == 100
+
+
+def test_every_limit_is_of_what_is_counted() -> None:
+    for entry in json.loads(gate.LIMITS.read_text())["limits"].values():
+        assert set(entry) == {"counted", *gate_instructions.KINDS}

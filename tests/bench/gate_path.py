@@ -1,0 +1,164 @@
+"""The gate's path: the messages of Envoy straight into the processor, in one process and without a socket.
+
+Lives here: the messages, the relay and the echo over them, and the application they run in. Not here: what is counted
+(`gate_instructions.py`, `gate_time.py`), and limits (`gate.py`).
+
+Messages as Envoy sends them go into the processor, and what it sends is dropped. The echo is the one of the benchmark:
+it decodes each message and sends it back.
+
+Invariant: what a path does depends on no clock: ended responses are told of when the caller says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+from antiphon.app.build import build
+from antiphon.commands.collecting import keep_what_there_is
+from antiphon.config.limits import LimitSettings
+from antiphon.config.settings import Settings
+from antiphon.doors.context import DoorContext
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
+from antiphon.doors.extproc.transport import Presented, StreamClosed
+from tests.bench.echo import Echo
+from tests.bench.upstream import completion, stream_events
+
+CHUNKS = 400
+CROWD = 64
+"""Chunks in one message, as Envoy puts them together when it is in a hurry."""
+_LATER = 3600.0
+_LEAST_EVENT = 100
+
+
+@dataclass
+class _Messages:
+    """A `MessageStream` of messages made in advance; ends when all were taken. Like Envoy, it waits for nothing."""
+
+    messages: list[bytes]
+    at: int = 0
+    sent: int = 0
+    size: int = 0
+    last: bytes = field(default=b"", repr=False)
+
+    async def receive(self) -> bytes | None:
+        if self.at == len(self.messages):
+            return None
+        self.at += 1
+        return self.messages[self.at - 1]
+
+    async def begin(self) -> None:
+        pass
+
+    async def send(self, message: bytes) -> None:
+        if self.at > len(self.messages):
+            raise StreamClosed("gone")
+        self.sent += 1
+        self.size += len(message)
+        self.last = message
+
+
+def _headers(target: pb.HttpHeaders, pairs: Sequence[tuple[str, str]]) -> None:
+    for name, value in pairs:
+        header = target.headers.headers.add()
+        header.key, header.raw_value = name, value.encode()
+
+
+def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[bytes]) -> list[bytes]:
+    """All Envoy says in one exchange."""
+    duplex = pb.ProcessingMode.FULL_DUPLEX_STREAMED
+    first = pb.ProcessingRequest()
+    first.protocol_config.request_body_mode = duplex
+    first.protocol_config.response_body_mode = duplex
+    _headers(
+        first.request_headers,
+        (
+            (":authority", "127.0.0.1:10000"),
+            (":path", "/v1/responses"),
+            (":method", "POST"),
+            (":scheme", "http"),
+            ("content-type", "application/json"),
+            ("authorization", "Bearer bench"),
+            ("content-length", str(len(body))),
+            ("x-forwarded-proto", "http"),
+            ("x-request-id", "0c1f6a0e-8f6c-4a7e-9d0c-0f5f3a7b2c11"),
+        ),
+    )
+    request = pb.ProcessingRequest()
+    request.request_body.body = body
+    request.request_body.end_of_stream = True
+    answer = pb.ProcessingRequest()
+    _headers(answer.response_headers, ((":status", "200"), *head, ("x-envoy-upstream-service-time", "1")))
+    messages = [first, request, answer]
+    for part in parts:
+        message = pb.ProcessingRequest()
+        message.response_body.body = part
+        messages.append(message)
+    messages[-1].response_body.end_of_stream = True
+    # Envoy 1.40 appends an empty metadata_context to every message.
+    return [message.SerializeToString() + b"\x42\x00" for message in messages]
+
+
+class Paths:
+    """Both paths over the same messages."""
+
+    def __init__(self, context: DoorContext) -> None:
+        self._context = context
+        self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
+        stream = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
+        short = b'{"model":"m","input":"Say something.","store":false}'
+        events = stream_events(CHUNKS)
+        crowds = [b"".join(events[at : at + CROWD]) for at in range(0, len(events), CROWD)]
+        sse = (("content-type", "text/event-stream"),)
+        self.stream = _conversation(stream, sse, events)
+        self.crowd = _conversation(stream, sse, crowds)
+        self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
+
+    async def relay(self, messages: list[bytes], events: int) -> None:
+        """Through the processor; at least so many events come out."""
+        stream = _Messages(messages)
+        await serve_stream(self._context, stream, self._options)
+        if stream.size < events * _LEAST_EVENT or len(stream.last) > 4096 + stream.size // 2:
+            raise SystemExit(f"bench: the relay sent {stream.sent} messages, {stream.size} bytes")
+
+    async def echo(self, messages: list[bytes], _events: int) -> None:
+        """Through the no-op."""
+        stream = _Messages(messages)
+        await Echo().process(stream, Presented(None))
+        if stream.sent != len(messages):
+            raise SystemExit(f"bench: the echo sent {stream.sent} messages")
+
+    def tell(self) -> None:
+        """Tell of the responses that ended."""
+        self._context.telemetry.endings.tell()
+
+
+class _NoHurry:
+    """Of an event loop what `Endings` asks for. Under valgrind 50 ms pass after a few requests: `tell` comes first."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def call_later(self, _delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return self._loop.call_later(_LATER, callback)
+
+
+@asynccontextmanager
+async def open_paths() -> AsyncIterator[Paths]:
+    """Both paths in an application on a new data folder."""
+    with TemporaryDirectory(prefix="antiphon-gate-") as folder:
+        app = await build(Settings.model_validate({"data": str(Path(folder) / "data")}), door="envoy")
+        try:
+            keep_what_there_is()
+            app.context.telemetry.endings.by_time(cast(asyncio.AbstractEventLoop, _NoHurry()))
+            yield Paths(app.context)
+        finally:
+            await app.aclose()
