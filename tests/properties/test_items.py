@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from antiphon.engine.exchange.stored_items import prepare_input, read_history, stored_input
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.read_request import read_request
 from antiphon.translation.truncation import keep_latest
+from antiphon.translation.values import ItemSources
 from antiphon.types.items import InputItem
 from tests.support.fixed import SequentialIds
 from tests.support.strict_chat import check_chat_request

@@ -28,7 +28,8 @@ from antiphon.errors import (
     invalid_type,
     unsupported_parameter,
 )
-from antiphon.translation.sse import EventTooLarge, ServerSentEvent, SseDecoder
+from antiphon.translation.sse import EventTooLarge, SseDecoder
+from antiphon.translation.values import ServerSentEvent
 from antiphon.types.json import NULL, encode, given
 from antiphon.types.transport import Headers
 

@@ -45,10 +45,11 @@ from antiphon.errors import (
     unknown_parameter,
 )
 from antiphon.ids import IdFactory, is_id, new_id
-from antiphon.translation.prompt_template import TEMPLATE_FIELDS, PromptTemplate, variables_of
+from antiphon.translation.prompt_template import TEMPLATE_FIELDS, variables_of
 from antiphon.translation.read_items import check_item
 from antiphon.translation.read_request import read_request
 from antiphon.translation.request_checks import check_metadata, read_string
+from antiphon.translation.values import PromptTemplate
 from antiphon.types.json import ABSENT, encode, given, raw
 
 _SHOWN_ID = 128

@@ -8,10 +8,11 @@ Invariant: a finish reason is lower case, and every word for a cut is one of Cha
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import as_event_failure
+from antiphon.translation.values import Ending
 from antiphon.types.json import decode_any
 
 # What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
@@ -22,20 +23,6 @@ _FINISHES = {
     "safety": "content_filter",
     "recitation": "content_filter",
 }
-
-
-class Ending(Struct, frozen=True):
-    """How the upstream's answer ended: `status` is completed, incomplete or failed.
-
-    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as
-    well when the upstream said what went wrong (a client that has got no head yet gets that).
-    """
-
-    status: str
-    reason: str = ""
-    code: str = ""
-    message: str = ""
-    error: ApiError | None = None
 
 
 def failed(message: str, code: str = "server_error") -> Ending:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.ids import IdFactory
 from antiphon.translation.open_items import (
@@ -26,33 +26,16 @@ from antiphon.translation.open_items import (
     OpenRefusal,
     OpenSummary,
     OpenText,
-    Seal,
     TextOf,
 )
 from antiphon.translation.response_draft import ResponseDraft
 from antiphon.translation.tool_map import CallTarget
 from antiphon.translation.upstream_errors import event_error_type
+from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
 from antiphon.types.items import Compaction, HostedItem, OutputItem
 from antiphon.types.json import encode
 from antiphon.types.response import Response, ResponseError, UsageObject
-
-
-class BuilderOptions(Struct, frozen=True):
-    """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one.
-
-    `reasoning_as_summary` and `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide
-    their length; `seal` makes a reasoning item's `encrypted_content` of its payload; `max_bytes` bounds all text of
-    the response; `first_number` is where the numbers go on of a stream that was begun already (`queue`)."""
-
-    events: bool
-    error_events: bool = True
-    reasoning_as_summary: bool = False
-    open_responses_names: bool = False
-    obfuscate: bool = False
-    seal: Seal | None = None
-    max_bytes: int = 1 << 26
-    first_number: int = 0
 
 
 class ResponseBuilder:

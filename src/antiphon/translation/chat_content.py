@@ -33,6 +33,7 @@ from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputPart, KnownPart
 from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted
 from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import ChatImage
 
 _PARTS = msgspec.json.Decoder(list[InputPart])
 _KNOWN_PARTS = msgspec.json.Decoder(list[KnownPart])
@@ -45,12 +46,7 @@ KNOWN_PARTS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio
 """Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
 
 
-class _ChatImage(Struct):
-    url: Raw = ABSENT
-    detail: str | None = None
-
-
-_CHAT_IMAGE = msgspec.json.Decoder(_ChatImage)
+_CHAT_IMAGE = msgspec.json.Decoder(ChatImage)
 _ENDINGS = {
     ".pdf": "application/pdf",
     ".png": "image/png",

@@ -13,15 +13,15 @@ the conversation goes on: later items add messages behind it (`docs/how-it-works
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw
 
-from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, invalid_value, missing_parameter
+from antiphon.errors import InvalidRequest, invalid_parameter, invalid_value, missing_parameter
 from antiphon.translation.call_items import CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.chat_turn import Turn, write_turn
+from antiphon.translation.chat_turn import write_turn
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import (
     COMPACTED_ELSEWHERE,
@@ -38,38 +38,14 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
 from antiphon.translation.tool_map import ToolMap, flat_name
+from antiphon.translation.values import ItemSources, Turn
 from antiphon.types.chat import ChatMessage
-from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first, fragment_of, given, quoted
 from antiphon.types.shown import ShownCall, shown_of
-from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import PlainMessage, SealedReasoning
 
 _ROLES = ("user", "assistant", "system", "developer")
-
-
-class ItemSources(Struct, frozen=True):
-    """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
-    by URL, or why they could not be. `tolerance` decides about what nobody here knows."""
-
-    unseal: Callable[[str, str], bytes]
-    files: Mapping[str, FetchedFile | ApiError] = {}
-    tolerance: Tolerance = field(default_factory=Tolerance)
-
-
-class _Sealed(Struct):
-    """What is inside an encrypted reasoning item, or a compaction."""
-
-    text: Raw = ABSENT
-    details: list[Raw] = []
-    call: Raw = ABSENT
-
-
-class _Plain(Struct):
-    """A system, developer or user message."""
-
-    role: str
-    content: Raw
 
 
 def instruct(messages: list[ChatMessage], text: str) -> None:
@@ -125,7 +101,7 @@ class _Grouping:
         self._sources = sources
         self._unhurried = tools.unhurried if tools is not None else frozenset[str]()
         self._declared = tools.declared if tools is not None else frozenset[str]()
-        self._entries: list[_Plain | Turn] = []
+        self._entries: list[PlainMessage | Turn] = []
         self._turn: Turn | None = None
         self._waiting: dict[str, tuple[Turn, int]] = {}
         self._answered: dict[str, tuple[Turn, int]] = {}
@@ -141,7 +117,7 @@ class _Grouping:
         self._details: list[Raw] = []
         self._signature = ABSENT
 
-    def group(self, items: Iterable[tuple[str, InputItem]]) -> list[_Plain | Turn]:
+    def group(self, items: Iterable[tuple[str, InputItem]]) -> list[PlainMessage | Turn]:
         for number, (where, item) in enumerate(items):
             try:
                 self._add(where, item, number)
@@ -236,7 +212,7 @@ class _Grouping:
     def _plain(self, role: str, content: Raw | None) -> None:
         """What a client says, unless nothing of it is known here."""
         if content is not None:
-            self._entries.append(_Plain(role, content))
+            self._entries.append(PlainMessage(role, content))
         self._close_turn()
 
     def _reasoning(self, where: str, item: InputItem) -> None:
@@ -248,14 +224,14 @@ class _Grouping:
             text = bytes(_text_inside(sealed))[1:-1] or text
         self._thoughts.append(text)
 
-    def _unsealed(self, where: str, text: str, name: str) -> _Sealed:
+    def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
         """What is inside; nothing of what another server has sealed, which is named."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
             self._sources.tolerance.leave_out(name, error)
-            return _Sealed()
-        return msgspec.json.decode(opened, type=_Sealed)
+            return SealedReasoning()
+        return msgspec.json.decode(opened, type=SealedReasoning)
 
     def _compaction(self, where: str, item: InputItem) -> None:
         """What an earlier part of the conversation was shortened to."""
@@ -375,7 +351,7 @@ class _Grouping:
         """An output for which no tool message can stand any more."""
         self._say(fragment_of(f"Output of {_tool_name(item, name)}:\n") + content)
         if images:
-            self._entries.append(_Plain("user", Raw(b"[%b]" % b",".join(bytes(part) for part in images))))
+            self._entries.append(PlainMessage("user", Raw(b"[%b]" % b",".join(bytes(part) for part in images))))
 
     def _answered_call(self, item: InputItem) -> str | None:
         """The id of the call that an output answers."""
@@ -420,7 +396,7 @@ class _Grouping:
         return name if known else self._by_item.get(name, name)
 
 
-def _text_inside(sealed: _Sealed) -> Raw:
+def _text_inside(sealed: SealedReasoning) -> Raw:
     """The text inside, as a JSON string."""
     return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 

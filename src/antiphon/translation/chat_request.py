@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.errors import InvalidRequest, unsupported_parameter
-from antiphon.translation.chat_messages import ItemSources, instruct, translate_items
+from antiphon.translation.chat_messages import instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
 from antiphon.translation.foreign_items import FOREIGN_REASONING
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_limits import EFFORTS
-from antiphon.translation.tool_map import HostedFunction, ToolMap
+from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import keep_latest
+from antiphon.translation.values import ChatTranslation, ItemSources
 from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode
@@ -32,18 +33,6 @@ _USAGE = Raw(b'{"include_usage":true}')
 _JSON_OBJECT = Raw(b'{"type":"json_object"}')
 _SOME_OBJECT = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
 _ANY_OBJECT = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
-
-
-class ChatTranslation(Struct):
-    """The chat request's body, what calls in its answer mean, and what of the request the upstream cannot do.
-
-    `sent`: where the first `image` and the first `audio` of the request stand, which some models do not take.
-    """
-
-    body: bytes
-    tools: ToolMap
-    ignored: tuple[str, ...] = ()
-    sent: dict[str, str] = {}
 
 
 def translate_request(

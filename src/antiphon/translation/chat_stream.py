@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from antiphon.known_secrets import KnownSecrets
 from antiphon.translation.annotations import Annotations
-from antiphon.translation.answer_ending import Ending, ending_by, failed, finish_of, plain_finish, reported
+from antiphon.translation.answer_ending import ending_by, failed, finish_of, plain_finish, reported
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
@@ -28,12 +28,13 @@ from antiphon.translation.open_items import TextOf
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.response_draft import OutputTooLarge
-from antiphon.translation.sse import EventTooLarge, ServerSentEvent
+from antiphon.translation.sse import EventTooLarge
 from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import read_stream_error
 from antiphon.translation.usage import read_groq_usage, read_usage, with_reasoning
+from antiphon.translation.values import Ending, ServerSentEvent
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
 from antiphon.types.json import ABSENT, first, given, text_of
 from antiphon.types.response import UsageObject

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.hosted_items import known_id
@@ -30,10 +30,12 @@ from antiphon.translation.read_tools import (
     read_tools,
 )
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap, flat_name
+from antiphon.translation.values import ChatTools
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.views import LooseCustomFormat
 
 _NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
 _CUSTOM_PARAMETERS = Raw(
@@ -106,15 +108,6 @@ _NATIVE: dict[str, tuple[CallKind, str, Raw]] = {
         Raw(b'{"type":"object","properties":{"query":{"type":"string"}},"required":["query"]}'),
     ),
 }
-
-
-class ChatTools(Struct):
-    """The tools of one request in chat form, what their calls mean, and whether a `strict` was left out."""
-
-    map: ToolMap
-    declarations: list[Raw]
-    choice: Raw | UnsetType = UNSET
-    strict_left_out: bool = False
 
 
 def make_chat_tools(
@@ -339,16 +332,10 @@ def _members(value: Raw) -> dict[str, Raw]:
     return _SCHEMA.decode(value) if first(value) == b"{" else {}
 
 
-class _Format(Struct):
-    type: str | None = None
-    syntax: str | None = None
-    definition: str | None = None
-
-
 def _custom_description(tool: Tool) -> str:
     parts = [tool.description] if tool.description else []
     # Looked at when the tools were read: a grammar has its definition.
-    form = msgspec.json.decode(tool.format, type=_Format) if given(tool.format) else _Format()
+    form = msgspec.json.decode(tool.format, type=LooseCustomFormat) if given(tool.format) else LooseCustomFormat()
     if form.type == "grammar":
         parts.append(f"The `input` must match this {form.syntax or 'lark'} grammar exactly:\n{form.definition}")
     else:

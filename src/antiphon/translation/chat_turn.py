@@ -8,29 +8,13 @@ Invariant: each call has exactly one tool message, in the order of the calls.
 
 from __future__ import annotations
 
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.tool_map import fitting_call_id
+from antiphon.translation.values import Turn
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.json import NULL, quoted
-
-
-class Turn(Struct):
-    """What one assistant turn emitted, until it is written as one message and its tool messages.
-
-    `answer`: in which answer of the model, counted by what clients said in between; `round`: that of its hosted calls.
-    """
-
-    text: list[bytes] = []
-    reasoning: list[bytes] = []
-    details: list[Raw] = []
-    calls: list[tuple[str, str, Raw]] = []
-    signatures: dict[int, Raw] = {}
-    outputs: dict[int, bytes] = {}
-    images: list[Raw] = []
-    answer: int = 0
-    round: str = ""
 
 
 def write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:

@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.call_items import OUTPUTS
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.truncation import estimate_tokens
+from antiphon.translation.values import Split
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, encode, quoted
+from antiphon.types.json import encode, quoted
+from antiphon.types.views import SealedCompaction
 
 COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
 # What holds from where it stands on.
@@ -43,23 +45,8 @@ Named = tuple[str, InputItem]
 Unseal = Callable[[str, str], bytes]
 
 
-class Split(Struct):
-    """A conversation before it is compacted: what the model sums up, and what stays as it was."""
-
-    summed: list[Named]
-    kept: list[InputItem]
-
-
-class _Payload(Struct):
-    """What is inside a compaction: the summary, the items kept, and whether it covers all that stands before it."""
-
-    text: Raw = ABSENT
-    items: list[Raw] = []
-    covers: bool = False
-
-
 _ITEM = msgspec.json.Decoder(InputItem)
-_PAYLOAD = msgspec.json.Decoder(_Payload)
+_PAYLOAD = msgspec.json.Decoder(SealedCompaction)
 
 
 def take_trigger(items: list[InputItem]) -> bool:
@@ -103,7 +90,7 @@ def ask_for_summary() -> Named:
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:
     """What is sealed: `summary` is a fragment of escaped text, `kept` are whole items as JSON."""
-    return encode(_Payload(quoted(summary), [Raw(item) for item in kept], covers))
+    return encode(SealedCompaction(quoted(summary), [Raw(item) for item in kept], covers))
 
 
 def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:

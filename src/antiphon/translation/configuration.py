@@ -15,37 +15,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.translation.request_checks import known_choice, read_value
 from antiphon.translation.request_limits import EFFORTS, check_format
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat, TextOptions
 from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import ConfigurationUpdate, KeptConfiguration, ReasoningUpdate, TextUpdate
 
 CONFIGURATION = "configuration_update"
 
 
-class _Reasoning(Struct):
-    effort: str | UnsetType | None = UNSET
-
-
-class _Text(Struct):
-    format: TextFormat | UnsetType | None = UNSET
-
-
-class _Update(Struct):
-    reasoning: _Reasoning | None = None
-    text: _Text | None = None
-
-
-class _Settings(Struct):
-    reasoning: dict[str, Raw] | None = None
-    text: dict[str, Raw] | None = None
-
-
-_UPDATE = msgspec.json.Decoder(_Update)
-_SETTINGS = msgspec.json.Decoder(_Settings)
+_UPDATE = msgspec.json.Decoder(ConfigurationUpdate)
+_SETTINGS = msgspec.json.Decoder(KeptConfiguration)
 
 
 @dataclass(slots=True)
@@ -77,7 +60,7 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
 def _note_members(source: Raw, tolerance: Tolerance) -> None:
     """What nobody here knows of the settings in an update is named."""
     settings = _SETTINGS.decode(source)
-    for name, known, sent in (("reasoning", _Reasoning, settings.reasoning), ("text", _Text, settings.text)):
+    for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
         for inner in sent or ():
             if inner not in known.__struct_fields__:
                 tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from antiphon.translation.alike import Alike, learn
 from antiphon.translation.open_items import TextOf
-from antiphon.translation.sse import ServerSentEvent, SseDecoder
+from antiphon.translation.sse import SseDecoder
+from antiphon.translation.values import ServerSentEvent
 from antiphon.types.chat import Chunk
 
 _TRIES = 16

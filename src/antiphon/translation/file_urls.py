@@ -12,29 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.files import FetchedFile
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, first
+from antiphon.types.json import first
+from antiphon.types.views import FilePart, StoredParts
 
 _GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 
 
-class _Part(Struct):
-    type: str | None = None
-    file_url: str | None = None
-    file_id: str | None = None
-
-
-class _Stored(Struct):
-    content: Raw = ABSENT
-    output: Raw = ABSENT
-
-
-_PARTS = msgspec.json.Decoder(list[_Part])
-_STORED = msgspec.json.Decoder(_Stored)
+_PARTS = msgspec.json.Decoder(list[FilePart])
+_STORED = msgspec.json.Decoder(StoredParts)
 
 
 class FileNotFetched(InvalidRequest):
@@ -80,25 +70,25 @@ def forgive_history(
     return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
 
 
-def _is_fetched(part: _Part) -> bool:
+def _is_fetched(part: FilePart) -> bool:
     # A part with both is taken by its URL, as the translation does.
     return part.type == "input_file" and part.file_url is not None
 
 
-def _in_items(items: Iterable[InputItem]) -> Iterator[_Part]:
+def _in_items(items: Iterable[InputItem]) -> Iterator[FilePart]:
     for item in items:
         yield from _parts(item.content)
         yield from _parts(item.output)
 
 
-def _in_bodies(bodies: Iterable[bytes]) -> Iterator[_Part]:
+def _in_bodies(bodies: Iterable[bytes]) -> Iterator[FilePart]:
     for body in bodies:
         item = _STORED.decode(body)
         yield from _parts(item.content)
         yield from _parts(item.output)
 
 
-def _parts(raw: Raw) -> list[_Part]:
+def _parts(raw: Raw) -> list[FilePart]:
     if first(raw) == b"{":
         # One part, not in a list.
         raw = Raw(b"[%b]" % bytes(raw))

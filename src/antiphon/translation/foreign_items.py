@@ -16,11 +16,12 @@ from __future__ import annotations
 import re
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, encode, first, given
+from antiphon.types.json import encode, first, given
+from antiphon.types.views import AgentNames, AgentPart, SaidText
 
 FOREIGN_MESSAGES = frozenset({"agent_message"})
 FOREIGN_REASONING = frozenset({"agent_reasoning"})
@@ -41,23 +42,9 @@ class ForeignContent(InvalidRequest):
     """Encrypted content that was not made here."""
 
 
-class _Agents(Struct):
-    author: str | None = None
-    recipient: str | None = None
-
-
-class _Part(Struct):
-    type: str | None = None
-    encrypted_content: Raw = ABSENT
-
-
-class _Said(Struct):
-    text: Raw = ABSENT
-
-
-_AGENTS = msgspec.json.Decoder(_Agents)
-_PART = msgspec.json.Decoder(_Part)
-_SAID = msgspec.json.Decoder(_Said)
+_AGENTS = msgspec.json.Decoder(AgentNames)
+_PART = msgspec.json.Decoder(AgentPart)
+_SAID = msgspec.json.Decoder(SaidText)
 
 
 def agent_content(item: InputItem) -> tuple[Raw, bool]:

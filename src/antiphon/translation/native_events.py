@@ -15,22 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.types import events as ev
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall
 from antiphon.types.json import encode
-
-
-class _Action(Struct):
-    commands: list[str] = []
-
-
-class _Operation(Struct, omit_defaults=True):
-    type: str
-    diff: str | None = None
-    path: str = ""
-
+from antiphon.types.views import PatchOperation, ShellAction
 
 _NO_COMMANDS = Raw(b'{"commands":[],"timeout_ms":null,"max_output_length":null}')
 _NO_COMMAND = Raw(b'{"type":"exec","command":[],"env":{}}')
@@ -41,13 +31,13 @@ def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> It
     """All events of a finished call, in order; `number` gives the next sequence number."""
     if isinstance(item, ShellCall):
         yield ev.OutputItemAdded(number(), index, _opened(item, action=_NO_COMMANDS))
-        commands = msgspec.json.decode(item.action, type=_Action).commands
+        commands = msgspec.json.decode(item.action, type=ShellAction).commands
         for place, command in enumerate(commands):
             yield ev.ShellCommandAdded(number(), index, place, "")
             yield ev.ShellCommandDelta(number(), index, place, command)
             yield ev.ShellCommandDone(number(), index, place, command)
     elif isinstance(item, ApplyPatchCall):
-        operation = msgspec.json.decode(item.operation, type=_Operation)
+        operation = msgspec.json.decode(item.operation, type=PatchOperation)
         diff, operation.diff = operation.diff, operation.diff and ""
         yield ev.OutputItemAdded(number(), index, _opened(item, operation=Raw(encode(operation))))
         if diff is not None:

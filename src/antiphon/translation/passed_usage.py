@@ -10,24 +10,12 @@ never taken for the upstream's count: only whole events and answers are looked a
 from __future__ import annotations
 
 import msgspec
-from msgspec import Raw, Struct
 
 from antiphon.translation.usage import read_usage
 from antiphon.types.response import UsageObject
+from antiphon.types.views import PassedAnswer
 
-
-class _Response(Struct):
-    usage: Raw = Raw()
-
-
-class _Passed(Struct):
-    """A chat completion, a chunk, a response, a list of embeddings; or an event with a response in it."""
-
-    usage: Raw = Raw()
-    response: _Response | None = None
-
-
-_DECODER = msgspec.json.Decoder(_Passed)
+_DECODER = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:

@@ -18,12 +18,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
+from antiphon.translation.values import FilledTemplate, PromptReference, PromptTemplate
 from antiphon.types.json import encode, first, given, raw
+from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
 TEMPLATE_FIELDS = frozenset(
     {
@@ -40,40 +42,6 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _TEXT_KINDS = ("input_text", "output_text", "text")
 
 
-class _Reference(Struct):
-    id: str
-    version: str | int | None = None
-    variables: dict[str, Raw] | None = None
-
-
-class _Value(Struct):
-    type: str
-    text: str | None = None
-
-
-class _Message(Struct):
-    """A message of a template, with the keys that are looked at; the others stay in `source`."""
-
-    type: str = "message"
-    role: str = ""
-    content: Raw = Raw()
-
-
-class PromptReference(Struct, frozen=True):
-    """A request's `prompt`: which version of which prompt (None: the default one), and the values of its variables."""
-
-    id: str
-    version: int | None
-    variables: dict[str, Raw]
-
-
-class PromptTemplate(Struct, frozen=True):
-    """A version of a prompt: `body` is its template, a JSON object."""
-
-    version: int
-    body: bytes
-
-
 class PromptNotLoaded(Exception):
     """A request names a prompt, which has to be loaded before anything else of the request can be read."""
 
@@ -82,18 +50,11 @@ class PromptNotLoaded(Exception):
         self.reference = reference
 
 
-class FilledTemplate(Struct, frozen=True):
-    """A template with its values: the messages that come first, and fields of a request."""
-
-    messages: list[Raw]
-    fields: dict[str, Raw]
-
-
-_REFERENCE = msgspec.json.Decoder(_Reference)
-_VALUE = msgspec.json.Decoder(_Value)
+_REFERENCE = msgspec.json.Decoder(PromptMember)
+_VALUE = msgspec.json.Decoder(PromptValue)
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _RAWS = msgspec.json.Decoder(list[Raw])
-_MESSAGE = msgspec.json.Decoder(_Message)
+_MESSAGE = msgspec.json.Decoder(PromptMessage)
 
 
 def read_reference(value: Raw) -> PromptReference | None:
@@ -213,7 +174,7 @@ class _Values:
                 raise invalid_value(f"{where}.type", "a prompt holds messages only")
             yield self._message(where, source, message)
 
-    def _message(self, where: str, source: Raw, message: _Message) -> Raw:
+    def _message(self, where: str, source: Raw, message: PromptMessage) -> Raw:
         user = message.role == "user"
         if first(message.content) == b'"':
             pieces = list(self._pieces(read_string(f"{where}.content", message.content), where, parts=user))

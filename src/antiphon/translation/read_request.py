@@ -21,13 +21,7 @@ from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
-from antiphon.translation.prompt_template import (
-    PromptNotLoaded,
-    PromptTemplate,
-    fill,
-    read_reference,
-    show_reference,
-)
+from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
 from antiphon.translation.request_checks import (
@@ -39,6 +33,7 @@ from antiphon.translation.request_checks import (
 )
 from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
+from antiphon.translation.values import PromptTemplate
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import (
@@ -52,6 +47,7 @@ from antiphon.types.request import (
 )
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
+from antiphon.types.views import ConversationName, Manner, OnlyModel
 
 OPTIONAL: dict[str, Any] = {
     "previous_response_id": str | None,
@@ -110,25 +106,10 @@ _CHAT_FIELDS = {
 }
 
 
-class _Conversation(msgspec.Struct):
-    id: str
+_CONVERSATION = msgspec.json.Decoder(str | ConversationName)
 
 
-_CONVERSATION = msgspec.json.Decoder(str | _Conversation)
-
-
-class Manner(msgspec.Struct):
-    """How the answer is to come."""
-
-    stream: bool | None = None
-    background: bool | None = None
-
-
-class _OnlyModel(msgspec.Struct):
-    model: str | None = None
-
-
-_ONLY_MODEL = msgspec.json.Decoder(_OnlyModel)
+_ONLY_MODEL = msgspec.json.Decoder(OnlyModel)
 _MANNER = msgspec.json.Decoder(Manner)
 
 

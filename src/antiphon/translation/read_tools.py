@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
 from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
 from antiphon.types.json import ABSENT, first, given
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
+from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
 NAMED = ("function", "custom", "namespace")
 """Types of tools that have a name of their own."""
@@ -48,34 +48,10 @@ _RAW_LIST = msgspec.json.Decoder(list[Raw])
 _TOOL = msgspec.json.Decoder(Tool)
 
 
-class _Environment(Struct):
-    type: str | None = None
-
-
-class _Format(Struct):
-    type: str
-    syntax: str | None = None
-    definition: str | None = None
-
-
-class _Skill(Struct):
-    name: str
-    description: str | None = None
-    path: str | None = None
-
-
-class _Skills(Struct):
-    skills: list[_Skill] | None = None
-
-
-class _Found(Struct):
-    allowed_tools: Any = None
-
-
-_FOUND = msgspec.json.Decoder(_Found)
-_ENVIRONMENT = msgspec.json.Decoder(_Environment)
-_SKILLS = msgspec.json.Decoder(_Skills)
-_FORMAT = msgspec.json.Decoder(_Format)
+_FOUND = msgspec.json.Decoder(AllowedTools)
+_ENVIRONMENT = msgspec.json.Decoder(ToolEnvironment)
+_SKILLS = msgspec.json.Decoder(Skills)
+_FORMAT = msgspec.json.Decoder(CustomFormat)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _NESTED = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
 

@@ -11,17 +11,10 @@ Invariant: feeding the same bytes in any split gives the same events; at most `l
 
 from __future__ import annotations
 
-from msgspec import Struct
+from antiphon.translation.values import ServerSentEvent
 
 _COLON = ord(":")
 _BOM = b"\xef\xbb\xbf"
-
-
-class ServerSentEvent(Struct, frozen=True, gc=False):
-    """One event: its `type` (empty when no `event` field was given) and its data."""
-
-    type: bytes
-    data: bytes
 
 
 class EventTooLarge(ValueError):

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from antiphon.translation.answer_ending import Ending, failed
+from antiphon.translation.answer_ending import failed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import fragment
 from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.values import Ending
 from antiphon.types.chat import ToolCallDelta
 from antiphon.types.json import text_of
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
 from antiphon.translation.request_checks import check_choice, read_string, read_value
-from antiphon.types.json import ABSENT, encode, given
+from antiphon.types.json import encode, given
 from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.views import AnyToolChoice, NamedTool
 
 _KnownTool = tuple[str | None, str | None, str | None]
 """Kind, name, namespace: a function and a custom tool of one name are two tools."""
@@ -27,27 +28,10 @@ _ONE_FUNCTION = frozenset({"web_search", "file_search", "code_interpreter"})
 """Hosted tools that the model is shown as one function of their name."""
 
 
-class _Named(Struct):
-    type: str | None = None
-    name: str | None = None
-    namespace: str | None = None
-    server_label: str | None = None
-
-
-class _Choice(Struct):
-    type: str
-    name: str | None = None
-    namespace: str | None = None
-    server_label: str | None = None
-    mode: str | None = None
-    tools: list[_Named] | None = None
-    function: Raw = ABSENT
-
-
-CHOICE_MEMBERS = frozenset(_Choice.__struct_fields__)
+CHOICE_MEMBERS = frozenset(AnyToolChoice.__struct_fields__)
 """Members of a choice, and of the tools that it names."""
 
-_CHOICE = msgspec.json.Decoder(_Choice)
+_CHOICE = msgspec.json.Decoder(AnyToolChoice)
 
 
 def read_tool_choice(
@@ -112,7 +96,7 @@ def read_tool_choice(
     return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
 
 
-def _hosted_pair(named: _Named | _Choice, *, whole: bool = False) -> tuple[str | None, str | None]:
+def _hosted_pair(named: NamedTool | AnyToolChoice, *, whole: bool = False) -> tuple[str | None, str | None]:
     """How a hosted tool is named inside: an MCP server is a namespace, and so is a tool of another package."""
     if named.type == "mcp":
         return (None if whole else named.name, named.server_label)
@@ -120,7 +104,7 @@ def _hosted_pair(named: _Named | _Choice, *, whole: bool = False) -> tuple[str |
     return (name, None) if name in _ONE_FUNCTION else (None, name)
 
 
-def _allowed(choice: _Choice, known: set[_KnownTool] | None, hosted: frozenset[str]) -> ToolChoice:
+def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: frozenset[str]) -> ToolChoice:
     mode = choice.mode or "auto"
     check_choice("tool_choice.mode", mode, MODES)
     allowed: set[tuple[str | None, str | None]] = set()
@@ -163,13 +147,13 @@ def _known(tools: list[Tool]) -> set[_KnownTool]:
         elif tool.type == "mcp":
             known.add((tool.type, None, tool.server_label))
         elif tool.type not in (*NAMED, *UNNAMED):
-            known.add((tool.type, *_hosted_pair(_Named(type=tool.type))))
+            known.add((tool.type, *_hosted_pair(NamedTool(type=tool.type))))
         else:
             known.add((tool.type, tool.type if tool.type in UNNAMED else tool.name, None))
     return known
 
 
-def _echo(named: _Named | _Choice) -> dict[str, Any]:
+def _echo(named: NamedTool | AnyToolChoice) -> dict[str, Any]:
     shown = {
         "type": named.type,
         "server_label": named.server_label,

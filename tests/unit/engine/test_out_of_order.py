@@ -11,17 +11,18 @@ from collections.abc import Callable
 import pytest
 
 from antiphon.engine.exchange.answer_readers import AnswerReader
+from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.options import RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
 from antiphon.engine.exchange.states import Input, State, StateMachine
-from antiphon.engine.exchange.translated_request import Wishes, read_asked
+from antiphon.engine.exchange.translated_request import read_asked
 from antiphon.engine.ports.actions import Context, Finish, RequestHead
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ExchangeStateError, UpstreamTimedOut
-from antiphon.translation.answer_ending import Ending
 from antiphon.translation.profiles import PROFILES
-from antiphon.translation.read_request import Manner
+from antiphon.translation.values import Ending
+from antiphon.types.views import Manner
 from tests.support.exchanges import make_exchange
 from tests.support.fixed import SequentialIds, fixed_clock
 

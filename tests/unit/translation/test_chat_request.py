@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES, choose_profile
 from antiphon.translation.read_request import read_request
+from antiphon.translation.values import ItemSources
 
 _NONE = ItemSources(unseal=lambda text, param: b"")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_messages import ItemSources
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.read_request import read_request
+from antiphon.translation.values import ItemSources
 from tests.support.strict_chat import check_chat_request
 
 FOLDER = Path(__file__).parent.parent.parent / "client_requests"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.prompt_template import FilledTemplate, fill, read_reference, variables_of
+from antiphon.translation.prompt_template import fill, read_reference, variables_of
+from antiphon.translation.values import FilledTemplate
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 FILE = {"type": "input_file", "file_url": "https://example.com/a.pdf"}

@@ -9,9 +9,9 @@ Invariant: no reader holds more than its limit.
 from __future__ import annotations
 
 from antiphon.engine.ports.actions import Action, SendBody
-from antiphon.translation.answer_ending import Ending
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_stream import ChatStream
+from antiphon.translation.values import Ending
 
 
 class AnswerReader:

@@ -15,24 +15,15 @@ import msgspec
 from antiphon.translation.compaction import Named
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
+from antiphon.types.views import Approval
 
 Approved = tuple[str, CallTarget, str]
 """A call that the client approved: the id of the request, the tool, the arguments."""
 
 
-class _Approval(msgspec.Struct):
-    """Of approval requests and responses, and of lists of tools, what is read here."""
-
-    approval_request_id: str | None = None
-    approve: bool | None = None
-    name: str = ""
-    server_label: str = ""
-    arguments: str = ""
-
-
 def approved_calls(items: Sequence[Named]) -> list[Approved]:
     """Calls that the client approved and that have not been run, in their order."""
-    asked: dict[str, _Approval] = {}
+    asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
         if item.type not in _OF_APPROVALS:
@@ -52,11 +43,11 @@ def approved_calls(items: Sequence[Named]) -> list[Approved]:
 _OF_APPROVALS = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
 
 
-def _read_approval(item: InputItem) -> _Approval:
+def _read_approval(item: InputItem) -> Approval:
     try:
-        return msgspec.json.decode(item.source, type=_Approval)
+        return msgspec.json.decode(item.source, type=Approval)
     except msgspec.DecodeError:
-        return _Approval()
+        return Approval()
 
 
 def label_of(item: InputItem) -> str:

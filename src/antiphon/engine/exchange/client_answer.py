@@ -11,9 +11,9 @@ from __future__ import annotations
 from antiphon.engine.exchange.call_headers import JSON_TYPE
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
 from antiphon.errors import ApiError, UpstreamFailed
-from antiphon.translation.answer_ending import Ending
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.upstream_errors import passed_headers
+from antiphon.translation.values import Ending
 from antiphon.types.transport import UPSTREAM_HEADER, Headers
 
 _SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))

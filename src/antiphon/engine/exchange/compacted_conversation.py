@@ -7,12 +7,12 @@ Invariant: nothing of it is stored.
 
 from __future__ import annotations
 
+from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.compaction_turn import compaction_object
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.served_request import ExchangeCore
-from antiphon.engine.exchange.translated_request import Asked
 from antiphon.engine.ports.actions import RequestHead
-from antiphon.translation.answer_ending import Ending
+from antiphon.translation.values import Ending
 
 
 class CompactedConversation(MadeResponse):

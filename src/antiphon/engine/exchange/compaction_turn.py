@@ -15,10 +15,9 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.stored_items import item_body, prepare_input, stored_input
 from antiphon.ids import IdFactory
-from antiphon.translation.builder import BuilderOptions, ResponseBuilder
+from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.compaction import (
     Named,
-    Split,
     ask_for_summary,
     compaction_payload,
     expand_compactions,
@@ -28,6 +27,7 @@ from antiphon.translation.compaction import (
 from antiphon.translation.parameters import SHAPING
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.usage import usage_object
+from antiphon.translation.values import BuilderOptions, Split
 from antiphon.types.items import InputItem, Message, OutputText
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse

@@ -18,6 +18,7 @@ from antiphon.translation.read_tools import decode_tools, may_be_called, runs_he
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.views import RanInContainer
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
@@ -126,11 +127,7 @@ def _earlier(items: Sequence[Named]) -> str | None:
     for _, item in reversed(items):
         if item.type == "code_interpreter_call":
             try:
-                return msgspec.json.decode(item.source, type=_Ran).container_id
+                return msgspec.json.decode(item.source, type=RanInContainer).container_id
             except msgspec.DecodeError:
                 return None
     return None
-
-
-class _Ran(msgspec.Struct):
-    container_id: str | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
 from antiphon.engine.exchange.approvals import approved_calls
+from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.compaction_turn import SummaryTurn
 from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
 from antiphon.engine.exchange.failure import refusal, transport_failure
@@ -18,7 +19,7 @@ from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, w
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import ToolTurns, citations_of, later_choice
-from antiphon.engine.exchange.translated_request import Asked, TranslatedRequest
+from antiphon.engine.exchange.translated_request import TranslatedRequest
 from antiphon.engine.ports.actions import (
     CancelReason,
     PrepareTools,
@@ -30,14 +31,13 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.translation.answer_ending import Ending
-from antiphon.translation.chat_request import ChatTranslation
 from antiphon.translation.chat_stream import ChatStream
 from antiphon.translation.encode import DONE
 from antiphon.translation.initial_response import with_fallback
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.upstream_errors import as_event_failure
 from antiphon.translation.usage import add_usage, usage_object
+from antiphon.translation.values import ChatTranslation, Ending
 from antiphon.types.json import encode
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, header_value

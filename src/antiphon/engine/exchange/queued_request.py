@@ -8,6 +8,7 @@ Invariant: what is wrong with a request is told now, not by a response that fail
 
 from __future__ import annotations
 
+from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
 from antiphon.engine.exchange.job_needs import job_needs
 from antiphon.engine.exchange.queueing import (
@@ -21,7 +22,7 @@ from antiphon.engine.exchange.queueing import (
 )
 from antiphon.engine.exchange.served_request import ExchangeCore
 from antiphon.engine.exchange.states import State
-from antiphon.engine.exchange.translated_request import Asked, TranslatedRequest
+from antiphon.engine.exchange.translated_request import TranslatedRequest
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead
 from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.prompt_template import pin_prompt

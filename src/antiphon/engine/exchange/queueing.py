@@ -20,11 +20,12 @@ from antiphon.engine.ports.actions import Enqueue, RequestHead, ResponseRecord, 
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import InvalidRequest, Unavailable
 from antiphon.sealing import Sealer
-from antiphon.types.json import ABSENT, encode, given
+from antiphon.types.json import encode, given
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import Response
 from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
+from antiphon.types.views import QueuedCredentials
 
 _JOB = "job"
 
@@ -148,15 +149,10 @@ def _is_secret(name: str) -> bool:
     return any(part in name for part in _SECRETS)
 
 
-class _Opening(msgspec.Struct):
-    authorization: str | None = None
-    headers: Raw = ABSENT
-
-
 def _opens(tool: Tool) -> bool:
     """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
     try:
-        found = msgspec.json.decode(tool.source, type=_Opening)
+        found = msgspec.json.decode(tool.source, type=QueuedCredentials)
     except msgspec.DecodeError:
         return True
     return bool(found.authorization) or (given(found.headers) and bytes(found.headers) != b"{}")

@@ -14,8 +14,8 @@ from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, Sto
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.compaction import Named
 from antiphon.translation.file_urls import file_ids, file_urls, stored_file_ids, stored_file_urls
-from antiphon.translation.prompt_template import PromptReference, PromptTemplate
 from antiphon.translation.read_request import missing_input
+from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse
 

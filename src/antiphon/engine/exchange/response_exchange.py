@@ -14,6 +14,7 @@ its terminal event is sent; after `Finish` nothing is asked for any more.
 
 from __future__ import annotations
 
+from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.compacted_conversation import CompactedConversation
 from antiphon.engine.exchange.counted_request import CountedRequest
@@ -27,7 +28,7 @@ from antiphon.engine.exchange.replayed_response import ReplayedResponse
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, refused_for
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
-from antiphon.engine.exchange.translated_request import TranslatedRequest, Wishes, read_asked
+from antiphon.engine.exchange.translated_request import TranslatedRequest, read_asked
 from antiphon.engine.exchange.unread_request import UnreadRequest
 from antiphon.engine.ports.actions import (
     Action,
@@ -45,8 +46,9 @@ from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.translation.prompt_template import PromptNotLoaded, PromptTemplate
+from antiphon.translation.prompt_template import PromptNotLoaded
 from antiphon.translation.read_request import read_model
+from antiphon.translation.values import PromptTemplate
 from antiphon.types.transport import (
     LOCAL_REPLY,
     TRIED_HEADER,

@@ -42,9 +42,9 @@ from antiphon.ids import Clock, IdFactory
 from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
-from antiphon.translation.read_request import Manner
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.views import Manner
 
 
 class ExchangeCore:

@@ -18,9 +18,9 @@ from msgspec import UNSET, Raw
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
-from antiphon.translation.answer_ending import Ending
 from antiphon.translation.call_items import CALLS, OUTPUTS
 from antiphon.translation.hosted_items import HOSTED, known_id
+from antiphon.translation.values import Ending
 from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import ABSENT, encode, first, given, text_of
 from antiphon.types.response import Response, ResponseError

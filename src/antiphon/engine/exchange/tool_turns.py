@@ -49,6 +49,7 @@ from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
 from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
+from antiphon.types.views import CodeArguments
 
 _PREFIXES = {
     CallKind.FILE_SEARCH: "fs",
@@ -60,10 +61,6 @@ _PREFIXES = {
 _LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
 _UNKNOWN = "This tool does not exist."
-
-
-class _Arguments(msgspec.Struct):
-    code: str = ""
 
 
 class ToolTurns:
@@ -331,7 +328,7 @@ class ToolTurns:
             item = WebSearchCall(id=item_id, status=status)
         elif target.kind is CallKind.CODE_INTERPRETER:
             try:
-                code = msgspec.json.decode(arguments, type=_Arguments).code
+                code = msgspec.json.decode(arguments, type=CodeArguments).code
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 code = arguments
             item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")

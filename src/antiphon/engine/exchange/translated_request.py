@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from msgspec import Struct
-
+from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.compaction_turn import is_too_long
 from antiphon.engine.exchange.declared_tools import hosted_tools
@@ -35,39 +34,21 @@ from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.sealing import Sealer, is_sealed
-from antiphon.translation.builder import BuilderOptions, ResponseBuilder
-from antiphon.translation.chat_messages import ItemSources
-from antiphon.translation.chat_request import ChatTranslation, translate_request
+from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.chat_request import translate_request
 from antiphon.translation.compaction import Named, expand_compactions
 from antiphon.translation.configuration import read_updates
 from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.parameters import allow_fields
-from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.prompt_template import PromptTemplate
-from antiphon.translation.read_request import Manner, read_request
+from antiphon.translation.read_request import read_request
 from antiphon.translation.tool_map import HostedFunction
+from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
-
-
-class Wishes(Struct, frozen=True):
-    """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
-
-    generate: bool = True
-    error_events: bool = True
-
-
-class Asked(Struct, frozen=True):
-    """A body that was read, and where its model is. `queued`: it is run now, as the response that was queued."""
-
-    request: CreateResponse
-    route: ModelRoute
-    profile: UpstreamProfile
-    wishes: Wishes
-    queued: QueuedResponse | None = None
+from antiphon.types.views import Manner
 
 
 def read_asked(

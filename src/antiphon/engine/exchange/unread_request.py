@@ -11,8 +11,9 @@ from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.request_context import prompt_of
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
 from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, RequestHead
-from antiphon.translation.prompt_template import PromptReference, PromptTemplate
-from antiphon.translation.read_request import Manner, read_manner
+from antiphon.translation.read_request import read_manner
+from antiphon.translation.values import PromptReference, PromptTemplate
+from antiphon.types.views import Manner
 
 
 class UnreadRequest(ServedRequest):

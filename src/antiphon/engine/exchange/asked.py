@@ -1,0 +1,32 @@
+"""What an exchange was asked, once its body was read.
+
+Lives here: the values. Not here: reading them (`translated_request.py`).
+
+msgspec makes these classes of their annotations at run time, so they stand in a module that is never compiled.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from antiphon.engine.exchange.model_routes import ModelRoute
+from antiphon.engine.exchange.queueing import QueuedResponse
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.types.request import CreateResponse
+
+
+class Wishes(Struct, frozen=True):
+    """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
+
+    generate: bool = True
+    error_events: bool = True
+
+
+class Asked(Struct, frozen=True):
+    """A body that was read, and where its model is. `queued`: it is run now, as the response that was queued."""
+
+    request: CreateResponse
+    route: ModelRoute
+    profile: UpstreamProfile
+    wishes: Wishes
+    queued: QueuedResponse | None = None
