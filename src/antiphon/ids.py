@@ -3,7 +3,11 @@
 Lives here: `IdFactory` and `Clock` (what the pure core is given) and their real implementations. Not here: the
 fixed twins that tests use (`tests/support`).
 
-Invariant: an id is a type prefix plus at least 128 random bits, of `[A-Za-z0-9_]`, at most 64 characters.
+Ids begin with the time, as OpenAI's do, so that those made one after the other stand side by side in a database's
+indexes: a group of writes then changes a few pages, where ids that are random from the start change a page for each.
+
+Invariant: an id is a type prefix plus at least 128 random bits, of `[A-Za-z0-9_]`, at most 64 characters; the time in
+it is for nobody to read.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ _ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id, `prefix_` and 48 hexadecimal digits (192 random bits)."""
-    return f"{prefix}_{os.urandom(24).hex()}"
+    """A fresh id, `prefix_` and 48 hexadecimal digits: 12 of the milliseconds since the epoch, 36 random (144 bits)."""
+    return f"{prefix}_{int(time.time() * 1000):012x}{os.urandom(18).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:
