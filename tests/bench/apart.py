@@ -22,10 +22,9 @@ from typing import Any
 from antiphon.commands.children import ParentPipe
 from tests.bench import cpu
 from tests.bench.load import Job
-from tests.bench.report import Values
 from tests.bench.rounds import BURST, say
 from tests.bench.stall import longest_turns
-from tests.bench.variants import CHAT, Process, Variant, start_variant
+from tests.bench.variants import CHAT, Process, Values, Variant, start_variant
 
 Apart = dict[str, dict[str, Values]]
 """By section (`start`, `turns`, `workers`, `generators`), row and figure."""
@@ -72,7 +71,6 @@ async def _starts(folder: Path, transport: str) -> Values:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "antiphon", "extproc", "--data", str(data), "--transport", transport),
-            *("--log-level", "warning"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -105,11 +103,11 @@ async def _rates(load: Process, variant: Variant, seconds: float) -> Values:
     ):
         rates, spent = [], {"sidecar": 0.0, "envoy": 0.0}
         for _ in range(3):
-            before = {"sidecar": cpu.cpu_seconds(variant.sidecar), "envoy": cpu.cpu_seconds(variant.envoy)}
+            before = variant.cpu_seconds()
             answer = await _ask(load, variant, model, chunks, connections, seconds)
             rates.append(answer["chunks_per_second"] or answer["requests_per_second"])
-            spent["sidecar"] += cpu.cpu_seconds(variant.sidecar) - before["sidecar"]
-            spent["envoy"] += cpu.cpu_seconds(variant.envoy) - before["envoy"]
+            for part, now in variant.cpu_seconds().items():
+                spent[part] += now - before[part]
         found[key] = statistics.median(rates)
         for part, used in spent.items():
             found[f"{key}_{part}_cores"] = used / (3 * seconds)

@@ -16,11 +16,12 @@ import subprocess
 import urllib.error
 import urllib.request
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from antiphon.commands.children import ParentPipe
-from tests.bench import cpu
 from tests.bench.rounds import say
 from tests.bench.variants import RESPONSES, Process, Protocol, Variant
 
@@ -40,23 +41,43 @@ litellm_settings:
 """
 
 
-async def start_peer(given: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
-    """The peer of one `--peer`: `litellm`, or `NAME=URL` (`http://HOST:PORT/v1`) of one that uses some upstream."""
+def read_pids(given: Sequence[str]) -> dict[str, list[int]]:
+    """The process ids of peers by name, of every `--peer-pids NAME=PID,…`."""
+    found = {}
+    for one in given:
+        name, _, pids = one.partition("=")
+        try:
+            found[name] = [int(pid) for pid in pids.split(",")]
+        except ValueError:
+            raise SystemExit(f"bench: --peer-pids {one}: write NAME=PID, or NAME=PID,PID,…") from None
+        for pid in found[name]:
+            if not Path(f"/proc/{pid}").is_dir():
+                raise SystemExit(f"bench: --peer-pids {one}: no process has the id {pid}")
+    return found
+
+
+async def start_peer(
+    given: str, upstream: int, folder: Path, pipe: ParentPipe, pids: Mapping[str, list[int]] = MappingProxyType({})
+) -> Variant:
+    """The peer of one `--peer`: `litellm`, or `NAME=URL` (`http://HOST:PORT/v1`) of one that uses some upstream.
+
+    `pids`: of those that run already, by name; what these processes and all below them work is the peer's CPU time.
+    """
     name, _, url = given.partition("=")
     if url:
-        return _running(name, url)
+        return _running(name, url, pids.get(name, []))
     if name != "litellm":
         raise SystemExit(f"bench: --peer {given}: write NAME=URL, or litellm")
     await asyncio.to_thread(_install)
     return await _start_litellm(upstream, folder, pipe)
 
 
-def _running(name: str, url: str) -> Variant:
+def _running(name: str, url: str, pids: list[int]) -> Variant:
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost") or not parts.port:
         raise SystemExit(f"bench: --peer {name}: {url} is not http://127.0.0.1:PORT/…")
     protocol = Protocol(f"{parts.path.rstrip('/')}/responses", RESPONSES.markers, RESPONSES.fields)
-    return Variant(name, protocol, parts.port, peer=True)
+    return Variant(name, protocol, parts.port, peer=True, sidecar=pids)
 
 
 def _install() -> None:
@@ -107,7 +128,7 @@ async def _start_litellm(upstream: int, folder: Path, pipe: ParentPipe) -> Varia
         port,
         peer=True,
         processes=[process],
-        sidecar=[process.pid, *cpu.children(process.pid)],
+        sidecar=[process.pid],
     )
 
 

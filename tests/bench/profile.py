@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from antiphon.commands.children import ParentPipe
+from tests.bench import cpu
 from tests.bench.load import Job
 from tests.bench.variants import Process, start_variant
 
@@ -49,9 +50,12 @@ async def _run(given: argparse.Namespace) -> int:
                     stagger=0.0,
                 )
                 asked = asyncio.ensure_future(load.ask(json.dumps(job)))
+                before = {pid: cpu.cpu_seconds([pid]) for pid in variant.sidecar}
                 await asyncio.sleep(_WARM_SECONDS)
+                # The one that serves, not its parent.
+                busiest = max(before, key=lambda pid: cpu.cpu_seconds([pid]) - before[pid])
                 sampler = await asyncio.create_subprocess_exec(
-                    *("py-spy", "record", "--pid", str(variant.sidecar[0]), "--duration", str(int(given.seconds))),
+                    *("py-spy", "record", "--pid", str(busiest), "--duration", str(int(given.seconds))),
                     *("--gil", "--rate", "500", "--format", given.format, "--output", str(given.output)),
                 )
                 status = await sampler.wait()

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
-from tests.bench.variants import LABELS
-
-Values = dict[str, float]
+from tests.bench.variants import LABELS, Values
 
 _TAILS = ("first_event_p999", "under_way_p999")
+_QUANTILES = ("p50", "p99", "p999")
 
 
 class Result(TypedDict):
@@ -39,10 +38,13 @@ def tables(result: Result) -> str:
     machine, settings = result["machine"], result["settings"]
     parts = [
         f"{settings['rounds']} rounds, {settings['seconds']:g} s a measurement; {machine['cores']} cores, "
-        f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores",
+        f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores; "
+        "log level info, into a pipe",
         _latency(result),
         _rates(result, streams),
         _waits(result, streams),
+        _streamed(result, streams),
+        _stored(result, streams),
         _others(result),
         _ratios(result, streams),
         *_apart(result),
@@ -130,28 +132,65 @@ def _waits(result: Result, streams: list[int]) -> str:
     )
 
 
+def _streamed(result: Result, streams: list[int]) -> str:
+    """What a client of a stream waits for."""
+    head = ["streams with a chunk each 20 ms: ms, p50 / p99 / p99.9"]
+    for number in streams:
+        head += [f"first event, {number}", f"between events, {number}", f"chunk under way, {number}"]
+    rows = []
+    for name, values in result["median"].items():
+        cells = [_three(values, f"{key}_{number}") for number in streams for key in ("first_event", "gap", "under_way")]
+        if any(cell != "-" for cell in cells):
+            rows.append([_label(name), *cells])
+    return _table(head, rows)
+
+
+def _three(values: Values, key: str) -> str:
+    cells = [_figure({"v": values[one] / 1000}, "v", 2) if (one := f"{key}_{q}") in values else "-" for q in _QUANTILES]
+    return " / ".join(cells) if any(cell != "-" for cell in cells) else "-"
+
+
+def _stored(result: Result, streams: list[int]) -> str:
+    """`store: true`, which is the API's default, beside `store: false`."""
+    many = [number for number in streams if number > 1]
+    head = ["`store: false` / `store: true`"]
+    head += [f"JSON requests/s, {number} at once" for number in many]
+    head += [f"chunks/s in bursts, {number} streams" for number in many]
+    head += ["CPU µs per request, all of Antiphon / Envoy", "the same, stored"]
+    rows = []
+    for name, values in result["median"].items():
+        if not any(key.startswith("stored_") for key in values) and name not in ("envoy", "echo"):
+            continue
+        spent = result["cpu_us_per_chunk"][name]
+        keys = [f"requests_{number}" for number in many] + [f"chunks_{number}" for number in many]
+        cells = [f"{_figure(values, key)} / {_figure(values, f'stored_{key}')}" for key in keys]
+        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 0) for kind in ("json", "stored")]
+        rows.append([_label(name), *cells, *costs])
+    return _table(head, rows)
+
+
 def _others(result: Result) -> str:
     """Everything that is not short requests and text."""
     head = [
         "variant",
         "requests of 100 KB/s",
         "requests of 5 MB/s",
-        "stored requests/s, 16 at once",
-        "with 20 turns of history",
+        "stored requests/s behind 20 turns of history, 16 at once",
         "tool argument chunks/s, 16 streams",
         "reasoning chunks/s, 16 streams",
-        "CPU µs per request, sidecar / Envoy",
-        "per tool chunk",
+        "CPU µs per tool chunk, sidecar / Envoy",
         "per reasoning chunk",
+        "CPU ms per request of 5 MB",
         "first event, ms, p99.9",
         "chunk under way, ms, p99.9",
         "the same beside 5 MB requests, ms, p50 / p99 / max (alone)",
     ]
-    rates = ("size_100000", "size_5000000", "stored", "chained", "tools", "reasoning")
+    rates = ("size_100000", "size_5000000", "chained", "tools", "reasoning")
     rows = []
     for name, values in result["median"].items():
         spent = result["cpu_us_per_chunk"][name]
-        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("json", "tools", "reasoning")]
+        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("tools", "reasoning")]
+        costs.append(_pair(spent, "large sidecar", "large envoy", 1000, 1))
         tails = [_figure({"v": values[key] / 1000}, "v", 2) if key in values else "-" for key in _TAILS]
         rows.append([_label(name), *(_figure(values, key) for key in rates), *costs, *tails, _stalled(values)])
     return _table(head, rows)

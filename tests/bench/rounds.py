@@ -18,8 +18,8 @@ from typing import Any
 
 from tests.bench import cpu
 from tests.bench.load import Job
-from tests.bench.report import Values
-from tests.bench.variants import Process, Variant
+from tests.bench.machine import Watch
+from tests.bench.variants import Process, Values, Variant
 
 BURST = 100
 PACED_STREAMS = 8
@@ -28,6 +28,9 @@ _SIZES = (100_000, 5_000_000)
 _KINDS = ("tools", "reasoning")
 _PACED = 40
 _STALLED_STREAMS = 4
+_PACE_MS = 20
+# A quantile of fewer samples than this is the largest by another name.
+_ENOUGH = {"p50": 1, "p99": 100, "p999": 1000}
 _SATURATED_STREAMS = 200
 _LARGEST = 5_000_000
 # A peer takes seconds for what the others do in one; it is asked what its comparison needs, and is given time.
@@ -54,6 +57,8 @@ class Bench:
         self.rounds: list[dict[str, Values]] = []
         self.memory: dict[str, Values] = {}
         self.complaints: list[str] = []
+        self.others: list[float] = []
+        """Of each round, the share of the cores that other programs took."""
         self._spent: dict[str, Values] = {variant.name: {} for variant in variants}
 
     async def measure(self) -> None:
@@ -73,7 +78,9 @@ class Bench:
                 say(f"no time for more than {number} rounds")
                 return
             say(f"round {number + 1} of {self._given.rounds}")
+            watch = Watch()
             await self._round()
+            self.others.append(watch.others())
             longest = max(longest, time.monotonic() - now)
 
     def processor(self) -> dict[str, Values]:
@@ -98,11 +105,15 @@ class Bench:
         for variant in ours:
             await self._paced(variant, values[variant.name])
         for streams in self._given.streams:
+            for variant in ours:
+                await self._crowd(variant, values[variant.name], streams)
+        for streams in self._given.streams:
             for variant in self._variants if streams == middle else ours:
                 await self._short(variant, values[variant.name], streams, "json" if streams == middle else None)
         for size in _SIZES:
             for variant in ours:
-                answer = await self._job(variant, "json", 0, 4, size=size)
+                cost = "large" if size == _LARGEST else None
+                answer = await self._job(variant, "json", 0, 4, size=size, cost=cost)
                 values[variant.name][f"size_{size}"] = answer["requests_per_second"]
         for variant in ours:
             await self._stalled(variant, values[variant.name])
@@ -133,6 +144,16 @@ class Bench:
         for key in ("under_way", "gap"):
             _latency(values, key, answer)
 
+    async def _crowd(self, variant: Variant, values: Values, streams: int) -> None:
+        """What a client waits for, at this many streams: the first event, then each next one."""
+        model = f"paced-{_PACED}-{_PACE_MS}ms"
+        answer = await self._job(variant, model, _PACED, streams, stamps=True)
+        for key in ("first_event", "gap", "under_way"):
+            found = answer[f"{key}_us"]
+            for quantile, enough in _ENOUGH.items():
+                if found["n"] >= enough:
+                    values[f"{key}_{streams}_{quantile}"] = found[quantile]
+
     async def _short(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
         """Small requests, answers in JSON."""
         answer = await self._job(variant, "json", 0, streams, cost=cost)
@@ -140,11 +161,21 @@ class Bench:
         _latency(values, f"whole_{streams}", answer, "whole")
 
     async def _stored(self, variant: Variant, values: Values) -> None:
-        """The same, stored; and behind a history."""
-        if variant.chain:
-            for key, more in (("stored", {}), ("chained", {"previous_response_id": variant.chain})):
-                answer = await self._job(variant, "json", 0, 16, more={"store": True, **more})
-                values[key] = answer["requests_per_second"]
+        """The same requests and streams, stored; and requests behind a history."""
+        if not variant.chain:
+            return
+        middle = _middle(self._given.streams)
+        for streams in self._given.streams:
+            if streams > 1:
+                cost = "stored" if streams == middle else None
+                answer = await self._job(variant, "json", 0, streams, cost=cost, more={"store": True})
+                values[f"stored_requests_{streams}"] = answer["requests_per_second"]
+                model = f"burst-{BURST}"
+                answer = await self._job(variant, model, BURST, streams, more={"store": True})
+                values[f"stored_chunks_{streams}"] = answer["chunks_per_second"]
+        more = {"store": True, "previous_response_id": variant.chain}
+        answer = await self._job(variant, "json", 0, 16, more=more)
+        values["chained"] = answer["requests_per_second"]
 
     async def _burst(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
         """Streams as fast as the path takes them; many chunks come in one read."""
@@ -224,17 +255,16 @@ class Bench:
             # Paced streams that begin together would all send at the same moment.
             stagger=0.01 / connections if model.startswith("paced") else 0.0,
         )
-        parts = {"sidecar": variant.sidecar, "envoy": variant.envoy}
-        before = {part: cpu.cpu_seconds(pids) for part, pids in parts.items() if pids}
+        before = variant.cpu_seconds() if cost else {}
         async with asyncio.timeout(seconds + grace + 10):
             answer: dict[str, Any] = json.loads(await self._loads[load].ask(json.dumps(job)))
         if cost:
             spent = self._spent[variant.name]
             # What a cost is divided by: chunks, or requests where there are none.
             spent[f"{cost} chunks"] = spent.get(f"{cost} chunks", 0) + (answer["chunks"] or answer["requests"])
-            for part, was in before.items():
+            for part, now in variant.cpu_seconds().items():
                 key = f"{cost} {part}"
-                spent[key] = spent.get(key, 0.0) + cpu.cpu_seconds(parts[part]) - was
+                spent[key] = spent.get(key, 0.0) + now - before[part]
         if answer["errors"]:
             what = f"{variant.name}, {model}, {connections} connections: {answer['errors']} errors of "
             self.complaints.append(f"{what}{answer['requests']} requests, the first: {answer['complaint']}")

@@ -29,15 +29,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from antiphon.commands.children import ParentPipe
-from tests.bench import cpu
 from tests.bench.apart import Apart, measure_apart
-from tests.bench.peers import start_peer
-from tests.bench.report import Result, Values, tables
+from tests.bench.machine import QUIET, Watch
+from tests.bench.peers import read_pids, start_peer
+from tests.bench.report import Result, tables
 from tests.bench.rounds import BURST, PACED_STREAMS, Bench, say
 from tests.bench.targets import judge, targets_table
-from tests.bench.variants import LABELS, Process, start_variant
+from tests.bench.variants import LABELS, Process, Values, start_variant, usual
 
 _DESCRIPTORS = 65_536
+_LOOK_SECONDS = 3.0
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -46,9 +47,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="length of one measurement (default 0.9; 0.4 with --quick)")
     parser.add_argument("--quick", action="store_true", help="one short round: do the variants work, roughly how fast")
     parser.add_argument("--streams", default="1,16,200", help="numbers of connections for the rates")
-    parser.add_argument("--only", default=",".join(LABELS), help=f"which variants, of {','.join(LABELS)}")
+    parser.add_argument("--only", default=",".join(usual()), help=f"which variants, of {','.join(LABELS)}")
     parser.add_argument(
-        "--limit", type=float, help="seconds in which no new round begins (default 230; 50 with --quick)"
+        "--limit", type=float, help="seconds in which no new round begins (default 400; 80 with --quick)"
     )
     parser.add_argument("--open", type=int, default=1000, help="open streams for the memory of one (default 1000)")
     parser.add_argument(
@@ -58,6 +59,18 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=URL",
         help="compare with this server too; `litellm` is installed into .peers and started",
     )
+    parser.add_argument(
+        "--peer-pids",
+        action="append",
+        default=[],
+        metavar="NAME=PID,…",
+        help="the processes of a peer that runs already: what they and all below them work is its CPU time",
+    )
+    parser.add_argument(
+        "--idle",
+        action="store_true",
+        help=f"print no figure when other programs take more than {QUIET:.0%} of the cores, before or meanwhile",
+    )
     parser.add_argument("--workers", default="1,2", help="numbers of sidecar processes behind one Envoy; empty: none")
     parser.add_argument("--no-apart", action="store_true", help="only the rounds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the main figures (PNG)")
@@ -65,7 +78,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.rounds = given.rounds or (1 if given.quick else 3)
     given.seconds = given.seconds or (0.4 if given.quick else 0.9)
-    given.limit = given.limit or (50.0 if given.quick else 230.0)
+    given.limit = given.limit or (80.0 if given.quick else 400.0)
     given.open_seconds = 1.5 if given.quick else 3.0
     given.workers = [int(number) for number in given.workers.split(",") if number]
     given.no_apart = given.no_apart or given.quick
@@ -73,6 +86,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.only = given.only.split(",")
     if unknown := set(given.only) - set(LABELS):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
+    given.peer_pids = read_pids(given.peer_pids)
+    if unknown := set(given.peer_pids) - {peer.partition("=")[0] for peer in given.peer}:
+        parser.error(f"--peer-pids of no --peer: {', '.join(sorted(unknown))}")
     if given.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'antiphon[bench]'")
     return given
@@ -85,12 +101,13 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
         for key in bench.rounds[0][name] if bench.rounds else ():
             samples = []
             for values in bench.rounds:
-                value = values[name].get(key)
+                # Only Antiphon stores: what it does stored is compared with what others do without.
+                value, unstored = values[name].get(key), key.removeprefix("stored_")
                 if value is None:
                     continue
                 if base is None:
                     samples.append(value)
-                elif (other := values[base].get(key)) and combine == "ratio":
+                elif (other := values[base].get(unstored)) and combine == "ratio":
                     samples.append(value / other)
                 elif other and combine == "difference":
                     samples.append(value - other)
@@ -107,6 +124,7 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
             "system": platform.platform(),
             "python": platform.python_version(),
             "others_share": others,
+            "others_share_of_rounds": bench.others,
         },
         "settings": {
             "rounds": len(bench.rounds),
@@ -129,7 +147,10 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
 
 
 async def _run(given: argparse.Namespace) -> int:
-    started, busy_before = time.monotonic(), cpu.busy_seconds()
+    started = time.monotonic()
+    if given.idle:
+        await _refuse_when_busy()
+    watch = Watch()
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
         module = (sys.executable, "-m")
@@ -151,7 +172,9 @@ async def _run(given: argparse.Namespace) -> int:
                     running.push_async_callback(variants[-1].stop)
             for number, peer in enumerate(given.peer):
                 say(f"start {peer}")
-                variants.append(await start_peer(peer, int(upstream.ready), folder / f"peer-{number}", pipe))
+                variants.append(
+                    await start_peer(peer, int(upstream.ready), folder / f"peer-{number}", pipe, given.peer_pids)
+                )
                 running.push_async_callback(variants[-1].stop)
             bench = Bench(given, loads, variants)
             # A hard end; the soft one is the check before each round.
@@ -163,14 +186,17 @@ async def _run(given: argparse.Namespace) -> int:
         apart: Apart = {}
         if not given.no_apart:
             apart = await measure_apart(int(upstream.ready), loads[0], folder, pipe, given.workers, given.seconds)
-    # By now all processes have ended, and their time is in the times of our children.
-    ours, seconds = sum(os.times()[:4]), time.monotonic() - started
-    others = (cpu.busy_seconds() - busy_before - ours) / (seconds * (os.cpu_count() or 1))
-    result = _result(bench, given, [variant.name for variant in variants], apart, max(others, 0.0))
-    print(tables(result))
-    print(targets_table(judge(result)))
+    result = _result(bench, given, [variant.name for variant in variants], apart, watch.others())
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
+    busiest = max(result["machine"]["others_share"], *bench.others)
+    if given.idle and busiest > QUIET:
+        say(
+            f"bench: other programs took {busiest:.0%} of the cores meanwhile (--idle: at most {QUIET:.0%}): no figures"
+        )
+        return 3
+    print(tables(result))
+    print(targets_table(judge(result)))
     if given.plot:
         # Heavy, and an extra.
         from tests.bench.plot import draw
@@ -178,6 +204,13 @@ async def _run(given: argparse.Namespace) -> int:
         draw(result, given.plot)
     say(f"{time.monotonic() - started:.0f} s")
     return 1 if bench.complaints else 0
+
+
+async def _refuse_when_busy() -> None:
+    watch = Watch()
+    await asyncio.sleep(_LOOK_SECONDS)
+    if (others := watch.others()) > QUIET:
+        raise SystemExit(f"bench: other programs take {others:.0%} of the cores; --idle wants at most {QUIET:.0%}")
 
 
 async def _stoppable(given: argparse.Namespace) -> int:

@@ -18,10 +18,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from antiphon.commands import guard
 from antiphon.commands.children import ParentPipe
@@ -30,11 +30,16 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
+from antiphon.translation import chat_stream
 from tests.bench import cpu
+
+Values = dict[str, float]
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
 _CHAIN = 20
+_PURE = "-pure"
+_PROCESSOR, _ROUTER = "envoy.filters.http.ext_proc", "envoy.filters.http.router"
 
 LABELS = {
     "direct": "no proxy (client to upstream)",
@@ -46,7 +51,15 @@ LABELS = {
     "drive": "Antiphon, drive",
     "drive-grpcio": "Antiphon, drive, grpc.aio",
     "http": "Antiphon, HTTP door (no Envoy)",
+    "relay-pure": "Antiphon, relay, not compiled",
+    "http-pure": "Antiphon, HTTP door, not compiled",
 }
+
+
+def usual() -> list[str]:
+    """The variants that are measured when nobody says which: both builds where Antiphon is compiled."""
+    compiled = not (chat_stream.__file__ or "").endswith(".py")
+    return [name for name in LABELS if compiled or not name.endswith(_PURE)]
 
 
 @dataclass(frozen=True)
@@ -92,26 +105,46 @@ class Process:
     handle: asyncio.subprocess.Process
     ready: str = ""
     log: Path | None = None
+    reader: asyncio.subprocess.Process | None = None
+    """Of its log lines, where they go into a pipe."""
 
     @classmethod
-    async def start(cls, log: Path, *command: str, wait: bool = True, pipe: ParentPipe | None = None) -> Process:
-        """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input."""
+    async def start(
+        cls,
+        log: Path,
+        *command: str,
+        wait: bool = True,
+        pipe: ParentPipe | None = None,
+        piped: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input.
+
+        `piped`: its log lines go into a pipe that is read, as in a container, instead of into the file itself.
+        """
         if pipe is not None:
             command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0", *command)
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
-        with log.open("wb") as errors:
+        reader = None
+        with log.open("wb") as file, contextlib.ExitStack() as ends:
+            errors: BinaryIO = file
+            if piped:
+                read_end, write_end = os.pipe()
+                source = ends.enter_context(os.fdopen(read_end, "rb"))
+                errors = ends.enter_context(os.fdopen(write_end, "wb"))
+                reader = await asyncio.create_subprocess_exec("cat", stdin=source, stdout=file, start_new_session=True)
             handle = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
-                env=plain,
+                env={**plain, **(environment or {})},
                 limit=1 << 22,
                 pass_fds=(pipe.reading,) if pipe is not None else (),
                 # Ctrl-C reaches the benchmark alone, which stops its processes in order.
                 start_new_session=True,
             )
-        self = cls(handle, log=log)
+        self = cls(handle, log=log, reader=reader)
         if wait:
             assert handle.stdout is not None
             try:
@@ -147,12 +180,19 @@ class Process:
             self.handle.stdin.close()
         for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
             if self.handle.returncode is not None:
-                return
+                break
             with contextlib.suppress(ProcessLookupError):
                 self.handle.send_signal(number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.handle.wait()
+        if self.reader is not None:
+            # It ends when nobody is left who could write.
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self.reader.wait()
+            except TimeoutError:
+                self.reader.kill()
 
 
 @dataclass
@@ -168,7 +208,14 @@ class Variant:
     """The last of a chain of stored responses, where there can be one."""
     processes: list[Process] = field(default_factory=list)
     sidecar: list[int] = field(default_factory=list)
+    """All processes but Envoy's; of a peer the topmost, and what is below them counts too."""
     envoy: list[int] = field(default_factory=list)
+
+    def cpu_seconds(self) -> Values:
+        """What each part worked so far, `sidecar` and `envoy`, where there are processes to ask."""
+        count = cpu.tree_seconds if self.peer else cpu.cpu_seconds
+        parts = {"sidecar": self.sidecar, "envoy": self.envoy}
+        return {part: count(pids) for part, pids in parts.items() if pids}
 
     async def stop(self) -> None:
         """Stop all of it, the front first."""
@@ -191,22 +238,23 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
-    door = ("--door", "http") if name == "http" else ("--mode", mode, "--transport", transport)
+    environment = {"ANTIPHON_PURE": "1"} if name.endswith(_PURE) else {}
+    door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
         *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
-        *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", "warning", *door),
+        *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), *door),
         *("--workers", str(workers)),
         pipe=pipe,
+        piped=True,
+        environment=environment,
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
     variant = Variant(name, RESPONSES, port, processes=[process])
-    for pid in cpu.children(process.pid):
-        if cpu.program(pid).startswith("envoy"):
-            variant.envoy.append(pid)
-        elif {"extproc", "serve"} & set(cpu.command_line(pid)[1:4]):
-            variant.sidecar.append(pid)
-    if not variant.sidecar or bool(variant.envoy) == (name == "http"):
+    # The parent copies its children's log lines: that is part of what a request costs.
+    for pid in (process.pid, *cpu.children(process.pid)):
+        (variant.envoy if cpu.program(pid).startswith("envoy") else variant.sidecar).append(pid)
+    if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
         await variant.stop()
         raise RuntimeError(f"{name}: its processes were not recognised")
     variant.chain = await asyncio.to_thread(_store_chain, port, _CHAIN)
@@ -229,7 +277,7 @@ def _store_chain(port: int, turns: int) -> str:
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
     """A variant's name says what it is; without a transport it is on the fast one."""
-    mode, _, transport = name.partition("-")
+    mode, _, transport = name.removesuffix(_PURE).partition("-")
     return mode, transport or "http2"
 
 
@@ -245,7 +293,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
             variant.processes.append(sidecar)
             variant.sidecar.append(sidecar.pid)
         config = folder / "envoy.yaml"
-        config.write_text(to_yaml(_plain_bootstrap(upstream, folder, with_filter=mode == "echo")))
+        config.write_text(to_yaml(plain_bootstrap(upstream, folder, with_filter=mode == "echo")))
         envoy = await Process.start(
             folder / "envoy.log",
             *(str(find_envoy(None)), "-c", str(config), "--disable-hot-restart", "--log-level", "warning"),
@@ -265,7 +313,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
     return variant
 
 
-def _plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
+def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
     """Antiphon's bootstrap with one route to the upstream, and its filter on or gone."""
     settings = Settings.model_validate(
         {"upstream": {"url": f"http://127.0.0.1:{upstream}/v1"}, "data": str(folder), "listen": "127.0.0.1:0"}
@@ -278,9 +326,10 @@ def _plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[
     for cluster in static["clusters"]:
         cluster.pop("health_checks", None)
     manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    processor, router = manager["http_filters"]
-    processor.pop("disabled", None)
-    manager["http_filters"] = [processor, router] if with_filter else [router]
+    # Without what else Antiphon's Envoy does, such as answering health checks.
+    filters = {one["name"]: one for one in manager["http_filters"]}
+    filters[_PROCESSOR].pop("disabled", None)
+    manager["http_filters"] = [filters[name] for name in ((_PROCESSOR, _ROUTER) if with_filter else (_ROUTER,))]
     for host in manager["route_config"]["virtual_hosts"]:
         host["routes"] = [route for route in host["routes"] if route.get("name") == "model/chat/completions"]
     return config

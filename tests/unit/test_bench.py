@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from tests.bench import cpu, gate, gate_instructions, gate_time, peers
+from tests.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, variants
 from tests.bench.report import Result, tables
 from tests.bench.targets import judge, targets_table
 
@@ -44,12 +47,22 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
 
 
 def test_a_limit_that_is_just_reached_is_met() -> None:
-    for value, met in ((12.0, True), (12.1, False)):
-        spent = {"relay": {"saturated sidecar": value}, "echo": {"saturated sidecar": 5.0}}
-        assert _verdicts(_result(cpu_us_per_chunk=spent))["relay, saturated, sidecar CPU per chunk"] is met
-    for value, met in ((0.75, True), (0.74, False)):
+    for value, met in ((10.0, True), (10.1, False)):
+        spent = {"relay": {"burst sidecar": value}, "echo": {"burst sidecar": 5.0}}
+        assert _verdicts(_result(cpu_us_per_chunk=spent))["relay, CPU per chunk, burst, of the no-op's"] is met
+    for value, met in ((0.67, True), (0.66, False)):
         ratio = {"relay": {"saturated": value}}
-        assert _verdicts(_result(ratio_to_echo=ratio))["relay chunks/s, saturated, of echo"] is met
+        assert _verdicts(_result(ratio_to_envoy=ratio))["relay chunks/s, saturated, of Envoy alone"] is met
+
+
+def test_stored_requests_are_judged_beside_envoys_unstored() -> None:
+    ratio = {"relay": {"requests_16": 0.2, "stored_requests_16": 0.09}}
+    spent = {"relay": {"json sidecar": 200.0, "stored sidecar": 300.0, "large sidecar": 21_000.0}}
+    found = _verdicts(_result(ratio_to_envoy=ratio, cpu_us_per_chunk=spent))
+    assert found["relay, small requests/s at 16, store: false, of Envoy alone"] is True
+    assert found["relay, small requests/s at 16, store: true, of Envoy alone"] is False
+    assert found["relay, CPU of a stored request, of an unstored one"] is True
+    assert found["relay, CPU of a request of 5 MB"] is False
 
 
 def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
@@ -68,7 +81,7 @@ def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
 def test_a_request_that_waits_for_all_others_is_a_target_missed(slow: float, met: bool | None) -> None:
     median = {"http": {"whole_200_p50": 10_000.0, "whole_200_p99": slow}}
     result = _result(median=median, cpu_us_per_chunk={"http": {}})
-    assert _verdicts(result)["tiny requests, 200 at once, http: p99 of p50"] is met
+    assert _verdicts(result)["small requests, 200 at once, http: p99 of p50"] is met
     result["settings"]["streams"] = [200]
     assert f"| Antiphon, HTTP door (no Envoy) | 10.0 / {slow / 1000:.1f} |" in tables(result)
 
@@ -91,12 +104,77 @@ def test_the_clock_sees_work_that_ticks_do_not() -> None:
     assert 0 < cpu.anonymous_bytes(os.getpid()) < cpu.rss_bytes([os.getpid()])
 
 
+def test_the_clock_sees_what_is_below_a_process_and_what_ended() -> None:
+    work = "import time\nwhile time.process_time() < 0.05: pass\nprint(flush=True)\ninput()"
+    before = cpu.tree_seconds([os.getpid()])
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert cpu.cpu_seconds([child.pid]) > 0.04
+        running = cpu.tree_seconds([os.getpid()]) - before
+    ended = cpu.tree_seconds([os.getpid()]) - before
+    # What ended is counted in steps of 10 ms.
+    assert running > 0.04 and ended > running - 0.02
+
+
+async def test_figures_are_refused_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        def others(self) -> float:
+            return machine.QUIET * 2
+
+    monkeypatch.setattr(run, "Watch", Busy)
+    monkeypatch.setattr(run, "_LOOK_SECONDS", 0.0)
+    with pytest.raises(SystemExit, match="other programs take 10% of the cores"):
+        await run._refuse_when_busy()
+    monkeypatch.setattr(Busy, "others", lambda _: machine.QUIET)
+    await run._refuse_when_busy()
+
+
+def test_others_work_is_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = iter([(0.0, 100.0, 10.0), (4.0, 108.0, 12.0)])
+
+    def turn() -> None:
+        now, busy, own = next(clocks)
+        monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: now))
+        monkeypatch.setattr(cpu, "busy_seconds", lambda: busy)
+        monkeypatch.setattr(cpu, "tree_seconds", lambda _: own)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    turn()
+    watch = machine.Watch()
+    turn()
+    assert watch.others() == pytest.approx((8 - 2) / (4 * 2))
+
+
+@pytest.mark.parametrize("given", ["x", "x=", "x=a", "x=1,", "x=999999999"])
+def test_processes_of_a_peer_are_ids_of_processes(given: str) -> None:
+    with pytest.raises(SystemExit, match="bench: --peer-pids"):
+        peers.read_pids([given])
+
+
+async def test_a_peers_processes_are_measured_with_all_below_them(tmp_path: Any) -> None:
+    pids = peers.read_pids([f"mine={os.getpid()}"])
+    peer = await peers.start_peer("mine=http://127.0.0.1:4000/v1", 1, tmp_path, cast(Any, None), pids)
+    assert set(peer.cpu_seconds()) == {"sidecar"} and peer.sidecar == [os.getpid()]
+
+
 @pytest.mark.parametrize(
     "given", ["other", "x=ftp://127.0.0.1:1", "x=http://example.org:80/v1", "x=http://127.0.0.1/v1"]
 )
 async def test_a_peer_is_named_and_local(given: str, tmp_path: Any) -> None:
     with pytest.raises(SystemExit):
         await peers.start_peer(given, 1, tmp_path, cast(Any, None))
+
+
+@pytest.mark.parametrize("with_filter", [True, False])
+def test_envoy_alone_is_a_router_and_a_route(with_filter: bool, tmp_path: Path) -> None:
+    config = variants.plain_bootstrap(1234, tmp_path, with_filter=with_filter)
+    (listener,) = config["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    names = [one["name"].rpartition(".")[2] for one in manager["http_filters"]]
+    assert names == ["ext_proc", "router"][not with_filter :]
+    routes = [route["name"] for host in manager["route_config"]["virtual_hosts"] for route in host["routes"]]
+    assert set(routes) == {"model/chat/completions"}
 
 
 async def test_a_running_peer_is_asked_where_it_says(tmp_path: Any) -> None:
