@@ -15,12 +15,13 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiohttp import web
 
 from antiphon.doors.http.exchange import make_response
+from antiphon.doors.http.gathering import GatheringTransport
 from antiphon.doors.http.masking import MaskedFrames
 from antiphon.errors import ApiError, InternalError, InvalidRequest
 
@@ -158,7 +159,7 @@ class Connection(web.RequestHandler):
         """Whether its next request is served although no more are admitted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+        super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), self._loop))
         self._door.opened(self)
         self._heard_at = self._loop.time()
         self._head_timer = self._loop.call_later(self._door.head_seconds, self._head_is_late)

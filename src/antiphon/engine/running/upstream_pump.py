@@ -15,6 +15,7 @@ import structlog
 
 from antiphon.engine.ports.actions import CallUpstream, SendHead
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
+from antiphon.engine.running.part_queue import PartQueue
 from antiphon.types.transport import UpstreamError, UpstreamFault
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +36,7 @@ class UpstreamPump:
         self._upstream = upstream
         self._call = call
         self._others = others
-        self._queue: asyncio.Queue[SendHead | bytes | UpstreamError | None] = asyncio.Queue(self._AHEAD)
+        self._queue: PartQueue[SendHead | bytes | UpstreamError | None] = PartQueue(self._AHEAD)
         self._task: asyncio.Task[None] | None = None
         # What is left of a large part, and how much was handed out since the others had their turn.
         self._rest = b""
@@ -53,12 +54,7 @@ class UpstreamPump:
             await self._others()
         if self._rest:
             return self._piece()
-        queue = self._queue
-        if queue.empty():
-            async with asyncio.timeout(seconds):
-                event = await queue.get()
-        else:
-            event = queue.get_nowait()
+        event = await self._queue.get(seconds)
         if isinstance(event, bytes):
             if len(event) > self._PIECE:
                 self._rest, self._at = event, 0
@@ -81,13 +77,13 @@ class UpstreamPump:
     async def stop(self, *, whole: bool) -> None:
         """End the call; when the answer was `whole`, what follows `[DONE]` may still be read (briefly)."""
         # A task that was cancelled holds its frames, and these hold us: whoever keeps it keeps the whole answer.
+        self._queue.close()
         task, self._task = self._task, None
         if task is None or task.done():
             return
         try:
             if whole:
-                while not self._queue.empty():
-                    self._queue.get_nowait()
+                self._queue.clear()
                 await asyncio.wait({task}, timeout=0.05)
         finally:
             # Also when we are cancelled while we wait: Envoy ends its call as soon as it has the answer's end.
