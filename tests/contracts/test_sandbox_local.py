@@ -311,14 +311,16 @@ async def test_nothing_of_ours_is_inside(sandbox: LocalSandbox, monkeypatch: pyt
             "print('sk-secret' in str(dict(os.environ)), sorted(n for n in sys.modules if 'antiphon' in n))\n"
             "found = []\n"
             "for n in range(4096):\n"
-            "    try: found.append((n, os.fstat(n).st_mode >> 12))\n"
+            "    try: found.append([n, os.fstat(n).st_mode >> 12, os.fstat(n).st_ino])\n"
             "    except OSError: pass\n"
             "print(found)",
         )
     first, second = run.output.splitlines()
     assert first == "False []"
+    # libffi, which `ctypes` needs, may keep its own file open for reading.
+    itself = {path.stat().st_ino for path in Path("/usr/lib").rglob("libffi.so*")}
+    kinds = {number: kind for number, kind, inode in json.loads(second) if kind != 8 or inode not in itself}
     # /dev/null, twice our output, the two ends of what it is told by: no file, no socket of ours.
-    kinds = dict(json.loads(second.replace("(", "[").replace(")", "]")))
     assert kinds.pop(0) == 2 and set(kinds.values()) <= {1, 12} and len(kinds) == 4, kinds
 
 

@@ -135,7 +135,8 @@ def test_what_codex_asks_is_recorded() -> None:
             try:
                 answer = urllib.request.urlopen(request, timeout=30).read()
             except urllib.error.HTTPError as error:
-                answer = error.read()
+                with error:
+                    answer = error.read()
     assert b"response.completed" in answer
     assert [route for route, _ in asked] == ["GET /models", "POST /responses"]
     reading = Reading("codex", "1", "")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from antiphon.commands.start_warnings import (
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
+from antiphon.commands.upstream_identity import certificate_advice
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from tests.support.certificates import Authority
@@ -105,6 +107,34 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
     ((event, fields),) = log.lines
     assert event == "upstream_lists_no_models" and fields["problem"].startswith("HTTP 404")
     assert fields["advice"].startswith("is the prefix of upstreams.other.url right (…/v1)?")
+
+
+@pytest.mark.parametrize(
+    ("refused", "advice"),
+    [
+        ("certificate has expired", "renew it"),
+        ("Missing Authority Key Identifier", "Python 3.13 and newer ask for"),
+        ("Path length given without key usage keyCertSign", "Python 3.13 and newer ask for"),
+        ("unable to get local issuer certificate", "name its authorities with upstream.ca_file"),
+    ],
+)
+def test_what_to_do_about_a_certificate(refused: str, advice: str) -> None:
+    assert advice in certificate_advice(f"certificate verify failed: {refused}", "upstream")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="older Pythons take such a certificate")
+async def test_a_certificate_that_lacks_what_newer_pythons_ask_for(log: _Log, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    unnamed = authority.sign("server", named=False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(unnamed.cert, unnamed.key)
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        upstream = {"url": url, "ca_file": str(authority.ca)}
+        async with asking_upstreams(Settings.model_validate({"upstream": upstream})):
+            await until(lambda: bool(log.lines))
+    assert [fields["advice"] for _, fields in log.lines] == [certificate_advice("certificate: key usage", "upstream")]
 
 
 async def test_an_expired_certificate_is_to_be_renewed(

@@ -15,6 +15,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+_MAY_SIGN = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=True,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True)
 class Signed:
@@ -35,21 +47,27 @@ class Authority:
         self._cert = (
             _begin(subject, subject, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_MAY_SIGN, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(self._cert.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, days: float = 1) -> Signed:
-        """A certificate for `localhost` and 127.0.0.1, called `name`, good for so many days from now."""
+    def sign(self, name: str, *, days: float = 1, named: bool = True) -> Signed:
+        """A certificate for `localhost` and 127.0.0.1, called `name`, good for so many days from now.
+
+        Not `named`: it does not say whose key signed it, which Python takes before 3.13 alone."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        cert = (
-            _begin(subject, self._cert.subject, key, days)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(self._key, hashes.SHA256())
+        begun = _begin(subject, self._cert.subject, key, days).add_extension(
+            x509.SubjectAlternativeName(names), critical=False
         )
+        if named:
+            authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            begun = begun.add_extension(authority, critical=False)
+        cert = begun.sign(self._key, hashes.SHA256())
         files = Signed(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         files.cert.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
         files.key.write_bytes(

@@ -27,6 +27,9 @@ _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 _PORTS = {11434: "Ollama", 8000: "vLLM", 8080: "llama.cpp", 1234: "LM Studio", 30000: "SGLang", 3000: "TGI"}
 
+# As OpenSSL says what RFC 5280 demands and older Pythons did not look for.
+_ASKED_FOR_NOW = ("Key Identifier", "Basic Constraints", "key usage")
+
 PREFIX_QUESTION = "is the prefix of upstream.url right (…/v1)?"
 """What is asked where a path of the API is not found: some servers just have no list of models."""
 
@@ -56,6 +59,8 @@ def certificate_advice(failure: str, section: str) -> str:
         return ""
     if "expired" in failure:
         return "the certificate has expired: renew it at the server"
+    if any(word in failure for word in _ASKED_FOR_NOW):
+        return "Python 3.13 and newer ask for what this certificate, or its authority's, lacks: make it anew with that"
     return f"name its authorities with {section}.ca_file, or its real host name with {section}.host"
 
 
