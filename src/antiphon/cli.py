@@ -204,9 +204,9 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
-    parsed = make_parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
+    """Run a command; returns the exit status. `parser`: one of `make_parser` that is there already."""
+    parsed = (parser or make_parser()).parse_args(arguments)
     # Before any command imports structlog.
     import_module("antiphon.plain_structlog")
     module = import_module(f"antiphon.commands.{parsed.command.replace('-', '_')}")
@@ -226,3 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return int(status)
+
+
+def serve_forks() -> int:
+    """The process of `antiphon up` that forks its workers; the exit status, in a worker that worker's."""
+    from antiphon.commands import fork_server
+
+    return fork_server.serve(sys.argv[1:], make_parser, main)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import invalidate_caches
 from pathlib import Path
 
-from antiphon.app.extensions import extensions
+from antiphon.app import extensions
 
 EXAMPLE = Path(__file__).parent.parent / "example_extension"
 
@@ -42,12 +42,17 @@ def installed(folder: Path) -> Iterator[None]:
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     invalidate_caches()
-    extensions.cache_clear()
+    _forget()
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        extensions.cache_clear()
+        _forget()
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
                 del sys.modules[name]
+
+
+def _forget() -> None:
+    extensions.installed.cache_clear()
+    extensions.extensions.cache_clear()

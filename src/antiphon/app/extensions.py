@@ -46,6 +46,13 @@ class Extension:
 
 
 @lru_cache(maxsize=1)
+def installed() -> tuple[EntryPoint, ...]:
+    """Those that are for us; nothing of them is loaded. Finding them means looking into every package there is."""
+    everybodys = entry_points()
+    return tuple(entry for group in _GROUPS.values() for entry in everybodys.select(group=group))
+
+
+@lru_cache(maxsize=1)
 def extensions() -> tuple[Extension, ...]:
     """All that is installed, by kind and name. Raises `ConfigError` for one that cannot be used."""
     found = [
@@ -81,7 +88,9 @@ def make_extension_tools() -> Iterator[Tool]:
 
 
 def _of_group(kind: Literal["tool", "profile"], group: str) -> Iterator[Extension]:
-    for entry in entry_points(group=group):
+    for entry in installed():
+        if entry.group != group:
+            continue
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
         one = Extension(kind, entry.name, package, None)
         if entry.name in (_TYPES if kind == "tool" else PROFILES):

@@ -80,7 +80,8 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
     )
 
 
-def _plain_environment() -> dict[str, str]:
+def plain_environment() -> dict[str, str]:
+    """This process' own without settings, and so without secrets."""
     # What a service manager is told, the parent tells.
     ours = (name for name in os.environ if not name.startswith("ANTIPHON_") and name != "NOTIFY_SOCKET")
     return {name: os.environ[name] for name in ours}
@@ -88,7 +89,7 @@ def _plain_environment() -> dict[str, str]:
 
 def worker_environment(settings: Settings) -> dict[str, str]:
     """Secrets travel in the environment, never in files or arguments."""
-    return {**_plain_environment(), **secret_environment(settings)}
+    return {**plain_environment(), **secret_environment(settings)}
 
 
 def envoy_environment(settings: Settings) -> dict[str, str]:
@@ -97,7 +98,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
     secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
     secrets |= {header_variable(name): value for name, value in settings.tracing.headers.items()}
     given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
-    return {**_plain_environment(), **given}
+    return {**plain_environment(), **given}
 
 
 def _at(settings: Settings, path: tuple[str, ...]) -> Any:

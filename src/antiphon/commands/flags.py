@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -82,11 +83,16 @@ def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> 
 
 def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
     """The type and the default of a setting."""
-    section: Any = Settings()
+    section: Any = _defaults()
     for name in path[:-1]:
         section = getattr(section, name)
     default = getattr(section, path[-1])
     return type(section).model_fields[path[-1]].annotation, default
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Settings:
+    return Settings()
 
 
 def _choices(kind: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """Run a program that ends when its parent does, however that ends.
 
-Lives here: the few lines between `fork` and `exec`. Run as a file, not imported: `python guard.py PIPE SECONDS PROGRAM
-ARGS…`.
+Lives here: the few lines between `fork` and `exec`. Run as a file: `python guard.py PIPE SECONDS PROGRAM ARGS…`. A
+program that is forked and not executed (`fork_server.py`) imports the two halves of it.
 
 PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM (its process id,
 output and exit status are the program's own); a small fork of it watches the pipe, sees its end when the parent is
@@ -25,16 +25,17 @@ _LOOK_SECONDS = 10.0
 def main() -> NoReturn:
     pipe, seconds, program = int(sys.argv[1]), float(sys.argv[2]), os.getpid()
     if os.fork() == 0:
-        _tell_at_the_parents_end(signal.SIGKILL)
-        _watch(pipe, seconds, program)
-    _tell_at_the_parents_end(signal.SIGTERM if seconds else signal.SIGKILL)
+        tell_at_the_parents_end(signal.SIGKILL)
+        watch(pipe, seconds, program)
+    tell_at_the_parents_end(signal.SIGTERM if seconds else signal.SIGKILL)
     if not seconds:
         os.close(pipe)
     os.execv(sys.argv[3], sys.argv[3:])
 
 
-def _tell_at_the_parents_end(number: int) -> None:
-    """Where there is no such thing, the fork is what helps; and where the parent is gone already, too."""
+def tell_at_the_parents_end(number: int) -> None:
+    """Have the system send this signal then. Where there is no such thing, the fork is what helps; and where the parent
+    is gone already, too."""
     try:
         import ctypes
 
@@ -43,7 +44,8 @@ def _tell_at_the_parents_end(number: int) -> None:
         pass
 
 
-def _watch(pipe: int, seconds: float, program: int) -> NoReturn:
+def watch(pipe: int, seconds: float, program: int) -> NoReturn:
+    """Kill the program so many seconds after the end of the pipe; end when it ends."""
     # The program's output ends with the program: a copy held here would keep its reader waiting.
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):

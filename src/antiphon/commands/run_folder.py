@@ -48,8 +48,11 @@ def run_folder(data: Path) -> Iterator[Path]:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only this user may read, at no moment anybody else."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+    new = path.with_name(path.name + ".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    # Whoever reads it meanwhile has the former one, whole.
+    new.replace(path)
 
 
 def _make_private(folder: Path) -> None:

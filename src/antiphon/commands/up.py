@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -31,7 +29,7 @@ import structlog
 from antiphon.app.data_folder import prepare_data
 from antiphon.commands.asking import ask, own_tls
 from antiphon.commands.child_output import ChildOutput
-from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
+from antiphon.commands.child_settings import envoy_environment, placed_in
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.flags import settings_file
@@ -50,6 +48,7 @@ from antiphon.commands.start_warnings import (
 from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
 from antiphon.commands.up_reload import UpReload, read_settings
 from antiphon.commands.worker_reload import swap_workers
+from antiphon.commands.worker_starts import WorkerStarts
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, version_of
@@ -152,6 +151,7 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
         with run_folder(self._settings.data) as folder:
+            self._starts = WorkerStarts(self._settings, folder, self._pipe, self._output.take)
             try:
                 async with self._showing_metrics():
                     return await self._serve(folder, stop, cut)
@@ -214,6 +214,7 @@ class _Up:
     async def _start(self, folder: Path) -> str:
         """Start everything; the address at which it answers."""
         self._settings = placed_in(self._settings, folder)
+        await self._starts.prepare()
         if self._settings.door == "envoy":
             return await self._start_envoy(folder)
         return await self._start_http(folder)
@@ -300,17 +301,14 @@ class _Up:
         asking = [] if self._workers else ["--ask-upstreams"]
 
         async def start() -> Child:
-            file = folder / "settings.json"
             while True:
                 given = self._settings
-                write_private(file, json.dumps(file_values(given)))
-                arguments = [sys.executable, "-m", "antiphon", *command, *asking, "--config", str(file)]
-                asking.clear()
                 self._output.serving.discard(name)
-                environ = worker_environment(given)
-                child = await Child.start(name, arguments, environ, pipe=self._pipe, write_line=self._output.take)
+                child = await self._starts.start(name, [*command, *asking], given)
+                asking.clear()
                 if given is self._settings:
                     return child
+                # Others came meanwhile.
                 child.kill()
                 await child.wait()
 
@@ -446,5 +444,5 @@ class _Up:
             # Two different signals, so that they are two even if it was draining already or gets both at once.
             child.signal(signal.SIGINT)
         left = self._left()
-        await asyncio.gather(*(child.stop(left) for child in children))
+        await asyncio.gather(*(child.stop(left) for child in children), self._starts.close())
         self._pipe.close()

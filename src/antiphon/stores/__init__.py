@@ -10,6 +10,7 @@ Invariant: nothing of a backend is imported before it is chosen.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Unpack
 
@@ -23,7 +24,7 @@ from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.schemas import check_migrated
 
-__all__ = ["StoreOptions", "Stores", "VectorDatabase", "open_stores"]
+__all__ = ["StoreOptions", "Stores", "VectorDatabase", "import_backend", "open_stores"]
 
 _ON_DISK = BlobSettings()
 
@@ -52,6 +53,11 @@ async def open_stores(
     except BaseException:
         await contents.aclose()
         raise
+
+
+def import_backend(kind: str) -> None:
+    """Import what `open_stores` will need for this kind of state. Raises ImportError."""
+    import_module(f"antiphon.stores.{'postgres' if kind == 'postgresql' else 'sqlite'}.opening")
 
 
 async def _open_postgres(state: StateSettings, contents: BlobStore, options: StoreOptions) -> Stores:

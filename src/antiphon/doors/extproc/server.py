@@ -40,7 +40,7 @@ from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 
-__all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
+__all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "import_transport", "open_transport"]
 
 _log = structlog.get_logger(__name__)
 
@@ -169,6 +169,13 @@ def open_transport(name: TransportName, calls: Calls) -> Transport:
     except ImportError:
         raise ConfigError("the transport http2 needs the extra 'fast': pip install 'antiphon[fast]'") from None
     return Http2Transport(calls)
+
+
+def import_transport(name: TransportName) -> None:
+    """Import what `open_transport` will need, in a process that will be forked. Raises ImportError."""
+    # grpcio has threads of its own that no fork survives.
+    if chosen_transport(name) == "http2":
+        from antiphon.doors.extproc import transport_http2  # noqa: F401
 
 
 def _make_room(path: Path) -> None:
