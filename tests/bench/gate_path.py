@@ -50,12 +50,18 @@ class _Messages:
     last: bytes = field(default=b"", repr=False)
 
     async def receive(self) -> bytes | None:
+        return self.receive_now()
+
+    def receive_now(self) -> bytes | None:
         if self.at == len(self.messages):
             return None
         self.at += 1
         return self.messages[self.at - 1]
 
     async def begin(self) -> None:
+        pass
+
+    async def let_end(self, seconds: float) -> None:
         pass
 
     async def send(self, message: bytes) -> None:

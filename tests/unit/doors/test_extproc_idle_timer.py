@@ -23,9 +23,14 @@ class _Stream:
     async def receive(self) -> bytes | None:
         return await self.messages.get()
 
+    def receive_now(self) -> bytes | None:
+        return None
+
     async def begin(self) -> None: ...
 
     async def send(self, message: bytes) -> None: ...
+
+    async def let_end(self, seconds: float) -> None: ...
 
 
 async def test_a_stream_that_is_busy_when_its_time_comes_is_looked_at_again() -> None:

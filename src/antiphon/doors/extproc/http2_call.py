@@ -80,6 +80,7 @@ class Call:
         "gone",
         "headed",
         "id",
+        "lingers",
         "task",
         "unary",
     )
@@ -100,6 +101,8 @@ class Call:
         """The head was sent, alone or with the first message."""
         self.headed = False
         """Something was answered."""
+        self.lingers = 0.0
+        """All was answered: for how many seconds the peer may end the call itself."""
         self.ended = False
         self.gone = False
 
@@ -107,8 +110,7 @@ class Call:
 
     async def receive(self) -> bytes | None:
         """The next message, or None when there is none any more."""
-        messages = self._messages
-        while not messages:
+        while (message := self.receive_now()) is None:
             if self.ended:
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
@@ -116,7 +118,13 @@ class Call:
                 await self._waiter
             finally:
                 self._waiter = None
-        message = messages.popleft()
+        return message
+
+    def receive_now(self) -> bytes | None:
+        """The next message, if it is here already."""
+        if not self._messages:
+            return None
+        message = self._messages.popleft()
         self._queued -= len(message)
         if self._withheld and self._queued <= self._connection.limits.queued:
             self._connection.consumed(self, self._withheld)
@@ -150,6 +158,11 @@ class Call:
             if self.gone:
                 raise StreamClosed("the peer ended the call")
 
+    async def let_end(self, seconds: float) -> None:
+        """Let the peer end the call; the connection waits for it."""
+        self.lingers = seconds
+        self._give_back()
+
     # The connection's side
 
     def start(self, work: Coroutine[Any, Any, None], seconds: float | None) -> None:
@@ -162,6 +175,12 @@ class Call:
 
     def take(self, data: bytes, end: bool) -> None:
         """Bytes from the peer."""
+        if self.lingers:
+            self._connection.consumed(self, len(data))
+            if end:
+                self.ended = True
+                self.finish(GrpcStatus.OK)
+            return
         if data:
             try:
                 messages = self._splitter.feed(data)

@@ -59,6 +59,9 @@ class Interludes:
 
     async def receive(self) -> Received:
         """The next message, after whatever happened while it was awaited."""
+        if (here := self._peer.receive_now()) is not None:
+            # Nothing acts but while the stream waits.
+            return here
         try:
             self._listening = True
             received = await self._peer.receive()

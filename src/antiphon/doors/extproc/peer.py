@@ -9,7 +9,6 @@ until then a failure can still become a proper error.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -52,6 +51,11 @@ class Peer:
             raise PeerLeft("the stream ended early")
         return wire.decode(message)
 
+    def receive_now(self) -> wire.Received | None:
+        """The next message, if it is here already."""
+        message = self._stream.receive_now()
+        return None if message is None else wire.decode(message)
+
     async def begin(self) -> None:
         """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the
         request to another process, should this one die. Raises `PeerLeft`."""
@@ -68,14 +72,9 @@ class Peer:
         except StreamClosed as closed:
             raise PeerLeft(f"the stream ended while it was answered ({closed})") from None
 
-    async def drain(self) -> None:
-        """Everything was answered: wait for Envoy to end the stream, so that ending it here cannot cut anything."""
-        try:
-            async with asyncio.timeout(_AFTER_THE_END):
-                while await self._stream.receive() is not None:
-                    pass
-        except TimeoutError:
-            return
+    async def let_end(self) -> None:
+        """Everything was answered: Envoy is to end the stream, since ending it here could cut something."""
+        await self._stream.let_end(_AFTER_THE_END)
 
 
 @dataclass(slots=True)

@@ -79,7 +79,7 @@ async def serve_stream(
     opening = await peer.receive()
     if _is_refused_before(opening):
         await translate_local_reply(peer, opening, header_value(opening.headers, "x-request-id") or "")
-        await peer.drain()
+        await peer.let_end()
         return
     _check_modes(opening)
     given = sent_id(opening.headers)
@@ -116,7 +116,7 @@ async def serve_stream(
         _log.error("request_failed", request_id=request.request_id, error=type(bug).__name__, exc_info=True)
         failure = InternalError("The server had an error while processing your request.")
         await refuse(peer, failure, request.request_id)
-    await peer.drain()
+    await peer.let_end()
 
 
 def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> None:
@@ -206,26 +206,34 @@ async def _serve(
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
     """Read to the request's end and decompress; False when Envoy answered the client by itself meanwhile."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
-    try:
-        async with asyncio.timeout(context.timeouts.request):
-            while True:
-                received = await peer.receive()
-                if received.kind is not Kind.REQUEST_BODY:
-                    break
-                body.add(received.body)
-                if received.end:
-                    break
-    except TimeoutError:
-        raise too_slow(context.timeouts.request) from None
-    if received.kind is Kind.RESPONSE_HEADERS:
-        await translate_local_reply(peer, received, request.request_id)
+    # Of most requests all is here already, which needs no clock.
+    last = None
+    while last is None and (here := peer.receive_now()) is not None:
+        last = _last(here, body)
+    if last is None:
+        try:
+            async with asyncio.timeout(context.timeouts.request):
+                while last is None:
+                    last = _last(await peer.receive(), body)
+        except TimeoutError:
+            raise too_slow(context.timeouts.request) from None
+    if last.kind is Kind.RESPONSE_HEADERS:
+        await translate_local_reply(peer, last, request.request_id)
         return False
-    if received.kind is Kind.REQUEST_TRAILERS:
+    if last.kind is Kind.REQUEST_TRAILERS:
         request.trailers = True
-    elif received.kind is not Kind.REQUEST_BODY:
-        raise ProtocolError(f"{received.kind.value} came before the request's end")
+    elif last.kind is not Kind.REQUEST_BODY:
+        raise ProtocolError(f"{last.kind.value} came before the request's end")
     request.body = await body.decoded()
     return True
+
+
+def _last(received: wire.Received, body: WholeBody) -> wire.Received | None:
+    """Take what came into the body; the message itself when no more of the body follows."""
+    if received.kind is not Kind.REQUEST_BODY:
+        return received
+    body.add(received.body)
+    return received if received.end else None
 
 
 async def _serve_exchange(

@@ -64,6 +64,9 @@ class MessageStream(Protocol):
     async def receive(self) -> bytes | None:
         """The next message, or None when the peer has ended its side."""
 
+    def receive_now(self) -> bytes | None:
+        """The next message, if it is here already; None says no more than that it is not."""
+
     async def begin(self) -> None:
         """Tell the peer that its call is served here: until then it may hand the same call to another process.
 
@@ -72,6 +75,10 @@ class MessageStream(Protocol):
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""
+
+    async def let_end(self, seconds: float) -> None:
+        """All was sent: let the peer end the call, at most so long, so that its end here cuts nothing. What still comes
+        is dropped. It may be waited for here, or by the transport after this has returned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,10 @@ class _GrpcioStream:
         message = await self._context.read()
         return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
+    def receive_now(self) -> bytes | None:
+        # Nobody can ask gRPC's own server.
+        return None
+
     async def begin(self) -> None:
         if self._begun:
             return
@@ -138,6 +142,14 @@ class _GrpcioStream:
         except grpc.aio.BaseError as error:
             # The peer ended the call between our looking and our writing.
             raise StreamClosed(type(error).__name__) from None
+
+    async def let_end(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while await self.receive() is not None:
+                    pass
+        except TimeoutError:
+            return
 
 
 def _presented(context: _Context) -> Presented:

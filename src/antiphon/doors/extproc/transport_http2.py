@@ -34,6 +34,7 @@ from ngh2 import (
 from ngh2 import StreamClosed as StreamClosedEvent
 
 from antiphon.doors.extproc._pb import health_pb2
+from antiphon.doors.extproc.ending_calls import EndingCalls
 from antiphon.doors.extproc.grpc_framing import status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import (
@@ -105,6 +106,7 @@ class Http2Transport:
         self._server.close()
         self.announce_end()
         tasks = {task for connection in self.connections for task in connection.tasks()}
+        last = asyncio.get_running_loop().time() + grace
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
@@ -112,6 +114,10 @@ class Http2Transport:
             if late:
                 # They still note what was cut.
                 await asyncio.wait(late, timeout=_CUT_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(last):
+                for connection in tuple(self.connections):
+                    await connection.ending.ended()
         for connection in tuple(self.connections):
             connection.end()
         self._server = None
@@ -130,6 +136,7 @@ class _Connection(asyncio.Protocol):
         self._flush_due = False
         self._paused = False
         self._blocked: list[Call] = []
+        self.ending = EndingCalls(self._loop)
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
         self._flooded = False
@@ -240,7 +247,10 @@ class _Connection(asyncio.Protocol):
             _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
             status, message = GrpcStatus.INTERNAL, type(bug).__name__
         finally:
-            call.finish(status, message)
+            if call.lingers and status is GrpcStatus.OK and not (call.ended or call.gone):
+                self.ending.add(call, call.lingers)
+            else:
+                call.finish(status, message)
 
     def _check(self, call: Call, message: bytes) -> None:
         """Health, answered at once."""
@@ -318,6 +328,7 @@ class _Connection(asyncio.Protocol):
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
         """The call's last word. What was queued before it still goes out."""
         self._calls.pop(call.id, None)
+        self.ending.discard(call)
         trailers = status_trailers(status, message)
         try:
             if not call.begun:
@@ -376,6 +387,7 @@ class _Connection(asyncio.Protocol):
     def _forget(self, call: Call) -> None:
         """The peer ended the call, or the connection is gone."""
         self._calls.pop(call.id, None)
+        self.ending.discard(call)
         call.lose()
 
     def _fail(self, error: NGH2Error) -> None:
@@ -402,6 +414,7 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     def end(self) -> None:
+        self.ending.finish()
         with contextlib.suppress(NGH2Error):
             self._http2.send_goaway(ErrorCode.NO_ERROR)
         self._flush()

@@ -1,0 +1,60 @@
+"""Calls that were answered to the end, and that their peer has not ended yet: no task of theirs waits for it.
+
+Lives here: how long that may take, with one timer for all calls of a connection. Not here: what a call's end is
+(`http2_call.py`), and who says that all was answered (`peer.py`).
+
+Envoy ends nearly every call itself, within milliseconds, by a reset; a call that is ended here before may cut what it
+has not taken yet. Invariant: every call in here leaves it by its peer's end, by the connection's, or at the latest
+`_SWEEP_SECONDS` after its time by a status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from antiphon.doors.extproc.http2_call import Call
+from antiphon.doors.extproc.transport import GrpcStatus
+
+_SWEEP_SECONDS = 1.0
+
+
+class EndingCalls:
+    """Those of one connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[Call, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+
+    def add(self, call: Call, seconds: float) -> None:
+        """Let the peer end this one, so long."""
+        self._due[call] = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def discard(self, call: Call) -> None:
+        """It has ended, if it was here."""
+        self._due.pop(call, None)
+        if not self._due and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    async def ended(self) -> None:
+        """Wait until none is left. For one caller."""
+        while self._due:
+            self._empty = self._loop.create_future()
+            await self._empty
+
+    def finish(self) -> None:
+        """End all of them now."""
+        for call in tuple(self._due):
+            call.finish(GrpcStatus.OK)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for call, due in tuple(self._due.items()):
+            if due <= now:
+                call.finish(GrpcStatus.OK)
+        if self._due:
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
