@@ -12,6 +12,7 @@ from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, re
 from antiphon.doors.extproc.wire import Kind
 
 SIZES = (0, 1, 2, 100, 116, 117, 118, 119, 120, 121, 122, 125, 126, 127, 128, 129, 231, 16_370, 16_383, 16_384, 70_000)
+LARGE_SIZES = (300_000, 2_097_140, 2_097_151, 2_097_152)
 
 
 def _asked(kind: int, body: bytes, end: bool) -> pb.ProcessingRequest:
@@ -32,15 +33,15 @@ def _answered(kind: int, body: bytes, end: bool) -> bytes:
 
 @pytest.mark.parametrize("kind", [REQUEST_BODY, RESPONSE_BODY])
 @pytest.mark.parametrize("end", [False, True])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES + LARGE_SIZES)
 def test_every_size_is_read_and_written_alike(kind: int, end: bool, size: int) -> None:
-    body = bytes(number % 251 for number in range(size))
+    body = (bytes(range(251)) * (size // 251 + 1))[:size]
     asked = _asked(kind, body, end).SerializeToString()
     for tail in (b"", b"\x42\x00"):
         received = wire.decode(asked + tail)
         assert (received.body, received.end) == (body, end)
         assert received.kind is (Kind.REQUEST_BODY if kind == REQUEST_BODY else Kind.RESPONSE_BODY)
-        if 0 < size < 16_000:
+        if 0 < size <= 2_097_140:
             assert read_part(asked + tail) == (body, end)
     if size:
         assert write_part(kind, body, end) == _answered(kind, body, end)
@@ -61,6 +62,9 @@ def test_what_else_a_body_message_holds_is_left_to_the_generated_class() -> None
 @example(RESPONSE_BODY, b"\x05\x0a\x7fabc")
 @example(RESPONSE_BODY, b"\x05\x0a\x03abc\x42\x00")
 @example(RESPONSE_BODY, b"\x04\x0a\x03abc")
+@example(RESPONSE_BODY, b"\x87\x80\x00\x0a\x83\x80\x00abc")
+@example(RESPONSE_BODY, b"\x88\x80\x80\x00\x0a\x83\x80\x00abc")
+@example(RESPONSE_BODY, b"\x85\x80")
 def test_any_bytes_are_read_as_the_generated_class_reads_them_or_not_at_all(kind: int, rest: bytes) -> None:
     message = bytes((kind,)) + rest
     found = read_part(message)

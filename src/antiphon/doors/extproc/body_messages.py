@@ -30,18 +30,24 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
         size, at = message[1], 2
         if size > 127:
             high, at = message[2], 3
+            size = size & 127 | (high & 127) << 7
             if high > 127:
-                return None
-            size = size & 127 | high << 7
+                high, at = message[at], at + 1
+                if high > 127:
+                    return None
+                size |= high << 14
         end = at + size
         if len(message) < end or message[end:] not in _USUAL_TAILS or message[at] != _BODY:
             return None
         size, at = message[at + 1], at + 2
         if size > 127:
             high, at = message[at], at + 1
+            size = size & 127 | (high & 127) << 7
             if high > 127:
-                return None
-            size = size & 127 | high << 7
+                high, at = message[at], at + 1
+                if high > 127:
+                    return None
+                size |= high << 14
     except IndexError:
         return None
     stop = at + size

@@ -56,7 +56,9 @@ class MessageSplitter:
             if end > len(rest):
                 self._wanted = end - at
                 break
-            messages.append(bytes(rest[at + _PREFIX : end]))
+            # A slice of the buffer itself would be copied twice.
+            with memoryview(rest) as view:
+                messages.append(bytes(view[at + _PREFIX : end]))
             at = end
         else:
             self._wanted = _PREFIX
