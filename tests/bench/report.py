@@ -156,12 +156,12 @@ def _stored(result: Result, streams: list[int]) -> str:
     head = ["`store: false` / `store: true`"]
     head += [f"JSON requests/s, {number} at once" for number in many]
     head += [f"chunks/s in bursts, {number} streams" for number in many]
-    head += ["CPU µs per request, all of Antiphon / Envoy", "the same, stored"]
+    head += ["CPU µs per request, sidecar / Envoy", "the same, stored"]
     rows = []
     for name, values in result["median"].items():
-        if not any(key.startswith("stored_") for key in values) and name not in ("envoy", "echo"):
-            continue
         spent = result["cpu_us_per_chunk"][name]
+        if not any(key.startswith("json ") for key in spent):
+            continue
         keys = [f"requests_{number}" for number in many] + [f"chunks_{number}" for number in many]
         cells = [f"{_figure(values, key)} / {_figure(values, f'stored_{key}')}" for key in keys]
         costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 0) for kind in ("json", "stored")]

@@ -57,7 +57,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=URL",
-        help="compare with this server too; `litellm` is installed into .peers and started",
+        help="compare with this server too; `litellm` and `ogx` are installed into .peers and started",
     )
     parser.add_argument(
         "--peer-pids",

@@ -5,7 +5,7 @@ looks like a model, or any error handling a benchmark does not need.
 
 The model's name is the script:
 
-- `json`: one completion in JSON;
+- `json`: one completion in JSON, or a stream of one chunk for who wants one;
 - `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them; `tools-200` and
   `reasoning-200` likewise, with the arguments of a call and with reasoning;
 - `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it
@@ -26,6 +26,8 @@ from typing import Any, cast
 
 import uvloop
 
+# What a server in front of this one may be asked for; some ask at their start what there is.
+MODELS = ("json", "burst-5", "burst-100", "paced-2-1ms")
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]+)"')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _PACED = re.compile(r"paced-(\d+)-(\d+)ms")
@@ -69,6 +71,8 @@ _END = (
     + _http_chunk(b"data: [DONE]\n\n")
     + b"0\r\n\r\n"
 )
+_ANSWER = "A short answer, as many are. " * 8
+_SHORT_STREAM = _STREAM_HEAD + _ROLE + _http_chunk(_event(_choice({"content": _ANSWER}))) + _END
 _COMPLETION = json.dumps(
     {
         "id": "chatcmpl-bench",
@@ -78,7 +82,7 @@ _COMPLETION = json.dumps(
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "A short answer, as many are. " * 8},
+                "message": {"role": "assistant", "content": _ANSWER},
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -86,9 +90,17 @@ _COMPLETION = json.dumps(
         "usage": _USAGE,
     }
 ).encode()
-_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(_COMPLETION),
-    _COMPLETION,
+
+
+def _json_answer(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+_JSON = _json_answer(_COMPLETION)
+_MODELS = _json_answer(
+    json.dumps(
+        {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in MODELS]}
+    ).encode()
 )
 
 
@@ -143,6 +155,10 @@ class _Connection(asyncio.Protocol):
         if not separator:
             self._parts = [whole]
             return
+        if head.startswith(b"GET "):
+            self._parts = []
+            self._transport.write(_MODELS)
+            return
         length = _LENGTH.search(head)
         if length is not None:
             self._missing = int(length[1]) - len(body)
@@ -159,7 +175,9 @@ class _Connection(asyncio.Protocol):
         found = _MODEL.search(body)
         model = found[1].decode() if found else "json"
         if model == "json":
-            self._transport.write(_JSON)
+            # Some ask for a stream whatever they were asked for.
+            streamed = b'"stream":true' in body or b'"stream": true' in body
+            self._transport.write(_SHORT_STREAM if streamed else _JSON)
             return
         paced = _PACED.fullmatch(model)
         if paced:

@@ -66,17 +66,18 @@ def usual() -> list[str]:
 class Protocol:
     """How a variant is asked, and what stands once in every event that carries a piece of what is generated.
 
-    `markers` are by the kind of stream (`burst` and `paced` are text).
+    `markers` are by the kind of stream (`burst` and `paced` are text). `prefix` stands before every model's name.
     """
 
     path: str
     markers: dict[str, str]
     fields: Callable[[str], dict[str, Any]]
+    prefix: str = ""
 
     def body(self, model: str, *, stream: bool, size: int = 0, **more: Any) -> str:
         """A request of this model, with this many bytes of user text."""
         said = _SAID if not size else (_SAID * (size // len(_SAID) + 1))[:size]
-        return json.dumps({"model": model, "stream": stream, **self.fields(said), **more})
+        return json.dumps({"model": self.prefix + model, "stream": stream, **self.fields(said), **more})
 
     def marker(self, model: str) -> str:
         """What to count in the answer of this model."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import aiohttp
 import pytest
+import yaml
 
-from tests.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, variants
+from tests.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, upstream, variants
 from tests.bench.report import Result, tables
 from tests.bench.targets import judge, targets_table
 
@@ -144,6 +148,31 @@ def test_others_work_is_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     watch = machine.Watch()
     turn()
     assert watch.others() == pytest.approx((8 - 2) / (4 * 2))
+
+
+@pytest.mark.parametrize("name", list(peers._PROGRAMS))
+def test_the_configuration_of_a_program_is_yaml_with_the_upstream(name: str) -> None:
+    program = peers._PROGRAMS[name]
+    config = yaml.safe_load(program.config.format(url="http://127.0.0.1:7/v1", port="8", folder="/f"))
+    assert "http://127.0.0.1:7/v1" in str(config)
+    assert "{" not in program.command.format(config="c", port="8", url="u", folder="f")
+
+
+def test_a_servers_own_name_for_a_model_leaves_the_marker_alone() -> None:
+    protocol = replace(variants.RESPONSES, prefix="upstream/")
+    assert json.loads(protocol.body("burst-5", stream=True))["model"] == "upstream/burst-5"
+    assert protocol.marker("burst-5") == '"delta":"'
+
+
+async def test_the_upstream_says_what_there_is_and_streams_a_short_answer_to_who_wants_it() -> None:
+    server = await asyncio.get_running_loop().create_server(upstream._Connection, "127.0.0.1", 0)
+    async with server, aiohttp.ClientSession(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
+        async with session.get("/v1/models") as listed:
+            assert [model["id"] for model in (await listed.json())["data"]] == list(upstream.MODELS)
+        for stream, kind in ((False, "application/json"), (True, "text/event-stream")):
+            async with session.post("/v1/chat/completions", json={"model": "json", "stream": stream}) as answer:
+                assert answer.content_type == kind
+                assert "A short answer" in await answer.text()
 
 
 @pytest.mark.parametrize("given", ["x", "x=", "x=a", "x=1,", "x=999999999"])
