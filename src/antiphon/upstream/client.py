@@ -23,6 +23,7 @@ from antiphon.engine.running.waiting import look_at
 from antiphon.types.transport import NO_MODEL_DOOR, Headers, UpstreamError, UpstreamFault
 from antiphon.upstream.http import Connections, ConnectionUse, UpstreamTarget
 from antiphon.upstream.http_call import HttpAnswer, send
+from antiphon.upstream.silence import Silence
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
@@ -140,15 +141,18 @@ class _Answer:
         """
         content = self._response.content
         received = 0
-        with self._watched():
+        with self._watched() as silence:
             while True:
                 failure: UpstreamCallFailed | None = None
+                if not content.is_eof():
+                    silence.wait()
                 try:
                     part = await content.readany()
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
                     _let_go(error)
                     failure = self._failure(error)
                     part = _left_over(content)
+                silence.heard()
                 if part:
                     received += len(part)
                     if self._body_limit is not None and received > self._body_limit:
@@ -164,40 +168,41 @@ class _Answer:
                     return
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self) -> Iterator[Silence]:
         """While the body is read: no silence beyond the limit, and no lost connection that goes unnoticed."""
+        silence = Silence(self._idle_seconds, self._give_up)
         protocol = self._response.protocol
-        if protocol is None:
-            self._break_off()
-            yield
-            return
-        # The connection's own read timer: it costs no task, and rests while our reader is the slow one. It cannot be
-        # set with the request, where it would limit the wait for the head too.
-        protocol.read_timeout = self._idle_seconds
-        protocol.start_timeout()
         # After a broken chunk header aiohttp's C parser drops the connection and tells its reader nothing (3.14.5,
-        # found by tests/faults): without this the read would wait for ever, the timer being gone with the connection.
-        lost = protocol.closed
+        # found by tests/faults): without this the read would wait until the limit of silence.
+        lost = protocol.closed if protocol is not None else None
         if lost is None:
             self._break_off()
-            yield
+            yield silence
             return
         # How a connection ended is nobody's news once its answer was read or left.
         lost.add_done_callback(look_at)
         lost.add_done_callback(self._on_lost)
         try:
-            yield
+            yield silence
         finally:
             lost.remove_done_callback(self._on_lost)
+            silence.stop()
+
+    def _give_up(self) -> None:
+        self._end(aiohttp.SocketTimeoutError())
 
     def _on_lost(self, lost: asyncio.Future[None]) -> None:
         self._break_off()
 
     def _break_off(self) -> None:
         """There is no connection any more: what is not whole by now will never be."""
+        self._end(aiohttp.ClientPayloadError("the connection was lost"))
+
+    def _end(self, error: aiohttp.ClientError) -> None:
+        """Have whoever reads learn this, unless all has come."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
+            content.set_exception(error)
 
     def _failure(self, error: Exception) -> UpstreamCallFailed:
         if isinstance(error, TimeoutError):

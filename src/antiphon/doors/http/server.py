@@ -346,10 +346,16 @@ class HttpDoor:
         seconds = call.context.timeouts.request
         try:
             body = WholeBody(call.headers, hold, call.context.limits.request_body_bytes)
-            async with asyncio.timeout(seconds):
+            content = request.content
+            if content.is_eof():
+                # It came with its head, as small ones do.
                 await go_on_reading(request)
-                while part := await request.content.readany():
-                    body.add(part)
+                body.add(content.read_nowait())
+            else:
+                async with asyncio.timeout(seconds):
+                    await go_on_reading(request)
+                    while part := await content.readany():
+                        body.add(part)
         except TimeoutError:
             raise _and_close(too_slow(seconds)) from None
         except ApiError as error:

@@ -1,0 +1,53 @@
+"""Noticing that nothing comes any more.
+
+Lives here: one timer for all waits of a body. Not here: what silence means (`client.py`).
+
+aiohttp's own read timer is made and cancelled with every read of every stream; this one looks, when it runs out, how
+long the wait has lasted, and goes on for the rest.
+
+Invariant: only what is waited for counts: a reader that is slow itself makes no silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Silence:
+    """Calls `tell`, once, when a wait has lasted so many seconds. `stop` ends it."""
+
+    __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
+
+    def __init__(self, seconds: float, tell: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._tell = tell
+        self._since: float | None = None
+        # Both are there once there was anything to wait for.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self) -> None:
+        """A wait begins."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._seconds, self._look, loop)
+        self._since = loop.time()
+
+    def heard(self) -> None:
+        """It is over."""
+        self._since = None
+
+    def stop(self) -> None:
+        """Nothing is told any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        end = (now if self._since is None else self._since) + self._seconds
+        if end > now:
+            self._timer = loop.call_at(end, self._look, loop)
+        else:
+            self._tell()
