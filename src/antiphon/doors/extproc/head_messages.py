@@ -25,6 +25,9 @@ _DYNAMIC_METADATA = b"\x42"
 _TEXT, _STRUCT = b"\x1a", b"\x2a"
 _SMALL = tuple(varint(number) for number in range(1024))
 _double = Struct("<d").pack
+_LONGEST_TEXT = 256
+# What has few values of all that Envoy is told. (Each response has an id of its own.)
+_TOLD_ALIKE = frozenset({"status", "model"})
 # Headers with few values, whoever asks.
 _ALIKE = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
 
@@ -66,18 +69,32 @@ def _removed(name: str) -> bytes:
 
 
 def dynamic_metadata(namespace: str, metadata: dict[str, str | int]) -> bytes:
-    """The field of an answer that tells Envoy this; it may stand behind all others."""
+    """The field of an answer that tells Envoy this; it may stand behind all others. Texts as `_loggable` has them."""
     entries = [
-        _before_number(name) + _double(value) if isinstance(value, int) else _told(name, value)
+        _before_number(name) + _double(value)
+        if isinstance(value, int)
+        else _told_alike(name, value)
+        if name in _TOLD_ALIKE and len(value) <= _LONGEST_TEXT
+        else _told(name, value)
         for name, value in metadata.items()
     ]
     inside = within(_SECOND, within(_STRUCT, b"".join(entries)))
     return within(_DYNAMIC_METADATA, within(_FIRST, _key(namespace) + inside))
 
 
-@lru_cache(maxsize=1024)
 def _told(name: str, value: str) -> bytes:
-    return within(_FIRST, _key(name) + within(_SECOND, within(_TEXT, value.encode())))
+    return within(_FIRST, _key(name) + within(_SECOND, within(_TEXT, _loggable(value).encode())))
+
+
+_told_alike = lru_cache(maxsize=1024)(_told)
+
+
+def _loggable(text: str) -> str:
+    """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
+    text = text[:_LONGEST_TEXT]
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @lru_cache(maxsize=1024)

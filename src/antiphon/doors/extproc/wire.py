@@ -24,7 +24,6 @@ Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
 
 _NAMESPACE = "antiphon"
-_LONGEST_TEXT = 256
 # Fields of `ProcessingResponse`, of `HeadersResponse`, and of `CommonResponse`.
 _REQUEST_HEADERS, _RESPONSE_HEADERS = b"\x0a", b"\x12"
 _RESPONSE = b"\x0a"
@@ -160,16 +159,7 @@ def _told(metadata: Metadata | None) -> bytes:
     """What is put behind an answer that tells Envoy this."""
     if not metadata:
         return b""
-    told = {name: value if isinstance(value, int) else _loggable(value) for name, value in metadata.items()}
-    return dynamic_metadata(_NAMESPACE, told)
-
-
-def _loggable(text: str) -> str:
-    """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
-    text = text[:_LONGEST_TEXT]
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return dynamic_metadata(_NAMESPACE, metadata)
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
