@@ -3,11 +3,11 @@
 Lives here: the processes, their turns and the ratio. Not here: how many turns a second are stored (`state.py`), what
 one operation takes beside many responses (`state_stored.py`).
 
-Real processes of `antiphon serve` run all the time and are asked in turns, by as many connections: small JSON requests
-with `store: true` and `store: false`, and, with `--against`, those of another revision beside them. What counts is the
-CPU time of the process that is asked, kernel included, divided by the requests it answered: that of its main thread,
-where the event loop runs, and that of all others, of which the database's writer is the one that works. Ratios are
-taken within a round, and the median of the rounds is told.
+Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run all the time and are asked in turns, by as
+many connections: small JSON requests with `store: true` and `store: false`, and, with `--against`, those of another
+revision beside them. What counts is the CPU time of the process that is asked, kernel included, divided by the requests
+it answered: that of its main thread, where the event loop runs, and that of all others, of which the database's writer
+is the one that works. Ratios are taken within a round, and the median of the rounds is told.
 
 Invariant: every process is stopped by the one that started it, and ends by itself when that one is gone.
 """
@@ -28,6 +28,7 @@ from typing import Any
 
 from antiphon.commands.children import ParentPipe
 from tests.bench import cpu
+from tests.bench import telemetry_processes as processes
 from tests.bench.core import source_of
 from tests.bench.load import Job
 from tests.bench.variants import RESPONSES, Process
@@ -55,17 +56,16 @@ class _Spent:
 
 @dataclass
 class _Asked:
-    """A process, where it is asked, and what that took by kind of request."""
+    """A process, and what its requests took by kind."""
 
-    process: Process
-    port: int
+    asked: processes.Asked
     spent: dict[str, _Spent] = field(default_factory=lambda: {kind: _Spent() for kind in _KINDS})
 
 
 async def measure(
-    against: str | None, rounds: int, seconds: float, connections: int, folder: Path
+    door: str, against: str | None, rounds: int, seconds: float, connections: int, folder: Path
 ) -> dict[str, dict[str, _Spent]]:
-    """What requests took by revision and kind; this source is the revision `now`."""
+    """What requests of a door took by revision and kind; this source is the revision `now`."""
     async with AsyncExitStack() as stack:
         pipe = ParentPipe()
         stack.callback(pipe.close)
@@ -76,7 +76,7 @@ async def measure(
             (folder / "source").mkdir()
             sources[against] = source_of(against, folder / "source")
         asked = {
-            name: await _start(stack, source, int(upstream.ready), folder / f"data-{number}", pipe)
+            name: await _start(stack, door, source, int(upstream.ready), folder / f"data-{number}", pipe)
             for number, (name, source) in enumerate(sources.items())
         }
         turns = [(one, kind) for one in asked.values() for kind in _KINDS]
@@ -97,21 +97,19 @@ async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool)
     return process
 
 
-async def _start(stack: AsyncExitStack, source: Path | None, upstream: int, data: Path, pipe: ParentPipe) -> _Asked:
-    path = ["/usr/bin/env", f"PYTHONPATH={source}"] if source is not None else []
-    command = [
-        *(*path, sys.executable, "-m", "antiphon", "serve", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
-        *("--auth", "none", "--listen", "127.0.0.1:0", "--data", str(data), "--log-level", "error"),
-    ]
-    process = await Process.start(data.with_suffix(".log"), *command, pipe=pipe)
-    stack.push_async_callback(process.stop)
-    return _Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
+async def _start(
+    stack: AsyncExitStack, door: str, source: Path | None, upstream: int, folder: Path, pipe: ParentPipe
+) -> _Asked:
+    folder.mkdir()
+    before = ("/usr/bin/env", f"PYTHONPATH={source}") if source is not None else ()
+    program = (*before, sys.executable, "-m", "antiphon")
+    return _Asked(await processes.start(stack, door, program, "error", upstream, folder, pipe))
 
 
-async def _ask(load: Process, asked: _Asked, kind: str, seconds: float, connections: int) -> tuple[float, float]:
+async def _ask(load: Process, one: _Asked, kind: str, seconds: float, connections: int) -> tuple[float, float]:
     """Microseconds of the process's CPU for one request: its main thread's, and all other threads'."""
     job = Job(
-        port=asked.port,
+        port=one.asked.port,
         path=RESPONSES.path,
         body=RESPONSES.body("json", stream=False, store=_KINDS[kind]),
         connections=connections,
@@ -122,7 +120,7 @@ async def _ask(load: Process, asked: _Asked, kind: str, seconds: float, connecti
         stamps=False,
         stagger=0.0,
     )
-    pid = asked.process.pid
+    pid = one.asked.process.pid
     main, total = cpu.main_thread_seconds(pid), cpu.cpu_seconds([pid])
     answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
     if answer["errors"] or answer["unfinished"] or not answer["requests"]:
@@ -161,13 +159,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a process is asked in a round")
     parser.add_argument("--connections", type=int, default=16, help="that ask at once")
     parser.add_argument("--against", metavar="REVISION", help="compare with this commit")
+    parser.add_argument("--doors", default=",".join(processes.DOORS), help="which processes")
     parser.add_argument("--folder", type=Path, help="on which disk to store (default: that of temporary files)")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="antiphon-bench-", dir=given.folder) as folder:
-        found = asyncio.run(
-            measure(given.against, given.rounds, given.seconds, given.connections, Path(folder)),
-        )
-    return 0 if _tell(found) else 1
+    met = True
+    for door in given.doors.split(","):
+        with tempfile.TemporaryDirectory(prefix="antiphon-bench-", dir=given.folder) as folder:
+            asked = (door, given.against, given.rounds, given.seconds, given.connections, Path(folder))
+            found = asyncio.run(measure(*asked))
+        print(f"{processes.DOORS[door]}, {given.connections} at once")
+        met &= _tell(found)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ _PIPED = 'exec "$@" 2> >(exec cat > "$0")'
 
 
 @dataclass
-class _Asked:
+class Asked:
     """A process, and where it is asked."""
 
     process: Process
@@ -60,7 +61,7 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
         stack.callback(pipe.close)
         upstream = await _helper(stack, folder, "upstream", wait=True)
         load = await _helper(stack, folder, "load", wait=False)
-        asked: dict[str, dict[str, _Asked]] = {door: {} for door in doors}
+        asked: dict[str, dict[str, Asked]] = {door: {} for door in doors}
         for door in doors:
             for number, name in enumerate(_WATCHED):
                 place = folder / f"{door}-{number}"
@@ -89,18 +90,30 @@ async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool)
     return process
 
 
-async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, folder: Path, pipe: ParentPipe) -> _Asked:
+async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Asked:
     program, level, piped = _WATCHED[name]
+    before = ("/bin/bash", "-c", _PIPED, str(folder / "lines")) if piped else ()
+    return await start(stack, door, (*before, sys.executable, "-m", program), level, upstream, folder, pipe)
+
+
+async def start(
+    stack: AsyncExitStack,
+    door: str,
+    program: Sequence[str],
+    level: str,
+    upstream: int,
+    folder: Path,
+    pipe: ParentPipe,
+) -> Asked:
+    """Start a door's process, with an Envoy before it where it needs one, until it serves."""
     command = [
-        *(sys.executable, "-m", program, door, "--upstream", f"http://127.0.0.1:{upstream}/v1", "--auth", "none"),
+        *(*program, door, "--upstream", f"http://127.0.0.1:{upstream}/v1", "--auth", "none"),
         *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", level, "--log-format", "json"),
     ]
-    if piped:
-        command = ["/bin/bash", "-c", _PIPED, str(folder / "lines"), *command]
     process = await Process.start(folder / "log", *command, wait=door == "serve", pipe=pipe)
     stack.push_async_callback(process.stop)
     if door == "serve":
-        return _Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
+        return Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
     grpc, http = folder / "data" / "sidecar-0.grpc.sock", folder / "data" / "sidecar-0.http.sock"
     await poll(process, lambda: _there(grpc, http))
     settings = Settings.model_validate(
@@ -121,14 +134,14 @@ async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, fol
     stack.push_async_callback(envoy.stop)
     admin = EnvoyAdmin(settings.place(settings.envoy.admin))
     await poll(envoy, admin.is_live)
-    return _Asked(process, await admin.bound_port("public") or 0)
+    return Asked(process, await admin.bound_port("public") or 0)
 
 
 async def _there(*sockets: Path) -> bool:
     return all(socket.exists() for socket in sockets)
 
 
-async def _ask(load: Process, asked: _Asked, seconds: float, connections: int) -> float:
+async def _ask(load: Process, asked: Asked, seconds: float, connections: int) -> float:
     """Microseconds of the process's CPU for one request."""
     job = Job(
         port=asked.port,
