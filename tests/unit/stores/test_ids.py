@@ -65,5 +65,5 @@ async def test_a_group_of_responses_changes_few_pages_of_a_database(stores: Sqli
     _save(connection, _GROUP)
     pages = (tmp_path / f"{SESSIONS_FILE}-wal").stat().st_size // _PAGE_AND_HEAD
     connection.close()
-    # Ids that are random from the start change a page for each in each of seven indexes: about a hundred.
-    assert pages < 40
+    # Ids that are random from the start change a page for each in each of seven indexes: 134 in all.
+    assert pages < 70, "these change 39"

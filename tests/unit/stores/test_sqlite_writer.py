@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -112,6 +113,15 @@ async def test_units_that_wait_share_one_commit(writer: SqliteWriter, probe: Pro
     await asyncio.gather(first, *tasks)
     assert probe.commits == before + 2  # the one that was running, and one for the hundred
     assert stored(path) == list(range(100))
+
+
+async def test_units_of_one_turn_of_the_event_loop_are_one_group(writer: SqliteWriter, path: Path) -> None:
+    async def work() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - of another request, in the same turn: the thread could run meanwhile
+
+    await asyncio.gather(writer.run([insert(1)]), work(), writer.run([insert(2)]))
+    assert writer.groups == {2: 1}
+    assert stored(path) == [1, 2]
 
 
 async def test_a_group_has_a_limit(path: Path, probe: Probe) -> None:

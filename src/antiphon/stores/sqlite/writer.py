@@ -147,7 +147,9 @@ class SqliteWriter:
             if len(self._waiting) >= self._limits.queued:
                 raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.", reason="busy")
             self._waiting.append(unit)
-            self._changed.notify()
+        # Behind what the event loop does before it looks for new work: units that come of one turn are one group, and
+        # the thread asks for the interpreter when the loop has none to do. A single caller waits for nothing.
+        loop.call_soon(self._wake)
         unit.timer = loop.call_later(self._limits.seconds, self._expire, unit)
         try:
             return await unit.future
@@ -156,6 +158,11 @@ class SqliteWriter:
             raise
         finally:
             unit.timer.cancel()
+
+    def _wake(self) -> None:
+        with self._changed:
+            if self._waiting:
+                self._changed.notify()
 
     def _expire(self, unit: _Unit) -> None:
         """The caller has waited long enough for the commit to begin."""
