@@ -120,7 +120,8 @@ async def test_a_call_that_passes_through_is_cut_when_its_time_is_over(server: C
 async def test_everything_but_the_parent_stands_still(server: ChatServer, folder: Path) -> None:
     gateway = await start_gateway(server.base_url, folder, *ARGUMENTS["relay"], environ=ENVIRON)
     children = _children(gateway)
-    assert len(children) == 2
+    # The sidecar, Envoy, and what forks sidecars.
+    assert len(children) == 3
     for pid in children:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -132,7 +133,7 @@ async def test_everything_but_the_parent_stands_still(server: ChatServer, folder
 
 
 async def test_a_name_server_that_never_answers_does_not_hold_up_the_end(folder: Path) -> None:
-    """Who asks it is a thread that nobody can end, and the parent asks for its upstreams too."""
+    """Who asks it is a thread that nobody can end, in the worker that asks for the upstreams too."""
     (folder / "sitecustomize.py").write_text(
         "import socket, time\n"
         "ask = socket.getaddrinfo\n"
