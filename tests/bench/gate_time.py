@@ -21,8 +21,10 @@ _STREAMS = 12
 _REQUESTS = 50
 _ROUNDS = 30
 
-BOUNDS = {"chunk": 7.0, "request": 15.0}
-"""Of the relay's CPU time to the echo's: for a chunk alone in its message, for all messages of a small request."""
+BOUNDS = {"chunk": 10.0, "request": 26.0}
+"""Of the relay's CPU time to the echo's: for a chunk alone in its message, for all messages of a small request.
+
+Twice what a quiet machine showed: on a busy one 20.7 was seen for a request that had become cheaper."""
 
 
 def measure() -> dict[str, tuple[float, float]]:

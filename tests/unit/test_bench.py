@@ -250,7 +250,7 @@ def test_the_gate_holds_instructions_against_a_limit(
 
 
 @pytest.mark.parametrize("missing", ["valgrind", "limits"])
-@pytest.mark.parametrize(("request_cost", "status"), [(10.0, 0), (16.0, 1)])
+@pytest.mark.parametrize(("request_cost", "status"), [(25.0, 0), (27.0, 1)])
 def test_without_counts_the_gate_says_so_and_measures_time(
     missing: str,
     request_cost: float,
