@@ -9,6 +9,8 @@ SOURCES = Path(__file__).parents[2] / "src" / "antiphon"
 
 # Documented, in spite of their names, and a type that only the stubs of the standard library have.
 ALLOWED = {"os._exit", "sys._current_frames", "zlib._Decompress"}
+# Documented, and spelled so that no field has the name.
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 
 
 def foreign_names(source: str) -> list[str]:
@@ -25,6 +27,7 @@ def foreign_names(source: str) -> list[str]:
         and not node.attr.endswith("__")
         and node.attr not in own
         and ast.unparse(node) not in ALLOWED
+        and node.attr not in NAMED_TUPLES
     ]
 
 
