@@ -35,6 +35,7 @@ from tests.bench.upstream import completion, stream_events
 CHUNKS = 400
 CROWD = 64
 """Chunks in one message, as Envoy puts them together when it is in a hurry."""
+_STREAM = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
 _LATER = 3600.0
 _LEAST_EVENT = 100
 
@@ -113,19 +114,22 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
     return [message.SerializeToString() + b"\x42\x00" for message in messages]
 
 
+def in_crowds(size: int) -> list[bytes]:
+    """A stream of chunks, so many in each message."""
+    events = stream_events(CHUNKS)
+    crowds = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
+    return _conversation(_STREAM, (("content-type", "text/event-stream"),), crowds)
+
+
 class Paths:
     """Both paths over the same messages."""
 
     def __init__(self, context: DoorContext) -> None:
         self._context = context
         self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
-        stream = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
         short = b'{"model":"m","input":"Say something.","store":false}'
-        events = stream_events(CHUNKS)
-        crowds = [b"".join(events[at : at + CROWD]) for at in range(0, len(events), CROWD)]
-        sse = (("content-type", "text/event-stream"),)
-        self.stream = _conversation(stream, sse, events)
-        self.crowd = _conversation(stream, sse, crowds)
+        self.stream = in_crowds(1)
+        self.crowd = in_crowds(CROWD)
         self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
 
     async def relay(self, messages: list[bytes], events: int) -> None:

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   -c*) exit 0 ;;
-  "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip "*)
     echo "$*" >> asked
     if [ -e broken ]; then echo "ERROR: no such package" >&2; exit 1; fi
@@ -33,9 +33,9 @@ class _Checkout:
             (folder / name).chmod(0o755)
         (folder / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
 
-    def setup(self, *arguments: str, status: int = 0) -> str:
+    def setup(self, *arguments: str, status: int = 0, **environment: str) -> str:
         """Run it; what it said."""
-        environ = {**os.environ, "SETUP_PYTHON": str(self._folder / "python")}
+        environ = {**os.environ, "SETUP_PYTHON": str(self._folder / "python"), **environment}
         done = subprocess.run(
             [self._folder / "scripts" / "setup", *arguments], env=environ, capture_output=True, text=True, timeout=30
         )
@@ -97,3 +97,10 @@ def test_what_failed_is_tried_again_and_its_reason_told(checkout: _Checkout) -> 
 
 def test_a_wrong_word_is_told(checkout: _Checkout) -> None:
     assert "usage" in checkout.setup("everything", status=2)
+
+
+def test_another_place_has_an_environment_of_its_own(checkout: _Checkout) -> None:
+    checkout.setup()
+    assert "making .venv-3.14" in checkout.setup(SETUP_VENV=".venv-3.14")
+    assert len(checkout.installed) == 2
+    assert checkout.setup() == checkout.setup(SETUP_VENV=".venv-3.14") == ""
