@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import Gateway, post, start_gateway
 
@@ -114,17 +114,11 @@ async def test_upstream_paths_are_an_allow_list(prefixed: tuple[Gateway, ChatSer
 def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     """An authority of our own, and a server certificate for localhost signed by it."""
 
-    def run(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test")
-    run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=localhost")
-    (folder / "ext").write_text("subjectAltName=DNS:localhost")
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "cert.pem", "-extfile", "ext")
-    run("x509", "-req", "-in", "csr.pem", *signed)
+    authority = Authority(folder)
+    signed = authority.sign("localhost")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return folder / "ca.pem", context
+    context.load_cert_chain(signed.cert, signed.key)
+    return authority.ca, context
 
 
 @pytest.mark.parametrize("arguments", [("--mode", "relay"), ("--mode", "drive"), ("--door", "http")], ids="-".join)
