@@ -98,6 +98,7 @@ def test_a_usual_head_asks_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
         "proxy-authorization",
         "cookie",
         "set-cookie",
+        "x-envoy-original-path",
         "api-key",
         "x-api-key",
         "x-goog-api-key",

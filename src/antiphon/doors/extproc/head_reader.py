@@ -41,11 +41,14 @@ _HARMLESS = frozenset(
         "transfer-encoding",
         "user-agent",
         "vary",
+        "x-envoy-attempt-count",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-upstream-service-time",
         "x-forwarded-proto",
     }
 )
 """Names whose values say how something is sent, and are few."""
-_HARMLESS_FAMILIES = ("x-stainless-", "x-envoy-")
+_HARMLESS_FAMILY = "x-stainless-"
 _kept: dict[bytes, tuple[str, str]] = {}
 
 
@@ -125,7 +128,7 @@ def _is_harmless(name: str, value: str) -> bool:
     if name == ":path":
         # A query may have a key in it.
         return value == RESPONSES_PATH
-    return name in _HARMLESS or name.startswith(_HARMLESS_FAMILIES)
+    return name in _HARMLESS or name.startswith(_HARMLESS_FAMILY)
 
 
 @lru_cache(maxsize=_MOST)
