@@ -14,9 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
-
 from antiphon.config.live import LIVE
+from antiphon.config.section import Section
 from antiphon.config.settings import Settings, load_settings
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
@@ -520,31 +519,31 @@ def _flags(changes: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
-def rows(model: type[BaseModel], above: str = "") -> list[tuple[str, Any, str]]:
+def rows(model: type[Section], above: str = "") -> list[tuple[str, Any, str]]:
     """Every setting: dotted name, default, description."""
     found: list[tuple[str, Any, str]] = []
     texts = _texts(model)
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+    for name, kind in model.kinds().items():
+        if isinstance(kind, type) and issubclass(kind, Section):
             found += rows(kind, f"{above}{name}.")
         else:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            field = model.settings()[name]
+            default = None if field.required else field.default
             if isinstance(default, tuple):
                 default = ", ".join(map(str, default)) or None
             if name == "socket_mode":
                 default = f"0o{default:o}"
             found.append((above + name, default, texts.get(name, "")))
             for part in get_args(kind) if get_origin(kind) is tuple else ():
-                if isinstance(part, type) and issubclass(part, BaseModel):
+                if isinstance(part, type) and issubclass(part, Section):
                     found += rows(part, f"{above}{name}[].")
     return found
 
 
-def _texts(model: type[BaseModel]) -> dict[str, str]:
+def _texts(model: type[Section]) -> dict[str, str]:
     """What stands below each field of a model and of those that it extends."""
     found = {}
-    for one in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+    for one in reversed(model.__mro__[: model.__mro__.index(Section)]):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(node, ast.ClassDef)
         for field, below in pairwise(node.body):

@@ -23,7 +23,7 @@ from typing import cast
 from antiphon.app.build import build
 from antiphon.commands.collecting import keep_what_there_is
 from antiphon.config.limits import LimitSettings
-from antiphon.config.settings import Settings
+from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.ahead import Ahead
@@ -165,7 +165,7 @@ class _NoHurry:
 async def open_paths() -> AsyncIterator[Paths]:
     """Both paths in an application on a new data folder."""
     with TemporaryDirectory(prefix="antiphon-gate-") as folder:
-        app = await build(Settings.model_validate({"data": str(Path(folder) / "data")}), door="envoy")
+        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
         try:
             keep_what_there_is()
             app.context.telemetry.endings.by_time(cast(asyncio.AbstractEventLoop, _NoHurry()))

@@ -23,7 +23,7 @@ from typing import cast
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.process import run_loop
-from antiphon.config.settings import Settings
+from antiphon.config.settings import load_settings
 from antiphon.doors.extproc.server import ExtProcDoor, TransportName
 from antiphon.observability.logs import configure
 from tests.bench.core import large_requests
@@ -86,7 +86,7 @@ class _Clock:
 
 async def _serve(folder: Path, transport: TransportName) -> int:
     configure("warning", "json")
-    app = await build(Settings.model_validate({"data": str(folder / "data")}), door="envoy")
+    app = await build(load_settings({"data": str(folder / "data")}), door="envoy")
     door = ExtProcDoor(app.context, mode="auto", transport=transport)
     await door.start(f"unix:{folder}/grpc.sock")
     loop = asyncio.get_running_loop()

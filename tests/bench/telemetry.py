@@ -33,7 +33,7 @@ from antiphon.app.build import build
 from antiphon.app.built import App
 from antiphon.commands.collecting import keep_what_there_is
 from antiphon.config.processes import TracingSettings
-from antiphon.config.settings import Settings
+from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
@@ -111,7 +111,7 @@ def _variants(app: App, collector: str) -> dict[str, _Variant]:
 
 async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
     with TemporaryDirectory(prefix="antiphon-bench-") as folder:
-        app = await build(Settings.model_validate({"data": str(Path(folder) / "data")}), door="envoy")
+        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
         try:
             variants = _variants(app, collector)
             keep_what_there_is()

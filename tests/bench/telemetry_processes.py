@@ -24,7 +24,7 @@ from typing import Any
 
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.config.settings import Settings
+from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
@@ -116,7 +116,7 @@ async def start(
         return Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
     grpc, http = folder / "data" / "sidecar-0.grpc.sock", folder / "data" / "sidecar-0.http.sock"
     await poll(process, lambda: _there(grpc, http))
-    settings = Settings.model_validate(
+    settings = load_settings(
         {
             "upstream": {"url": f"http://127.0.0.1:{upstream}/v1", "auth": "none"},
             "data": str(folder / "data"),

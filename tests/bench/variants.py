@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from antiphon.commands import guard
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.config.settings import Settings
+from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
@@ -316,7 +316,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
 
 def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
     """Antiphon's bootstrap with one route to the upstream, and its filter on or gone."""
-    settings = Settings.model_validate(
+    settings = load_settings(
         {"upstream": {"url": f"http://127.0.0.1:{upstream}/v1"}, "data": str(folder), "listen": "127.0.0.1:0"}
     )
     config = bootstrap(settings, sidecars=[SidecarEndpoint(f"unix:{folder}/echo.sock", f"unix:{folder}/none.sock")])

@@ -230,7 +230,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, s
         return {}, lambda: [str(path) for path in (tmp_path / "files").rglob("*") if path.is_file()]
     blobs = request.getfixturevalue("seaweed").settings()
     store = S3Blobs(blobs)._store
-    given = {**blobs.model_dump(include={"url", "endpoint"}), "key_id": KEY_ID, "secret": SECRET}
+    given = {"url": blobs.url, "endpoint": blobs.endpoint, "key_id": KEY_ID, "secret": SECRET}
     environ = {f"ANTIPHON_BLOBS__{name.upper()}": str(value) for name, value in given.items()}
     return environ, lambda: [one["path"] for some in store.list() for one in some]
 

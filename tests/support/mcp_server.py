@@ -43,7 +43,7 @@ async def open_mcp_server(*, sse: bool = False, token: str = "") -> AsyncIterato
     server = MCPServer("Dice")
     opened = OpenMcpServer("")
 
-    @server.tool(description="Roll dice.", annotations=ToolAnnotations(readOnlyHint=True))
+    @server.tool(description="Roll dice.", annotations=ToolAnnotations(read_only_hint=True))
     def roll(sides: int = 6) -> str:
         return f"rolled one of {sides}"
 

@@ -177,7 +177,7 @@ async def open_vector_store_setup(
         files,
         DirectReaders() if limits is None else DocumentReaders(limits),
         # Without the rules that settings have: leases here are short.
-        VectorStoreSettings.model_construct(lease=lease),
+        VectorStoreSettings.unchecked(lease=lease),
         embedder=embedder,
         pace=pace,
     )

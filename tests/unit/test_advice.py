@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from pydantic import BaseModel
 
+from antiphon.config.section import Section
 from antiphon.config.settings import Settings
 from antiphon.engine.exchange.failure import Failure, Fault
 from antiphon.observability import advice
@@ -16,9 +16,7 @@ from antiphon.types.transport import NO_MODEL_DOOR
 TABLES = [table for name, table in vars(advice).items() if name.startswith("_BY_")]
 EVERY = [text for table in TABLES for text in table.values()]
 SECTIONS = {
-    name: field.annotation
-    for name, field in Settings.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    name: kind for name, kind in Settings.kinds().items() if isinstance(kind, type) and issubclass(kind, Section)
 }
 
 
@@ -48,5 +46,5 @@ def test_settings_that_are_named_are_there() -> None:
     assert {("timeouts", "save"), ("background", "attempts")} <= named
     for section, name in named:
         kind = SECTIONS[section]
-        assert isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields, (section, name)
+        assert isinstance(kind, type) and issubclass(kind, Section) and name in kind.settings(), (section, name)
     assert all(len(text) < 120 for text in EVERY)

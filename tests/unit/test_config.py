@@ -53,7 +53,7 @@ _SAMPLES = {
 
 @pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
 def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind: Any) -> None:
-    value: Any = Settings().model_dump(mode="json")
+    value: Any = Settings().plain()
     for part in path:
         value = value[part]
     if path == ("models",):
@@ -292,7 +292,7 @@ def test_no_secret_is_rendered() -> None:
         "ANTIPHON_SIDECAR__SECRET": "very-secret",
     }
     settings = load_settings({}, environ)
-    assert "very-secret" not in f"{settings!r} {settings.redacted()} {settings.model_dump_json()}"
+    assert "very-secret" not in f"{settings!r} {settings.redacted()} {settings.plain()}"
     assert settings.redacted()["upstream"]["api_key"] == "**********"
     assert settings.sidecar_secret() == "very-secret"
 
@@ -414,7 +414,7 @@ def test_several_upstreams_for_one_model(upstream: Any, name: str, several: tupl
     allowed = {"header_allow": ["x-a", "x-b"], "api_key": "k"}, {"header_allow": ["x-b", "x-a"]}
     settings = load_settings(_two(upstream, *allowed))
     # As a child process gets them.
-    values = settings.model_dump(mode="json")
+    values = settings.plain()
     values["upstreams"]["a"]["api_key"] = "k"
     settings = load_settings({name: values[name] for name in ("upstreams", "models")})
     assert list(settings.groups) == ([name] if several else [])
@@ -483,7 +483,7 @@ def test_what_settings_add_to_a_request() -> None:
         }
     )
     # As a child process gets them.
-    routes = make_routes(load_settings(settings.model_dump(mode="json")))
+    routes = make_routes(load_settings(settings.plain()))
     route, other = routes.choose("a"), routes.choose("b")
     assert (route.profile.named_tool_choice, route.profile.images) == ("required", False)
     assert (other.profile.named_tool_choice, other.profile.parameters) == ("native", frozenset({"seed"}))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
+from antiphon.config.section import Section
 from antiphon.config.settings import Settings, load_settings
 from antiphon.errors import ConfigError
 
@@ -41,14 +41,13 @@ LIBRARYS = (
 )
 
 
-def places(model: type[BaseModel], above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def places(model: type[Section], above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Every setting, also in the elements of lists and the values of mappings."""
-    for name, field in model.model_fields.items():
+    for name, kind in model.kinds().items():
         here = (*above, name)
         yield here
-        kind = field.annotation
         for part in (kind, *typing.get_args(kind)):
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            if isinstance(part, type) and issubclass(part, Section):
                 origin = typing.get_origin(kind)
                 inside: tuple[str | int, ...] = (0,) if origin is tuple else ("one",) if origin is dict else ()
                 yield from places(part, (*here, *inside))

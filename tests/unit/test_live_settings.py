@@ -75,10 +75,10 @@ def test_what_does_not_shape_envoy_is_not_looked_at(name: str) -> None:
     for one in _ENVOYS:
         before = settings(**one)
         if len(path) == 1:
-            after = before.model_copy(update={name: unknown})
+            after = before.replace(**{name: unknown})
         else:
-            section = getattr(before, path[0]).model_copy(update={path[1]: unknown})
-            after = before.model_copy(update={path[0]: section})
+            section = getattr(before, path[0]).replace(**{path[1]: unknown})
+            after = before.replace(**{path[0]: section})
         assert bootstrap(after, sidecars=endpoints(after)) == bootstrap(before, sidecars=endpoints(before))
 
 

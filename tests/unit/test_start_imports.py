@@ -12,6 +12,7 @@ _LATER = {
     *(
         "rich",
         "pygments",
+        "pydantic",
         "difflib",
         "grpc",
         "numpy",

@@ -16,9 +16,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, SecretStr
-
 from antiphon.config.processes import MetricsSettings
+from antiphon.config.reading import SecretStr
+from antiphon.config.section import Section
 from antiphon.config.settings import Settings
 from antiphon.config.sources import field_paths
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
@@ -27,7 +27,7 @@ from antiphon.envoy.tracing import header_variable
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
     """What is no secret, as plain values: everything, or what is not the default."""
-    values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    values = settings.plain(without_defaults=exclude_defaults)
     for path, _ in field_paths(Settings):
         if _holds_secret(_at(settings, path)):
             section = values
@@ -63,20 +63,18 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
     times = settings.timeouts
     if settings.door == "envoy":
         # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
-        times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
+        times = times.replace(drain=times.drain - (times.notice or 0.0), notice=0.0)
     code = settings.code_interpreter
     if code.sockets is None and settings.workers > 1:
-        code = code.model_copy(update={"sockets": folder})
-    return settings.model_copy(
-        update={
-            "code_interpreter": code,
-            "data": settings.data.absolute(),
-            "timeouts": times,
-            # Ours, which shows theirs.
-            "metrics": MetricsSettings(),
-            "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
-            "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
-        }
+        code = code.replace(sockets=folder)
+    return settings.replace(
+        code_interpreter=code,
+        data=settings.data.absolute(),
+        timeouts=times,
+        # Ours, which shows theirs.
+        metrics=MetricsSettings(),
+        sidecar=sidecar.replace(**{name: place(getattr(sidecar, name)) for name in names}),
+        envoy=settings.envoy.replace(admin=place(settings.envoy.admin)),
     )
 
 
@@ -111,8 +109,8 @@ def _at(settings: Settings, path: tuple[str, ...]) -> Any:
 def _holds_secret(value: Any) -> bool:
     if isinstance(value, SecretStr):
         return True
-    if isinstance(value, BaseModel):
-        return any(_holds_secret(getattr(value, name)) for name in type(value).model_fields)
+    if isinstance(value, Section):
+        return any(_holds_secret(one) for _, one in value.values())
     if isinstance(value, Mapping):
         return any(_holds_secret(each) for each in value.values())
     return isinstance(value, tuple | list) and any(_holds_secret(each) for each in value)
@@ -121,8 +119,8 @@ def _holds_secret(value: Any) -> bool:
 def _revealed(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if isinstance(value, BaseModel):
-        return {name: _revealed(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Section):
+        return {name: _revealed(one) for name, one in value.values()}
     if isinstance(value, Mapping):
         return {name: _revealed(each) for name, each in value.items()}
     if isinstance(value, tuple | list):

@@ -50,7 +50,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
     worker = arguments.worker
     signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
     app = await build(settings, door="envoy")
-    wide = settings.model_copy(update={"workers": worker + 1})
+    wide = settings.replace(workers=worker + 1)
     place = endpoints(wide)[worker]
     tls = _tls(settings)
     processor = ExtProcDoor(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from antiphon.app.extensions import known_profiles
+from antiphon.config.problems import advice
 from antiphon.config.settings import Settings, load_settings
-from antiphon.config.sources import CONFIG_VARIABLE, advice
+from antiphon.config.sources import CONFIG_VARIABLE
 from antiphon.errors import ConfigError
 
 
@@ -87,7 +88,7 @@ def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
     for name in path[:-1]:
         section = getattr(section, name)
     default = getattr(section, path[-1])
-    return type(section).model_fields[path[-1]].annotation, default
+    return type(section).kinds()[path[-1]], default
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
+from antiphon.config.section import Section
 from antiphon.config.settings import Settings
 
 LIVE = (
@@ -97,9 +96,9 @@ def with_change(settings: Settings, other: Settings, setting: str) -> Settings:
 
 def _changed(before: Any, after: Any, above: str) -> Iterator[str]:
     """Sections by their settings, sections by name (`upstreams`) by these names; everything else is one value."""
-    if isinstance(before, BaseModel) and type(before) is type(after):
-        for name in type(before).model_fields:
-            yield from _changed(getattr(before, name), getattr(after, name), f"{above}.{name}" if above else name)
+    if isinstance(before, Section) and type(before) is type(after):
+        for name, value in before.values():
+            yield from _changed(value, getattr(after, name), f"{above}.{name}" if above else name)
     elif _of_sections(before) and _of_sections(after) and (before or after):
         for name in dict.fromkeys((*before, *after)):
             if name in before and name in after:
@@ -111,15 +110,15 @@ def _changed(before: Any, after: Any, above: str) -> Iterator[str]:
 
 
 def _of_sections(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(one, BaseModel) for one in value.values())
+    return isinstance(value, Mapping) and all(isinstance(one, Section) for one in value.values())
 
 
 def _taken(value: Any, other: Any, path: list[str]) -> Any:
     if not path:
         return other
     name, rest = path[0], path[1:]
-    if isinstance(value, BaseModel):
-        return value.model_copy(update={name: _taken(getattr(value, name), getattr(other, name), rest)})
+    if isinstance(value, Section):
+        return value.replace(**{name: _taken(getattr(value, name), getattr(other, name), rest)})
     if name not in other:
         return {key: one for key, one in value.items() if key != name}
     return {**value, name: _taken(value.get(name), other[name], rest) if name in value else other[name]}

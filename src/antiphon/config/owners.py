@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import SecretStr, field_validator
-
-from antiphon.config.section import Section
+from antiphon.config.reading import SecretStr
+from antiphon.config.section import Section, check
 
 
 class OwnerSettings(Section):
@@ -34,9 +33,9 @@ class OwnerSettings(Section):
         """Whether there may be more than one."""
         return self.source != "single"
 
-    @field_validator("api_keys")
-    @classmethod
-    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    @check("api_keys")
+    @staticmethod
+    def _check_keys(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for number, key in enumerate(value):
             text = key.get_secret_value()
             if text[:7].lower() == "sha256:":
@@ -46,9 +45,9 @@ class OwnerSettings(Section):
                 raise ValueError(f"api_keys[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
         return value
 
-    @field_validator("header")
-    @classmethod
-    def _lower(cls, value: str) -> str:
+    @check("header")
+    @staticmethod
+    def _lower(value: str) -> str:
         return value.lower()
 
 
@@ -59,9 +58,9 @@ class SealingSettings(Section):
     old one when no client holds its texts any more. With `state.seal` they also encrypt what is stored; an old one is
     needed as long as that is. Unset: one key made in the data folder (mode 0600), shared by all workers."""
 
-    @field_validator("keys")
-    @classmethod
-    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    @check("keys")
+    @staticmethod
+    def _long_enough(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(len(key.get_secret_value()) < 16 for key in value):
             raise ValueError("every key needs at least 16 characters")
         return value

@@ -8,9 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
-
-from antiphon.config.section import Section, parse_address
+from antiphon.config.section import Section, check, parse_address, setting
 
 
 class EndpointPickerSettings(Section):
@@ -24,20 +22,18 @@ class EndpointPickerSettings(Section):
     (`--secure-serving=false`)."""
     ca_file: Path | None = None
     """PEM file with the authorities for `verified`; unset: the system's."""
-    timeout: float = Field(10.0, gt=0, le=3600)
+    timeout: float = setting(default=10.0, gt=0, le=3600)
     """Seconds it may take to choose, counted from the whole request; its queueing is within them."""
 
-    @field_validator("address")
-    @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
+    @check("address")
+    @staticmethod
+    def _check_address(value: str | None) -> str | None:
         if value is not None:
             host, port = parse_address(value)
             if host == "unix" or not value.rpartition(":")[0] or not port:
                 raise ValueError(f"{value} is not HOST:PORT")
         return value
 
-    @model_validator(mode="after")
-    def _check_files(self) -> EndpointPickerSettings:
+    def check_section(self) -> None:
         if self.ca_file is not None and self.tls != "verified":
             raise ValueError("envoy.endpoint_picker.ca_file is for tls: verified alone")
-        return self

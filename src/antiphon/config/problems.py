@@ -1,75 +1,43 @@
-"""What is wrong with the value of a setting, in sentences that say what to write instead.
+"""How what is wrong with a setting is written: its place, and what to write instead.
 
-Lives here: the words for each kind of problem that the settings' model finds, and how a setting's place is written.
-Not here: names in sources (`sources.py`), rules between settings (`settings.py`, whose words pass as they
-are).
+Lives here: places, choices, the advice for a name that nobody knows, the error that has all problems. Not here: what is
+wrong (`reading.py` of types, the sections of their own rules), names in sources (`sources.py`).
 
-Invariant: no value is repeated here (a key may stand in the wrong place), and no words of the validating library's are
-shown, which speak of its types.
+Invariant: no value is repeated here: a key may stand in the wrong place.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from pydantic import BaseModel, ValidationError
-
-from antiphon.config.sources import advice, shown_name
-
-_MAPPING = "must hold a mapping of settings"
-_LIST = "must be a list; in YAML [a, b], in a variable a,b"
-_NUMBER = "must be a number"
-_WHOLE = "must be a whole number"
-_SWITCH = "must be true or false"
-_TEXT = "must be a text; what YAML takes for a number needs quotes"
-_WORDS: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
-    "missing": "is missing, and has no default",
-    "int_parsing": _WHOLE,
-    "int_parsing_size": _WHOLE,
-    "int_type": _WHOLE,
-    "int_from_float": _WHOLE,
-    "float_parsing": _NUMBER,
-    "float_type": _NUMBER,
-    "finite_number": "must be a finite number",
-    "bool_parsing": _SWITCH,
-    "bool_type": _SWITCH,
-    "string_type": _TEXT,
-    "path_type": "must be a path",
-    "greater_than_equal": lambda limits: f"must be at least {limits['ge']:g}",
-    "greater_than": lambda limits: f"must be more than {limits['gt']:g}",
-    "less_than_equal": lambda limits: f"must be at most {limits['le']:g}",
-    "less_than": lambda limits: f"must be less than {limits['lt']:g}",
-    "literal_error": lambda limits: f"must be {limits['expected']}",
-    "enum": lambda limits: f"must be {limits['expected']}",
-    "tuple_type": _LIST,
-    "list_type": _LIST,
-    "dict_type": _MAPPING,
-    "mapping_type": _MAPPING,
-    "model_type": _MAPPING,
-    "model_attributes_type": _MAPPING,
-}
-_UNKNOWN = "cannot be used as it is; docs/configuration.md says what it takes"
+Place = tuple[str | int, ...]
 
 
-def wrong_values(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each problem, with the place of the setting in front."""
-    lines = []
-    for problem in error.errors(include_input=False, include_url=False):
-        where = _place(problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where} is not a setting{_nearest(model, problem['loc'])}")
-        elif problem["type"] == "value_error":
-            # Our own rules, one in each line.
-            lines += (f"{where}: {line}" for line in problem["msg"].removeprefix("Value error, ").split("\n"))
-        else:
-            words = _WORDS.get(problem["type"], _UNKNOWN)
-            lines.append(f"{where}: {words if isinstance(words, str) else words(problem.get('ctx', {}))}")
-    return lines
+class Problem(NamedTuple):
+    """`words`: one line for each problem of this place, or, where the place is said in them, one with it."""
+
+    place: Place
+    words: str
+    names_place: bool = False
+
+    def lines(self) -> list[str]:
+        """Each with the place of the setting in front."""
+        if self.names_place:
+            return [self.words]
+        return [f"{written_place(self.place)}: {line}" for line in self.words.split("\n")]
 
 
-def _place(parts: Sequence[str | int]) -> str:
+class WrongSettings(ValueError):
+    """What is wrong with a section and with what is in it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.lines = [line for problem in problems for line in problem.lines()]
+        super().__init__("\n".join(self.lines))
+
+
+def written_place(parts: Sequence[str | int]) -> str:
     """`models[0].match`; the part of a name that may be something else is left out."""
     place = ""
     for part in parts:
@@ -77,24 +45,30 @@ def _place(parts: Sequence[str | int]) -> str:
     return place or "settings"
 
 
-def _nearest(model: type[BaseModel], parts: Sequence[str | int]) -> str:
-    """Advice for the last of these names, by the section that it stands in."""
-    kind: Any = model
-    for part in parts[:-1]:
-        section = _section(kind)
-        if section is not None:
-            field = section.model_fields.get(str(part))
-            kind = field.annotation if field is not None else None
-        else:
-            # An element of a list, or a value of a mapping.
-            inside = [one for one in typing.get_args(kind) if _section(one) is not None]
-            kind = inside[0] if inside else None
-    section = _section(kind)
-    if section is None:
-        return ""
-    above = parts[:-1]
-    return advice(_place(parts), [_place((*above, name)) for name in section.model_fields])
+def no_setting(above: Place, name: str, known: Iterable[str]) -> Problem:
+    """The problem of a name that is none, in a section that knows these."""
+    place = written_place((*above, name))
+    advised = advice(place, [written_place((*above, one)) for one in known])
+    return Problem((*above, name), f"{place} is not a setting{advised}", names_place=True)
 
 
-def _section(kind: Any) -> type[BaseModel] | None:
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+def choice(values: Iterable[object]) -> str:
+    """`'a', 'b' or 'c'`."""
+    *others, last = [repr(value) for value in values]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def shown_name(name: object) -> str:
+    """A name that is none of ours, as far as it looks like a name: of `{api_key:sk-…}` YAML makes one name."""
+    text = str(name)
+    begin = re.split(r"[\s:=]", text, maxsplit=1)[0][:64]
+    return begin if begin == text else f"{begin}…"
+
+
+def advice(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, as the end of a sentence; empty when none is near."""
+    # Needed for a mistake alone.
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-
 from antiphon.config.picker import EndpointPickerSettings
-from antiphon.config.section import MIB, Section, base_url, parse_address
+from antiphon.config.reading import SecretStr
+from antiphon.config.section import MIB, Section, base_url, check, parse_address, setting
 
 
 class LogSettings(Section):
@@ -35,9 +34,9 @@ class MetricsSettings(Section):
     the sums of all its workers, which never go backwards when one of them is replaced; with `extproc` and `serve` those
     of the one process (`extproc --worker 1`: the next port). Unset: nowhere but on the sidecar's HTTP port."""
 
-    @field_validator("listen")
-    @classmethod
-    def _check_listen(cls, value: str | None) -> str | None:
+    @check("listen")
+    @staticmethod
+    def _check_listen(value: str | None) -> str | None:
         if value is not None and parse_address(value)[0] == "unix":
             raise ValueError(f"{value} is not HOST:PORT")
         return value
@@ -48,18 +47,18 @@ class TracingSettings(Section):
 
     endpoint: str | None = None
     """Base URL of the collector (`http://collector:4318`); unset: no traces, and nothing of OpenTelemetry is loaded."""
-    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    headers: dict[str, SecretStr] = setting(default_factory=dict)
     """What opens it, by header."""
-    sample: float = Field(1.0, ge=0, le=1)
+    sample: float = setting(default=1.0, ge=0, le=1)
     """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides."""
     content: bool = False
     """Put what was asked and answered into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"
     """`service.name` of all spans."""
 
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, value: str | None) -> str | None:
+    @check("endpoint")
+    @staticmethod
+    def _check_endpoint(value: str | None) -> str | None:
         return None if value is None else base_url(value)
 
     @property
@@ -84,14 +83,12 @@ class SidecarTlsSettings(Section):
     envoy_key: Path | None = None
     """Envoy's side: PEM file with that certificate's key."""
 
-    @model_validator(mode="after")
-    def _check_pairs(self) -> SidecarTlsSettings:
+    def check_section(self) -> None:
         for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
         if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
             raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
-        return self
 
 
 class SidecarSettings(Section):
@@ -104,16 +101,16 @@ class SidecarSettings(Section):
     `fast`), or `auto`: `http2` when it is installed."""
     secret: SecretStr | None = None
     """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
-    socket_mode: int = Field(0o600, ge=0, le=0o777)
+    socket_mode: int = setting(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
     """TLS of the sidecar's TCP ports. Unix sockets need none."""
     model_door: str = "unix:{data}/model-door.sock"
     """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
 
-    @field_validator("socket_mode", mode="before")
-    @classmethod
-    def _octal(cls, value: Any) -> Any:
+    @check("socket_mode", before=True)
+    @staticmethod
+    def _octal(value: Any) -> Any:
         # In the environment everything is text; YAML has read its octal numbers already.
         return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
 
@@ -121,7 +118,7 @@ class SidecarSettings(Section):
 class EnvoySettings(Section):
     binary: Path | None = None
     """Path of the Envoy binary; unset: the `envoy` extra, then PATH."""
-    concurrency: int | None = Field(None, ge=1)
+    concurrency: int | None = setting(default=None, ge=1)
     """Envoy worker threads; unset: Envoy's default (one per core)."""
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
@@ -130,8 +127,8 @@ class EnvoySettings(Section):
     in any case.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
-    retries: int = Field(2, ge=0)
+    retries: int = setting(default=2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
-    heap_bytes: int = Field(1024 * MIB, ge=64 * MIB)
+    heap_bytes: int = setting(default=1024 * MIB, ge=64 * MIB)
     """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""

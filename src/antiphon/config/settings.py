@@ -12,14 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from typing import Any, Literal
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.prices import PriceSettings
-from antiphon.config.problems import wrong_values
+from antiphon.config.problems import WrongSettings
 from antiphon.config.processes import (
     EnvoySettings,
     LogSettings,
@@ -28,7 +26,8 @@ from antiphon.config.processes import (
     SidecarSettings,
     TracingSettings,
 )
-from antiphon.config.section import Section, parse_address
+from antiphon.config.reading import SecretStr
+from antiphon.config.section import Section, check, parse_address, setting
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
 from antiphon.config.state import (
     BackgroundSettings,
@@ -59,7 +58,7 @@ class Settings(Section):
     """Where clients connect, `HOST:PORT` (port 0: any free port)."""
     door: Literal["envoy", "http"] = "envoy"
     """Which door `antiphon up` opens."""
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    workers: int = setting(default=1, ge=1, le=256)
     """Sidecar (or HTTP door) processes."""
     data: Path = Path(".antiphon")
     """Data folder: databases (unless `state.url` says otherwise), contents of files, keys, sockets."""
@@ -74,7 +73,7 @@ class Settings(Section):
     """Refuse what this version does not know (types of items and parts, values, members of tools) with a 400. Otherwise
     it is left out, and named in `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
-    upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    upstreams: dict[str, UpstreamSettings] = setting(default_factory=dict)
     """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
     them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
@@ -110,14 +109,13 @@ class Settings(Section):
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
 
-    @field_validator("listen")
-    @classmethod
-    def _check_listen(cls, value: str) -> str:
+    @check("listen")
+    @staticmethod
+    def _check_listen(value: str) -> str:
         parse_address(value)
         return value
 
-    @model_validator(mode="after")
-    def _check_rules(self) -> Settings:
+    def check_section(self) -> None:
         wrong = [
             *self._wrong_rules(),
             *self._wrong_picker(),
@@ -128,7 +126,6 @@ class Settings(Section):
         ]
         if wrong:
             raise ValueError("\n".join(wrong))
-        return self
 
     def _wrong_rules(self) -> Iterator[str]:
         if self.upstream.auth is AuthMode.INJECT and self.upstream.api_key is None:
@@ -204,10 +201,10 @@ class Settings(Section):
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
-            for setting in _SAME_IN_A_GROUP:
-                if _in_any_order(getattr(first, setting)) != _in_any_order(getattr(other, setting)):
+            for name_of in _SAME_IN_A_GROUP:
+                if _in_any_order(getattr(first, name_of)) != _in_any_order(getattr(other, name_of)):
                     yield (
-                        f"{group.names[0]} and {name} differ in '{setting}', which must be the same for all of a list: "
+                        f"{group.names[0]} and {name} differ in '{name_of}', which must be the same for all of a list: "
                         "a request is written before one of them is chosen"
                     )
 
@@ -220,7 +217,7 @@ class Settings(Section):
     @property
     def has_default(self) -> bool:
         """Whether the section `upstream` is one of the upstreams: it was given, or there are no others."""
-        return "upstream" in self.model_fields_set or not self.upstreams
+        return "upstream" in self.given or not self.upstreams
 
     @property
     def every_upstream(self) -> dict[str, UpstreamSettings]:
@@ -263,7 +260,7 @@ class Settings(Section):
 
     def redacted(self) -> dict[str, Any]:
         """The effective settings as plain values, secrets replaced."""
-        return self.model_dump(mode="json")
+        return self.plain()
 
 
 def _in_any_order(value: object) -> object:
@@ -276,9 +273,9 @@ def _secrets(value: object) -> Iterator[str]:
     elif isinstance(value, StateSettings):
         # Of a URL only the password: its other words stand in many a text.
         yield from value.passwords()
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _secrets(getattr(value, name))
+    elif isinstance(value, Section):
+        for _, one in value.values():
+            yield from _secrets(one)
     elif isinstance(value, Mapping):
         for part in value.values():
             yield from _secrets(part)
@@ -305,9 +302,9 @@ def load_settings(
     values = merge(read_other_names(values, environ or {}), values)
     wrong += redacted_values(values)
     try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        wrong += wrong_values(error, Settings)
+        settings = Settings.of(values)
+    except WrongSettings as error:
+        wrong += error.lines
     if len(wrong) > 1:
         raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
     if wrong:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, SecretStr
 
+from antiphon.config.problems import advice, shown_name
+from antiphon.config.reading import SecretStr
+from antiphon.config.section import Section
 from antiphon.config.state_url import HIDDEN
 from antiphon.errors import ConfigError
 
@@ -49,7 +51,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_file(path: Path, model: type[BaseModel], wrong: list[str]) -> dict[str, Any]:
+def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, Any]:
     """The mapping in a YAML file, without what is no setting, which is added to `wrong`.
 
     Raises `ConfigError` for a file that cannot be read at all.
@@ -84,13 +86,6 @@ def _problem(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
 
 
-def shown_name(name: object) -> str:
-    """A name that is none of ours, as far as it looks like a name: of `{api_key:sk-…}` YAML makes one name."""
-    text = str(name)
-    begin = re.split(r"[\s:=]", text, maxsplit=1)[0][:64]
-    return begin if begin == text else f"{begin}…"
-
-
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, which YAML parsers settle in silence."""
 
@@ -103,22 +98,22 @@ class _Loader(yaml.SafeLoader):
 
 
 def _known(
-    values: Mapping[Any, Any], model: type[BaseModel], source: str, above: tuple[str, ...], wrong: list[str]
+    values: Mapping[Any, Any], model: type[Section], source: str, above: tuple[str, ...], wrong: list[str]
 ) -> dict[str, Any]:
     """The values that belong to a setting; what is wrong about the others is added to `wrong`."""
     found = {}
     for name, value in values.items():
         path = ".".join((*above, shown_name(name)))
-        field = model.model_fields.get(str(name))
-        if field is None:
+        kind = model.kinds().get(str(name))
+        if kind is None:
             known = [".".join(known) for known, _ in field_paths(model, above)]
             wrong.append(f"{source}: {path} is not a setting{advice(path, known)}")
             continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, Section):
             if not isinstance(value, Mapping):
                 wrong.append(f"{source}: {path} must hold a mapping of settings")
                 continue
-            value = _known(value, field.annotation, source, (*above, str(name)), wrong)
+            value = _known(value, kind, source, (*above, str(name)), wrong)
         found[str(name)] = value
     return found
 
@@ -137,16 +132,7 @@ def redacted_values(values: Any, above: tuple[str, ...] = ()) -> list[str]:
     return [line for name, value in parts for line in redacted_values(value, (*above, name))]
 
 
-def advice(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, as the end of a sentence; empty when none is near."""
-    # Needed for a mistake alone.
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def read_environment(environ: Mapping[str, str], model: type[BaseModel], wrong: list[str]) -> dict[str, Any]:
+def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, Any]:
     """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
 
     Lists are separated by commas or YAML in brackets; what holds settings of its own (`models`, `upstreams`) is YAML.
@@ -205,7 +191,7 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
 def _value(name: str, text: str, kind: Any) -> Any:
     """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
     nested = typing.get_origin(kind) is dict or any(
-        isinstance(part, type) and issubclass(part, BaseModel) for part in typing.get_args(kind)
+        isinstance(part, type) and issubclass(part, Section) for part in typing.get_args(kind)
     )
     listed = typing.get_origin(kind) is tuple
     if nested or (listed and text.lstrip().startswith("[")):
@@ -218,14 +204,13 @@ def _value(name: str, text: str, kind: Any) -> Any:
     return text
 
 
-def field_paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every setting as its path and type, sections first to last."""
     found: list[tuple[tuple[str, ...], Any]] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
+    for name, kind in model.kinds().items():
         if isinstance(kind, types.UnionType):
             kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, Section):
             found += field_paths(kind, (*above, name))
         else:
             found.append(((*above, name), kind))

@@ -75,11 +75,11 @@ def inside(settings: Settings) -> Settings:
         "model_door": f"unix:{_SOCKETS}/model-door.sock",
     }
     timeouts = settings.timeouts
-    if "drain" not in timeouts.model_fields_set:
-        timeouts = timeouts.model_copy(update={"drain": _DRAIN_SECONDS})
-    sidecar = settings.sidecar.model_copy(update=sockets)
+    if "drain" not in timeouts.given:
+        timeouts = timeouts.replace(drain=_DRAIN_SECONDS)
+    sidecar = settings.sidecar.replace(**sockets)
     # One process for each Envoy: more replicas are more of both.
-    return settings.model_copy(update={"workers": 1, "data": _DATA, "timeouts": timeouts, "sidecar": sidecar})
+    return settings.replace(workers=1, data=_DATA, timeouts=timeouts, sidecar=sidecar)
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:

@@ -403,7 +403,7 @@ async def test_an_expired_store_is_not_used_any_more(
 
 
 def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRetention:
-    given = RetentionSettings(**{"events": None, **kept})
+    given = RetentionSettings.of({"events": None, **kept})
     return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 
