@@ -156,7 +156,7 @@ async def test_urls_that_are_refused_by_themselves(url: str) -> None:
 @given(st.text(max_size=60) | st.from_regex(r"https?://[\[\]:@/?#.%a-z0-9-]{0,30}", fullmatch=True))
 async def test_any_text_is_refused_or_asked_for(text: str) -> None:
     # No name resolves here, so that nothing is ever connected to.
-    outcome = await fetch(text, AddressRule(), Names(), ports=frozenset())
+    outcome = await fetch(text, AddressRule(), Names(), ports=())
     assert isinstance(outcome, ApiError) and outcome.code == "invalid_file_url"
 
 
@@ -228,7 +228,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(server: ChatServer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("antiphon.upstream.fetch._only_to", watched)
         outcome = await fetch(
-            f"http://rebind.test:{server.port}/x", AddressRule(), names, http=True, ports=frozenset({server.port})
+            f"http://rebind.test:{server.port}/x", AddressRule(), names, http=True, ports=(server.port,)
         )
     error_of(outcome, "file_download_failed")
     assert names.asked == ["rebind.test"] and refused == ["203.0.114.1"] and not server.requests
