@@ -82,8 +82,9 @@ async def test_memory_is_limited(tmp_path: Path) -> None:
 
 
 async def test_time_is_limited(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("A sentence. " * 3_000_000)
-    documents = DocumentReaders(VectorStoreSettings(file_seconds=1.0))
+    """Fifteen seconds of work for a quick machine, and no limit that ends it earlier."""
+    (tmp_path / "x").write_text("a b. " * 6_000_000)
+    documents = DocumentReaders(VectorStoreSettings(file_seconds=1.0, tokens=1_000_000_000))
     try:
         with pytest.raises(ReadingFailed) as raised:
             await read(documents, tmp_path / "x", "a.txt")

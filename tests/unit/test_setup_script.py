@@ -35,7 +35,9 @@ class _Checkout:
 
     def setup(self, *arguments: str, status: int = 0, **environment: str) -> str:
         """Run it; what it said."""
-        environ = {**os.environ, "SETUP_PYTHON": str(self._folder / "python"), **environment}
+        # The tests may run in another place themselves (`scripts/test --python`).
+        environ = {name: value for name, value in os.environ.items() if name != "SETUP_VENV"}
+        environ |= {"SETUP_PYTHON": str(self._folder / "python"), **environment}
         done = subprocess.run(
             [self._folder / "scripts" / "setup", *arguments], env=environ, capture_output=True, text=True, timeout=30
         )
