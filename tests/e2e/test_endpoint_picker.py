@@ -182,7 +182,8 @@ async def test_a_picker_that_fails_in_an_answer_cuts_it(tmp_path: Path) -> None:
     async with _picked(tmp_path) as setup:
         setup.picker.script(AbortInAnswer(setup.picker.endpoint or ""))
         got = await setup.envoy.post(request_body(stream=True))
-        assert got.cut or got.status == 503
+        # Cut where its head has gone out; before that, Envoy answers for who failed first: the picker or the upstream.
+        assert got.cut or got.status in (502, 503)
         await until(lambda: len(setup.lines()) == 1)
 
 
