@@ -98,8 +98,9 @@ def check_image(tag: str) -> None:
     started = "antiphon extproc & for i in $(seq 150); do antiphon health && break; sleep 0.2; done; antiphon health"
     if (done := in_image(tag, "sh", "-c", started)).returncode:
         raise Wrong(f"the sidecar does not start read-only: {done.stdout}{done.stderr}")
+    # Behind a shell: as the first process of a container, newer timeouts (coreutils 9.10) end with 125.
     absent = in_image(
-        tag, "timeout", "60", "antiphon", "extproc", env=["ANTIPHON_EMBEDDINGS__URL=http://127.0.0.1:1/v1"]
+        tag, "sh", "-c", "timeout 60 antiphon extproc; exit $?", env=["ANTIPHON_EMBEDDINGS__URL=http://127.0.0.1:1/v1"]
     )
     if absent.returncode == 0 or "vector-stores" not in absent.stderr + absent.stdout:
         raise Wrong(f"embeddings.url without NumPy is not refused with a sentence: {absent.stdout}{absent.stderr}")
