@@ -1,19 +1,16 @@
 """Chunks that differ from the last one in a piece of text alone, recognised by their bytes.
 
-Lives here: what stands around the text of a chunk that was read in full, and cutting further chunks of the same bytes
-out of a stream. Not here: reading a chunk (`chat_chunk.py`), what its text leads to (`chat_stream.py`).
+Lives here: what stands around the text of a chunk that was read in full. Not here: cutting further chunks of the same
+bytes out of a stream (`splice.py`), reading a chunk (`chat_chunk.py`), what its text leads to (`chat_stream.py`).
 
 Servers send hundreds of chunks that have one piece of text each and are equal in all else. What such a chunk means is
 known as soon as one of them was read: an event is made of each piece, without reading the rest again.
 
-Invariant: what is cut out here, the decoder would have read as the same chunk with that text. What stands around the
-text is shown to be so by decoding it with another one, once; the text itself must be a whole JSON string's inside, so
-nothing in it can end the string or the event.
+Invariant: what stands around a text here the decoder reads as a chunk of that text alone. That is shown by decoding it
+with another one, once; a text that is a whole JSON string's inside can change nothing of it.
 """
 
 from __future__ import annotations
-
-import re
 
 from msgspec import Raw, Struct
 
@@ -25,11 +22,6 @@ from antiphon.types.json import ABSENT, given
 _OTHER_TEXT = b"another text, 7f3a91"
 _PREFIXES = (b"data: ", b"data:")
 _ENDS = (b"\n\n", b"\r\n\r\n")
-_JOINT = b" "
-# Any number of fragments with a blank between them. A lone surrogate has no UTF-8: what may be one is read in full.
-_FRAGMENTS = re.compile(
-    rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
-).fullmatch
 
 
 class Alike(Struct, frozen=True, gc=False):
@@ -38,23 +30,6 @@ class Alike(Struct, frozen=True, gc=False):
     text_of: TextOf
     before: bytes
     behind: bytes
-
-    def cut(self, data: bytes) -> tuple[list[bytes], int]:
-        """The texts of the chunks at the beginning of `data` that are alike, empty ones left out, and how many bytes
-        those chunks are. No bytes at all when something among them needs to be read in full."""
-        before, behind = self.before, self.behind
-        if not data.startswith(before):
-            return [], 0
-        end = data.rfind(behind)
-        if end < len(before):
-            return [], 0
-        texts = data[len(before) : end].split(behind + before)
-        joined = texts[0] if len(texts) == 1 else _JOINT.join(texts)
-        if not _FRAGMENTS(joined) or not (joined.isascii() or is_utf8(joined)):
-            return [], 0
-        if b"" in texts:
-            texts = [text for text in texts if text]
-        return texts, end + len(behind)
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:

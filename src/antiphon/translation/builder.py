@@ -272,13 +272,12 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """What the open text is of, where it is emitted as it comes, so that `fragments` may be used."""
+        """What the open text is of, where it is emitted as it comes, so that `splice` may be used."""
         return None if self._open is None else self._open.text_of
 
-    def fragments(self, fragments: Sequence[bytes]) -> bool:
-        """More text of what is open, an event for each fragment. False, and nothing was added, when it would be too
-        much."""
-        return self._draft.add_many(fragments)
+    def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes = b"") -> tuple[bytes, int]:
+        """More text of what is open, an event for each chunk: see `ResponseDraft.splice`."""
+        return self._draft.splice(data, before, behind, refused)
 
     # Tools that run here
 

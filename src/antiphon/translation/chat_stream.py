@@ -16,12 +16,13 @@ from collections.abc import Callable
 from msgspec import Raw
 
 from antiphon.known_secrets import KnownSecrets
+from antiphon.translation.alike import Alike
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.answer_ending import ending_by, failed, finish_of, plain_finish, reported
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
-from antiphon.translation.event_reader import EventReader, Texts
+from antiphon.translation.event_reader import EventReader
 from antiphon.translation.idle_bytes import IdleBytes
 from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.open_items import TextOf
@@ -110,8 +111,8 @@ class ChatStream:
             while (piece := reader.next()) is not None:
                 if isinstance(piece, ServerSentEvent):
                     self._event(piece)
-                elif not self._more(piece):
-                    reader.read_in_full()
+                else:
+                    reader.took(self._more(piece, reader.data))
         except EventTooLarge:
             self._fail(failed("The upstream sent an event that is too large.", "upstream_too_large"))
         if self._idle.exceeds(len(data), self._builder.size) and not self.ended:
@@ -218,13 +219,14 @@ class ChatStream:
             return None
         return text_of
 
-    def _more(self, more: Texts) -> bool:
-        """More text of what is open; False when each of the chunks must be looked at."""
-        if self._failure is not None or not more.texts:
-            return True
-        if more.text_of is TextOf.CALL:
-            return self._calls.fragments(more.texts)
-        return self._builder.fragments(more.texts)
+    def _more(self, alike: Alike, data: bytes) -> int:
+        """More text of what is open, of the chunks at the beginning of `data` that are like those before. How many
+        bytes these are; none when they must be read in full."""
+        if self._failure is not None:
+            return 0
+        if alike.text_of is TextOf.CALL:
+            return self._calls.splice(data, alike.before, alike.behind)
+        return self._builder.splice(data, alike.before, alike.behind)[1]
 
     def _chunk(self, chunk: Chunk, *, whole: bool) -> None:
         self._saw_chunk = True

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Raw
 
+from antiphon.translation.splice import splice
 from antiphon.types.events import Event
 from antiphon.types.json import encode
 
@@ -57,11 +58,11 @@ class DeltaTemplate:
         """The framed event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
-    def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """The framed events for these text fragments, one behind the other; the first has this number."""
-        middle, between = self._middle, self._tail + self._head
-        each = [b"%d%b%b" % (number, middle, one) for number, one in enumerate(fragments, sequence_number)]
-        return b"%b%b%b" % (self._head, between.join(each), self._tail)
+    def splice(
+        self, sequence_number: int, data: bytes, before: bytes, behind: bytes, refused: bytes
+    ) -> tuple[bytes, bytes, int, int]:
+        """The framed events for the texts of chunks that are alike, from this number on: see `splice.splice`."""
+        return splice(data, before, behind, self._head, self._middle, self._tail, sequence_number, refused)
 
 
 class PaddedTemplate(DeltaTemplate):
@@ -78,5 +79,5 @@ class PaddedTemplate(DeltaTemplate):
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
 
     def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """The framed events for these text fragments, each padded."""
+        """The framed events for these text fragments, each padded; the first has this number."""
         return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

@@ -8,12 +8,11 @@ Invariants: `sequence_number` has no gaps; what was counted never exceeds `max_b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec import Raw
 
 from antiphon.ids import IdFactory
 from antiphon.translation.encode import DeltaTemplate, PaddedTemplate, frame, padded
+from antiphon.translation.splice import cut
 from antiphon.translation.tool_map import CallTarget
 from antiphon.types import events as ev
 from antiphon.types.items import OutputItem
@@ -127,23 +126,36 @@ class ResponseDraft:
             self.out.append(template.render(number, fragment))
             self.number = number + 1
 
-    def add_many(self, fragments: Sequence[bytes]) -> bool:
-        """More text, with a delta event for each fragment. False, and nothing was added, when it would be too much."""
-        text = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+    def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[bytes, int]:
+        """More text, with a delta event for each of the chunks at the beginning of `data` that are these bytes before
+        and behind a text (`splice.cut`). The text that was added, and how many bytes the chunks are; none, and nothing
+        was added, when it would be too much."""
+        template = self.template
+        if template is None or isinstance(template, PaddedTemplate):
+            return self._add_cut(template, *cut(data, before, behind, refused))
+        events, text, count, used = template.splice(self.number, data, before, behind, refused)
+        if text:
+            size = self.size + len(text)
+            if size > self.max_bytes:
+                return b"", 0
+            self.size = size
+            self.text += text
+            self.out.append(events)
+            self.number += count
+        return text, used
+
+    def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
+        """The same where nobody hears events, or each is padded by itself."""
+        text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:
-            return False
+            return b"", 0
         self.size = size
         self.text += text
-        template = self.template
-        if template is not None:
-            number = self.number
-            if len(fragments) == 1:
-                self.out.append(template.render(number, text))
-            else:
-                self.out.append(template.render_many(number, fragments))
-            self.number = number + len(fragments)
-        return True
+        if template is not None and texts:
+            self.out.append(template.render_many(self.number, texts))
+            self.number += len(texts)
+        return text, used
 
     def hold(self, fragment: bytes) -> None:
         """More text that nobody is told now. Raises `OutputTooLarge`."""

@@ -131,22 +131,24 @@ class ToolCalls:
         self._advance()
 
     def continues(self, delta: ToolCallDelta) -> bool:
-        """Whether this entry is of the call that is open, and all that came of it was emitted: `fragments` may be used
+        """Whether this entry is of the call that is open, and all that came of it was emitted: `splice` may be used
         for more like it."""
         call = self._open
         if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
             return False
         return self._find(delta, "", b"") is call
 
-    def fragments(self, fragments: list[bytes]) -> bool:
-        """More arguments of the open call. False, and nothing was added, when they must be looked at one by one, or are
-        too many."""
+    def splice(self, data: bytes, before: bytes, behind: bytes) -> int:
+        """More arguments of the open call, of the chunks at the beginning of `data` that are these bytes before and
+        behind a text. How many bytes these are; none when they must be read in full."""
         call = self._open
-        # What begins like arguments may be a repetition of them all.
-        if call is None or any(one[:1] == b"{" for one in fragments) or not self._builder.fragments(fragments):
-            return False
-        call.sent += fragments
-        return True
+        if call is None:
+            return 0
+        # What begins like arguments may be a repetition of them all: it is looked at by itself.
+        text, used = self._builder.splice(data, before, behind, b"{")
+        if text:
+            call.sent.append(text)
+        return used
 
     def flush(self) -> None:
         """No more deltas come: emit every call that waited for an earlier one."""

@@ -1,0 +1,3 @@
+def splice(
+    data: bytes, before: bytes, behind: bytes, head: bytes, middle: bytes, tail: bytes, number: int, refused: bytes, /
+) -> tuple[bytes, bytes, int, int]: ...

@@ -1,0 +1,101 @@
+"""From chunks that are alike to their events: cutting out the texts, and putting each into its event.
+
+Lives here: what is done for each chunk of a run, in Python, and the choice between that and the same in C
+(`_splice.c`, which is there where it was compiled: `scripts/build_splice.py`). Not here: what chunks have in common
+(`alike.py`), what an event looks like (`encode.py`), what becomes of the text (`response_draft.py`).
+
+Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event, and what is
+cut out here the decoder would have read as the same chunk with that text; both implementations give the same for the
+same arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from antiphon.pure import PURE
+from antiphon.translation.chat_chunk import is_utf8
+
+_JOINT = b" "
+# Any number of fragments with a blank between them. A lone surrogate has no UTF-8: what may be one is read in full.
+_FRAGMENTS = re.compile(
+    rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
+).fullmatch
+
+
+def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
+    """The texts of the chunks at the beginning of `data` that are these bytes before and behind a text, empty ones left
+    out, and how many bytes those chunks are.
+
+    `behind` begins with the quote that ends the text, and ends with the end of an event, the only one in it. The chunks
+    end before the first that is different, is not whole, or whose text begins with `refused`, where that is not empty.
+    """
+    if not data.startswith(before):
+        return [], 0
+    end = data.rfind(behind)
+    if end < len(before):
+        return [], 0
+    texts = data[len(before) : end].split(behind + before)
+    joined = texts[0] if len(texts) == 1 else _JOINT.join(texts)
+    if not _are_texts(joined) or (refused and refused in joined and any(text.startswith(refused) for text in texts)):
+        return _cut_one_by_one(data, before, behind, refused)
+    if b"" in texts:
+        texts = [text for text in texts if text]
+    return texts, end + len(behind)
+
+
+def _are_texts(joined: bytes) -> bool:
+    return _FRAGMENTS(joined) is not None and (joined.isascii() or is_utf8(joined))
+
+
+def _cut_one_by_one(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
+    """The same, where something else is among the chunks."""
+    texts = []
+    at = 0
+    while data.startswith(before, at):
+        start = at + len(before)
+        end = data.find(behind, start)
+        text = data[start:end]
+        if end < 0 or not _are_texts(text) or (refused and text.startswith(refused)):
+            break
+        if text:
+            texts.append(text)
+        at = end + len(behind)
+    return texts, at
+
+
+def splice_in_python(
+    data: bytes, before: bytes, behind: bytes, head: bytes, middle: bytes, tail: bytes, number: int, refused: bytes
+) -> tuple[bytes, bytes, int, int]:
+    """The events of the chunks that `cut` finds, one behind the other, from this number on; their texts joined; how
+    many events these are; how many bytes of `data` their chunks are, those without text included.
+
+    An event is `head`, its number, `middle`, the text, `tail`.
+    """
+    texts, used = cut(data, before, behind, refused)
+    if not texts:
+        return b"", b"", 0, used
+    if len(texts) == 1:
+        return b"%b%d%b%b%b" % (head, number, middle, texts[0], tail), texts[0], 1, used
+    each = [b"%d%b%b" % (at, middle, text) for at, text in enumerate(texts, number)]
+    return b"%b%b%b" % (head, (tail + head).join(each), tail), b"".join(texts), len(texts), used
+
+
+Splice = Callable[[bytes, bytes, bytes, bytes, bytes, bytes, int, bytes], tuple[bytes, bytes, int, int]]
+
+
+def _fastest() -> Splice:
+    if not PURE:
+        try:
+            from antiphon.translation._splice import splice as splice_in_c
+        except ImportError:
+            # Nobody has compiled it here, or for another machine.
+            pass
+        else:
+            return splice_in_c
+    return splice_in_python
+
+
+splice: Splice = _fastest()
+"""`splice_in_python`, or what does the same in C."""
