@@ -28,6 +28,7 @@ import uvloop
 
 from antiphon.observability.logs import configure
 from antiphon.translation import chat_stream
+from antiphon.translation.splice import splice, splice_in_python
 from tests.bench.gate_path import CHUNKS, Paths, open_paths
 
 _SECONDS = 540.0
@@ -44,11 +45,13 @@ def available() -> bool:
 
 
 def interpreter() -> str:
-    """What counts depend on beside the code: the interpreter, how it was built, and whether Antiphon is compiled."""
+    """What counts depend on beside the code: the interpreter, how it was built, and what of Antiphon is compiled."""
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     compiled = not (chat_stream.__file__ or "").endswith(".py")
     parts = [f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"]
     parts += ["with PGO" if optimised else "without PGO", platform.machine(), "compiled" if compiled else "pure"]
+    if splice is not splice_in_python:
+        parts.append("splice in C")
     return ", ".join(parts)
 
 

@@ -31,6 +31,7 @@ from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.translation import chat_stream
+from antiphon.translation.splice import splice, splice_in_python
 from tests.bench import cpu
 
 Values = dict[str, float]
@@ -57,8 +58,8 @@ LABELS = {
 
 
 def usual() -> list[str]:
-    """The variants that are measured when nobody says which: both builds where Antiphon is compiled."""
-    compiled = not (chat_stream.__file__ or "").endswith(".py")
+    """The variants that are measured when nobody says which: both builds where anything of Antiphon is compiled."""
+    compiled = not (chat_stream.__file__ or "").endswith(".py") or splice is not splice_in_python
     return [name for name in LABELS if compiled or not name.endswith(_PURE)]
 
 

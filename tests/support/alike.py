@@ -1,4 +1,4 @@
-"""An answer read twice: by what its chunks have in common, and each chunk in full."""
+"""An answer read by what its chunks have in common, in each way there is to do that, and each chunk in full."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.translation import event_reader
+from antiphon.translation import encode, event_reader
+from antiphon.translation.splice import Splice
 from tests.support.exchanges import Outcome, run
+from tests.support.splices import implementations
 
 TOOLS = [
     {"type": "function", "name": "f", "parameters": {}},
     {"type": "custom", "name": "g"},
     {"type": "apply_patch"},
 ]
+
+
+@contextmanager
+def _spliced_by(implementation: Splice) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "splice", implementation)
+        yield
 
 
 @contextmanager
@@ -32,13 +41,15 @@ def compared(pieces: Iterable[bytes], *, most: int = 1 << 20, hidden: bool = Fal
     limits = LimitSettings().replace(upstream_body_bytes=most)
     hiding = {"stream_options": {"include_obfuscation": hidden}}
     asked = {"model": "m", "input": "hi", "stream": True, **hiding, **request}
-    quick = run(asked, pieces, limits=limits)
     with _nothing_is_learned():
         full = run(asked, pieces, limits=limits)
-    assert quick.head == full.head
-    assert quick.body == full.body
-    assert quick.finish == full.finish
-    return quick
+    for implementation in implementations():
+        with _spliced_by(implementation):
+            quick = run(asked, pieces, limits=limits)
+        assert quick.head == full.head
+        assert quick.body == full.body
+        assert quick.finish == full.finish
+    return full
 
 
 def delta_of(kind: str, text: str, index: int) -> dict[str, Any]:

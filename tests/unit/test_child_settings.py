@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.child_settings import file_values, placed_in, secret_environment
+from antiphon.commands.child_settings import file_values, placed_in, plain_environment, secret_environment
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import UpstreamSettings
 
@@ -77,3 +77,11 @@ def test_where_workers_meet(tmp_path: Path, workers: int, given: str | None, the
     values = {"upstream": {"url": "http://a.example/v1"}, "workers": workers, "code_interpreter": {"sockets": given}}
     placed = placed_in(Settings.of(values), tmp_path / "run")
     assert placed.code_interpreter.sockets == (tmp_path / theirs if theirs else None)
+
+
+def test_a_child_runs_what_its_parent_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled or not; no setting comes along."""
+    monkeypatch.setenv("ANTIPHON_PURE", "1")
+    monkeypatch.setenv("ANTIPHON_OWNER__KEY", S)
+    environ = plain_environment()
+    assert environ["ANTIPHON_PURE"] == "1" and S not in environ.values()

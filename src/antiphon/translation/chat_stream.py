@@ -222,8 +222,7 @@ class ChatStream:
     def _more(self, alike: Alike, data: bytes) -> int:
         """More text of what is open, of the chunks at the beginning of `data` that are like those before. How many
         bytes these are; none when they must be read in full."""
-        if self._failure is not None:
-            return 0
+        # Nothing is like what failed, so that there is no failure yet.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)
         return self._builder.splice(data, alike.before, alike.behind)[1]

@@ -142,8 +142,7 @@ class ToolCalls:
         """More arguments of the open call, of the chunks at the beginning of `data` that are these bytes before and
         behind a text. How many bytes these are; none when they must be read in full."""
         call = self._open
-        if call is None:
-            return 0
+        assert call is not None, "no call is open"
         # What begins like arguments may be a repetition of them all: it is looked at by itself.
         text, used = self._builder.splice(data, before, behind, b"{")
         if text:
