@@ -101,15 +101,19 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
     )
     request = pb.ProcessingRequest()
     request.request_body.body = body
-    request.request_body.end_of_stream = True
+    # Envoy 1.40 ends a body with an empty part of its own, whatever its length is known to be.
+    request_end = pb.ProcessingRequest()
+    request_end.request_body.end_of_stream = True
     answer = pb.ProcessingRequest()
     _headers(answer.response_headers, ((":status", "200"), *head, ("x-envoy-upstream-service-time", "1")))
-    messages = [first, request, answer]
+    messages = [first, request, request_end, answer]
     for part in parts:
         message = pb.ProcessingRequest()
         message.response_body.body = part
         messages.append(message)
-    messages[-1].response_body.end_of_stream = True
+    end = pb.ProcessingRequest()
+    end.response_body.end_of_stream = True
+    messages.append(end)
     # Envoy 1.40 appends an empty metadata_context to every message.
     return [message.SerializeToString() + b"\x42\x00" for message in messages]
 

@@ -37,8 +37,11 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
                     return None
                 size |= high << 14
         end = at + size
-        if len(message) < end or message[end:] not in _USUAL_TAILS or message[at] != _BODY:
+        if len(message) < end or message[end:] not in _USUAL_TAILS:
             return None
+        if message[at] != _BODY:
+            # Envoy ends a body of known length with a part of its own that has nothing in it.
+            return (b"", True) if message[at:end] == _END else None
         size, at = message[at + 1], at + 2
         if size > 127:
             high, at = message[at], at + 1

@@ -3,8 +3,9 @@
 Lives here: the two queues of a call, its limits, its end. Not here: HTTP/2 (`transport_http2.py`), gRPC's bytes
 (`grpc_framing.py`).
 
-Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; of
-the connection's shared window nothing is ever lost with a call; nobody waits for a call that is gone.
+Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; a
+call that waits for its peer owes it less than a part of its window; of the connection's shared window nothing is ever
+lost with a call; nobody waits for a call that is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any, Protocol
 
 from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
+
+_PARTS = 8
+"""Of a call's window: one such part of it at least is given back at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +130,7 @@ class Call:
             return None
         message = self._messages.popleft()
         self._queued -= len(message)
-        if self._withheld and self._queued <= self._connection.limits.queued:
-            self._connection.consumed(self, self._withheld)
-            self._withheld = 0
+        self._make_room()
         return message
 
     async def begin(self) -> None:
@@ -191,10 +193,8 @@ class Call:
             for message in messages:
                 self._messages.append(message)
                 self._queued += len(message)
-            if self._queued > self._connection.limits.queued:
-                self._withheld += len(data)
-            else:
-                self._connection.consumed(self, len(data))
+            self._withheld += len(data)
+            self._make_room()
         if end:
             self.ended = True
             if self._splitter.held:
@@ -237,6 +237,13 @@ class Call:
         if self.task is not None and not self.task.done():
             # Who waits for a message learns it in order first.
             asyncio.get_running_loop().call_soon(self.task.cancel)
+
+    def _make_room(self) -> None:
+        """Let the peer send more, some at a time: most calls are over before it would have had to wait for any."""
+        limits = self._connection.limits
+        if self._withheld >= limits.window // _PARTS and self._queued <= limits.queued:
+            self._connection.consumed(self, self._withheld)
+            self._withheld = 0
 
     def _give_back(self) -> None:
         """The connection's window is shared: nothing of it may be lost with a call."""

@@ -24,6 +24,7 @@ from ngh2 import (
     DataReceived,
     ErrorCode,
     Event,
+    Header,
     NGH2Error,
     RequestReceived,
     Role,
@@ -140,6 +141,8 @@ class _Connection(asyncio.Protocol):
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
         self._flooded = False
+        # An Envoy that does not trace begins every call alike: what was read of the last call's head.
+        self._usual: tuple[tuple[Header, ...], Presented, float | None] = ((), Presented(None), None)
 
     # What asyncio calls
 
@@ -215,8 +218,14 @@ class _Connection(asyncio.Protocol):
                 self._forget(call)
 
     def _open(self, event: RequestReceived) -> None:
-        headers = dict(event.headers)
         call = Call(self, event.stream_id)
+        if event.headers == self._usual[0]:
+            self._calls[event.stream_id] = call
+            call.ended = event.end_stream
+            _, presented, seconds = self._usual
+            call.start(self._serve(call, presented), seconds)
+            return
+        headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
@@ -227,7 +236,9 @@ class _Connection(asyncio.Protocol):
             seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
             # Envoy's own, where it traces.
             trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
-            call.start(self._serve(call, Presented(headers.get(_SECRET), trace)), seconds)
+            presented = Presented(headers.get(_SECRET), trace)
+            self._usual = (event.headers, presented, seconds)
+            call.start(self._serve(call, presented), seconds)
         elif path == _CHECK:
             self._calls[event.stream_id] = call
             call.unary = self._check
