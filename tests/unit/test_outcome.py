@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import structlog
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture, capture_logs
 
 from antiphon.engine.exchange.failure import Failure, Fault
+from antiphon.observability import outcome
+from antiphon.observability.logs import configure
 from antiphon.observability.outcome import write_outcome
 
 
@@ -38,3 +43,46 @@ def test_a_failure_that_nobody_noted_is_seen_all_the_same(outcome: str, level: s
     (line,) = lines
     assert line["log_level"] == level
     assert line.get("cause", "") == ("no cause was noted" if level == "warning" else "")
+
+
+def _by_structlog(log: Any, level: int, event: str, told: dict[str, Any]) -> None:
+    log.log(level, event, **told)
+
+
+@pytest.mark.parametrize("left_out", [(), ("a",)])
+def test_the_short_way_to_a_line_is_the_line_that_structlog_makes(
+    left_out: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    logging_as_before: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = {"timestamp": 1e9, "request_id": "Bearer hunter2hunter2", "token": "x", "calls": 0, "left_out": left_out}
+    configure("info", "json")
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, **known)
+    monkeypatch.setattr(outcome, "write_event", _by_structlog)
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, **known)
+    short, long = capsys.readouterr().err.splitlines()
+    assert short == long
+    line = json.loads(short)
+    assert line["message"] == "response" and line["level"] == ("warning" if left_out else "info")
+    assert "hunter2" not in short and line["token"] == "[redacted]"
+
+
+def test_whoever_takes_structlogs_place_gets_these_lines_too(logging_as_before: None) -> None:
+    configure("info", "json")
+    with capture_logs() as lines:
+        write_outcome(structlog.get_logger("a"), "response", None, 1.0)
+    assert [line["event"] for line in lines] == ["response"]
+    other = LogCapture()
+    structlog.configure(processors=[other], cache_logger_on_first_use=False)
+    write_outcome(structlog.get_logger("b"), "response", None, 1.0)
+    assert [line["event"] for line in other.entries] == ["response"]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_line_below_the_level_is_none(form: Any, capsys: pytest.CaptureFixture[str], logging_as_before: None) -> None:
+    configure("warning", form)
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0)
+    assert not capsys.readouterr().err
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, left_out=("a",))
+    assert "response" in capsys.readouterr().err

@@ -28,6 +28,9 @@ from antiphon.observability.log_output import LogOutput
 _SECRET_KEYS = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_NAMES = {number: name for name, number in _LEVELS.items()}
+_processors: list[structlog.typing.Processor] = []
+"""What `configure` gave to structlog, which keeps the list itself."""
 
 
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
@@ -46,6 +49,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
             redact,
             structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
         ]
+    global _processors
+    _processors = processors
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -57,6 +62,17 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root.setLevel(max(number, logging.WARNING))
     # It warns with the subprotocols that a client offered, and browsers put keys there.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+
+
+def write_event(log: Any, level: int, event: str, told: dict[str, Any]) -> None:
+    """`log.log(level, event, **told)`, of a logger that has no context and lets that level pass. Takes `told` over."""
+    # Where every line is made in one step and somebody has not put another in its place (a test), structlog's own steps
+    # to there are half of what a line costs.
+    if _processors == [_as_json] and structlog.get_config()["processors"] is _processors:
+        told["event"] = event
+        write_line(_as_json(log, _NAMES[level], told))
+    else:
+        log.log(level, event, **told)
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.observability.advice import advice_for
+from antiphon.observability.logs import write_event
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
@@ -39,4 +40,4 @@ def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float,
         told["advice"] = advice
     told |= {name: value for name, value in known.items() if value}
     told["seconds"] = round(seconds, 6)
-    log.log(level, event, **told)
+    write_event(log, level, event, told)
