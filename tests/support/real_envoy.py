@@ -114,6 +114,8 @@ async def real_envoy(
             process = await asyncio.create_subprocess_exec(
                 *(str(envoy_binary()), "-c", str(folder / "envoy.yaml")),
                 *("--concurrency", "1", "-l", "warning", "--disable-hot-restart"),
+                # Tests wait for lines of its access log, which it keeps back for ten seconds otherwise.
+                *("--file-flush-interval-msec", "100"),
                 stdout=output,
                 stderr=output,
             )
