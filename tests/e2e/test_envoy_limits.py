@@ -58,7 +58,7 @@ def _unread(envoy: RealEnvoy) -> socket.socket:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
-@pytest.mark.parametrize("mode", ["relay", "drive"])
+@pytest.mark.parametrize("mode", ["relay", pytest.param("drive", marks=pytest.mark.full)])
 async def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path, mode: str) -> None:
     async with real_envoy(tmp_path, settings={"timeouts": {"send": 1}}, mode=mode) as envoy:
         chat = envoy.chat if mode == "relay" else envoy.opened.chat

@@ -48,7 +48,9 @@ async def test_chains_alternate_between_replicas(state: State, folder: Path) -> 
     assert not report.wrong, report.table()
 
 
-@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(False, marks=pytest.mark.full), pytest.param(True, marks=pytest.mark.slow)]
+)
 async def test_background_responses_end_once_and_are_followed_anywhere(state: State, folder: Path, kills: bool) -> None:
     async with (
         model(pause=0.02) as made,

@@ -93,6 +93,7 @@ async def test_what_cannot_be_undone_says_so(state: StateSettings, capsys: pytes
     assert status == 2 and "choose of" in said
 
 
+@pytest.mark.full
 async def test_eight_processes_at_once_apply_each_step_once(state: StateSettings, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "antiphon", "migrate", "up"]
     several = await asyncio.gather(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.state import needs_sqlite
@@ -34,6 +35,7 @@ async def _ask(gateway: Gateway, method: str, path: str, **sent: Any) -> tuple[i
         return answer.status, await answer.json()
 
 
+@pytest.mark.slow
 async def test_after_a_kill_a_restored_backup_is_read_and_continued(tmp_path: Path) -> None:
     needs_sqlite()
     data, archive, again = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "again"

@@ -98,7 +98,7 @@ def test_what_was_named_stays() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("door", ["http", "envoy"])
+@pytest.mark.parametrize("door", [pytest.param("http", marks=pytest.mark.full), "envoy"])
 async def test_a_gateway_finds_out(door: str, tmp_path: Path) -> None:
     """The count of tokens, which only the right profile asks the server for, is the server's."""
 

@@ -140,9 +140,9 @@ async def test_a_fork_server_that_was_killed_is_replaced_and_its_workers_go_on(w
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("raise SystemExit(1)", "ended"),
+        pytest.param("raise SystemExit(1)", "ended", marks=pytest.mark.full),
         ('import os; os.read(0, 1 << 20); os.write(0, b\'{"problem": "no memory"}\\n\')', "no memory"),
-        ("import os; os.read(0, 1 << 20); os.write(0, b'nonsense\\n')", ""),
+        pytest.param("import os; os.read(0, 1 << 20); os.write(0, b'nonsense\\n')", "", marks=pytest.mark.full),
         # A process that was not adopted.
         ("import os; os.read(0, 1 << 20); os.write(0, b'{\"pid\": 1}\\n')", ""),
         ("import time; time.sleep(600)", "did not answer"),

@@ -72,7 +72,14 @@ async def test_a_drain_that_ends_is_status_0(number: int) -> None:
     assert await asyncio.wait_for(process.wait(), SECONDS) == 0
 
 
-@pytest.mark.parametrize("hang", HANGS)
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "the event loop stands still",
+        "a thread never ends",
+        *[pytest.param(each, marks=pytest.mark.full) for each in ("the drain never ends", "closing never ends")],
+    ],
+)
 async def test_a_process_that_hangs_ends_all_the_same_and_says_where(hang: str) -> None:
     process = await _start(None, **HANGS[hang])
     assert process.stderr is not None
