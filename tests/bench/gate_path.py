@@ -27,6 +27,7 @@ from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.body_messages import RESPONSE_BODY
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import Presented, StreamClosed
 from tests.bench.echo import Echo
@@ -42,22 +43,28 @@ _LEAST_EVENT = 100
 
 @dataclass
 class _Messages:
-    """A `MessageStream` of messages made in advance; ends when all were taken. Like Envoy, it waits for nothing."""
+    """A `MessageStream` of messages made in advance; ends when all were taken. Like Envoy, it waits for nothing.
+    Behind a part of the upstream's body only its empty end is there before it is waited for: parts are answered as one.
+    """
 
     messages: list[bytes]
     at: int = 0
+    here: bool = True
     sent: int = 0
     size: int = 0
     last: bytes = field(default=b"", repr=False)
 
     async def receive(self) -> bytes | None:
+        self.here = True
         return self.receive_now()
 
     def receive_now(self) -> bytes | None:
-        if self.at == len(self.messages):
+        if self.at == len(self.messages) or not self.here:
             return None
+        message = self.messages[self.at]
         self.at += 1
-        return self.messages[self.at - 1]
+        self.here = message[0] != RESPONSE_BODY or self.at == len(self.messages) - 1
+        return message
 
     async def begin(self) -> None:
         pass

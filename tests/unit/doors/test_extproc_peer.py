@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from antiphon.doors.extproc import peer
-from antiphon.doors.extproc.peer import head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.peer import Peer, PeerLeft, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.wire import Kind, Received
 
 _OWN = (("x-request-id", "theirs"),)
 
@@ -36,3 +38,92 @@ def test_a_body_is_cut_into_parts_of_which_the_last_is_marked(
 
 def test_a_model_that_is_not_known_is_not_told() -> None:
     assert head_metadata("m") == {"model": "m"} and head_metadata("") == {}
+
+
+class _Stream:
+    """Messages that are here, and behind None those that are only there when they are waited for."""
+
+    def __init__(self, *messages: pb.ProcessingRequest | None) -> None:
+        self._messages = list(messages)
+
+    async def receive(self) -> bytes | None:
+        while self._messages and self._messages[0] is None:
+            self._messages.pop(0)
+        return self.receive_now()
+
+    def receive_now(self) -> bytes | None:
+        if not self._messages or self._messages[0] is None:
+            return None
+        message = self._messages.pop(0)
+        assert message is not None
+        return message.SerializeToString()
+
+    async def begin(self) -> None: ...
+
+    async def send(self, message: bytes) -> None: ...
+
+    async def let_end(self, seconds: float) -> None: ...
+
+
+def _part(body: bytes, end: bool = False) -> pb.ProcessingRequest:
+    return pb.ProcessingRequest(response_body=pb.HttpBody(body=body, end_of_stream=end))
+
+
+def _asked(body: bytes, end: bool = False) -> pb.ProcessingRequest:
+    return pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=end))
+
+
+_TRAILERS = pb.ProcessingRequest(response_trailers=pb.HttpTrailers())
+
+
+def _body(body: bytes, end: bool = False) -> Received:
+    return Received(Kind.RESPONSE_BODY, body=body, end=end)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(
+    ("messages", "received"),
+    [
+        ([_part(b"a")], [_body(b"a")]),
+        ([_part(b"a"), _part(b"b"), _part(b""), _part(b"c", True)], [_body(b"abc", True)]),
+        (
+            [_part(b"a"), None, _part(b"b"), _part(b"c"), None, _part(b"", True)],
+            [_body(b"a"), _body(b"bc"), _body(b"", True)],
+        ),
+        ([_part(b"a", True), _part(b"b")], [_body(b"a", True), _body(b"b")]),
+        ([_part(b"a"), _part(b"b", True), _part(b"c")], [_body(b"ab", True), _body(b"c")]),
+        ([_part(b"a"), _part(b"b"), _TRAILERS], [_body(b"ab"), Received(Kind.RESPONSE_TRAILERS)]),
+        ([_part(b"a"), _TRAILERS, None, _part(b"b")], [_body(b"a"), Received(Kind.RESPONSE_TRAILERS), _body(b"b")]),
+        ([_part(b"1234"), _part(b"56"), _part(b"78"), _part(b"9")], [_body(b"123456"), _body(b"789")]),
+        # What the client sends is counted part by part.
+        (
+            [_asked(b"a"), _asked(b"b", True)],
+            [Received(Kind.REQUEST_BODY, body=b"a"), Received(Kind.REQUEST_BODY, body=b"b", end=True)],
+        ),
+    ],
+)
+async def test_parts_of_an_answer_that_are_here_come_as_one(
+    waits: bool,
+    messages: list[pb.ProcessingRequest | None],
+    received: list[Received],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peer, "_GATHERED", 6)
+    other_end = Peer(_Stream(*messages))
+    found = []
+    for _ in received:
+        here = None if waits or other_end.drained else other_end.receive_now()
+        found.append(here or await other_end.receive())
+    assert found == received
+    assert other_end.receive_now() is None
+    with pytest.raises(PeerLeft):
+        await other_end.receive()
+
+
+async def test_what_is_known_not_to_be_here_is_not_looked_for() -> None:
+    other_end = Peer(_Stream(_part(b"a"), _part(b"b"), None, _part(b"c"), _TRAILERS))
+    assert not other_end.drained
+    await other_end.receive()
+    assert other_end.drained
+    await other_end.receive()
+    assert not other_end.drained

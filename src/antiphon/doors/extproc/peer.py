@@ -20,6 +20,8 @@ from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
 
 _PART = 256 * 1024
+# So many bytes of an upstream's body are enough to be handled at once: then others have their turn.
+_GATHERED = 64 * 1024
 _AFTER_THE_END = 5.0
 
 
@@ -38,23 +40,65 @@ class StreamCut(AntiphonError):
 class Peer:
     """The other end of one stream."""
 
-    __slots__ = ("_stream", "answered")
+    __slots__ = ("_next", "_stream", "answered", "drained")
 
     def __init__(self, stream: MessageStream) -> None:
         self._stream = stream
+        # What was found behind the parts of a body.
+        self._next: wire.Received | None = None
         self.answered = False
+        self.drained = False
+        """Nothing was here behind the last message: it is to be waited for."""
 
     async def receive(self) -> wire.Received:
-        """The next message. Raises `PeerLeft` when there is none any more."""
+        """The next message. Raises `PeerLeft` when there is none any more.
+
+        A part of the upstream's body comes as one with the parts behind it that are here already: to translate, answer
+        and send a message costs as much as some chunks in it, and of a busy Envoy most are behind another.
+        """
+        if self._next is not None:
+            received, self._next = self._next, None
+            return received
         message = await self._stream.receive()
         if message is None:
             raise PeerLeft("the stream ended early")
-        return wire.decode(message)
+        received = wire.decode(message)
+        if received.kind is wire.Kind.RESPONSE_BODY and not received.end:
+            self._gather(received)
+        return received
 
     def receive_now(self) -> wire.Received | None:
-        """The next message, if it is here already."""
+        """The next message, if it is here already, in the same way."""
+        if self._next is not None:
+            received, self._next = self._next, None
+            return received
         message = self._stream.receive_now()
-        return None if message is None else wire.decode(message)
+        if message is None:
+            return None
+        received = wire.decode(message)
+        if received.kind is wire.Kind.RESPONSE_BODY and not received.end:
+            self._gather(received)
+        return received
+
+    def _gather(self, part: wire.Received) -> None:
+        """Put the parts behind this one into it."""
+        stream = self._stream
+        message = stream.receive_now()
+        if message is not None:
+            bodies, size = [part.body], len(part.body)
+            while message is not None:
+                more = wire.decode(message)
+                if more.kind is not wire.Kind.RESPONSE_BODY:
+                    self._next = more
+                    break
+                bodies.append(more.body)
+                size += len(more.body)
+                part.end = more.end
+                if more.end or size >= _GATHERED:
+                    break
+                message = stream.receive_now()
+            part.body = b"".join(bodies)
+        self.drained = message is None
 
     async def begin(self) -> None:
         """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the

@@ -45,6 +45,7 @@ from antiphon.engine.ports.actions import (
     CancelReason,
     Finish,
     FollowResponse,
+    OwnAction,
     RunTools,
     SendBody,
     SendHead,
@@ -159,24 +160,37 @@ class Relay:
             del self._interludes
 
     async def _settle(self) -> CallUpstream | None:
-        """Let the exchange go on as far as it can; what it has for the client is noted."""
+        """Let the exchange go on as far as it can; what it has for the client is noted. The call it wants, if any."""
         # Not `Runner.settle`: an asynchronous generator costs as much per chunk as everything else in here.
         call = None
+        while (action := self._noted()) is not None:
+            if isinstance(action, CallUpstream):
+                call = action
+            else:
+                await self._perform(action)
+        return call
+
+    async def _perform(self, action: CallUpstream | OwnAction) -> None:
+        """What the runner does for the exchange."""
+        assert not isinstance(action, CallUpstream), "what takes more than a call is driven"
+        await self._peer.begin()
+        await self._runner.perform(self._exchange, action)
+
+    def _noted(self) -> CallUpstream | OwnAction | None:
+        """Note what there is for the client, up to the first action that is for somebody else: that one."""
+        # No coroutine: most of what comes has one action, and this is asked for each.
         exchange = self._exchange
         while (action := exchange.next_action()) is not None:
             if isinstance(action, SendBody):
                 self._waiting.append(action.data)
-            elif isinstance(action, CallUpstream):
-                call = action
             elif isinstance(action, SendHead):
                 self._head = action
             elif isinstance(action, Finish):
                 self.finish = action
             else:
                 assert not isinstance(action, FollowResponse | RunTools), "what takes more than a call is driven"
-                await self._peer.begin()
-                await self._runner.perform(exchange, action)
-        return call
+                return action
+        return None
 
     async def _answer_at_once(self) -> None:
         """The whole answer is known without a model call."""
@@ -265,7 +279,8 @@ class Relay:
 
     async def _flush(self) -> None:
         """Send what there is for the client, as far as Envoy takes it now."""
-        await self._settle()
+        while (action := self._noted()) is not None:
+            await self._perform(action)
         if self._closing:
             await self._close(now=self._heard >= self._close_at)
             return
