@@ -69,7 +69,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--idle",
         action="store_true",
-        help=f"print no figure when other programs take more than {QUIET:.0%} of the cores, before or meanwhile",
+        help=f"print no figure when other programs take more than {QUIET:.0%}% of the cores, before or meanwhile",
     )
     parser.add_argument("--workers", default="1,2", help="numbers of sidecar processes behind one Envoy; empty: none")
     parser.add_argument("--no-apart", action="store_true", help="only the rounds")

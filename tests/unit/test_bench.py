@@ -22,6 +22,12 @@ from tests.bench.report import Result, tables
 from tests.bench.targets import judge, targets_table
 
 
+def test_what_can_be_asked_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--help"])
+    assert ended.value.code == 0 and "more than 5% of" in " ".join(capsys.readouterr().out.split())
+
+
 def _result(**more: Any) -> Result:
     names = ("direct", "envoy", "echo", "relay", "litellm 1.106.2")
     result = {
