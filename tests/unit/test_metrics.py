@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
@@ -18,6 +21,31 @@ def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
         for family in families
         for sample in family.samples
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "results"),
+    [(None, {"ok": 1}), (StoreError("no"), {"error": 1}), (KeyError(), {"ok": 1}), (asyncio.CancelledError(), {})],
+)
+def test_how_a_store_operation_ended_is_counted(error: BaseException | None, results: dict[str, int]) -> None:
+    metrics = Metrics()
+
+    def operation() -> None:
+        with metrics.storage("save"):
+            if error is not None:
+                raise error
+
+    if error is None:
+        operation()
+    else:
+        with pytest.raises(type(error)):
+            operation()
+    found = _samples(metrics)
+    counted = {
+        dict(labels)["result"]: value for (name, labels), value in found.items() if name.endswith("operations_total")
+    }
+    assert counted == results
+    assert found.get(("storage_operation_duration_seconds_count", (("operation", "save"),)), 0) == len(results)
 
 
 def test_what_operators_rely_on_is_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from antiphon.config.processes import TracingSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead
+from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import OtelTracer
@@ -237,3 +240,20 @@ def test_a_clients_broken_tracestate_is_no_fault_of_the_collectors() -> None:
         logging.getLogger("opentelemetry.exporter.otlp").error("it is gone %s", "x" * 10_000)
     (complaint,) = [line for line in logs if line["event"] == "traces_not_sent"]
     assert complaint["cause"].startswith("it is gone") and len(complaint["cause"]) <= 500
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_store_operation_is_a_span_of_its_trace(fails: bool) -> None:
+    traced = Traced()
+    observed, _, _ = traced.ask(_SAMPLED)
+    with contextlib.suppress(StoreError), traced.telemetry.metrics.storage("save"):
+        within = trace_headers()
+        if fails:
+            raise StoreError("no")
+    assert trace_headers() != within, "it was the current one within the block alone"
+    (made,) = traced.spans.values()
+    assert made.name == "store save" and made.kind is SpanKind.CLIENT
+    assert made.attributes is not None
+    assert (made.attributes["db.system.name"], made.attributes["db.operation.name"]) == ("sqlite", "save")
+    assert made.attributes.get("error.type") == ("StoreError" if fails else None)
+    assert observed.trace()[0][1].split("-")[1] == f"{made.context.trace_id:032x}"

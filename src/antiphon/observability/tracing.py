@@ -74,6 +74,11 @@ def set_current(span: Span | None) -> None:
     _current.set(span)
 
 
+def is_traced() -> bool:
+    """Whether what this task does is within a span."""
+    return _current.get() is not None
+
+
 @contextmanager
 def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
     """A span within the current one around a block, and the current one of what is in the block; None where nothing is

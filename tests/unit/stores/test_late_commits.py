@@ -169,12 +169,15 @@ async def test_a_commit_that_has_begun_is_waited_for(writer: SqliteWriter, disk:
     assert stored(path) == [1]
 
 
-async def test_what_was_told_unknown_is_undone_by_the_next_transaction(path: Path, disk: Disk) -> None:
+@pytest.mark.parametrize("made", ["at once", "when it is needed"])
+async def test_what_was_told_unknown_is_undone_by_the_next_transaction(path: Path, disk: Disk, made: str) -> None:
     writer = SqliteWriter(path, disk.prepare, WriterLimits(seconds=SOON, settle_seconds=2 * SOON))
     await writer.start()
     disk.stalls = True
     with capture_logs() as lines:
-        running = asyncio.create_task(writer.run([insert(1)], undo=[delete(1)]))
+        back = [delete(1)]
+        undo = back if made == "at once" else lambda: back
+        running = asyncio.create_task(writer.run([insert(1)], undo=undo))
         assert await asyncio.to_thread(disk.flushing.wait, 20)
         with pytest.raises(StoreError, match=r"timeouts\.settle") as told:
             await running

@@ -119,13 +119,24 @@ async def test_units_of_one_turn_of_the_event_loop_are_one_group(writer: SqliteW
     async def work() -> None:
         time.sleep(0.05)  # noqa: ASYNC251 - of another request, in the same turn: the thread could run meanwhile
 
-    # Only a thread that waits is woken: right behind its start, or a commit, it may still be on its way to that.
-    for turn in range(0, 40, 2):
-        await asyncio.gather(writer.run([insert(turn)]), work(), writer.run([insert(turn + 1)]))
-        if writer.groups[2]:
-            break
-    assert writer.groups[2] == 1
-    assert stored(path) == list(range(turn + 2))
+    await asyncio.gather(writer.run([insert(1)]), work(), writer.run([insert(2)]))
+    assert writer.groups == {2: 1}
+    assert stored(path) == [1, 2]
+
+
+async def test_a_thread_that_becomes_free_in_the_middle_of_a_turn_waits_for_its_end(
+    writer: SqliteWriter, probe: Probe, path: Path
+) -> None:
+    first = await busy(writer, probe)
+
+    async def work() -> None:
+        probe.open()
+        while not writer._changed._waiters and writer.groups[1] < 2:  # type: ignore[attr-defined]
+            time.sleep(0.001)  # noqa: ASYNC251 - in the same turn: the thread comes to its end, or takes the first unit
+
+    await asyncio.gather(writer.run([insert(1)]), work(), writer.run([insert(2)]), first)
+    assert writer.groups == {1: 1, 2: 1}
+    assert stored(path) == [1, 2]
 
 
 async def test_a_group_has_a_limit(path: Path, probe: Probe) -> None:
@@ -390,3 +401,12 @@ async def test_the_connection_is_durable(path: Path) -> None:
     await writer.start()
     await writer.aclose()
     assert seen == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+async def test_of_files_that_are_gone_the_error_says_so_whatever_the_statements_said(
+    writer: SqliteWriter, path: Path
+) -> None:
+    path.unlink()
+    with pytest.raises(StoreError, match="was deleted") as told:
+        await writer.run([insert(1, "fatal")])
+    assert told.value.reason == "gone"

@@ -27,30 +27,31 @@ from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement, numbered
 from antiphon.stores.sqlite.writer import SqliteWriter
 
-# A new tree is named after its first response: ids are unique already.
-INSERT_CHAIN = "INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)"
+# A new tree is named after its first response: ids are unique already. What every response runs has its parameters by
+# number: SQLite's module looks up those with names anew each time.
+INSERT_CHAIN, _chain_row = numbered("INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)")
 
 _COLUMNS = """
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
                        completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos)
 """
-INSERT_FIRST_RESPONSE = f"""{_COLUMNS}
+INSERT_FIRST_RESPONSE, _first_row = numbered(f"""{_COLUMNS}
 VALUES (:id, :owner, :id, NULL, :weight, :bytes, :own_bytes, :status, :model, :created_at, :completed_at,
         :input_tokens, :output_tokens, :body, :conversation_id,
         (SELECT next_pos - :joining FROM conversations WHERE owner = :owner AND id = :conversation_id))
-"""
+""")
 
 # Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
 # the statement demands one row.
-INSERT_NEXT_RESPONSE = f"""{_COLUMNS}
+INSERT_NEXT_RESPONSE, _next_row = numbered(f"""{_COLUMNS}
 SELECT :id, :owner, prev.chain_id, prev.id, prev.history_items + :weight, prev.history_bytes + :bytes, :own_bytes,
        :status, :model, :created_at, :completed_at, :input_tokens, :output_tokens, :body, NULL, NULL
 FROM responses prev WHERE prev.id = :prev_id AND prev.owner = :owner
   AND (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
-"""
+""")
 
 TOUCH_CHAIN = """
 UPDATE chains SET updated_at = max(updated_at, :at) WHERE id = (SELECT chain_id FROM responses WHERE id = :id)
@@ -234,7 +235,8 @@ class SqliteResponseStore:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
         try:
             bind, unbind = self._keys.bound(record.once, record.id)
-            await self._writer.run([*bind, *save_statements(record)], undo=[*unbind, *unsave_statements(record)])
+            unit = [*bind, *save_statements(record)]
+            await self._writer.run(unit, undo=lambda: [*unbind, *unsave_statements(record)])
         except RowsMissing:
             if record.once is not None:
                 raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None
@@ -354,12 +356,16 @@ class SqliteResponseStore:
 
 
 def save_statements(record: ResponseRecord) -> list[Statement]:
-    items = [
-        (record.id, direction, seq, item.id, item.type, item.body, item.shown)
-        for direction, given in enumerate((record.input_items, record.output_items))
-        for seq, item in enumerate(given)
-    ]
-    size = sum(item.size for item in (*record.input_items, *record.output_items))
+    items: list[tuple[Any, ...]] = []
+    size = 0
+    for direction, given in enumerate((record.input_items, record.output_items)):
+        for seq, item in enumerate(given):
+            items.append((record.id, direction, seq, item.id, item.type, item.body, item.shown))
+            size += item.size
+    created, completed, usage = milliseconds(record.created_at), None, record.usage
+    if record.completed_at is not None:
+        completed = milliseconds(record.completed_at)
+    joins = record.joins_conversation
     named: dict[str, Any] = {
         "id": record.id,
         "owner": record.owner,
@@ -369,21 +375,24 @@ def save_statements(record: ResponseRecord) -> list[Statement]:
         "weight": max(1, len(items)),
         "status": record.status,
         "model": record.model,
-        "created_at": milliseconds(record.created_at),
-        "completed_at": None if record.completed_at is None else milliseconds(record.completed_at),
-        "input_tokens": record.usage.input_tokens if record.usage else None,
-        "output_tokens": record.usage.output_tokens if record.usage else None,
+        "created_at": created,
+        "completed_at": completed,
+        "input_tokens": usage.input_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
         "body": record.body,
-        "at": milliseconds(record.completed_at or record.created_at),
+        "at": completed or created,
         "conversation_id": record.conversation_id,
-        "joining": len(items) if record.joins_conversation else 0,
+        "joining": len(items) if joins else 0,
     }
     if record.previous_response_id is None:
-        rows = [Statement(INSERT_CHAIN, named), Statement(INSERT_FIRST_RESPONSE, named)]
+        rows = [Statement(INSERT_CHAIN, _chain_row(named)), Statement(INSERT_FIRST_RESPONSE, _first_row(named))]
     else:
-        rows = [Statement(INSERT_NEXT_RESPONSE, named, rows=1), Statement(TOUCH_CHAIN, named, rows=1)]
+        rows = [
+            Statement(INSERT_NEXT_RESPONSE, _next_row(named), rows=1),
+            Statement(TOUCH_CHAIN, named, rows=1),
+        ]
     rows.append(Statement(INSERT_ITEM, items, many=True))
-    if record.joins_conversation:
+    if joins:
         # First, so that the response's row learns where its items begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *rows, Statement(INSERT_CONVERSATION_ITEMS, named)]
     if record.conversation_id is not None:

@@ -8,10 +8,13 @@ Invariant: a statement can be run again after its transaction was rolled back, a
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
+
+from msgspec import Struct
 
 from antiphon.errors import StoreError
 
@@ -19,9 +22,17 @@ Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
 """For each statement of a unit, how many rows it changed."""
 
+_NAME = re.compile(r":([a-z_]+)")
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+
+def numbered(sql: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    """A statement with several parameters that have names, with numbers instead, and what makes its parameters of
+    values by name."""
+    names = list(dict.fromkeys(_NAME.findall(sql)))
+    return _NAME.sub(lambda found: f"?{names.index(found[1]) + 1}", sql), itemgetter(*names)
+
+
+class Statement(Struct, frozen=True):
     """One statement of a unit. `many` runs it once per element of `parameters`.
 
     `rows`: how many rows it must change; any other number undoes the unit with `RowsMissing`. `into`: what it returns

@@ -47,6 +47,8 @@ from antiphon.stores.sqlite.statements import Counts, Statement, adds, run_state
 
 _log = structlog.get_logger(__name__)
 
+Undo = Sequence[Statement] | Callable[[], Sequence[Statement]]
+
 _CLEARLY_MORE = 1 << 18
 
 
@@ -77,7 +79,7 @@ class _Unit:
     """
 
     statements: Sequence[Statement]
-    undo: Sequence[Statement]
+    undo: Undo
     future: asyncio.Future[Counts]
     loop: asyncio.AbstractEventLoop
     timer: asyncio.TimerHandle | None = None
@@ -105,6 +107,8 @@ class SqliteWriter:
         self._limits = limits
         self._changed = threading.Condition()
         self._waiting: deque[_Unit] = deque()
+        self._released = False
+        self._releasing: set[asyncio.AbstractEventLoop] = set()
         self._closing = False
         self._lost = False
         self._room_when_full = 0
@@ -133,11 +137,12 @@ class SqliteWriter:
             await self.aclose()
             raise
 
-    async def run(self, statements: Sequence[Statement], *, undo: Sequence[Statement] = ()) -> Counts:
+    async def run(self, statements: Sequence[Statement], *, undo: Undo = ()) -> Counts:
         """Run the statements as one unit; returns once they are durable.
 
         Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` is run should
-        they take effect later. Cancelling the caller takes the unit back if its commit has not begun.
+        they take effect later (a function that makes it is called in the thread, and only then). Cancelling the caller
+        takes the unit back if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         unit = _Unit(statements, undo, loop.create_future(), loop)
@@ -147,9 +152,11 @@ class SqliteWriter:
             if len(self._waiting) >= self._limits.queued:
                 raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.", reason="busy")
             self._waiting.append(unit)
-        # Behind what the event loop does before it looks for new work: units that come of one turn are one group, and
-        # the thread asks for the interpreter when the loop has none to do. A single caller waits for nothing.
-        loop.call_soon(self._wake)
+        if loop not in self._releasing:
+            self._releasing.add(loop)
+            # Behind what the event loop does before it looks for new work: units that come of one turn are one group,
+            # and the thread asks for the interpreter when the loop has none to do.
+            loop.call_soon(self._release, loop)
         unit.timer = loop.call_later(self._limits.seconds, self._expire, unit)
         try:
             return await unit.future
@@ -159,9 +166,12 @@ class SqliteWriter:
         finally:
             unit.timer.cancel()
 
-    def _wake(self) -> None:
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the thread take what came of this turn of the loop."""
+        self._releasing.discard(loop)
         with self._changed:
             if self._waiting:
+                self._released = True
                 self._changed.notify()
 
     def _expire(self, unit: _Unit) -> None:
@@ -257,16 +267,17 @@ class SqliteWriter:
         return connection
 
     def _take(self) -> list[_Unit]:
-        """Everything that waits, up to a group; empty when closing and nothing is left."""
+        """Everything that waits, once it is released, up to a group; empty when closing and nothing is left."""
         with self._changed:
-            while not self._waiting and not self._closing:
+            while not (self._released and self._waiting) and not self._closing:
                 self._changed.wait()
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._limits.group))]
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._limits.group))]
+            self._released = bool(self._waiting)
+            return group
 
     def _write(self, connection: sqlite3.Connection, group: list[_Unit]) -> StoreError | None:
         """Run the group in one transaction; the error is the group's, a unit's own is noted on the unit."""
         try:
-            self._look()
             apart = False
             while True:
                 wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
@@ -282,6 +293,7 @@ class SqliteWriter:
                     break
                 # One was taken back after its statements had run: all others once more, without it.
                 connection.execute("ROLLBACK")
+            # Not before the statements as well: what they do to files that are not in their places is nobody's loss.
             self._look()
             connection.execute("COMMIT")
             for unit in ran:
@@ -291,10 +303,18 @@ class SqliteWriter:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
-            error = store_error("Writing", self._place, cause)
+            error = self._error(cause)
             error.__cause__ = cause if cause is not error else None
             return error
         return None
+
+    def _error(self, cause: Exception) -> StoreError:
+        """That the files are gone, whatever SQLite made of it, or else what it said."""
+        try:
+            self._look()
+        except StoreError as lost:
+            return lost
+        return store_error("Writing", self._place, cause)
 
     def _note_room(self, group: Sequence[_Unit], error: StoreError | None) -> None:
         """Full until something is added again, or there is clearly more room than there was."""
@@ -328,7 +348,7 @@ class SqliteWriter:
         try:
             wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
             for unit in undone:
-                run_statements(connection, unit.undo)
+                run_statements(connection, unit.undo() if callable(unit.undo) else unit.undo)
             connection.execute("COMMIT")
         except Exception as cause:
             if connection.in_transaction:
