@@ -61,9 +61,9 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
     return None
 
 
-def write_part(kind: int, body: bytes, end: bool) -> bytes:
+def write_part(kind: int, body: bytes | memoryview, end: bool) -> bytes:
     """The answer with this body (not empty), to a message of this kind."""
-    return b"%b%b%b" % (_before(kind, len(body), end), body, _END if end else b"")
+    return b"".join((_before(kind, len(body), end), body, _END if end else b""))
 
 
 @lru_cache(maxsize=4096)

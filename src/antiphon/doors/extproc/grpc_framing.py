@@ -16,6 +16,11 @@ _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _LONGEST_MESSAGE = 1024
 
 
+def prefix(size: int) -> bytes:
+    """What stands before a message of this size: uncompressed flag, length."""
+    return b"\x00%b" % size.to_bytes(4, "big")
+
+
 def with_prefix(message: bytes) -> bytes:
     """A message as it travels: uncompressed flag, length, bytes."""
     return b"\x00%b%b" % (len(message).to_bytes(4, "big"), message)

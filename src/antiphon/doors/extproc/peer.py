@@ -142,14 +142,16 @@ def with_request_id(headers: Headers, request_id: str) -> Headers:
     return (*headers, ("x-request-id", request_id))
 
 
-def in_parts(body: bytes) -> Iterator[tuple[bytes, bool]]:
-    """A whole body as messages of a moderate size; the last (the only one of an empty body) is marked."""
+def in_parts(body: bytes) -> Iterator[tuple[bytes | memoryview, bool]]:
+    """A whole body as messages of a moderate size, of which several are views of it; the last (the only one of an empty
+    body) is marked."""
     last = max(0, len(body) - 1) // _PART
     if not last:
         yield body, True
         return
+    view = memoryview(body)
     for number in range(last + 1):
-        yield body[number * _PART : (number + 1) * _PART], number == last
+        yield view[number * _PART : (number + 1) * _PART], number == last
 
 
 CostOf = Callable[[str, Usage], int]

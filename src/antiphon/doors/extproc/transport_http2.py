@@ -36,7 +36,7 @@ from ngh2 import StreamClosed as StreamClosedEvent
 
 from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.ending_calls import EndingCalls
-from antiphon.doors.extproc.grpc_framing import status_trailers, timeout_seconds, with_prefix
+from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import (
     SERVICE,
@@ -59,6 +59,7 @@ _SECRET = SECRET_HEADER.encode()
 _TRACE = tuple((name.encode(), name) for name in TRACE_METADATA)
 _HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _MAX_PER_WRITE = 1 << 20
+_LARGE = 16 << 10
 _LINGER_SECONDS = 5.0
 _CUT_SECONDS = 10.0
 
@@ -315,7 +316,12 @@ class _Connection(asyncio.Protocol):
                 if not call.begun:
                     call.begun = True
                     self._http2.send_response(call.id, _HEAD)
-            self._http2.send_data(call.id, with_prefix(message))
+            if len(message) < _LARGE:
+                self._http2.send_data(call.id, with_prefix(message))
+            else:
+                # The library keeps what it is given and copies it once, into what is written.
+                self._http2.send_data(call.id, prefix(len(message)))
+                self._http2.send_data(call.id, message)
         except NGH2Error as error:
             raise StreamClosed(type(error).__name__) from None
         self.flush_soon()

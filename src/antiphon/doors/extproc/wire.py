@@ -168,13 +168,13 @@ def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata |
     return within(_REQUEST_HEADERS, within(_RESPONSE, common)) + _told(metadata)
 
 
-def request_body(body: bytes, end: bool) -> bytes:
+def request_body(body: bytes | memoryview, end: bool) -> bytes:
     """A part of the new request body."""
     if body:
         return write_part(REQUEST_BODY, body, end)
     response = pb.ProcessingResponse()
     streamed = response.request_body.response.body_mutation.streamed_response
-    streamed.body = body
+    streamed.body = b""
     streamed.end_of_stream = end
     return response.SerializeToString()
 
@@ -195,14 +195,14 @@ def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, me
     return response.SerializeToString() + _told(metadata)
 
 
-def response_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
+def response_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of the new response body."""
     if body:
         part = write_part(RESPONSE_BODY, body, end)
         return part + _told(metadata) if metadata else part
     response = pb.ProcessingResponse()
     streamed = response.response_body.response.body_mutation.streamed_response
-    streamed.body = body
+    streamed.body = b""
     streamed.end_of_stream = end
     return response.SerializeToString() + _told(metadata)
 
@@ -239,10 +239,10 @@ def local_head(status: int, headers: Headers, metadata: Metadata | None = None) 
     return response.SerializeToString() + _told(metadata)
 
 
-def local_body(body: bytes, end: bool, metadata: Metadata | None = None) -> bytes:
+def local_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of a streamed local answer."""
     response = pb.ProcessingResponse()
     part = response.streamed_immediate_response.body_response
-    part.body = body
+    part.body = bytes(body)
     part.end_of_stream = end
     return response.SerializeToString() + _told(metadata)
