@@ -15,6 +15,7 @@ from typing import cast
 import uvloop
 
 from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.received import Kind
 from antiphon.doors.extproc.server import TransportName, open_transport
 from antiphon.doors.extproc.transport import MessageStream, Presented
 
@@ -22,13 +23,13 @@ from antiphon.doors.extproc.transport import MessageStream, Presented
 def _echo(message: bytes) -> bytes:
     received = wire.decode(message)
     match received.kind:
-        case wire.Kind.RESPONSE_BODY:
+        case Kind.RESPONSE_BODY:
             return wire.response_body(received.body, received.end)
-        case wire.Kind.REQUEST_BODY:
+        case Kind.REQUEST_BODY:
             return wire.request_body(received.body, received.end)
-        case wire.Kind.REQUEST_HEADERS:
+        case Kind.REQUEST_HEADERS:
             return wire.request_head((), ())
-        case wire.Kind.RESPONSE_HEADERS:
+        case Kind.RESPONSE_HEADERS:
             return wire.response_head((), ())
     return wire.response_trailers()
 

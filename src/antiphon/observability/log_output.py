@@ -42,7 +42,7 @@ class LogOutput:
         self._writing = False
         self._closed = False
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._writer: threading.Thread | None = None
         atexit.register(self.flush, _EXIT_SECONDS)
 
     def write(self, line: bytes, lines: int = 1) -> None:
@@ -65,9 +65,9 @@ class LogOutput:
                 return
             self._lines.append(data)
             self._size += len(data)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="antiphon-log", daemon=True)
-                self._thread.start()
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._run, name="antiphon-log", daemon=True)
+                self._writer.start()
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
@@ -76,7 +76,7 @@ class LogOutput:
         with self._changed:
             while self._lines or self._writing or self._dropped:
                 left = last - time.monotonic()
-                if left <= 0 or self._thread is None:
+                if left <= 0 or self._writer is None:
                     return False
                 self._changed.wait(left)
         return True
@@ -87,7 +87,7 @@ class LogOutput:
         atexit.unregister(self.flush)
         with self._changed:
             self._closed = True
-            if self._thread is None:
+            if self._writer is None:
                 self._close_files()
             self._changed.notify_all()
 

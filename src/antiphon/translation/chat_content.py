@@ -13,7 +13,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw
 
 from antiphon.errors import (
     ApiError,
@@ -61,17 +61,26 @@ _ENDINGS = {
 _DETAILS = ("low", "high", "auto", "original")
 
 
-class ContentRules(Struct, frozen=True):
+class ContentRules:
     """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
 
     `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance`
     decides about parts that nobody here knows.
     """
 
-    profile: UpstreamProfile
-    files: Mapping[str, FetchedFile | ApiError]
-    sent: dict[str, str] | None = None
-    tolerance: Tolerance = field(default_factory=Tolerance)
+    __slots__ = ("files", "profile", "sent", "tolerance")
+
+    def __init__(
+        self,
+        profile: UpstreamProfile,
+        files: Mapping[str, FetchedFile | ApiError],
+        sent: dict[str, str] | None = None,
+        tolerance: Tolerance | None = None,
+    ) -> None:
+        self.profile = profile
+        self.files = files
+        self.sent = sent
+        self.tolerance = Tolerance() if tolerance is None else tolerance
 
     def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
         """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode, and
@@ -147,7 +156,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         return data[1:-1], []
     if data[:1] == b"{":
         part = _parts(f"{where}.output", Raw(b"[%b]" % data))[0]
-        if first(part.text) == b'"' and part.type in (*_TEXT, None):
+        if first(part.text) == b'"' and (part.type is None or part.type in _TEXT):
             # One part, not in a list.
             return bytes(part.text)[1:-1], []
         if part.type in _IMAGES:

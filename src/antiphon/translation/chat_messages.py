@@ -325,7 +325,7 @@ class _Grouping:
 
     def _output(self, where: str, item: InputItem) -> None:
         name = "approval_request_id" if item.type == "mcp_approval_response" else "call_id"
-        call_id = self._answered_call(item)
+        call_id: str | None = self._answered_call(item)
         if call_id is None and item.type not in NAMED_OUTPUTS:
             call_id = required(where, name, call_id)
         content, images = native_output(where, item), list[Raw]()

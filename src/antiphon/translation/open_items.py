@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import ClassVar
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -63,7 +64,7 @@ class OpenItem:
 
     __slots__ = ("_draft", "_index")
 
-    text_of: TextOf | None = None
+    text_of: ClassVar[TextOf | None] = None
     """What its text is, where all that happens to a fragment is that it is added to the draft."""
 
     def __init__(self, draft: ResponseDraft) -> None:
@@ -100,7 +101,7 @@ class OpenText(OpenMessage):
 
     __slots__ = ("_annotations", "_item", "_logprobs", "_part")
 
-    text_of = TextOf.MESSAGE
+    text_of: ClassVar[TextOf | None] = TextOf.MESSAGE
 
     def __init__(self, draft: ResponseDraft) -> None:
         super().__init__(draft)
@@ -178,7 +179,7 @@ class OpenReasoning(OpenItem):
 
     __slots__ = ("_details", "_item", "_seal", "_signature")
 
-    text_of = TextOf.REASONING
+    text_of: ClassVar[TextOf | None] = TextOf.REASONING
 
     _delta: type[ev.ReasoningTextDelta | ev.ReasoningDelta] = ev.ReasoningTextDelta
     _done: type[ev.ReasoningTextDone | ev.ReasoningDone] = ev.ReasoningTextDone
@@ -271,7 +272,7 @@ class OpenFunctionCall(OpenItem):
 
     __slots__ = ("_item",)
 
-    text_of = TextOf.CALL
+    text_of: ClassVar[TextOf | None] = TextOf.CALL
 
     def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget) -> None:
         super().__init__(draft)

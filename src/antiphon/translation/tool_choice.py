@@ -85,7 +85,7 @@ def read_tool_choice(
             )
         return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
-    if choice.type not in ("function", "custom", *UNNAMED):
+    if choice.type not in ("function", "custom") and choice.type not in UNNAMED:
         raise unsupported_parameter(f"tool_choice asks for {choice.type[:64]!r}, which cannot run here.", "tool_choice")
     if known is not None and (choice.type, *name) not in known:
         raise InvalidRequest(
@@ -146,7 +146,7 @@ def _known(tools: list[Tool]) -> set[_KnownTool]:
             known |= {(inner.type, inner.name, tool.name) for inner in decode_tools("tools", tool.tools)}
         elif tool.type == "mcp":
             known.add((tool.type, None, tool.server_label))
-        elif tool.type not in (*NAMED, *UNNAMED):
+        elif tool.type not in NAMED and tool.type not in UNNAMED:
             known.add((tool.type, *_hosted_pair(NamedTool(type=tool.type))))
         else:
             known.add((tool.type, tool.type if tool.type in UNNAMED else tool.name, None))

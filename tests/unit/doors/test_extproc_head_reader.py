@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc import head_reader, wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.wire import Kind, Received
+from antiphon.doors.extproc.received import Kind, Received
 
 NAMES = st.sampled_from((":method", ":path", "accept", "x-envoy-a", "X-B")) | st.text(max_size=140)
 RAW = st.binary(max_size=400) | st.text(max_size=40).map(str.encode)

@@ -7,7 +7,7 @@ import pytest
 from antiphon.doors.extproc import peer
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.peer import Peer, PeerLeft, head_metadata, in_parts, with_request_id
-from antiphon.doors.extproc.wire import Kind, Received
+from antiphon.doors.extproc.received import Kind, Received
 
 _OWN = (("x-request-id", "theirs"),)
 

@@ -16,7 +16,7 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.content_coding import decoder_for
 from antiphon.doors.extproc.peer import final_metadata, in_parts
-from antiphon.doors.extproc.wire import Kind
+from antiphon.doors.extproc.received import Kind
 from antiphon.engine.ports.actions import Finish, Usage
 from tests.support.exchanges import make_exchange
 from tests.support.wire_judge import compose, judge

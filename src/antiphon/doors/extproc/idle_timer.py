@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from antiphon.doors.extproc.peer import Peer
-from antiphon.doors.extproc.wire import Received
+from antiphon.doors.extproc.received import Received
 
 _BUSY_RETRY = 0.25
 _MAX_AHEAD = 15.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, Usage
@@ -45,12 +46,12 @@ class Peer:
     def __init__(self, stream: MessageStream) -> None:
         self._stream = stream
         # What was found behind the parts of a body.
-        self._next: wire.Received | None = None
+        self._next: Received | None = None
         self.answered = False
         self.drained = False
         """Nothing was here behind the last message: it is to be waited for."""
 
-    async def receive(self) -> wire.Received:
+    async def receive(self) -> Received:
         """The next message. Raises `PeerLeft` when there is none any more.
 
         A part of the upstream's body comes as one with the parts behind it that are here already: to translate, answer
@@ -63,11 +64,11 @@ class Peer:
         if message is None:
             raise PeerLeft("the stream ended early")
         received = wire.decode(message)
-        if received.kind is wire.Kind.RESPONSE_BODY and not received.end:
+        if received.kind is Kind.RESPONSE_BODY and not received.end:
             self._gather(received)
         return received
 
-    def receive_now(self) -> wire.Received | None:
+    def receive_now(self) -> Received | None:
         """The next message, if it is here already, in the same way."""
         if self._next is not None:
             received, self._next = self._next, None
@@ -76,11 +77,11 @@ class Peer:
         if message is None:
             return None
         received = wire.decode(message)
-        if received.kind is wire.Kind.RESPONSE_BODY and not received.end:
+        if received.kind is Kind.RESPONSE_BODY and not received.end:
             self._gather(received)
         return received
 
-    def _gather(self, part: wire.Received) -> None:
+    def _gather(self, part: Received) -> None:
         """Put the parts behind this one into it."""
         stream = self._stream
         message = stream.receive_now()
@@ -88,7 +89,7 @@ class Peer:
             bodies, size = [part.body], len(part.body)
             while message is not None:
                 more = wire.decode(message)
-                if more.kind is not wire.Kind.RESPONSE_BODY:
+                if more.kind is not Kind.RESPONSE_BODY:
                     self._next = more
                     break
                 bodies.append(more.body)

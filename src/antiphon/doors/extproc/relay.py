@@ -38,7 +38,7 @@ from antiphon.doors.extproc.peer import (
     refuse,
     with_request_id,
 )
-from antiphon.doors.extproc.wire import Kind, Received
+from antiphon.doors.extproc.received import Kind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     CallUpstream,

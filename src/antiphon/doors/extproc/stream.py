@@ -24,7 +24,6 @@ import structlog
 
 from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.immediate_response import Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.peer import (
@@ -36,9 +35,9 @@ from antiphon.doors.extproc.peer import (
     refuse,
     with_request_id,
 )
+from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
-from antiphon.doors.extproc.wire import Kind
 from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
@@ -125,14 +124,14 @@ def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> Non
     write_outcome(_log, "request", failure, seconds, **known)
 
 
-def _is_refused_before(opening: wire.Received) -> bool:
+def _is_refused_before(opening: Received) -> bool:
     """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
     there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
     status = header_value(opening.headers, ":status") or ""
     return opening.kind is Kind.RESPONSE_HEADERS and status[:1] == "4"
 
 
-def _check_modes(opening: wire.Received) -> None:
+def _check_modes(opening: Received) -> None:
     if opening.kind is not Kind.REQUEST_HEADERS:
         raise ProtocolError(
             f"the first message is {opening.kind.value}, not request_headers: "
@@ -228,7 +227,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
     return True
 
 
-def _last(received: wire.Received, body: WholeBody) -> wire.Received | None:
+def _last(received: Received, body: WholeBody) -> Received | None:
     """Take what came into the body; the message itself when no more of the body follows."""
     if received.kind is not Kind.REQUEST_BODY:
         return received

@@ -9,15 +9,13 @@ what was there, and a name that is given twice arrives twice; header bytes that 
 
 from __future__ import annotations
 
-from enum import Enum
-
-import msgspec
 from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
 from antiphon.doors.extproc.head_messages import dynamic_metadata, header_mutation, within
 from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
+from antiphon.doors.extproc.received import Kind, Received
 from antiphon.types.transport import Headers
 
 Metadata = dict[str, str | int]
@@ -31,18 +29,6 @@ _HEADER_MUTATION, _CLEAR_ROUTE_CACHE = b"\x12", b"\x28\x01"
 _MODES = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
 
-class Kind(Enum):
-    """What a message from Envoy carries."""
-
-    REQUEST_HEADERS = "request_headers"
-    REQUEST_BODY = "request_body"
-    REQUEST_TRAILERS = "request_trailers"
-    RESPONSE_HEADERS = "response_headers"
-    RESPONSE_BODY = "response_body"
-    RESPONSE_TRAILERS = "response_trailers"
-    OTHER = "other"
-
-
 _Settings = tuple[tuple[str, str] | None, bool]
 """The two body modes, where a message names them, and whether Envoy ignores the answers."""
 _MOST_SETTINGS = 64
@@ -50,22 +36,6 @@ _MOST_SETTINGS = 64
 _KINDS = {kind.value: kind for kind in Kind}
 _BODY_KINDS = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
 _HEAD_KINDS = {bytes((REQUEST_HEADERS,)): Kind.REQUEST_HEADERS, bytes((RESPONSE_HEADERS,)): Kind.RESPONSE_HEADERS}
-
-
-class Received(msgspec.Struct, gc=False):
-    """One message from Envoy.
-
-    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `modes` are the names
-    of the request and response body modes when this message (the stream's first) tells them; `observing` says that
-    Envoy ignores every answer.
-    """
-
-    kind: Kind
-    headers: Headers = ()
-    body: bytes = b""
-    end: bool = False
-    modes: tuple[str, str] | None = None
-    observing: bool = False
 
 
 def decode(message: bytes) -> Received:

@@ -27,7 +27,7 @@ class GatheringTransport(asyncio.Transport):
 
     def __init__(self, real: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        self._real = real
+        self._below = real
         self._loop = loop
         self._written: list[Bytes] = []
         self._size = 0
@@ -49,54 +49,54 @@ class GatheringTransport(asyncio.Transport):
         written = self._written
         if written:
             self._written, self._size = [], 0
-            self._real.write(written[0] if len(written) == 1 else b"".join(written))
+            self._below.write(written[0] if len(written) == 1 else b"".join(written))
 
     def close(self) -> None:
         """Close it behind what was written."""
         self._flush()
-        self._real.close()
+        self._below.close()
 
     def abort(self) -> None:
         """Close it at once; what the client takes of what was written is not waited for."""
         self._flush()
-        self._real.abort()
+        self._below.abort()
 
     def get_write_buffer_size(self) -> int:
         """What was written and not taken."""
-        return self._size + self._real.get_write_buffer_size()
+        return self._size + self._below.get_write_buffer_size()
 
     # The rest is the real one's.
 
     def is_closing(self) -> bool:
-        return self._real.is_closing()
+        return self._below.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._real.get_extra_info(name, default)
+        return self._below.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        self._real.pause_reading()
+        self._below.pause_reading()
 
     def resume_reading(self) -> None:
-        self._real.resume_reading()
+        self._below.resume_reading()
 
     def is_reading(self) -> bool:
-        return self._real.is_reading()
+        return self._below.is_reading()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._real.set_write_buffer_limits(high, low)
+        self._below.set_write_buffer_limits(high, low)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._real.get_write_buffer_limits()
+        return self._below.get_write_buffer_limits()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._real.set_protocol(protocol)
+        self._below.set_protocol(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._real.get_protocol()
+        return self._below.get_protocol()
 
     def can_write_eof(self) -> bool:
-        return self._real.can_write_eof()
+        return self._below.can_write_eof()
 
     def write_eof(self) -> None:
         self._flush()
-        self._real.write_eof()
+        self._below.write_eof()

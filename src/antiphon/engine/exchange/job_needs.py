@@ -14,7 +14,7 @@ from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.types.request import CreateResponse
 
-_PAYLOADS = (1,)
+_PAYLOADS: tuple[int, ...] = (1,)
 """The forms of a job's payload (`engine/ports/jobs.py`) that this build reads; it writes the last. Another number where
 an older build could not read it, with the one before beside it: in a rollout such jobs are waiting."""
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.exchange.local_answers import not_answered
 from antiphon.engine.exchange.model_routes import ModelRoute
-from antiphon.engine.exchange.native_answer import NativeAnswer, refuse_references
+from antiphon.engine.exchange.native_answer import NativeAnswer
+from antiphon.engine.exchange.native_references import refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, whose

@@ -377,7 +377,9 @@ def _weight(value: Any) -> int:
     """About how many bytes a result takes."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
-    if isinstance(value, bytes | Raw):
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, Raw):
         return len(bytes(value))
     if isinstance(value, Mapping):
         return sum(_weight(each) for each in value.values())
