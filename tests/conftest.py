@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import structlog
 
+from antiphon import pure
 from tests.support import envoy_binary, extproc_door, state
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 from tests.support.seaweed import SeaweedServer, weed
@@ -44,10 +45,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--state", choices=["sqlite", "postgresql", "pgbouncer"], default="sqlite", help="where tests keep their state"
     )
     parser.addoption("--envoy", type=Path, metavar="PATH", help="the Envoy to start; default: the installed one")
+    parser.addoption(
+        "--compiled", action="store_true", help="refuse to run the sources: the compiled build is to be tested"
+    )
     parser.addoption("--every-door", action="store_true", help="slow tests through every door, not through one each")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--compiled") != pure.compiled():
+        which = "the compiled build" if pure.compiled() else "not the compiled build"
+        raise pytest.UsageError(
+            f"antiphon as it would be tested is {which}: run scripts/test with or without --compiled"
+        )
     state.chosen.kind = config.getoption("--state")
     given = config.getoption("--envoy")
     envoy_binary.chosen.path = given and given.absolute()
@@ -56,6 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A slow test that is made for several doors goes through one of them, which its name chooses: each door gets its
     share, always the same. Who asks for a test by its name gets it."""
+    if pure.compiled():
+        skipped = pytest.mark.skip(reason="of the sources: compiled modules do not change")
+        for item in items:
+            if item.get_closest_marker("sources") is not None:
+                item.add_marker(skipped)
     if config.getoption("--every-door") or any("::" in argument for argument in config.args):
         return
     variants: defaultdict[tuple[str, ...], list[pytest.Item]] = defaultdict(list)

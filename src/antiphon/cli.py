@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from antiphon import __version__
+from antiphon import __version__, pure
 from antiphon.commands import health
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.errors import AntiphonError, ConfigError
@@ -68,10 +68,14 @@ _MIGRATE = {
 _OF_AN_OWNER = ("export", "delete-owner", "usage")
 
 
+def _version() -> str:
+    return f"antiphon {__version__}" + (" (compiled)" if pure.compiled() else "")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(prog="antiphon", description="The OpenAI Responses API in front of any Chat Completions server.")
-    parser.add_argument("--version", action="version", version=f"antiphon {__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, groups) in _COMMANDS.items():
         command = commands.add_parser(

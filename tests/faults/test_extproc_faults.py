@@ -267,6 +267,7 @@ async def test_a_bug_before_any_answer_is_a_500(tmp_path: Path, mode: str) -> No
         await _idle(opened)
 
 
+@pytest.mark.sources
 async def test_a_bug_in_the_middle_cuts_that_stream_and_no_other(tmp_path: Path) -> None:
     async with open_door(tmp_path, exchange_type=_BrokenData) as opened:
         other = await _relayed(opened, *text_stream("a")[:1])
@@ -387,6 +388,7 @@ class _BrokenEnd(ResponseExchange):
         raise RuntimeError("a bug")
 
 
+@pytest.mark.sources
 async def test_a_bug_in_silence_cuts_the_stream(tmp_path: Path) -> None:
     async with open_door(tmp_path, timeouts=TimeoutSettings(head=0.02), exchange_type=_BrokenEnd) as opened:
         stream = opened.stream()

@@ -72,8 +72,10 @@ def until(what: str, found: Callable[[], Any], seconds: float = 120.0) -> Any:
 class Image:
     """One image of ours and its size."""
 
-    def __init__(self, tag: str, extras: str | None, base: str, build: Sequence[str]) -> None:
+    def __init__(self, tag: str, extras: str | None, base: str, build: Sequence[str], compiled: bool) -> None:
         given = [] if extras is None else ["--build-arg", f"EXTRAS={extras}"]
+        if compiled:
+            given += ["--build-arg", "COMPILED=1"]
         run("docker", "build", *build, "--build-arg", f"BASE={base}", *given, "-t", tag, ".", seconds=_BUILD_SECONDS)
         self.tag = tag
         self.added = (_size(tag) - _size(base)) / 1e6
@@ -104,6 +106,14 @@ def check_image(tag: str) -> None:
     )
     if absent.returncode == 0 or "vector-stores" not in absent.stderr + absent.stdout:
         raise Wrong(f"embeddings.url without NumPy is not refused with a sentence: {absent.stdout}{absent.stderr}")
+
+
+def check_build(tag: str, compiled: bool) -> None:
+    """Whether compiled modules run is what was asked for; the sources run in either image for whoever wants them."""
+    for env, expected in (([], compiled), (["ANTIPHON_PURE=1"], False)):
+        done = in_image(tag, "antiphon", "--version", env=env)
+        if done.returncode or ("(compiled)" in done.stdout) is not expected:
+            raise Wrong(f"antiphon --version says {done.stdout!r} with {env}: {done.stderr}")
 
 
 class Setup:
@@ -259,22 +269,26 @@ def main() -> int:
     parser.add_argument("--build-flag", action="append", default=[], help="flag for docker build (--network=host)")
     parser.add_argument("--limit", type=float, default=150.0, metavar="MB", help="most that is added to the base")
     parser.add_argument("--extras", action="append", default=[], help="build and weigh with these too")
+    parser.add_argument("--compiled", action="store_true", help="the image with compiled modules (takes minutes more)")
     parser.add_argument("--no-build", metavar="IMAGE", help="try this image, and build none")
     given = parser.parse_args()
     if shutil.which("docker") is None:
         print("scripts/images: docker is not installed", file=sys.stderr)
         return 1
+    how = (given.base, given.build_flag, given.compiled)
     try:
         tag = given.no_build or _TAG
         if given.no_build is None:
             for extras in given.extras:
-                added = Image(f"{_TAG}-{extras.replace(',', '-')}", extras, given.base, given.build_flag).added
+                added = Image(f"{_TAG}-{extras.replace(',', '-')}", extras, *how).added
                 print(f"image with EXTRAS={extras}: {added:.0f} MB on its base", flush=True)
-            Image(_TAG, None, given.base, given.build_flag)
+            Image(_TAG, None, *how)
         added = (_size(tag) - _size(given.base)) / 1e6
         print(f"image: {added:.0f} MB on its base (limit {given.limit:g})", flush=True)
         if added > given.limit:
             raise Wrong(f"the image adds {added:.0f} MB to its base; at most {given.limit:g} MB are allowed")
+        check_build(tag, given.compiled)
+        print(f"image: {'compiled modules' if given.compiled else 'the sources'} run", flush=True)
         check_image(tag)
         print("image: user 10001; starts read-only without capabilities; says what it does not have", flush=True)
         _grafana_files()

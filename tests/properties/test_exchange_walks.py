@@ -271,6 +271,7 @@ def _walk_where_dice_seldom_lead() -> None:
             exchange.receive_too_much(ApiError("The stream is too large."))
 
 
+@pytest.mark.sources
 def test_every_transition_of_the_table_is_made_by_somebody(walked: set[Arrow]) -> None:
     for seed in range(_WALKS):
         walk = _Walk(seed)

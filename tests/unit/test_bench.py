@@ -287,3 +287,9 @@ def test_renewed_limits_are_five_per_cent_above_and_keep_those_of_others(
 def test_every_limit_is_of_what_is_counted() -> None:
     for entry in json.loads(gate.LIMITS.read_text())["limits"].values():
         assert set(entry) == {"counted", *gate_instructions.KINDS}
+
+
+def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--help"])
+    assert ended.value.code == 0 and "--idle" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from antiphon import __version__, cli
 from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
+from antiphon.pure import compiled
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -227,4 +228,4 @@ def test_it_runs_as_a_module_and_starts_quickly() -> None:
     assert loaded.stdout.strip() == "[]"
     command = [sys.executable, "-m", "antiphon", "--version"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    assert shown.stdout.strip() == f"antiphon {__version__}"
+    assert shown.stdout.strip() == f"antiphon {__version__}" + (" (compiled)" if compiled() else "")

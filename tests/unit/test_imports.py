@@ -21,7 +21,7 @@ IMPURE = {
 # What the core may use of the rest of the package.
 CORE = (
     *("antiphon.types", "antiphon.translation", "antiphon.engine.exchange", "antiphon.engine.ports"),
-    *("antiphon.errors", "antiphon.ids"),
+    *("antiphon.errors", "antiphon.ids", "antiphon.pure"),
     # Sections of the settings are values.
     "antiphon.config",
     # What it is given: a sealer is made with its keys and its randomness; redaction is patterns.
@@ -31,6 +31,7 @@ LEAVES = (
     "errors.py",
     "ids.py",
     "known_secrets.py",
+    "pure.py",
     "observability/log_output.py",
     "redaction.py",
     "sealing.py",

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import antiphon
-
-PACKAGE = Path(antiphon.__file__).parent
-REPOSITORY = PACKAGE.parents[1]
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "src" / "antiphon"
 DOCUMENTS = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
 CODE = sorted(path for path in PACKAGE.rglob("*.py") if "_pb" not in path.parts)
 _NAMED = re.compile(r"`([\w./*<>-]+\.(?:py|sql|md|proto))(?:::\w+)?`")
