@@ -99,18 +99,23 @@ class Machine:
         await SANDBOX.run(disk.clear, self._home / "scratch")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *command(python, self._home, self._limits, self.memory, self._room, theirs.fileno()),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                env=environment(self._home),
-                start_new_session=True,
-                limit=16 * 1024,
-                pass_fds=(theirs.fileno(),),
-            )
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command(python, self._home, self._limits, self.memory, self._room, theirs.fileno()),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd="/",
+                    env=environment(self._home),
+                    start_new_session=True,
+                    limit=16 * 1024,
+                    pass_fds=(theirs.fileno(),),
+                )
+        except BaseException:
+            # Given up while the process was being made: there is none whose end would close it.
+            self._control.close()
+            raise
         self._reading = asyncio.create_task(self._read())
         try:
             async with asyncio.timeout(START_SECONDS):
