@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +273,12 @@ async def test_where_a_direct_url_leads(
 async def test_poolers_in_the_wrong_mode(
     postgres: PostgresServer, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pooler = Pooler(postgres.port, mode="statement")
-    assert "set pool_mode = transaction" in await refusal(tmp_path, pooler.url(url))
-    assert "no such database behind the pooler" in await refusal(tmp_path, pooler.url("x/not-there"))
-    pooler.close()
-    pooler = Pooler(postgres.port, mode="session")
-    said, _ = await doctor(tmp_path, capsys, pooler.url(url))
-    pooler.close()
+    with closing(Pooler(postgres.port, mode="statement")) as pooler:
+        assert "set pool_mode = transaction" in await refusal(tmp_path, pooler.url(url))
+        # pgbouncer 1.26 says it with the server's own code (3D000), by which the pooler is not told apart any more.
+        assert "there is no such database" in await refusal(tmp_path, pooler.url("x/not-there"))
+    with closing(Pooler(postgres.port, mode="session")) as pooler:
+        said, _ = await doctor(tmp_path, capsys, pooler.url(url))
     assert any("pool_mode = session" in one for one in said)
 
 
