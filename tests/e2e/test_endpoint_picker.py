@@ -83,7 +83,10 @@ async def test_the_picker_sees_the_chat_request_and_says_where_it_goes(tmp_path:
         for path, body in (("responses", request_body()), ("chat/completions", CHAT)):
             nowhere = await post(f"{url}/{path}", body, forged)
             assert (nowhere.status, json.loads(nowhere.body)["error"]["code"]) == (503, "no_endpoint_picked")
-        assert len(setup.chat.requests) == 3 and not setup.lines()[0]["endpoint"]
+        assert len(setup.chat.requests) == 3
+        # Envoy's log is written a moment later.
+        await until(setup.lines)
+        assert not setup.lines()[0]["endpoint"]
 
 
 FAILURES: dict[str, tuple[Decision, int, str | None, str | None, str]] = {
