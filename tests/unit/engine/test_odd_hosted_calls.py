@@ -149,10 +149,11 @@ def test_what_is_wrong_with_the_rest_is_told_after_the_calls_that_the_client_app
         assert talk.outcome.json["error"]["param"] == "input[2].content[0]"
 
 
-def test_results_that_are_raw_json_count_by_their_bytes() -> None:
+@pytest.mark.parametrize("beside", [{}, {"bytes": b"x"}], ids=["", "and bytes"])
+def test_results_that_are_raw_json_count_by_their_bytes(beside: dict[str, bytes]) -> None:
     def found(call: HostedCall) -> ToolResult:
         hit = {"file_id": "file-1", "filename": "a", "score": 1.0, "text": "x" * 600, "attributes": {}}
-        return ToolResult(call.call_id, "x", {"queries": ["a"], "results": [Raw(json.dumps(hit).encode())]})
+        return ToolResult(call.call_id, "x", {"queries": ["a"], "results": [Raw(json.dumps(hit).encode())], **beside})
 
     searches = [("file_search", {"query": each}) for each in "ab"]
     room = ToolSettings.unchecked(result_bytes=1000)
