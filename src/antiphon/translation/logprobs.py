@@ -48,10 +48,10 @@ def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
     token, logprob, octets = entry.get("token"), entry.get("logprob"), entry.get("bytes")
     if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
         return None
-    if not isinstance(octets, list) or not all(isinstance(octet, int) for octet in octets):
+    if not isinstance(octets, list) or not all(isinstance(octet, int) and 0 <= octet < 256 for octet in octets):
         octets = list(token.encode("utf-8", "replace"))
-    # JSON knows no infinity; OpenAI's own floor is -9999.
-    return {"token": token, "bytes": octets, "logprob": max(float(logprob), -9999.0)}
+    # JSON knows no infinity, and no float holds every integer; OpenAI's own floor is -9999.
+    return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -136,6 +136,18 @@ def test_quirk_39_log_probabilities_where_they_were_asked_for() -> None:
     assert parse_sse(outcome.body)[0]["response"]["top_logprobs"] == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(-(10**400), -9999.0), (10**400, 9999.0), (2**64, 9999.0), (-1, -1.0)],
+    ids=["no float is so low", "no float is so high", "large", "whole"],
+)
+def test_a_log_probability_may_be_any_number(given: int, wanted: float) -> None:
+    entry = {"token": "Hi", "logprob": given, "bytes": [2**70], "top_logprobs": []}
+    outcome = _run(_chunk(content="Hi", choice={"logprobs": {"content": [entry]}}), request=_ASKED)
+    (done,) = _events(outcome, "response.output_text.done")
+    assert done["logprobs"] == [{"token": "Hi", "logprob": wanted, "bytes": [72, 105], "top_logprobs": []}]
+
+
 def test_log_probabilities_nobody_asked_for_are_left_out() -> None:
     outcome = _run(_chunk(content="Hi", choice={"logprobs": {"content": [_ENTRY]}}))
     assert "logprobs" not in outcome.chat
