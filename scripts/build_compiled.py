@@ -24,8 +24,10 @@ SOURCES = ROOT / "src"
 COMPILED = (
     "antiphon/ids.py",
     "antiphon/redaction.py",
+    "antiphon/types/*.py",
     "antiphon/translation/*.py",
     "antiphon/engine/exchange/*.py",
+    "antiphon/observability/log_lines.py",
     "antiphon/observability/log_output.py",
     "antiphon/observability/observation.py",
     "antiphon/observability/outcome.py",

@@ -26,9 +26,29 @@ _MAX_LENGTH = 64
 _ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
+# Random digits for the next ids: the system is asked for many at a time. A forked process makes its own.
+_digits: list[str] = []
+_AT_A_TIME = 32
+_DIGITS = 36
+os.register_at_fork(after_in_child=_digits.clear)
+
+
 def new_id(prefix: str) -> str:
     """A fresh id, `prefix_` and 48 hexadecimal digits: 12 of the milliseconds since the epoch, 36 random (144 bits)."""
-    return f"{prefix}_{int(time.time() * 1000):012x}{os.urandom(18).hex()}"
+    try:
+        # One step, whatever other threads do.
+        random = _digits.pop()
+    except IndexError:
+        random = _more_digits()
+    return f"{prefix}_{int(time.time() * 1000):012x}{random}"
+
+
+def _more_digits() -> str:
+    """The digits of one id; those of further ones are kept."""
+    digits = os.urandom(_AT_A_TIME * _DIGITS // 2).hex()
+    first, *others = [digits[at : at + _DIGITS] for at in range(0, len(digits), _DIGITS)]
+    _digits.extend(others)
+    return first
 
 
 def is_id(text: str, prefix: str) -> bool:

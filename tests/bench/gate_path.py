@@ -72,12 +72,16 @@ class _Messages:
     async def let_end(self, seconds: float) -> None:
         pass
 
-    async def send(self, message: bytes) -> None:
+    def send_now(self, message: bytes) -> bool:
         if self.at > len(self.messages):
             raise StreamClosed("gone")
         self.sent += 1
         self.size += len(message)
         self.last = message
+        return True
+
+    async def send(self, message: bytes) -> None:
+        self.send_now(message)
 
 
 def _headers(target: pb.HttpHeaders, pairs: Sequence[tuple[str, str]]) -> None:

@@ -29,7 +29,7 @@ from antiphon.observability.outcome import write_outcome
 def test_whose_fault_decides(fault: Fault, code: str, level: str) -> None:
     failure = Failure(fault, "a cause", 200, code, "read_answer", "default", 200)
     with capture_logs() as lines:
-        write_outcome(structlog.get_logger(), "response", failure, 1.0, outcome="failed")
+        write_outcome(structlog.get_logger(), "response", failure, 1.0, {"outcome": "failed"})
     (line,) = lines
     assert line["log_level"] == level
     told = ("a cause", 200, "read_answer", "default", fault)
@@ -39,7 +39,7 @@ def test_whose_fault_decides(fault: Fault, code: str, level: str) -> None:
 @pytest.mark.parametrize(("outcome", "level"), [("failed", "warning"), ("error", "warning"), ("completed", "info")])
 def test_a_failure_that_nobody_noted_is_seen_all_the_same(outcome: str, level: str) -> None:
     with capture_logs() as lines:
-        write_outcome(structlog.get_logger(), "response", None, 1.0, outcome=outcome)
+        write_outcome(structlog.get_logger(), "response", None, 1.0, {"outcome": outcome})
     (line,) = lines
     assert line["log_level"] == level
     assert line.get("cause", "") == ("no cause was noted" if level == "warning" else "")
@@ -58,9 +58,9 @@ def test_the_short_way_to_a_line_is_the_line_that_structlog_makes(
 ) -> None:
     known = {"timestamp": 1e9, "request_id": "Bearer hunter2hunter2", "token": "x", "calls": 0, "left_out": left_out}
     configure("info", "json")
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, **known)
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known))
     monkeypatch.setattr(outcome, "write_event", _by_structlog)
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, **known)
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known))
     short, long = capsys.readouterr().err.splitlines()
     assert short == long
     line = json.loads(short)
@@ -71,18 +71,18 @@ def test_the_short_way_to_a_line_is_the_line_that_structlog_makes(
 def test_whoever_takes_structlogs_place_gets_these_lines_too(logging_as_before: None) -> None:
     configure("info", "json")
     with capture_logs() as lines:
-        write_outcome(structlog.get_logger("a"), "response", None, 1.0)
+        write_outcome(structlog.get_logger("a"), "response", None, 1.0, {})
     assert [line["event"] for line in lines] == ["response"]
     other = LogCapture()
     structlog.configure(processors=[other], cache_logger_on_first_use=False)
-    write_outcome(structlog.get_logger("b"), "response", None, 1.0)
+    write_outcome(structlog.get_logger("b"), "response", None, 1.0, {})
     assert [line["event"] for line in other.entries] == ["response"]
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_line_below_the_level_is_none(form: Any, capsys: pytest.CaptureFixture[str], logging_as_before: None) -> None:
     configure("warning", form)
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0)
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, {})
     assert not capsys.readouterr().err
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, left_out=("a",))
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, {"left_out": ("a",)})
     assert "response" in capsys.readouterr().err

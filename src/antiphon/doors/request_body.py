@@ -2,7 +2,8 @@
 
 Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
 guards against bodies that are made to grow. Not here: reading from a socket (the doors), bodies that are taken as they
-come (`http/upload.py`), and what upstreams send compressed (`extproc/content_coding`).
+come (`http/upload.py`), large bodies decoded in a thread (`decoding.py`), and what upstreams send compressed
+(`extproc/content_coding`).
 
 A body is decoded when it is whole: its compressed size has a limit of its own, and no decoder is asked for more than
 what is left of the decoded size.
@@ -20,7 +21,6 @@ from collections.abc import Callable
 import zstandard
 
 from antiphon.engine.exchange.budget import Hold
-from antiphon.engine.running.thread_pools import DECODING
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from antiphon.types.transport import Headers, header_value
 
@@ -28,7 +28,7 @@ _FREE = 16 << 20
 _RATIO = 200
 _MAX_CODINGS = 3
 _MAX_MEMBERS = 1_000
-# What takes longer than a few milliseconds does not hold up the other requests.
+# What may take longer than a few milliseconds.
 _LARGE = 64 << 10
 
 _GZIP = zlib.MAX_WBITS | 16
@@ -58,9 +58,9 @@ class WholeBody:
     """
 
     def __init__(self, headers: Headers, hold: Hold, limit: int) -> None:
-        self._codings = content_codings(headers)
+        self.codings = content_codings(headers)
         self._hold = hold
-        self._limit = limit
+        self.limit = limit
         self._parts: list[bytes] = []
         self._size = 0
         length = header_value(headers, "content-length")
@@ -74,18 +74,28 @@ class WholeBody:
     def add(self, part: bytes) -> None:
         """What has come. Raises `ApiError` (413, 429, 503)."""
         self._size += len(part)
-        if self._size > self._limit:
-            raise too_large(self._limit)
+        if self._size > self.limit:
+            raise too_large(self.limit)
         self._hold.add(len(part))
         self._parts.append(part)
 
-    async def decoded(self) -> bytes:
-        """The plain body, once it is whole. Raises `ApiError` (400, 413, 429, 503)."""
+    def decoded_now(self) -> bytes | None:
+        """The plain body, once it is whole; None where that takes longer than others should wait (`decoding.py`).
+        Raises `ApiError` (400, 413, 429, 503)."""
+        if self.codings and self._size >= _LARGE:
+            return None
+        body = self.take()
+        return self.account(decode_now(self.codings, body, self.limit)) if self.codings else body
+
+    def take(self) -> bytes:
+        """What came, as it came. It is given once."""
         parts, self._parts = self._parts, []
-        body = await decode_body(self._codings, parts[0] if len(parts) == 1 else b"".join(parts), self._limit)
-        if self._codings:
-            self._hold.add(max(0, len(body) - self._size))
-        return body
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def account(self, plain: bytes) -> bytes:
+        """What the plain body has grown to is held too. Raises `ApiError` (429, 503)."""
+        self._hold.add(max(0, len(plain) - self._size))
+        return plain
 
 
 def content_codings(headers: Headers) -> tuple[str, ...]:
@@ -102,17 +112,8 @@ def content_codings(headers: Headers) -> tuple[str, ...]:
     return codings
 
 
-async def decode_body(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
-    """The plain body. Raises `InvalidRequest` (broken) or `RequestTooLarge`."""
-    if not codings:
-        return body
-    if len(body) < _LARGE:
-        return decode_now(codings, body, limit)
-    return await DECODING.run(decode_now, codings, body, limit)
-
-
 def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
-    """`decode_body` without yielding to the event loop."""
+    """The plain body. Raises `InvalidRequest` (broken) or `RequestTooLarge`."""
     allowed = min(limit, max(_FREE, _RATIO * len(body)))
     for coding in reversed(codings):
         try:

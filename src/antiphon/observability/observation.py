@@ -217,7 +217,7 @@ class Observation:
             "response",
             failure,
             ended.seconds,
-            **{
+            {
                 "timestamp": at,
                 "request_id": self.request_id,
                 "trace_id": self._trace_id,

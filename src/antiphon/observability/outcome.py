@@ -24,7 +24,7 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
     return failure
 
 
-def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, **known: Any) -> None:
+def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any]) -> None:
     """Write the line; what is None or empty is left out. `left_out` (what of the request nobody here knows) makes it a
     warning."""
     failure = with_cause(failure, known.get("outcome"))

@@ -9,12 +9,20 @@ non-negative integer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
+from antiphon.types.chat import ChatUsage, UsageDetails
 from antiphon.types.json import decode_any, encode
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
+
+_decode = msgspec.json.Decoder(ChatUsage).decode
+_DETAILS = tuple(name for name in ChatUsage.__struct_fields__ if name.endswith("_details"))
+_COUNTS = tuple(name for name in ChatUsage.__struct_fields__ if name not in _DETAILS)
+_NO_DETAILS = UsageDetails()
 
 
 def read_usage(data: Raw) -> UsageObject | None:
@@ -24,28 +32,23 @@ def read_usage(data: Raw) -> UsageObject | None:
     Together, Databricks and SGLang.
     """
     try:
-        value = decode_any(bytes(data))
-    except ValueError:
+        found: ChatUsage | None = _decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        found = _read_leniently(bytes(data))
+    if found is None:
         return None
-    if not isinstance(value, dict):
-        return None
-    prompt = _count(value, "prompt_tokens", "input_tokens")
-    completion = _count(value, "completion_tokens", "output_tokens")
-    total = _count(value, "total_tokens")
+    prompt = _first(found.prompt_tokens, found.input_tokens)
+    completion = _first(found.completion_tokens, found.output_tokens)
     if prompt is None and completion is None:
         return None
-    prompt, completion = prompt or 0, completion or 0
-    inputs = _details(value, "prompt_tokens_details", "input_tokens_details")
-    outputs = _details(value, "completion_tokens_details", "output_tokens_details")
-    cached = _count(inputs, "cached_tokens")
-    if cached is None:
-        cached = _count(value, "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
-    written = _count(inputs, "cache_write_tokens")
-    if written is None:
-        written = _count(value, "cache_write_tokens", "cache_creation_input_tokens")
-    reasoning = _count(outputs, "reasoning_tokens")
-    if reasoning is None:
-        reasoning = _count(value, "reasoning_tokens")
+    prompt, completion, total = prompt or 0, completion or 0, found.total_tokens
+    inputs = found.prompt_tokens_details or found.input_tokens_details or _NO_DETAILS
+    outputs = found.completion_tokens_details or found.output_tokens_details or _NO_DETAILS
+    cached = _first(
+        inputs.cached_tokens, found.prompt_cache_hit_tokens, found.cached_tokens, found.cache_read_input_tokens
+    )
+    written = _first(inputs.cache_write_tokens, found.cache_write_tokens, found.cache_creation_input_tokens)
+    reasoning = _first(outputs.reasoning_tokens, found.reasoning_tokens)
     return usage_object(
         prompt,
         completion,
@@ -56,19 +59,37 @@ def read_usage(data: Raw) -> UsageObject | None:
     )
 
 
-def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    for name in names:
-        details = value.get(name)
-        if isinstance(details, dict):
-            return details
-    return {}
-
-
-def _count(value: dict[str, Any], *names: str) -> int | None:
-    for count in map(value.get, names):
-        if count is not None and isinstance(count, (int, float)) and count.__class__ is not bool and 0 <= count < 2**53:
-            return int(count)
+def _first(*counts: int | None) -> int | None:
+    for count in counts:
+        if count is not None:
+            return count
     return None
+
+
+def _read_leniently(data: bytes) -> ChatUsage | None:
+    """What can be read of a usage that is not as it should be."""
+    try:
+        value = decode_any(data)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
+    return ChatUsage(**_counts(value, _COUNTS), **details)
+
+
+def _details(value: object) -> UsageDetails | None:
+    return UsageDetails(**_counts(value, UsageDetails.__struct_fields__)) if isinstance(value, dict) else None
+
+
+def _counts(value: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: _count(value.get(name)) for name in names}
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if 0 <= value < 2**53 else None
 
 
 def read_groq_usage(data: bytes) -> UsageObject | None:

@@ -8,7 +8,9 @@ Invariant: decoding into these never copies text; text fields stay raw JSON unti
 
 from __future__ import annotations
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT
 
@@ -122,3 +124,34 @@ class Chunk(Struct, gc=False):
     search_results: Raw = ABSENT
     service_tier: str | None = None
     object: str | None = None
+
+
+TokenCount = Annotated[int, Meta(ge=0, lt=2**53)]
+
+
+class UsageDetails(Struct, gc=False):
+    """What a usage says beside its sums, of the prompt or of the output."""
+
+    cached_tokens: TokenCount | None = None
+    cache_write_tokens: TokenCount | None = None
+    reasoning_tokens: TokenCount | None = None
+
+
+class ChatUsage(Struct, gc=False):
+    """A usage object, in every spelling that servers have for it."""
+
+    prompt_tokens: TokenCount | None = None
+    input_tokens: TokenCount | None = None
+    completion_tokens: TokenCount | None = None
+    output_tokens: TokenCount | None = None
+    total_tokens: TokenCount | None = None
+    prompt_cache_hit_tokens: TokenCount | None = None
+    cached_tokens: TokenCount | None = None
+    cache_read_input_tokens: TokenCount | None = None
+    cache_write_tokens: TokenCount | None = None
+    cache_creation_input_tokens: TokenCount | None = None
+    reasoning_tokens: TokenCount | None = None
+    prompt_tokens_details: UsageDetails | None = None
+    input_tokens_details: UsageDetails | None = None
+    completion_tokens_details: UsageDetails | None = None
+    output_tokens_details: UsageDetails | None = None

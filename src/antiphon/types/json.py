@@ -32,7 +32,7 @@ ABSENT = msgspec.Raw()
 
 _NOTHING = msgspec.Raw(b"")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def raw(value: object) -> msgspec.Raw:

@@ -10,8 +10,9 @@ import pytest
 from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import SHARE, Ahead
+from antiphon.doors.extproc.answers import head_metadata
 from antiphon.doors.extproc.immediate_response import Drive
-from antiphon.doors.extproc.peer import Peer, StreamCut, head_metadata
+from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead
 from antiphon.errors import ApiError
@@ -37,8 +38,12 @@ class _Stream:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    async def send(self, message: bytes) -> None:
+    def receive_now(self) -> bytes | None:
+        return None
+
+    def send_now(self, message: bytes) -> bool:
         self.sent.append(message)
+        return True
 
 
 class Setup:

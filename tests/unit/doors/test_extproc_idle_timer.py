@@ -28,6 +28,9 @@ class _Stream:
 
     async def begin(self) -> None: ...
 
+    def send_now(self, message: bytes) -> bool:
+        return False
+
     async def send(self, message: bytes) -> None: ...
 
     async def let_end(self, seconds: float) -> None: ...

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.doors.extproc import peer
+from antiphon.doors.extproc import answers, inbox
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.peer import Peer, PeerLeft, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.peer import Peer, PeerLeft
 from antiphon.doors.extproc.received import Kind, Received
 
 _OWN = (("x-request-id", "theirs"),)
@@ -32,7 +33,7 @@ def test_an_answer_names_its_request_once() -> None:
 def test_a_body_is_cut_into_parts_of_which_the_last_is_marked(
     body: bytes, parts: list[tuple[bytes, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer, "_PART", 4)
+    monkeypatch.setattr(answers, "PART", 4)
     assert list(in_parts(body)) == parts
 
 
@@ -59,6 +60,9 @@ class _Stream:
         return message.SerializeToString()
 
     async def begin(self) -> None: ...
+
+    def send_now(self, message: bytes) -> bool:
+        return False
 
     async def send(self, message: bytes) -> None: ...
 
@@ -108,11 +112,11 @@ async def test_parts_of_an_answer_that_are_here_come_as_one(
     received: list[Received],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peer, "_GATHERED", 6)
+    monkeypatch.setattr(inbox, "_GATHERED", 6)
     other_end = Peer(_Stream(*messages))
     found = []
     for _ in received:
-        here = None if waits or other_end.drained else other_end.receive_now()
+        here = None if waits or other_end.inbox.drained else other_end.receive_now()
         found.append(here or await other_end.receive())
     assert found == received
     assert other_end.receive_now() is None
@@ -122,8 +126,8 @@ async def test_parts_of_an_answer_that_are_here_come_as_one(
 
 async def test_what_is_known_not_to_be_here_is_not_looked_for() -> None:
     other_end = Peer(_Stream(_part(b"a"), _part(b"b"), None, _part(b"c"), _TRAILERS))
-    assert not other_end.drained
+    assert not other_end.inbox.drained
     await other_end.receive()
-    assert other_end.drained
+    assert other_end.inbox.drained
     await other_end.receive()
-    assert not other_end.drained
+    assert not other_end.inbox.drained

@@ -14,8 +14,8 @@ import pytest
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.answers import final_metadata, in_parts
 from antiphon.doors.extproc.content_coding import decoder_for
-from antiphon.doors.extproc.peer import final_metadata, in_parts
 from antiphon.doors.extproc.received import Kind
 from antiphon.engine.ports.actions import Finish, Usage
 from tests.support.exchanges import make_exchange

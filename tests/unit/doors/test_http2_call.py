@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
+from antiphon.doors.extproc.http2_stream import CallStream
 from antiphon.doors.extproc.transport import GrpcStatus, StreamClosed
 
 
@@ -66,7 +67,7 @@ def test_no_window_is_lost_however_a_call_ends(part: int, end: str, sizes: list[
             call.take(data[at : at + cut], False)
             sent += len(data[at : at + cut])
         for _ in range(min(read, len(call._messages))):
-            await call.receive()
+            await CallStream(call).receive()
         if not call.gone:
             waits = call._queued > connection.limits.queued
             assert sent - connection.told < part or waits
@@ -87,9 +88,10 @@ async def test_what_waits_to_be_read_is_withheld_from_the_limit_on() -> None:
     call.take(second, False)
     call.take(second, False)
     assert connection.told == len(first)
-    assert await call.receive() == bytes(100)
+    stream = CallStream(call)
+    assert await stream.receive() == bytes(100)
     assert connection.told == len(first) + 2 * len(second)
-    assert await call.receive() == await call.receive() == bytes(1)
+    assert await stream.receive() == await stream.receive() == bytes(1)
     call.take(first, False)
     assert connection.told == 2 * len(first) + 2 * len(second)
 
@@ -103,35 +105,37 @@ async def test_little_is_given_back_when_it_is_a_part_of_the_window() -> None:
     call.take(with_prefix(b""), False)
     assert connection.told == 15 + 5
     call.take(with_prefix(b""), False)
-    await call.let_end(1.0)
+    await CallStream(call).let_end(1.0)
     assert connection.told == 15 + 5 + 5
 
 
 async def test_who_waits_for_a_message_is_woken_by_it_and_by_the_end() -> None:
     call = Call(_Connection(), 1)
-    waiting = asyncio.ensure_future(call.receive())
+    stream = CallStream(call)
+    waiting = asyncio.ensure_future(stream.receive())
     await asyncio.sleep(0)
     call.take(with_prefix(b"x")[:3], False)
     await asyncio.sleep(0)
     assert not waiting.done()
     call.take(with_prefix(b"x")[3:], False)
     assert await waiting == b"x"
-    waiting = asyncio.ensure_future(call.receive())
+    waiting = asyncio.ensure_future(stream.receive())
     await asyncio.sleep(0)
     call.take(b"", True)
-    assert await waiting is None and await call.receive() is None
+    assert await waiting is None and await stream.receive() is None
 
 
 async def test_a_call_that_is_over_says_nothing_more() -> None:
     for end in _ENDS.values():
         connection = _Connection()
         call = Call(connection, 1)
-        await call.begin()
-        await call.send(b"a")
+        stream = CallStream(call)
+        await stream.begin()
+        await stream.send(b"a")
         end(call)
         done = list(connection.done)
         assert call.gone and done[:2] == ["begin", "send a"]
-        for say in (call.begin, lambda call=call: call.send(b"b")):
+        for say in (stream.begin, lambda stream=stream: stream.send(b"b")):
             with pytest.raises(StreamClosed):
                 await say()
         call.finish(GrpcStatus.OK)
@@ -139,20 +143,24 @@ async def test_a_call_that_is_over_says_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("how", ["room", "lost", "takes nothing"])
-async def test_who_sends_too_much_waits(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_sends_too_much_waits(how: str) -> None:
     connection = _Connection()
-    call = Call(connection, 1)
-    assert call.resume(), "nobody waits"
-    connection.full = True
     if how == "takes nothing":
         connection.limits = Http2Limits(message=1_000, queued=100, seconds=0.001)
-    sending = asyncio.ensure_future(call.send(b"a"))
+    call = Call(connection, 1)
+    stream = CallStream(call)
+    assert call.resume(), "nobody waits"
+    assert stream.send_now(b"a")
+    connection.full = True
+    assert not stream.send_now(b"b")
+    sending = asyncio.ensure_future(stream.send(b"b"))
     await asyncio.sleep(0)
     assert connection.done == ["send a", "block"] and not call.resume()
     if how == "room":
         connection.full = False
         assert call.resume() and call.resume()
         await sending
+        assert connection.done == ["send a", "block", "send b"]
         return
     if how == "lost":
         call.lose()

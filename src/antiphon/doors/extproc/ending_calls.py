@@ -39,11 +39,12 @@ class EndingCalls:
         if not self._due and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
-    async def ended(self) -> None:
-        """Wait until none is left. For one caller."""
-        while self._due:
-            self._empty = self._loop.create_future()
-            await self._empty
+    def ended(self) -> asyncio.Future[None]:
+        """What is done when none is left. For one caller, when none is added any more."""
+        self._empty = self._loop.create_future()
+        if not self._due:
+            self._empty.set_result(None)
+        return self._empty
 
     def finish(self) -> None:
         """End all of them now."""

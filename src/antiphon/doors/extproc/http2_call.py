@@ -1,7 +1,7 @@
 """One gRPC call on an HTTP/2 connection: what waits for the processor, and what the processor waits for.
 
-Lives here: the two queues of a call, its limits, its end. Not here: HTTP/2 (`transport_http2.py`), gRPC's bytes
-(`grpc_framing.py`).
+Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`http2_stream.py`), HTTP/2
+(`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).
 
 Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; a
 call that waits for its peer owes it less than a part of its window; of the connection's shared window nothing is ever
@@ -68,36 +68,40 @@ class CallOwner(Protocol):
 
 
 class Call:
-    """One call: `MessageStream` for the processor, a queue for the connection."""
+    """One call: what the processor takes and gives without waiting, a queue for the connection."""
 
     __slots__ = (
         "_connection",
         "_messages",
         "_queued",
-        "_room",
         "_splitter",
         "_timer",
-        "_waiter",
         "_withheld",
         "begun",
         "ended",
         "gone",
         "headed",
         "id",
+        "limits",
         "lingers",
+        "room",
         "task",
         "unary",
+        "waiter",
     )
 
     def __init__(self, connection: CallOwner, number: int) -> None:
         self._connection = connection
         self.id = number
-        self._splitter = MessageSplitter(connection.limits.message)
+        self.limits = connection.limits
+        self._splitter = MessageSplitter(self.limits.message)
         self._messages: deque[bytes] = deque()
         self._queued = 0
         self._withheld = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """Who waits for a message."""
+        self.room: asyncio.Future[None] | None = None
+        """Who waits until less is queued."""
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
@@ -110,19 +114,7 @@ class Call:
         self.ended = False
         self.gone = False
 
-    # The processor's side
-
-    async def receive(self) -> bytes | None:
-        """The next message, or None when there is none any more."""
-        while (message := self.receive_now()) is None:
-            if self.ended:
-                return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return message
+    # The processor's side (its waits are in `http2_stream.py`)
 
     def receive_now(self) -> bytes | None:
         """The next message, if it is here already."""
@@ -133,34 +125,29 @@ class Call:
         self._make_room()
         return message
 
-    async def begin(self) -> None:
-        """Send the head, if it was not sent."""
+    def begin(self) -> None:
+        """Send the head, if it was not sent. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
         if not self.begun:
             self._connection.begin(self)
 
-    async def send(self, message: bytes) -> None:
-        """Send one message; waits while too much is queued."""
+    def send_now(self, message: bytes) -> bool:
+        """Send one message, if not too much is queued; whether it was sent. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
-        connection = self._connection
-        connection.send(self, message)
-        if connection.is_full(self):
-            self._room = asyncio.get_running_loop().create_future()
-            connection.block(self)
-            try:
-                async with asyncio.timeout(connection.limits.seconds):
-                    await self._room
-            except TimeoutError:
-                # Envoy takes all it is sent: one that does not is no longer there, whatever its connection says.
-                raise StreamClosed("the peer took nothing") from None
-            finally:
-                self._room = None
-            if self.gone:
-                raise StreamClosed("the peer ended the call")
+        if self._connection.is_full(self):
+            return False
+        self._connection.send(self, message)
+        return True
 
-    async def let_end(self, seconds: float) -> None:
+    def until_room(self) -> asyncio.Future[None]:
+        """What is done when no longer too much is queued, or the call is gone."""
+        self.room = asyncio.get_running_loop().create_future()
+        self._connection.block(self)
+        return self.room
+
+    def let_end(self, seconds: float) -> None:
         """Let the peer end the call; the connection waits for it."""
         self.lingers = seconds
         self._give_back()
@@ -203,16 +190,16 @@ class Call:
         if self.unary is not None:
             if end:
                 self.unary(self, self._messages[0] if self._messages else b"")
-        elif self._waiter is not None and (self._messages or end) and not self._waiter.done():
-            self._waiter.set_result(None)
+        elif self.waiter is not None and (self._messages or end) and not self.waiter.done():
+            self.waiter.set_result(None)
 
     def resume(self) -> bool:
         """There may be room again; False when there is not."""
-        if self._room is None or self._room.done():
+        if self.room is None or self.room.done():
             return True
         if not self.gone and self._connection.is_full(self):
             return False
-        self._room.set_result(None)
+        self.room.set_result(None)
         return True
 
     def finish(self, status: GrpcStatus, message: str = "") -> None:
@@ -229,7 +216,7 @@ class Call:
         """The peer is gone: end what waits, and then the task, whatever it does."""
         self._give_back()
         self.gone = self.ended = True
-        for future in (self._waiter, self._room):
+        for future in (self.waiter, self.room):
             if future is not None and not future.done():
                 future.set_result(None)
         if self._timer is not None:
@@ -240,7 +227,7 @@ class Call:
 
     def _make_room(self) -> None:
         """Let the peer send more, some at a time: most calls are over before it would have had to wait for any."""
-        limits = self._connection.limits
+        limits = self.limits
         if self._withheld >= limits.window // _PARTS and self._queued <= limits.queued:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0

@@ -59,7 +59,7 @@ class Interludes:
 
     async def receive(self) -> Received:
         """The next message, after whatever happened while it was awaited."""
-        if not self._peer.drained and (here := self._peer.receive_now()) is not None:
+        if not self._peer.inbox.drained and (here := self._peer.receive_now()) is not None:
             # Nothing acts but while the stream waits.
             return here
         try:

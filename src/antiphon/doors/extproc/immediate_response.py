@@ -21,15 +21,8 @@ from typing import Any, cast
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import Ahead, StreamAhead
-from antiphon.doors.extproc.peer import (
-    CostOf,
-    Peer,
-    StreamCut,
-    final_metadata,
-    head_metadata,
-    in_parts,
-    with_request_id,
-)
+from antiphon.doors.extproc.answers import CostOf, final_metadata, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, Finish, SendBody, SendHead

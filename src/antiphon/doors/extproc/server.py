@@ -23,7 +23,8 @@ import structlog
 
 from antiphon.doors.context import CurrentContext, DoorContext
 from antiphon.doors.extproc.ahead import Ahead
-from antiphon.doors.extproc.peer import PeerLeft, ProtocolError, StreamCut
+from antiphon.doors.extproc.opening import ProtocolError
+from antiphon.doors.extproc.peer import PeerLeft, StreamCut
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import (
     SERVICE,

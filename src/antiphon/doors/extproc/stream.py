@@ -1,7 +1,8 @@
 """One ext_proc stream is one client request: reading it whole, then choosing who answers.
 
-Lives here: the request phase, and the way out of every failure. Not here: how a model call is relayed (`relay.py`),
-answers that are made here (`immediate_response.py`), bytes (`wire.py`), the gRPC server (`server.py`).
+Lives here: the request phase, and the way out of every failure. Not here: what the first message says (`opening.py`),
+how a model call is relayed (`relay.py`), answers that are made here (`immediate_response.py`), bytes (`wire.py`), the
+gRPC server (`server.py`).
 
 All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. Those kept here:
 
@@ -24,17 +25,12 @@ import structlog
 
 from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
+from antiphon.doors.decoding import decoded
 from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.answers import with_request_id
 from antiphon.doors.extproc.immediate_response import Drive, answer_streamed, answer_whole
-from antiphon.doors.extproc.peer import (
-    ClientRequest,
-    Peer,
-    PeerLeft,
-    ProtocolError,
-    StreamCut,
-    refuse,
-    with_request_id,
-)
+from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
+from antiphon.doors.extproc.peer import Peer, PeerLeft, StreamCut, refuse
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
@@ -43,16 +39,12 @@ from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.waiting import to_the_end
-from antiphon.errors import ApiError, InternalError, NotFound
-from antiphon.ids import new_id
+from antiphon.errors import ApiError, InternalError
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome
-from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
 _log = structlog.get_logger(__name__)
-
-_PLAIN_PATHS = frozenset({"/health", "/ready"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +68,15 @@ async def serve_stream(
     """
     peer = Peer(stream)
     opening = await peer.receive()
-    if _is_refused_before(opening):
+    if is_refused_before(opening):
         await translate_local_reply(peer, opening, header_value(opening.headers, "x-request-id") or "")
         await peer.let_end()
         return
-    _check_modes(opening)
-    given = sent_id(opening.headers)
-    request_id = given or new_id("req")
-    request = ClientRequest(
-        method=header_value(opening.headers, ":method") or "",
-        path=header_value(opening.headers, ":path") or "",
-        headers=opening.headers if given else with_own_id(opening.headers, request_id),
-        request_id=request_id,
-        trace=trace,
-    )
-    is_exchange = context.router.is_exchange(request.method, request.path.partition("?")[0])
+    request = read_opening(context, opening, trace)
     try:
-        owner = _owner_of(context, request, is_exchange=is_exchange)
+        owner = owner_of(context, request)
         with (
-            context.admission.admit(owner, "response" if is_exchange else "request"),
+            context.admission.admit(owner, "response" if request.is_exchange else "request"),
             context.bodies.hold(owner) as hold,
         ):
             await _serve(context, peer, request, owner, options, hold, ended=opening.end)
@@ -103,7 +85,7 @@ async def serve_stream(
             raise
         # Refused before there was a response: it has no line yet.
         refused = refusal(error)
-        operation = context.router.operation_of(request.method, request.path.partition("?")[0])
+        operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
         _write_line(request, refused, 0.0)
         await refuse(peer, error, request.request_id)
@@ -119,45 +101,9 @@ async def serve_stream(
 
 
 def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> None:
-    path = request.path.partition("?")[0][:256]
-    known = {"request_id": request.request_id, "door": "extproc", "method": request.method[:32], "path": path}
-    write_outcome(_log, "request", failure, seconds, **known)
-
-
-def _is_refused_before(opening: Received) -> bool:
-    """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
-    there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
-    status = header_value(opening.headers, ":status") or ""
-    return opening.kind is Kind.RESPONSE_HEADERS and status[:1] == "4"
-
-
-def _check_modes(opening: Received) -> None:
-    if opening.kind is not Kind.REQUEST_HEADERS:
-        raise ProtocolError(
-            f"the first message is {opening.kind.value}, not request_headers: "
-            "set processing_mode.request_header_mode to SEND"
-        )
-    if opening.observing:
-        raise ProtocolError("observability_mode is on, so answers would be ignored: turn it off")
-    if opening.modes is None:
-        raise ProtocolError(
-            "the first message names no body modes: a newer Envoy is needed, with "
-            "processing_mode.request_body_mode and response_body_mode FULL_DUPLEX_STREAMED"
-        )
-    for name, mode in zip(("request_body_mode", "response_body_mode"), opening.modes, strict=True):
-        if mode != "FULL_DUPLEX_STREAMED":
-            raise ProtocolError(f"processing_mode.{name} is {mode}: set it to FULL_DUPLEX_STREAMED")
-
-
-def _owner_of(context: DoorContext, request: ClientRequest, *, is_exchange: bool) -> str:
-    """Whose request it is, nobody's (`""`) where anybody may ask. Raises `NotFound` and `Unauthorized`."""
-    if is_exchange:
-        return context.owners.resolve(request.headers)
-    path = request.path.partition("?")[0]
-    if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
-        # The router knows private paths too (metrics); what comes through Envoy is public.
-        raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
-    return "" if context.router.is_open(path) else context.owners.resolve(request.headers)
+    known = {"request_id": request.request_id, "door": "extproc", "method": request.method[:32]}
+    known["path"] = request.path[:256]
+    write_outcome(_log, "request", failure, seconds, known)
 
 
 async def _serve(
@@ -170,8 +116,7 @@ async def _serve(
     *,
     ended: bool,
 ) -> None:
-    path, _, query = request.path.partition("?")
-    if context.router.is_exchange(request.method, path):
+    if request.is_exchange:
         observed = context.telemetry.observe("relay", request.request_id, owner, request.trace or request.headers)
         try:
             if ended or await _read_body(context, peer, request, hold):
@@ -183,8 +128,10 @@ async def _serve(
     if not ended and not await _read_body(context, peer, request, hold):
         return
     # An Envoy that sends us more than it needs to: these paths have an ordinary cluster.
-    pairs = tuple(parse_qsl(query, keep_blank_values=True))
-    api_request = ApiRequest(request.method, path, pairs, request.headers, request.body, owner, request.request_id)
+    pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
+    api_request = ApiRequest(
+        request.method, request.path, pairs, request.headers, request.body, owner, request.request_id
+    )
     await peer.begin()
     started = time.perf_counter()
     answer = await context.router.handle(api_request)
@@ -223,7 +170,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
         request.trailers = True
     elif last.kind is not Kind.REQUEST_BODY:
         raise ProtocolError(f"{last.kind.value} came before the request's end")
-    request.body = await body.decoded()
+    request.body = await decoded(body)
     return True
 
 

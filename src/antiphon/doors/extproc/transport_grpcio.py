@@ -134,6 +134,10 @@ class _GrpcioStream:
         except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise StreamClosed(type(error).__name__) from None
 
+    def send_now(self, message: bytes) -> bool:
+        # It takes a message only from who waits.
+        return False
+
     async def send(self, message: bytes) -> None:
         # The first message brings the head along, if it was not sent.
         self._begun = True

@@ -1,66 +1,30 @@
 """The fast transport: gRPC on a sans-IO HTTP/2 connection inside an `asyncio.Protocol`.
 
-Lives here: connections, the window, limits towards a misbehaving peer. Not here: calls (`http2_call.py`), gRPC's bytes
-(`grpc_framing.py`), where the server listens and who may call (`server.py`).
+Lives here: the server, and the task that serves a call. Not here: connections (`http2_connection.py`), calls
+(`http2_call.py`, `http2_stream.py`), gRPC's bytes (`grpc_framing.py`), where the server listens and who may call
+(`server.py`).
 
 Why it exists: `grpc.aio` costs about ten system calls and four thread switches per message; here all messages of one
 read are handled in one turn of the event loop, and everything they lead to leaves in one write.
-
-Invariants: an exception in one call never touches another (inside `data_received` it would end the connection, and
-with it every stream of an Envoy worker); what is queued for a call is bounded in both directions; `ngh2` is imported
-in this file alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import cast
 
 import structlog
-from google.protobuf.message import DecodeError
-from ngh2 import (
-    Configuration,
-    Connection,
-    DataReceived,
-    ErrorCode,
-    Event,
-    Header,
-    NGH2Error,
-    RequestReceived,
-    Role,
-    Setting,
-    StreamReset,
-    TrailersReceived,
-)
-from ngh2 import StreamClosed as StreamClosedEvent
 
-from antiphon.doors.extproc._pb import health_pb2
-from antiphon.doors.extproc.ending_calls import EndingCalls
-from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.transport import (
-    SERVICE,
-    TRACE_METADATA,
-    CallFailed,
-    Calls,
-    GrpcStatus,
-    Presented,
-    StreamClosed,
-)
+from antiphon.doors.extproc.http2_connection import Http2Connection, configuration
+from antiphon.doors.extproc.http2_stream import CallStream
+from antiphon.doors.extproc.transport import CallFailed, Calls, GrpcStatus, Presented
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
-from antiphon.types.transport import SECRET_HEADER
 
 _log = structlog.get_logger(__name__)
 
-_PROCESS = f"/{SERVICE}/Process".encode()
-_CHECK = b"/grpc.health.v1.Health/Check"
-_SECRET = SECRET_HEADER.encode()
-_TRACE = tuple((name.encode(), name) for name in TRACE_METADATA)
-_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-_MAX_PER_WRITE = 1 << 20
-_LARGE = 16 << 10
-_LINGER_SECONDS = 5.0
 _CUT_SECONDS = 10.0
 
 
@@ -70,33 +34,43 @@ class Http2Transport:
     def __init__(self, calls: Calls, limits: Http2Limits | None = None) -> None:
         self.calls = calls
         self.limits = limits or Http2Limits()
-        self.connections: set[_Connection] = set()
+        self.connections: set[Http2Connection] = set()
         self._server: asyncio.AbstractServer | None = None
-        # nghttp2 counts every reset, Envoy's usual ones too: its own limit would end connections under load.
-        unlimited = (1 << 40, 1 << 40)
-        self.configuration = Configuration(
-            auto_window_update=False,
-            stream_reset_rate_limit=unlimited,
-            max_inbound_header_list_size=self.limits.header_bytes,
-            max_inbound_header_count=self.limits.header_count,
-        )
+        self.configuration = configuration(self.limits)
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         loop = asyncio.get_running_loop()
         try:
             if address.startswith("unix:"):
                 path = address.removeprefix("unix:")
-                self._server = await loop.create_unix_server(lambda: _Connection(self), path)
+                self._server = await loop.create_unix_server(self._connection, path)
                 return address
             host, _, port = address.rpartition(":")
             context = tls.context("h2") if tls is not None else None
-            server = await loop.create_server(
-                lambda: _Connection(self), host.strip("[]") or None, int(port), ssl=context
-            )
+            server = await loop.create_server(self._connection, host.strip("[]") or None, int(port), ssl=context)
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
         self._server = server
         return f"{host}:{server.sockets[0].getsockname()[1]}"
+
+    def _connection(self) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, Http2Connection(self))
+
+    async def serve(self, connection: Http2Connection, call: Call, presented: Presented) -> None:
+        """Serve one call; nothing that goes wrong in it comes out."""
+        status, message = GrpcStatus.OK, ""
+        try:
+            await self.calls.process(CallStream(call), presented)
+        except CallFailed as failed:
+            status, message = failed.status, failed.message
+        except asyncio.CancelledError:
+            status, message = GrpcStatus.UNAVAILABLE, "the server is shutting down"
+            raise
+        except Exception as bug:
+            _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
+            status, message = GrpcStatus.INTERNAL, type(bug).__name__
+        finally:
+            connection.served(call, status, message)
 
     def announce_end(self) -> None:
         for connection in tuple(self.connections):
@@ -123,317 +97,3 @@ class Http2Transport:
         for connection in tuple(self.connections):
             connection.end()
         self._server = None
-
-
-class _Connection(asyncio.Protocol):
-    """One HTTP/2 connection: Envoy opens one per worker thread."""
-
-    def __init__(self, owner: Http2Transport) -> None:
-        self._owner = owner
-        self.limits = owner.limits
-        self._loop = asyncio.get_running_loop()
-        self._http2 = Connection(Role.SERVER, owner.configuration)
-        self._transport: asyncio.Transport | None = None
-        self._calls: dict[int, Call] = {}
-        self._flush_due = False
-        self._paused = False
-        self._blocked: list[Call] = []
-        self.ending = EndingCalls(self._loop)
-        self._lingering: set[int] = set()
-        self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
-        self._flooded = False
-        # An Envoy that does not trace begins every call alike: what was read of the last call's head.
-        self._usual: tuple[tuple[Header, ...], Presented, float | None] = ((), Presented(None), None)
-
-    # What asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._transport = transport  # type: ignore[assignment]
-        self._owner.connections.add(self)
-        limits = self.limits
-        self._http2.initiate_connection(
-            {
-                Setting.MAX_CONCURRENT_STREAMS: limits.calls,
-                Setting.INITIAL_WINDOW_SIZE: limits.window,
-                Setting.MAX_FRAME_SIZE: 1 << 18,
-                Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
-            }
-        )
-        # Each call has a window of its own; this one is shared, and calls that wait must not stop the others.
-        self._http2.set_local_window_size((1 << 31) - 1)
-        self._flush()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._http2.receive_data(data)
-            events = self._http2.events()
-        except NGH2Error as error:
-            self._fail(error)
-            return
-        for event in events:
-            try:
-                self._handle(event)
-            except Exception as bug:
-                _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
-                self._reset(getattr(event, "stream_id", 0), ErrorCode.INTERNAL_ERROR)
-        self.flush_soon()
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._owner.connections.discard(self)
-        self._transport = None
-        for call in tuple(self._calls.values()):
-            self._forget(call)
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._flush()
-
-    # Events
-
-    def _handle(self, event: Event) -> None:
-        if event.__class__ is DataReceived:
-            call = self._calls.get(event.stream_id)
-            if call is not None:
-                call.take(event.data, event.end_stream)
-            elif event.data:
-                self._http2.acknowledge_received_data(len(event.data), event.stream_id)
-        elif isinstance(event, RequestReceived):
-            self._open(event)
-        elif isinstance(event, TrailersReceived):
-            call = self._calls.get(event.stream_id)
-            if call is not None:
-                call.take(b"", True)
-        elif isinstance(event, StreamReset):
-            self._count_reset(self._calls.get(event.stream_id))
-        elif isinstance(event, StreamClosedEvent):
-            self._lingering.discard(event.stream_id)
-            call = self._calls.get(event.stream_id)
-            if call is not None:
-                self._forget(call)
-
-    def _open(self, event: RequestReceived) -> None:
-        call = Call(self, event.stream_id)
-        if event.headers == self._usual[0]:
-            self._calls[event.stream_id] = call
-            call.ended = event.end_stream
-            _, presented, seconds = self._usual
-            call.start(self._serve(call, presented), seconds)
-            return
-        headers = dict(event.headers)
-        if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
-            return
-        path = headers.get(b":path")
-        if path == _PROCESS:
-            self._calls[event.stream_id] = call
-            call.ended = event.end_stream
-            seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
-            # Envoy's own, where it traces.
-            trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
-            presented = Presented(headers.get(_SECRET), trace)
-            self._usual = (event.headers, presented, seconds)
-            call.start(self._serve(call, presented), seconds)
-        elif path == _CHECK:
-            self._calls[event.stream_id] = call
-            call.unary = self._check
-        else:
-            call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
-
-    async def _serve(self, call: Call, presented: Presented) -> None:
-        status, message = GrpcStatus.OK, ""
-        try:
-            await self._owner.calls.process(call, presented)
-        except CallFailed as failed:
-            status, message = failed.status, failed.message
-        except asyncio.CancelledError:
-            status, message = GrpcStatus.UNAVAILABLE, "the server is shutting down"
-            raise
-        except Exception as bug:
-            _log.error("extproc_call_failed", error=type(bug).__name__, exc_info=True)
-            status, message = GrpcStatus.INTERNAL, type(bug).__name__
-        finally:
-            if call.lingers and status is GrpcStatus.OK and not (call.ended or call.gone):
-                self.ending.add(call, call.lingers)
-            else:
-                call.finish(status, message)
-
-    def _check(self, call: Call, message: bytes) -> None:
-        """Health, answered at once."""
-        try:
-            serving = self._owner.calls.health(health_pb2.HealthCheckRequest.FromString(message).service)
-        except CallFailed as failed:
-            call.finish(failed.status, failed.message)
-            return
-        except DecodeError:
-            call.finish(GrpcStatus.INTERNAL, "not a HealthCheckRequest")
-            return
-        kind = health_pb2.HealthCheckResponse
-        # Who asked may have left with its question.
-        with contextlib.suppress(StreamClosed):
-            self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
-        call.finish(GrpcStatus.OK)
-
-    def _count_reset(self, call: Call | None) -> None:
-        """A peer that opens calls only to reset them costs more than it pays."""
-        if call is None or call.headed or call.unary is not None:
-            return
-        burst, rate = self.limits.resets
-        now = self._loop.time()
-        self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
-        self._resets_at = now
-        if self._resets < 0 and not self._flooded:
-            # Once: one read may bring thousands more of them.
-            self._flooded = True
-            _log.warning("extproc_reset_flood")
-            self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
-            self._flush()
-            if self._transport is not None:
-                self._transport.close()
-
-    # What calls use
-
-    def begin(self, call: Call) -> None:
-        """Send the head, now: what the process does next shall not overtake it. Raises `StreamClosed`."""
-        call.begun = True
-        try:
-            self._http2.send_response(call.id, _HEAD)
-        except NGH2Error as error:
-            raise StreamClosed(type(error).__name__) from None
-        self._flush()
-
-    def send(self, call: Call, message: bytes) -> None:
-        """Queue one message. Raises `StreamClosed`."""
-        try:
-            if not call.headed:
-                call.headed = True
-                if not call.begun:
-                    call.begun = True
-                    self._http2.send_response(call.id, _HEAD)
-            if len(message) < _LARGE:
-                self._http2.send_data(call.id, with_prefix(message))
-            else:
-                # The library keeps what it is given and copies it once, into what is written.
-                self._http2.send_data(call.id, prefix(len(message)))
-                self._http2.send_data(call.id, message)
-        except NGH2Error as error:
-            raise StreamClosed(type(error).__name__) from None
-        self.flush_soon()
-
-    def is_full(self, call: Call) -> bool:
-        """Whether the call has to wait before it sends more."""
-        return self._http2.queued_body_size(call.id) > self.limits.queued
-
-    def block(self, call: Call) -> None:
-        """Let the call know when it may send again."""
-        self._blocked.append(call)
-
-    def consumed(self, call: Call, size: int) -> None:
-        """Let the peer send this much more."""
-        try:
-            self._http2.acknowledge_received_data(size, call.id)
-        except NGH2Error:
-            return
-        self.flush_soon()
-
-    def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """The call's last word. What was queued before it still goes out."""
-        self._calls.pop(call.id, None)
-        self.ending.discard(call)
-        trailers = status_trailers(status, message)
-        try:
-            if not call.begun:
-                call.begun = True
-                self._http2.send_response(call.id, _HEAD)
-            self._http2.send_trailers(call.id, trailers)
-        except NGH2Error:
-            return
-        if not call.ended:
-            # The peer usually ends its side as soon as it sees the status. A reset sent along with the status would
-            # overtake what is queued, and gRPC's own client takes it for a failure: only a peer that lingers gets one.
-            self._lingering.add(call.id)
-            self._loop.call_later(_LINGER_SECONDS, self._end_lingering, call.id)
-        self.flush_soon()
-
-    def flush_soon(self) -> None:
-        """Write once, after everything that is ready now has run."""
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-
-    # Writing
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        transport = self._transport
-        if transport is None:
-            return
-        http2 = self._http2
-        try:
-            while not self._paused and (data := http2.data_to_send(_MAX_PER_WRITE)):
-                transport.write(data)
-        except NGH2Error as error:
-            self._fail(error)
-            return
-        if self._blocked:
-            blocked, self._blocked = self._blocked, []
-            for call in blocked:
-                if not call.resume():
-                    self._blocked.append(call)
-        if not http2.want_read and not http2.want_write:
-            transport.close()
-
-    def _end_lingering(self, number: int) -> None:
-        if number in self._lingering:
-            self._lingering.discard(number)
-            self._reset(number, ErrorCode.NO_ERROR)
-
-    def _reset(self, number: int, code: ErrorCode) -> None:
-        try:
-            self._http2.reset_stream(number, code)
-        except (NGH2Error, ValueError):
-            return
-        self.flush_soon()
-
-    def _forget(self, call: Call) -> None:
-        """The peer ended the call, or the connection is gone."""
-        self._calls.pop(call.id, None)
-        self.ending.discard(call)
-        call.lose()
-
-    def _fail(self, error: NGH2Error) -> None:
-        """The peer broke HTTP/2's rules, or our limits."""
-        _log.warning("extproc_connection_failed", error=type(error).__name__, detail=str(error)[:200])
-        transport = self._transport
-        if transport is None:
-            return
-        with contextlib.suppress(NGH2Error):
-            transport.write(self._http2.data_to_send())
-        transport.close()
-
-    # Ending
-
-    def tasks(self) -> list[asyncio.Task[None]]:
-        return [call.task for call in self._calls.values() if call.task is not None]
-
-    def announce_end(self) -> None:
-        """No new calls, please: a GOAWAY that refuses none, since some may be on their way."""
-        try:
-            self._http2.send_shutdown_notice()
-        except NGH2Error:
-            return
-        self._flush()
-
-    def end(self) -> None:
-        self.ending.finish()
-        with contextlib.suppress(NGH2Error):
-            self._http2.send_goaway(ErrorCode.NO_ERROR)
-        self._flush()
-        if self._transport is not None:
-            self._transport.close()

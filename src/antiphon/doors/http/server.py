@@ -23,6 +23,7 @@ from aiohttp.web_exceptions import HTTPException
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import CurrentContext, DoorContext, Kind
+from antiphon.doors.decoding import decoded
 from antiphon.doors.http.connection import Connection, DoorServer, make_server
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
@@ -362,7 +363,7 @@ class HttpDoor:
             raise _and_close(error) from None
         except (web.RequestPayloadError, HTTPException):
             raise misframed() from None
-        return await body.decoded()
+        return await decoded(body)
 
     def _write_log(self, call: _Call) -> None:
         if call.response is not None:
@@ -374,17 +375,14 @@ class HttpDoor:
         if call.path in _QUIET and (call.status < 400 or call.status == _UNAVAILABLE):
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
             return
-        write_outcome(
-            _log,
-            "request",
-            call.failure,
-            seconds,
-            door="http",
-            request_id=call.id,
-            method=call.method[:32],
-            path=call.path[:256],
-            status=call.status,
-        )
+        known = {
+            "door": "http",
+            "request_id": call.id,
+            "method": call.method[:32],
+            "path": call.path[:256],
+            "status": call.status,
+        }
+        write_outcome(_log, "request", call.failure, seconds, known)
 
 
 def _peer_address(request: web.BaseRequest) -> str:

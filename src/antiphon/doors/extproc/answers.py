@@ -1,0 +1,72 @@
+"""What every kind of answer is made of: headers, parts of a body, what Envoy is told with them, early refusals.
+
+Lives here: values and small functions. Not here: when an answer is legal (`stream.py`, `relay_state.py`,
+`immediate_response.py`), and sending one (`peer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from antiphon.doors.extproc import wire
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Finish, Usage
+from antiphon.errors import ApiError
+from antiphon.types.transport import OWN_JSON, Headers, header_value
+
+PART = 256 * 1024
+"""Bytes of a body in one message, at most."""
+
+CostOf = Callable[[str, Usage], int]
+"""What the tokens of a model cost, in millionths of the prices' currency; 0 where nobody knows."""
+
+
+def with_request_id(headers: Headers, request_id: str) -> Headers:
+    """A response's headers with the id of its request, unless an upstream whose bytes pass untouched named its own."""
+    if not request_id or header_value(headers, "x-request-id") is not None:
+        return headers
+    return (*headers, ("x-request-id", request_id))
+
+
+def in_parts(body: bytes) -> Iterator[tuple[bytes | memoryview, bool]]:
+    """A whole body as messages of a moderate size, of which several are views of it; the last (the only one of an empty
+    body) is marked."""
+    last = max(0, len(body) - 1) // PART
+    if not last:
+        yield body, True
+        return
+    view = memoryview(body)
+    for number in range(last + 1):
+        yield view[number * PART : (number + 1) * PART], number == last
+
+
+def head_metadata(model: str) -> wire.Metadata:
+    """What Envoy is told with a head."""
+    return {"model": model} if model else {}
+
+
+def final_metadata(exchange: ResponseExchange, finish: Finish, cost_of: CostOf) -> wire.Metadata:
+    """What Envoy is told with the end: for access logs, rate limits, metrics. (Numbers are those of the response, so of
+    all its calls; `cost` is in millionths of the prices' currency.)"""
+    metadata: wire.Metadata = {"status": finish.outcome}
+    if exchange.response_id:
+        metadata["response_id"] = exchange.response_id
+    if finish.model:
+        metadata["model"] = finish.model
+    usage = finish.usage
+    if usage is not None:
+        metadata["input_tokens"] = usage.input_tokens
+        metadata["output_tokens"] = usage.output_tokens
+        metadata["total_tokens"] = usage.total_tokens
+        if usage.cached_tokens:
+            metadata["cached_tokens"] = usage.cached_tokens
+        if cost := cost_of(finish.model, usage):
+            metadata["cost"] = cost
+    return metadata
+
+
+def refusal_message(error: ApiError, request_id: str) -> bytes:
+    """An error object at once: legal as the first answer, even in the middle of an upload."""
+    headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
+    details = f"{OWN_JSON}{error.code or 'refused'}"
+    return wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"})

@@ -1,0 +1,97 @@
+"""How a stream begins: what Envoy's first message says of the request, of who asks, and of Envoy's configuration.
+
+Lives here: what is known before any of the body is. Not here: reading the body, and who answers (`stream.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from antiphon.doors.context import DoorContext
+from antiphon.doors.extproc.received import Kind, Received
+from antiphon.errors import AntiphonError, NotFound
+from antiphon.ids import new_id
+from antiphon.types.request_ids import sent_id, with_own_id
+from antiphon.types.transport import Headers, header_value
+
+_PLAIN_PATHS = frozenset({"/health", "/ready"})
+_DUPLEX = "FULL_DUPLEX_STREAMED"
+
+
+class ProtocolError(AntiphonError):
+    """Envoy is configured in a way that cannot work, or the peer is not Envoy. The message says what to change."""
+
+
+@dataclass(slots=True)
+class ClientRequest:
+    """One client request. `path` is without its `query`. `trailers` says that they came at its end; `trace`: the
+    headers of Envoy's own span, where it traces."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    request_id: str
+    is_exchange: bool
+    """Whether it makes a response."""
+    body: bytes = b""
+    trailers: bool = False
+    trace: Headers = ()
+
+
+def is_refused_before(opening: Received) -> bool:
+    """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
+    there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
+    return opening.kind is Kind.RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
+
+
+def read_opening(context: DoorContext, opening: Received, trace: Headers) -> ClientRequest:
+    """The request, still without its body. Raises `ProtocolError`."""
+    _check_modes(opening)
+    headers = opening.headers
+    given = sent_id(headers)
+    request_id = given or new_id("req")
+    method = header_value(headers, ":method") or ""
+    path, _, query = (header_value(headers, ":path") or "").partition("?")
+    return ClientRequest(
+        method,
+        path,
+        query,
+        headers if given else with_own_id(headers, request_id),
+        request_id,
+        context.router.is_exchange(method, path),
+        b"",
+        False,
+        trace,
+    )
+
+
+def owner_of(context: DoorContext, request: ClientRequest) -> str:
+    """Whose request it is, nobody's (`""`) where anybody may ask. Raises `NotFound` and `Unauthorized`."""
+    if request.is_exchange:
+        return context.owners.resolve(request.headers)
+    path = request.path
+    if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
+        # The router knows private paths too (metrics); what comes through Envoy is public.
+        raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
+    return "" if context.router.is_open(path) else context.owners.resolve(request.headers)
+
+
+def _check_modes(opening: Received) -> None:
+    if opening.kind is not Kind.REQUEST_HEADERS:
+        raise ProtocolError(
+            f"the first message is {opening.kind.value}, not request_headers: "
+            "set processing_mode.request_header_mode to SEND"
+        )
+    if opening.observing:
+        raise ProtocolError("observability_mode is on, so answers would be ignored: turn it off")
+    modes = opening.modes
+    if modes is None:
+        raise ProtocolError(
+            "the first message names no body modes: a newer Envoy is needed, with "
+            "processing_mode.request_body_mode and response_body_mode FULL_DUPLEX_STREAMED"
+        )
+    if modes[0] != _DUPLEX:
+        raise ProtocolError(f"processing_mode.request_body_mode is {modes[0]}: set it to {_DUPLEX}")
+    if modes[1] != _DUPLEX:
+        raise ProtocolError(f"processing_mode.response_body_mode is {modes[1]}: set it to {_DUPLEX}")

@@ -1,0 +1,465 @@
+"""One relayed exchange as a state machine without IO: what Envoy is told, and when.
+
+Lives here: which answers Envoy accepts when, and the moments at which something is due. Not here: waiting, sending,
+timers (`relay.py`), bytes (`wire.py`), and every decision about the response (`engine/exchange/response_exchange.py`).
+
+Rules kept here, verified against Envoy 1.40.0:
+
+- The request goes out as a headers answer with the exact length and then its body. (One with trailers does not come
+  here, see `stream.py`.)
+- No response body part goes out before the upstream's first body part (Envoy resets the stream), and the answer to
+  the response headers waits for it, so that an early failure still gets its HTTP status.
+- A response without a body takes ours only inside the headers answer. One with trailers but without a body takes it
+  only as an immediate response. One with trailers ends with the trailers answer instead of `end_of_stream`.
+- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once but ended with the
+  upstream: ending it first would make Envoy drop the upstream's connection.
+- Of what follows, the end of the upstream's body alone is waited for, and that for `end_seconds` at most.
+- After the first part anything may be sent at any time: keep-alive comments, and an end when the upstream is silent.
+- An upstream that breaks off cuts the client's stream without asking us; all we see is the end of our own stream.
+
+Invariant: nothing here waits; what is to be sent is in `outgoing`, in its order, and then in `rest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.answers import (
+    PART,
+    CostOf,
+    final_metadata,
+    head_metadata,
+    in_parts,
+    refusal_message,
+    with_request_id,
+)
+from antiphon.doors.extproc.content_coding import Inflate, decoder_for
+from antiphon.doors.extproc.opening import ClientRequest
+from antiphon.doors.extproc.received import Kind, Received
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import (
+    CallUpstream,
+    CancelReason,
+    Finish,
+    FollowResponse,
+    OwnAction,
+    RunTools,
+    SendBody,
+    SendHead,
+    UpstreamRequest,
+)
+from antiphon.errors import ApiError
+from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.types.transport import (
+    BACKEND_HEADER,
+    OWN_JSON,
+    OWN_STREAM,
+    Headers,
+    UpstreamError,
+    UpstreamFault,
+    header_value,
+)
+
+# Parts of a stream are small while its model writes.
+_LARGE = 4 * 1024
+# The least that a client can have left unread when Envoy begins to hold its upstream back: a window and a buffer.
+_FILLS = 128 * 1024
+# Envoy finds no route (404) for a request without it; it says how the client reached Envoy, nothing about the client.
+_ENVOYS_OWN = "x-forwarded-proto"
+# Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
+# describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
+_KEPT_RESPONSE_HEADERS = "x-ratelimit-"
+# Envoy's own answers in place of ours.
+_SAID = {
+    401: ("The request's credentials were not accepted.", "invalid_api_key"),
+    403: ("The request is not allowed.", "permission_denied"),
+    408: ("The request was not sent completely in time.", "request_timeout"),
+    429: ("There were too many requests, or too many tokens.", "rate_limit_exceeded"),
+}
+
+
+class RelayState:
+    """One exchange, relayed (or refused before there is anything to relay). Times are of one steady clock.
+
+    Whoever drives it sends `outgoing` and then `rest` after each call that may add to them, and asks `next_due` again
+    where `due_changed` says so.
+    """
+
+    __slots__ = (
+        "_bodiless",
+        "_body_begun",
+        "_close_at",
+        "_closing",
+        "_cost_of",
+        "_decoder",
+        "_end",
+        "_end_seconds",
+        "_exchange",
+        "_given",
+        "_head",
+        "_head_answered",
+        "_headed",
+        "_heard",
+        "_keepalive",
+        "_request",
+        "_sent",
+        "_timeouts",
+        "_told_at",
+        "_tries",
+        "_upstream_headers",
+        "_waiting",
+        "cut",
+        "due_changed",
+        "finish",
+        "finished",
+        "outgoing",
+        "rest",
+    )
+
+    def __init__(
+        self,
+        exchange: ResponseExchange,
+        request: ClientRequest,
+        timeouts: TimeoutSettings,
+        keepalive: float,
+        end_seconds: float,
+        cost_of: CostOf,
+    ) -> None:
+        self._cost_of = cost_of
+        self._exchange = exchange
+        self._request = request
+        self._timeouts = timeouts
+        self._keepalive = keepalive
+        self._end_seconds = end_seconds
+        self.outgoing: list[bytes] = []
+        """Messages to send now."""
+        self.rest: Iterator[bytes] | None = None
+        """Those of a large body, behind `outgoing`: each is made when the one before is sent."""
+        self.due_changed = False
+        """`next_due` may be earlier than it was."""
+        self.finished = False
+        """Everything is said, once it is sent."""
+        self.cut = ""
+        """Why the client's stream must break off behind what is sent, if it must."""
+        # What the exchange wants the client to get.
+        self._head: SendHead | None = None
+        self._waiting: list[bytes] = []
+        self.finish: Finish | None = None
+        # What Envoy has told us of the upstream's answer.
+        self._upstream_headers: Headers = ()
+        self._headed = False
+        self._bodiless = False
+        self._body_begun = False
+        self._end: Kind | None = None
+        self._decoder: Inflate | None = None
+        # What Envoy was told.
+        self._head_answered = False
+        self._closing = False
+        # When the upstream was last heard, and when the client last got something; when the exchange is told the time,
+        # and when a stream that is complete ends without its upstream.
+        self._heard = 0.0
+        self._sent = 0.0
+        self._given = 0
+        # How many upstreams Envoy may ask, one after the other.
+        self._tries = 1
+        self._told_at = 0.0
+        self._close_at = 0.0
+
+    @property
+    def reason_of_the_end(self) -> CancelReason:
+        """Who ended Envoy's stream before its time. Of a failure before the upstream's head Envoy tells us (its own
+        answer comes instead); behind it a client that leaves and an upstream that breaks off look alike."""
+        return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
+
+    def next_action(self) -> CallUpstream | OwnAction | None:
+        """Note what there is for the client, up to the first action that is for somebody else: that one."""
+        exchange = self._exchange
+        while (action := exchange.next_action()) is not None:
+            if isinstance(action, SendBody):
+                self._waiting.append(action.data)
+            elif isinstance(action, SendHead):
+                self._head = action
+            elif isinstance(action, Finish):
+                self.finish = action
+            else:
+                assert not isinstance(action, FollowResponse | RunTools), "what takes more than a call is driven"
+                return action
+        return None
+
+    def answer_at_once(self) -> None:
+        """The whole answer is known without a model call."""
+        head, finish = self._head, self.finish
+        assert head is not None and finish is not None
+        self.finished = True
+        body = self._take_waiting()
+        told = final_metadata(self._exchange, finish, self._cost_of)
+        headers = with_request_id(head.headers, self._request.request_id)
+        self.outgoing.append(wire.local_head(head.status, headers, head_metadata(self._exchange.model)))
+        if len(body) <= PART:
+            self.outgoing.append(wire.local_body(body, True, told))
+        else:
+            self.rest = _local_parts(body, told)
+
+    def take_outgoing(self) -> list[bytes]:
+        """What is to be sent now: it is the caller's."""
+        outgoing, self.outgoing = self.outgoing, []
+        return outgoing
+
+    # Towards the upstream
+
+    def forward(self, call: UpstreamRequest, now: float) -> None:
+        """Hand the translated request to Envoy. Of the client's headers only the allowed ones stay."""
+        body = call.body
+        headers = (
+            (":method", call.method),
+            (":path", "/v1" + call.path),
+            *call.headers,
+            ("content-length", str(len(body))),
+            (BACKEND_HEADER, call.upstream),
+        )
+        named = dict(self._request.headers)
+        for name, _ in headers:
+            named.pop(name, None)
+        remove = tuple([name for name in named if name[:1] != ":" and name != _ENVOYS_OWN])
+        self.outgoing.append(wire.request_head(headers, remove, head_metadata(call.model)))
+        if len(body) <= PART:
+            self.outgoing.append(wire.request_body(body, True))
+        else:
+            self.rest = _request_parts(body)
+        self._tries = call.tries
+        self.hear(now)
+
+    def hear(self, now: float) -> None:
+        """From now on the upstream may answer."""
+        self._heard = now
+        self._told_at = self._exchange.receive_time(now)
+
+    # From the upstream
+
+    def receive(self, received: Received, now: float) -> bool:
+        """What Envoy says; whether others should go first before what it leads to is sent: what waits meanwhile is
+        bounded, and Envoy holds the upstream back."""
+        self._heard = now
+        if now >= self._told_at:
+            # An upstream that never pauses leaves no silence to look at the time in.
+            self._told_at = self._exchange.receive_time(now)
+        kind = received.kind
+        floods = False
+        if kind is Kind.RESPONSE_BODY:
+            self._body_begun = True
+            data = received.body
+            if data:
+                exchange, decoder = self._exchange, self._decoder
+                if decoder is not None:
+                    data = decoder.feed(data)
+                exchange.receive_upstream_data(data)
+                floods = len(data) >= _LARGE and exchange.floods
+            if received.end:
+                self._upstream_ended(kind)
+        elif kind is Kind.RESPONSE_HEADERS:
+            self._take_head(received)
+        elif kind is Kind.RESPONSE_TRAILERS:
+            self._upstream_ended(kind)
+        # What follows the request's end (some Envoys repeat it) means nothing.
+        return floods
+
+    def _take_head(self, received: Received) -> None:
+        headers = received.headers
+        self._upstream_headers = headers
+        self._decoder = decoder_for(header_value(headers, "content-encoding"))
+        self._exchange.receive_upstream_head(int(header_value(headers, ":status") or 0), headers)
+        self._told_at = self._exchange.receive_time(self._heard)
+        if received.end:
+            self._bodiless = True
+            self._decoder = None
+            self._upstream_ended(received.kind)
+        else:
+            # Another limit holds from now on.
+            self._headed = True
+            self.due_changed = True
+
+    def _upstream_ended(self, how: Kind) -> None:
+        self._end = how
+        error = None
+        decoder = self._decoder
+        if decoder is not None:
+            decoder.end()
+            if decoder.fault:
+                error = UpstreamError(UpstreamFault.CUT, decoder.fault)
+        self._exchange.receive_upstream_end(error)
+
+    # Towards the client
+
+    def answer(self, now: float) -> CallUpstream | OwnAction | None:
+        """Say what there is for the client, as far as Envoy takes it now; what must be done first, if anything (then
+        this is to be asked again)."""
+        action = self.next_action()
+        if action is not None:
+            return action
+        if self.finished:
+            return None
+        if self._closing:
+            if self._end is not None or now >= self._close_at:
+                self._close()
+            return None
+        head = self._head
+        if head is None:
+            return None
+        if not self._head_answered:
+            if not self._body_begun:
+                if self.finish is not None:
+                    self._answer_without_body(head, self.finish)
+                return None
+            self._head_answered = True
+            headers, removed = self._response_headers(head)
+            self.outgoing.append(wire.response_head(headers, removed))
+            self._sent = now
+            if head.streamed:
+                # The client is to hear something from now on.
+                self.due_changed = True
+        if self.finish is not None:
+            self._answer_to_the_end(head, self.finish, now)
+        elif self._waiting:
+            body = self._take_waiting()
+            self._given += len(body)
+            self._sent = now
+            self.outgoing.append(wire.response_body(body, False))
+        return None
+
+    def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
+        """The answer is complete and no body part came (or will come) from the upstream."""
+        self.finished = True
+        if finish.outcome == "cut":
+            # Somebody else's head came and nothing behind it; the client has seen neither.
+            silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
+            self.outgoing.append(refusal_message(silence, self._request.request_id))
+            return
+        body = self._take_waiting()
+        told = final_metadata(self._exchange, finish, self._cost_of)
+        if self._bodiless:
+            headers, removed = self._response_headers(head)
+            self.outgoing.append(wire.response_replaced(headers, removed, body, told))
+        else:
+            headers = with_request_id(head.headers, self._request.request_id)
+            is_json = header_value(headers, "content-type") == "application/json"
+            details = f"{OWN_JSON if is_json else OWN_STREAM}{finish.outcome}"
+            self.outgoing.append(wire.immediate(head.status, headers, body, details, told))
+
+    def _answer_to_the_end(self, head: SendHead, finish: Finish, now: float) -> None:
+        body = self._take_waiting()
+        if finish.outcome == "cut":
+            self.finished = True
+            self.cut = "the upstream fell silent"
+            if body:
+                self.outgoing.append(wire.response_body(body, False))
+            return
+        told = final_metadata(self._exchange, finish, self._cost_of)
+        if self._end is None and head.streamed and finish.outcome in ("completed", "incomplete"):
+            self._closing = True
+            self._close_at = now + self._end_seconds
+            self.due_changed = True
+            self.outgoing.append(wire.response_body(body, False, told))
+            return
+        self.finished = True
+        trailers = self._end is Kind.RESPONSE_TRAILERS
+        if len(body) <= PART:
+            self.outgoing.append(wire.response_body(body, not trailers, told))
+            if trailers:
+                self.outgoing.append(wire.response_trailers())
+        else:
+            self.rest = _response_parts(body, told, trailers)
+
+    def _close(self) -> None:
+        """Everything was sent; end the body, with the upstream's trailers where it has some."""
+        self.finished = True
+        trailers = self._end is Kind.RESPONSE_TRAILERS
+        self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))
+
+    def _take_waiting(self) -> bytes:
+        waiting = self._waiting
+        body = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+        waiting.clear()
+        return body
+
+    def _response_headers(self, head: SendHead) -> tuple[Headers, tuple[str, ...]]:
+        """What is set in the answer's head, and which of the upstream's headers do not pass."""
+        headers, upstream = with_request_id(head.headers, self._request.request_id), self._upstream_headers
+        named = dict(upstream)
+        for name, _ in headers:
+            named.pop(name, None)
+        raw = head.raw
+        removed = tuple(
+            [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
+        )
+        if raw:
+            # What is to stay as it is is not set: set again, of several headers of one name only one would stay.
+            headers = tuple([pair for pair in headers if pair not in upstream])
+        return ((":status", str(head.status)), *headers), removed
+
+    # Silence
+
+    def next_due(self) -> float:
+        """When `pass_time` is to be called, if nothing comes before."""
+        if self._closing:
+            return self._close_at
+        due = min(self._heard + self._upstream_limit(), self._told_at)
+        return min(due, self._sent + self._keepalive) if self._keeps_alive() else due
+
+    def pass_time(self, now: float) -> None:
+        """Something is due, for nothing came: then `answer` has it."""
+        if self._closing or self.finished:
+            return
+        limit = self._upstream_limit()
+        if now >= self._told_at:
+            self._told_at = self._exchange.receive_time(now)
+        elif now >= self._heard + limit:
+            self._exchange.receive_upstream_end(self._silence(limit))
+        else:
+            self._sent = now
+            self._exchange.receive_silence()
+
+    def _upstream_limit(self) -> float:
+        """Seconds that the upstream may be silent in its present phase."""
+        return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
+
+    def _keeps_alive(self) -> bool:
+        head = self._head
+        return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
+
+    def _silence(self, limit: float) -> UpstreamError:
+        """Whose silence it is. Envoy holds the upstream back when its client does not read, and tells nobody: that can
+        be so only when there was enough of the stream to fill what lies in between."""
+        said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
+        if self._given < _FILLS:
+            return UpstreamError(UpstreamFault.TIMED_OUT, said)
+        more = f"after {self._given} bytes of the stream: the upstream is silent, or the client does not read"
+        return UpstreamError(UpstreamFault.HELD, f"{said} {more}")
+
+
+def _request_parts(body: bytes) -> Iterator[bytes]:
+    for part, last in in_parts(body):
+        yield wire.request_body(part, last)
+
+
+def _local_parts(body: bytes, told: wire.Metadata) -> Iterator[bytes]:
+    for part, last in in_parts(body):
+        yield wire.local_body(part, last, told if last else None)
+
+
+def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterator[bytes]:
+    for part, last in in_parts(body):
+        yield wire.response_body(part, last and not trailers, told if last else None)
+    if trailers:
+        yield wire.response_trailers()
+
+
+def local_reply(received: Received, request_id: str) -> tuple[Headers, bytes]:
+    """Envoy's own answer (its head is `received`) as an error object: what is set in its head, the body."""
+    status = int(header_value(received.headers, ":status") or 500)
+    said, code = _SAID.get(status, ("The request could not be served.", None))
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    body = ApiError(said, status=status, type=kind, code=code).body(request_id)
+    plain = (("content-type", "application/json"), ("content-length", str(len(body))))
+    return ((":status", str(status)), *with_request_id(plain, request_id)), body
