@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 IdFactory = Callable[[str], str]
 """`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
@@ -22,14 +23,14 @@ IdFactory = Callable[[str], str]
 Clock = Callable[[], float]
 """Seconds since the epoch."""
 
-_MAX_LENGTH = 64
-_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_MAX_LENGTH: Final = 64
+_ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
 # Random digits for the next ids: the system is asked for many at a time. A forked process makes its own.
-_digits: list[str] = []
-_AT_A_TIME = 32
-_DIGITS = 36
+_digits: Final[list[str]] = []
+_AT_A_TIME: Final = 32
+_DIGITS: Final = 36
 os.register_at_fork(after_in_child=_digits.clear)
 
 
@@ -40,7 +41,8 @@ def new_id(prefix: str) -> str:
         random = _digits.pop()
     except IndexError:
         random = _more_digits()
-    return f"{prefix}_{int(time.time() * 1000):012x}{random}"
+    # Twelve digits until the year 10889.
+    return f"{prefix}_{int(time.time() * 1000).to_bytes(6).hex()}{random}"
 
 
 def _more_digits() -> str:

@@ -13,66 +13,67 @@ Invariant: the time for a text is linear in its length; the outcome is one line 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from antiphon.known_secrets import KnownSecrets, without
 
-_GONE = "[redacted]"
-_END = r"[A-Za-z0-9_\-*.…]"
+_GONE: Final = "[redacted]"
+_END: Final = r"[A-Za-z0-9_\-*.…]"
 
-_TRACE = re.compile(
+_TRACE: Final = re.compile(
     r"Traceback \(most recent call last\)|Stack ?trace:|\n[ \t]{0,8}File \"[^\"\n]{1,500}\", line \d"
     r"|\n[ \t]{1,8}at [^\n]{1,300}:\d|\ngoroutine \d|\bthread '[^'\n]{1,100}' panicked at",
     re.IGNORECASE,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-_URL_SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://)[^\s/@\"'<>]{1,400}@", re.IGNORECASE)
-_URL_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>`)]{1,2000})\?[^\s\"'<>`)]+", re.IGNORECASE)
-_HEADER = re.compile(
+_URL_SECRETS: Final = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://)[^\s/@\"'<>]{1,400}@", re.IGNORECASE)
+_URL_QUERY: Final = re.compile(r"(\bhttps?://[^\s?\"'<>`)]{1,2000})\?[^\s\"'<>`)]+", re.IGNORECASE)
+_HEADER: Final = re.compile(
     r"(\b(?:proxy-)?authorization\b[\"']?\s{0,3}[:=]\s{0,3}[\"']?)(?:(?:bearer|basic|token)\s{1,3})?[^\s\"',;]{4,}",
     re.IGNORECASE,
 )
-_SCHEME = re.compile(
+_SCHEME: Final = re.compile(
     r"(\b(?:bearer|basic)\s{1,3})(?=[A-Za-z]{0,200}[0-9._~+/=*-])[A-Za-z0-9._~+/=*-]{8,}", re.IGNORECASE
 )
-_NAMED = re.compile(
+_NAMED: Final = re.compile(
     r"(\b(?:[a-z0-9]{1,20}[-_ ])?(?:api[-_ ]?key|access[-_ ]?key|secret|secret[-_ ]?key|auth[-_ ]?token"
     r"|access[-_ ]?token|token|password|passwd|pwd|signature|sig)\b(?: provided| given| received| is)?"
     r"[\"']?\s{0,3}[:=]\s{0,3}[\"'<`]?)"
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
-_KEYS = re.compile(
+_KEYS: Final = re.compile(
     rf"\b(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|ghp|gho|ghs|github_pat|glpat|xox[abprs]|lsv2|psk)[-_]{_END}{{6,}}"
     rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
 )
-_ACCOUNTS = re.compile(
+_ACCOUNTS: Final = re.compile(
     r"\b(?:org-[A-Za-z0-9]{6,}|proj_[A-Za-z0-9]{6,}"
     r"|(?:user|acct|team|tenant|account|workspace|org|organization)[-_](?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})\b"
 )
 # Azure's keys are 32 hexadecimal digits, others 40 and more mixed characters.
-_RANDOM = re.compile(
+_RANDOM: Final = re.compile(
     r"\b(?:[0-9a-f]{32,}|[0-9A-F]{32,}|(?=[A-Za-z_-]{0,60}[0-9])(?=[a-z0-9_-]{0,60}[A-Z])(?=[A-Z0-9_-]{0,60}[a-z])"
     r"[A-Za-z0-9_-]{40,})"
 )
-_PRIVATE_HOST = (
+_PRIVATE_HOST: Final = (
     r"(?:localhost|(?:10|127)(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|169\.254(?:\.\d{1,3}){2}"
     r"|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
     r"|\[[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]"
     r"|(?:[A-Za-z0-9_-]{1,63}\.){1,8}(?:internal|local|localdomain|svc|lan|corp|intranet|intra|private|home|consul|cluster))"
 )
-_INTERNAL = re.compile(
+_INTERNAL: Final = re.compile(
     rf"(?:\b[a-z][a-z0-9+.-]{{1,20}}://(?:{_PRIVATE_HOST}|[A-Za-z0-9_-]{{1,63}}(?=[:/\s\"'<>`),]|$))|(?<![\w.-]){_PRIVATE_HOST})"
     r"(?![\w-]|\.\w)(?::\d{1,5})?(?:/[^\s\"'<>`),]*)?",
     re.IGNORECASE,
 )
-_PATHS = re.compile(
+_PATHS: Final = re.compile(
     r"(?<![\w/.:~-])(?:/(?:usr|opt|home|root|app|apps|var|etc|srv|mnt|data|tmp|workspace|build|lib|proc|run|private|code"
     r"|Users|site-packages|dist-packages|nix|snap|secrets?)/[^\s\"'<>`,;)]{1,500}|unix:[^\s\"'<>`,;)]{1,300}"
     r"|[A-Za-z]:\\[^\s\"'<>`,;)]{1,500})"
 )
-_IN_ORDER = (
+_IN_ORDER: Final = (
     (_URL_SECRETS, rf"\1{_GONE}@"),
     (_INTERNAL, "[internal address]"),
     (_URL_QUERY, rf"\1?{_GONE}"),

@@ -71,7 +71,7 @@ def test_every_field_of_a_responses_line_is_explained() -> None:
     known = {"seconds", "advice", *Failure("ours", "x", 1, "x", "x", "x", 1).fields()}
     for call in _calls(_SOURCE / "observability" / "observation.py"):
         if isinstance(call.func, ast.Name) and call.func.id == "write_outcome":
-            given = next(one.value for one in call.keywords if one.arg is None)
+            given = call.args[-1]
             assert isinstance(given, ast.Dict)
             known |= {key.value for key in given.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
     known |= {"estimated", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"}

@@ -10,10 +10,11 @@ process is asked whether it lives. A process without any could not answer, and w
 from __future__ import annotations
 
 import resource
+from typing import Final
 
-_RESERVED = 64
+_RESERVED: Final = 64
 """What a process needs besides: databases, files, its own sockets."""
-_LEAST = 8
+_LEAST: Final = 8
 
 
 def max_at_once(files: int) -> int:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
-_ANONYMOUS = "anonymous"
-_SINGLE = "single"
-_CHALLENGE = (("www-authenticate", "Bearer"),)
+_ANONYMOUS: Final = "anonymous"
+_SINGLE: Final = "single"
+_CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 
 
 @dataclass(frozen=True, slots=True)

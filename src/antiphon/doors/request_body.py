@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
+from typing import Final
 
 import zstandard
 
@@ -24,14 +25,14 @@ from antiphon.engine.exchange.budget import Hold
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from antiphon.types.transport import Headers, header_value
 
-_FREE = 16 << 20
-_RATIO = 200
-_MAX_CODINGS = 3
-_MAX_MEMBERS = 1_000
+_FREE: Final = 16 << 20
+_RATIO: Final = 200
+_MAX_CODINGS: Final = 3
+_MAX_MEMBERS: Final = 1_000
 # What may take longer than a few milliseconds.
-_LARGE = 64 << 10
+_LARGE: Final = 64 << 10
 
-_GZIP = zlib.MAX_WBITS | 16
+_GZIP: Final = zlib.MAX_WBITS | 16
 _MIN_WINDOW, _MAX_WINDOW = 8 << 20, 128 << 20
 
 
@@ -229,7 +230,7 @@ def _frame_end(body: bytes, place: int) -> int:
     return place + 4 * (descriptor >> 2 & 1)
 
 
-_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+_DECODERS: Final[dict[str, Callable[[bytes, int], bytes]]] = {
     "gzip": _gunzip,
     "x-gzip": _gunzip,
     "deflate": _deflate,

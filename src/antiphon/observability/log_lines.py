@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
 
-_SECRET_KEYS = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
+_SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
+_SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -49,12 +50,17 @@ def as_json(_: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
 def stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """When it was: now, or at the time (seconds of the epoch) that the line of something past brings."""
     at = event.pop("timestamp", None)
-    when = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
-    event["timestamp"] = when.isoformat().replace("+00:00", "Z")
+    micros = round((time.time() if at is None else at) * 1e6)
+    event["timestamp"] = f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
     return event
 
 
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+@lru_cache(64)
+def _to_the_second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 """What is in a line as it is, but for texts that have the shape of a credential."""
 
 

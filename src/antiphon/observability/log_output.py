@@ -19,10 +19,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
-_MAX_BYTES = 1 << 20
-_AT_ONCE = 64 << 10
-_EXIT_SECONDS = 1.0
+_MAX_BYTES: Final = 1 << 20
+_AT_ONCE: Final = 64 << 10
+_EXIT_SECONDS: Final = 1.0
 
 
 class LogOutput:

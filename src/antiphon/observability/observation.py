@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -30,8 +30,8 @@ from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
 from antiphon.types.transport import Headers
 
-_log = structlog.get_logger("antiphon.response")
-_OWNER_LENGTH = 12
+_log: Final = structlog.get_logger("antiphon.response")
+_OWNER_LENGTH: Final = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
@@ -22,8 +22,8 @@ from antiphon.observability.tracing import Span, Tracer, Value, set_current
 from antiphon.types.transport import Headers
 
 _Begun = tuple[str, names.Kind, Mapping[str, Value]]
-_REQUEST: _Begun = (names.REQUEST, "server", {names.METHOD: "POST", names.ROUTE: "/v1/responses"})
-_SPANS: Mapping[str, _Begun] = {
+_REQUEST: Final[_Begun] = (names.REQUEST, "server", {names.METHOD: "POST", names.ROUTE: "/v1/responses"})
+_SPANS: Final[Mapping[str, _Begun]] = {
     "background": (names.JOB, "consumer", {}),
     "websocket": (names.TURN, "server", {names.ROUTE: "/v1/responses"}),
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -20,9 +21,9 @@ from antiphon.observability.metric_names import Described
 Labels = tuple[str, ...]
 Reading = float | Mapping[Labels, float]
 
-_MOST_VALUES = 100
-NAME_LENGTH = 256
-OTHER = "other"
+_MOST_VALUES: Final = 100
+NAME_LENGTH: Final = 256
+OTHER: Final = "other"
 
 
 class Names:

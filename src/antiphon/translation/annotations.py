@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Raw
 
 from antiphon.types.json import ABSENT, decode_any, encode
 
-_MAX_FOUND = 1000
+_MAX_FOUND: Final = 1000
 
 
 class Annotations:

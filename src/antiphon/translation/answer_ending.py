@@ -8,6 +8,8 @@ Invariant: a finish reason is lower case, and every word for a cut is one of Cha
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Raw
 
 from antiphon.errors import ApiError
@@ -16,7 +18,7 @@ from antiphon.translation.values import Ending
 from antiphon.types.json import decode_any
 
 # What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
-_FINISHES = {
+_FINISHES: Final = {
     "max_tokens": "length",
     "max_output_tokens": "length",
     "model_length": "length",

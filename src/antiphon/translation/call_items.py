@@ -9,6 +9,8 @@ parse them and fail on anything else.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec import Raw
 
@@ -20,7 +22,7 @@ from antiphon.translation.tool_map import flat_name
 from antiphon.types.items import InputItem
 from antiphon.types.json import decode_any, encode, first, fragment_of, given
 
-CALLS = frozenset(
+CALLS: Final = frozenset(
     {
         "function_call",
         "custom_tool_call",
@@ -30,7 +32,7 @@ CALLS = frozenset(
         "tool_search_call",
     }
 )
-OUTPUTS = frozenset(
+OUTPUTS: Final = frozenset(
     {
         "function_call_output",
         "custom_tool_call_output",
@@ -44,16 +46,16 @@ OUTPUTS = frozenset(
     }
 )
 
-NAMED_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that may come without the id of a call, with the name of the tool at most."""
 
-_FAILED_SEARCH = (
+_FAILED_SEARCH: Final = (
     "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
     "what the tools should do or how they are called. Search again."
 )
-_NO_ARGUMENTS = Raw(b'"{}"')
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_STRING = msgspec.json.Decoder(str)
+_NO_ARGUMENTS: Final = Raw(b'"{}"')
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_STRING: Final = msgspec.json.Decoder(str)
 
 
 def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:

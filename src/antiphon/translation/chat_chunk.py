@@ -8,7 +8,7 @@ Invariant: after `read_chunk` every text field is None or a raw, valid JSON stri
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -16,9 +16,9 @@ from msgspec import Raw
 from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
 from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
 
-_decode = msgspec.json.Decoder(Chunk).decode
+_decode: Final = msgspec.json.Decoder(Chunk).decode
 
-_TEXT_OR_NULL = tuple(b'"n')
+_TEXT_OR_NULL: Final = tuple(b'"n')
 
 
 class NotAChunk(ValueError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -35,19 +36,19 @@ from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quote
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.views import ChatImage
 
-_PARTS = msgspec.json.Decoder(list[InputPart])
-_KNOWN_PARTS = msgspec.json.Decoder(list[KnownPart])
-_OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
-_NO_EFFECT = frozenset({"prompt_cache_breakpoint"})
-_EMPTY = Raw(b'""')
-_IMAGES = ("input_image", "image_url", "computer_screenshot")
-_TEXT = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-KNOWN_PARTS = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+_PARTS: Final = msgspec.json.Decoder(list[InputPart])
+_KNOWN_PARTS: Final = msgspec.json.Decoder(list[KnownPart])
+_OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
+_NO_EFFECT: Final = frozenset({"prompt_cache_breakpoint"})
+_EMPTY: Final = Raw(b'""')
+_IMAGES: Final = ("input_image", "image_url", "computer_screenshot")
+_TEXT: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+KNOWN_PARTS: Final = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
 """Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
 
 
-_CHAT_IMAGE = msgspec.json.Decoder(ChatImage)
-_ENDINGS = {
+_CHAT_IMAGE: Final = msgspec.json.Decoder(ChatImage)
+_ENDINGS: Final = {
     ".pdf": "application/pdf",
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -58,7 +59,7 @@ _ENDINGS = {
     ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
 }
-_DETAILS = ("low", "high", "auto", "original")
+_DETAILS: Final = ("low", "high", "auto", "original")
 
 
 class ContentRules:
@@ -208,8 +209,8 @@ def _text(where: str, part: InputPart) -> bytes:
     return bytes(value)[1:-1]
 
 
-_TEXT_PART = b'{"type":"text","text":"'
-_SHOWN_BELOW = b"(The output is in the next message.)"
+_TEXT_PART: Final = b'{"type":"text","text":"'
+_SHOWN_BELOW: Final = b"(The output is in the next message.)"
 
 
 def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:

@@ -14,6 +14,7 @@ the conversation goes on: later items add messages behind it (`docs/how-it-works
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -45,7 +46,7 @@ from antiphon.types.json import ABSENT, first, fragment_of, given, quoted
 from antiphon.types.shown import ShownCall, shown_of
 from antiphon.types.views import PlainMessage, SealedReasoning
 
-_ROLES = ("user", "assistant", "system", "developer")
+_ROLES: Final = ("user", "assistant", "system", "developer")
 
 
 def instruct(messages: list[ChatMessage], text: str) -> None:
@@ -401,10 +402,10 @@ def _text_inside(sealed: SealedReasoning) -> Raw:
     return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 
 
-_MODELS = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
+_MODELS: Final = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
 """What is not the client's."""
-_BROKEN_OFF = fragment_of("The search was broken off.")
-_LATER = fragment_of("The tool is at work; its output will follow.")
+_BROKEN_OFF: Final = fragment_of("The search was broken off.")
+_LATER: Final = fragment_of("The tool is at work; its output will follow.")
 
 
 def _tool_name(item: InputItem, put_off: str | None) -> str:

@@ -10,7 +10,7 @@ Invariant: what a strict chat server would refuse is never sent: an empty `tools
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -29,10 +29,10 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
 
-_USAGE = Raw(b'{"include_usage":true}')
-_JSON_OBJECT = Raw(b'{"type":"json_object"}')
-_SOME_OBJECT = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
-_ANY_OBJECT = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
+_USAGE: Final = Raw(b'{"include_usage":true}')
+_JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
+_SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
+_ANY_OBJECT: Final = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
 
 
 def translate_request(
@@ -145,9 +145,9 @@ def _joined(body: bytes, more: dict[str, Raw]) -> bytes:
     return b"%b,%b" % (body[:-1], encode(more)[1:]) if more else body
 
 
-_REASONING = frozenset({"reasoning", *FOREIGN_REASONING})
-_PASSED = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
-_DEFAULT_TIERS = ("auto", "default")
+_REASONING: Final = frozenset({"reasoning", *FOREIGN_REASONING})
+_PASSED: Final = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
+_DEFAULT_TIERS: Final = ("auto", "default")
 
 
 def _set(
@@ -161,7 +161,7 @@ def _set(
 
 
 # Some models know no more than to reason or not to.
-_PLACES = {**{name: place for place, name in enumerate(EFFORTS)}, "default": EFFORTS.index("medium")}
+_PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "default": EFFORTS.index("medium")}
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:

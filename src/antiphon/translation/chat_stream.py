@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import Raw
 
@@ -40,10 +41,10 @@ from antiphon.types.chat import Chunk, Delta, ToolCallDelta
 from antiphon.types.json import ABSENT, first, given, text_of
 from antiphon.types.response import UsageObject
 
-_MAX_GARBAGE = 1_000
+_MAX_GARBAGE: Final = 1_000
 # Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
-_TIERS = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
-_BLANK = re.compile(rb"(?: |\\n|\\r|\\t)+")
+_TIERS: Final = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
+_BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
 
 

@@ -13,7 +13,7 @@ and that properties lose `encrypted`, which wants OpenAI's server to encrypt wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -37,18 +37,18 @@ from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
 from antiphon.types.views import LooseCustomFormat
 
-_NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
-_CUSTOM_PARAMETERS = Raw(
+_NO_PARAMETERS: Final = Raw(b'{"type":"object","properties":{}}')
+_CUSTOM_PARAMETERS: Final = Raw(
     b'{"type":"object","properties":{"input":{"type":"string","description":"The whole input, unchanged."}},'
     b'"required":["input"],"additionalProperties":false}'
 )
-_SCHEMA = msgspec.json.Decoder(dict[str, Raw])
-_OBJECT = b'"object"'
-_UNCALLED = frozenset({None, "message", "reasoning"})
-_NAMED_CALLS = ("function_call", "custom_tool_call")
-_SHAPES = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_NATIVE: dict[str, tuple[CallKind, str, Raw]] = {
+_SCHEMA: Final = msgspec.json.Decoder(dict[str, Raw])
+_OBJECT: Final = b'"object"'
+_UNCALLED: Final = frozenset({None, "message", "reasoning"})
+_NAMED_CALLS: Final = ("function_call", "custom_tool_call")
+_SHAPES: Final = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
+_STRINGS: Final = {"type": "array", "items": {"type": "string"}}
+_NATIVE: Final[dict[str, tuple[CallKind, str, Raw]]] = {
     "local_shell": (
         CallKind.LOCAL_SHELL,
         "Run a command on the user's machine and get its output.",

@@ -14,18 +14,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode, fragment_of
 
 _OPEN, _CLOSE = "【", "】"
-_MAX_LENGTH = 64
-_LONGEST_SENTENCE = 500
-_MARK = re.compile(r"\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*(?:[†:|][^【】]*)?")
-_OPENERS = (_OPEN.encode(), rb"\u3010")
-_SENTENCE = re.compile(r"(?<=[.!?。])\s+|\n+")
+_MAX_LENGTH: Final = 64
+_LONGEST_SENTENCE: Final = 500
+_MARK: Final = re.compile(r"\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*(?:[†:|][^【】]*)?")
+_OPENERS: Final = (_OPEN.encode(), rb"\u3010")
+_SENTENCE: Final = re.compile(r"(?<=[.!?。])\s+|\n+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ Invariant: a compaction needs nothing but itself: whoever holds it can go on wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -25,14 +26,14 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted
 from antiphon.types.views import SealedCompaction
 
-COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
+COMPACTIONS: Final = frozenset({"compaction", "compaction_summary", "context_compaction"})
 # What holds from where it stands on.
-_BROUGHT = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
-_NO_CALLS = frozenset({None, "message", "reasoning", "item_reference"})
+_BROUGHT: Final = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
+_NO_CALLS: Final = frozenset({None, "message", "reasoning", "item_reference"})
 # What the client is given back beside the summary: its own latest words.
-_USER_TOKENS = 20_000
+_USER_TOKENS: Final = 20_000
 
-_REQUEST = (
+_REQUEST: Final = (
     "This conversation is about to be continued without its earlier messages: your answer is all that will be left "
     "of them. Write a summary for whoever continues. Say what the user wants and every instruction and preference "
     "that still holds; what was done and found out, with exact names, paths, numbers, identifiers, commands and "
@@ -45,8 +46,8 @@ Named = tuple[str, InputItem]
 Unseal = Callable[[str, str], bytes]
 
 
-_ITEM = msgspec.json.Decoder(InputItem)
-_PAYLOAD = msgspec.json.Decoder(SealedCompaction)
+_ITEM: Final = msgspec.json.Decoder(InputItem)
+_PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
 
 
 def take_trigger(items: list[InputItem]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -24,11 +25,11 @@ from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat,
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.views import ConfigurationUpdate, KeptConfiguration, ReasoningUpdate, TextUpdate
 
-CONFIGURATION = "configuration_update"
+CONFIGURATION: Final = "configuration_update"
 
 
-_UPDATE = msgspec.json.Decoder(ConfigurationUpdate)
-_SETTINGS = msgspec.json.Decoder(KeptConfiguration)
+_UPDATE: Final = msgspec.json.Decoder(ConfigurationUpdate)
+_SETTINGS: Final = msgspec.json.Decoder(KeptConfiguration)
 
 
 @dataclass(slots=True)

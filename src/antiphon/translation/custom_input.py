@@ -15,18 +15,19 @@ from __future__ import annotations
 import json
 import re
 from enum import Enum, auto
+from typing import Final
 
 from antiphon.types.json import fragment_of, text_of
 
-_OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+_OPENING: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 # Whole characters and escapes. The first half of a surrogate pair counts only once what follows it is known.
-_INSIDE = re.compile(
+_INSIDE: Final = re.compile(
     r'(?:[^"\\]+|\\["\\/bfnrt]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
 )
-_CLOSING = re.compile(r"\s*\}\s*")
+_CLOSING: Final = re.compile(r"\s*\}\s*")
 # What an opening may look like while it is not whole: longer beginnings are something else.
-_LONGEST_OPENING = 64
+_LONGEST_OPENING: Final = 64
 
 
 class _State(Enum):

@@ -10,6 +10,7 @@ delta rendered from its template equals the event encoded by its class, byte for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from msgspec import Raw
 
@@ -17,15 +18,15 @@ from antiphon.translation.splice import splice
 from antiphon.types.events import Event
 from antiphon.types.json import encode
 
-DONE = b"data: [DONE]\n\n"
+DONE: Final = b"data: [DONE]\n\n"
 """The sentinel that ends an event stream."""
 
-KEEPALIVE = b": keep-alive\n\n"
+KEEPALIVE: Final = b": keep-alive\n\n"
 """A comment line that keeps idle connections open."""
 
-_EVENT_END = b"}\n\n"
-_NUMBER = 987654321123456789
-_DELTA = Raw(b'"\\u0000delta"')
+_EVENT_END: Final = b"}\n\n"
+_NUMBER: Final = 987654321123456789
+_DELTA: Final = Raw(b'"\\u0000delta"')
 
 
 def frame(event: Event) -> bytes:

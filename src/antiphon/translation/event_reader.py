@@ -10,6 +10,8 @@ whatever the split; streams whose chunks are never alike cost no more than a few
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.translation.alike import Alike, learn
 from antiphon.translation.open_items import TextOf
 from antiphon.translation.sse import SseDecoder
@@ -18,7 +20,7 @@ from antiphon.types.chat import Chunk
 
 _TRIES = 16
 """After so many chunks in a row from which nothing was learned that helped, no more is tried."""
-_ALONE = 4
+_ALONE: Final = 4
 """So many events of one read are read one by one, since those behind them may be like them."""
 
 

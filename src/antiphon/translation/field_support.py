@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.profiles import UpstreamProfile
@@ -34,25 +34,27 @@ class Support:
 
 _Rule = Support | Callable[[UpstreamProfile], Support]
 
-_SENT = Support("translated")
-_NAMED = Support("ignorable")
-_HOSTED = Support("ignorable", "a hosted tool that does not run here: left out")
-_NOT_HERE = Support("unsupported", "asks for a hosted tool that does not run here")
-_REFUSED_TOOL = Support(
+_SENT: Final = Support("translated")
+_NAMED: Final = Support("ignorable")
+_HOSTED: Final = Support("ignorable", "a hosted tool that does not run here: left out")
+_NOT_HERE: Final = Support("unsupported", "asks for a hosted tool that does not run here")
+_REFUSED_TOOL: Final = Support(
     "unsupported", "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
 )
-_SET_UP = Support("ignorable", "left out, unless the gateway is set up to run it")
-_CHOSEN = Support("unsupported", "unless the gateway is set up to run the tool")
-_INCLUDED = Support("ignorable", "unless the gateway is set up to run the tool")
-HOSTED_SUPPORT = Support("emulated", "runs here, between two turns of the model")
+_SET_UP: Final = Support("ignorable", "left out, unless the gateway is set up to run it")
+_CHOSEN: Final = Support("unsupported", "unless the gateway is set up to run the tool")
+_INCLUDED: Final = Support("ignorable", "unless the gateway is set up to run the tool")
+HOSTED_SUPPORT: Final = Support("emulated", "runs here, between two turns of the model")
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
-_SHOWN = Support("emulated", "shown to the model as a call and its result")
-_FUNCTION = Support("emulated", "a function; calls come back as items of their own type")
-_LATER = Support("emulated", "a call whose output comes later is answered for now; the output follows as a message")
-_OUTPUT = Support("emulated", "a tool message")
-_CALL = Support("emulated", "a function call")
-_UNKNOWN = Support("ignorable", "unless `strict` is set: then a 400")
-_IN_CHAT = Support("unsupported", "belongs to Chat Completions; the message names the field to use")
+_SHOWN: Final = Support("emulated", "shown to the model as a call and its result")
+_FUNCTION: Final = Support("emulated", "a function; calls come back as items of their own type")
+_LATER: Final = Support(
+    "emulated", "a call whose output comes later is answered for now; the output follows as a message"
+)
+_OUTPUT: Final = Support("emulated", "a tool message")
+_CALL: Final = Support("emulated", "a function call")
+_UNKNOWN: Final = Support("ignorable", "unless `strict` is set: then a 400")
+_IN_CHAT: Final = Support("unsupported", "belongs to Chat Completions; the message names the field to use")
 
 
 def _sent_if(flag: str, otherwise: Support = _NAMED) -> _Rule:
@@ -164,7 +166,7 @@ def _message(profile: UpstreamProfile) -> Support:
     return Support("translated", f"{which} become one system message")
 
 
-_TABLE: dict[str, dict[str, _Rule]] = {
+_TABLE: Final[dict[str, dict[str, _Rule]]] = {
     "Fields": {
         "model": Support("translated", "an alias becomes the upstream's name"),
         "input": _SENT,
@@ -368,10 +370,10 @@ _TABLE: dict[str, dict[str, _Rule]] = {
     },
 }
 
-GROUPS: dict[str, tuple[str, ...]] = {group: tuple(rows) for group, rows in _TABLE.items()}
+GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(rows) for group, rows in _TABLE.items()}
 """The names in a readable order, by group."""
 
-_RULES = {name: rule for rows in _TABLE.values() for name, rule in rows.items()}
+_RULES: Final = {name: rule for rows in _TABLE.values() for name, rule in rows.items()}
 
 
 def all_names() -> Iterator[str]:

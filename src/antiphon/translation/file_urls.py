@@ -10,6 +10,7 @@ error there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -20,11 +21,11 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import first
 from antiphon.types.views import FilePart, StoredParts
 
-_GONE = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
+_GONE: Final = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 
 
-_PARTS = msgspec.json.Decoder(list[FilePart])
-_STORED = msgspec.json.Decoder(StoredParts)
+_PARTS: Final = msgspec.json.Decoder(list[FilePart])
+_STORED: Final = msgspec.json.Decoder(StoredParts)
 
 
 class FileNotFetched(InvalidRequest):

@@ -14,6 +14,7 @@ Invariant: every word that can be read here reaches the model; what cannot is na
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -23,28 +24,28 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.views import AgentNames, AgentPart, SaidText
 
-FOREIGN_MESSAGES = frozenset({"agent_message"})
-FOREIGN_REASONING = frozenset({"agent_reasoning"})
+FOREIGN_MESSAGES: Final = frozenset({"agent_message"})
+FOREIGN_REASONING: Final = frozenset({"agent_reasoning"})
 
-COMPACTED_ELSEWHERE = (
+COMPACTED_ELSEWHERE: Final = (
     "(Earlier parts of this conversation were compacted by another server. What stood there cannot be read here.)"
 )
-ENCRYPTED_OUTPUT = "(The output was encrypted by another server and cannot be read here.)"
-ENCRYPTED_PART = "content.encrypted_content"
+ENCRYPTED_OUTPUT: Final = "(The output was encrypted by another server and cannot be read here.)"
+ENCRYPTED_PART: Final = "content.encrypted_content"
 """How a part that only its maker can open is named."""
 
-_CLOSED = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
+_CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
 """What no model writes to another: a token as OpenAI's (Fernet) and ours begin, or one that long; or nothing."""
-_PARTS = msgspec.json.Decoder(list[Raw])
+_PARTS: Final = msgspec.json.Decoder(list[Raw])
 
 
 class ForeignContent(InvalidRequest):
     """Encrypted content that was not made here."""
 
 
-_AGENTS = msgspec.json.Decoder(AgentNames)
-_PART = msgspec.json.Decoder(AgentPart)
-_SAID = msgspec.json.Decoder(SaidText)
+_AGENTS: Final = msgspec.json.Decoder(AgentNames)
+_PART: Final = msgspec.json.Decoder(AgentPart)
+_SAID: Final = msgspec.json.Decoder(SaidText)
 
 
 def agent_content(item: InputItem) -> tuple[Raw, bool]:

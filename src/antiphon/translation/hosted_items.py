@@ -11,7 +11,7 @@ Invariant: nothing an item says is lost but what no model can read (images in ba
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Raw
 
@@ -21,7 +21,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import decode_any, encode, fragment_of, quoted
 from antiphon.types.shown import shown_of
 
-HOSTED = frozenset(
+HOSTED: Final = frozenset(
     {
         "web_search_call",
         "file_search_call",
@@ -36,12 +36,12 @@ HOSTED = frozenset(
 )
 """Types of items that are shown as a call and its result."""
 
-_RESULTS = ("results", "output", "outputs", "error", "tools", "revised_prompt")
-_NOT_SHOWN = frozenset(
+_RESULTS: Final = ("results", "output", "outputs", "error", "tools", "revised_prompt")
+_NOT_SHOWN: Final = frozenset(
     {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
 )
-_LONGEST_RESULT = 1 << 20
-_NOT_SEEN = b"[There are images, which cannot be shown to you.]"
+_LONGEST_RESULT: Final = 1 << 20
+_NOT_SEEN: Final = b"[There are images, which cannot be shown to you.]"
 
 
 def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, bytes]:

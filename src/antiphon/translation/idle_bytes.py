@@ -6,10 +6,12 @@ Lives here: the count, and how an answer ends that has too many. Not here: when 
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.translation.answer_ending import failed
 from antiphon.translation.values import Ending
 
-_BYTES_PER_BYTE = 1024
+_BYTES_PER_BYTE: Final = 1024
 """What an upstream may send for each byte of its output, beside what it may send without any."""
 
 

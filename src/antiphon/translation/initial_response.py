@@ -8,7 +8,7 @@ schema is rewritten), and `service_tier` at the end is what the upstream says, o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -18,12 +18,12 @@ from antiphon.types.request import CreateResponse, TextOptions
 from antiphon.types.response import ConversationReference, Response
 from antiphon.types.tools import Tool
 
-_AUTO = Raw(b'"auto"')
-_NO_METADATA = Raw(b"{}")
-_FALLBACK = "antiphon_upstream"
+_AUTO: Final = Raw(b'"auto"')
+_NO_METADATA: Final = Raw(b"{}")
+_FALLBACK: Final = "antiphon_upstream"
 """The key of a response's metadata that names the upstream which has answered for another."""
-_MOST_METADATA = 16
-_NO_REASONING = Raw(b'{"effort":null,"summary":null}')
+_MOST_METADATA: Final = 16
+_NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
 
 def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:

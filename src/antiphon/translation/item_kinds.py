@@ -9,6 +9,7 @@ Invariant: what passes has a type that `chat_messages.py` knows, or none (a mess
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -21,10 +22,10 @@ from antiphon.translation.hosted_items import HOSTED
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 
-READ_BEFORE = frozenset({"additional_tools", "configuration_update"})
+READ_BEFORE: Final = frozenset({"additional_tools", "configuration_update"})
 """Items that say something about the request, not to the model."""
 
-KNOWN_ITEMS = (CALLS | OUTPUTS | HOSTED | COMPACTIONS | FOREIGN_MESSAGES | FOREIGN_REASONING | READ_BEFORE) | {
+KNOWN_ITEMS: Final = (CALLS | OUTPUTS | HOSTED | COMPACTIONS | FOREIGN_MESSAGES | FOREIGN_REASONING | READ_BEFORE) | {
     "message",
     "reasoning",
     "item_reference",
@@ -47,7 +48,7 @@ def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> 
     return kept
 
 
-_MEMBERS = {
+_MEMBERS: Final = {
     **dict.fromkeys(FOREIGN_MESSAGES, frozenset({"author", "recipient"})),
     **dict.fromkeys(FOREIGN_REASONING, frozenset({"text"})),
     "configuration_update": frozenset({"reasoning", "text"}),
@@ -59,9 +60,9 @@ _MEMBERS = {
     "program_output": frozenset({"result"}),
 }
 """Members that items of these types have beside those that any item may have."""
-_SHOWN_WHOLE = HOSTED - {"mcp_call"}
-_ANY = frozenset(KnownItem.__struct_fields__) - {"source"}
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
+_ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def members_of(kind: str) -> frozenset[str]:

@@ -9,7 +9,7 @@ half a command.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -18,7 +18,7 @@ from antiphon.translation.tool_map import CallKind
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall, ToolSearchCall
 from antiphon.types.json import decode_any, encode, first
 
-NATIVE_PREFIXES = {
+NATIVE_PREFIXES: Final = {
     CallKind.LOCAL_SHELL: "lsh",
     CallKind.SHELL: "sh",
     CallKind.APPLY_PATCH: "apc",
@@ -26,8 +26,8 @@ NATIVE_PREFIXES = {
 }
 """Id prefixes by kind."""
 
-_PATCHES = ("create_file", "update_file", "delete_file")
-_LOCAL = Raw(b'{"type":"local"}')
+_PATCHES: Final = ("create_file", "update_file", "delete_file")
+_LOCAL: Final = Raw(b'{"type":"local"}')
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:

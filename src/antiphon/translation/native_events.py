@@ -13,6 +13,7 @@ Invariant: the deltas join to what the item holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -22,9 +23,9 @@ from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, She
 from antiphon.types.json import encode
 from antiphon.types.views import PatchOperation, ShellAction
 
-_NO_COMMANDS = Raw(b'{"commands":[],"timeout_ms":null,"max_output_length":null}')
-_NO_COMMAND = Raw(b'{"type":"exec","command":[],"env":{}}')
-_NOTHING = Raw(b"{}")
+_NO_COMMANDS: Final = Raw(b'{"commands":[],"timeout_ms":null,"max_output_length":null}')
+_NO_COMMAND: Final = Raw(b'{"type":"exec","command":[],"env":{}}')
+_NOTHING: Final = Raw(b"{}")
 
 
 def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> Iterator[ev.Event]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -425,7 +425,7 @@ def _namespace(target: CallTarget) -> str | UnsetType:
     return UNSET if target.namespace is None else target.namespace
 
 
-OPEN_CALLS: dict[CallKind, Callable[[ResponseDraft, str, CallTarget], OpenItem]] = {
+OPEN_CALLS: Final[dict[CallKind, Callable[[ResponseDraft, str, CallTarget], OpenItem]]] = {
     CallKind.FUNCTION: OpenFunctionCall,
     CallKind.CUSTOM: OpenCustomCall,
     **dict.fromkeys(NATIVE_PREFIXES, OpenNativeCall),

@@ -12,25 +12,26 @@ Invariant: nothing that an upstream says of the gateway's key reaches a client.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from antiphon.errors import ApiError, UpstreamFailed
 
-_LOOKED_AT = 16 << 10
-_CODE = re.compile(
+_LOOKED_AT: Final = 16 << 10
+_CODE: Final = re.compile(
     rb'"(invalid_api_key|api_key_invalid|incorrect_api_key|api_key_expired|api_key_disabled|api_key_blocked'
     rb"|api_key_service_blocked|invalid_authentication(_error)?|authentication_error|unrecognizedclientexception"
     rb'|account_deactivated)"',
     re.IGNORECASE,
 )
-_KEY = rb"(api[ _-]?key|access (key|token)|security token|authentication token|credentials?)"
-_WRONG = (
+_KEY: Final = rb"(api[ _-]?key|access (key|token)|security token|authentication token|credentials?)"
+_WRONG: Final = (
     rb"(invalid|incorrect|not valid|expired|revoked|disabled|deactivated|blocked|suspended|leaked|unknown|not found)"
 )
-_WORDS = re.compile(
+_WORDS: Final = re.compile(
     rb"\b" + _KEY + rb"\b[^.{}]{0,60}\b" + _WRONG + rb"\b|\b" + _WRONG + rb" (the |your )?" + _KEY + rb"\b",
     re.IGNORECASE,
 )
-_MODEL = re.compile(rb"\bmodel\b", re.IGNORECASE)
+_MODEL: Final = re.compile(rb"\bmodel\b", re.IGNORECASE)
 
 
 def is_about_the_key(status: int, body: bytes) -> bool:

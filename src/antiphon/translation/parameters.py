@@ -10,7 +10,7 @@ tools, the stream, what is kept, how much is written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -20,7 +20,7 @@ from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
 from antiphon.types.request import CreateResponse
 
-PARAMETER_KINDS: dict[str, Any] = {
+PARAMETER_KINDS: Final[dict[str, Any]] = {
     # Of Chat Completions itself.
     "seed": int | None,
     "stop": str | list[str] | None,
@@ -55,29 +55,29 @@ PARAMETER_KINDS: dict[str, Any] = {
     "regex": str | None,
     "ebnf": str | None,
 }
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in PARAMETER_KINDS.items()}
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in PARAMETER_KINDS.items()}
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
-PARAMETERS = tuple(PARAMETER_KINDS)
+PARAMETERS: Final = tuple(PARAMETER_KINDS)
 """Their names in a readable order."""
 
-EVERY_PARAMETER = frozenset(PARAMETERS)
+EVERY_PARAMETER: Final = frozenset(PARAMETERS)
 """What a server of one's own is sent: it takes it, or passes over what it does not know."""
 
-STANDARD_PARAMETERS = frozenset({"seed", "stop", "logit_bias"})
+STANDARD_PARAMETERS: Final = frozenset({"seed", "stop", "logit_bias"})
 """Those of Chat Completions itself."""
 
-SHAPING = frozenset(
+SHAPING: Final = frozenset(
     {name for name in PARAMETER_KINDS if name.startswith("guided_")}
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )
 """What says how the answer must look, and so nothing about a summary of the conversation."""
 
-_LIFTED = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
+_LIFTED: Final = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 """Fields of the Responses API that mean the same inside `extra_body`."""
 
-DECIDED_HERE = frozenset(
+DECIDED_HERE: Final = frozenset(
     {
         "model",
         "messages",
@@ -131,7 +131,7 @@ def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dic
     return rest, [f"extra_body.{name}" for name in without]
 
 
-_WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT: Final = frozenset(
     {"moderation", "access_programs", "image", "multi_agent", "background_options", "client_metadata"}
 )
 """Members of a request that are known, and named where they change nothing."""

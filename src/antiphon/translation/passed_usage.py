@@ -9,13 +9,15 @@ never taken for the upstream's count: only whole events and answers are looked a
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from antiphon.translation.usage import read_usage
 from antiphon.types.response import UsageObject
 from antiphon.types.views import PassedAnswer
 
-_DECODER = msgspec.json.Decoder(PassedAnswer)
+_DECODER: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:

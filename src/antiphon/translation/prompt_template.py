@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -27,7 +27,7 @@ from antiphon.translation.values import FilledTemplate, PromptReference, PromptT
 from antiphon.types.json import encode, first, given, raw
 from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
-TEMPLATE_FIELDS = frozenset(
+TEMPLATE_FIELDS: Final = frozenset(
     {
         *("model", "instructions", "input", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls"),
         *("text", "reasoning", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens"),
@@ -37,9 +37,9 @@ TEMPLATE_FIELDS = frozenset(
 )
 """What a template can say of a request."""
 
-_VARIABLE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_TEXT_KINDS = ("input_text", "output_text", "text")
+_VARIABLE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+_TEXT_KINDS: Final = ("input_text", "output_text", "text")
 
 
 class PromptNotLoaded(Exception):
@@ -50,11 +50,11 @@ class PromptNotLoaded(Exception):
         self.reference = reference
 
 
-_REFERENCE = msgspec.json.Decoder(PromptMember)
-_VALUE = msgspec.json.Decoder(PromptValue)
-_FIELDS = msgspec.json.Decoder(dict[str, Raw])
-_RAWS = msgspec.json.Decoder(list[Raw])
-_MESSAGE = msgspec.json.Decoder(PromptMessage)
+_REFERENCE: Final = msgspec.json.Decoder(PromptMember)
+_VALUE: Final = msgspec.json.Decoder(PromptValue)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, Raw])
+_RAWS: Final = msgspec.json.Decoder(list[Raw])
+_MESSAGE: Final = msgspec.json.Decoder(PromptMessage)
 
 
 def read_reference(value: Raw) -> PromptReference | None:

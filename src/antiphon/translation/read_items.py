@@ -9,6 +9,8 @@ model's server cannot take (pictures, files).
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec import Raw
 
@@ -26,11 +28,11 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import given
 from antiphon.types.tolerance import Tolerance
 
-_SOURCES = msgspec.json.Decoder(list[Raw])
-_ITEM = msgspec.json.Decoder(InputItem)
-ROLES = ("user", "assistant", "system", "developer")
-_MAX_TOOLS = 1_024
-_TAKES_ALL = UpstreamProfile("any", images=True, files="part", audio_input=True)
+_SOURCES: Final = msgspec.json.Decoder(list[Raw])
+_ITEM: Final = msgspec.json.Decoder(InputItem)
+ROLES: Final = ("user", "assistant", "system", "developer")
+_MAX_TOOLS: Final = 1_024
+_TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_input=True)
 
 
 def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:

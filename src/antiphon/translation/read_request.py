@@ -11,7 +11,7 @@ is dropped without being named in `ignored`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -49,7 +49,7 @@ from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import ConversationName, Manner, OnlyModel
 
-OPTIONAL: dict[str, Any] = {
+OPTIONAL: Final[dict[str, Any]] = {
     "previous_response_id": str | None,
     "parallel_tool_calls": bool | None,
     "temperature": float | None,
@@ -77,21 +77,23 @@ OPTIONAL: dict[str, Any] = {
     "context_management": list[ContextManagement] | None,
 }
 # What a `CreateResponse` has as it was sent.
-_UNCHANGED = frozenset(
+_UNCHANGED: Final = frozenset(
     {
         *("parallel_tool_calls", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
         *("max_output_tokens", "max_tool_calls", "text", "reasoning", "prompt_cache_key", "prompt_cache_retention"),
         *("safety_identifier", "user", "service_tier", "top_logprobs"),
     }
 )
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in OPTIONAL.items()}
-_INPUT = msgspec.json.Decoder(list[InputItem])
-_KNOWN_INPUT = msgspec.json.Decoder(list[KnownItem])
-_SOURCES = msgspec.json.Decoder(list[Raw])
-_PLAIN_ITEMS = frozenset({None, "message", "function_call", "function_call_output", "reasoning", "item_reference"})
-_TOP = msgspec.json.Decoder(dict[str, Raw])
+_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in OPTIONAL.items()}
+_INPUT: Final = msgspec.json.Decoder(list[InputItem])
+_KNOWN_INPUT: Final = msgspec.json.Decoder(list[KnownItem])
+_SOURCES: Final = msgspec.json.Decoder(list[Raw])
+_PLAIN_ITEMS: Final = frozenset(
+    {None, "message", "function_call", "function_call_output", "reasoning", "item_reference"}
+)
+_TOP: Final = msgspec.json.Decoder(dict[str, Raw])
 
-_CHAT_FIELDS = {
+_CHAT_FIELDS: Final = {
     "messages": "'messages' belongs to Chat Completions; the Responses API takes 'input'.",
     "response_format": "'response_format' belongs to Chat Completions; the Responses API takes 'text.format'.",
     "max_tokens": "'max_tokens' belongs to Chat Completions; the Responses API takes 'max_output_tokens'.",
@@ -106,11 +108,11 @@ _CHAT_FIELDS = {
 }
 
 
-_CONVERSATION = msgspec.json.Decoder(str | ConversationName)
+_CONVERSATION: Final = msgspec.json.Decoder(str | ConversationName)
 
 
-_ONLY_MODEL = msgspec.json.Decoder(OnlyModel)
-_MANNER = msgspec.json.Decoder(Manner)
+_ONLY_MODEL: Final = msgspec.json.Decoder(OnlyModel)
+_MANNER: Final = msgspec.json.Decoder(Manner)
 
 
 def read_model(body: bytes) -> str | None:
@@ -251,7 +253,7 @@ def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
     )
 
 
-_INSIDE = {
+_INSIDE: Final = {
     "text": frozenset(TextOptions.__struct_fields__),
     "reasoning": frozenset(ReasoningOptions.__struct_fields__),
     "stream_options": frozenset(StreamOptions.__struct_fields__),
@@ -261,8 +263,8 @@ _INSIDE = {
     "tool_choice": CHOICE_MEMBERS,
     "tool_choice.tools[]": CHOICE_MEMBERS,
 }
-_READ_APART = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
-REQUEST_FIELDS = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
+_READ_APART: Final = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
+REQUEST_FIELDS: Final = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
 """Members of a request that have a meaning of their own here."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -25,35 +26,35 @@ from antiphon.types.tolerance import Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
-NAMED = ("function", "custom", "namespace")
+NAMED: Final = ("function", "custom", "namespace")
 """Types of tools that have a name of their own."""
 
-UNNAMED = ("local_shell", "shell", "apply_patch", "tool_search")
+UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
 """Types of tools that the client runs and that have their type for a name."""
 
-SEARCHED = "tool_search_output"
+SEARCHED: Final = "tool_search_output"
 """The type of items that bring what a search has found."""
 
-_REFUSED = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
+_REFUSED: Final = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
 """Without these tools an answer would be wrong; by the setting that has them run here."""
 
-_NOT_HERE = frozenset(
+_NOT_HERE: Final = frozenset(
     {"web_search", "file_search", "image_generation", "computer", "computer_use_preview", "programmatic_tool_calling"}
 )
 """Hosted tools that are known, and left out where they do not run."""
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]+")
-_LONGEST_NAME = 128
-_RAW_LIST = msgspec.json.Decoder(list[Raw])
-_TOOL = msgspec.json.Decoder(Tool)
+_NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
+_LONGEST_NAME: Final = 128
+_RAW_LIST: Final = msgspec.json.Decoder(list[Raw])
+_TOOL: Final = msgspec.json.Decoder(Tool)
 
 
-_FOUND = msgspec.json.Decoder(AllowedTools)
-_ENVIRONMENT = msgspec.json.Decoder(ToolEnvironment)
-_SKILLS = msgspec.json.Decoder(Skills)
-_FORMAT = msgspec.json.Decoder(CustomFormat)
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_NESTED = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
+_FOUND: Final = msgspec.json.Decoder(AllowedTools)
+_ENVIRONMENT: Final = msgspec.json.Decoder(ToolEnvironment)
+_SKILLS: Final = msgspec.json.Decoder(Skills)
+_FORMAT: Final = msgspec.json.Decoder(CustomFormat)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_NESTED: Final = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
 
 
 def decode_tools(where: str, value: Raw) -> list[Tool]:
@@ -177,14 +178,14 @@ def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidReq
     return InvalidRequest(f"The hosted tool '{tool.type}' {why}.", param=f"{place}.type", code="unsupported_tool")
 
 
-_COMMON = frozenset({"type", "allowed_callers", "defer_loading"})
-_WEB_SEARCH = frozenset(
+_COMMON: Final = frozenset({"type", "allowed_callers", "defer_loading"})
+_WEB_SEARCH: Final = frozenset(
     {
         *("type", "filters", "user_location", "search_context_size", "search_content_types"),
         "external_web_access",
     }
 )
-TOOL_MEMBERS = {
+TOOL_MEMBERS: Final = {
     "function": _COMMON | {"name", "description", "parameters", "strict", "async", "output_schema"},
     "custom": _COMMON | {"name", "description", "format", "async"},
     "namespace": _COMMON | {"name", "description", "tools"},
@@ -205,14 +206,14 @@ TOOL_MEMBERS = {
     | {"allowed_tools", "require_approval"},
 }
 """What each type of tool is declared with."""
-_NO_EFFECT = frozenset({"output_schema", "search_content_types"})
-_OF_A_CLIENTS_SEARCH = frozenset({"description", "parameters"})
-_EXECUTIONS = ("client", "server")
-_LIVE = (b"", b"null", b"true", b'"live"')
+_NO_EFFECT: Final = frozenset({"output_schema", "search_content_types"})
+_OF_A_CLIENTS_SEARCH: Final = frozenset({"description", "parameters"})
+_EXECUTIONS: Final = ("client", "server")
+_LIVE: Final = (b"", b"null", b"true", b'"live"')
 """Values of `external_web_access` that let a search ask the web."""
 
 
-_INSIDE = {
+_INSIDE: Final = {
     "custom": {"format": frozenset({"type", "syntax", "definition"})},
     "shell": {"environment": frozenset({"type", "skills"})},
     "web_search": {"user_location": frozenset({"type", "country", "region", "city", "timezone"})},

@@ -8,13 +8,13 @@ Invariant: pieces of one detail that were streamed apart are kept as one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Raw
 
 from antiphon.types.json import decode_any, encode, fragment_of
 
-_JOINED = ("text", "summary")
+_JOINED: Final = ("text", "summary")
 
 
 class ReasoningDetails:

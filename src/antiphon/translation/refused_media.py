@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 from antiphon.errors import ApiError, InvalidRequest
 
-_STATUSES = frozenset({400, 404, 415, 422, 500, 501})
-_NOT = r"(does not|doesn't|do not|don't|cannot|can't) (support|accept|take|process|handle|read) "
-_WORDS = {
+_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
+_NOT: Final = r"(does not|doesn't|do not|don't|cannot|can't) (support|accept|take|process|handle|read) "
+_WORDS: Final = {
     "image": (
         # llama.cpp, without and with "by this server"; its templates' own words.
         r"\bimage input is not supported"
@@ -44,9 +45,9 @@ _WORDS = {
         r"|no endpoints found that support (input )?audio"
     ),
 }
-_SAYS_SO = {kind: re.compile(words, re.IGNORECASE) for kind, words in _WORDS.items()}
-_NAMES = {"image": "images", "audio": "audio"}
-_MAX_LENGTH = 300
+_SAYS_SO: Final = {kind: re.compile(words, re.IGNORECASE) for kind, words in _WORDS.items()}
+_NAMES: Final = {"image": "images", "audio": "audio"}
+_MAX_LENGTH: Final = 300
 
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:

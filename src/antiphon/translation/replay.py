@@ -11,14 +11,14 @@ there are no events between being added and done.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from antiphon.types.json import decode_any, encode
 
 Made = tuple[str, dict[str, Any]]
 
-_ENDS = {"completed": "response.completed", "incomplete": "response.incomplete"}
-_AT_THE_BEGINNING: dict[str, Any] = {
+_ENDS: Final = {"completed": "response.completed", "incomplete": "response.incomplete"}
+_AT_THE_BEGINNING: Final[dict[str, Any]] = {
     "status": "in_progress",
     "output": [],
     "usage": None,
@@ -65,7 +65,7 @@ def _item(item: dict[str, Any], index: int) -> Iterator[Made]:
     yield "response.output_item.done", {"output_index": index, "item": item}
 
 
-_CALLS = {
+_CALLS: Final = {
     "function_call": ("arguments", "response.function_call_arguments"),
     "custom_tool_call": ("input", "response.custom_tool_call_input"),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -17,14 +17,14 @@ from antiphon.types.tolerance import Tolerance
 
 _Value = TypeVar("_Value")
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names of tools and schemas."""
 
-_STRING = msgspec.json.Decoder(str)
+_STRING: Final = msgspec.json.Decoder(str)
 # How msgspec says what is wrong, and the words for it.
-_EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
-_MISSING = re.compile(r"Object missing required field `([^`]+)`")
-_KINDS = {
+_EXPECTED: Final = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_MISSING: Final = re.compile(r"Object missing required field `([^`]+)`")
+_KINDS: Final = {
     "str": "a string",
     "int": "an integer",
     "float": "a number",
@@ -96,7 +96,7 @@ def required(where: str, name: str, value: str | None) -> str:
 
 
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
-IGNORABLE_INCLUDES = frozenset(
+IGNORABLE_INCLUDES: Final = frozenset(
     {
         "file_search_call.results",
         "web_search_call.results",

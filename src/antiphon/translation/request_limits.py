@@ -11,7 +11,7 @@ Invariant: every error names its field in `param`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from antiphon.errors import invalid_parameter, invalid_type, invalid_value, missing_parameter
 from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata, known_choice
@@ -19,7 +19,7 @@ from antiphon.types.json import first, given
 from antiphon.types.request import ContextManagement, ReasoningOptions, TextFormat, TextOptions
 from antiphon.types.tolerance import Tolerance
 
-RANGES: dict[str, tuple[float, float]] = {
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -29,16 +29,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_tool_calls": (1, 2**53),
 }
 # What is chosen among names that OpenAI adds to: a new one changes how, not what is asked.
-CHOICES = {
+CHOICES: Final = {
     "truncation": ("auto", "disabled"),
     "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
 }
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-SUMMARIES = ("auto", "concise", "detailed")
-VERBOSITIES = ("low", "medium", "high")
-FORMATS = ("text", "json_object", "json_schema")
-LEAST_THRESHOLD = 1000
-LENGTHS = {"safety_identifier": 128, "prompt_cache_key": 1024}
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+SUMMARIES: Final = ("auto", "concise", "detailed")
+VERBOSITIES: Final = ("low", "medium", "high")
+FORMATS: Final = ("text", "json_object", "json_schema")
+LEAST_THRESHOLD: Final = 1000
+LENGTHS: Final = {"safety_identifier": 128, "prompt_cache_key": 1024}
 
 
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:

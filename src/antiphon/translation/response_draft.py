@@ -8,6 +8,8 @@ Invariants: `sequence_number` has no gaps; what was counted never exceeds `max_b
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Raw
 
 from antiphon.ids import IdFactory
@@ -18,10 +20,10 @@ from antiphon.types import events as ev
 from antiphon.types.items import OutputItem
 from antiphon.types.json import quoted
 
-EMPTY = Raw(b'""')
+EMPTY: Final = Raw(b'""')
 """The text of a part that was added and has none yet."""
 
-_PADDED_TO = 16
+_PADDED_TO: Final = 16
 
 
 class OutputTooLarge(Exception):

@@ -9,23 +9,23 @@ Invariant: what is returned can be searched with; anything else is an `InvalidRe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from antiphon.errors import invalid_type, invalid_value
 from antiphon.types.search import Filter, Ranking
 
-_COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
-_COMPOUNDS = ("and", "or")
-_LISTS = ("in", "nin")
-_ORDERED = ("gt", "gte", "lt", "lte")
-_MAX_DEPTH = 8
-_MAX_PARTS = 64
-_MAX_IN_ALL = 256
-_RANKERS = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
+_COMPARISONS: Final = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+_COMPOUNDS: Final = ("and", "or")
+_LISTS: Final = ("in", "nin")
+_ORDERED: Final = ("gt", "gte", "lt", "lte")
+_MAX_DEPTH: Final = 8
+_MAX_PARTS: Final = 64
+_MAX_IN_ALL: Final = 256
+_RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 
-_NULL = {"type": "null"}
-_SCALARS = ["string", "number", "boolean"]
-FILTERS: dict[str, Any] = {
+_NULL: Final = {"type": "null"}
+_SCALARS: Final = ["string", "number", "boolean"]
+FILTERS: Final[dict[str, Any]] = {
     "anyOf": [
         {
             "type": "object",
@@ -54,8 +54,8 @@ FILTERS: dict[str, Any] = {
 }
 """The schema of a filter; the parts of a compound are filters again."""
 
-_WEIGHT = {"type": ["number", "null"], "minimum": 0}
-RANKING: dict[str, Any] = {
+_WEIGHT: Final = {"type": ["number", "null"], "minimum": 0}
+RANKING: Final[dict[str, Any]] = {
     "type": ["object", "null"],
     "properties": {
         "ranker": {"enum": [*_RANKERS, None]},

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from antiphon.pure import PURE
 from antiphon.translation.chat_chunk import is_utf8
 
-_JOINT = b" "
+_JOINT: Final = b" "
 # Any number of fragments with a blank between them. A lone surrogate has no UTF-8: what may be one is read in full.
-_FRAGMENTS = re.compile(
+_FRAGMENTS: Final = re.compile(
     rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
 ).fullmatch
 

@@ -11,10 +11,12 @@ Invariant: feeding the same bytes in any split gives the same events; at most `l
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.translation.values import ServerSentEvent
 
-_COLON = ord(":")
-_BOM = b"\xef\xbb\xbf"
+_COLON: Final = ord(":")
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(ValueError):

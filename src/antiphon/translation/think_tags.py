@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from typing import Final
 
 _OPEN, _CLOSE = b"<think>", b"</think>"
-_MAX_HELD = 1_024
-_BLANKS = re.compile(rb"(?: |\\n|\\r|\\t)*")
+_MAX_HELD: Final = 1_024
+_BLANKS: Final = re.compile(rb"(?: |\\n|\\r|\\t)*")
 # Some servers escape the brackets; an escaped backslash before them is no escape.
-_ESCAPED = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
-_MAY_START = (b"<", b" ", b"\\", b"")
+_ESCAPED: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
+_MAY_START: Final = (b"<", b" ", b"\\", b"")
 
 
-_ONLY = re.compile(rb"(?: |\\n|\\r|\\t)*<think>(?:\\n|\\r)*(.*?)(?:\\n|\\r)*</think>(?: |\\n|\\r|\\t)*", re.DOTALL)
+_ONLY: Final = re.compile(
+    rb"(?: |\\n|\\r|\\t)*<think>(?:\\n|\\r)*(.*?)(?:\\n|\\r)*</think>(?: |\\n|\\r|\\t)*", re.DOTALL
+)
 
 
 def only_thought(text: bytes) -> bytes | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -20,9 +21,9 @@ from msgspec import Raw
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
-_ASKED = ("model", "messages", "tools", "chat_template_kwargs")
-_ESTIMATED: Headers = (("antiphon-estimated", "input_tokens"),)
-_MAX_COUNT = 1 << 53
+_ASKED: Final = ("model", "messages", "tools", "chat_template_kwargs")
+_ESTIMATED: Final[Headers] = (("antiphon-estimated", "input_tokens"),)
+_MAX_COUNT: Final = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class TokenCounter:
         return count if count is not None and 0 <= count < _MAX_COUNT else None
 
 
-COUNTERS: Mapping[str, TokenCounter] = {
+COUNTERS: Final[Mapping[str, TokenCounter]] = {
     "vllm": TokenCounter("/tokenize", "count", above=True, added={"add_generation_prompt": True}),
     "llamacpp": TokenCounter("/chat/completions/input_tokens", "input_tokens"),
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -24,8 +25,8 @@ from antiphon.translation.values import Ending
 from antiphon.types.chat import ToolCallDelta
 from antiphon.types.json import text_of
 
-_LONGEST_ID = 64
-_PLACEHOLDER = [b"{}"]
+_LONGEST_ID: Final = 64
+_PLACEHOLDER: Final = [b"{}"]
 """What some servers (Bedrock's and Gemini's models behind gateways) send before the arguments; or all of them."""
 
 

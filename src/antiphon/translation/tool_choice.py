@@ -7,7 +7,7 @@ Invariant: a choice that is kept names only tools that can be called, or that th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -22,16 +22,16 @@ from antiphon.types.views import AnyToolChoice, NamedTool
 _KnownTool = tuple[str | None, str | None, str | None]
 """Kind, name, namespace: a function and a custom tool of one name are two tools."""
 
-MODES = ("auto", "none", "required")
+MODES: Final = ("auto", "none", "required")
 
-_ONE_FUNCTION = frozenset({"web_search", "file_search", "code_interpreter"})
+_ONE_FUNCTION: Final = frozenset({"web_search", "file_search", "code_interpreter"})
 """Hosted tools that the model is shown as one function of their name."""
 
 
-CHOICE_MEMBERS = frozenset(AnyToolChoice.__struct_fields__)
+CHOICE_MEMBERS: Final = frozenset(AnyToolChoice.__struct_fields__)
 """Members of a choice, and of the tools that it names."""
 
-_CHOICE = msgspec.json.Decoder(AnyToolChoice)
+_CHOICE: Final = msgspec.json.Decoder(AnyToolChoice)
 
 
 def read_tool_choice(

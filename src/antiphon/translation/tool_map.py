@@ -16,16 +16,17 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 
-_MAX_LENGTH = 64
-_HASH = 8
-_LONGEST_CALL_ID = 40
-_NINE = re.compile(r"[a-zA-Z0-9]{9}")
-_UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
+_MAX_LENGTH: Final = 64
+_HASH: Final = 8
+_LONGEST_CALL_ID: Final = 40
+_NINE: Final = re.compile(r"[a-zA-Z0-9]{9}")
+_UNFIT: Final = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 class CallKind(StrEnum):
@@ -44,7 +45,7 @@ class CallKind(StrEnum):
     HOSTED_TOOL_SEARCH = "hosted_tool_search"
 
 
-HOSTED_KINDS = frozenset(
+HOSTED_KINDS: Final = frozenset(
     {
         CallKind.FILE_SEARCH,
         CallKind.WEB_SEARCH,

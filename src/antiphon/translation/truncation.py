@@ -17,22 +17,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from antiphon.translation.call_items import OUTPUTS
 from antiphon.types.items import InputItem
 from antiphon.types.shown import shown_of
 
-_BYTES_PER_TOKEN = 4
-_TOKENS_PER_MESSAGE = 4
-_DATA = re.compile(rb'"data:[^"]{256,}"')
-_TOKENS_PER_PICTURE = 1000
-_STAYING = frozenset(
+_BYTES_PER_TOKEN: Final = 4
+_TOKENS_PER_MESSAGE: Final = 4
+_DATA: Final = re.compile(rb'"data:[^"]{256,}"')
+_TOKENS_PER_PICTURE: Final = 1000
+_STAYING: Final = frozenset(
     {
         *("additional_tools", "tool_search_call", "tool_search_output"),
         *("compaction", "compaction_summary", "context_compaction"),
     }
 )
-_UNCALLED = frozenset({None, "message", "reasoning", "item_reference", "additional_tools"})
+_UNCALLED: Final = frozenset({None, "message", "reasoning", "item_reference", "additional_tools"})
 
 Named = tuple[str, InputItem]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.known_secrets import KnownSecrets, without
@@ -26,30 +26,32 @@ from antiphon.translation.refused_media import media_refusal
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-_MAX_MESSAGE = 2_000
-_MAX_PLAIN = 300
-_MAX_HEADER = 256
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,127}")
+_MAX_MESSAGE: Final = 2_000
+_MAX_PLAIN: Final = 300
+_MAX_HEADER: Final = 256
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_PARAM: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,127}")
 
-_PASSED_HEADERS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
-_PASSED_PREFIXES = ("x-ratelimit-", "ratelimit-", "anthropic-ratelimit-")
+_PASSED_HEADERS: Final = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+_PASSED_PREFIXES: Final = ("x-ratelimit-", "ratelimit-", "anthropic-ratelimit-")
 
-_CONTEXT = re.compile(
+_CONTEXT: Final = re.compile(
     r"context (length|size|window)|maximum (context|prompt|model) length|too many (prompt |input )?tokens"
     r"|(prompt|input|messages?|request) (is|are|was) too long|maximum number of tokens allowed"
     r"|max_new_tokens` must be|exceeds? the (maximum|model's) .{0,40}tokens|input length .{0,60}exceeds",
     re.IGNORECASE,
 )
-_CONTEXT_TYPES = frozenset({"exceed_context_size_error", "too_many_prompt_tokens", "context_length_exceeded"})
-_QUOTA = re.compile(
+_CONTEXT_TYPES: Final = frozenset({"exceed_context_size_error", "too_many_prompt_tokens", "context_length_exceeded"})
+_QUOTA: Final = re.compile(
     r"insufficient.{0,10}(quota|balance|credit|funds)|exceeded your current quota|billing.{0,20}(limit|not active)"
     r"|credit balance|out of credits|payment required|exceeded_current_quota",
     re.IGNORECASE,
 )
-_RATE = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl|quota exceeded", re.IGNORECASE)
-_OVERLOADED = re.compile(r"overloaded|over capacity|at capacity|model is (busy|loading)|server.?busy", re.IGNORECASE)
-_NO_MODEL = re.compile(
+_RATE: Final = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl|quota exceeded", re.IGNORECASE)
+_OVERLOADED: Final = re.compile(
+    r"overloaded|over capacity|at capacity|model is (busy|loading)|server.?busy", re.IGNORECASE
+)
+_NO_MODEL: Final = re.compile(
     r"\b(model|deployment):? {0,2}[`'\"]?[\w./:@-]{0,200}[`'\"]? {0,2}(is |was |could )?(not|does not|doesn't) "
     r"(be )?(found|exist|available)\b"
     r"|\b(no such|invalid|unknown|unrecognized) model\b(?! (input|parameter|output|option))"
@@ -57,9 +59,9 @@ _NO_MODEL = re.compile(
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
     re.IGNORECASE,
 )
-_AGAIN = re.compile(r"(?:try again|retry) in (\d{1,6}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
+_AGAIN: Final = re.compile(r"(?:try again|retry) in (\d{1,6}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
 
-_KNOWN_TYPES = frozenset(
+_KNOWN_TYPES: Final = frozenset(
     {
         "invalid_request_error",
         "authentication_error",
@@ -72,7 +74,7 @@ _KNOWN_TYPES = frozenset(
         "server_error",
     }
 )
-_OF_THE_CLIENT = frozenset(
+_OF_THE_CLIENT: Final = frozenset(
     {
         "content_filter",
         "context_length_exceeded",
@@ -83,11 +85,11 @@ _OF_THE_CLIENT = frozenset(
     }
 )
 # Of the client's doing, or to be known to it; every other 4xx is about what the gateway sent.
-_CLIENT_STATUSES = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
-_SERVER_STATUSES = frozenset({500, 502, 503, 504})
+_CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
+_SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 # Chat's names for what the client called differently. The rest have one name in both.
-_PARAMS = {
+_PARAMS: Final = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
@@ -97,7 +99,7 @@ _PARAMS = {
 }
 
 # Behind Envoy a call that fails in transport comes back as Envoy's own answer, in these words.
-_ENVOY_REPLIES = (
+_ENVOY_REPLIES: Final = (
     (b"upstream connect error or disconnect/reset before headers", UpstreamFault.UNREACHABLE),
     (b"no healthy upstream", UpstreamFault.UNREACHABLE),
     (b"upstream request timeout", UpstreamFault.TIMED_OUT),
@@ -189,10 +191,10 @@ def _at_most(limit: int) -> Callable[[str], bool]:
 
 # Of what tells a client how long to wait, only what makes sense: some wait for whatever is said. (OpenAI's SDKs read
 # parts of seconds too.)
-_NUMBER = re.compile(r"\d{1,12}(\.\d{1,6})?")
-_DATE = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
-_DAY = 86_400
-_FORMS: dict[str, Callable[[str], bool]] = {
+_NUMBER: Final = re.compile(r"\d{1,12}(\.\d{1,6})?")
+_DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
+_DAY: Final = 86_400
+_FORMS: Final[dict[str, Callable[[str], bool]]] = {
     "retry-after": lambda value: _at_most(_DAY)(value) or _DATE.fullmatch(value) is not None,
     "retry-after-ms": _at_most(_DAY * 1000),
     "x-should-retry": lambda value: value in ("true", "false"),

@@ -10,7 +10,7 @@ non-negative integer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -19,10 +19,10 @@ from antiphon.types.chat import ChatUsage, UsageDetails
 from antiphon.types.json import decode_any, encode
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 
-_decode = msgspec.json.Decoder(ChatUsage).decode
-_DETAILS = tuple(name for name in ChatUsage.__struct_fields__ if name.endswith("_details"))
-_COUNTS = tuple(name for name in ChatUsage.__struct_fields__ if name not in _DETAILS)
-_NO_DETAILS = UsageDetails()
+_decode: Final = msgspec.json.Decoder(ChatUsage).decode
+_DETAILS: Final = tuple(name for name in ChatUsage.__struct_fields__ if name.endswith("_details"))
+_COUNTS: Final = tuple(name for name in ChatUsage.__struct_fields__ if name not in _DETAILS)
+_NO_DETAILS: Final = UsageDetails()
 
 
 def read_usage(data: Raw) -> UsageObject | None:

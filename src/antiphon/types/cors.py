@@ -8,13 +8,15 @@ Invariant: credentials of the browser's own (cookies) are never allowed; a page 
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.types.transport import Headers
 
-ALLOW_METHODS = "GET,POST,PUT,DELETE"
+ALLOW_METHODS: Final = "GET,POST,PUT,DELETE"
 # A star does not stand for authorization.
-ALLOW_HEADERS = "authorization,*"
-EXPOSE_HEADERS = "*"
-MAX_AGE = "600"
+ALLOW_HEADERS: Final = "authorization,*"
+EXPOSE_HEADERS: Final = "*"
+MAX_AGE: Final = "600"
 
 
 def allows(origins: tuple[str, ...], origin: str | None) -> bool:

@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import re
 from mimetypes import MimeTypes
+from typing import Final
 
-BYTES = "application/octet-stream"
+BYTES: Final = "application/octet-stream"
 """The media type of what could be anything."""
 
-FIRST_BYTES = 16
+FIRST_BYTES: Final = 16
 """How much of a file `image_type` looks at."""
 
-_UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_MAX_NAME = 255
-_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
-_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
-_TEXT_ENDINGS = (
+_UNNAMEABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MAX_NAME: Final = 255
+_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
+_TEXT_TYPES: Final = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml")
+_TEXT_ENDINGS: Final = (
     *(".txt", ".md", ".markdown", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".xml"),
     *(".html", ".htm", ".css", ".js", ".ts", ".tsx", ".jsx", ".py", ".rb", ".go", ".rs", ".java", ".c", ".h", ".cpp"),
     *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
 )
 # The tables of the standard library alone: what a machine's own files add must not change what a file is.
-_TYPES = MimeTypes(filenames=())
+_TYPES: Final = MimeTypes(filenames=())
 for _ending, _type in {
     ".md": "text/markdown",
     ".markdown": "text/markdown",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
 encode = msgspec.json.encode
 
-NULL = msgspec.Raw(b"null")
+NULL: Final = msgspec.Raw(b"null")
 
 JsonText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string"})]
 """A JSON string as it is on the wire; the schema is for the API's own document, as are those below."""
@@ -27,12 +27,12 @@ JsonObject = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "obj
 JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array", "items": {"type": "object"}})]
 """A JSON array of objects as it is on the wire."""
 
-ABSENT = msgspec.Raw()
+ABSENT: Final = msgspec.Raw()
 """The default of raw fields (a union of raw JSON and None cannot be decoded into)."""
 
-_NOTHING = msgspec.Raw(b"")
+_NOTHING: Final = msgspec.Raw(b"")
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def raw(value: object) -> msgspec.Raw:

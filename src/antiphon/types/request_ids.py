@@ -8,16 +8,17 @@ Invariant: what the log, the answer and the upstream are told is one and the sam
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from antiphon.types.transport import Headers
 
-HEADER = "x-request-id"
-LETTERS = "[A-Za-z0-9._:/+=-]"
+HEADER: Final = "x-request-id"
+LETTERS: Final = "[A-Za-z0-9._:/+=-]"
 """What it is made of: a regular expression, as Python and Envoy read it."""
-UNFIT = f"(.*[^{LETTERS[1:-1]}].*)?"
+UNFIT: Final = f"(.*[^{LETTERS[1:-1]}].*)?"
 """What is not made of them alone, likewise."""
-LONGEST = 128
-_FORM = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
+LONGEST: Final = 128
+_FORM: Final = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
 
 
 def sent_id(headers: Headers) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Attributes = Mapping[str, str | float | bool]
 """A file's attributes in a vector store."""
@@ -41,4 +41,4 @@ class Ranking:
     text_weight: float = 0.5
 
 
-DEFAULT_RANKING = Ranking()
+DEFAULT_RANKING: Final = Ranking()

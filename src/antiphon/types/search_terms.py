@@ -13,26 +13,27 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Final
 
-MAX_TERMS = 64
+MAX_TERMS: Final = 64
 """A longer query is cut: each term costs time, and the first ones say what it is about."""
 
 # Thai, Lao, Myanmar, Khmer; kana; CJK ideographs, their extensions and compatibility forms.
-_UNSPACED = (
+_UNSPACED: Final = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_RUN = re.compile(f"[{_UNSPACED}]+")
-_WORD = re.compile(r"\w+")
+_HAS_UNSPACED: Final = re.compile(f"[{_UNSPACED}]")
+_RUN: Final = re.compile(f"[{_UNSPACED}]+")
+_WORD: Final = re.compile(r"\w+")
 
-_STOP_WORDS = """
+_STOP_WORDS: Final = """
 a about after all also an and any are as at be because been being but by can could did do does doing for from had has
 have having he her here hers him his how i if in into is it its just me more most my no nor not of off on once only or
 other our ours out over own same she should so some such than that the their theirs them then there these they this
 those through to too under until up us very was we were what when where which while who whom why will with would you
 your yours
 """
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
 def index_text(text: str) -> str:

@@ -14,11 +14,12 @@ restricts an answer or a search, never comes here: that is refused in any case.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from antiphon.errors import InvalidRequest
 
-_LONGEST = 128
-_MAX_NAMES = 64
+_LONGEST: Final = 128
+_MAX_NAMES: Final = 64
 
 
 @dataclass(slots=True)

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 Headers = tuple[tuple[str, str], ...]
 """Header pairs in order, names in lower case; duplicates are kept."""
 
-LOCAL_REPLY = "x-antiphon-local-reply"
+LOCAL_REPLY: Final = "x-antiphon-local-reply"
 """The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
 reason in Envoy's words."""
 
-OWN_JSON, OWN_STREAM = "antiphon_", "antiphon_stream_"
+OWN_JSON: Final = "antiphon_"
+OWN_STREAM: Final = "antiphon_stream_"
 """How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
 
-PICKER_REPLY = "picker"
+PICKER_REPLY: Final = "picker"
 """What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the
 status and the reason."""
 
-NO_MODEL_DOOR = "no listener of Envoy's at sidecar.model_door"
+NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
 """In the cause of a call that never got as far as Envoy."""
 
-SECRET_HEADER = "x-antiphon-secret"
+SECRET_HEADER: Final = "x-antiphon-secret"
 """What is shared with the gateway in front, which alone may use the sidecar's ports."""
 
-BACKEND_HEADER = "x-antiphon-backend"
+BACKEND_HEADER: Final = "x-antiphon-backend"
 """Which upstream a model call is for; Envoy's routes find the cluster by it. Clients cannot send it."""
 
-UPSTREAM_HEADER = "antiphon-upstream"
+UPSTREAM_HEADER: Final = "antiphon-upstream"
 """Which of several upstreams has answered; clients get it too."""
 
-TRIED_HEADER = "x-antiphon-tried"
+TRIED_HEADER: Final = "x-antiphon-tried"
 """How many of several upstreams were asked for an answer, the one that gave it included."""
 
 

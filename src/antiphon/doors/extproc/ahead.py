@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from antiphon.config.limits import LimitSettings
 
-RATE = 256 * 1024
+RATE: Final = 256 * 1024
 """Bytes a second that a client is taken to read: some 800 tokens."""
-SHARE = 8 << 20
+SHARE: Final = 8 << 20
 """Bytes that a stream may be ahead where there are few of them: a burst is no flood."""
 
 

@@ -12,16 +12,18 @@ them); whatever does not have exactly the usual form is left to them.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
-REQUEST_BODY, RESPONSE_BODY = 0x22, 0x2A
+REQUEST_BODY: Final = 0x22
+RESPONSE_BODY: Final = 0x2A
 """The first byte of a message from Envoy: field 4 or 5, with a length."""
-_ANSWERS = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}
-_BODY = 0x0A
-_END = b"\x10\x01"
+_ANSWERS: Final = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}
+_BODY: Final = 0x0A
+_END: Final = b"\x10\x01"
 # Envoy 1.40 appends an empty metadata_context to every message.
-_USUAL_TAILS = (b"", b"\x42\x00")
+_USUAL_TAILS: Final = (b"", b"\x42\x00")
 # The answer's nesting: BodyResponse.response, CommonResponse.body_mutation, BodyMutation.streamed_response.
-_NESTING = (0x0A, 0x1A, 0x1A)
+_NESTING: Final = (0x0A, 0x1A, 0x1A)
 
 
 def read_part(message: bytes) -> tuple[bytes, bool] | None:

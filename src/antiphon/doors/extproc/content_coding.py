@@ -9,10 +9,11 @@ Invariant: a fault is remembered, never raised, and one part of the input makes 
 from __future__ import annotations
 
 import zlib
+from typing import Final
 
 MAX_PER_PART = 64 << 20
-_GZIP = zlib.MAX_WBITS | 16
-_NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+_GZIP: Final = zlib.MAX_WBITS | 16
+_NAMES: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def decoder_for(encoding: str | None) -> Inflate | None:

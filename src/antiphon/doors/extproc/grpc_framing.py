@@ -7,13 +7,14 @@ Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` gives whole
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import quote
 
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus
 
-_PREFIX = 5
-_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_LONGEST_MESSAGE = 1024
+_PREFIX: Final = 5
+_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_LONGEST_MESSAGE: Final = 1024
 
 
 def prefix(size: int) -> bytes:

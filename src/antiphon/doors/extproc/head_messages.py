@@ -13,23 +13,26 @@ from __future__ import annotations
 
 from functools import lru_cache
 from struct import Struct
+from typing import Final
 
 from antiphon.doors.extproc.body_messages import varint
 from antiphon.types.transport import BACKEND_HEADER, Headers
 
 # A field's first byte is its number and its kind: 2 for what has a length, 1 for eight bytes, 0 for a number.
-_FIRST, _SECOND = b"\x0a", b"\x12"
-_RAW_VALUE = b"\x1a"
-_OVERWRITE_IF_EXISTS_OR_ADD = b"\x18\x02"
-_DYNAMIC_METADATA = b"\x42"
-_TEXT, _STRUCT = b"\x1a", b"\x2a"
-_SMALL = tuple(varint(number) for number in range(1024))
-_double = Struct("<d").pack
-_LONGEST_TEXT = 256
+_FIRST: Final = b"\x0a"
+_SECOND: Final = b"\x12"
+_RAW_VALUE: Final = b"\x1a"
+_OVERWRITE_IF_EXISTS_OR_ADD: Final = b"\x18\x02"
+_DYNAMIC_METADATA: Final = b"\x42"
+_TEXT: Final = b"\x1a"
+_STRUCT: Final = b"\x2a"
+_SMALL: Final = tuple(varint(number) for number in range(1024))
+_double: Final = Struct("<d").pack
+_LONGEST_TEXT: Final = 256
 # What has few values of all that Envoy is told. (Each response has an id of its own.)
-_TOLD_ALIKE = frozenset({"status", "model"})
+_TOLD_ALIKE: Final = frozenset({"status", "model"})
 # Headers with few values, whoever asks.
-_ALIKE = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
+_ALIKE: Final = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
 
 
 def within(tag: bytes, content: bytes) -> bytes:
@@ -55,7 +58,7 @@ def _set(name: str, value: str) -> bytes:
     return within(_FIRST, header + _OVERWRITE_IF_EXISTS_OR_ADD)
 
 
-_set_alike = lru_cache(maxsize=1024)(_set)
+_set_alike: Final = lru_cache(maxsize=1024)(_set)
 
 
 @lru_cache(maxsize=1024)
@@ -86,7 +89,7 @@ def _told(name: str, value: str) -> bytes:
     return within(_FIRST, _key(name) + within(_SECOND, within(_TEXT, _loggable(value).encode())))
 
 
-_told_alike = lru_cache(maxsize=1024)(_told)
+_told_alike: Final = lru_cache(maxsize=1024)(_told)
 
 
 def _loggable(text: str) -> str:

@@ -13,18 +13,22 @@ exactly the usual form is left to them. What is kept has a bound.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.types.transport import Headers
 
-REQUEST_HEADERS, RESPONSE_HEADERS = 0x12, 0x1A
+REQUEST_HEADERS: Final = 0x12
+RESPONSE_HEADERS: Final = 0x1A
 """The first byte of a message from Envoy: field 2 or 3, with a length."""
 # Inside: HttpHeaders.headers, HeaderMap.headers and HeaderValue.key are field 1, HeaderValue.raw_value is 3.
-_FIRST, _RAW_VALUE = 0x0A, 0x1A
-_END = b"\x18\x01"
-_LONGEST, _MOST = 256, 1024
+_FIRST: Final = 0x0A
+_RAW_VALUE: Final = 0x1A
+_END: Final = b"\x18\x01"
+_LONGEST: Final = 256
+_MOST: Final = 1024
 
-_HARMLESS = frozenset(
+_HARMLESS: Final = frozenset(
     {
         ":authority",
         ":method",
@@ -48,8 +52,8 @@ _HARMLESS = frozenset(
     }
 )
 """Names whose values say how something is sent, and are few."""
-_HARMLESS_FAMILY = "x-stainless-"
-_kept: dict[bytes, tuple[str, str]] = {}
+_HARMLESS_FAMILY: Final = "x-stainless-"
+_kept: Final[dict[bytes, tuple[str, str]]] = {}
 
 
 def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:

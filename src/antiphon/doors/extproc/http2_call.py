@@ -14,12 +14,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 
-_PARTS = 8
+_PARTS: Final = 8
 """Of a call's window: one such part of it at least is given back at once."""
 
 

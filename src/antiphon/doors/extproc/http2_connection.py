@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -48,15 +48,15 @@ from antiphon.doors.extproc.transport import (
 )
 from antiphon.types.transport import SECRET_HEADER
 
-_log = structlog.get_logger(__name__)
+_log: Final = structlog.get_logger(__name__)
 
-_PROCESS = f"/{SERVICE}/Process".encode()
-_CHECK = b"/grpc.health.v1.Health/Check"
-_SECRET = SECRET_HEADER.encode()
-_TRACE = tuple((name.encode(), name) for name in TRACE_METADATA)
-_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-_MAX_PER_WRITE = 1 << 20
-_LARGE = 16 << 10
+_PROCESS: Final = f"/{SERVICE}/Process".encode()
+_CHECK: Final = b"/grpc.health.v1.Health/Check"
+_SECRET: Final = SECRET_HEADER.encode()
+_TRACE: Final = tuple((name.encode(), name) for name in TRACE_METADATA)
+_HEAD: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+_MAX_PER_WRITE: Final = 1 << 20
+_LARGE: Final = 16 << 10
 _LINGER_SECONDS = 5.0
 
 

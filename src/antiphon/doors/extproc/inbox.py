@@ -8,9 +8,14 @@ Invariant: messages are handed on in their order, and no byte of a body is lost 
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.transport import MessageStream
+
+# Each is asked for often; a member of an enumeration is looked for in its class every time.
+_RESPONSE_BODY: Final = Kind.RESPONSE_BODY
 
 # So many bytes of an upstream's body are enough to be handled at once: then others have their turn.
 _GATHERED = 64 * 1024
@@ -44,7 +49,7 @@ class Inbox:
     def read(self, message: bytes) -> Received:
         """A message that was waited for, with the parts behind it in the same way."""
         received = wire.decode(message)
-        if received.kind is Kind.RESPONSE_BODY and not received.end:
+        if received.kind is _RESPONSE_BODY and not received.end:
             self._gather(received)
         return received
 
@@ -56,7 +61,7 @@ class Inbox:
             bodies, size = [part.body], len(part.body)
             while message is not None:
                 more = wire.decode(message)
-                if more.kind is not Kind.RESPONSE_BODY:
+                if more.kind is not _RESPONSE_BODY:
                     self._next = more
                     break
                 bodies.append(more.body)

@@ -6,6 +6,7 @@ Lives here: what is known before any of the body is. Not here: reading the body,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.received import Kind, Received
@@ -14,8 +15,12 @@ from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
-_PLAIN_PATHS = frozenset({"/health", "/ready"})
-_DUPLEX = "FULL_DUPLEX_STREAMED"
+# Each is asked for often; a member of an enumeration is looked for in its class every time.
+_RESPONSE_HEADERS: Final = Kind.RESPONSE_HEADERS
+_REQUEST_HEADERS: Final = Kind.REQUEST_HEADERS
+
+_PLAIN_PATHS: Final = frozenset({"/health", "/ready"})
+_DUPLEX: Final = "FULL_DUPLEX_STREAMED"
 
 
 class ProtocolError(AntiphonError):
@@ -42,7 +47,7 @@ class ClientRequest:
 def is_refused_before(opening: Received) -> bool:
     """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
     there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
-    return opening.kind is Kind.RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
+    return opening.kind is _RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
 
 
 def read_opening(context: DoorContext, opening: Received, trace: Headers) -> ClientRequest:
@@ -78,7 +83,7 @@ def owner_of(context: DoorContext, request: ClientRequest) -> str:
 
 
 def _check_modes(opening: Received) -> None:
-    if opening.kind is not Kind.REQUEST_HEADERS:
+    if opening.kind is not _REQUEST_HEADERS:
         raise ProtocolError(
             f"the first message is {opening.kind.value}, not request_headers: "
             "set processing_mode.request_header_mode to SEND"

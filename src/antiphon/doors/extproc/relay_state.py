@@ -23,6 +23,7 @@ Invariant: nothing here waits; what is to be sent is in `outgoing`, in its order
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc import wire
@@ -62,17 +63,22 @@ from antiphon.types.transport import (
     header_value,
 )
 
+# Each is asked for often; a member of an enumeration is looked for in its class every time.
+_RESPONSE_BODY: Final = Kind.RESPONSE_BODY
+_RESPONSE_HEADERS: Final = Kind.RESPONSE_HEADERS
+_RESPONSE_TRAILERS: Final = Kind.RESPONSE_TRAILERS
+
 # Parts of a stream are small while its model writes.
-_LARGE = 4 * 1024
+_LARGE: Final = 4 * 1024
 # The least that a client can have left unread when Envoy begins to hold its upstream back: a window and a buffer.
-_FILLS = 128 * 1024
+_FILLS: Final = 128 * 1024
 # Envoy finds no route (404) for a request without it; it says how the client reached Envoy, nothing about the client.
-_ENVOYS_OWN = "x-forwarded-proto"
+_ENVOYS_OWN: Final = "x-forwarded-proto"
 # Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
 # describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
-_KEPT_RESPONSE_HEADERS = "x-ratelimit-"
+_KEPT_RESPONSE_HEADERS: Final = "x-ratelimit-"
 # Envoy's own answers in place of ours.
-_SAID = {
+_SAID: Final = {
     401: ("The request's credentials were not accepted.", "invalid_api_key"),
     403: ("The request is not allowed.", "permission_denied"),
     408: ("The request was not sent completely in time.", "request_timeout"),
@@ -247,7 +253,7 @@ class RelayState:
             self._told_at = self._exchange.receive_time(now)
         kind = received.kind
         floods = False
-        if kind is Kind.RESPONSE_BODY:
+        if kind is _RESPONSE_BODY:
             self._body_begun = True
             data = received.body
             if data:
@@ -258,9 +264,9 @@ class RelayState:
                 floods = len(data) >= _LARGE and exchange.floods
             if received.end:
                 self._upstream_ended(kind)
-        elif kind is Kind.RESPONSE_HEADERS:
+        elif kind is _RESPONSE_HEADERS:
             self._take_head(received)
-        elif kind is Kind.RESPONSE_TRAILERS:
+        elif kind is _RESPONSE_TRAILERS:
             self._upstream_ended(kind)
         # What follows the request's end (some Envoys repeat it) means nothing.
         return floods
@@ -363,7 +369,7 @@ class RelayState:
             self.outgoing.append(wire.response_body(body, False, told))
             return
         self.finished = True
-        trailers = self._end is Kind.RESPONSE_TRAILERS
+        trailers = self._end is _RESPONSE_TRAILERS
         if len(body) <= PART:
             self.outgoing.append(wire.response_body(body, not trailers, told))
             if trailers:
@@ -374,7 +380,7 @@ class RelayState:
     def _close(self) -> None:
         """Everything was sent; end the body, with the upstream's trailers where it has some."""
         self.finished = True
-        trailers = self._end is Kind.RESPONSE_TRAILERS
+        trailers = self._end is _RESPONSE_TRAILERS
         self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))
 
     def _take_waiting(self) -> bytes:

@@ -9,6 +9,8 @@ what was there, and a name that is given twice arrives twice; header bytes that 
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
@@ -21,21 +23,26 @@ from antiphon.types.transport import Headers
 Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
 
-_NAMESPACE = "antiphon"
+_NAMESPACE: Final = "antiphon"
 # Fields of `ProcessingResponse`, of `HeadersResponse`, and of `CommonResponse`.
-_REQUEST_HEADERS, _RESPONSE_HEADERS = b"\x0a", b"\x12"
-_RESPONSE = b"\x0a"
-_HEADER_MUTATION, _CLEAR_ROUTE_CACHE = b"\x12", b"\x28\x01"
-_MODES = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
+_REQUEST_HEADERS: Final = b"\x0a"
+_RESPONSE_HEADERS: Final = b"\x12"
+_RESPONSE: Final = b"\x0a"
+_HEADER_MUTATION: Final = b"\x12"
+_CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
+_MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
 
 _Settings = tuple[tuple[str, str] | None, bool]
 """The two body modes, where a message names them, and whether Envoy ignores the answers."""
-_MOST_SETTINGS = 64
+_MOST_SETTINGS: Final = 64
 
-_KINDS = {kind.value: kind for kind in Kind}
-_BODY_KINDS = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
-_HEAD_KINDS = {bytes((REQUEST_HEADERS,)): Kind.REQUEST_HEADERS, bytes((RESPONSE_HEADERS,)): Kind.RESPONSE_HEADERS}
+_KINDS: Final = {kind.value: kind for kind in Kind}
+_BODY_KINDS: Final = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
+_HEAD_KINDS: Final = {
+    bytes((REQUEST_HEADERS,)): Kind.REQUEST_HEADERS,
+    bytes((RESPONSE_HEADERS,)): Kind.RESPONSE_HEADERS,
+}
 
 
 def decode(message: bytes) -> Received:
@@ -53,7 +60,7 @@ def decode(message: bytes) -> Received:
     return _decode_by_classes(message)
 
 
-_settings: dict[bytes, _Settings] = {b"": (None, False), b"\x42\x00": (None, False)}
+_settings: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00": (None, False)}
 
 
 def _read_settings(behind: bytes) -> _Settings | None:

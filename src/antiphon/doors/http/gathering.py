@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
-MOST = 64 * 1024
+MOST: Final = 64 * 1024
 """So many bytes go out at once: only the real transport says that its client does not take them."""
 
 Bytes = bytes | bytearray | memoryview

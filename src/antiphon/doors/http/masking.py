@@ -6,11 +6,11 @@ masked is handed on as one that the reader refuses by itself, so that the connec
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 # A reserved opcode, masked and empty.
-_REFUSED = b"\x83\x80\0\0\0\0"
-_MASKED = 0x80
+_REFUSED: Final = b"\x83\x80\0\0\0\0"
+_MASKED: Final = 0x80
 
 
 class _Reader(Protocol):

@@ -9,14 +9,15 @@ Invariant: a path that comes out has no empty, `.` or `..` segment, and no escap
 from __future__ import annotations
 
 import re
+from typing import Final
 from urllib.parse import parse_qsl
 
 from antiphon.errors import InvalidRequest
 
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
-_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
-_MAX_FIELDS = 200
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+_ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_MAX_FIELDS: Final = 200
 
 
 def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:

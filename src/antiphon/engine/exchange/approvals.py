@@ -9,6 +9,7 @@ Invariant: an approved call is run once: not where the conversation has it alrea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -40,7 +41,7 @@ def approved_calls(items: Sequence[Named]) -> list[Approved]:
     return list(approved.values())
 
 
-_OF_APPROVALS = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
+_OF_APPROVALS: Final = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
 
 
 def _read_approval(item: InputItem) -> Approval:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal
+from typing import Final, Literal
 
 from antiphon.errors import NoRoom, RequestTooLarge
 
-_MEASURES = {"bytes": "take as much", "requests": "are as many"}
+_MEASURES: Final = {"bytes": "take as much", "requests": "are as many"}
 
 
 class Budget:

@@ -8,25 +8,27 @@ Invariant: what goes on is on a list; nothing that belongs to one connection cro
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.types.transport import Headers, header_value
 
-DIALECT = "antiphon-dialect"
-JSON_TYPE = ("content-type", "application/json")
+DIALECT: Final = "antiphon-dialect"
+JSON_TYPE: Final = ("content-type", "application/json")
 # What every client may know of an answer for which the gateway's account was used.
-_OF_THE_ANSWER = frozenset(
+_OF_THE_ANSWER: Final = frozenset(
     {
         *("content-type", "cache-control", "x-request-id", "retry-after", "retry-after-ms", "x-should-retry"),
         *("openai-processing-ms", "openai-version", "openai-model", "traceparent", "tracestate"),
     }
 )
-_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
-_ALWAYS_PASSED = _TRACE_HEADERS | {"x-request-id"}
+_TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+_ALWAYS_PASSED: Final = _TRACE_HEADERS | {"x-request-id"}
 # What else a Responses service reads; and what is the business of whoever's credentials the call carries.
-_NATIVE_HEADERS = frozenset({"openai-beta"})
-_ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project", "idempotency-key"})
+_NATIVE_HEADERS: Final = frozenset({"openai-beta"})
+_ACCOUNT_HEADERS: Final = frozenset({"openai-organization", "openai-project", "idempotency-key"})
 # Of a connection, of the bytes on one, or of who holds it: not the client's.
-_WIRE_HEADERS = frozenset(
+_WIRE_HEADERS: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
         *("upgrade", "content-encoding", "content-length", "alt-svc", "date", "server"),

@@ -8,6 +8,8 @@ Invariant: `SendHead` comes once, before any `SendBody`.
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.engine.exchange.call_headers import JSON_TYPE
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
 from antiphon.errors import ApiError, UpstreamFailed
@@ -16,9 +18,9 @@ from antiphon.translation.upstream_errors import passed_headers
 from antiphon.translation.values import Ending
 from antiphon.types.transport import UPSTREAM_HEADER, Headers
 
-_SSE_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
-_LONGEST_IGNORED = 1024
-REPLAYED = ("idempotent-replayed", "true")
+_SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_LONGEST_IGNORED: Final = 1024
+REPLAYED: Final = ("idempotent-replayed", "true")
 """Says that the answer is that of an earlier request with the same key."""
 
 

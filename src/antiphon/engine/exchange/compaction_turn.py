@@ -9,6 +9,7 @@ Invariant: nothing of this turn reaches the client but the compaction, and what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -33,7 +34,7 @@ from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.response import Response, UsageObject
 
-_FULL = 0.8
+_FULL: Final = 0.8
 """How full a context may be when the request names no number."""
 
 

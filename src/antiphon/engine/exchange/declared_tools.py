@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -20,7 +21,7 @@ from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool, ToolChoice
 from antiphon.types.views import RanInContainer
 
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
@@ -108,8 +109,8 @@ def _deferred(tools: Sequence[Tool]) -> Iterator[tuple[Tool | None, list[Tool]]]
             yield tool, []
 
 
-_MCP = b'"mcp"'
-_SHOWN_OF_A_SERVER = ("type", "server_label", "server_description")
+_MCP: Final = b'"mcp"'
+_SHOWN_OF_A_SERVER: Final = ("type", "server_label", "server_description")
 
 
 def _declaration(space: Tool | None, members: list[Tool]) -> bytes:

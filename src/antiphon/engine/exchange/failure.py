@@ -11,7 +11,7 @@ for credentials before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
@@ -21,12 +21,12 @@ from antiphon.types.transport import UpstreamError, UpstreamFault
 
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 
-_MAX_LENGTH = 500
+_MAX_LENGTH: Final = 500
 # What an upstream finds wrong with a request that its client wrote.
-_ABOUT_THE_REQUEST = frozenset({400, 413, 422})
+_ABOUT_THE_REQUEST: Final = frozenset({400, 413, 422})
 # ... whatever its status: the name is the client's, or that of a rule of the operator's.
-_NAMED_BY_THE_CLIENT = frozenset({"model_not_found"})
-_OPERATIONS = {
+_NAMED_BY_THE_CLIENT: Final = frozenset({"model_not_found"})
+_OPERATIONS: Final = {
     State.NEW: "read_request",
     State.CONTEXT: "load",
     State.PREPARING: "prepare_tools",
@@ -39,15 +39,15 @@ _OPERATIONS = {
     State.SAVING: "save",
     State.FOLLOWING: "follow",
 }
-_NOT_QUOTED = "what the upstream said is kept nowhere (store: false)"
-_AT_THE_UPSTREAM = frozenset({State.CALLING, State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING})
+_NOT_QUOTED: Final = "what the upstream said is kept nowhere (store: false)"
+_AT_THE_UPSTREAM: Final = frozenset({State.CALLING, State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING})
 
-_ENDED_BY: dict[CancelReason, Fault] = {
+_ENDED_BY: Final[dict[CancelReason, Fault]] = {
     CancelReason.CLIENT_GONE: "cancelled",
     CancelReason.CONNECTION_ENDED: "unknown",
     CancelReason.SHUTTING_DOWN: "ours",
 }
-_CANCELLED = {
+_CANCELLED: Final = {
     CancelReason.CLIENT_GONE: "The client left before the response was complete.",
     CancelReason.CONNECTION_ENDED: (
         "The connection ended before the response was complete: the client left, or the upstream broke off its answer."

@@ -9,6 +9,8 @@ Invariant: the response is saved before its terminal event is sent.
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
 from antiphon.engine.exchange.approvals import approved_calls
 from antiphon.engine.exchange.asked import Asked
@@ -42,8 +44,8 @@ from antiphon.types.json import encode
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, header_value
 
-_LARGE_END = 1 << 20
-_NOT_OVER = Ending("in_progress")
+_LARGE_END: Final = 1 << 20
+_NOT_OVER: Final = Ending("in_progress")
 
 
 class MadeResponse(TranslatedRequest):

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Raw
 
 from antiphon.translation.profiles import UpstreamProfile, with_flags
 
-DEFAULT_UPSTREAM = "default"
+DEFAULT_UPSTREAM: Final = "default"
 """The name of the upstream in the settings' `upstream` section."""
 
 ModelMode = Literal["translate", "native", "disabled"]

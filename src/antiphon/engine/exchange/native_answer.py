@@ -16,6 +16,7 @@ broke off.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
@@ -26,7 +27,7 @@ from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, header_value
 
 # The last event of a stream repeats the whole response; of a larger one the usage is not known.
-_TAIL = 1 << 18
+_TAIL: Final = 1 << 18
 
 
 class NativeAnswer(AnswerReader):

@@ -6,6 +6,7 @@ Lives here: values, made once per process. Not here: settings themselves (`antip
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.config.tools import ToolSettings
@@ -14,9 +15,9 @@ from antiphon.known_secrets import KnownSecrets
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import UpstreamProfile
 
-RESPONSES_PATH = "/v1/responses"
-COMPACT_PATH = "/v1/responses/compact"
-COUNT_PATH = "/v1/responses/input_tokens"
+RESPONSES_PATH: Final = "/v1/responses"
+COMPACT_PATH: Final = "/v1/responses/compact"
+COUNT_PATH: Final = "/v1/responses/input_tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -27,10 +28,10 @@ from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
 from antiphon.types.views import QueuedCredentials
 
-_JOB = "job"
+_JOB: Final = "job"
 
 # Parts of the names of headers that carry credentials.
-_SECRETS = ("auth", "key", "token", "secret", "cookie", "password", "credential")
+_SECRETS: Final = ("auth", "key", "token", "secret", "cookie", "password", "credential")
 
 
 @dataclass(frozen=True, slots=True)

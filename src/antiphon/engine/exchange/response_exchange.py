@@ -14,6 +14,8 @@ its terminal event is sent; after `Finish` nothing is asked for any more.
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.compacted_conversation import CompactedConversation
@@ -60,10 +62,10 @@ from antiphon.types.transport import (
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
-_FLOOD = 256 * 1024
+_FLOOD: Final = 256 * 1024
 # Where somebody else must act, and which limit holds there beside the whole response's. (Loading, saving and following
 # have limits of their own.)
-_TIMED: dict[State, Late | None] = {
+_TIMED: Final[dict[State, Late | None]] = {
     State.CALLING: None,
     State.RUNNING: None,
     State.STREAMING: Late.OUTPUT,
@@ -72,9 +74,13 @@ _TIMED: dict[State, Late | None] = {
     State.PASSING: None,
 }
 # Nothing of a response is there yet, or it is somebody else's.
-_UNBEGUN = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
-_OVER = frozenset({State.SAVING, State.DONE})
-_NOBODY = RequestHead("POST", RESPONSES_PATH, (), "")
+_UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
+_OVER: Final = frozenset({State.SAVING, State.DONE})
+# Asked for with each part of a body; a member of an enumeration is looked for in its class every time.
+_DATA: Final = Input.DATA
+_DONE: Final = State.DONE
+_STREAMING: Final = State.STREAMING
+_NOBODY: Final = RequestHead("POST", RESPONSES_PATH, (), "")
 
 
 class ResponseExchange:
@@ -133,9 +139,7 @@ class ResponseExchange:
     def done(self) -> bool:
         """Whether nothing more will be asked for."""
         # A lock that is still to be given back is more than nothing, although the client has all it gets.
-        return self._machine.state is State.DONE and not any(
-            isinstance(each, ReleaseConversation) for each in self._actions
-        )
+        return self._machine.state is _DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
 
     @property
     def stored(self) -> bool:
@@ -372,12 +376,12 @@ class ResponseExchange:
             self._silent = False
             self._core.observer.first_data_came()
         # For a stream the table is asked when it has ended, not for each of its chunks.
-        if machine.state is not State.STREAMING:
-            machine.receive(Input.DATA)
+        if machine.state is not _STREAMING:
+            machine.receive(_DATA)
             if machine.state in _OVER:
                 return
         if served.reader.receive(data):
-            machine.receive(Input.DATA)
+            machine.receive(_DATA)
             self._core.observer.call_ended()
             served.stop_reading()
 

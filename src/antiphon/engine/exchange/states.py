@@ -10,6 +10,7 @@ the input under way: the first is a bug of a door, the second one of the exchang
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from antiphon.errors import ExchangeStateError
 
@@ -55,18 +56,18 @@ class Input(Enum):
     __hash__ = object.__hash__
 
 
-_OVER = frozenset({State.SAVING, State.DONE})
+_OVER: Final = frozenset({State.SAVING, State.DONE})
 """The response is over. What is not stored is not saved."""
-_NEXT_TURN = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
+_NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
 """The model's turn is over, the response is not: tools run, or the conversation was compacted and goes on. Then tools
 may have to be prepared and files to be fetched, as at the beginning."""
-_DONE = frozenset({State.DONE})
+_DONE: Final = frozenset({State.DONE})
 # What the runner finds out between receiving a request and doing anything for it: there is no room for it, or the same
 # request was served before. Of that a background response's stream is followed once more.
-_AT_ONCE = {Input.TURNED_AWAY: _DONE, Input.AGAIN: _DONE}
-_AT_ONCE_OR_QUEUED = {Input.TURNED_AWAY: _DONE, Input.AGAIN: frozenset({State.FOLLOWING, State.DONE})}
+_AT_ONCE: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: _DONE}
+_AT_ONCE_OR_QUEUED: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: frozenset({State.FOLLOWING, State.DONE})}
 
-TRANSITIONS: dict[State, dict[Input, frozenset[State]]] = {
+TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.NEW: {
         # Straight to SAVING when no model is to be asked.
         Input.REQUEST: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, *_OVER}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -26,7 +26,7 @@ from antiphon.types.json import ABSENT, encode, first, given, text_of
 from antiphon.types.response import Response, ResponseError
 from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
-_PREFIXES = {
+_PREFIXES: Final = {
     "message": "msg",
     "function_call": "fc",
     "function_call_output": "fco",
@@ -61,9 +61,9 @@ _PREFIXES = {
     "configuration_update": "cu",
 }
 # Nothing refers to these by their item.
-_PLAIN = frozenset({"message", "reasoning", "function_call", "function_call_output"})
-_ITEM = msgspec.json.Decoder(InputItem)
-_PARTS = msgspec.json.Decoder(list[dict[str, Raw]])
+_PLAIN: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
+_ITEM: Final = msgspec.json.Decoder(InputItem)
+_PARTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
 def is_reference(item: InputItem) -> bool:
@@ -256,11 +256,11 @@ def _stored_form(item: InputItem) -> bytes:
 
 
 # Members that the API always has, and that clients may leave out.
-_REQUIRED: dict[str, dict[str, Raw]] = {
+_REQUIRED: Final[dict[str, dict[str, Raw]]] = {
     "output_text": {"annotations": Raw(b"[]"), "logprobs": Raw(b"[]")},
     "input_image": {"detail": Raw(b'"auto"')},
 }
-_QUOTED = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
+_QUOTED: Final = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
 
 
 def _whole_parts(content: Raw) -> Raw:

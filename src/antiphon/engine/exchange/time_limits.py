@@ -13,14 +13,15 @@ Invariant: every phase in which somebody else must act has a limit of its own, a
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import ApiError, UpstreamTimedOut
 
-FOREVER = float("inf")
-FLOOD_PAUSE = 0.02
+FOREVER: Final = float("inf")
+FLOOD_PAUSE: Final = 0.02
 """Seconds between two pieces of streams that flood, of all of them together."""
-_LOOKS = 8
+_LOOKS: Final = 8
 
 
 class Late(Enum):

@@ -14,7 +14,7 @@ reads what the store keeps, so that later responses show it the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -51,16 +51,16 @@ from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
 from antiphon.types.views import CodeArguments
 
-_PREFIXES = {
+_PREFIXES: Final = {
     CallKind.FILE_SEARCH: "fs",
     CallKind.WEB_SEARCH: "ws",
     CallKind.CODE_INTERPRETER: "ci",
     CallKind.MCP: "mcp",
     CallKind.HOSTED_TOOL_SEARCH: "tsc",
 }
-_LIMIT = "The limit of tool calls for this response is reached. Answer with what is known."
-_TOO_MUCH = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
-_UNKNOWN = "This tool does not exist."
+_LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
+_TOO_MUCH: Final = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
+_UNKNOWN: Final = "This tool does not exist."
 
 
 class ToolTurns:
@@ -397,7 +397,7 @@ def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedIt
     return msgspec.structs.replace(item, **made)
 
 
-_RAW = frozenset({"results", "action", "outputs", "error"})
+_RAW: Final = frozenset({"results", "action", "outputs", "error"})
 
 
 def _object(arguments: str) -> Raw:
