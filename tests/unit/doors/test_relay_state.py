@@ -1,0 +1,170 @@
+"""A relayed exchange without IO: whatever comes, and in whatever parts, what Envoy is told is what it accepts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.opening import ClientRequest
+from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.relay_state import RelayState
+from antiphon.engine.ports.actions import CallUpstream, RequestHead
+from tests.support.exchanges import make_exchange
+from tests.support.judge import check_stream, parse_sse
+
+_STREAM = (
+    b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
+    + b"".join(b'data: {"choices":[{"delta":{"content":"%d "}}]}\n\n' % number for number in range(12))
+    + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+)
+_TIMES = TimeoutSettings()
+_SSE = (("content-type", "text/event-stream"),)
+
+
+class _Relayed:
+    """A state, and what it said, as Envoy reads it."""
+
+    def __init__(self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0) -> None:
+        self.now = 1000.0
+        self.said: list[pb.ProcessingResponse] = []
+        exchange = make_exchange()
+        headers = ((":method", "POST"), (":path", "/v1/responses"), ("authorization", "Bearer x"), ("x-mine", "1"))
+        self.request = ClientRequest("POST", "/v1/responses", "", headers, "req_1", True)
+        self.state = RelayState(exchange, self.request, _TIMES, _TIMES.keepalive, end_seconds, lambda *_: 0)
+        body = json.dumps({"model": "m", "input": text, "stream": stream, "store": False}).encode()
+        exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)
+        call = self.state.next_action()
+        assert isinstance(call, CallUpstream)
+        self.state.forward(call.request, self.now)
+        self._send()
+
+    def take(self, received: Received) -> None:
+        self.state.receive(received, self.now)
+        self.answer()
+
+    def answer(self) -> None:
+        assert self.state.answer(self.now) is None
+        self._send()
+
+    def pass_time(self, seconds: float) -> None:
+        """Nothing comes for so long; what is due meanwhile is done."""
+        last = self.now + seconds
+        while not self.state.finished and (due := self.state.next_due()) <= last:
+            self.now = max(self.now, due)
+            self.state.pass_time(self.now)
+            self.answer()
+        self.now = last
+
+    def _send(self) -> None:
+        messages = [*self.state.take_outgoing(), *(self.state.rest or ())]
+        self.state.rest = None
+        self.said += [pb.ProcessingResponse.FromString(message) for message in messages]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [str(one.WhichOneof("response")) for one in self.said]
+
+    @property
+    def body(self) -> bytes:
+        """What the client gets."""
+        parts = [one.response_body.response.body_mutation.streamed_response for one in self.said]
+        assert not any(part.end_of_stream for part in parts[:-1]), "nothing comes behind the end"
+        return b"".join(part.body for part in parts)
+
+
+def _head(status: str = "200", *, end: bool = False) -> Received:
+    return Received(Kind.RESPONSE_HEADERS, ((":status", status), *_SSE), b"", end)
+
+
+@given(cuts=st.sets(st.integers(1, len(_STREAM) - 1), max_size=8), trailers=st.booleans(), late=st.booleans())
+def test_a_stream_in_any_parts_is_the_same_stream(cuts: set[int], trailers: bool, late: bool) -> None:
+    """However it ends, with its last part, a part of its own or trailers: one head, its parts, one end."""
+    relayed = _Relayed()
+    at = [0, *sorted(cuts), len(_STREAM)]
+    relayed.take(_head())
+    assert relayed.kinds == ["request_headers", "request_body"], "an early failure still gets its own status"
+    for begin, end in itertools.pairwise(at):
+        last = end == len(_STREAM) and not (trailers or late)
+        relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM[begin:end], last))
+    if trailers:
+        relayed.take(Received(Kind.RESPONSE_TRAILERS))
+    elif late:
+        assert not relayed.state.finished, "it ends with its upstream"
+        relayed.take(Received(Kind.RESPONSE_BODY, (), b"", True))
+    assert relayed.state.finished
+    kinds = relayed.kinds[2:]
+    assert kinds[0] == "response_headers" and kinds.count("response_headers") == 1
+    assert (kinds[-1] == "response_trailers") == trailers and kinds.count("response_trailers") == trailers
+    ended = [one for one in relayed.said if one.response_body.response.body_mutation.streamed_response.end_of_stream]
+    assert len(ended) == (not trailers)
+    events = parse_sse(relayed.body)
+    check_stream(events)
+    assert [event["delta"] for event in events if event.get("type") == "response.output_text.delta"] == [
+        f"{number} " for number in range(12)
+    ]
+
+
+def test_of_the_clients_headers_only_the_upstreams_own_go_on() -> None:
+    removed = _Relayed().said[0].request_headers.response.header_mutation.remove_headers
+    assert set(removed) == {"x-mine"}, "the exchange passed the other one on"
+
+
+def test_a_large_request_goes_out_in_parts_of_which_the_last_ends_it() -> None:
+    relayed = _Relayed(text="x" * 700_000)
+    parts = [one.request_body.response.body_mutation.streamed_response for one in relayed.said[1:]]
+    assert [part.end_of_stream for part in parts] == [False, False, True]
+    assert len(json.loads(b"".join(part.body for part in parts))["messages"][0]["content"]) == 700_000
+
+
+@pytest.mark.parametrize("end_seconds", [0.5, 2.0])
+def test_an_upstream_that_does_not_end_is_waited_for_so_long(end_seconds: float) -> None:
+    relayed = _Relayed(end_seconds=end_seconds)
+    relayed.take(_head())
+    relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM, False))
+    relayed.pass_time(end_seconds - 0.1)
+    assert not relayed.state.finished
+    relayed.pass_time(0.2)
+    assert relayed.state.finished and relayed.body.endswith(b"data: [DONE]\n\n")
+    count = len(relayed.said)
+    relayed.answer()
+    assert len(relayed.said) == count, "it ends once"
+
+
+def test_a_silent_stream_gets_comments_and_then_an_end_with_its_cause() -> None:
+    relayed = _Relayed()
+    relayed.take(_head())
+    relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM[:80], False))
+    relayed.pass_time(3 * _TIMES.keepalive + 1)
+    assert relayed.body.count(b": keep-alive") == 3 and not relayed.state.finished
+    relayed.pass_time(_TIMES.idle)
+    assert relayed.state.finished and b'"response.failed"' in relayed.body
+    assert relayed.state.finish is not None and relayed.state.finish.outcome == "failed"
+
+
+def test_an_upstream_that_does_not_begin_is_an_error_with_its_own_status() -> None:
+    relayed = _Relayed()
+    relayed.pass_time(_TIMES.head + 1)
+    (answer,) = relayed.said[2:]
+    assert answer.immediate_response.status.code == 504
+    assert json.loads(answer.immediate_response.body)["error"]["code"] == "upstream_timeout"
+
+
+@pytest.mark.parametrize("bodiless", [True, False])
+def test_an_error_of_the_upstreams_is_told_as_one(bodiless: bool) -> None:
+    """Without a body it takes ours only in the head's answer."""
+    relayed = _Relayed(stream=False)
+    relayed.take(_head("503", end=bodiless))
+    if not bodiless:
+        relayed.take(Received(Kind.RESPONSE_BODY, (), b"busy", True))
+    (head, *rest) = relayed.said[2:]
+    common = head.response_headers.response
+    body = common.body_mutation.body if bodiless else relayed.body
+    assert relayed.state.finished and json.loads(body)["error"]["type"] == "server_error"
+    assert bool(rest) != bodiless
+    assert (common.status == pb.CommonResponse.CONTINUE_AND_REPLACE) == bodiless
