@@ -7,7 +7,8 @@ import pytest
 from antiphon.doors.extproc import answers, inbox
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request_id
-from antiphon.doors.extproc.peer import Peer, PeerLeft
+from antiphon.doors.extproc.outbox import PeerLeft
+from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.received import Kind, Received
 
 _OWN = (("x-request-id", "theirs"),)

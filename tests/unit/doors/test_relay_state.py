@@ -62,8 +62,8 @@ class _Relayed:
         self.now = last
 
     def _send(self) -> None:
-        messages = [*self.state.take_outgoing(), *(self.state.rest or ())]
-        self.state.rest = None
+        messages = [*self.state.outgoing, *(self.state.rest or ())]
+        self.state.outgoing, self.state.rest = [], None
         self.said += [pb.ProcessingResponse.FromString(message) for message in messages]
 
     @property

@@ -72,6 +72,7 @@ class Call:
 
     __slots__ = (
         "_connection",
+        "_loop",
         "_messages",
         "_queued",
         "_splitter",
@@ -93,12 +94,13 @@ class Call:
     def __init__(self, connection: CallOwner, number: int) -> None:
         self._connection = connection
         self.id = number
+        self._loop = asyncio.get_running_loop()
         self.limits = connection.limits
         self._splitter = MessageSplitter(self.limits.message)
         self._messages: deque[bytes] = deque()
         self._queued = 0
         self._withheld = 0
-        self.waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[bytes | None] | None = None
         """Who waits for a message."""
         self.room: asyncio.Future[None] | None = None
         """Who waits until less is queued."""
@@ -125,6 +127,12 @@ class Call:
         self._make_room()
         return message
 
+    def until_message(self) -> asyncio.Future[bytes | None]:
+        """What has the next message when it is here, or None when there is none any more. For one caller at a time."""
+        waiter = self.waiter = self._loop.create_future()
+        self._hand_over()
+        return waiter
+
     def begin(self) -> None:
         """Send the head, if it was not sent. Raises `StreamClosed`."""
         if self.gone:
@@ -143,7 +151,7 @@ class Call:
 
     def until_room(self) -> asyncio.Future[None]:
         """What is done when no longer too much is queued, or the call is gone."""
-        self.room = asyncio.get_running_loop().create_future()
+        self.room = self._loop.create_future()
         self._connection.block(self)
         return self.room
 
@@ -156,7 +164,7 @@ class Call:
 
     def start(self, work: Coroutine[Any, Any, None], seconds: float | None) -> None:
         """Serve the call in a task of its own, at most this long."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self.task = loop.create_task(work)
         self.task.add_done_callback(self._served)
         if seconds is not None:
@@ -190,8 +198,8 @@ class Call:
         if self.unary is not None:
             if end:
                 self.unary(self, self._messages[0] if self._messages else b"")
-        elif self.waiter is not None and (self._messages or end) and not self.waiter.done():
-            self.waiter.set_result(None)
+        elif self.waiter is not None:
+            self._hand_over()
 
     def resume(self) -> bool:
         """There may be room again; False when there is not."""
@@ -216,14 +224,29 @@ class Call:
         """The peer is gone: end what waits, and then the task, whatever it does."""
         self._give_back()
         self.gone = self.ended = True
-        for future in (self.waiter, self.room):
-            if future is not None and not future.done():
-                future.set_result(None)
+        self._hand_over()
+        room = self.room
+        if room is not None and not room.done():
+            room.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
         if self.task is not None and not self.task.done():
             # Who waits for a message learns it in order first.
-            asyncio.get_running_loop().call_soon(self.task.cancel)
+            self._loop.call_soon(self.task.cancel)
+
+    def _hand_over(self) -> None:
+        """Give who waits the next message, or the end, if there is one."""
+        waiter = self.waiter
+        if waiter is None:
+            return
+        if waiter.done():
+            # Who waited does so no longer.
+            self.waiter = None
+            return
+        message = self.receive_now()
+        if message is not None or self.ended:
+            self.waiter = None
+            waiter.set_result(message)
 
     def _make_room(self) -> None:
         """Let the peer send more, some at a time: most calls are over before it would have had to wait for any."""

@@ -11,25 +11,13 @@ from antiphon.doors.extproc.transport import StreamClosed
 class CallStream:
     """`MessageStream` of one call."""
 
-    __slots__ = ("_call", "receive_now", "send_now")
+    __slots__ = ("_call", "receive", "receive_now", "send_now")
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self.receive = call.until_message
         self.receive_now = call.receive_now
         self.send_now = call.send_now
-
-    async def receive(self) -> bytes | None:
-        """The next message, or None when there is none any more."""
-        call = self._call
-        while (message := call.receive_now()) is None:
-            if call.ended:
-                return None
-            waiter = call.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await waiter
-            finally:
-                call.waiter = None
-        return message
 
     async def begin(self) -> None:
         """Send the head, if it was not sent."""

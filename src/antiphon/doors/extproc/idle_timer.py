@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.received import Received
 
@@ -59,12 +60,13 @@ class Interludes:
 
     async def receive(self) -> Received:
         """The next message, after whatever happened while it was awaited."""
-        if not self._peer.inbox.drained and (here := self._peer.receive_now()) is not None:
+        inbox = self._peer.inbox
+        if not inbox.drained and (here := inbox.receive_now()) is not None:
             # Nothing acts but while the stream waits.
             return here
         try:
             self._listening = True
-            received = await self._peer.receive()
+            message = await self._peer.stream.receive()
             self._listening = False
             while self._running is not None:
                 await asyncio.wait({self._running})
@@ -75,7 +77,9 @@ class Interludes:
             raise self._failure from None
         finally:
             self._listening = False
-        return received
+        if message is None:
+            raise PeerLeft("the stream ended early")
+        return inbox.read(message)
 
     async def aclose(self) -> None:
         """Stop; an act that is under way is cancelled."""

@@ -1,7 +1,7 @@
 """The other end of one stream: waiting for what Envoy sends, and sending.
 
-Lives here: the waits. Not here: what is here already (`inbox.py`), what is sent (`answers.py`, `wire.py`), and when it
-is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
+Lives here: the waits. Not here: what is here already (`inbox.py`), what leaves at once (`outbox.py`), what is sent
+(`answers.py`, `wire.py`), and when it is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
 
 Invariant: whoever answers does it through a `Peer`, so `Peer.answered` tells whether Envoy was told anything yet; until
 then a failure can still become a proper error.
@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from antiphon.doors.extproc.answers import refusal_message
 from antiphon.doors.extproc.inbox import Inbox
+from antiphon.doors.extproc.outbox import Outbox, PeerLeft, left
 from antiphon.doors.extproc.received import Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError, ApiError
 
 _AFTER_THE_END = 5.0
-
-
-class PeerLeft(AntiphonError):
-    """Envoy ended the stream before it was answered: the client is gone."""
 
 
 class StreamCut(AntiphonError):
@@ -29,14 +26,18 @@ class StreamCut(AntiphonError):
 class Peer:
     """Envoy, of one stream."""
 
-    __slots__ = ("_send_now", "_stream", "answered", "inbox", "receive_now")
+    __slots__ = ("inbox", "outbox", "receive_now", "stream")
 
     def __init__(self, stream: MessageStream) -> None:
-        self._stream = stream
-        self._send_now = stream.send_now
+        self.stream = stream
         self.inbox = Inbox(stream)
+        self.outbox = Outbox(stream)
         self.receive_now = self.inbox.receive_now
-        self.answered = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether Envoy was told anything yet."""
+        return self.outbox.answered
 
     async def receive(self) -> Received:
         """The next message, parts of the upstream's body as one (`inbox.py`). Raises `PeerLeft` when there is none any
@@ -44,7 +45,7 @@ class Peer:
         received = self.receive_now()
         if received is not None:
             return received
-        message = await self._stream.receive()
+        message = await self.stream.receive()
         if message is None:
             raise PeerLeft("the stream ended early")
         return self.inbox.read(message)
@@ -53,22 +54,26 @@ class Peer:
         """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the
         request to another process, should this one die. Raises `PeerLeft`."""
         try:
-            await self._stream.begin()
+            await self.stream.begin()
         except StreamClosed as closed:
             raise PeerLeft(f"the stream ended before it was answered ({closed})") from None
 
     async def send(self, message: bytes) -> None:
         """Send one answer; waits for flow control. Raises `PeerLeft` when nobody is there to take it."""
-        self.answered = True
-        try:
-            if not self._send_now(message):
-                await self._stream.send(message)
-        except StreamClosed as closed:
-            raise PeerLeft(f"the stream ended while it was answered ({closed})") from None
+        await self.send_all([message])
+
+    async def send_all(self, messages: list[bytes]) -> None:
+        """Send these in the same way; the list is emptied."""
+        while not self.outbox.send_now(messages):
+            message = messages.pop(0)
+            try:
+                await self.stream.send(message)
+            except StreamClosed as closed:
+                raise left(closed) from None
 
     async def let_end(self) -> None:
         """Everything was answered: Envoy is to end the stream, since ending it here could cut something."""
-        await self._stream.let_end(_AFTER_THE_END)
+        await self.stream.let_end(_AFTER_THE_END)
 
 
 async def refuse(peer: Peer, error: ApiError, request_id: str) -> None:

@@ -56,7 +56,7 @@ class Relay:
 
     async def run(self) -> None:
         """Answer the client to the end."""
-        state, now = self._state, self._loop.time
+        state, outbox, now = self._state, self._peer.outbox, self._loop.time
         call = None
         while (action := state.next_action()) is not None:
             if isinstance(action, CallUpstream):
@@ -80,7 +80,8 @@ class Relay:
                     break
                 if state.receive(received, now()):
                     await self._runner.let_others_go_first()
-                await self._answer()
+                if not state.say(outbox, now()):
+                    await self._answer()
                 if state.due_changed:
                     state.due_changed = False
                     interludes.schedule()
@@ -105,8 +106,7 @@ class Relay:
 
     async def _send(self) -> None:
         state, send = self._state, self._peer.send
-        for message in state.take_outgoing():
-            await send(message)
+        await self._peer.send_all(state.outgoing)
         rest = state.rest
         if rest is not None:
             state.rest = None

@@ -38,6 +38,7 @@ from antiphon.doors.extproc.answers import (
 )
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.opening import ClientRequest
+from antiphon.doors.extproc.outbox import Outbox
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
@@ -103,6 +104,7 @@ class RelayState:
         "_end",
         "_end_seconds",
         "_exchange",
+        "_first",
         "_given",
         "_head",
         "_head_answered",
@@ -139,6 +141,8 @@ class RelayState:
         self._timeouts = timeouts
         self._keepalive = keepalive
         self._end_seconds = end_seconds
+        # What `say` was told to have done first.
+        self._first: CallUpstream | OwnAction | None = None
         self.outgoing: list[bytes] = []
         """Messages to send now."""
         self.rest: Iterator[bytes] | None = None
@@ -207,11 +211,6 @@ class RelayState:
             self.outgoing.append(wire.local_body(body, True, told))
         else:
             self.rest = _local_parts(body, told)
-
-    def take_outgoing(self) -> list[bytes]:
-        """What is to be sent now: it is the caller's."""
-        outgoing, self.outgoing = self.outgoing, []
-        return outgoing
 
     # Towards the upstream
 
@@ -301,6 +300,10 @@ class RelayState:
     def answer(self, now: float) -> CallUpstream | OwnAction | None:
         """Say what there is for the client, as far as Envoy takes it now; what must be done first, if anything (then
         this is to be asked again)."""
+        action = self._first
+        if action is not None:
+            self._first = None
+            return action
         action = self.next_action()
         if action is not None:
             return action
@@ -333,6 +336,17 @@ class RelayState:
             self._sent = now
             self.outgoing.append(wire.response_body(body, False))
         return None
+
+    def say(self, outbox: Outbox, now: float) -> bool:
+        """`answer`, and send what it comes to, where all of that takes no waiting: whether it was so. Otherwise
+        `answer` is to be asked again, and `outgoing` and `rest` are to be sent."""
+        action = self.answer(now)
+        if action is not None:
+            self._first = action
+            return False
+        if self.cut or self.rest is not None:
+            return False
+        return not self.outgoing or outbox.send_now(self.outgoing)
 
     def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
         """The answer is complete and no body part came (or will come) from the upstream."""

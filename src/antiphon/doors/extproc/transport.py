@@ -10,6 +10,7 @@ queued, so that flow control reaches the sender.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, Protocol
@@ -62,7 +63,7 @@ class CallFailed(AntiphonError):
 class MessageStream(Protocol):
     """One bidirectional stream of serialised messages."""
 
-    async def receive(self) -> bytes | None:
+    def receive(self) -> Awaitable[bytes | None]:
         """The next message, or None when the peer has ended its side."""
 
     def receive_now(self) -> bytes | None:
