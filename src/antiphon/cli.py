@@ -10,6 +10,7 @@ command's own status otherwise.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -208,12 +209,21 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
 
+def import_command(name: str) -> Any:
+    """The module of a command."""
+    # Before any command imports structlog.
+    import_module("antiphon.plain_structlog")
+    with import_module("antiphon.late_authorities").while_importing():
+        return import_module(f"antiphon.commands.{name.replace('-', '_')}")
+
+
 def main(arguments: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """Run a command; returns the exit status. `parser`: one of `make_parser` that is there already."""
     parsed = (parser or make_parser()).parse_args(arguments)
-    # Before any command imports structlog.
-    import_module("antiphon.plain_structlog")
-    module = import_module(f"antiphon.commands.{parsed.command.replace('-', '_')}")
+    module = import_command(parsed.command)
+    # What is imported stays: the collector need never look at it, not even once at the end of the start.
+    gc.freeze()
+    gc.enable()
     try:
         status = module.run(parsed)
         sys.stdout.flush()
@@ -236,4 +246,4 @@ def serve_forks() -> int:
     """The process of `antiphon up` that forks its workers; the exit status, in a worker that worker's."""
     from antiphon.commands import fork_server
 
-    return fork_server.serve(sys.argv[1:], make_parser, main)
+    return fork_server.serve(sys.argv[1:], import_command, make_parser, main)

@@ -7,6 +7,7 @@ container which is told to leave while it starts does. Not here: the command lin
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ def main() -> int:
         from antiphon.commands import health
 
         return health.main(words[1:])
+    # It is on again once the command is imported (`cli.py`): hardly any of that is garbage.
+    gc.disable()
     from antiphon import cli
 
     return cli.main(words)

@@ -20,7 +20,7 @@ from antiphon.app.kept import Kept, body_room, request_room
 from antiphon.app.keys import deployment_keys, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
 from antiphon.app.sweeping import Sweeper
-from antiphon.app.tools import code_interpreter
+from antiphon.app.tools import code_interpreter, open_rooms
 from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import open_search
 from antiphon.config.settings import Settings
@@ -43,7 +43,6 @@ from antiphon.observability.refusals import Refusals
 from antiphon.stores import open_stores
 from antiphon.stores.deployment import check_deployment
 from antiphon.stores.sealed import seal_stores
-from antiphon.tools.code_interpreter import open_rooms
 from antiphon.tools.places import Places
 from antiphon.upstream.door_watch import watch_door
 
@@ -102,7 +101,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         opened.push_async_callback(vector_search.aclose)
         stores.files.on_expired = vector_search.forget_file
     kept_files = stores.files if settings.files.enabled else None
-    rooms = await open_rooms(settings.code_interpreter, settings.data / "containers", kept_files, stores.containers)
+    rooms = await open_rooms(settings, kept_files, stores.containers)
     tools = (
         *((vector_search.tool(),) if vector_search is not None else ()),
         *((code_interpreter(settings, rooms),) if rooms is not None else ()),

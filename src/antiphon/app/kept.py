@@ -9,7 +9,7 @@ Invariant: nothing in it is replaced while the process runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from antiphon.api.health import ReadyProbe
 from antiphon.app.vector_stores import VectorSearch
@@ -27,8 +27,11 @@ from antiphon.observability.refusals import Refusals
 from antiphon.observability.tracing import Tracer
 from antiphon.stores import Stores
 from antiphon.tools.box import Tool
-from antiphon.tools.code_interpreter import ContainerRooms
 from antiphon.tools.places import Places
+
+if TYPE_CHECKING:
+    # Imported where there are any.
+    from antiphon.tools.code_interpreter import ContainerRooms
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
-    # The system's authorities are read already, once for the process (aiohttp does): 30 ms and 4 MiB each time.
+    # Those of the system are read once for the process, when one is first needed: 30 ms and 4 MiB each time.
     tls = trusted("fetch.ca_file", fetch.ca_file) if fetch.ca_file is not None else None
     return GuardedFetcher(fetch, rule, tls=tls)
 

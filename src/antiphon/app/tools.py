@@ -2,33 +2,32 @@
 
 Lives here: which tools these settings make available. Not here: the tools (`tools/`), the rest (`app/build.py`).
 
-Invariant: a tool that is not configured is not in the box, so that requests for it are refused or told of it.
+Invariant: a tool that is not configured is not in the box, so that requests for it are refused or told of it, and its
+modules are not imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from antiphon.api.containers import ContainerApi
 from antiphon.api.endpoint import Endpoint
 from antiphon.app.outgoing import make_fetcher, make_permit
 from antiphon.config.settings import Settings
+from antiphon.engine.ports.container_rows import SharedContainers
+from antiphon.engine.ports.files import FileStore
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Tool, Toolbox
-from antiphon.tools.code_interpreter import CodeInterpreter, ContainerRooms
 from antiphon.tools.places import Places
 from antiphon.tools.tool_search import ToolSearch
-from antiphon.tools.web_search.providers import Brave, Searxng, Tavily
-from antiphon.tools.web_search.tool import WebSearch
 from antiphon.upstream.fetch import GuardedFetcher
 
-_SEARCH_SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
-    "searxng": (Searxng, ""),
-    "brave": (Brave, "https://api.search.brave.com"),
-    "tavily": (Tavily, "https://api.tavily.com"),
-}
+if TYPE_CHECKING:
+    from antiphon.tools.code_interpreter import ContainerRooms
+    from antiphon.tools.web_search.tool import WebSearch
+
 _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "application/*+json", "application/xml")
 
 
@@ -45,13 +44,28 @@ def make_tools(
     return Toolbox(tools, settings.tools, metrics, places)
 
 
+async def open_rooms(
+    settings: Settings, files: FileStore | None, shared: SharedContainers | None = None
+) -> ContainerRooms | None:
+    """The rooms for code; None where the settings want none, or code cannot be held in here. Raises `ConfigError`."""
+    if settings.code_interpreter.sandbox == "none":
+        return None
+    from antiphon.tools import code_interpreter as sandbox
+
+    return await sandbox.open_rooms(settings.code_interpreter, settings.data / "containers", files, shared)
+
+
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> Tool:
     """The tool that runs code in these rooms."""
+    from antiphon.tools.code_interpreter import CodeInterpreter
+
     return CodeInterpreter(rooms, settings.code_interpreter)
 
 
 def container_endpoints(settings: Settings, rooms: ContainerRooms) -> tuple[Endpoint, ...]:
     """The endpoints for containers."""
+    from antiphon.api.containers import ContainerApi
+
     return ContainerApi(rooms, settings.code_interpreter).endpoints()
 
 
@@ -59,7 +73,10 @@ def _web_search(settings: Settings) -> WebSearch | None:
     chosen = settings.web_search
     if chosen.provider == "none":
         return None
-    service, usual = _SEARCH_SERVICES[chosen.provider]
+    from antiphon.tools.web_search.providers import SERVICES
+    from antiphon.tools.web_search.tool import WebSearch
+
+    service, usual = SERVICES[chosen.provider]
     key = chosen.api_key.get_secret_value() if chosen.api_key is not None else ""
     pages = _page_fetcher(settings) if chosen.pages else None
     return WebSearch(service(chosen.url or usual, key=key, seconds=chosen.seconds), pages)

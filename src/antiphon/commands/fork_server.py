@@ -57,23 +57,28 @@ class _Order(NamedTuple):
 
 def serve(
     words: Sequence[str],
+    import_command: Callable[[str], object],
     make_parser: Callable[[], argparse.ArgumentParser],
     run: Callable[[Sequence[str], argparse.ArgumentParser], int],
 ) -> int:
     """Serve orders till their end; in a worker that was forked, its exit status.
 
-    `words`: those behind the program in `program`; `make_parser`, `run`: how a command line is read and run.
+    `words`: those behind the program in `program`; `import_command`, `make_parser`, `run`: how a command
+    is imported, its line read, and it run.
     """
     orders = socket.socket(fileno=os.dup(0))
     _put(os.open(os.devnull, os.O_RDONLY), 0)
     set_title(_TITLE)
     command, state, transport = words[:3]
-    _import(command, state, transport)
+    gc.disable()
+    import_command(command)
+    _import_parts(command, state, transport)
     parser = make_parser()
     assert threading.active_count() == 1, "forked with threads, a worker could wait for a lock for ever"
     # What there is, is never looked at again: the pages that hold it stay shared.
     gc.collect()
     gc.freeze()
+    gc.enable()
     while (order := _receive(orders)) is not None:
         try:
             pid = _fork(order, orders)
@@ -90,11 +95,9 @@ def serve(
     return 0
 
 
-def _import(command: str, state: str, transport: str) -> None:
-    """What a worker of this command imports, and reads of the machine, until it serves; what cannot be imported, the
-    worker tells."""
-    for module in ("antiphon.plain_structlog", f"antiphon.commands.{command}"):
-        import_module(module)
+def _import_parts(command: str, state: str, transport: str) -> None:
+    """What a worker of this command imports further, and reads of the machine, until it serves; what cannot be
+    imported, the worker tells."""
     from antiphon.app.extensions import installed
     from antiphon.stores import import_backend
 

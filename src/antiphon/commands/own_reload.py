@@ -15,9 +15,9 @@ from antiphon.app.built import App
 from antiphon.commands.flags import settings_of
 from antiphon.commands.orders import own_end, take_orders
 from antiphon.commands.process import StopSignals
-from antiphon.commands.reload_checks import check_change
 from antiphon.commands.reloading import Results, SettingsFile, reasons
 from antiphon.commands.told_settings import ToldSettings
+from antiphon.config.settings import Settings
 
 
 @asynccontextmanager
@@ -58,7 +58,13 @@ class _OwnReload:
 
     async def _reload(self) -> tuple[str, ...]:
         after = await asyncio.to_thread(settings_of, self._arguments)
-        changed = await asyncio.to_thread(check_change, self._before, after, envoy=self._envoy)
+        changed = await asyncio.to_thread(self._check, after)
         self._app.swap(await self._app.prepare(after))
         self._before = after
         return changed
+
+    def _check(self, after: Settings) -> tuple[str, ...]:
+        # Imported at the first change, on a thread: with it comes what makes Envoy's configuration.
+        from antiphon.commands.reload_checks import check_change
+
+        return check_change(self._before, after, envoy=self._envoy)

@@ -15,6 +15,10 @@ from typing import NamedTuple
 Place = tuple[str | int, ...]
 
 
+class NotYaml(Exception):
+    """Why a text is no YAML, in words that hold none of it."""
+
+
 class Problem(NamedTuple):
     """`words`: one line for each problem of this place, or, where the place is said in them, one with it."""
 

@@ -16,9 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from antiphon.config.problems import advice, shown_name
+from antiphon.config.problems import NotYaml, advice, shown_name
 from antiphon.config.reading import SecretStr
 from antiphon.config.section import Section
 from antiphon.config.state_url import HIDDEN
@@ -36,8 +34,6 @@ _KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
-_QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
-_HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 _REDACTED = str(SecretStr("x"))
 _HIDDEN_IN_URL = re.compile(rf"://[^/?#]*:{re.escape(HIDDEN)}@|[?&]\w*password={re.escape(HIDDEN)}(&|$)", re.IGNORECASE)
 _NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
@@ -58,13 +54,13 @@ def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, A
     Raises `ConfigError` for a file that cannot be read at all.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"the settings file {path} is not UTF-8, from byte {error.start} on") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the settings file {path} is not valid YAML: {_problem(error)}") from None
+    except NotYaml as error:
+        raise ConfigError(f"the settings file {path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -72,30 +68,12 @@ def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, A
     return _known(values, model, str(path), (), wrong)
 
 
-def _problem(error: Exception) -> str:
-    """What a parser says and where it stood, without anything of the text: the words in quotes are the text's."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
-        return "it holds a value or a character that cannot be read"
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    for quoted in _QUOTED.finditer(said):
-        # What the parser found is named as a kind, '<scalar>', or is a mark of punctuation.
-        if not _HARMLESS.fullmatch(quoted[0]):
-            said = f"{said[: quoted.start()]}…"
-            break
-    mark = error.problem_mark or error.context_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
+def _yaml(text: str) -> Any:
+    """What a text in YAML says. Raises `NotYaml`."""
+    # Many a process has none to read, and a worker none at all: 10 ms, 1 MiB.
+    from antiphon.config.yaml_text import read_yaml
 
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, which YAML parsers settle in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := {name for name in names if names.count(name) > 1}:
-            problem = f"{', '.join(sorted(map(shown_name, twice)))} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep=deep)
+    return read_yaml(text)
 
 
 def _known(
@@ -197,9 +175,9 @@ def _value(name: str, text: str, kind: Any) -> Any:
     listed = typing.get_origin(kind) is tuple
     if nested or (listed and text.lstrip().startswith("[")):
         try:
-            return yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{name} is not valid YAML: {_problem(error)}") from None
+            return _yaml(text)
+        except NotYaml as error:
+            raise ConfigError(f"{name} is not valid YAML: {error}") from None
     if listed:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text

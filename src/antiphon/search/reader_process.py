@@ -1,7 +1,7 @@
 """The process that reads documents: `python -m antiphon.search.reader_process`.
 
-Lives here: its limits, its loop, and the messages it exchanges. Not here: how it is started, watched and ended
-(`readers.py`), and how a format is read (`extract.py`).
+Lives here: its limits and its loop. Not here: the messages it exchanges (`read_messages.py`), how it is started,
+watched and ended (`readers.py`), and how a format is read (`extract.py`).
 
 It reads a `ReadRequest` per line from standard input and answers with `ReadAnswer`s on standard output, each behind its
 length in four bytes; the last one of a file has `end`.
@@ -13,7 +13,6 @@ others, can write no files, and was given no secret.
 from __future__ import annotations
 
 import resource
-import struct
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -23,36 +22,10 @@ import msgspec
 from antiphon.search.chunking import cut
 from antiphon.search.document import Unreadable
 from antiphon.search.extract import extract
+from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
 from antiphon.search.tokens import make_tokenizer
 
-LENGTH = struct.Struct(">I")
 _CHUNKS_PER_ANSWER = 64
-
-
-class ReadRequest(msgspec.Struct):
-    """A file to read and to cut; the limits are in characters, tokens, and seconds of processor time."""
-
-    path: str
-    name: str
-    size: int
-    overlap: int
-    max_bytes: int
-    max_tokens: int
-    seconds: int
-
-
-class ReadAnswer(msgspec.Struct, omit_defaults=True):
-    """Chunks with their numbers of tokens, and the title. The last answer of a file has `end`, and maybe an error.
-
-    `dying`: the process ends itself, since nobody knows what state it is in.
-    """
-
-    chunks: list[tuple[str, int]] = []
-    title: str = ""
-    end: bool = False
-    code: str = ""
-    message: str = ""
-    dying: bool = False
 
 
 def main() -> None:

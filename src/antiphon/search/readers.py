@@ -30,7 +30,7 @@ import structlog
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import Chunking, FileError, FileErrorCode
-from antiphon.search.reader_process import LENGTH, ReadAnswer, ReadRequest
+from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
 
 _log = structlog.get_logger(__name__)
 _MAX_ANSWER = 64 << 20

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import structlog
 
+from antiphon.late_authorities import read_aside
 from antiphon.tools.box import ToolFailed
 from antiphon.types.json import decode_any
 
@@ -103,6 +104,8 @@ class _Service:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
+        if self._url.startswith("https:"):
+            await read_aside()
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=self._seconds), cookie_jar=aiohttp.DummyCookieJar()
@@ -199,6 +202,14 @@ class Tavily(_Service):
             body["time_range"] = span
         found = await self._ask("/search", body=body, headers={"authorization": f"Bearer {self._key}"})
         return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:limit]
+
+
+SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
+    "searxng": (Searxng, ""),
+    "brave": (Brave, "https://api.search.brave.com"),
+    "tavily": (Tavily, "https://api.tavily.com"),
+}
+"""By name, with the address where that is always the same."""
 
 
 def _span(days: int | None) -> str | None:
