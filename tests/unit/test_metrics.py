@@ -82,7 +82,7 @@ def test_the_metrics_are_described() -> None:
         ("storage_operations_total", "counter"),
     ):
         assert f"# HELP {name} " in text and f"# TYPE {name} {kind}" in text
-    assert Metrics.content_type.startswith("text/plain")
+    assert Metrics.content_type().startswith("text/plain")
 
 
 _OF_THE_PROCESS = ("process_", "python_gc_")

@@ -32,9 +32,10 @@ _SERVING = {
     *("antiphon.api", "antiphon.app.build", "antiphon.engine.running", "antiphon.search", "antiphon.stores"),
     *("antiphon.tools", "antiphon.upstream", "antiphon.commands.reload_checks", "antiphon.doors.extproc"),
 }
-# Parts that settings must ask for, a settings file, the first change of settings, the process that reads documents.
+# What comes with a setting, a settings file, the first change of settings, a scrape, the first document to read.
 _UNASKED = {
     *("antiphon.tools.code_interpreter", "antiphon.tools.web_search", "antiphon.api.containers", "yaml"),
+    "prometheus_client",
     *("antiphon.envoy.bootstrap", "antiphon.commands.reload_checks", "antiphon.search.extract", "antiphon.html_text"),
 }
 _OF_THE_PARENT = {"antiphon.commands.supervisor", "antiphon.commands.up"}

@@ -14,6 +14,6 @@ async def show_metrics(metrics: Metrics) -> ApiResponse:
     body = await metrics.scraped()
     return ApiResponse(
         200,
-        (("content-type", metrics.content_type), ("content-length", str(len(body))), ("cache-control", "no-store")),
+        (("content-type", metrics.content_type()), ("content-length", str(len(body))), ("cache-control", "no-store")),
         body,
     )

@@ -104,6 +104,8 @@ def _import_parts(command: str, state: str, transport: str) -> None:
     installed()
 
     wanted: list[Callable[[], object]] = [lambda: import_backend(state), lambda: import_module("uvloop")]
+    # Soon asked for, and then in every worker.
+    wanted.append(lambda: import_module("antiphon.observability.exposition"))
     if command == "extproc":
         from antiphon.doors.extproc.server import TransportName, import_transport
 

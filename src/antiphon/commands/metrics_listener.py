@@ -31,7 +31,7 @@ async def metrics_listener(
 
     async def show(_: web.Request) -> web.Response:
         body = await (metrics.scraped() if isinstance(metrics, Metrics) else metrics())
-        return web.Response(body=body, headers={"content-type": Metrics.content_type})
+        return web.Response(body=body, headers={"content-type": Metrics.content_type()})
 
     app = web.Application()
     app.router.add_get("/metrics", show)

@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import Metric
 from antiphon.commands.merged_metrics import MergedMetrics
 from antiphon.commands.reloading import ReloadCounts
 from antiphon.commands.supervisor import Supervised
+from antiphon.observability.exposition import gauge
 from antiphon.observability.metric_names import RELOADED, RELOADS, RESTARTS
-from antiphon.observability.tallies import gauge
 
 
 class UpMetrics:

@@ -1,8 +1,8 @@
 """What the process measures, and when: one verb for each thing that happens.
 
-Lives here: the verbs, and the text. Not here: names, labels and buckets (`metric_names.py`), the numbers
-(`tallies.py`), where the text is served (`api/metrics.py`, `commands/metrics_listener.py`), and adding up those of
-several processes (`commands/merged_metrics.py`).
+Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
+numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/metrics.py`,
+`commands/metrics_listener.py`), and adding up those of several processes (`commands/merged_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
 is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.
@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
@@ -30,6 +26,9 @@ from antiphon.observability import span_names
 from antiphon.observability.outages import Outage
 from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
 from antiphon.observability.tracing import is_traced, span
+
+if TYPE_CHECKING:
+    from antiphon.observability.exposition import Exposition
 
 _REFRESH_SECONDS = 1.0
 _Kept = TypeVar("_Kept", Counts, Spread, Level, Read)
@@ -63,10 +62,8 @@ class _StorageOperation:
             self._metrics.storage_operation(self._operation, result, time.perf_counter() - self._started)
 
 
-class Metrics(Collector):
-    """One per process, with a registry of its own."""
-
-    content_type = CONTENT_TYPE_LATEST
+class Metrics:
+    """One per process."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Counts | Spread | Level | Read] = {}
@@ -118,14 +115,7 @@ class Metrics(Collector):
         for one in names.METRICS:
             if one.name not in self._kept:
                 self._kept[one.name] = Read(one)
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
-
-    def collect(self) -> Iterable[Metric]:
-        """Every family, in the order of the docs."""
-        return [self._kept[one.name].family() for one in names.METRICS]
+        self._exposition: Exposition | None = None
 
     # What happens
 
@@ -233,11 +223,29 @@ class Metrics(Collector):
                 self._outage.failed(cause=str(failed[0]) or type(failed[0]).__name__)
             else:
                 self._outage.over()
+        if self._exposition is None:
+            self._exposition = await asyncio.to_thread(self._expose)
         return self.render()
 
     def render(self) -> bytes:
         """All metrics as text, with what was last read."""
-        return generate_latest(self._registry)
+        if self._exposition is None:
+            self._exposition = self._expose()
+        return self._exposition.render()
+
+    @staticmethod
+    def content_type() -> str:
+        """What the text is."""
+        from antiphon.observability.exposition import CONTENT_TYPE
+
+        return CONTENT_TYPE
+
+    def _expose(self) -> Exposition:
+        # Imported at the first scrape, on a thread.
+        from antiphon.observability.exposition import Exposition
+
+        # In the order of the docs.
+        return Exposition(tuple(self._kept[one.name] for one in names.METRICS))
 
     def _keep(self, one: _Kept) -> _Kept:
         self._kept[one.described.name] = one

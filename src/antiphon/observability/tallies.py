@@ -1,7 +1,7 @@
 """Counters, histograms and gauges as plain numbers, which are read when somebody asks.
 
-Lives here: what a metric holds, and how that becomes a family of Prometheus' text format. Not here: which metrics there
-are (`metric_names.py`), who touches them (`metrics.py` has the verbs).
+Lives here: what a metric holds. Not here: how that becomes a family of Prometheus' text format (`exposition.py`), which
+metrics there are (`metric_names.py`), who touches them (`metrics.py` has the verbs).
 
 prometheus_client's own objects take a lock for each addition; these are touched for every response, so they are numbers
 in dictionaries, and its families are made of them at a scrape. Invariants: only the event loop's thread touches them; a
@@ -13,8 +13,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
-
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from antiphon.observability.metric_names import Described
 
@@ -56,13 +54,9 @@ class Counts:
         values = self._values
         values[labels] = values.get(labels, 0) + by
 
-    def family(self) -> Metric:
+    def numbers(self) -> Mapping[Labels, float]:
         """What there is now."""
-        one = self.described
-        family = CounterMetricFamily(one.name, one.text, labels=tuple(one.labels))
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
-        return family
+        return self._values
 
 
 class Spread:
@@ -81,13 +75,10 @@ class Spread:
         row[bisect_left(self._bounds, value)] += times
         row[-1] += value * times
 
-    def family(self) -> Metric:
-        """What there is now."""
-        one = self.described
-        family = HistogramMetricFamily(one.name, one.text, labels=tuple(one.labels))
+    def spreads(self) -> Iterator[tuple[Labels, list[tuple[str, float]], float]]:
+        """What there is now: how many values lie below each bound, and their sum."""
         for labels, row in self._rows.items():
-            family.add_metric(labels, list(self._buckets(row)), sum_value=row[-1])
-        return family
+            yield labels, list(self._buckets(row)), row[-1]
 
     def _row(self) -> list[float]:
         # One number for each bound, one for what lies above all, and the sum of the values.
@@ -116,9 +107,9 @@ class Level:
         """One less."""
         self.value -= 1
 
-    def family(self) -> Metric:
+    def numbers(self) -> Mapping[Labels, float]:
         """What there is now."""
-        return gauge(self.described, self.value)
+        return {(): self.value}
 
 
 class Read:
@@ -137,23 +128,11 @@ class Read:
         """Whether nobody was named who knows."""
         return not self._sources
 
-    def family(self) -> Metric:
+    def numbers(self) -> Mapping[Labels, float]:
         """What they say now."""
         values: dict[Labels, float] = {}
         for source in self._sources:
             said = source()
             for labels, value in said.items() if isinstance(said, Mapping) else (((), said),):
                 values[labels] = values.get(labels, 0) + value
-        one = self.described
-        kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
-        family = kind(one.name, one.text, labels=tuple(one.labels))
-        for labels, value in values.items():
-            family.add_metric(labels, value)
-        return family
-
-
-def gauge(described: Described, value: float) -> Metric:
-    """A gauge without labels."""
-    family = GaugeMetricFamily(described.name, described.text)
-    family.add_metric((), value)
-    return family
+        return values

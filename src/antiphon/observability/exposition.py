@@ -1,0 +1,63 @@
+"""The text of metrics, as Prometheus reads it.
+
+Lives here: what prometheus_client is needed for: families made of numbers, those it knows of the process itself, the
+text. Not here: the numbers (`tallies.py`), when they are asked for (`metrics.py`).
+
+Imported at the first scrape (16 ms, 1.5 MiB): a process serves without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from antiphon.observability.metric_names import Described
+from antiphon.observability.tallies import Counts, Level, Read, Spread
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+Kept = Counts | Spread | Level | Read
+
+
+class Exposition(Collector):
+    """A registry of these, which are asked at every rendering, and of what is known of the process."""
+
+    def __init__(self, kept: Sequence[Kept]) -> None:
+        self._kept = kept
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, in their order."""
+        return [_family(one) for one in self._kept]
+
+    def render(self) -> bytes:
+        """All of it as text."""
+        return generate_latest(self._registry)
+
+
+def gauge(described: Described, value: float) -> Metric:
+    """A gauge without labels."""
+    family = GaugeMetricFamily(described.name, described.text)
+    family.add_metric((), value)
+    return family
+
+
+def _family(kept: Kept) -> Metric:
+    one = kept.described
+    labels = tuple(one.labels)
+    if isinstance(kept, Spread):
+        histogram = HistogramMetricFamily(one.name, one.text, labels=labels)
+        for values, buckets, total in kept.spreads():
+            histogram.add_metric(values, buckets, sum_value=total)
+        return histogram
+    kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
+    family = kind(one.name, one.text, labels=labels)
+    for values, number in kept.numbers().items():
+        family.add_metric(values, number)
+    return family
