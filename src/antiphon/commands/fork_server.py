@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -75,8 +76,8 @@ def serve(
     _import_parts(command, state, transport)
     parser = make_parser()
     assert threading.active_count() == 1, "forked with threads, a worker could wait for a lock for ever"
-    # What there is, is never looked at again: the pages that hold it stay shared.
-    gc.collect()
+    # What there is, is never looked at again: the pages that hold it stay shared. The little garbage in it is not freed
+    # either: each worker would fill those holes, all over the shared pages.
     gc.freeze()
     gc.enable()
     while (order := _receive(orders)) is not None:
@@ -104,8 +105,9 @@ def _import_parts(command: str, state: str, transport: str) -> None:
     installed()
 
     wanted: list[Callable[[], object]] = [lambda: import_backend(state), lambda: import_module("uvloop")]
-    # Soon asked for, and then in every worker.
-    wanted.append(lambda: import_module("antiphon.observability.exposition"))
+    # A process by itself may do without these. A worker reads its settings from variables and is asked for metrics.
+    further = ("antiphon.config.yaml_text", "antiphon.observability.exposition")
+    wanted += [partial(import_module, module) for module in further]
     if command == "extproc":
         from antiphon.doors.extproc.server import TransportName, import_transport
 

@@ -70,7 +70,7 @@ def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, A
 
 def _yaml(text: str) -> Any:
     """What a text in YAML says. Raises `NotYaml`."""
-    # Many a process has none to read, and a worker none at all: 10 ms, 1 MiB.
+    # A process whose settings are flags and single words has none to read: 10 ms, 1 MiB.
     from antiphon.config.yaml_text import read_yaml
 
     return read_yaml(text)
